@@ -1,0 +1,248 @@
+"""The fast CPU backend: a dense table for single tokens, sorted exact keys for n-grams and for very large ids.
+
+Building: one scatter-add for single tokens; for n-grams one sorted run of (key, count) per exit layer. New keys wait
+until there are as many as the runs hold, then all are merged at once, so that many small inserts cost no more than one
+large one: O(T log T) in all. Twelve bytes per distinct (key, exit), eight per waiting key.
+
+Querying: one float32 matrix of rows and ``embedding_bag``, which adds 10^9 rows a second on two cores, forty times
+``index_add_``. Rows are Q14, so that float32 adds 1,024 of them exactly; longer samples are added in int64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from geep.exit_table.keys import ID_BITS, N_SHIFT, Packed
+from geep.exit_table.rows import SCALE, exits_at, smoothed_rows
+
+EXACT_IN_FLOAT32 = (1 << 24) // SCALE  # rows
+DENSE_IDS = 1 << 17  # smaller ids are dense; multilingual BERT has 119,547. 25 MB of counts at 24 layers
+CHUNK = 1 << 22  # positions or rows that are worked on at a time; bounds temporary memory
+SMALLEST_MERGE = 1 << 20  # keys
+
+
+class CpuBackend:
+    """See the module."""
+
+    name = "cpu"
+
+    def __init__(self, num_layers: int, ngram: int) -> None:
+        self._layers = num_layers
+        self._ngram = ngram
+        self._dense = np.zeros((0, num_layers), dtype=np.int64)  # by token id
+        self._sorted = _SortedCounts(num_layers)
+        # Frozen. Rows: token ids 0 .. V-1, the back-off row at V, zeros for "no key here" at V + 1, then n-grams.
+        self._rows = torch.zeros(0, num_layers)
+        self._known = torch.zeros(0, dtype=torch.bool)  # [V + 2], ids that have a row of their own
+        self._keys = torch.zeros(0, dtype=torch.int64)  # of the sorted part
+
+    def insert(self, packed: Packed, exits: Tensor) -> None:
+        words = packed.words().cpu()
+        packed = Packed(packed.ids.cpu(), packed.offsets.cpu(), packed.special, packed.longest)
+        exit_of = torch.repeat_interleave(exits.cpu(), packed.lengths)
+        starts = [packed.windows(n, words) for n in range(1, self._ngram + 1)]
+        for begin in range(0, len(packed.ids), CHUNK):
+            for n, start in enumerate(starts, 1):
+                at = torch.nonzero(start[begin : begin + CHUNK]).squeeze(1) + begin
+                if n == 1:
+                    dense = packed.ids[at] < DENSE_IDS
+                    self._count(packed.ids[at[dense]], exit_of[at[dense]])
+                    at = at[~dense]
+                if len(at):
+                    self._sorted.add(packed.keys(n, at).numpy(), exit_of[at].numpy())
+
+    def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
+        dense = int(np.searchsorted(keys, _key(DENSE_IDS)))
+        ids = keys[:dense] - _key(0) >> 2 * ID_BITS
+        if dense:
+            self._grow(int(ids[-1]) + 1)
+            self._dense[ids] += counts[:dense]
+        self._sorted.absorb(keys[dense:], counts[dense:])
+
+    def export(self) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.flatnonzero(self._dense.any(axis=1))
+        keys, counts = self._sorted.export()
+        # n is the highest part of a key, then the first id: dense ids come first.
+        keys = np.concatenate([_key(ids), keys])
+        return keys, np.concatenate([self._dense[ids].astype(np.uint32), counts])
+
+    def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
+        used = np.flatnonzero(self._dense.any(axis=1))
+        self._dense = self._dense[: used[-1] + 1 if len(used) else 0].copy()
+        size = len(self._dense)
+        keys, counts = self._sorted.export()
+        common = counts.sum(axis=1, dtype=np.int64) >= min_count
+        keys, counts = keys[common], counts[common]
+        rows = np.empty((size + 2 + len(keys), self._layers), dtype=np.float32)
+        rows[: size + 1] = prior
+        rows[size + 1] = 0
+        ids = np.flatnonzero(self._dense.sum(axis=1) >= min_count)
+        rows[ids] = smoothed_rows(self._dense[ids], prior, smoothing)
+        for begin in range(0, len(keys), CHUNK):
+            part = smoothed_rows(counts[begin : begin + CHUNK], prior, smoothing)
+            rows[size + 2 + begin : size + 2 + begin + len(part)] = part
+        known = np.zeros(size + 2, dtype=bool)
+        known[ids] = True
+        self._rows, self._known, self._keys = map(torch.from_numpy, (rows, known, keys))
+
+    def sums(self, packed: Packed) -> tuple[Tensor, int]:
+        device = packed.ids.device
+        packed = Packed(packed.ids.cpu(), packed.offsets.cpu(), packed.special, packed.longest)
+        sums = torch.zeros(len(packed), self._layers, dtype=torch.int64)
+        found = 0
+        if len(packed.ids):
+            words = packed.words()
+            for n in range(1, self._ngram + 1):
+                rows, hits = self._dense_rows(packed, words) if n == 1 else self._sorted_rows(packed, words, n)
+                found += hits
+                self._add(sums, rows, packed)
+        return sums.to(device), found
+
+    def exits_at(self, sums: Tensor, per_mille: list[int]) -> Tensor:
+        return exits_at(sums, per_mille)
+
+    @property
+    def layout(self) -> str:
+        return "sorted" if self._ngram > 1 or self._sorted.filled else "dense"
+
+    @property
+    def keys(self) -> int:
+        return int(np.count_nonzero(self._dense.any(axis=1))) + self._sorted.distinct()
+
+    @property
+    def bytes(self) -> int:
+        frozen = (self._rows, self._known, self._keys)
+        return self._dense.nbytes + self._sorted.bytes + sum(tensor.nbytes for tensor in frozen)
+
+    def _count(self, ids: Tensor, exits: Tensor) -> None:
+        if len(ids):
+            self._grow(int(ids.max()) + 1)
+            cells = ids.to(torch.int64) * self._layers + exits
+            np.add.at(self._dense.reshape(-1), cells.numpy(), 1)
+
+    def _grow(self, size: int) -> None:
+        if size > len(self._dense):
+            wide = np.zeros((max(size, min(2 * len(self._dense), DENSE_IDS)), self._layers), dtype=np.int64)
+            wide[: len(self._dense)] = self._dense
+            self._dense = wide
+
+    def _dense_rows(self, packed: Packed, words: Tensor) -> tuple[Tensor, int]:
+        """Row of every token, int32 [M], and how many have one of their own."""
+        size = len(self._known) - 2
+        rows = packed.ids.clamp(max=size).masked_fill_(~words, size + 1)
+        found = int(self._known[rows].sum())
+        if self._sorted.filled:
+            at = torch.nonzero((packed.ids >= DENSE_IDS) & words).squeeze(1)
+            rows[at], more = self._search(packed.keys(1, at))
+            found += more
+        return rows, found
+
+    def _sorted_rows(self, packed: Packed, words: Tensor, n: int) -> tuple[Tensor, int]:
+        """Row of the n-gram that starts at every token, int32 [M], and how many have one of their own."""
+        rows = torch.full((len(packed.ids),), len(self._known) - 1, dtype=torch.int32)
+        at = torch.nonzero(packed.windows(n, words)).squeeze(1)
+        rows[at], found = self._search(packed.keys(n, at))
+        return rows, found
+
+    def _search(self, keys: Tensor) -> tuple[Tensor, int]:
+        """Rows of keys of the sorted part, int32 [K], and how many of them are there."""
+        back_off = len(self._known) - 2
+        if not len(self._keys):
+            return torch.full((len(keys),), back_off, dtype=torch.int32), 0
+        place = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
+        hit = self._keys[place] == keys
+        return torch.where(hit, place + (back_off + 2), back_off).to(torch.int32), int(hit.sum())
+
+    def _add(self, sums: Tensor, rows: Tensor, packed: Packed) -> None:
+        """Add the rows of each sample to ``sums`` (int64 [N, L]), exactly."""
+        if packed.longest <= EXACT_IN_FLOAT32 and len(rows) < 1 << 31:
+            offsets = packed.offsets.to(torch.int32)
+            sums += embedding_bag(rows, self._rows, offsets, mode="sum", include_last_offset=True).to(torch.int64)
+            return
+        sample = torch.repeat_interleave(torch.arange(len(packed)), packed.lengths)
+        for begin in range(0, len(rows), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            sums.index_add_(0, sample[part], self._rows[rows[part]].to(torch.int64))
+
+
+class _SortedCounts:
+    """Counts per (key, exit) as one sorted run of distinct keys per exit layer."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._runs = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint32)) for _ in range(num_layers)]
+        self._waiting: list[list[np.ndarray]] = [[] for _ in range(num_layers)]
+        self._new = 0  # keys that wait
+
+    def add(self, keys: np.ndarray, exits: np.ndarray) -> None:
+        order = np.argsort(exits.astype(np.uint8), kind="stable")  # a counting sort at this width
+        ends = np.bincount(exits, minlength=len(self._runs)).cumsum()
+        for waiting, part in zip(self._waiting, np.split(keys[order], ends[:-1]), strict=True):
+            if len(part):
+                waiting.append(part)
+        self._new += len(keys)
+        if self._new > max(SMALLEST_MERGE, sum(len(run) for run, _ in self._runs)):
+            self._merge_waiting()
+
+    def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
+        self._merge_waiting()
+        for layer, column in enumerate(counts.T):
+            some = np.flatnonzero(column)
+            self._runs[layer] = _merge(self._runs[layer], (keys[some], column[some]))
+
+    def export(self) -> tuple[np.ndarray, np.ndarray]:
+        self._merge_waiting()
+        keys = self._distinct()
+        counts = np.zeros((len(keys), len(self._runs)), dtype=np.uint32)
+        for layer, (run, count) in enumerate(self._runs):
+            counts[np.searchsorted(keys, run), layer] = count
+        return keys, counts
+
+    @property
+    def filled(self) -> bool:
+        """Whether there is any key."""
+        return bool(self._new) or any(len(run) for run, _ in self._runs)
+
+    def distinct(self) -> int:
+        self._merge_waiting()
+        return len(self._distinct())
+
+    @property
+    def bytes(self) -> int:
+        return sum(run.nbytes + count.nbytes for run, count in self._runs) + 8 * self._new
+
+    def _distinct(self) -> np.ndarray:
+        # Not np.unique: without counts it hashes, which took fifty times as long as this sort.
+        keys = np.sort(np.concatenate([run for run, _ in self._runs]))
+        return keys[_firsts(keys)]
+
+    def _merge_waiting(self) -> None:
+        for layer, parts in enumerate(self._waiting):
+            if parts:
+                keys, counts = np.unique(np.concatenate(parts), return_counts=True)
+                self._runs[layer] = _merge(self._runs[layer], (keys, counts.astype(np.uint32)))
+                self._waiting[layer] = []
+        self._new = 0
+
+
+def _merge(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Two sorted runs of distinct keys as one, the counts of common keys added."""
+    if not len(one[0]) or not len(two[0]):
+        return one if len(one[0]) else two
+    keys, counts = np.concatenate([one[0], two[0]]), np.concatenate([one[1], two[1]])
+    order = np.argsort(keys, kind="stable")  # finds the two runs and merges them
+    keys = keys[order]
+    first = _firsts(keys)
+    return keys[first], np.add.reduceat(counts[order], first, dtype=np.uint32)
+
+
+def _key(ids: np.ndarray | int) -> np.ndarray | int:
+    """Keys of single tokens."""
+    return (1 << N_SHIFT) + (ids << 2 * ID_BITS)
+
+
+def _firsts(keys: np.ndarray) -> np.ndarray:
+    """Where each distinct key of a sorted array first stands."""
+    return np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])

@@ -1,0 +1,124 @@
+"""What a key is: an exact, injective 62-bit number for every n-gram of 1 to 3 tokens.
+
+``key = n << 60 | t0 << 40 | t1 << 20 | t2`` with ids below 2^20; unused places are 0. Keys are positive int64, ordered
+by n first, and no two n-grams share one, so a hit in a table is always a true hit.
+
+Special ids ([CLS], [SEP], [PAD]) enter no key, and no n-gram reaches across one: the last word of a first text and
+the first of its second are not neighbours. Nor does an n-gram reach across samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.contracts import TokenSet
+from harness.errors import ConfigError
+
+ID_BITS = 20
+MAX_ID = (1 << ID_BITS) - 1
+MAX_NGRAM = 3
+N_SHIFT = 3 * ID_BITS
+
+Tokens = TokenSet | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Checked samples, as backends get them.
+
+    Attributes:
+        ids: int32 [M], each 0 .. 2^20 - 1.
+        offsets: int64 [N + 1], from 0 to M, never falling; a sample may be empty.
+        special: ids that enter no key and break n-grams.
+        longest: tokens of the longest sample, 0 if there is none.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    special: tuple[int, ...]
+    longest: int
+
+    def __len__(self) -> int:
+        return int(self.offsets.shape[0]) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens per sample, int64 [N]."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def words(self) -> Tensor:
+        """Which tokens are no special ones, bool [M]."""
+        keep = torch.ones_like(self.ids, dtype=torch.bool)
+        for token in self.special:
+            keep &= self.ids != token
+        return keep
+
+    def windows(self, n: int, words: Tensor) -> Tensor:
+        """Where an n-gram starts: inside one sample and with no special id in it, bool [M].
+
+        Args:
+            n: 1, 2 or 3.
+            words: what :meth:`words` returned.
+        """
+        if n == 1:
+            return words
+        last = torch.zeros_like(words)
+        last[self.offsets[1:][self.lengths > 0] - 1] = True
+        start = words & ~last  # a bigram starts here if the next token, too, is a word
+        start[:-1] &= words[1:]
+        if n == 3:
+            start[:-1] &= start[1:].clone()  # the last position never starts a bigram
+        return start
+
+    def keys(self, n: int, at: Tensor) -> Tensor:
+        """Keys of the n-grams that start at positions ``at`` (int64 [K]), int64 [K]."""
+        key = self.ids[at].to(torch.int64) << 2 * ID_BITS
+        for place in range(1, n):
+            key |= self.ids[at + place].to(torch.int64) << (2 - place) * ID_BITS
+        return key | (n << N_SHIFT)
+
+
+def pack(tokens: Tokens, special: tuple[int, ...]) -> Packed:
+    """Check samples and bring them into one form, on the device they are on.
+
+    Args:
+        tokens: a :class:`~harness.contracts.TokenSet`, whose own ``special`` holds, or a list of 1-D integer tensors.
+        special: special ids for a list.
+
+    Raises:
+        ConfigError: an id is negative or not below 2^20, or a shape or dtype is wrong.
+    """
+    if isinstance(tokens, TokenSet):
+        ids, offsets, special = tokens.ids, tokens.offsets.to(torch.int64), tokens.special
+    else:
+        rows = list(tokens)
+        for row, tensor in enumerate(rows):
+            if not isinstance(tensor, Tensor) or tensor.ndim != 1:
+                raise ConfigError(f"exit table: sample {row} is no 1-D tensor of ids: give a TokenSet or a list")
+        device = rows[0].device if rows else torch.device("cpu")
+        # An empty tensor is float32 by default, which is no mistake worth an error: only filled ones are looked at.
+        filled = [row for row in rows if len(row)]
+        ids = torch.cat(filled) if filled else torch.zeros(0, dtype=torch.int32, device=device)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device)
+    if ids.dtype is torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise ConfigError(f"exit table: token ids are {ids.dtype}: give integers")
+    longest = _check_offsets(offsets, len(ids))
+    if len(ids):
+        low, high = (int(value) for value in torch.aminmax(ids))
+        if low < 0 or high > MAX_ID:
+            wrong = low if low < 0 else high
+            raise ConfigError(f"exit table: token id {wrong} is outside 0..{MAX_ID}: keys hold ids of {ID_BITS} bits")
+    return Packed(ids.to(torch.int32), offsets, tuple(sorted(set(special))), longest)
+
+
+def _check_offsets(offsets: Tensor, total: int) -> int:
+    lengths = offsets[1:] - offsets[:-1]
+    low, high = (int(value) for value in torch.aminmax(lengths)) if len(lengths) else (0, 0)
+    if len(offsets) == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != total or low < 0:
+        raise ConfigError(f"exit table: offsets must rise from 0 to {total}, the number of tokens")
+    return high

@@ -1,0 +1,239 @@
+"""The exit table itself: checks, life cycle (counting, then frozen), and the backend behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geep.exit_table import files
+from geep.exit_table.backends import make_backend
+from geep.exit_table.keys import MAX_ID, MAX_NGRAM, Tokens, pack
+from geep.exit_table.rows import COUNT_LIMIT, SCALE, prior_row, to_per_mille
+from harness.errors import ConfigError
+
+
+class ExitTable:
+    """How often each key was seen in samples that left at each exit; predicts exits from token ids alone.
+
+    Every key (token id; with ``ngram`` 2 or 3 also bigrams and trigrams) of a sample adds its distribution over exits,
+    or the distribution of all samples where the key is unknown or rare; the q-quantile of the sum is the prediction
+    (Li et al. 2024; see DESIGN section 3). Special ids form no keys, see ``keys``; the arithmetic is in ``rows``.
+
+    Args:
+        num_layers: L, 1 to 24; exits are layer indices 0 .. L - 1.
+        ngram: longest n-gram counted, 1 to 3.
+        backend: ``"auto"`` (fastest), ``"cpu"`` or ``"reference"`` (slow, the specification); all answer the same.
+        seed: for backends that hash; answers do not depend on it.
+        special: ids of [CLS], [SEP] and [PAD], for samples given as lists; a ``TokenSet`` brings its own.
+
+    Raises:
+        ConfigError: a number is out of range.
+        UnknownNameError: there is no such backend.
+    """
+
+    def __init__(
+        self, num_layers: int, ngram: int = 1, backend: str = "auto", seed: int = 0, special: Sequence[int] = ()
+    ) -> None:
+        if not 1 <= num_layers <= files.MAX_LAYERS:
+            raise ConfigError(f"exit table: num_layers={num_layers} is outside 1..{files.MAX_LAYERS}")
+        if not 1 <= ngram <= MAX_NGRAM:
+            raise ConfigError(f"exit table: ngram={ngram} is outside 1..{MAX_NGRAM}")
+        if any(not 0 <= token <= MAX_ID for token in special):
+            raise ConfigError(f"exit table: a special id of {tuple(special)} is outside 0..{MAX_ID}")
+        self.num_layers = int(num_layers)
+        self.ngram = int(ngram)
+        self.seed = int(seed)
+        self.special = tuple(sorted({int(token) for token in special}))
+        self._backend = make_backend(backend, self.num_layers, self.ngram)
+        self._exits = np.zeros(self.num_layers, dtype=np.int64)  # samples per exit
+        self._tokens = 0
+        self._frozen: files.Frozen | None = None
+        self._query: tuple[int, int] | None = None  # keys found, keys asked
+
+    def insert(self, tokens: Tokens, exits: Tensor | np.ndarray | Sequence[int]) -> None:
+        """Count samples that left at known exits. Order and batching of inserts make no difference.
+
+        Args:
+            tokens: N samples, a ``TokenSet`` or a list of 1-D integer tensors.
+            exits: integers [N], each 0 .. L - 1.
+
+        Raises:
+            ConfigError: the table is frozen or would take in 2^32 tokens, numbers of samples and exits differ, or an
+                exit or id is out of range. Nothing is inserted then.
+        """
+        self._refuse_if_frozen("insert into")
+        packed = pack(tokens, self.special)
+        layers = torch.as_tensor(exits)
+        if layers.numel() == 0:
+            layers = layers.to(torch.int64)
+        if layers.ndim != 1 or layers.is_floating_point() or layers.dtype is torch.bool:
+            raise ConfigError(f"exit table: exits are {layers.dtype} of shape {tuple(layers.shape)}: give integers [N]")
+        if len(layers) != len(packed):
+            raise ConfigError(f"exit table: {len(packed)} samples but {len(layers)} exits: give one exit per sample")
+        layers = layers.to(torch.int64)
+        wrong = layers[(layers < 0) | (layers >= self.num_layers)]
+        if len(wrong):
+            top = self.num_layers - 1
+            raise ConfigError(f"exit table: exit {int(wrong[0])} is not in 0..{top}: give layer indices")
+        size = len(packed.ids)
+        self._refuse_if_full(size)
+        self._backend.insert(packed, layers.to(packed.ids.device))
+        self._tokens += size
+        self._exits += np.bincount(layers.cpu().numpy(), minlength=self.num_layers)
+
+    def merge(self, other: ExitTable) -> None:
+        """Add the counts of another table, as if its samples had been inserted here.
+
+        Raises:
+            ConfigError: the tables differ in layers, n-grams, seed or special ids, or one is frozen.
+        """
+        self._refuse_if_frozen("merge into")
+        other._refuse_if_frozen("merge from")
+        for name in ("num_layers", "ngram", "seed", "special"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                raise ConfigError(f"exit table: cannot merge {name}={theirs} into {name}={ours}: build both alike")
+        self._refuse_if_full(other._tokens)
+        self._backend.absorb(*other._backend.export())
+        self._tokens += other._tokens
+        self._exits += other._exits
+
+    def freeze(self, min_count: int = 1, smoothing: int = 8) -> None:
+        """End counting and make the rows that predictions are taken from.
+
+        Args:
+            min_count: keys seen less often take the back-off row, which is how all samples exit; at least 1.
+            smoothing: that many pseudo-counts of the back-off row are mixed into every other row; at least 0.
+
+        Raises:
+            ConfigError: frozen before, nothing inserted, or a number out of range.
+        """
+        self._refuse_if_frozen("freeze")
+        for name, value, low in (("min_count", min_count, 1), ("smoothing", smoothing, 0)):
+            if int(value) != value or not low <= value < COUNT_LIMIT:
+                raise ConfigError(f"exit table: {name}={value} must be a whole number from {low} to {COUNT_LIMIT - 1}")
+        if not self._exits.sum():
+            raise ConfigError("exit table: nothing was inserted: insert samples before freeze")
+        self._backend.freeze(prior_row(self._exits), int(min_count), int(smoothing))
+        self._frozen = files.Frozen(min_count=int(min_count), smoothing=int(smoothing))
+
+    def predict(self, tokens: Tokens, quantile: float | int) -> Tensor:
+        """Predicted exits, int16 [N] on the samples' device.
+
+        Args:
+            tokens: N samples. One without keys gets the deepest layer, L - 1.
+            quantile: a float in (0, 1], rounded to per mille, or an int in per mille, 1 .. 1000. Larger is deeper.
+
+        Raises:
+            ConfigError: the table is not frozen, or an id or the quantile is out of range.
+        """
+        return self.quantiles(tokens, [quantile])[:, 0]
+
+    def quantiles(self, tokens: Tokens, quantiles: Sequence[float | int]) -> Tensor:
+        """Predicted exits at Q quantiles for the price of one look-up, int16 [N, Q]; see :meth:`predict`."""
+        per_mille = [to_per_mille(quantile) for quantile in quantiles]
+        return self._backend.exits_at(self.distribution(tokens), per_mille)
+
+    def distribution(self, tokens: Tokens) -> Tensor:
+        """Rows of each sample's keys added up, int64 [N, L]; each key adds exactly 2^14 in all.
+
+        Raises:
+            ConfigError: the table is not frozen, or an id is out of range.
+        """
+        if self._frozen is None:
+            raise ConfigError("exit table: it is still counting: call freeze before predict")
+        sums, found = self._backend.sums(pack(tokens, self.special))
+        self._query = (found, int(sums.sum()) // SCALE)
+        return sums
+
+    def stats(self) -> dict[str, Any]:
+        """What is in the table and how it is kept.
+
+        ``hit_rate`` is the share of keys of the last query that had a row of their own (``None`` before one, or if it
+        had no keys); ``query_keys`` how many it had. ``tokens`` counts special ones, too; ``bytes`` is memory held.
+        """
+        found, asked = self._query or (0, 0)
+        return {
+            "backend": self._backend.name,
+            "layout": self._backend.layout,
+            "num_layers": self.num_layers,
+            "ngram": self.ngram,
+            "seed": self.seed,
+            "keys": self._backend.keys,
+            "samples": int(self._exits.sum()),
+            "tokens": self._tokens,
+            "bytes": self._backend.bytes,
+            "frozen": self._frozen is not None,
+            "min_count": self._frozen.min_count if self._frozen else None,
+            "smoothing": self._frozen.smoothing if self._frozen else None,
+            "query_keys": asked,
+            "hit_rate": found / asked if asked else None,
+        }
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``exit_table.json`` and ``exit_table.safetensors``; equal counts give equal bytes.
+
+        Raises:
+            ResultError: the folder cannot be written.
+        """
+        header = files.Header(
+            num_layers=self.num_layers,
+            ngram=self.ngram,
+            seed=self.seed,
+            special=list(self.special),
+            exits=self._exits.tolist(),
+            tokens=self._tokens,
+            frozen=self._frozen,
+        )
+        files.write(Path(folder), header, *self._backend.export())
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        backend: str = "auto",
+        *,
+        num_layers: int | None = None,
+        ngram: int | None = None,
+        seed: int | None = None,
+    ) -> ExitTable:
+        """What :meth:`save` wrote, frozen if it was.
+
+        Args:
+            folder: where from.
+            backend: may differ from the one that wrote it.
+            num_layers: if given, another value in the file is refused; ``ngram`` and ``seed`` likewise.
+            ngram: see there.
+            seed: see there.
+
+        Raises:
+            ResultError: a file is missing, damaged or of another version.
+            ConfigError: the table is another than the one expected.
+        """
+        header, keys, counts = files.read(Path(folder))
+        for name, expected in (("num_layers", num_layers), ("ngram", ngram), ("seed", seed)):
+            found = getattr(header, name)
+            if expected is not None and found != expected:
+                raise ConfigError(f"exit table in {folder} has {name}={found}, not {expected}: build it again")
+        table = cls(header.num_layers, header.ngram, backend, header.seed, header.special)
+        table._backend.absorb(keys, counts)
+        table._tokens = header.tokens
+        table._exits = np.array(header.exits, dtype=np.int64)
+        if header.frozen:
+            table.freeze(header.frozen.min_count, header.frozen.smoothing)
+        return table
+
+    def _refuse_if_frozen(self, action: str) -> None:
+        if self._frozen is not None:
+            raise ConfigError(f"exit table: cannot {action} a frozen table: do so before freeze")
+
+    def _refuse_if_full(self, more: int) -> None:
+        if self._tokens + more >= COUNT_LIMIT:
+            raise ConfigError(
+                f"exit table: {self._tokens + more} tokens would pass the limit of 2^32 - 1: insert fewer samples"
+            )

@@ -1,0 +1,157 @@
+"""GEEP as the paper describes it: one-step training, exit table, predicted exits, sorted batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geep.exit_table import ExitTable
+from geep.objective import shared_exit_loss
+from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
+from harness.contracts import Execution, Fitted, Kind, OperatingPoint, Split, Task, TokenSet
+from harness.encoder.backbone import Backbone
+from harness.encoder.executors import Answer, exit_logits
+from harness.encoder.multi_exit import MultiExitModel
+from harness.errors import ConfigError, ResultError
+from harness.fitted import SPEEDS, AssignedExits, load_model
+from harness.registry import register
+from harness.training import Recipe, dev_accuracies, train
+
+TUNING = Execution(batch_size=64)
+
+
+@dataclass
+class FittedGeep(AssignedExits):
+    """A trained multi-exit model, one exit table per speed, and the points that were tuned on dev."""
+
+    tables: dict[float, ExitTable] = field(default_factory=dict)
+    points: list[OperatingPoint] = field(default_factory=list)
+
+    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
+        """Per speed, the student's answer and the shared one (``/shared``); tuned when the method was fitted."""
+        return self.points
+
+    def assign(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
+        """q-quantile of the summed distributions of a sample's tokens: int16 [N]."""
+        return self.tables[at.params["speed"]].predict(tokens, at.params["quantile"])
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        for speed, table in self.tables.items():
+            place = folder / f"table-{speed:g}"
+            place.mkdir()
+            table.save(place)
+        points = [{"name": point.name, "params": dict(point.params)} for point in self.points]
+        facts = {"speeds": list(self.tables), "points": points}
+        (folder / "geep.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+@register
+class Geep:
+    """One-step shared exit loss; exits predicted from tokens; batches sorted by predicted exit.
+
+    Config (besides that of :class:`~harness.training.Recipe`): ``exits`` E (1 .. L-2, default L-2), ``head``, ``speeds``
+    (entropy thresholds at which tables are built), ``ngram`` 1..3, ``min_count``, ``smoothing``, and ``holdout``: the
+    fraction of train kept out of training to build the tables from (0 as in the paper: tables see training exits).
+    """
+
+    name = "geep"
+    kind: Kind = "method"
+    needs: tuple[str, ...] = ()
+    version = 1
+
+    def fit(
+        self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
+    ) -> FittedGeep:
+        """Train in one step, fill one table per speed from train, tune its quantile on dev.
+
+        Raises:
+            ConfigError: the backbone has fewer than three layers, or an option makes no sense.
+        """
+        depth = backbone.shape.layers
+        if depth < 3:
+            raise ConfigError(f"geep needs a backbone of at least 3 layers, {backbone.name} has {depth}")
+        exits = int(config.get("exits", depth - 2))
+        if not 1 <= exits <= depth - 2:
+            raise ConfigError(f"geep: exits={exits} is outside 1..{depth - 2}: the last layers have no trained student")
+        learn, watch = split_off(task.train, float(config.get("holdout", 0.0)), seed)
+        torch.manual_seed(seed)
+        model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), config.get("head", "fastbert"))
+
+        def evaluate() -> float:
+            # Every exit has to answer, so every exit counts.
+            scores = dev_accuracies(model, task.dev)
+            return sum(scores) / len(scores)
+
+        report = train(
+            model,
+            lambda tokens, layout, labels: shared_exit_loss(model, tokens, layout, labels),
+            learn,
+            Recipe.of(config),
+            seed=seed,
+            name=f"geep {task.name}",
+            evaluate=evaluate,
+        )
+        fitted = FittedGeep(model, report)
+        options = {key: int(config.get(key, default)) for key, default in (("ngram", 1), ("min_count", 2), ("smoothing", 8))}
+        observed = exit_logits(model, watch.tokens, TUNING)
+        answers: tuple[Answer, ...] = ("student", "shared")
+        views = {
+            answer: DevView.of(exit_logits(model, task.dev.tokens, TUNING, answer=answer), task.dev.labels, model.answers, depth)
+            for answer in answers
+        }
+        for speed in config.get("speeds", SPEEDS):
+            table = build_table(watch.tokens, observed, model.answers, speed, depth, **options)
+            fitted.tables[speed] = table
+            predicted = table.quantiles(task.dev.tokens, QUANTILES).cpu().numpy()
+            budget = views["student"].sequential_layers(speed)
+            for answer, view in views.items():
+                quantile, layers, accuracy = tune_quantile(predicted, view, budget, extra=int(answer == "shared"))
+                fitted.points.append(
+                    OperatingPoint(
+                        f"speed={speed:g}" + ("/shared" if answer == "shared" else ""),
+                        {
+                            "speed": speed,
+                            "quantile": quantile,
+                            "answer": answer,
+                            "dev_mean_layers": layers,
+                            "dev_accuracy": accuracy,
+                        },
+                    )
+                )
+        return fitted
+
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FittedGeep:
+        model, report = load_model(folder, backbone.device)
+        try:
+            facts = json.loads((folder / "geep.json").read_text(encoding="utf-8"))
+            tables = {speed: ExitTable.load(folder / f"table-{speed:g}") for speed in facts["speeds"]}
+            points = [OperatingPoint(point["name"], point["params"]) for point in facts["points"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultError(f"cannot load {folder}: {error}: delete that folder and run again") from error
+        return FittedGeep(model, report, tables, points)
+
+
+def split_off(train_split: Split, holdout: float, seed: int) -> tuple[Split, Split]:
+    """Rows to train on and rows to observe exits on: all of them twice for 0, else disjoint.
+
+    Raises:
+        ConfigError: ``holdout`` is not in 0 .. 0.5.
+    """
+    if not 0 <= holdout <= 0.5:
+        raise ConfigError(f"geep: holdout={holdout} is outside 0..0.5")
+    if not holdout:
+        return train_split, train_split
+    order = torch.randperm(len(train_split), generator=torch.Generator().manual_seed(seed))
+    size = max(1, round(holdout * len(train_split)))
+
+    def part(index: Tensor) -> Split:
+        return Split(train_split.tokens.select(index), train_split.labels[index])
+
+    return part(order[size:]), part(order[:size])

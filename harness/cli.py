@@ -1,0 +1,236 @@
+"""``geep-bench``: run, report, list, flops."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from harness import __version__, profile, registry
+from harness.errors import ConfigError, GeepBenchError
+
+EXAMPLES = """examples:
+  geep-bench run --profile quick                      embedded data, CPU, no network; minutes
+  geep-bench run --profile mini --data my-data --backbone en=my-backbone --datasets ag_news
+  geep-bench run --profile quick --methods bert,geep --datasets lcqmc --seeds 0,1,2
+  geep-bench report runs/quick                        make the report again from a run folder
+  geep-bench list methods
+  geep-bench flops --backbone bert-base-uncased --labels 2 --seq-len 128 --json
+
+A run goes on where it was stopped; finished cells are not run again (unless --fresh).
+Exit codes: 0 done, 1 some cells failed, 2 unusable input (one line says what and how to mend it)."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that ends in our own exception, so that there is one way to complain."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def _names(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("give at least one name")
+    return list(dict.fromkeys(names))
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers such as 0,1,2") from None
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return number
+
+
+def _backbones(text: str) -> dict[str, str]:
+    found = {}
+    for part in _names(text):
+        language, separator, place = part.partition("=")
+        if not separator:
+            found.update({"en": part, "zh": part})
+        elif language in ("en", "zh") and place:
+            found[language] = place
+        else:
+            raise argparse.ArgumentTypeError(f"'{part}' is not en=DIR_OR_ID or zh=DIR_OR_ID")
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, all of it."""
+    top = _Parser(
+        prog="geep-bench",
+        description="Efficient BERT inference, refereed: accuracy, FLOPs and throughput from one pass over real data.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"geep-bench {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
+    run.add_argument("--profile", default="quick", metavar="P", help="name (see 'list profiles') or TOML file; default quick")
+    run.add_argument("--methods", type=_names, metavar="a,b", help="measure these methods only")
+    run.add_argument("--datasets", type=_names, metavar="x,y", help="on these datasets only")
+    run.add_argument("--data", type=Path, metavar="DIR", help="local data: DIR/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}")
+    run.add_argument(
+        "--backbone", type=_backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
+    )
+    run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
+    run.add_argument("--max-train", type=_count, metavar="N", help="at most N train rows (stratified, seed 0)")
+    run.add_argument("--max-test", type=_count, metavar="N", help="at most N test rows (stratified, seed 0)")
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
+    run.add_argument("--fresh", action="store_true", help="fit and measure again what is there already")
+
+    report = commands.add_parser("report", help="make the report of a run folder again")
+    report.add_argument("run", type=Path, metavar="RUN")
+
+    listing = commands.add_parser("list", help="what there is to choose from")
+    listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"))
+
+    flops = commands.add_parser("flops", help="FLOPs of one sample in closed form, in both conventions")
+    flops.add_argument("--backbone", required=True, metavar="ID", help="known name (offline), folder or hub id")
+    flops.add_argument("--labels", type=_count, default=2, metavar="N")
+    flops.add_argument("--seq-len", type=_count, default=128, metavar="T", help="tokens, padding included")
+    flops.add_argument("--exit", type=_count, metavar="K", help="leave after layer K (counted from 1) instead of the last")
+    flops.add_argument("--json", action="store_true", help="print one JSON object")
+    return top
+
+
+def _hook(name: str) -> Any:
+    """A function of the reports, found through the entry-point group ``geep.reporters``."""
+    points = {point.name: point for point in entry_points(group="geep.reporters")}
+    if name not in points:
+        raise ConfigError(f"no reporter '{name}' is installed: install the project with 'pip install -e .'")
+    return points[name].load()
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    from harness.encoder.backbone import default_device
+    from harness.grid import Settings
+
+    chosen = profile.load(args.profile)
+    changes: dict[str, Any] = {
+        key: value
+        for key in ("methods", "datasets", "seeds", "max_train", "max_test")
+        if (value := getattr(args, key)) is not None
+    }
+    if args.backbone:
+        changes["backbones"] = {**chosen.backbones, **args.backbone}
+    chosen = chosen.model_copy(update=changes)
+    return Settings(
+        profile=chosen,
+        out=args.out or Path("runs") / (chosen.name or "run"),
+        data=args.data,
+        device=args.device or default_device(),
+        fresh=args.fresh,
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    from harness.grid import Grid
+
+    settings = _settings(args)
+    outcome = Grid(settings).execute()
+    page = _hook("report")(settings.out, progress=True)
+    print(_hook("summary")(settings.out))
+    print(f"cells: {outcome.measured} measured, {outcome.kept} kept from before, {outcome.failed} failed")
+    print(f"report: {page}")
+    return 1 if outcome.failed else 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    page = _hook("report")(args.run, progress=True)
+    print(_hook("summary")(args.run))
+    print(f"report: {page}")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    for row in _rows(args.what):
+        print("  ".join(row).rstrip())
+    return 0
+
+
+def _rows(what: str) -> list[tuple[str, ...]]:
+    if what == "methods":
+        methods = [registry.get(name) for name in registry.names()]
+        rows = [(m.name, m.kind, (type(m).__doc__ or "").strip().splitlines()[0] if type(m).__doc__ else "") for m in methods]
+    elif what == "datasets":
+        from harness.data.cards import CARDS
+
+        rows = [(c.name, c.language, f"{c.num_labels} classes", c.title) for c in CARDS.values()]  # type: ignore[misc]
+    elif what == "profiles":
+        found = [profile.load(name) for name in profile.names()]
+        rows = [(p.name, p.source, p.title) for p in found]
+    else:
+        from harness.encoder.backbone import EMBEDDED, shape_of
+        from harness.encoder.shape import KNOWN_SHAPES
+
+        shapes = {EMBEDDED: shape_of(EMBEDDED), **KNOWN_SHAPES}
+        rows = [(n, f"{s.layers} layers", f"width {s.width}", f"vocabulary {s.vocab_size}") for n, s in shapes.items()]  # type: ignore[misc]
+        rows.append(("FOLDER or hub id", "any BERT-shaped checkpoint in safetensors", ""))
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    return [tuple(part.ljust(widths[i]) for i, part in enumerate(row)) for row in rows]
+
+
+def _flops(args: argparse.Namespace) -> int:
+    from harness.encoder.backbone import shape_of
+    from harness.measure.flops import closed_form
+
+    shape = shape_of(args.backbone)
+    one = closed_form(shape, args.labels, args.seq_len, exit_layer=args.exit)
+    every = closed_form(shape, args.labels, args.seq_len, exit_layer=args.exit, heads="every")
+    facts = {
+        "backbone": args.backbone,
+        "labels": args.labels,
+        "seq_len": args.seq_len,
+        "layers": args.exit or shape.layers,
+        **one,
+        "linear_every_head": every["linear"],
+        "full_every_head": every["full"],
+    }
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    print(f"{args.backbone}, {args.seq_len} tokens, {args.labels} labels, {facts['layers']} of {shape.layers} layers, FLOPs a sample")
+    print(f"  linear layers only, as FastBERT counts   one head {one['linear']:>18,}   a head per layer {every['linear']:>18,}")
+    print(f"  every matrix product executed            one head {one['full']:>18,}   a head per layer {every['full']:>18,}")
+    return 0
+
+
+COMMANDS = {"run": _run, "report": _report, "list": _list, "flops": _flops}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    # Progress bars of the libraries underneath say nothing about our work.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        args = parser().parse_args(arguments)
+        return COMMANDS[args.command](args)
+    except GeepBenchError as error:
+        print(f"geep-bench: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("geep-bench: stopped; run the same command again to go on from the last finished cell", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""What a method is, what it gets and what it returns.
+
+Data flows one way: text -> :class:`TokenSet` -> ``Method.fit`` -> ``Fitted.predict`` -> :class:`Predictions`.
+A method sees train and dev; test ids reach it only inside ``predict``, and test labels never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from harness.encoder.backbone import Backbone
+    from harness.measure.work import ModelCost, Work
+
+Kind = Literal["method", "control", "bound"]
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Samples as packed token ids on one device; padding is the executor's choice, not the data's.
+
+    Attributes:
+        ids: int32 [total], the samples one after another, special tokens included.
+        offsets: int64 [N + 1]; sample ``i`` is ``ids[offsets[i]:offsets[i + 1]]``. Every sample has a token.
+        segments: int8 [total], 0 for the first text and 1 for the second of a pair.
+        special: ids of [CLS], [SEP] and [PAD], which carry no word and enter no exit table.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    segments: Tensor
+    special: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self.offsets.shape[0]) - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.ids.device
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens per sample, int64 [N]."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def to(self, device: torch.device | str) -> TokenSet:
+        """The same samples on another device."""
+        return replace(
+            self, ids=self.ids.to(device), offsets=self.offsets.to(device), segments=self.segments.to(device)
+        )
+
+    def select(self, index: Tensor | np.ndarray | Sequence[int]) -> TokenSet:
+        """The samples named by ``index`` (int64 [M]), in that order."""
+        index = torch.as_tensor(index, dtype=torch.int64, device=self.device)
+        lengths = self.lengths[index]
+        offsets = torch.zeros(len(index) + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        # Row r of the result comes from (start of its sample) + (r - start of the sample in the result).
+        shift = torch.repeat_interleave(self.offsets[index] - offsets[:-1], lengths)
+        rows = torch.arange(int(offsets[-1]), device=self.device) + shift
+        return replace(self, ids=self.ids[rows], offsets=offsets, segments=self.segments[rows])
+
+    @classmethod
+    def from_lists(
+        cls,
+        ids: Sequence[Sequence[int]],
+        segments: Sequence[Sequence[int]] | None = None,
+        special: tuple[int, ...] = (),
+    ) -> TokenSet:
+        """Pack Python lists of ids (and of segments) on the CPU."""
+        lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        flat = np.fromiter((t for row in ids for t in row), dtype=np.int32, count=int(offsets[-1]))
+        seg = np.zeros(int(offsets[-1]), dtype=np.int8)
+        if segments is not None:
+            seg = np.fromiter((t for row in segments for t in row), dtype=np.int8, count=int(offsets[-1]))
+        return cls(torch.from_numpy(flat), torch.from_numpy(offsets), torch.from_numpy(seg), special)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Token ids and gold labels (int64 [N], on the CPU) of train or dev."""
+
+    tokens: TokenSet
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method may learn from: train and dev, never test.
+
+    Attributes:
+        name: dataset name.
+        language: ``"en"`` or ``"zh"``.
+        num_labels: number of classes; labels are 0 .. num_labels - 1.
+        max_length: longest sample in tokens, special ones included; also the pad length of protocol ``paper``.
+        train: rows to learn from.
+        dev: rows to choose thresholds, quantiles and epochs on.
+        fingerprint: content hash of both splits.
+    """
+
+    name: str
+    language: str
+    num_labels: int
+    max_length: int
+    train: Split
+    dev: Split
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How predictions are run: the same for every row of a table (DESIGN section 4, rule 1).
+
+    Attributes:
+        batch_size: samples per batch.
+        protocol: ``"modern"`` packs tokens (no padding in the linear layers); ``"paper"`` pads all to ``max_length``.
+        order: ``"arrival"`` or ``"length"``: how samples are ordered inside a window before batching.
+        window: samples that are collected before they are ordered; 0 means all.
+        executor: for methods that know the exit beforehand, ``"ladder"`` or ``"exact-k"``; others have one of their own.
+        max_length: the pad length of protocol ``"paper"``.
+    """
+
+    batch_size: int = 32
+    protocol: Literal["modern", "paper"] = "modern"
+    order: Literal["arrival", "length"] = "length"
+    window: int = 0
+    executor: Literal["ladder", "exact-k"] = "ladder"
+    max_length: int = 128
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One point of a method's accuracy/cost curve, fixed on dev.
+
+    Attributes:
+        name: short and unique for the method, e.g. ``"speed=0.5"``.
+        params: the method's own settings at this point (JSON scalars).
+        execution: how to run; set by the referee.
+        foresight: int16 [N] exits that a ``bound`` looked up beforehand; ``None`` for all others.
+    """
+
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    execution: Execution = field(default_factory=Execution)
+    foresight: Tensor | None = None
+
+
+@dataclass
+class Predictions:
+    """What one pass over N samples returned, in input order.
+
+    Attributes:
+        logits: float32 [N, C] on the host.
+        exit_layer: int16 [N] on the host, index 0 .. L-1 of the last layer whose output was answered from.
+        work: what was executed, for FLOPs and mean layers.
+        predicted_exit: int16 [N], what a predictor said before running; ``None`` where nothing is predicted.
+        phases: seconds of the parts of the pass (``"predict"``, ``"schedule"``, ...); need not add up to the whole.
+    """
+
+    logits: np.ndarray
+    exit_layer: np.ndarray
+    work: Work
+    predicted_exit: np.ndarray | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A method after training, ready to predict."""
+
+    @property
+    def cost(self) -> ModelCost:
+        """FLOPs of its blocks and the number of its parameters."""
+        ...
+
+    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
+        """The points to measure; every threshold in them is chosen on ``dev``."""
+        ...
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        """The timed region: ids on the device -> logits on the host, in input order."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write safetensors and JSON into an existing empty folder; never pickle."""
+        ...
+
+    # A fitted method may also have ``foresee(tokens, at=...) -> int16 [N]``: exits looked up outside the timed
+    # region. The referee then marks its rows as a bound, whatever the method says of itself.
+
+
+class Method(Protocol):
+    """A competitor; stateless. Registered by decorator or through the entry-point group ``geep.methods``.
+
+    Attributes:
+        name: unique.
+        kind: ``"method"``, ``"control"`` (a rival of the idea on the same weights) or ``"bound"`` (no method at all).
+        needs: names of fitted methods it learns from; the referee fits and caches them first.
+        version: raised whenever a change of code changes what ``fit`` returns; part of the cache key.
+    """
+
+    name: str
+    kind: Kind
+    needs: tuple[str, ...]
+    version: int
+
+    def fit(
+        self,
+        task: Task,
+        backbone: Backbone,
+        teachers: Mapping[str, Fitted],
+        *,
+        config: Mapping[str, Any],
+        seed: int,
+    ) -> Fitted:
+        """Learn from ``task.train``, choose on ``task.dev``."""
+        ...
+
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> Fitted:
+        """What ``save`` wrote."""
+        ...

@@ -1,0 +1,1 @@
+"""The chassis every Transformer method runs on: backbone, layers, exit heads, executors."""

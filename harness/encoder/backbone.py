@@ -1,0 +1,168 @@
+"""Pretrained encoders: from the embedded miniature, a local folder or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.cache import cache_root, write_folder
+from harness.contracts import TokenSet
+from harness.encoder import checkpoint
+from harness.encoder.model import Encoder
+from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
+from harness.errors import BackboneError
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A pretrained encoder with its tokenizer; methods take fresh copies of it.
+
+    Attributes:
+        name: what the user asked for (folder name, hub id or ``"embedded"``), as shown in tables.
+        shape: dimensions.
+        state: weights of :class:`~harness.encoder.model.Encoder`, float32 on the CPU.
+        tokenizer: a fast tokenizer of transformers.
+        device: where methods shall train and predict.
+    """
+
+    name: str
+    shape: EncoderShape
+    state: dict[str, Tensor]
+    tokenizer: Any
+    device: str = "cpu"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash of shape and weights."""
+        digest = hashlib.sha256(repr(self.shape).encode())
+        for name in sorted(self.state):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(self.state[name].numpy()).data)
+        return digest.hexdigest()[:16]
+
+    def encoder(self) -> Encoder:
+        """A fresh copy of the encoder on :attr:`device`."""
+        encoder = Encoder(self.shape)
+        encoder.load_state_dict(self.state)
+        return encoder.to(self.device)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int = 128) -> TokenSet:
+        """Tokenise to packed ids with special tokens, truncated to ``max_length`` (longest text first)."""
+        max_length = min(max_length, self.shape.max_positions)
+        # Cutting hopeless lengths before the tokenizer sees them: a token has at least one character, and WordPiece
+        # drops white space only, so the first 64 characters per token of budget hold more than enough.
+        limit = max_length * 64
+        batch = self.tokenizer(
+            [text[:limit] for text in texts],
+            None if pairs is None else [text[:limit] for text in pairs],
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+        )
+        special = {self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id} - {None}
+        return TokenSet.from_lists(batch["input_ids"], batch["token_type_ids"], tuple(sorted(special)))
+
+
+def embedded_folder(language: str, *, progress: bool = True) -> Path:
+    """The embedded miniature as a Hugging Face folder; pretrained on first use (under a minute), then cached."""
+    from harness.encoder import miniature
+
+    folder = cache_root() / "backbones" / f"embedded-{miniature.recipe_key()}-{language}"
+    if not (folder / "model.safetensors").is_file():
+        shape, state = miniature.pretrain_miniature(progress=progress)
+        # One set of weights serves both languages: their vocabularies list the same concepts in the same order.
+        for other in miniature.LANGUAGES:
+            target = folder.with_name(f"embedded-{miniature.recipe_key()}-{other}")
+            tokenizer = miniature.tokenizer(other)
+
+            def fill(place: Path, tokenizer: Any = tokenizer) -> None:
+                checkpoint.write_folder(place, shape, state)
+                tokenizer.save_pretrained(place)
+
+            write_folder(target, fill)
+    return folder
+
+
+def _hub_folder(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "model*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BackboneError(
+            f"backbone '{name}' is neither a folder here nor reachable on the hub ({type(error).__name__}): "
+            f"give a local folder, or 'embedded'; shapes known by name: {', '.join(KNOWN_SHAPES)}"
+        ) from error
+
+
+def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bool = True) -> Backbone:
+    """A backbone by ``"embedded"``, folder or hub id.
+
+    Raises:
+        BackboneError: it cannot be found or read, or its tokenizer does not fit its embeddings.
+    """
+    from transformers import AutoTokenizer
+
+    if name == EMBEDDED:
+        folder = embedded_folder(language, progress=progress)
+    elif Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+    else:
+        folder = _hub_folder(name)
+    shape, state = checkpoint.read_folder(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise BackboneError(f"no usable tokenizer in {folder}: {error}: add tokenizer.json or vocab.txt") from error
+    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        raise BackboneError(f"the tokenizer in {folder} has no [CLS] or no [SEP]: it is not BERT's")
+    if len(tokenizer) > shape.vocab_size:
+        raise BackboneError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the embeddings {shape.vocab_size}: they do not belong together"
+        )
+    shown = name if name == EMBEDDED or not Path(name).expanduser().is_dir() else folder.resolve().name
+    return Backbone(shown, shape, {k: v.contiguous() for k, v in state.items()}, tokenizer, device)
+
+
+def shape_of(name: str) -> EncoderShape:
+    """Dimensions only: a known name (offline), a folder, or a hub id.
+
+    Raises:
+        BackboneError: it cannot be found or read.
+    """
+    if name in KNOWN_SHAPES:
+        return KNOWN_SHAPES[name]
+    if name == EMBEDDED:
+        from harness.encoder import miniature
+
+        return miniature.SHAPE
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _hub_folder(name)
+    import json
+
+    config = folder / "config.json"
+    if not config.is_file():
+        raise BackboneError(f"no config.json in {folder}: give a folder as written by transformers' save_pretrained")
+    try:
+        return EncoderShape.from_hf(json.loads(config.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise BackboneError(f"{config} is not valid JSON ({error}): fetch it again") from error
+
+
+def default_device() -> str:
+    """``"cuda"`` where there is one, else ``"cpu"``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,142 @@
+"""How the tokens of one batch lie in memory: packed one after another, or padded to a common length.
+
+Hidden states are always ``[rows, width]``. Linear layers, norms and activations do not care which layout it is; only
+attention does, and asks the layout. A prefix of the samples is a prefix of the rows in both layouts, which is what the
+ladder executor lives from.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.errors import ConfigError
+from harness.measure.work import Tally
+
+
+class Layout:
+    """Layout of B samples.
+
+    Args:
+        lengths: int64 [B], tokens per sample, at least 1 each, on the host.
+        pad_to: ``None`` for packed; otherwise every sample takes this many rows.
+        device: where hidden states live.
+
+    Raises:
+        ConfigError: a sample is longer than ``pad_to``.
+    """
+
+    def __init__(self, lengths: np.ndarray, pad_to: int | None, device: torch.device | str) -> None:
+        if pad_to and lengths.max(initial=1) > pad_to:
+            raise ConfigError(f"a sample of {lengths.max()} tokens does not fit {pad_to}: raise max_length or cut the texts")
+        self.lengths = lengths
+        self.pad_to = pad_to
+        self.device = torch.device(device)
+        self.count = len(lengths)
+        self.longest = pad_to or int(lengths.max(initial=1))
+        self.valid = int(lengths.sum())
+        self.rows = self.count * pad_to if pad_to else self.valid
+        self.even = bool((lengths == self.longest).all())
+        self._prefixes: dict[int, Layout] = {}
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First row of every sample, and the number of rows: int64 [B + 1], on the host."""
+        if self.pad_to:
+            return np.arange(self.count + 1, dtype=np.int64) * self.pad_to
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
+
+    @cached_property
+    def first(self) -> Tensor:
+        """Rows of the first tokens ([CLS]), int64 [B]."""
+        return self._tensor(self.starts[:-1])
+
+    @cached_property
+    def _valid_grid(self) -> np.ndarray:
+        return np.arange(self.longest)[None, :] < self.lengths[:, None]  # [B, T]
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """True where a key may be attended, bool [B, 1, 1, T]; ``None`` where all are."""
+        return None if self.even else self._tensor(self._valid_grid)[:, None, None, :]
+
+    @cached_property
+    def pairs(self) -> Tensor:
+        """True where query and key are both tokens of their sample, bool [B, 1, T, T]."""
+        return self._tensor(self._valid_grid[:, None, :, None] & self._valid_grid[:, None, None, :])
+
+    @cached_property
+    def _to_grid(self) -> Tensor | None:
+        """Row of every cell of the [B, T] grid that attention runs on; ``None`` where rows are that grid already."""
+        if self.pad_to or self.even:
+            return None
+        cell = np.minimum(np.arange(self.longest)[None, :], self.lengths[:, None] - 1)
+        return self._tensor((self.starts[:-1, None] + cell).reshape(-1))
+
+    @cached_property
+    def _from_grid(self) -> Tensor:
+        return self._tensor(np.flatnonzero(self._valid_grid.reshape(-1)))
+
+    def _grid(self, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+        """[rows, parts * D] -> ``parts`` tensors [B, heads, T, D / heads]."""
+        if self._to_grid is not None:
+            x = x.index_select(0, self._to_grid)
+        return x.view(self.count, self.longest, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
+        q, k, v = self._grid(qkv, 3, heads)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)  # [B, H, T, d]
+        out = out.transpose(1, 2).reshape(self.count * self.longest, -1)
+        return out if self._to_grid is None else out.index_select(0, self._from_grid)
+
+    def scores(self, query_key: Tensor, heads: int) -> Tensor:
+        """Scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
+        q, k = self._grid(query_key, 2, heads)
+        return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+    def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        """Attention of one query per sample over its tokens: query [B, D], kv [rows, 2 D] -> [B, D]."""
+        k, v = self._grid(kv, 2, heads)
+        q = query.view(self.count, heads, 1, -1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)  # [B, H, 1, d]
+        return out.reshape(self.count, -1)
+
+    def tally(self, queries: str = "all") -> Tally:
+        """What one block over this batch executes; ``queries="first"`` for a head that looks from [CLS] only."""
+        grid = self.count * self.longest
+        return Tally(self.count, self.rows, self.valid, grid * self.longest if queries == "all" else grid)
+
+    def prefix(self, count: int) -> Layout:
+        """The layout of the first ``count`` samples; their hidden states are ``h[: layout.rows]``."""
+        if count == self.count:
+            return self
+        if count not in self._prefixes:
+            self._prefixes[count] = Layout(self.lengths[:count], self.pad_to, self.device)
+        return self._prefixes[count]
+
+    def slice(self, hidden: Tensor, start: int, stop: int) -> tuple[Tensor, Layout]:
+        """Hidden states (a view) and layout of samples ``start`` .. ``stop - 1``."""
+        if start == 0:
+            layout = self.prefix(stop)
+            return hidden[: layout.rows], layout
+        return hidden[self.starts[start] : self.starts[stop]], Layout(self.lengths[start:stop], self.pad_to, self.device)
+
+    def row_index(self, samples: np.ndarray) -> np.ndarray:
+        """Rows of the given samples (int64 [M], host), sample by sample."""
+        sizes = self.starts[samples + 1] - self.starts[samples]
+        ends = np.cumsum(sizes)
+        return np.repeat(self.starts[samples] - (ends - sizes), sizes) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+    def select(self, hidden: Tensor, samples: np.ndarray) -> tuple[Tensor, Layout]:
+        """Hidden states and layout of the given samples only (one gather)."""
+        index = self._tensor(self.row_index(samples))
+        return hidden.index_select(0, index), Layout(self.lengths[samples], self.pad_to, self.device)

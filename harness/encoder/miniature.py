@@ -1,0 +1,235 @@
+"""The embedded miniature: a BERT of 6 layers x 64, pretrained in under a minute on the embedded language.
+
+Two objectives, as in BERT (arXiv 1810.04805, section 3.1), both on texts whose last words restate their meaning
+(:mod:`harness.data.embedded`): predict masked words, the restatements above all, and predict from [CLS] what the text
+comes to. So the encoder learns to compose: negate, contrast, and follow references, one layer after the other.
+
+Three things make it quick, and are no part of BERT:
+
+* **Wired start** (:func:`wire`): heads of layer 1 begin by looking one or two tokens back and ahead; heads of the other
+  layers begin by looking at tokens that resemble theirs, and copy what they find. Every weight is trained from there.
+* Hidden matrices follow Muon (Jordan et al. 2024: momentum, then orthogonalised steps), all others AdamW.
+* Texts of one length share a batch, so that nothing is padded.
+
+One set of weights serves both languages, because concept ``i`` has the same id in both vocabularies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from harness.contracts import TokenSet
+from harness.data.embedded import grammar, lexicon, twins
+from harness.encoder.layout import Layout
+from harness.encoder.model import Encoder, EncoderLayer
+from harness.encoder.shape import EncoderShape
+
+LANGUAGES = ("en", "zh")
+SHAPE = EncoderShape(
+    layers=6, width=64, heads=4, intermediate=256, vocab_size=len(lexicon.vocabulary("en")), max_positions=128, dropout=0.0
+)
+STEPS, BATCH, POOL = 900, 64, 100  # POOL batches are drawn at a time and then sorted by length
+LEARNING_RATE, WORD_RATE, MUON_RATE, WARMUP = 2e-3, 1.5e-2, 0.01, 0.06
+RESTATED_WEIGHT = 0.5  # of the loss on restated facts; that of [CLS] has 1
+RECITALS = 0.5  # share of texts that recite facts about people
+CLS, SEP, MASK = (lexicon.SPECIALS.index(name) for name in ("[CLS]", "[SEP]", "[MASK]"))
+_FIRST = len(lexicon.SPECIALS)
+_LAST = _FIRST + len(lexicon.LEXICON["en"])
+_VERDICTS = (*lexicon.STAR_VERDICTS, *lexicon.TOPIC_VERDICTS, *lexicon.PAIR_VERDICTS)
+
+
+def recipe_key() -> str:
+    """Hash of everything the weights follow from: this file and the embedded language."""
+    digest = hashlib.sha256()
+    for module_file in (__file__, lexicon.__file__, grammar.__file__, twins.__file__):
+        digest.update(Path(module_file).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def tokenizer(language: str) -> Any:
+    """A BERT tokenizer over the embedded vocabulary of ``language`` (``"en"`` or ``"zh"``)."""
+    from transformers import BertTokenizer
+
+    vocabulary = {word: i for i, word in enumerate(lexicon.vocabulary(language))}
+    return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=SHAPE.max_positions)
+
+
+def wire(encoder: Encoder, generator: torch.Generator) -> None:
+    """Set the weights to start from.
+
+    Positions are waves of eight frequencies in the first 16 dimensions, so that "d tokens away" is a rotation: layer 1
+    gets it as query matrix, with d = -1, +1, -2, +2 for its four heads. In the other layers queries and keys share
+    one matrix, so that like tokens find each other. Values and outputs are an orthogonal matrix and its transpose: copy.
+    """
+    width, heads = encoder.shape.width, encoder.shape.heads
+    size, waves = width // heads, 8
+    frequencies = torch.logspace(math.log10(2.5), math.log10(0.1), waves)
+
+    def orthogonal(rows: int) -> Tensor:
+        return torch.linalg.qr(torch.randn(width, rows, generator=generator))[0].T  # [rows, width]
+
+    with torch.no_grad():
+        angles = torch.arange(encoder.shape.max_positions)[:, None] * frequencies
+        encoder.position.weight.zero_()
+        encoder.position.weight[:, 0 : 2 * waves : 2] = 0.4 * angles.sin()
+        encoder.position.weight[:, 1 : 2 * waves : 2] = 0.4 * angles.cos()
+        encoder.word.weight.normal_(std=0.1, generator=generator)
+        encoder.word.weight[:, : 2 * waves] *= 0.3
+        encoder.segment.weight.normal_(std=0.02, generator=generator)
+        for number, layer in enumerate(encoder.layers):
+            assert isinstance(layer, EncoderLayer)
+            for linear in (layer.up, layer.down):
+                gain = 1.0 if linear is layer.up else 0.4
+                linear.weight.normal_(std=gain / linear.in_features**0.5, generator=generator)
+            query, key, value = layer.qkv.weight.view(3, width, width).unbind(0)
+            copy = orthogonal(width)
+            value.copy_(copy)
+            layer.out.weight.copy_(copy.T)
+            for head in range(heads):
+                rows = slice(head * size, (head + 1) * size)
+                if number:
+                    alike = 1.2 * orthogonal(size)
+                    alike[:, : 2 * waves] = 0
+                    query[rows], key[rows] = alike, alike
+                    continue
+                query[rows], key[rows] = 0, 0
+                turn = frequencies * (-1, 1, -2, 2)[head % 4]
+                for wave in range(min(waves, size // 2)):
+                    sin, cos = turn[wave].sin(), turn[wave].cos()
+                    row, column = head * size + 2 * wave, slice(2 * wave, 2 * wave + 2)
+                    query[row, column] = 1.5 * torch.stack([cos, sin])
+                    query[row + 1, column] = 1.5 * torch.stack([-sin, cos])
+                    key[row, 2 * wave] = key[row + 1, 2 * wave + 1] = 1.5
+
+
+class _Text:
+    """Ids and segments of a text, positions whose word is masked, and the verdict asked of [CLS] (its index)."""
+
+    __slots__ = ("ids", "masked", "segments", "verdict")
+
+    def __init__(self, said: grammar.Utterance, restated: bool, rng: random.Random) -> None:
+        concepts = list(said.text)
+        self.masked: list[int] = []
+        if restated:
+            concepts.append(lexicon.SO)
+            for name, verdict in rng.sample(said.facts, len(said.facts)):
+                concepts += [name, verdict]
+                self.masked.append(len(concepts))  # [CLS] shifts positions by one
+            concepts.append(lexicon.STOP)
+        self.ids = [CLS, *(_FIRST + concept for concept in concepts), SEP]
+        self.segments = [0] * len(self.ids)
+        if said.pair is not None:
+            self.ids += [*(_FIRST + concept for concept in said.pair), SEP]
+            self.segments += [1] * (len(said.pair) + 1)
+        self.verdict = _VERDICTS.index(said.verdict)
+
+
+def _texts(seed: int) -> Iterator[_Text]:
+    rng = random.Random(f"miniature {seed}")
+    stream = twins.utterances(seed)
+    while True:
+        if rng.random() < RECITALS:
+            yield _Text(grammar.recite(rng), rng.random() < 0.7, rng)
+        else:
+            said = next(stream)
+            yield _Text(said, bool(said.facts) and rng.random() < 0.3, rng)
+
+
+def _batches(seed: int) -> Iterator[list[_Text]]:
+    """Batches of texts of one length, in random order."""
+    rng, texts = random.Random(seed), _texts(seed)
+    waiting: dict[int, list[_Text]] = {}
+    while True:
+        full: list[list[_Text]] = []
+        while len(full) < POOL:
+            text = next(texts)
+            batch = waiting.setdefault(len(text.ids), [])
+            batch.append(text)
+            if len(batch) == BATCH:
+                full.append(waiting.pop(len(text.ids)))
+        rng.shuffle(full)
+        yield from full
+
+
+def pretrain_miniature(seed: int = 0, progress: bool = True, steps: int = STEPS) -> tuple[EncoderShape, dict[str, Tensor]]:
+    """Pretrain from nothing but a seed.
+
+    Args:
+        seed: of weights and texts.
+        progress: show a bar.
+        steps: batches of 64 texts.
+
+    Returns:
+        The shape and the state of :class:`~harness.encoder.model.Encoder`, float32 on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = Encoder(SHAPE)
+        ask_word = _asker(SHAPE.width, SHAPE.width)
+        ask_text = nn.Sequential(_asker(SHAPE.width, SHAPE.width), nn.Linear(SHAPE.width, len(_VERDICTS)))
+    wire(encoder, generator)
+    encoder.train()
+    matrices = [p for p in encoder.layers.parameters() if p.ndim == 2]
+    words = encoder.word.weight
+    taken = {id(p) for p in (*matrices, words)}
+    others = [p for p in (*encoder.parameters(), *ask_word.parameters(), *ask_text.parameters()) if id(p) not in taken]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": [words], "lr": WORD_RATE}]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98)),
+        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0, momentum=0.9),
+    ]
+    warm = max(1, round(WARMUP * steps))
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: min((step + 1) / warm, max(0.02, (steps - step) / (steps - warm + 1))))
+        for o in optimizers
+    ]
+    batches = _batches(seed)
+    for _ in tqdm(range(steps), desc="pretraining the embedded miniature", disable=not progress, leave=False):
+        loss = _loss(encoder, ask_word, ask_text, next(batches))
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*others, words, *matrices], 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+    return SHAPE, {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
+
+
+def _asker(inside: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inside, outside), nn.GELU(), nn.LayerNorm(outside))
+
+
+def _loss(encoder: Encoder, ask_word: nn.Module, ask_text: nn.Module, batch: list[_Text]) -> Tensor:
+    """Cross-entropy of the verdicts at [CLS] plus that of the masked restatements, per text."""
+    ids = torch.tensor([text.ids for text in batch], dtype=torch.int32)  # [B, T]
+    count, length = ids.shape
+    rows = torch.tensor([i * length + place for i, text in enumerate(batch) for place in text.masked], dtype=torch.int64)
+    flat = ids.reshape(-1).clone()
+    hidden_words = flat[rows].long()
+    flat[rows] = MASK
+    segments = torch.tensor([text.segments for text in batch], dtype=torch.int8).reshape(-1)
+    layout = Layout(np.full(count, length, dtype=np.int64), None, "cpu")
+    tokens = TokenSet(flat, torch.arange(0, count * length + 1, length), segments)
+    last = encoder.embed(tokens, layout)
+    for layer in encoder.layers:
+        last = layer(last, layout)
+    verdicts = torch.tensor([text.verdict for text in batch])
+    asked = ask_text(last.index_select(0, layout.first))
+    loss = F.cross_entropy(asked, verdicts, reduction="sum")
+    if len(rows):
+        scores = ask_word(last.index_select(0, rows)) @ encoder.word.weight[:_LAST].T
+        loss = loss + RESTATED_WEIGHT * F.cross_entropy(scores, hidden_words, reduction="sum")
+    return loss / count

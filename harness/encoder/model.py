@@ -1,0 +1,172 @@
+"""A thin BERT encoder and its classifier heads, one code for training and inference.
+
+Equal to ``transformers.BertModel`` layer by layer (tested), with Q, K and V in one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.contracts import TokenSet
+from harness.encoder.layout import Layout
+from harness.encoder.shape import ACTIVATIONS, EncoderShape
+from harness.measure.work import BlockCost, FastBertHeadCost, LayerCost, LinearHeadCost
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm Transformer layer over ``[rows, width]``."""
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        width = shape.width
+        self.heads = shape.heads
+        self.dropout = shape.dropout
+        self.activation = ACTIVATIONS[shape.activation]
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_attention = nn.LayerNorm(width, eps=shape.norm_eps)
+        self.up = nn.Linear(width, shape.intermediate)
+        self.down = nn.Linear(shape.intermediate, width)
+        self.norm_output = nn.LayerNorm(width, eps=shape.norm_eps)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """[rows, width] -> [rows, width]."""
+        context = layout.attend(self.qkv(hidden), self.heads, self.dropout if self.training else 0.0)
+        hidden = self.norm_attention(hidden + self._drop(self.out(context)))
+        inner = self.up(hidden)
+        inner = F.relu(inner) if self.activation == "relu" else F.gelu(inner, approximate=self.activation)
+        return self.norm_output(hidden + self._drop(self.down(inner)))
+
+    def scores(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Attention scores before softmax of this layer on its input: [rows, width] -> [B, heads, T, T].
+
+        Projects query and key once more, so that :meth:`forward` need not keep them; for distillation of attention.
+        """
+        wanted = 2 * self.out.in_features
+        return layout.scores(F.linear(hidden, self.qkv.weight[:wanted], self.qkv.bias[:wanted]), self.heads)
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers; the caller decides which layers run on which rows."""
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.word = nn.Embedding(shape.vocab_size, shape.width)
+        self.position = nn.Embedding(shape.max_positions, shape.width)
+        self.segment = nn.Embedding(shape.type_vocab, shape.width)
+        self.norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        self.layers = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.layers))
+        self.apply(init_weights)
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.word.weight.device
+
+    def embed(self, tokens: TokenSet, layout: Layout) -> Tensor:
+        """Embeddings of a batch whose samples lie as in ``layout``: [rows, width].
+
+        Positions count from 0 in every sample. Padding rows hold token 0; attention never looks at them.
+        """
+        ids, segments = tokens.ids, tokens.segments
+        rows = torch.arange(layout.valid, device=ids.device)
+        starts = torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths, output_size=layout.valid)
+        position = rows - starts
+        if layout.pad_to:
+            target = position + torch.repeat_interleave(layout.first, tokens.lengths, output_size=layout.valid)
+            ids = ids.new_zeros(layout.rows).index_copy_(0, target, ids)
+            segments = segments.new_zeros(layout.rows).index_copy_(0, target, segments)
+            position = position.new_zeros(layout.rows).index_copy_(0, target, position)
+        hidden = self.word(ids) + self.position(position) + self.segment(segments.int())
+        hidden = self.norm(hidden)
+        return F.dropout(hidden, self.shape.dropout, self.training)
+
+    def states(self, tokens: TokenSet, layout: Layout, upto: int | None = None) -> Iterator[Tensor]:
+        """Yield h^0 (embeddings), h^1, ..., h^upto (default: all layers), each [rows, width]."""
+        hidden = self.embed(tokens, layout)
+        yield hidden
+        for layer in self.layers[:upto]:
+            hidden = layer(hidden, layout)
+            yield hidden
+
+    def cost(self) -> LayerCost:
+        """Cost of one layer."""
+        return LayerCost(self.shape.width, self.shape.intermediate)
+
+
+class FastBertHead(nn.Module):
+    """FastBERT's classifier (papers' figure 1; 1.3 of the GEEP release), with its mask.
+
+    ``width -> inner`` with tanh on all tokens, self-attention with two heads, then tanh layer and label layer on [CLS].
+    Only [CLS] is read after the attention, so only its query is computed: the same logits for less work.
+    """
+
+    def __init__(self, width: int, labels: int, inner: int | None = None, dropout: float = 0.1) -> None:
+        super().__init__()
+        # 128 as published for width 768; narrower encoders keep the head from outweighing their layers.
+        # Even, for the two heads of its attention.
+        self.inner = inner or max(2, min(128, width // 4 * 2))
+        self.width, self.labels, self.dropout = width, labels, dropout
+        self.narrow = nn.Linear(width, self.inner)
+        self.query = nn.Linear(self.inner, self.inner)
+        self.key_value = nn.Linear(self.inner, 2 * self.inner)
+        self.out = nn.Linear(self.inner, self.inner)
+        self.dense = nn.Linear(self.inner, self.inner)
+        self.label = nn.Linear(self.inner, labels)
+        self.apply(init_weights)
+
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """[rows, width] -> logits [B, labels]."""
+        x = torch.tanh(self.narrow(hidden))
+        query = self.query(x.index_select(0, layout.first))
+        context = layout.attend_first(query, self.key_value(x), 2, self.dropout if self.training else 0.0)
+        return self.label(torch.tanh(self.dense(self.out(context))))
+
+    def cost(self) -> BlockCost:
+        return FastBertHeadCost(self.width, self.inner, self.labels)
+
+
+class LinearHead(nn.Module):
+    """BERT's own classifier: tanh layer and label layer on [CLS]."""
+
+    def __init__(self, width: int, labels: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.width, self.labels, self.dropout = width, labels, dropout
+        self.dense = nn.Linear(width, width)
+        self.label = nn.Linear(width, labels)
+        self.apply(init_weights)
+
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """[rows, width] -> logits [B, labels]."""
+        x = torch.tanh(self.dense(hidden.index_select(0, layout.first)))
+        return self.label(F.dropout(x, self.dropout, self.training))
+
+    def cost(self) -> BlockCost:
+        return LinearHeadCost(self.width, self.labels)
+
+
+HEADS: dict[str, type[FastBertHead] | type[LinearHead]] = {"fastbert": FastBertHead, "linear": LinearHead}
+
+
+def init_weights(module: nn.Module) -> None:
+    """BERT's initialisation: normal with deviation 0.02, zero biases."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def parameters_of(*modules: nn.Module) -> int:
+    """Numbers in the parameters of these modules."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())

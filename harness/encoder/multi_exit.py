@@ -1,0 +1,95 @@
+"""One encoder with answering heads at several depths, shared by every early-exit method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from harness.encoder.layout import Layout
+from harness.encoder.model import HEADS, Encoder, FastBertHead, LinearHead, parameters_of
+from harness.encoder.shape import EncoderShape
+from harness.errors import ConfigError, ResultError
+from harness.measure.work import ModelCost
+
+
+class MultiExitModel(nn.Module):
+    """Encoder, student heads ``C_i`` after the layers in ``exits`` and a teacher head ``C_T`` after the last.
+
+    Args:
+        encoder: its layers are used as they are, not copied.
+        labels: number of classes.
+        exits: layer indices (0 .. L-2) that have a student; may be empty (a plain classifier).
+        head: ``"fastbert"`` or ``"linear"``.
+
+    Raises:
+        ConfigError: an exit outside 0 .. L-2, or an unknown head.
+    """
+
+    def __init__(self, encoder: Encoder, labels: int, exits: Sequence[int] = (), head: str = "fastbert") -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise ConfigError(f"unknown head '{head}': choose one of {', '.join(HEADS)}")
+        if any(not 0 <= e < encoder.depth - 1 for e in exits):
+            raise ConfigError(f"exits {list(exits)} are not all in 0..{encoder.depth - 2}: the last layer has the teacher head")
+        self.labels, self.head_kind, self.exits = labels, head, tuple(sorted(exits))
+        self.encoder = encoder
+        make = HEADS[head]
+        self.students = nn.ModuleDict({str(e): make(encoder.shape.width, labels) for e in self.exits})
+        self.teacher = make(encoder.shape.width, labels)
+        self.to(encoder.device)
+
+    @property
+    def depth(self) -> int:
+        return self.encoder.depth
+
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Layer indices a sample can be answered from: the exits and the last layer."""
+        return (*self.exits, self.depth - 1)
+
+    def student(self, exit_layer: int) -> FastBertHead | LinearHead:
+        """Head ``C_i`` after layer index ``exit_layer``; the teacher for the last layer."""
+        head = self.teacher if exit_layer == self.depth - 1 else self.students[str(exit_layer)]
+        assert isinstance(head, FastBertHead | LinearHead)
+        return head
+
+    def shared_answer(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """``C_T(F_L(h^k))``: the last layer and the teacher on a shortened prefix (GEEP)."""
+        return self.teacher(self.encoder.layers[-1](hidden, layout), layout)
+
+    def cost(self) -> ModelCost:
+        """FLOPs per block; parameters of all heads included, as all of them must be kept at hand."""
+        return ModelCost(
+            {"layer": self.encoder.cost(), "head": self.teacher.cost()}, depth=self.depth, params=parameters_of(self)
+        )
+
+    def save(self, folder: Path) -> None:
+        """``model.safetensors`` and ``model.json`` into an existing folder."""
+        facts = {
+            "shape": self.encoder.shape.to_dict(),
+            "labels": self.labels,
+            "exits": self.exits,
+            "head": self.head_kind,
+        }
+        (folder / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> MultiExitModel:
+        """What :meth:`save` wrote.
+
+        Raises:
+            ResultError: the files are missing or damaged.
+        """
+        try:
+            facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            encoder = Encoder(EncoderShape(**facts["shape"]))
+            model = cls(encoder, facts["labels"], facts["exits"], facts["head"])
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ResultError(f"cannot load the model in {folder}: {error}: delete that folder and run again") from error
+        return model.to(device).eval()

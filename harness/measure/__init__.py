@@ -1,0 +1,1 @@
+"""What is measured and how: clock, work and FLOPs, throughput, memory, quality."""

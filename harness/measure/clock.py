@@ -1,0 +1,52 @@
+"""The one module that reads clocks. Tests replace :func:`now`."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def now() -> float:
+    """Seconds on a monotonic clock."""
+    return time.perf_counter()
+
+
+def synchronise(device: torch.device | str) -> None:
+    """Wait for everything queued on ``device``."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Phases:
+    """Seconds spent in named parts of one pass, without synchronising on CUDA (events, read at the end)."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._cuda = torch.device(device).type == "cuda"
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count the body under ``name``."""
+        if self._cuda:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((name, begin, end))
+        else:
+            start = now()
+            yield
+            self._seconds[name] += now() - start
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by name. On CUDA call it after the results are on the host."""
+        for name, begin, end in self._events:
+            end.synchronize()
+            self._seconds[name] += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        return dict(self._seconds)

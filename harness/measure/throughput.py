@@ -1,0 +1,153 @@
+"""Timed passes that alternate with a reference, over samples in another order each round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from harness.contracts import Fitted, OperatingPoint, Predictions, TokenSet
+from harness.measure import clock
+from harness.results import Speed
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A fitted method at one operating point."""
+
+    fitted: Fitted
+    point: OperatingPoint
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the passes of one cell gave.
+
+    Attributes:
+        predictions: of the first round, in file order.
+        speed: as stored.
+        rounds_agree: share of samples with one and the same label in all rounds.
+        foresees: the method looked ahead outside the timed region.
+        peak_memory_bytes: on CUDA, the allocator's peak over the method's passes.
+    """
+
+    predictions: Predictions
+    speed: Speed
+    rounds_agree: float
+    foresees: bool
+    peak_memory_bytes: int | None
+
+
+def _precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+def timed_pass(contender: Contender, tokens: TokenSet) -> tuple[float, Predictions]:
+    """Seconds from ids on the device to logits on the host, and the predictions.
+
+    What a ``bound`` looks up beforehand is not in the time.
+
+    Raises:
+        ValueError: the predictions are not one row per sample, or not finite.
+    """
+    point = contender.point
+    foresee = getattr(contender.fitted, "foresee", None)
+    with torch.inference_mode(), _precision(tokens.device, contender.dtype):
+        if foresee is not None:
+            point = replace(point, foresight=foresee(tokens, at=point))
+        clock.synchronise(tokens.device)
+        start = clock.now()
+        predictions = contender.fitted.predict(tokens, at=point)
+        clock.synchronise(tokens.device)
+        seconds = clock.now() - start
+    shape = predictions.logits.shape
+    if len(shape) != 2 or shape[0] != len(tokens) or len(predictions.exit_layer) != len(tokens):
+        raise ValueError(f"predict returned logits {shape} and {len(predictions.exit_layer)} exits for {len(tokens)} samples")
+    if not np.isfinite(predictions.logits).all():
+        raise ValueError("predict returned logits that are not finite")
+    return seconds, predictions
+
+
+def _quantiles(values: Iterable[float]) -> tuple[float, float, float]:
+    p10, p50, p90 = np.quantile(list(values), [0.1, 0.5, 0.9])
+    return float(p10), float(p50), float(p90)
+
+
+def measure(
+    contender: Contender,
+    tokens: TokenSet,
+    *,
+    rounds: int,
+    seed: int,
+    reference: Contender | None = None,
+    reference_name: str | None = None,
+) -> Measured:
+    """Warm up, then ``rounds`` timed passes, each next to one of the reference (A B, B A, A B, ...).
+
+    The first round runs the samples in file order; the others in random orders, which no method should notice.
+
+    Args:
+        contender: what is measured.
+        tokens: N test samples on the device.
+        rounds: timed passes, at least 1.
+        seed: of the orders.
+        reference: what speed-ups are measured against.
+        reference_name: its name.
+    """
+    rng = np.random.default_rng(seed)
+    warm = tokens.select(np.arange(min(len(tokens), 4 * contender.point.execution.batch_size)))
+    timed_pass(contender, warm)
+    if reference is not None:
+        timed_pass(reference, warm)
+    cuda = tokens.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(tokens.device)
+    own: list[float] = []
+    ratios: list[float] = []
+    labels: list[np.ndarray] = []
+    phases: list[dict[str, float]] = []
+    first: Predictions | None = None
+    for number in range(rounds):
+        order = np.arange(len(tokens)) if number == 0 else rng.permutation(len(tokens))
+        shuffled = tokens if number == 0 else tokens.select(order)
+        theirs = 0.0
+        if reference is not None and number % 2 == 0:
+            theirs, _ = timed_pass(reference, shuffled)
+        seconds, predictions = timed_pass(contender, shuffled)
+        if reference is not None and number % 2 == 1:
+            theirs, _ = timed_pass(reference, shuffled)
+        own.append(seconds)
+        phases.append({name: part / seconds for name, part in predictions.phases.items()})
+        if reference is not None:
+            ratios.append(theirs / seconds)
+        first = first or predictions
+        label = np.empty(len(tokens), dtype=np.int64)
+        label[order] = predictions.logits.argmax(1)
+        labels.append(label)
+    assert first is not None
+    p10, p50, p90 = _quantiles(own)
+    low, ratio, high = _quantiles(ratios) if ratios else (None, None, None)
+    speed = Speed(
+        samples_per_s=len(tokens) / p50,
+        seconds=p50,
+        seconds_p10=p10,
+        seconds_p90=p90,
+        rounds=rounds,
+        reference=reference_name if reference is not None else None,
+        speedup=ratio,
+        speedup_p10=low,
+        speedup_p90=high,
+        phases={name: float(np.median([parts[name] for parts in phases])) for name in phases[0]},
+    )
+    return Measured(
+        first,
+        speed,
+        float(np.all(np.stack(labels) == labels[0], axis=0).mean()),
+        hasattr(contender.fitted, "foresee"),
+        torch.cuda.max_memory_allocated(tokens.device) if cuda else None,
+    )
+

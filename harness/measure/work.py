@@ -1,0 +1,145 @@
+"""What a pass executed, and what that costs in FLOPs.
+
+Executors count rows, tokens and attention pairs per block while they run; :class:`ModelCost` turns the counts
+into FLOPs. Accuracy, time and FLOPs thus come from the same pass.
+
+Two conventions (DESIGN section 4, rule 5):
+
+``linear``
+    2 x multiply-accumulates of linear layers only, each over every token, as FastBERT counts (thop; label layer
+    excepted): BERT-base at 128 tokens with FastBERT's head is 21,785,247,744. It is nominal: the head's query and output
+    projections count for all tokens although only [CLS] needs them and only [CLS] is computed here.
+``full``
+    every matrix product that really ran, attention products and label layer included; equal to
+    ``torch.utils.flop_counter`` on the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Convention = Literal["linear", "full"]
+
+
+@dataclass
+class Tally:
+    """Executed amounts of one block.
+
+    Attributes:
+        rows: samples.
+        tokens: tokens that went through its linear layers, padding included.
+        valid: those of them that are not padding.
+        pairs: query-key pairs of its attention, padding included.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    valid: int = 0
+    pairs: int = 0
+
+    def add(self, other: Tally) -> None:
+        self.rows += other.rows
+        self.tokens += other.tokens
+        self.valid += other.valid
+        self.pairs += other.pairs
+
+
+@dataclass
+class Work:
+    """Tallies per block; block names are ``"layer.0"``, ``"head.3"``, ``"head.teacher"``: kind, dot, which."""
+
+    blocks: dict[str, Tally] = field(default_factory=dict)
+
+    def add(self, block: str, tally: Tally) -> None:
+        """Count ``tally`` for ``block``."""
+        self.blocks.setdefault(block, Tally()).add(tally)
+
+    def merge(self, other: Work) -> None:
+        """Count everything that ``other`` counted."""
+        for block, tally in other.blocks.items():
+            self.add(block, tally)
+
+    def rows(self, kind: str) -> int:
+        """Sample passes through all blocks of a kind: ``rows("layer") / N`` is the mean number of layers."""
+        return sum(tally.rows for block, tally in self.blocks.items() if block.split(".")[0] == kind)
+
+    def valid_token_ratio(self) -> float:
+        """Valid tokens / executed tokens over the layers (1.0: no padding)."""
+        layers = [tally for block, tally in self.blocks.items() if block.split(".")[0] == "layer"]
+        tokens = sum(tally.tokens for tally in layers)
+        return sum(tally.valid for tally in layers) / tokens if tokens else 1.0
+
+
+class BlockCost(Protocol):
+    """FLOPs of one kind of block. A third-party architecture brings its own."""
+
+    def flops(self, tally: Tally, convention: Convention) -> int:
+        """FLOPs of the amounts in ``tally``."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A Transformer layer: four ``width x width`` projections and a feed-forward of ``intermediate``."""
+
+    width: int
+    intermediate: int
+
+    def flops(self, tally: Tally, convention: Convention) -> int:
+        linear = 2 * tally.tokens * (4 * self.width**2 + 2 * self.width * self.intermediate)
+        # Scores (Q K^T) and the weighted sum of V: 2 x width each per pair.
+        return linear if convention == "linear" else linear + 4 * self.width * tally.pairs
+
+
+@dataclass(frozen=True)
+class FastBertHeadCost:
+    """FastBERT's classifier: ``width -> inner`` on all tokens, self-attention at ``inner``, two layers on [CLS]."""
+
+    width: int
+    inner: int
+    labels: int
+
+    def flops(self, tally: Tally, convention: Convention) -> int:
+        narrow = 2 * self.width * self.inner * tally.tokens
+        square = 2 * self.inner**2
+        if convention == "linear":
+            return narrow + 4 * square * tally.tokens + square * tally.rows
+        executed = 2 * square * tally.tokens + 3 * square * tally.rows + 4 * self.inner * tally.pairs
+        return narrow + executed + 2 * self.inner * self.labels * tally.rows
+
+
+@dataclass(frozen=True)
+class LinearHeadCost:
+    """A dense layer of the encoder's width and a label layer, both on [CLS]."""
+
+    width: int
+    labels: int
+
+    def flops(self, tally: Tally, convention: Convention) -> int:
+        dense = 2 * self.width**2 * tally.rows
+        return dense if convention == "linear" else dense + 2 * self.width * self.labels * tally.rows
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Cost of every kind of block of one fitted method.
+
+    Attributes:
+        blocks: kind (the part of a block's name before the dot) -> its cost.
+        depth: Transformer layers of the model.
+        params: trainable numbers needed at inference, word embeddings included.
+    """
+
+    blocks: Mapping[str, BlockCost]
+    depth: int
+    params: int
+
+    def flops(self, work: Work, convention: Convention) -> int:
+        """FLOPs of everything in ``work``.
+
+        Raises:
+            KeyError: a block of an unknown kind was executed.
+        """
+        return sum(self.blocks[block.split(".")[0]].flops(tally, convention) for block, tally in work.blocks.items())

@@ -1,0 +1,109 @@
+"""A profile says what is measured on what, and how: TOML, data and never code.
+
+Profiles are found in packages named by the entry-point group ``geep.profiles``, or by path.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import ConfigError, UnknownNameError
+
+GROUP = "geep.profiles"
+
+
+class ExecutionSettings(BaseModel):
+    """See :class:`harness.contracts.Execution`; ``dtype="auto"`` is bfloat16 on CUDA and float32 elsewhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    batch_size: int = Field(32, ge=1)
+    protocol: Literal["modern", "paper"] = "modern"
+    order: Literal["arrival", "length"] = "length"
+    window: int = Field(0, ge=0)
+    executor: Literal["ladder", "exact-k"] = "ladder"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class Profile(BaseModel):
+    """What a run does unless the command line says otherwise.
+
+    Attributes:
+        title: one line for people.
+        source: where data comes from.
+        datasets: names.
+        methods: names; what they need is fitted, too, but only these are measured.
+        reference: the method that speed-ups are measured against.
+        rounds: timed passes per cell.
+        max_length: tokens per sample.
+        backbones: language -> ``"embedded"``, folder or hub id.
+        training: hyper-parameters for every method (see :class:`harness.training.Recipe`), ``head``.
+        method: settings per method, on top of ``training``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = ""
+    title: str
+    source: Literal["embedded", "local", "hub"]
+    datasets: list[str]
+    methods: list[str]
+    reference: str = "bert"
+    seeds: list[int] = [0]
+    rounds: int = Field(3, ge=1)
+    max_length: int = Field(128, ge=8)
+    max_train: int | None = Field(None, ge=1)
+    max_test: int | None = Field(None, ge=1)
+    backbones: dict[str, str] = Field(default_factory=dict)
+    execution: ExecutionSettings = ExecutionSettings()
+    training: dict[str, Any] = Field(default_factory=dict)
+    method: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def config(self, method: str) -> dict[str, Any]:
+        """Settings for one method: the common ones and its own."""
+        return {**self.training, **self.method.get(method, {})}
+
+
+def _found() -> dict[str, Any]:
+    """Profile name -> readable file, over all packages of the group."""
+    found = {}
+    for point in entry_points(group=GROUP):
+        for entry in files(point.value).iterdir():
+            if entry.name.endswith(".toml"):
+                found[entry.name.removesuffix(".toml")] = entry
+    return found
+
+
+def names() -> list[str]:
+    """Names of all installed profiles."""
+    return sorted(_found())
+
+
+def load(name: str) -> Profile:
+    """A profile by name or by the path of a TOML file.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+        ConfigError: it is not valid TOML, or holds an unknown or wrong key.
+    """
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise ConfigError(f"no profile file {name}: give an existing TOML file, or one of {', '.join(names())}")
+        text, title = Path(name).read_text(encoding="utf-8"), Path(name).stem
+    else:
+        found = _found()
+        if name not in found:
+            raise UnknownNameError("profile", name, found)
+        text, title = found[name].read_text(encoding="utf-8"), name
+    try:
+        return Profile.model_validate({**tomllib.loads(text), "name": title})
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"profile {name} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"profile {name}: {place}: {first['msg']}: see harness/profile.py for the keys") from error

@@ -1,0 +1,132 @@
+"""The versioned result schema: one JSON file per cell, strict on reading.
+
+A reader refuses another ``schema`` number instead of guessing. Bump :data:`SCHEMA` with any change of meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cell(_Strict):
+    """Which measurement this is: the coordinates of one row."""
+
+    method: str
+    dataset: str
+    source: Literal["embedded", "local", "hub"]
+    backbone: str
+    seed: int
+    point: str
+    protocol: str
+    order: str
+    executor: str
+    batch_size: int
+    device: str
+    dtype: str
+
+
+class Quality(_Strict):
+    """Accuracy with its 95 % bootstrap interval, on ``n`` test samples; all in 0..1."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1: float
+    n: int
+
+
+class Cost(_Strict):
+    """Mean executed cost of a sample.
+
+    ``flops_linear``: 2 x MACs of linear layers, as FastBERT counts. ``flops_full``: all matrix products that ran.
+    ``mean_layers``: Transformer layers executed; ``mean_heads``: exit heads executed; ``depth``: layers of the model.
+    """
+
+    flops_linear: float
+    flops_full: float
+    params: int
+    mean_layers: float
+    mean_heads: float
+    depth: int
+    valid_token_ratio: float = Field(description="valid tokens / executed tokens in the layers, 0..1")
+
+
+class Speed(_Strict):
+    """Wall time of the timed region over ``rounds`` passes that alternate with the reference method.
+
+    ``seconds`` is the median of a pass over all n samples. ``speedup`` is the median over rounds of reference seconds
+    / own seconds, ``None`` where the run has no reference; ``reference`` names it. ``phases`` are shares of the
+    pass (0..1) by name.
+    """
+
+    samples_per_s: float
+    seconds: float
+    seconds_p10: float
+    seconds_p90: float
+    rounds: int
+    reference: str | None = None
+    speedup: float | None = None
+    speedup_p10: float | None = None
+    speedup_p90: float | None = None
+    phases: dict[str, float] = Field(default_factory=dict)
+
+
+class Training(_Strict):
+    """What fitting cost; ``passes_ratio`` is layer passes per batch over those of plain fine-tuning (None: untrained)."""
+
+    seconds: float
+    steps: int
+    layer_passes: int
+    passes_ratio: float | None = None
+    best_epoch: int | None = None
+    dev_accuracy: float | None = None
+
+
+class Checks(_Strict):
+    """``rounds_agree``: share of samples with the same label in every round, whose sample order differs (1.0 is right)."""
+
+    rounds_agree: float
+
+
+class Result(_Strict):
+    """One measured cell, as stored."""
+
+    schema_: int = Field(SCHEMA, alias="schema")
+    cell: Cell
+    kind: Literal["method", "control", "bound"]
+    synthetic: bool = Field(description="embedded data: the word 'synthetic' goes wherever this number goes")
+    language: str
+    params: dict[str, Any] = Field(description="settings of the operating point, chosen on dev")
+    quality: Quality
+    cost: Cost
+    speed: Speed
+    training: Training | None
+    checks: Checks
+    exit_histogram: list[int] = Field(description="samples that answered from layer 1, 2, ..., depth")
+    peak_memory_bytes: int | None = None
+    notes: list[str] = Field(default_factory=list)
+    fingerprint: dict[str, Any]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+# Columns of samples/<cell>.parquet, one row per test sample in file order.
+SAMPLE_COLUMNS = {
+    "index": "int64: row of the test split",
+    "length": "int32: tokens, special ones included",
+    "label": "int64: gold label",
+    "prediction": "int64: predicted label",
+    "correct": "bool",
+    "confidence": "float32: softmax probability of the prediction",
+    "exit_layer": "int16: layer answered from, 1..depth",
+    "predicted_exit": "int16: layer the predictor said, 1..depth; 0 where nothing is predicted",
+    "difficulty": "int8: true difficulty of embedded samples; -1 for real data",
+}

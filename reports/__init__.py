@@ -1,0 +1,1 @@
+"""What is shown: tables, figures and the page, made from a run folder and nothing else."""

@@ -1,0 +1,107 @@
+"""What a reader must know before believing a number, and on which machine it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.results import Result
+from harness.store import Run
+
+# Parts of fingerprint keys that change from cell to cell on one and the same machine.
+_FLEETING = ("time", "date", "load", "free", "available", "uptime", "created", "temperature", "clock", "pid")
+_LONGEST = 200
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{name}."))
+        elif isinstance(value, (list, tuple)):
+            flat[name] = ", ".join(str(item) for item in value)
+        else:
+            flat[name] = "—" if value is None else str(value)
+    return flat
+
+
+def _collect(fingerprints: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Distinct values per key, in order of appearance."""
+    values: dict[str, list[str]] = {}
+    for fingerprint in fingerprints:
+        for key, value in _flatten(fingerprint).items():
+            known = values.setdefault(key, [])
+            if value not in known:
+                known.append(value)
+    return values
+
+
+def fingerprint_facts(fingerprints: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(key, value) lines of all cells together; where cells differ, the first few values."""
+    facts = []
+    for key, values in _collect(fingerprints).items():
+        text = " | ".join(value[:_LONGEST] for value in values[:3])
+        facts.append((key, text + (f" | and {len(values) - 3} more" if len(values) > 3 else "")))
+    return facts
+
+
+def gather_caveats(
+    run: Run, results: Sequence[Result], rows: Sequence[Mapping[str, Any]], problems: Sequence[str]
+) -> list[str]:
+    """One sentence each; paths are given relative to the run folder."""
+    caveats = [f"Set aside: {message}" for message in run.broken]
+    told = " ".join(run.broken)
+    caveats += [
+        f"Set aside earlier as broken: {path.name}; its cell is missing unless it was measured again."
+        for path in sorted((run.path / "set-aside").glob("*.json"))
+        if path.name not in told
+    ]
+    caveats += _failures(run, results)
+    caveats += [f"No per-sample rows: {problem}" for problem in problems]
+    if shaky := sorted({f"{r['method']} {r['point']} on {r['label']}" for r in rows if r["rounds_agree"] < 1}):
+        caveats.append(
+            "Answers differed between rounds, whose sample order differs, in rows marked †: "
+            + "; ".join(shaky[:8])
+            + (f" and {len(shaky) - 8} more" if len(shaky) > 8 else "")
+            + "."
+        )
+    differing = [
+        key
+        for key, values in _collect([result.fingerprint for result in results]).items()
+        if len(values) > 1 and not any(word in key.lower() for word in _FLEETING)
+    ]
+    if differing:
+        caveats.append(
+            f"Cells were not all measured on the same machine and versions; these differ: {', '.join(differing)}."
+        )
+    references = sorted({str(r["reference"]) for r in rows if r["reference"]})
+    if len(references) > 1:
+        caveats.append(f"Speed-ups refer to several references: {', '.join(references)}.")
+    for row in rows:
+        caveats += [f"{row['method']} {row['point']} on {row['label']}: {note}" for note in row["notes"]]
+    prefix = f"{run.path}/"
+    return _merge([caveat.replace(prefix, "") for caveat in caveats])
+
+
+def _failures(run: Run, results: Sequence[Result]) -> list[str]:
+    """Cells whose method raised and that nobody measured afterwards."""
+    try:
+        failures = run.failures()
+    except (OSError, ValueError) as error:
+        return [f"The folder failures/ cannot be read ({error}); failed cells may be missing from this list."]
+    done = {tuple(sorted(result.cell.model_dump().items())) for result in results}
+    lines = []
+    for failure in failures:
+        cell = failure.get("cell", {}) if isinstance(failure, dict) else {}
+        if tuple(sorted(cell.items())) in done:
+            continue
+        last = (str(failure.get("traceback", "")).strip().splitlines() or ["no traceback"])[-1]
+        where = " / ".join(str(cell.get(key, "?")) for key in ("dataset", "method", "point"))
+        lines.append(f"Failed and missing: {where}, seed {cell.get('seed', '?')}: {last[:_LONGEST]}")
+    return lines
+
+
+def _merge(lines: list[str]) -> list[str]:
+    """The same lines once each, in order."""
+    return list(dict.fromkeys(lines))

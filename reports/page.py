@@ -1,0 +1,102 @@
+"""The page and the Markdown report, filled from a view by templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness import __version__
+from reports.contents import (
+    anatomy_table,
+    details_table,
+    difficulty_table,
+    results_table,
+    summary_tables,
+)
+from reports.controls import controls_tables, tally_tables
+from reports.figures import Drawing, inline_svg
+from reports.papers import paper_tables
+from reports.rules import RULES
+from reports.tables import Table, escape_markdown, to_markdown
+from reports.verdicts import headlines
+from reports.view import View
+
+
+class Contents:
+    """Every table of a report, made once and used by all formats.
+
+    Attributes:
+        summary: method x dataset.
+        tally: verdicts counted.
+        controls: predictions against controls, one by one.
+        papers: the papers' form.
+        datasets: slug -> tables of that dataset, by role.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.summary = summary_tables(view)
+        self.tally = tally_tables(view)
+        self.controls = controls_tables(view)
+        self.papers = paper_tables(view)
+        self.datasets: dict[str, dict[str, Table]] = {}
+        for group in view.groups:
+            tables = {
+                "results": results_table(view, group),
+                "difficulty": difficulty_table(view, group),
+                "anatomy": anatomy_table(view, group),
+                "details": details_table(view, group),
+            }
+            self.datasets[group.slug] = {
+                name: table for name, table in tables.items() if table is not None and table.cells
+            }
+
+    @property
+    def all(self) -> list[Table]:
+        """Every table that is written to ``tables/``."""
+        own = [table for tables in self.datasets.values() for table in tables.values()]
+        return [*self.summary, *self.tally, *self.controls, *self.papers, *own]
+
+
+def _context(view: View, contents: Contents, figures: dict[str, list[Drawing]]) -> dict[str, Any]:
+    rows = view.rows
+    return {
+        "view": view,
+        "contents": contents,
+        "figures": figures,
+        "rules": RULES,
+        "headlines": headlines(view.verdicts),
+        "methods": sorted(rows["method"].unique()),
+        "version": __version__,
+        "cells": len(view.cells),
+        "predictive": bool(len(view.verdicts)),
+    }
+
+
+def _environment(*, escape: bool) -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render_page(view: View, contents: Contents, figures: dict[str, list[Drawing]]) -> str:
+    """One self-contained HTML page: styles, scripts and figures inline, nothing fetched."""
+    from markupsafe import Markup
+
+    environment = _environment(escape=True)
+    # inline_svg is our own drawing; matplotlib escapes the text in it.
+    environment.filters["inline_svg"] = lambda drawing: Markup(inline_svg(drawing))
+    return str(environment.get_template("page.html.j2").render(_context(view, contents, figures)))
+
+
+def render_markdown(view: View, contents: Contents, figures: dict[str, list[Drawing]]) -> str:
+    """The same report as Markdown, with figures by relative path."""
+    environment = _environment(escape=False)
+    environment.filters["md"] = escape_markdown
+    environment.filters["table"] = to_markdown
+    return str(environment.get_template("report.md.j2").render(_context(view, contents, figures)))

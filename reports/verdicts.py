@@ -1,0 +1,239 @@
+"""Does prediction beat its controls? Paired tests on the same samples, and what they say in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.results import Cell
+from reports.numbers import fixed, p_value, plain, points, times
+
+SEQUENTIAL = "control-sequential"
+ALPHA = 0.05
+# Layer ratios inside this band count as the same cost.
+SAME_COST = (0.95, 1.05)
+# A verified exit is meant to equal the sequential one within this much accuracy.
+CLOSE_ACCURACY = 0.002
+# What must be the same for a pair to be comparable; the executor belongs to the method.
+_SAME = ("slug", "source", "backbone", "protocol", "order", "batch_size", "device", "dtype")
+
+Reader = Callable[[Cell], "pd.DataFrame | None"]
+
+
+def exact_p(wins: int, losses: int) -> float:
+    """Two-sided exact McNemar test: binomial(wins + losses, 1/2); 1.0 without a discordant pair.
+
+    Source: McNemar 1947, in its exact conditional form.
+    """
+    from scipy.stats import binomtest  # type: ignore[import-untyped, unused-ignore]
+
+    if wins + losses == 0:
+        return 1.0
+    return float(binomtest(wins, wins + losses, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm 1979), in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * float(p_values[index])))
+        adjusted[int(index)] = highest
+    return adjusted
+
+
+def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> dict[str, Any]:
+    """Compare correctness (bool Series indexed by test row), one pair of Series per seed.
+
+    With one seed this is the exact McNemar test. With several, a sample's wins minus losses over the seeds are one
+    observation (a sign test), because the same sample under two seeds is not two samples.
+
+    Returns:
+        ``difference`` in accuracy (0..1), ``wins``, ``losses``, ``pairs`` (test rows) and ``p``.
+    """
+    total: pd.Series | None = None
+    differences = []
+    for a, b in zip(ours, theirs, strict=True):
+        if not a.index.equals(b.index):
+            a, b = a.align(b, join="inner")
+        delta = a.astype(np.int64) - b.astype(np.int64)
+        if len(delta):
+            differences.append(float(delta.mean()))
+        total = delta if total is None else total.add(delta, fill_value=0)
+    if total is None or not differences:
+        return {"difference": None, "wins": 0, "losses": 0, "pairs": 0, "p": None}
+    wins, losses = int((total > 0).sum()), int((total < 0).sum())
+    return {
+        "difference": float(np.mean(differences)),
+        "wins": wins,
+        "losses": losses,
+        "pairs": len(total),
+        "p": exact_p(wins, losses),
+    }
+
+
+def is_predictive(row: Mapping[str, Any]) -> bool:
+    """Whether a row's method claims that predicting exits pays: the family of ``geep``."""
+    name = row["method"]
+    return row["kind"] == "method" and (name == "geep" or name.startswith("geep-"))
+
+
+def is_verified(row: Mapping[str, Any]) -> bool:
+    """Whether a predictive row checks its exits with a head, so that its one rival is the sequential exit."""
+    return "verified" in str(row["method"])
+
+
+def _matching(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Control name -> index of its row at the same point, or at its base (``speed=0.5`` of ``speed=0.5/once``)."""
+    base = row["point"].partition("/")[0]
+    found: dict[str, tuple[tuple[bool, bool], int]] = {}
+    for index, other in enumerate(rows):
+        if other["kind"] != "control" or any(other[name] != row[name] for name in _SAME):
+            continue
+        if other["point"] not in (row["point"], base) or (is_verified(row) and other["method"] != SEQUENTIAL):
+            continue
+        rank = (other["point"] == row["point"], other["executor"] == row["executor"])
+        if other["method"] not in found or rank > found[other["method"]][0]:
+            found[other["method"]] = (rank, index)
+    return {name: index for name, (_, index) in sorted(found.items())}
+
+
+def compare_with_controls(
+    rows: Sequence[Mapping[str, Any]], members: Sequence[Sequence[Cell]], read: Reader
+) -> list[dict[str, Any]]:
+    """Every predictive row against every control that mirrors it.
+
+    Args:
+        rows: rows of the view.
+        members: the cells (one per seed) behind each row.
+        read: per-sample rows of a cell.
+    """
+    verdicts: list[dict[str, Any]] = []
+    for index, row in enumerate(rows):
+        if not is_predictive(row):
+            continue
+        for name, other_index in _matching(row, rows).items():
+            other = rows[other_index]
+            ours, theirs, seeds = _series(members[index], members[other_index], read)
+            verdict = {
+                **{key: row[key] for key in ("label", "dataset", "data", "method", "point", "executor", *_SAME)},
+                "kind": row["kind"],
+                "control": name,
+                "control_point": other["point"],
+                "verified": is_verified(row),
+                "seeds": seeds,
+                **paired(ours, theirs),
+                "accuracy": row["accuracy"],
+                "control_accuracy": other["accuracy"],
+                "mean_layers": row["mean_layers"],
+                "control_layers": other["mean_layers"],
+                "layer_ratio": row["mean_layers"] / other["mean_layers"] if other["mean_layers"] else None,
+                "mean_heads": row["mean_heads"],
+                "control_heads": other["mean_heads"],
+                "speed_ratio": row["samples_per_s"] / other["samples_per_s"] if other["samples_per_s"] else None,
+            }
+            verdicts.append(verdict)
+    _judge(verdicts)
+    return verdicts
+
+
+def _series(ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader) -> tuple[list[pd.Series], list[pd.Series], int]:
+    """Correctness of both sides for every seed that both have and can be read."""
+    by_seed = {cell.seed: cell for cell in theirs}
+    left, right = [], []
+    for cell in ours:
+        if cell.seed not in by_seed:
+            continue
+        a, b = read(cell), read(by_seed[cell.seed])
+        if a is not None and b is not None:
+            left.append(a["correct"])
+            right.append(b["correct"])
+    return left, right, len(left)
+
+
+def _judge(verdicts: list[dict[str, Any]]) -> None:
+    """Add ``p_holm`` (family: the comparisons of one dataset), ``verdict`` and ``sentence``."""
+    for slug in dict.fromkeys(v["slug"] for v in verdicts):
+        tested = [v for v in verdicts if v["slug"] == slug and v["p"] is not None]
+        for verdict, adjusted in zip(tested, holm([v["p"] for v in tested]), strict=True):
+            verdict["p_holm"] = adjusted
+    for verdict in verdicts:
+        verdict.setdefault("p_holm", None)
+        verdict["verdict"] = _word(verdict)
+        verdict["close"] = bool(
+            verdict["difference"] is not None
+            and abs(verdict["difference"]) <= CLOSE_ACCURACY + 1e-12
+            and verdict["layer_ratio"] is not None
+            and SAME_COST[0] <= verdict["layer_ratio"] <= SAME_COST[1]
+        )
+        verdict["sentence"] = sentence(verdict)
+
+
+def _word(verdict: Mapping[str, Any]) -> str:
+    if verdict["p_holm"] is None:
+        return "cannot be compared with"
+    if verdict["p_holm"] >= ALPHA or verdict["difference"] == 0:
+        return "no better than"
+    if verdict["difference"] < 0:
+        return "worse than"
+    ratio = verdict["layer_ratio"]
+    return "beats, with more layers," if ratio is not None and ratio > SAME_COST[1] else "beats"
+
+
+def sentence(verdict: Mapping[str, Any]) -> str:
+    """One comparison in words."""
+    word = verdict["verdict"]
+    verb = word if word.startswith(("beats", "cannot")) else f"is {word}"
+    if word.startswith("cannot"):
+        return (
+            f"{verdict['method']} at {verdict['point']} {verb} {verdict['control']}: its per-sample rows are missing."
+        )
+    text = (
+        f"{verdict['method']} at {verdict['point']} {verb} {verdict['control']}: {points(verdict['difference'], 2)} "
+        f"points of accuracy (adjusted p {p_value(verdict['p_holm'])}) at {times(verdict['layer_ratio'])} its layers"
+    )
+    if verdict["verified"]:
+        text += (
+            f" and {plain(verdict['mean_heads'])} heads a sample instead of {plain(verdict['control_heads'])}; "
+            f"{'equal' if verdict['close'] else 'not equal'} within {_tolerance()}"
+        )
+    return text + "."
+
+
+def headlines(verdicts: pd.DataFrame) -> list[str]:
+    """One sentence per dataset and method: which controls it beats, and at how many of its points."""
+    lines: list[str] = []
+    if not len(verdicts):
+        return lines
+    for (label, method), part in verdicts.groupby(["label", "method"], sort=False):
+        won, lost = _count(part, "beats"), _count(part, "worse than")
+        dearer, unknown = _count(part, "beats, with more layers,"), _count(part, "cannot be compared with")
+        if part["verified"].all():
+            clauses = [f"equals {SEQUENTIAL} within {_tolerance()} at {int(part['close'].sum())} of {len(part)} points"]
+            clauses += [f"beats {won}"] if won else []
+        else:
+            clauses = [f"beats {won}" if won else "beats none of its controls"]
+        clauses += [f"is worse than {lost}"] if lost else []
+        clauses += [f"beats, but with more layers, {dearer}"] if dearer else []
+        clauses += [f"cannot be compared with {unknown}"] if unknown else []
+        rest = int(part["verdict"].eq("no better than").sum())
+        clauses += [f"is no better in {rest} of {len(part)} comparisons"] if rest and not part["verified"].all() else []
+        lines.append(f"{label}: {method} {'; '.join(clauses)}.")
+    return lines
+
+
+def _tolerance() -> str:
+    return f"{fixed(100 * CLOSE_ACCURACY, 1)} points and 5 % of layers"
+
+
+def _count(part: pd.DataFrame, verdict: str) -> str:
+    """``control-a at 2 of 3 points, control-b at 1 of 3 points`` for one verdict; empty where there is none."""
+    told = []
+    for control, mine in part.groupby("control", sort=True):
+        if count := int(mine["verdict"].eq(verdict).sum()):
+            told.append(f"{control} at {count} of {len(mine)} points")
+    return ", ".join(told)

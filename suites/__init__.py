@@ -1,0 +1,1 @@
+"""What is measured: profiles (data) and pytest-benchmark cells."""

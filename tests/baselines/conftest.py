@@ -1,0 +1,66 @@
+"""A random miniature, a random task whose label is one of its tokens, and a teacher fine-tuned on nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.contracts import Split, Task, TokenSet
+from harness.encoder.backbone import Backbone
+from harness.encoder.model import Encoder
+from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import EncoderShape
+from harness.fitted import FullDepth
+
+
+def _split(count: int, seed: int, labels: int) -> Split:
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 10, (count,), generator=draw).tolist()
+    rows = [[1, *torch.randint(5, 40, (n - 1,), generator=draw).tolist()] for n in lengths]
+    segments = [[0] * (n // 2) + [1] * (n - n // 2) for n in lengths]
+    return Split(TokenSet.from_lists(rows, segments, (0, 1, 2)), torch.tensor([row[1] % labels for row in rows]))
+
+
+@pytest.fixture
+def tiny_backbone() -> Backbone:
+    """Six layers of width 16, four heads, random weights."""
+    torch.manual_seed(0)
+    shape = EncoderShape(layers=6, width=16, heads=4, intermediate=24, vocab_size=40, max_positions=12)
+    encoder = Encoder(shape)
+    for parameter in encoder.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)  # BERT's 0.02 would make all hidden states alike
+    return Backbone("tiny", shape, {k: v.clone() for k, v in encoder.state_dict().items()}, tokenizer=None)
+
+
+@pytest.fixture
+def random_task() -> Task:
+    """24 rows to train on, 8 to choose on, three labels."""
+    return Task("random", "en", 3, 12, _split(24, 1, 3), _split(8, 2, 3))
+
+
+@pytest.fixture
+def tuned_bert(tiny_backbone: Backbone) -> FullDepth:
+    """A teacher with random weights, in eval mode."""
+    torch.manual_seed(5)
+    model = MultiExitModel(tiny_backbone.encoder(), 3, (), "fastbert")
+    for parameter in model.teacher.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=1.0)
+    return FullDepth(model.eval())
+
+
+@pytest.fixture
+def like_teacher(random_task: Task) -> Callable[[FullDepth], Task]:
+    """The task with what a teacher answers on train as both splits, so that the best dev epoch is the most faithful."""
+
+    def relabelled(teacher: FullDepth) -> Task:
+        (at,) = teacher.operating_points(random_task.train)
+        answers = torch.from_numpy(teacher.predict(random_task.train.tokens, at=at).logits.argmax(-1))
+        split = Split(random_task.train.tokens, answers)
+        return replace(random_task, train=split, dev=split)
+
+    return relabelled

@@ -1,0 +1,220 @@
+"""Datasets from a folder of files."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from harness.data.local import guess_language, load_local
+from harness.errors import DataError, UnknownNameError
+
+ROWS = [("good film", 1), ("bad film", 0)] * 10
+
+
+def table(rows=ROWS, columns=("text", "label")):
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def write(path, data):
+    """Write a frame in the format of the path's suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        data.to_parquet(path, index=False)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in data.to_dict("records")), encoding="utf-8")
+    else:
+        data.to_csv(path, index=False, sep="," if path.suffix == ".csv" else "\t")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sound dataset ``toy``; tests spoil one thing each."""
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "toy" / f"{split}.csv", table())
+    return tmp_path
+
+
+def refused(folder, message, name="toy"):
+    with pytest.raises(DataError, match=message) as caught:
+        load_local(folder, name)
+    assert "\n" not in str(caught.value)
+    assert ": " in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
+def test_every_format_gives_the_same(tmp_path, form):
+    """Parquet, CSV, TSV and JSON lines hold the same dataset."""
+    rows = [('he said "no", twice', 0), ("NA", 1), ("null", 0), ("1.50", 1)] * 3
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "toy" / f"{split}.{form}", table(rows))
+    data = load_local(tmp_path, "toy")
+    assert data.train.texts == [text for text, _ in rows]
+    assert data.test.labels.tolist() == [label for _, label in rows]
+    assert (data.source, data.num_labels, data.label_names, data.train.pairs) == ("local", 2, ["0", "1"], None)
+
+
+def test_dev_is_carved_where_missing(folder):
+    """Without a dev file, a tenth of train becomes dev and a note says so."""
+    (folder / "toy" / "dev.csv").unlink()
+    data = load_local(folder, "toy")
+    assert (len(data.train), len(data.dev)) == (18, 2)
+    assert any("dev is 10 % of train" in note for note in data.notes)
+
+
+def test_pairs(folder):
+    """A column text_pair makes samples pairs; it must be in all splits."""
+    rows = [(*row, "other") for row in ROWS]
+    for split in ("train", "dev", "test"):
+        write(folder / "toy" / f"{split}.csv", table(rows, ("text", "label", "text_pair")))
+    assert load_local(folder, "toy").dev.pairs == ["other"] * 20
+    write(folder / "toy" / "test.csv", table())
+    refused(folder, r"test\.csv: no column 'text_pair', but .*train\.csv has one")
+
+
+def test_missing_folder_split_and_name(folder):
+    """What is not there is named, with what is."""
+    refused(folder / "nowhere", "data folder .*nowhere does not exist")
+    with pytest.raises(UnknownNameError, match="unknown dataset in .*'tay': did you mean toy"):
+        load_local(folder, "tay")
+    with pytest.raises(UnknownNameError):
+        load_local(folder / "toy", "../toy")
+    (folder / "toy" / "test.csv").unlink()
+    refused(folder, "no test file: add test.parquet")
+
+
+def test_two_files_for_one_split(folder):
+    """Two candidates for one split are refused: guessing could measure the wrong one."""
+    write(folder / "toy" / "test.parquet", table())
+    refused(folder, "test.parquet and test.csv are both there")
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_missing_column(tmp_path, form, column):
+    """A missing column is named together with those that are there."""
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "toy" / f"{split}.{form}", table().rename(columns={column: "other"}))
+    refused(tmp_path, f"train.{form}: no column '{column}'")
+
+
+@pytest.mark.parametrize("labels", [["pos", "neg"], [1.5, 0.0], [None, 1.0]])
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+def test_labels_that_are_no_integers(folder, labels, form):
+    """Words, fractions and missing labels are refused in every format, naming column and row."""
+    (folder / "toy" / "train.csv").unlink()
+    write(folder / "toy" / f"train.{form}", table([("a", labels[0]), ("b", labels[1])]))
+    refused(folder, f"train.{form}: column 'label' must hold integers, but row")
+
+
+@pytest.mark.parametrize(("labels", "message"), [([0, 2], "leaves gaps"), ([1, 1], "is 1 in every row"), ([-1, 0], "negative")])
+def test_label_sets_that_make_no_sense(folder, labels, message):
+    """Gaps, constants and negative labels in train are refused."""
+    write(folder / "toy" / "train.csv", table([("a", labels[0]), ("b", labels[1])]))
+    refused(folder, f"train.csv: column 'label' .*{message}")
+
+
+def test_unseen_test_label(folder):
+    """A test label that train lacks is refused."""
+    write(folder / "toy" / "test.csv", table([("a", 0), ("b", 2)]))
+    refused(folder, "test.csv: column 'label' has 2 in row 2")
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
+def test_empty_file(folder, form):
+    """A file of zero bytes is refused, whatever its format."""
+    (folder / "toy" / "test.csv").unlink()
+    (folder / "toy" / f"test.{form}").write_bytes(b"")
+    refused(folder, f"test.{form}: ")
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_header_only(folder, form):
+    """A table without rows is refused."""
+    (folder / "toy" / "test.csv").unlink()
+    write(folder / "toy" / f"test.{form}", table([]))
+    refused(folder, f"test.{form}: no rows")
+
+
+@pytest.mark.parametrize("empty", ["", "   ", None])
+def test_empty_texts(folder, empty):
+    """Empty, blank and missing texts are refused with their rows."""
+    (folder / "toy" / "train.csv").unlink()
+    write(folder / "toy" / "train.parquet", table([("a", 0), (empty, 1), (empty, 1)]))
+    refused(folder, "train.parquet: column 'text' has no text in rows 2, 3")
+
+
+def test_texts_that_are_no_texts(folder):
+    """Numbers in the text column of a Parquet file are refused."""
+    (folder / "toy" / "train.csv").unlink()
+    write(folder / "toy" / "train.parquet", table([(1, 0), (2, 1)]))
+    refused(folder, "column 'text' must hold text, but row 1 holds int")
+
+
+@pytest.mark.parametrize("content", [b"PAR1 this is no parquet", b"\x00" * 64])
+def test_broken_parquet(folder, content):
+    """A damaged Parquet file gives one line."""
+    (folder / "toy" / "train.csv").unlink()
+    (folder / "toy" / "train.parquet").write_bytes(content)
+    refused(folder, "train.parquet: cannot be read")
+
+
+def test_undecodable_text(folder):
+    """Text that is not UTF-8 is refused with the mend."""
+    for name, message in (("train.csv", "not UTF-8"), ("train.jsonl", "not UTF-8")):
+        for old in (folder / "toy").glob("train.*"):
+            old.unlink()
+        (folder / "toy" / name).write_bytes("text,label\ncafé,1\nthé,0\n".encode("latin-1"))
+        refused(folder, f"{name}: {message}")
+
+
+def test_broken_json_line(folder):
+    """A bad line of a JSON lines file is named by its number."""
+    (folder / "toy" / "train.csv").unlink()
+    (folder / "toy" / "train.jsonl").write_text('{"text": "a", "label": 0}\n{"text": \n')
+    refused(folder, "train.jsonl line 2: not JSON")
+    (folder / "toy" / "train.jsonl").write_text('{"text": "a", "label": 0}\n[1]\n')
+    refused(folder, "train.jsonl line 2: not a JSON object")
+
+
+def test_broken_csv(folder):
+    """A row with too many fields gives one line."""
+    (folder / "toy" / "train.csv").write_text("text,label\na,0\nb,c,d,1\n")
+    refused(folder, "train.csv: not a csv table")
+
+
+def test_unusual_texts_load(folder):
+    """A very long text, emoji, mixed scripts and a single test row are all fine."""
+    texts = ["x" * 100_000, "好 good 👍🏽 хорошо جيد", "\u200bzero\u2028width", "line\nbreak"]
+    write(folder / "toy" / "train.csv", table([(text, i % 2) for i, text in enumerate(texts)]))
+    write(folder / "toy" / "test.csv", table([("👍", 1)]))
+    data = load_local(folder, "toy")
+    assert data.train.texts == texts
+    assert len(data.test) == 1
+
+
+def test_language(folder):
+    """An unknown dataset's language is guessed from its characters unless its card says it."""
+    assert load_local(folder, "toy").language == "en"
+    assert guess_language(["这家酒店很好", "ok"]) == "zh"
+    assert guess_language(["", " "]) == "en"
+    (folder / "toy" / "card.toml").write_text('language = "zh"\nlabel_names = ["bad", "good"]\ntitle = "Toy"\n')
+    data = load_local(folder, "toy")
+    assert (data.language, data.label_names) == ("zh", ["bad", "good"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("language = ", "not valid TOML"), ('tongue = "en"', "unknown key 'tongue'"), ('language = "fr"', "language is 'fr'"),
+     ("label_names = [1]", "label_names must be"), ('label_names = ["only"]', "goes up to 1, but the dataset has 1 classes")],
+)  # fmt: skip
+def test_bad_card(folder, text, message):
+    """A card.toml that makes no sense is refused."""
+    (folder / "toy" / "card.toml").write_text(text)
+    refused(folder, message)
+
+
+def test_known_dataset_takes_its_card(folder):
+    """A folder named as one of the twelve has that card's language, classes and label names."""
+    (folder / "toy").rename(folder / "thucnews")
+    data = load_local(folder, "thucnews")
+    assert (data.language, data.num_labels, data.label_names[1]) == ("zh", 10, "realty")

@@ -1,0 +1,155 @@
+"""Carving, limiting and checking splits."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.data.splits import (
+    RawDataset,
+    RawSplit,
+    carve_dev,
+    check_known_labels,
+    check_split,
+    count_labels,
+    integer_labels,
+    limit,
+    limit_dataset,
+)
+from harness.errors import DataError
+
+
+def split_of(labels, texts=None, pairs=None):
+    labels = np.asarray(labels, dtype=np.int64)
+    return RawSplit(texts or [f"text {i}" for i in range(len(labels))], pairs, labels)
+
+
+labels_lists = st.lists(st.integers(0, 4), min_size=2, max_size=60)
+
+
+@given(labels_lists.filter(lambda labels: len(set(labels)) < len(labels)), st.integers(0, 3))
+def test_carving_partitions_and_keeps_every_class_in_train(labels, seed):
+    """Train and dev together are the rows of train once each, in order, and no class leaves train."""
+    whole = split_of(labels)
+    train, dev = carve_dev(whole, 0.1, seed)
+    rows = [int(text.split()[1]) for text in train.texts], [int(text.split()[1]) for text in dev.texts]
+    assert sorted(rows[0] + rows[1]) == list(range(len(labels)))
+    assert rows[0] == sorted(rows[0]) and rows[1] == sorted(rows[1])
+    assert set(train.labels) == set(labels)
+    for label in set(labels):
+        expected = min(max(1, round(0.1 * labels.count(label))), labels.count(label) - 1)
+        assert (dev.labels == label).sum() == expected
+
+
+def test_carving_is_deterministic():
+    """The same seed carves the same rows, another seed other ones."""
+    whole = split_of([0, 1] * 100)
+    assert carve_dev(whole)[1].texts == carve_dev(whole)[1].texts != carve_dev(whole, seed=1)[1].texts
+
+
+def test_carving_nothing_is_an_error():
+    """Where every class has one row, a dev split is asked for in words."""
+    with pytest.raises(DataError, match="no class has two rows"):
+        carve_dev(split_of([0, 1, 2]))
+
+
+@given(labels_lists, st.integers(1, 70))
+def test_limit_keeps_order_size_and_shares(labels, n):
+    """A limited split has min(n, N) rows in file order, each class within a row or so of its share."""
+    whole = split_of(labels)
+    few = limit(whole, n)
+    assert len(few) == min(n, len(labels))
+    rows = [int(text.split()[1]) for text in few.texts]
+    assert rows == sorted(set(rows))
+    assert [labels[row] for row in rows] == few.labels.tolist()
+    classes = len(set(labels))
+    for label in set(labels):
+        share = labels.count(label) * len(few) / len(labels)
+        assert abs((few.labels == label).sum() - share) <= classes
+        if n >= classes:
+            assert (few.labels == label).sum() >= 1
+
+
+@pytest.mark.parametrize("n", [0, -3])
+def test_limit_below_one_is_an_error(n):
+    """Zero rows after a limit is refused with the option to change."""
+    with pytest.raises(DataError, match="--max-train"):
+        limit(split_of([0, 1, 0, 1]), n)
+
+
+def dataset_of(train, dev, test):
+    return RawDataset("toy", "en", 2, ["a", "b"], "local", split_of(train), split_of(dev), split_of(test))
+
+
+def test_limits_of_a_dataset():
+    """Train and test follow their limits; dev follows train's, but keeps enough rows to choose thresholds on."""
+    few = limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1] * 50), max_train=600, max_test=7)
+    assert [len(few.train), len(few.dev), len(few.test)] == [600, 150, 7]
+    assert any("dev limited to 150 of 600" in note for note in few.notes)
+    assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_train=20).dev) == 100
+    assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_test=1).dev) == 600
+
+
+def test_limits_that_leave_nothing_to_learn():
+    """A limit of zero rows, or one that leaves a single class, is an error that names the dataset."""
+    toy = dataset_of([0, 1] * 10, [0, 1], [0, 1])
+    with pytest.raises(DataError, match="'toy': 0 rows would be left"):
+        limit_dataset(toy, max_train=0)
+    with pytest.raises(DataError, match="'toy': --max-train 1 leaves one class"):
+        limit_dataset(toy, max_train=1)
+
+
+@pytest.mark.parametrize("good", [[0, 1], ["0", " 1"], [0.0, 1.0], [np.int8(0), np.int32(1)]])
+def test_integers_in_any_spelling(good):
+    """Labels may be integers, whole floats or digits in text."""
+    assert integer_labels(good, "f").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("bad", ["pos", "1.0", "", 1.5, float("nan"), float("inf"), None, True, [1]])
+def test_labels_that_are_no_integers(bad):
+    """Anything else is refused with file, column, row and mend."""
+    with pytest.raises(DataError, match=r"^f\.csv: column 'label' must hold integers, but row 2 holds .*number the classes") as caught:
+        integer_labels([0, bad, 1], "f.csv")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 2, 2], "leaves gaps.*without 1"),
+        ([1, 2, 1], "leaves gaps.*without 0"),
+        ([3, 3], "is 3 in every row"),
+        ([-1, 0, 1], "negative labels"),
+    ],
+)
+def test_label_sets_that_make_no_sense(labels, message):
+    """Gaps, a constant and negative labels are refused."""
+    with pytest.raises(DataError, match=f"train.csv.*{message}"):
+        count_labels(split_of(labels), "train.csv")
+
+
+def test_known_number_of_classes():
+    """With the number of classes known, train may lack some but must not exceed it."""
+    assert count_labels(split_of([0, 2]), "f", 4) == 4
+    with pytest.raises(DataError, match="goes up to 4, but the dataset has 4 classes"):
+        count_labels(split_of([0, 4]), "f", 4)
+
+
+def test_unseen_labels():
+    """A dev or test label that no model could predict is refused; a missing class is fine."""
+    train = split_of([0, 1, 1])
+    check_known_labels(split_of([1]), train, "test.csv", 2)
+    with pytest.raises(DataError, match="test.csv: column 'label' has 2 in row 2"):
+        check_known_labels(split_of([1, 2]), train, "test.csv", 2)
+
+
+def test_empty_splits_and_texts():
+    """No rows and blank texts are refused; the first rows are named."""
+    with pytest.raises(DataError, match="f: no rows"):
+        check_split(split_of([]), "f")
+    with pytest.raises(DataError, match="column 'text' has no text in rows 1, 3: "):
+        check_split(split_of([0, 1, 0], ["", "x", " \n\t"]), "f")
+    with pytest.raises(DataError, match=r"1, 2, 3, 4, 5, \.\.\. \(9 rows\)"):
+        check_split(split_of([0] * 9, ["　"] * 9), "f")
+    with pytest.raises(DataError, match="column 'text_pair' has no text in row 2"):
+        check_split(split_of([0, 1], ["a", "b"], ["c", " "]), "f")

@@ -1,0 +1,60 @@
+"""The embedded miniature."""
+
+import pytest
+import torch
+
+from harness.data.embedded import load_embedded, vocabulary
+from harness.encoder import miniature
+from harness.encoder.model import Encoder
+
+
+@pytest.mark.parametrize("language", miniature.LANGUAGES)
+def test_tokenizer_knows_its_language(language):
+    """Every word of a twin is one known token, whose id is its place in the vocabulary."""
+    tokenizer = miniature.tokenizer(language)
+    name = "lcqmc" if language == "zh" else "ag_news"
+    entries = vocabulary(language)
+    assert len(tokenizer) == len(entries) == miniature.SHAPE.vocab_size
+    for text in load_embedded(name, sizes=(50, 5, 5)).train.texts:
+        tokens = tokenizer.tokenize(text)
+        assert "[UNK]" not in tokens
+        assert tokens == (text.split() if language == "en" else list(text))
+        assert tokenizer.convert_tokens_to_ids(tokens) == [entries.index(token) for token in tokens]
+
+
+def test_stray_text_tokenises():
+    """Words from outside the embedded language fall into letters instead of [UNK]."""
+    assert miniature.tokenizer("en").tokenize("Zebra 42!") == ["z", "##e", "##b", "##r", "##a", "4", "##2", "!"]
+
+
+def test_seed_decides_the_weights():
+    """Two pretrainings from one seed are equal bit for bit; another seed differs; the caller's generator is untouched."""
+    before = torch.random.get_rng_state()
+    (shape, one), (_, again), (_, other) = (
+        miniature.pretrain_miniature(seed, progress=False, steps=2) for seed in (0, 0, 1)
+    )
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["word.weight"], other["word.weight"])
+    Encoder(shape).load_state_dict(one)
+    assert all(tensor.isfinite().all() for tensor in one.values())
+
+
+def test_wired_heads_look_at_neighbours():
+    """Before training, the heads of layer 1 look one and two tokens back and ahead, wherever they stand."""
+    encoder = Encoder(miniature.SHAPE)
+    miniature.wire(encoder, torch.Generator().manual_seed(0))
+    places = encoder.position.weight[:40]
+    query, key, _ = encoder.layers[0].qkv.weight.view(3, miniature.SHAPE.width, miniature.SHAPE.width).unbind(0)
+    size = miniature.SHAPE.width // miniature.SHAPE.heads
+    for head, distance in enumerate((-1, 1, -2, 2)):
+        rows = slice(head * size, (head + 1) * size)
+        scores = (places @ query[rows].T) @ (places @ key[rows].T).T
+        inner = torch.arange(2, 38)
+        assert torch.equal(scores[2:38].argmax(1), inner + distance)
+
+
+def test_recipe_key_names_a_folder():
+    """The key is stable within an installation and fit for a file name."""
+    assert miniature.recipe_key() == miniature.recipe_key()
+    assert miniature.recipe_key().isalnum()
