@@ -16,7 +16,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.fitted import FullDepth, load_model
 from harness.registry import register
-from harness.training import Recipe, dev_accuracies, train
+from harness.training import Recipe, dev_accuracies, own_settings, train
 
 
 def fine_tune(task: Task, backbone: Backbone, *, config: Mapping[str, Any], seed: int, name: str) -> FullDepth:
@@ -52,6 +52,12 @@ class Bert:
     def fit(
         self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
     ) -> FullDepth:
+        """Fine-tune on train.
+
+        Raises:
+            ConfigError: a setting that makes no sense or that nobody reads.
+        """
+        own_settings(self.name, config, {})
         return fine_tune(task, backbone, config=config, seed=seed, name=f"bert {task.name}")
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FullDepth:

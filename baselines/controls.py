@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.contracts import Execution, Fitted, Kind, OperatingPoint, Predictions, Split, Task, TokenSet
+from harness.contracts import Fitted, Kind, OperatingPoint, Predictions, Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.executors import exit_logits, run_assigned, run_sequential
 from harness.encoder.exits import entropy_rule
 from harness.errors import ConfigError
-from harness.fitted import AssignedExits, FittedModel
+from harness.fitted import SPEEDS, AssignedExits, FittedModel, checked_speeds
 from harness.registry import register
+from harness.training import own_settings
 
 
 def mirrored(geep: AssignedExits, dev: Split) -> list[OperatingPoint]:
@@ -67,17 +68,20 @@ class ConstantDepth(AssignedControl):
 
 def content_hash(tokens: TokenSet) -> Tensor:
     """A pseudo-random number per sample from its ids alone, int64 [N]: the same in any order of samples."""
-    place = torch.arange(len(tokens.ids), device=tokens.device) - torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths)
-    # Odd multipliers modulo 2^31; position enters so that permuted words differ.
+    starts = torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths)
+    place = torch.arange(len(tokens.ids), device=tokens.device) - starts
+    # Position enters so that permuted words differ; shifts between products, as a polynomial of both would not tell
+    # all permutations apart. Everything stays below 2^62.
     mixed = (tokens.ids.long() * 2654435761 + place * 40503 + 12345) % 2147483647
-    mixed = (mixed * mixed) % 2147483647
+    for shift, factor in ((16, 2146121005), (15, 1252097743)):
+        mixed = (mixed ^ (mixed >> shift)) * factor % 2147483647
     sums = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
     owner = torch.repeat_interleave(torch.arange(len(tokens), device=tokens.device), tokens.lengths)
     return sums.index_add_(0, owner, mixed) * 48271 % 2147483647
 
 
 class RankedExits(AssignedControl):
-    """GEEP's own histogram of exits, dealt out in another order: the k-th sample in ``rank`` gets the k-th lowest exit."""
+    """GEEP's own histogram of exits, dealt out in another order: the k-th in ``rank`` gets the k-th lowest exit."""
 
     @abstractmethod
     def rank(self, tokens: TokenSet) -> Tensor:
@@ -121,7 +125,7 @@ class Oracle(Borrowed):
 
     def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
         """First agreeing answer of every sample, int16 [N]."""
-        said = exit_logits(self.model, tokens, Execution(batch_size=at.execution.batch_size)).argmax(-1)  # [A, N]
+        said = exit_logits(self.model, tokens, at.execution).argmax(-1)  # [A, N]
         return torch.tensor(self.model.answers, dtype=torch.int16)[(said == said[-1]).int().argmax(0)].to(tokens.device)
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
@@ -142,10 +146,19 @@ class _Control:
     def fit(
         self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
     ) -> Borrowed:
+        """Borrow GEEP's model.
+
+        Raises:
+            ConfigError: a setting, where there is nothing to set, or a 'geep' that does not assign exits.
+        """
+        own_settings(self.name, config, {})
         return self._borrow(teachers)
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> Borrowed:
         return self._borrow(teachers)
+
+    def point_names(self, config: Mapping[str, Any]) -> list[str]:
+        return [f"speed={speed:g}" for speed in checked_speeds(self.name, config.get("speeds", SPEEDS))]
 
     def _borrow(self, teachers: Mapping[str, Fitted]) -> Borrowed:
         geep = teachers["geep"]
@@ -167,6 +180,7 @@ class RandomControl(_Control):
     """Random exits with GEEP's histogram."""
 
     name = "control-random"
+    version = 2
     fitted = RandomExits
 
 
@@ -175,6 +189,7 @@ class LengthControl(_Control):
     """GEEP's histogram, dealt out by length."""
 
     name = "control-length"
+    version = 2
     fitted = LengthExits
 
 
@@ -193,3 +208,6 @@ class OracleBound(_Control):
     name = "oracle"
     kind: Kind = "bound"
     fitted = Oracle
+
+    def point_names(self, config: Mapping[str, Any]) -> list[str]:
+        return ["agree"]

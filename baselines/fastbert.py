@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,15 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError
-from harness.fitted import SPEEDS, FullDepth, SequentialExits
+from harness.fitted import SPEEDS, FullDepth, SequentialExits, checked_speeds
 from harness.registry import register
-from harness.training import Recipe, train
+from harness.training import Recipe, own_settings, train
+
+DEFAULTS: dict[str, Any] = {
+    "distill_epochs": 5,
+    "distill_learning_rate": None,  # 10 x learning_rate, as published
+    "speeds": SPEEDS,
+}
 
 
 @register
@@ -28,8 +35,8 @@ class FastBert:
     applied, and the teacher answers without dropout. Direction of the divergence as in its code: KL(p_t || p_s).
     Inference shrinks the batch without a synchronisation per sample ("tuned").
 
-    Config: training of step 2 as ``distill_epochs`` (default 5), ``distill_learning_rate`` (default 10 x
-    ``learning_rate``, as published), and ``speeds``.
+    Config: :data:`DEFAULTS`, and the keys of :class:`~harness.training.Recipe` for step 2. Heads are of the teacher's
+    kind.
     """
 
     name = "fastbert"
@@ -40,12 +47,28 @@ class FastBert:
     def fit(
         self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
     ) -> SequentialExits:
-        """Distil the heads; the last epoch is kept, as published."""
+        """Distil the heads; the last epoch is kept, as published.
+
+        Raises:
+            ConfigError: a setting that makes no sense or that nobody reads, or a teacher that does not fit.
+        """
+        own = own_settings(self.name, config, DEFAULTS)
+        speeds = checked_speeds(self.name, own["speeds"])
+        base, rate = Recipe.of(config), own["distill_learning_rate"]
+        recipe = replace(
+            base,
+            epochs=own["distill_epochs"],
+            learning_rate=10 * base.learning_rate if rate is None else rate,
+        )
         tuned = teachers["bert"]
         if not isinstance(tuned, FullDepth):
             raise ConfigError(f"fastbert needs a fine-tuned full-depth 'bert', got {type(tuned).__name__}")
-        torch.manual_seed(seed)
         bert = tuned.model
+        if bert.depth < 2:
+            raise ConfigError("fastbert needs a 'bert' of at least 2 layers: a single one leaves nowhere to exit early")
+        if config.get("head", bert.head_kind) != bert.head_kind:
+            raise ConfigError(f"fastbert: head '{config['head']}' is not 'bert's '{bert.head_kind}': set both alike")
+        torch.manual_seed(seed)
         model = MultiExitModel(backbone.encoder(), task.num_labels, range(bert.depth - 1), bert.head_kind)
         model.encoder.load_state_dict(bert.encoder.state_dict())
         model.teacher.load_state_dict(bert.teacher.state_dict())
@@ -60,25 +83,23 @@ class FastBert:
                 target = model.teacher(states[-1], layout).float().log_softmax(-1)
             divergences = [
                 F.kl_div(
-                    model.student(i)(states[i], layout).float().log_softmax(-1), target, reduction="batchmean", log_target=True
+                    model.student(i)(states[i], layout).float().log_softmax(-1),
+                    target,
+                    reduction="batchmean",
+                    log_target=True,
                 )
                 for i in model.exits
             ]
             return torch.stack(divergences).sum()
 
-        base = Recipe.of(config)
-        recipe = Recipe.of(
-            {
-                **config,
-                "epochs": config.get("distill_epochs", 5),
-                "learning_rate": config.get("distill_learning_rate", 10 * base.learning_rate),
-            }
-        )
         report = train(model, loss, task.train, recipe, seed=seed, name=f"fastbert {task.name}")
         if tuned.training is not None:
             report = tuned.training + report  # step 1 is part of what FastBERT costs
         model.requires_grad_(True)
-        return SequentialExits(model, report, tuple(config.get("speeds", SPEEDS)))
+        return SequentialExits(model, report, speeds)
+
+    def point_names(self, config: Mapping[str, Any]) -> list[str]:
+        return [f"speed={speed:g}" for speed in checked_speeds(self.name, config.get("speeds", SPEEDS))]
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> SequentialExits:
         return SequentialExits.load(folder, backbone.device)

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from geep.exit_table import ExitTable
+from geep.exit_table.files import MAX_LAYERS
+from geep.exit_table.keys import MAX_NGRAM
+from geep.exit_table.rows import COUNT_LIMIT
 from geep.objective import shared_exit_loss
 from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
 from harness.contracts import Execution, Fitted, Kind, OperatingPoint, Split, Task, TokenSet
@@ -19,11 +22,30 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.executors import Answer, exit_logits
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError, ResultError
-from harness.fitted import SPEEDS, AssignedExits, load_model
+from harness.fitted import SPEEDS, AssignedExits, checked_speeds, load_model
 from harness.registry import register
-from harness.training import Recipe, dev_accuracies, train
+from harness.training import Recipe, dev_accuracies, own_settings, train
 
 TUNING = Execution(batch_size=64)
+DEFAULTS: dict[str, Any] = {
+    "exits": None,  # E: L - 2, the most there can be
+    "speeds": SPEEDS,
+    "ngram": 1,
+    "min_count": 2,
+    "smoothing": 8,
+    "holdout": 0.0,  # as in the paper: tables see exits of the samples that were trained on
+}
+
+
+def whole(key: str, value: Any, low: int, high: int) -> int:
+    """A setting of GEEP that must be a whole number.
+
+    Raises:
+        ConfigError: it is none, or outside ``low`` .. ``high``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"method 'geep': {key} = {value!r} makes no sense here: give a whole number in {low}..{high}")
+    return value
 
 
 @dataclass
@@ -56,9 +78,9 @@ class FittedGeep(AssignedExits):
 class Geep:
     """One-step shared exit loss; exits predicted from tokens; batches sorted by predicted exit.
 
-    Config (besides that of :class:`~harness.training.Recipe`): ``exits`` E (1 .. L-2, default L-2), ``head``, ``speeds``
-    (entropy thresholds at which tables are built), ``ngram`` 1..3, ``min_count``, ``smoothing``, and ``holdout``: the
-    fraction of train kept out of training to build the tables from (0 as in the paper: tables see training exits).
+    Config: :data:`DEFAULTS`, the keys of :class:`~harness.training.Recipe`, and ``head``. ``exits`` is E, 1 .. L-2;
+    ``speeds`` are the entropy thresholds at which tables are built; ``holdout`` is the fraction of train kept out of
+    training to build the tables from.
     """
 
     name = "geep"
@@ -72,15 +94,24 @@ class Geep:
         """Train in one step, fill one table per speed from train, tune its quantile on dev.
 
         Raises:
-            ConfigError: the backbone has fewer than three layers, or an option makes no sense.
+            ConfigError: the backbone has fewer than 3 or more than 24 layers, or a setting makes no sense or is read by
+                nobody. All of it before training starts.
         """
+        own = own_settings(self.name, config, DEFAULTS)
         depth = backbone.shape.layers
-        if depth < 3:
-            raise ConfigError(f"geep needs a backbone of at least 3 layers, {backbone.name} has {depth}")
-        exits = int(config.get("exits", depth - 2))
-        if not 1 <= exits <= depth - 2:
-            raise ConfigError(f"geep: exits={exits} is outside 1..{depth - 2}: the last layers have no trained student")
-        learn, watch = split_off(task.train, float(config.get("holdout", 0.0)), seed)
+        if not 3 <= depth <= MAX_LAYERS:
+            raise ConfigError(
+                f"geep needs 3 to {MAX_LAYERS} layers, {backbone.name} has {depth}: choose another backbone"
+            )
+        # The last layer has the teacher, and the one before it no student of its own.
+        exits = depth - 2 if own["exits"] is None else whole("exits", own["exits"], 1, depth - 2)
+        speeds = checked_speeds(self.name, own["speeds"])
+        options = {
+            "ngram": whole("ngram", own["ngram"], 1, MAX_NGRAM),
+            "min_count": whole("min_count", own["min_count"], 1, COUNT_LIMIT - 1),
+            "smoothing": whole("smoothing", own["smoothing"], 0, COUNT_LIMIT - 1),
+        }
+        learn, watch = split_off(task.train, own["holdout"], seed)
         torch.manual_seed(seed)
         model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), config.get("head", "fastbert"))
 
@@ -99,14 +130,15 @@ class Geep:
             evaluate=evaluate,
         )
         fitted = FittedGeep(model, report)
-        options = {key: int(config.get(key, default)) for key, default in (("ngram", 1), ("min_count", 2), ("smoothing", 8))}
         observed = exit_logits(model, watch.tokens, TUNING)
         answers: tuple[Answer, ...] = ("student", "shared")
         views = {
-            answer: DevView.of(exit_logits(model, task.dev.tokens, TUNING, answer=answer), task.dev.labels, model.answers, depth)
+            answer: DevView.of(
+                exit_logits(model, task.dev.tokens, TUNING, answer=answer), task.dev.labels, model.answers, depth
+            )
             for answer in answers
         }
-        for speed in config.get("speeds", SPEEDS):
+        for speed in speeds:
             table = build_table(watch.tokens, observed, model.answers, speed, depth, **options)
             fitted.tables[speed] = table
             predicted = table.quantiles(task.dev.tokens, QUANTILES).cpu().numpy()
@@ -127,6 +159,10 @@ class Geep:
                 )
         return fitted
 
+    def point_names(self, config: Mapping[str, Any]) -> list[str]:
+        speeds = checked_speeds(self.name, config.get("speeds", SPEEDS))
+        return [f"speed={speed:g}{answer}" for speed in speeds for answer in ("", "/shared")]
+
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FittedGeep:
         model, report = load_model(folder, backbone.device)
         try:
@@ -142,14 +178,16 @@ def split_off(train_split: Split, holdout: float, seed: int) -> tuple[Split, Spl
     """Rows to train on and rows to observe exits on: all of them twice for 0, else disjoint.
 
     Raises:
-        ConfigError: ``holdout`` is not in 0 .. 0.5.
+        ConfigError: ``holdout`` is not in 0 .. 0.5, or leaves no row to train on.
     """
-    if not 0 <= holdout <= 0.5:
-        raise ConfigError(f"geep: holdout={holdout} is outside 0..0.5")
+    if not isinstance(holdout, int | float) or not 0 <= holdout <= 0.5:
+        raise ConfigError(f"method 'geep': holdout = {holdout!r} is no fraction in 0..0.5: 0 keeps nothing out")
     if not holdout:
         return train_split, train_split
     order = torch.randperm(len(train_split), generator=torch.Generator().manual_seed(seed))
     size = max(1, round(holdout * len(train_split)))
+    if size == len(train_split):
+        raise ConfigError(f"method 'geep': holdout = {holdout} leaves nothing of {size} rows to train on: set it to 0")
 
     def part(index: Tensor) -> Split:
         return Split(train_split.tokens.select(index), train_split.labels[index])

@@ -2,11 +2,12 @@
 
 ::
 
-    L = sum_{s in S} CE(C_T(F_L(h^s)), label)  +  sum_{i=1..E} KL( stopgrad softmax C_T(F_L(h^{L-1})) || softmax C_i(h^i) )
+    L = sum_{s in S} CE(C_T(F_L(h^s)), label)  +  sum_{i=1..E} KL(p_T || softmax C_i(h^i))
+    p_T = stopgrad softmax C_T(F_L(h^{L-1}))
 
-with S = {1..E, L-1} in layers counted from 1. The released code runs every prefix again from the embeddings, which takes
-E(E+3)/2 + L layer passes per batch; here h^1 .. h^{L-1} are computed once and F_L runs once over all of them side by
-side: L + E passes. Dropout masks are then shared between the paths of a batch; the loss is otherwise the same.
+with S = {1..E, L-1} in layers counted from 1. The released code runs every prefix again from the embeddings, which
+takes E(E+3)/2 + L layer passes per batch; here h^1 .. h^{L-1} are computed once and F_L runs once over all of them side
+by side: L + E passes. Dropout masks are then shared between the paths of a batch; the loss is otherwise the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From training exits to tables, and from dev to the quantile: everything about prediction that is decided before test."""
+"""From training exits to tables, and from dev to the quantile: what is decided about prediction before test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ QUANTILES = tuple(range(5, 1001, 5))  # per mille
 
 
 def build_table(
-    tokens: TokenSet, logits: Tensor, answers: tuple[int, ...], speed: float, depth: int, *, ngram: int, min_count: int, smoothing: int
+    tokens: TokenSet,
+    logits: Tensor,
+    answers: tuple[int, ...],
+    speed: float,
+    depth: int,
+    *,
+    ngram: int,
+    min_count: int,
+    smoothing: int,
 ) -> ExitTable:
     """Exit table of the sequential entropy exit at ``speed`` over the given samples.
 

@@ -20,16 +20,17 @@ from harness.encoder.executors import exit_logits
 from harness.encoder.exits import entropy_rule
 from harness.encoder.verified import run_verified
 from harness.errors import ConfigError, ResultError
-from harness.fitted import FittedModel
+from harness.fitted import SPEEDS, FittedModel, checked_speeds
 from harness.measure.clock import Phases
 from harness.registry import register
+from harness.training import own_settings
 
 MODES = {"once": 1, "steps": 3}  # looks before the end
 GRID = tuple(range(25, 1000, 25))  # first quantile, per mille
 
 
 def look_quantiles(first: int, looks: int) -> list[int]:
-    """Quantiles of successive looks, per mille: each halves what is left to certainty. ``(600, 3)`` -> 600, 800, 900."""
+    """Quantiles of successive looks, per mille: each halves what is left to certainty: 600 -> 600, 800, 900."""
     return [1000 - (1000 - first) // 2**i for i in range(looks)]
 
 
@@ -70,14 +71,25 @@ def simulate(looks: np.ndarray, view: DevView, thresholds: np.ndarray) -> tuple[
     return right.mean(1), layers.mean(1), heads.mean(1)
 
 
+def cuts(entropy: np.ndarray, speed: float) -> np.ndarray:
+    """Thresholds worth trying: ``speed``, 1, and at most 64 half way between entropies that occur; float32 [T], rising.
+
+    Half way, so that rounding, which differs from batch to batch, cannot tip a sample of dev to the other side.
+    """
+    values = np.unique(entropy)
+    between = (values[1:] + values[:-1]) / 2
+    if len(between) > 64:
+        between = between[np.linspace(0, len(between) - 1, 64).round().astype(int)]
+    return np.unique(np.append(between, [speed, 1.0]).astype(np.float32))
+
+
 def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, looks: int) -> Outcome:
     """First quantile and threshold on dev: the most accurate within the layers that sequential exit takes at ``speed``.
 
     Of equally accurate ones the cheapest is taken. Where nothing is as cheap as the sequential exit, the cheapest is.
     """
     budget = view.sequential_layers(speed)
-    # Thresholds between the entropies that occur: finer steps could not make a difference.
-    thresholds = np.unique(np.append(np.quantile(view.entropy[:-1], np.linspace(0, 1, 65)), speed))
+    thresholds = cuts(view.entropy[:-1], speed)
     outcomes = []
     for first in GRID:
         at = table.quantiles(tokens, look_quantiles(first, looks)).cpu().numpy()
@@ -109,7 +121,9 @@ class FittedVerified(FittedModel):
         phases = Phases(tokens.device)
         with phases("predict"):
             looks = self.looks(tokens, at=at)
-        return run_verified(self.model, tokens, looks, at.execution, entropy_rule(at.params["threshold"]), phases=phases)
+        return run_verified(
+            self.model, tokens, looks, at.execution, entropy_rule(at.params["threshold"]), phases=phases
+        )
 
     def save(self, folder: Path) -> None:
         """Only the points: model and tables are GEEP's and lie there."""
@@ -134,7 +148,7 @@ class GeepVerified:
     name = "geep-verified"
     kind: Kind = "method"
     needs: tuple[str, ...] = ("geep",)
-    version = 1
+    version = 2
 
     def fit(
         self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
@@ -142,12 +156,15 @@ class GeepVerified:
         """Tune quantile and threshold on dev for every speed and mode.
 
         Raises:
-            ConfigError: an unknown mode.
+            ConfigError: an unknown mode, or a setting that nobody reads.
         """
+        modes = own_settings(self.name, config, {"modes": list(MODES)})["modes"]
+        if not modes or any(mode not in list(MODES) for mode in modes) or len(set(modes)) < len(modes):
+            known = ", ".join(MODES)
+            raise ConfigError(
+                f"method '{self.name}': modes = {modes} makes no sense: name one or more out of {known}, once"
+            )
         geep = _geep(teachers)
-        modes = list(config.get("modes", MODES))
-        if unknown := set(modes) - set(MODES):
-            raise ConfigError(f"geep-verified: unknown mode {sorted(unknown)}: choose out of {', '.join(MODES)}")
         model = geep.model
         logits = exit_logits(model, task.dev.tokens, TUNING)
         view = DevView.of(logits, task.dev.labels, model.answers, model.depth)
@@ -171,6 +188,11 @@ class GeepVerified:
                     )
                 )
         return fitted
+
+    def point_names(self, config: Mapping[str, Any]) -> list[str]:
+        modes = config.get("modes", MODES)
+        speeds = checked_speeds(self.name, config.get("speeds", SPEEDS))
+        return [f"speed={speed:g}/{mode}" for speed in speeds for mode in modes]
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FittedVerified:
         geep = _geep(teachers)

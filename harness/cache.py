@@ -42,7 +42,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise ConfigError(
             f"cannot write {folder}: {error.strerror}: point GEEP_BENCH_CACHE to a folder with space that you may write"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -33,18 +33,22 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
-def _names(text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
+def names(text: str) -> list[str]:
+    """``"a,b"`` -> its names, each once."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
         raise argparse.ArgumentTypeError("give at least one name")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(found))
 
 
 def _seeds(text: str) -> list[int]:
     try:
-        return [int(part) for part in _names(text)]
+        seeds = [int(part) for part in names(text)]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers such as 0,1,2") from None
+        seeds = [-1]
+    if min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers such as 0,1,2")
+    return seeds
 
 
 def _count(text: str) -> int:
@@ -57,9 +61,10 @@ def _count(text: str) -> int:
     return number
 
 
-def _backbones(text: str) -> dict[str, str]:
+def backbones(text: str) -> dict[str, str]:
+    """``"en=A,zh=B"`` -> backbone per language; a bare name serves both."""
     found = {}
-    for part in _names(text):
+    for part in names(text):
         language, separator, place = part.partition("=")
         if not separator:
             found.update({"en": part, "zh": part})
@@ -83,11 +88,11 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
     run.add_argument("--profile", default="quick", metavar="P", help="name (see 'list profiles') or TOML file; default quick")
-    run.add_argument("--methods", type=_names, metavar="a,b", help="measure these methods only")
-    run.add_argument("--datasets", type=_names, metavar="x,y", help="on these datasets only")
+    run.add_argument("--methods", type=names, metavar="a,b", help="measure these methods only")
+    run.add_argument("--datasets", type=names, metavar="x,y", help="on these datasets only")
     run.add_argument("--data", type=Path, metavar="DIR", help="local data: DIR/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}")
     run.add_argument(
-        "--backbone", type=_backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
+        "--backbone", type=backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
     )
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
@@ -119,7 +124,9 @@ def _hook(name: str) -> Any:
     return points[name].load()
 
 
-def _settings(args: argparse.Namespace) -> Any:
+def settings_of(args: argparse.Namespace) -> Any:
+    """Profile and overrides of a parsed ``run`` command, as :class:`harness.grid.Settings`."""
+
     from harness.encoder.backbone import default_device
     from harness.grid import Settings
 
@@ -144,11 +151,14 @@ def _settings(args: argparse.Namespace) -> Any:
 def _run(args: argparse.Namespace) -> int:
     from harness.grid import Grid
 
-    settings = _settings(args)
+    settings = settings_of(args)
     outcome = Grid(settings).execute()
     page = _hook("report")(settings.out, progress=True)
     print(_hook("summary")(settings.out))
     print(f"cells: {outcome.measured} measured, {outcome.kept} kept from before, {outcome.failed} failed")
+    if outcome.seconds:
+        share = 1 - outcome.predicting / outcome.seconds
+        print(f"measuring: {outcome.seconds:.1f} s, of which the harness itself {share:.1%}")
     print(f"report: {page}")
     return 1 if outcome.failed else 0
 
@@ -225,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser().parse_args(arguments)
         return COMMANDS[args.command](args)
     except GeepBenchError as error:
-        print(f"geep-bench: {error}", file=sys.stderr)
+        # Some messages quote what a library said, in several lines.
+        print(f"geep-bench: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("geep-bench: stopped; run the same command again to go on from the last finished cell", file=sys.stderr)

@@ -230,3 +230,6 @@ class Method(Protocol):
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> Fitted:
         """What ``save`` wrote."""
         ...
+
+    # A method may also have ``point_names(config) -> Sequence[str]``: the names of its operating points as far as the
+    # settings tell, so that a front end can list its cells before anything is fitted. Without it, its first point is taken.

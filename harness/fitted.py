@@ -15,13 +15,29 @@ from harness.contracts import OperatingPoint, Predictions, Split, TokenSet
 from harness.encoder.executors import Answer, run_assigned, run_full, run_sequential
 from harness.encoder.exits import entropy_rule
 from harness.encoder.multi_exit import MultiExitModel
-from harness.errors import ResultError
+from harness.errors import ConfigError, ResultError
 from harness.measure.clock import Phases
 from harness.measure.work import ModelCost
 from harness.training import TrainingReport
 
 # FastBERT's Table 2 (ACL 2020) reports these.
 SPEEDS = (0.1, 0.5, 0.8)
+
+
+def checked_speeds(method: str, speeds: Any) -> tuple[float, ...]:
+    """Entropy thresholds as floats.
+
+    Raises:
+        ConfigError: it is no list, there is none, one is no number in 0..1, or two bear the same name (``%g``).
+    """
+    if not isinstance(speeds, list | tuple):
+        raise ConfigError(f"method '{method}': speeds = {speeds!r} is not a list: write speeds = [...]")
+    wrong = [s for s in speeds if isinstance(s, bool) or not isinstance(s, int | float) or not 0 <= s <= 1]
+    if wrong or not speeds:
+        raise ConfigError(f"method '{method}': speeds {list(speeds)} make no sense: give at least one, each in 0..1")
+    if len({f"{s:g}" for s in speeds}) < len(speeds):
+        raise ConfigError(f"method '{method}': speeds {list(speeds)} name one twice: six digits must tell them apart")
+    return tuple(float(s) for s in speeds)
 
 
 @dataclass

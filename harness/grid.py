@@ -28,6 +28,7 @@ from harness.data.prepare import Prepared, check_names, load_raw, prepare, sourc
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.errors import ConfigError, DeviceError, GeepBenchError, ResultError
 from harness.fingerprint import fingerprint
+from harness.measure import clock
 from harness.measure.quality import quality
 from harness.measure.throughput import Contender, Measured, measure
 from harness.profile import Profile
@@ -72,11 +73,18 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """How a run went: cells measured now, found finished, and failed."""
+    """How a run went: cells measured now, found finished, and failed.
+
+    Attributes:
+        seconds: wall time of the cells measured now, storing included, fitting and loading not.
+        predicting: the part of it inside ``predict``; the rest is what the harness itself costs.
+    """
 
     measured: int = 0
     kept: int = 0
     failed: int = 0
+    seconds: float = 0.0
+    predicting: float = 0.0
 
 
 def check(settings: Settings) -> None:
@@ -89,11 +97,11 @@ def check(settings: Settings) -> None:
     registry.in_order([*profile.methods])
     if not profile.methods or not profile.datasets or not profile.seeds:
         raise ConfigError("nothing to run: name at least one method, one dataset and one seed")
+    if settings.source == "local" and settings.data is None:
+        raise ConfigError(f"profile '{profile.name}' measures real data: give its folder with --data DIR")
     check_names(profile.datasets, settings.source, settings.data)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: this machine has no usable CUDA device: leave --device out, or say --device cpu")
-    if settings.source == "local" and settings.data is None:
-        raise ConfigError(f"profile '{profile.name}' measures real data: give its folder with --data DIR")
 
 
 class Bench:
@@ -274,25 +282,29 @@ class Grid:
     def _finished(self, dataset: str, method: str, seed: int) -> bool:
         """All cells of this method are stored and were made with these settings."""
         path = plan_path(self.run, dataset, method, seed)
-        if self.settings.fresh or not path.is_file():
+        plan = self._plan(path)
+        if self.settings.fresh or plan is None or plan["key"] != self._key(dataset, method):
             return False
-        try:
-            plan = json.loads(path.read_text(encoding="utf-8"))
-            if plan["key"] != self._key(dataset, method):
-                return False
-            done = [(self.run.path / "results" / f"{name}.json").is_file() for name in plan["cells"]]
-        except (ValueError, KeyError, TypeError):
-            path.unlink()  # a broken plan only costs asking the fitted method again
-            return False
+        done = [(self.run.path / "results" / f"{name}.json").is_file() for name in plan["cells"]]
         if all(done):
             self.outcome.kept += len(done)
         return all(done)
+
+    def _plan(self, path: Path) -> dict[str, Any] | None:
+        """A stored plan; ``None`` where there is none. A broken one only costs asking the fitted method again."""
+        try:
+            plan = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(plan["key"], str) and all(isinstance(name, str) for name in plan["cells"]):
+                return dict(plan)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return None
 
     def _measure(self, bench: Bench, name: str, bar: Any) -> None:
         """Fit one method and measure its cells, those that are missing."""
         key = self._key(bench.dataset, name)
         path = plan_path(self.run, bench.dataset, name, bench.seed)
-        same = path.is_file() and json.loads(path.read_text(encoding="utf-8"))["key"] == key
+        plan = self._plan(path)
         placeholder = bench.cell(name, OperatingPoint("fit"))
         try:
             fitted = bench.fitted(name)
@@ -304,22 +316,32 @@ class Grid:
             return
         self.run.forget_failure(placeholder)
         cells = {bench.cell(name, point): point for point in points}
+        if plan is None or plan["key"] != key:
+            # Results of other settings must neither pass for these when this run is killed, nor stand beside them.
+            for outdated in {*(plan["cells"] if plan else ()), *(self.run.result_path(cell).stem for cell in cells)}:
+                self.run.forget_result(outdated)
         write_json(path, {"key": key, "cells": [self.run.result_path(cell).stem for cell in cells]})
         for cell, point in cells.items():
-            if same and not self.settings.fresh and self.run.result_path(cell).is_file():
+            if not self.settings.fresh and self.run.result_path(cell).is_file():
                 self.outcome.kept += 1
                 continue
             bar.set_postfix_str(point.name)
             try:
-                result, samples = self.measure_cell(bench, cell, fitted, point)
+                reference = self._reference(bench)
+                start = clock.now()
+                measured = self.measure_cell(bench, fitted, point, reference)
+                result = build_result(cell, fitted, point, measured, bench.prepared)
+                rows = sample_rows(measured, bench.prepared)
             except GeepBenchError:
                 raise
             except Exception:  # as above
                 self._failed(cell, traceback.format_exc())
                 continue
-            self.run.save(result, samples)
+            self.run.save(result, rows)
             self.run.forget_failure(cell)
             self.outcome.measured += 1
+            self.outcome.seconds += clock.now() - start
+            self.outcome.predicting += measured.predicting
 
     def _failed(self, cell: Cell, trace: str) -> None:
         self.outcome.failed += 1
@@ -329,23 +351,27 @@ class Grid:
             file=sys.stderr,
         )
 
-    def measure_cell(self, bench: Bench, cell: Cell, fitted: Fitted, point: OperatingPoint) -> tuple[Result, pd.DataFrame]:
-        """Time one cell next to the reference and put together what is stored."""
-        profile, settings = self.settings.profile, self.settings
-        reference = None
-        if profile.reference in profile.methods:
-            rival = bench.fitted(profile.reference)
-            full = rival.operating_points(bench.prepared.task.dev)[0]
-            reference = Contender(rival, replace(full, execution=settings.execution), settings.dtype)
-        measured = measure(
-            Contender(fitted, replace(point, execution=settings.execution), settings.dtype),
+    def _reference(self, bench: Bench) -> Contender | None:
+        """What speed-ups are measured against, if it is among the methods of this run."""
+        profile = self.settings.profile
+        if profile.reference not in profile.methods:
+            return None
+        rival = bench.fitted(profile.reference)
+        point = rival.operating_points(bench.prepared.task.dev)[0]
+        return Contender(rival, replace(point, execution=self.settings.execution), self.settings.dtype)
+
+    def measure_cell(
+        self, bench: Bench, fitted: Fitted, point: OperatingPoint, reference: Contender | None
+    ) -> Measured:
+        """Time one cell next to the reference."""
+        return measure(
+            Contender(fitted, replace(point, execution=self.settings.execution), self.settings.dtype),
             bench.prepared.test.tokens,
-            rounds=profile.rounds,
+            rounds=self.settings.profile.rounds,
             seed=bench.seed,
             reference=reference,
-            reference_name=profile.reference,
+            reference_name=self.settings.profile.reference,
         )
-        return build_result(cell, fitted, point, measured, bench.prepared), sample_rows(measured, bench.prepared)
 
 
 def build_result(cell: Cell, fitted: Fitted, point: OperatingPoint, measured: Measured, prepared: Prepared) -> Result:

@@ -39,6 +39,7 @@ class Profile(BaseModel):
         datasets: names.
         methods: names; what they need is fitted, too, but only these are measured.
         reference: the method that speed-ups are measured against.
+        speeds: entropy thresholds (FastBERT's speed) at which early-exit methods are measured.
         rounds: timed passes per cell.
         max_length: tokens per sample.
         backbones: language -> ``"embedded"``, folder or hub id.
@@ -54,6 +55,7 @@ class Profile(BaseModel):
     methods: list[str]
     reference: str = "bert"
     seeds: list[int] = [0]
+    speeds: list[float] = [0.1, 0.5, 0.8]
     rounds: int = Field(3, ge=1)
     max_length: int = Field(128, ge=8)
     max_train: int | None = Field(None, ge=1)
@@ -65,7 +67,7 @@ class Profile(BaseModel):
 
     def config(self, method: str) -> dict[str, Any]:
         """Settings for one method: the common ones and its own."""
-        return {**self.training, **self.method.get(method, {})}
+        return {"speeds": self.speeds, **self.training, **self.method.get(method, {})}
 
 
 def _found() -> dict[str, Any]:
@@ -93,7 +95,10 @@ def load(name: str) -> Profile:
     if name.endswith(".toml"):
         if not Path(name).is_file():
             raise ConfigError(f"no profile file {name}: give an existing TOML file, or one of {', '.join(names())}")
-        text, title = Path(name).read_text(encoding="utf-8"), Path(name).stem
+        try:
+            text, title = Path(name).read_text(encoding="utf-8"), Path(name).stem
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"profile {name} cannot be read as UTF-8 text ({error}): save it again") from error
     else:
         found = _found()
         if name not in found:

@@ -66,13 +66,13 @@ def get(name: str) -> Method:
     if name not in points:
         raise UnknownNameError("method", name, names())
     try:
-        cls = points[name].load()
+        plugin = points[name].load()()
     except Exception as error:  # a plug-in may raise anything on import; the user needs to know which one
         raise ConfigError(
             f"method '{name}' from '{points[name].value}' cannot be imported ({type(error).__name__}: {error}): "
             "mend or uninstall that plug-in"
         ) from error
-    method = _checked(name, cls())
+    method = _checked(name, plugin)
     if method.name != name:
         raise ConfigError(f"entry point '{name}' gives a method that calls itself '{method.name}': make the two equal")
     _registered[name] = method

@@ -40,9 +40,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        raise ResultError(f"cannot write {path}: {error.strerror}: choose another folder with --out or free space") from error
+    finally:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
-        raise ResultError(f"cannot write {path}: {error.strerror}: choose another folder with --out or free space") from error
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -117,6 +118,11 @@ class Run:
             self.samples_path(result.cell), lambda temporary: samples.to_parquet(temporary, index=False, compression="zstd")
         )
         write_json(self.result_path(result.cell), result.model_dump(mode="json", by_alias=True))
+
+    def forget_result(self, name: str) -> None:
+        """Delete the result and the samples called ``name`` (see :func:`stem`); the result first: it is what counts."""
+        (self.path / "results" / f"{name}.json").unlink(missing_ok=True)
+        (self.path / "samples" / f"{name}.parquet").unlink(missing_ok=True)
 
     def results(self) -> list[Result]:
         """Every readable result, ordered by file name. A broken file is moved to ``set-aside/`` and named in ``broken``.

@@ -15,11 +15,12 @@ from tqdm import tqdm
 from harness.contracts import Execution, Split, TokenSet
 from harness.encoder.executors import exit_logits
 from harness.encoder.layout import Layout
-from harness.encoder.model import EncoderLayer
+from harness.encoder.model import EncoderLayer, FastBertHead, LinearHead
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError
 from harness.measure.clock import now, synchronise
 
+PRECISIONS = ("auto", "float32", "bfloat16")
 LossFn = Callable[[TokenSet, Layout, Tensor], Tensor]
 
 
@@ -28,6 +29,9 @@ class Recipe:
     """Hyper-parameters of one training run.
 
     Defaults are FastBERT's (papers: ACL 2020; batch 32, lr 2e-5, 3 epochs, warm-up 0.1) with weight decay as BERT's.
+    ``head_rate`` multiplies the learning rate of classifier heads, which start from nothing where layers are pretrained.
+    ``precision`` of the matrix products: ``"auto"`` is bfloat16 where the device has it in hardware (weights, norms and
+    optimiser stay in float32).
     """
 
     epochs: int = 3
@@ -36,17 +40,21 @@ class Recipe:
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip: float = 1.0
+    head_rate: float = 1.0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
-        rates = (self.learning_rate, self.weight_decay, self.warmup, self.clip)
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision '{self.precision}' is unknown: choose one of {', '.join(PRECISIONS)}")
+        rates = (self.learning_rate, self.weight_decay, self.warmup, self.clip, self.head_rate)
         if (
             any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (self.epochs, self.batch_size))
             or not all(isinstance(r, int | float) for r in rates)
-            or not (self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1 and self.clip > 0)
+            or not (min(self.learning_rate, self.clip, self.head_rate) > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1)
         ):
             raise ConfigError(
                 f"training settings {self} make no sense: "
-                "epochs and batch_size >= 1, learning_rate and clip > 0, weight_decay >= 0, warmup in 0..1"
+                "epochs and batch_size >= 1; learning_rate, clip and head_rate > 0; weight_decay >= 0, warmup in 0..1"
             )
 
     @classmethod
@@ -59,12 +67,13 @@ class Recipe:
 def own_settings(method: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A method's own settings: ``defaults``, overridden by ``config``.
 
-    Keys of :class:`Recipe` and ``"head"`` may stand in every method's config and are passed over here.
+    Keys of :class:`Recipe`, ``"head"`` and ``"speeds"`` may stand in every method's config and are passed over here.
 
     Raises:
-        ConfigError: a key that nobody reads, with the nearest ones that are read; text where a number belongs.
+        ConfigError: a key that nobody reads, with the nearest ones that are read; text where a number belongs, or
+            anything else where a list does.
     """
-    common = {f.name for f in fields(Recipe)} | {"head"}
+    common = {f.name for f in fields(Recipe)} | {"head", "speeds"}
     for key in config:
         if key not in common and key not in defaults:
             known = sorted({*common, *defaults})
@@ -73,7 +82,10 @@ def own_settings(method: str, config: Mapping[str, Any], defaults: Mapping[str, 
             raise ConfigError(f"method '{method}' has no setting '{key}': {hint}known: {', '.join(known)}")
     own = {key: config.get(key, default) for key, default in defaults.items()}
     for key, value in own.items():
-        if isinstance(value, bool | str) and not isinstance(defaults[key], bool | str):
+        if isinstance(defaults[key], list | tuple):
+            if not isinstance(value, list | tuple):
+                raise ConfigError(f"method '{method}': {key} = {value!r} is not a list: write {key} = [...]")
+        elif isinstance(value, bool | str) and not isinstance(defaults[key], bool | str):
             raise ConfigError(f"method '{method}': {key} = {value!r} is not a number: write it without quotes")
     return own
 
@@ -138,13 +150,24 @@ def shuffled_batches(tokens: TokenSet, batch_size: int, generator: torch.Generat
             yield batches[i]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters; norms and biases (one-dimensional) without weight decay."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Trainable parameters by (head or not, decayed or not); norms and biases (one-dimensional) are not decayed."""
+    heads = {p for module in model.modules() if isinstance(module, FastBertHead | LinearHead) for p in module.parameters()}
+    groups = []
+    for is_head, rate in ((False, recipe.learning_rate), (True, recipe.learning_rate * recipe.head_rate)):
+        ours = [p for p in model.parameters() if p.requires_grad and (p in heads) == is_head]
+        groups.append({"params": [p for p in ours if p.dim() > 1], "lr": rate, "weight_decay": recipe.weight_decay})
+        groups.append({"params": [p for p in ours if p.dim() <= 1], "lr": rate, "weight_decay": 0.0})
+    return groups
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware: on CUDA, or on a CPU with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # torch keeps these two private; where they are gone, float32 is always right.
+    asks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(ask is not None and ask() for ask in asks)
 
 
 def train(
@@ -177,11 +200,11 @@ def train(
     labels = split.labels.to(device)
     steps = math.ceil(len(split) / recipe.batch_size) * recipe.epochs
     warm = max(1, round(recipe.warmup * steps))
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
     )
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_bfloat16(device))
     scores: list[float] = []
     best: dict[str, Tensor] | None = None
     start, done = now(), 0

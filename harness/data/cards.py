@@ -1,6 +1,7 @@
 """The twelve datasets of the FastBERT paper (arXiv 2004.02178, Table 1) as strict records.
 
-English sets: Zhang, Zhao, LeCun 2015. Chinese sets as FastBERT and K-BERT use them. What is uncertain stands in ``notes``.
+English sets: Zhang, Zhao, LeCun 2015. Chinese sets as FastBERT and K-BERT use them. What is uncertain stands in
+``notes``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.errors import UnknownNameError
 
-_ZHANG = "Zhang, Zhao, LeCun: Character-level Convolutional Networks for Text Classification. NIPS 2015. arXiv 1509.01626"
+_ZHANG = (
+    "Zhang, Zhao, LeCun: Character-level Convolutional Networks for Text Classification. NIPS 2015. arXiv 1509.01626"
+)
 _KBERT = "Liu et al.: K-BERT: Enabling Language Representation with Knowledge Graph. AAAI 2020. arXiv 1909.07606"
 _LCQMC = "Liu et al.: LCQMC: A Large-scale Chinese Question Matching Corpus. COLING 2018"
 _THU = "Sun et al.: THUCTC: An Efficient Chinese Text Classifier. 2016"
@@ -149,7 +152,7 @@ _ALL = (
         columns=Columns(text=("review",)),
         hub_id="dirtycomputer/weibo_senti_100k",
         hub_splits={"train": "train"},
-        split_rule="the hub has one split of about 120,000 rows: 10 % test, then 10 % of the rest dev, stratified, seed 0",
+        split_rule="the hub has one split of about 120,000 rows: 10 % test, then 10 % of the rest dev, seed 0",
         expected_sizes=_sizes(None, None, None),
         licence=_UNCLEAR,
         citation=_KBERT,

@@ -35,7 +35,8 @@ def _to_split(table: Any, card: DatasetCard, where: str) -> RawSplit:
     missing = [column for column in wanted if column not in table.column_names]
     if missing:
         raise DataError(
-            f"{where}: no column '{missing[0]}' (columns: {', '.join(table.column_names)}): the copy differs from the card; {_MEND}"
+            f"{where}: no column '{missing[0]}' (columns: {', '.join(table.column_names)}): "
+            f"the copy differs from the card; {_MEND}"
         )
     parts = [table[column] for column in columns.text]
     texts = [" ".join(part for part in row if part and part.strip()) for row in zip(*parts, strict=True)]
@@ -49,7 +50,7 @@ def _to_split(table: Any, card: DatasetCard, where: str) -> RawSplit:
 def load_hub(card: DatasetCard) -> RawDataset:
     """The hub's copy of a dataset, by its card; code from the repository is never run.
 
-    A missing dev split is 10 % of train; a missing test split is 10 % of train taken before that. Both stratified, seed 0.
+    A missing dev split is 10 % of train; a missing test split is 10 % of train taken before that (stratified, seed 0).
 
     Raises:
         DataError: there is no faithful copy, ``datasets`` is not installed, the hub cannot be reached, or the copy is

@@ -1,7 +1,7 @@
 """A folder of files as a dataset: ``<folder>/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}``.
 
-Columns: ``text``, optionally ``text_pair``, and ``label`` (integers from 0). Any folder is a dataset, known to the cards
-or not; an optional ``card.toml`` beside the files gives ``language``, ``label_names`` and ``title``.
+Columns: ``text``, optionally ``text_pair``, and ``label`` (integers from 0). Any folder is a dataset, known to
+the cards or not; an optional ``card.toml`` beside the files gives ``language``, ``label_names`` and ``title``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow
 
 from harness.data.cards import CARDS
 from harness.data.splits import (
@@ -67,15 +66,20 @@ def _read(path: Path) -> pd.DataFrame:
         if form == "jsonl":
             return _read_jsonl(path)
         return pd.read_csv(
-            path, sep="," if form == "csv" else "\t", dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig"
+            path,
+            sep="," if form == "csv" else "\t",
+            dtype=str,
+            keep_default_na=False,
+            na_filter=False,
+            encoding="utf-8-sig",
         )
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty: give it a header and at least one row") from error
     except pd.errors.ParserError as error:
-        raise DataError(f"{path}: not a {form} table ({_cause(error)}): quote texts that hold separators or quotes") from error
-    except (OSError, pyarrow.ArrowException, ValueError) as error:
+        raise DataError(f"{path}: not a {form} table ({_cause(error)}): quote texts that hold separators") from error
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
         raise DataError(f"{path}: cannot be read ({_cause(error)}): write the file again") from error
 
 
@@ -87,7 +91,7 @@ def _texts(table: pd.DataFrame, column: str, where: str) -> list[str]:
     if (wrong & ~missing).any():
         row = int(np.flatnonzero(wrong & ~missing)[0])
         kind = type(values[row]).__name__
-        raise DataError(f"{where}: column '{column}' must hold text, but row {row + 1} holds {kind}: convert it to text")
+        raise DataError(f"{where}: column '{column}' must hold text, but row {row + 1} holds {kind}: convert it")
     return ["" if gone else value for value, gone in zip(values, missing, strict=True)]
 
 
@@ -139,7 +143,7 @@ def _user_card(folder: Path) -> dict[str, Any]:
     if unknown := set(data) - _CARD_KEYS:
         raise DataError(f"{path}: unknown key '{min(unknown)}': known are {', '.join(sorted(_CARD_KEYS))}")
     if data.get("language", "en") not in ("en", "zh"):
-        raise DataError(f"{path}: language is {data['language']!r}: write \"en\" or \"zh\"")
+        raise DataError(f'{path}: language is {data["language"]!r}: write "en" or "zh"')
     names = data.get("label_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: label_names must be a list of texts, in label order")
@@ -166,7 +170,7 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise DataError(f"data folder {folder} does not exist: give --data a folder that holds <name>/train.parquet and so on")
+        raise DataError(f"data folder {folder} does not exist: give --data a folder with <name>/train.parquet ...")
     if name in (".", "..") or Path(name).name != name or not (folder / name).is_dir():
         raise UnknownNameError(f"dataset in {folder}", name, available(folder))
     place = folder / name

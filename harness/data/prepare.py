@@ -17,7 +17,7 @@ from harness.data.hub import load_hub
 from harness.data.local import available, load_local
 from harness.data.splits import RawDataset, RawSplit, limit_dataset
 from harness.encoder.backbone import Backbone
-from harness.errors import ConfigError, UnknownNameError
+from harness.errors import ConfigError, DataError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,14 @@ def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
 
     Raises:
         UnknownNameError: a dataset is neither a card nor, for local data, a folder.
+        DataError: the folder of local data does not exist.
     """
     known = set(CARDS)
-    if source == "local" and data is not None and Path(data).expanduser().is_dir():
-        known = set(available(Path(data).expanduser()))
+    if source == "local" and data is not None:
+        folder = Path(data).expanduser()
+        if not folder.is_dir():
+            raise DataError(f"data folder {folder} does not exist: give --data a folder that holds <name>/train.parquet")
+        known = set(available(folder))
     for name in names:
         if name not in known:
             raise UnknownNameError("dataset", name, known)

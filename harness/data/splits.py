@@ -22,7 +22,7 @@ class RawSplit:
         texts: N texts.
         pairs: N second texts, or ``None`` where samples are single texts.
         labels: int64 [N].
-        difficulty: int8 [N], the true difficulty of embedded samples (0 easy, 1 middle, 2 hard); ``None`` for real data.
+        difficulty: int8 [N], the true difficulty of embedded samples (0 easy, 1 middle, 2 hard); else ``None``.
     """
 
     texts: list[str]
@@ -72,10 +72,14 @@ def _rows(mask: np.ndarray) -> str:
     """``row 3, 8, ... (12 rows)`` for the true entries of ``mask``; rows count from 1, header and blank lines aside."""
     found = np.flatnonzero(mask) + 1
     listed = ", ".join(str(row) for row in found[:_SHOWN])
-    return f"row{'s' if len(found) > 1 else ''} {listed}" + (f", ... ({len(found)} rows)" if len(found) > _SHOWN else "")
+    return f"row{'s' if len(found) > 1 else ''} {listed}" + (
+        f", ... ({len(found)} rows)" if len(found) > _SHOWN else ""
+    )
 
 
-def integer_labels(values: Sequence[Any] | np.ndarray, where: str, column: str = "label", offset: int = 0) -> np.ndarray:
+def integer_labels(
+    values: Sequence[Any] | np.ndarray, where: str, column: str = "label", offset: int = 0
+) -> np.ndarray:
     """Labels as int64 [N], less ``offset``.
 
     Integers, whole floats and their decimal spellings are accepted, since file formats differ in what they can hold.
@@ -97,8 +101,8 @@ def integer_labels(values: Sequence[Any] | np.ndarray, where: str, column: str =
     if wrong.any():
         example = values[int(np.flatnonzero(wrong)[0])]
         raise DataError(
-            f"{where}: column '{column}' must hold integers, but {_rows(wrong)} hold{'s' if wrong.sum() == 1 else ''} e.g. "
-            f"{_short(example)}: number the classes 0, 1, 2, ..."
+            f"{where}: column '{column}' must hold integers, but {_rows(wrong)} hold{'s' if wrong.sum() == 1 else ''} "
+            f"e.g. {_short(example)}: number the classes 0, 1, 2, ..."
         )
     return labels - offset
 
@@ -149,7 +153,8 @@ def count_labels(train: RawSplit, where: str, expected: int | None = None) -> in
         raise DataError(f"{where}: column 'label' has negative labels ({shown}): number the classes 0, 1, 2, ...")
     if len(present) < 2:
         raise DataError(
-            f"{where}: column 'label' is {present[0]} in every row, so there is nothing to learn: give at least two classes"
+            f"{where}: column 'label' is {present[0]} in every row, so there is nothing to learn: "
+            "give at least two classes"
         )
     classes = expected if expected is not None else int(present[-1]) + 1
     if present[-1] >= classes:
@@ -224,7 +229,10 @@ def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
     while quota.sum() > n:
         quota[np.argmax(np.where(quota > 1, quota - share, -np.inf))] -= 1
     rng = np.random.default_rng(seed)
-    rows = [rng.permutation(np.flatnonzero(split.labels == label))[:count] for label, count in zip(labels, quota, strict=True)]
+    rows = [
+        rng.permutation(np.flatnonzero(split.labels == label))[:count]
+        for label, count in zip(labels, quota, strict=True)
+    ]
     return split.select(np.sort(np.concatenate(rows)))
 
 
@@ -245,11 +253,16 @@ def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: i
         raise DataError(f"dataset '{dataset.name}': {error}") from error
     if len(np.unique(train.labels)) < 2:
         raise DataError(
-            f"dataset '{dataset.name}': --max-train {max_train} leaves one class in train: allow at least {dataset.num_labels} rows"
+            f"dataset '{dataset.name}': --max-train {max_train} leaves one class in train: "
+            f"allow at least {dataset.num_labels} rows"
         )
     dev = dataset.dev if max_train is None else limit(dataset.dev, max(max_train // 4, 100))
     notes = [*dataset.notes]
-    for name, before, after in (("train", dataset.train, train), ("dev", dataset.dev, dev), ("test", dataset.test, test)):
+    for name, before, after in (
+        ("train", dataset.train, train),
+        ("dev", dataset.dev, dev),
+        ("test", dataset.test, test),
+    ):
         if len(after) < len(before):
             notes.append(f"{name} limited to {len(after)} of {len(before)} rows, stratified, seed 0")
     return RawDataset(

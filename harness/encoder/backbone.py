@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,9 +103,11 @@ def _hub_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        near = difflib.get_close_matches(name, [EMBEDDED, *KNOWN_SHAPES], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise BackboneError(
             f"backbone '{name}' is neither a folder here nor reachable on the hub ({type(error).__name__}): "
-            f"give a local folder, or 'embedded'; shapes known by name: {', '.join(KNOWN_SHAPES)}"
+            f"{hint}give a local folder, or 'embedded'; shapes known by name: {', '.join(KNOWN_SHAPES)}"
         ) from error
 
 
@@ -123,6 +126,9 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
     else:
         folder = _hub_folder(name)
     shape, state = checkpoint.read_folder(folder)
+    # Without these transformers makes up a tokenizer that knows no word, and does not complain.
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
+        raise BackboneError(f"no usable tokenizer in {folder}: add tokenizer.json or vocab.txt")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
     except (ValueError, OSError, KeyError) as error:

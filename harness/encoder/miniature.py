@@ -17,6 +17,7 @@ One set of weights serves both languages, because concept ``i`` has the same id 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -37,16 +38,26 @@ from harness.encoder.shape import EncoderShape
 
 LANGUAGES = ("en", "zh")
 SHAPE = EncoderShape(
-    layers=6, width=64, heads=4, intermediate=256, vocab_size=len(lexicon.vocabulary("en")), max_positions=128, dropout=0.0
+    layers=6,
+    width=64,
+    heads=4,
+    intermediate=256,
+    vocab_size=len(lexicon.vocabulary("en")),
+    max_positions=128,
+    dropout=0.0,
 )
-STEPS, BATCH, POOL = 900, 64, 100  # POOL batches are drawn at a time and then sorted by length
-LEARNING_RATE, WORD_RATE, MUON_RATE, WARMUP = 2e-3, 1.5e-2, 0.01, 0.06
+STEPS, BATCH, POOL = 900, 64, 40  # POOL batches are drawn at a time and then shuffled
+LEARNING_RATE, MUON_RATE, WARMUP = 1e-3, 0.004, 0.06
+# Words learn fast first, so that meanings are there when the layers learn what to do with them, and slowly later.
+WORD_RATE, WORD_FLOOR, WORD_HALT = 1.5e-2, 0.1, 120
 RESTATED_WEIGHT = 0.5  # of the loss on restated facts; that of [CLS] has 1
-RECITALS = 0.5  # share of texts that recite facts about people
+# The first lessons recite simple facts and restate all of them; then longer references, and [CLS] must answer.
+FIRST_LESSONS = 0.4  # share of the steps
 CLS, SEP, MASK = (lexicon.SPECIALS.index(name) for name in ("[CLS]", "[SEP]", "[MASK]"))
 _FIRST = len(lexicon.SPECIALS)
 _LAST = _FIRST + len(lexicon.LEXICON["en"])
 _VERDICTS = (*lexicon.STAR_VERDICTS, *lexicon.TOPIC_VERDICTS, *lexicon.PAIR_VERDICTS)
+_ABSENT = -100
 
 
 def recipe_key() -> str:
@@ -70,7 +81,8 @@ def wire(encoder: Encoder, generator: torch.Generator) -> None:
 
     Positions are waves of eight frequencies in the first 16 dimensions, so that "d tokens away" is a rotation: layer 1
     gets it as query matrix, with d = -1, +1, -2, +2 for its four heads. In the other layers queries and keys share
-    one matrix, so that like tokens find each other. Values and outputs are an orthogonal matrix and its transpose: copy.
+    one matrix, so that like tokens find each other. Values and outputs are an orthogonal matrix and its transpose:
+    copy.
     """
     width, heads = encoder.shape.width, encoder.shape.heads
     size, waves = width // heads, 8
@@ -86,7 +98,7 @@ def wire(encoder: Encoder, generator: torch.Generator) -> None:
         encoder.position.weight[:, 1 : 2 * waves : 2] = 0.4 * angles.cos()
         encoder.word.weight.normal_(std=0.1, generator=generator)
         encoder.word.weight[:, : 2 * waves] *= 0.3
-        encoder.segment.weight.normal_(std=0.02, generator=generator)
+        encoder.segment.weight.normal_(std=0.1, generator=generator)
         for number, layer in enumerate(encoder.layers):
             assert isinstance(layer, EncoderLayer)
             for linear in (layer.up, layer.down):
@@ -114,11 +126,11 @@ def wire(encoder: Encoder, generator: torch.Generator) -> None:
 
 
 class _Text:
-    """Ids and segments of a text, positions whose word is masked, and the verdict asked of [CLS] (its index)."""
+    """Ids and segments of a text, positions whose word is masked, and the verdict asked of [CLS] (index, or absent)."""
 
     __slots__ = ("ids", "masked", "segments", "verdict")
 
-    def __init__(self, said: grammar.Utterance, restated: bool, rng: random.Random) -> None:
+    def __init__(self, said: grammar.Utterance, restated: bool, asked: bool, rng: random.Random) -> None:
         concepts = list(said.text)
         self.masked: list[int] = []
         if restated:
@@ -132,28 +144,27 @@ class _Text:
         if said.pair is not None:
             self.ids += [*(_FIRST + concept for concept in said.pair), SEP]
             self.segments += [1] * (len(said.pair) + 1)
-        self.verdict = _VERDICTS.index(said.verdict)
+        self.verdict = _VERDICTS.index(said.verdict) if asked else _ABSENT
 
 
-def _texts(seed: int) -> Iterator[_Text]:
-    rng = random.Random(f"miniature {seed}")
-    stream = twins.utterances(seed)
-    while True:
-        if rng.random() < RECITALS:
-            yield _Text(grammar.recite(rng), rng.random() < 0.7, rng)
-        else:
-            said = next(stream)
-            yield _Text(said, bool(said.facts) and rng.random() < 0.3, rng)
+def _text(stream: Iterator[grammar.Utterance], first_lessons: bool, rng: random.Random) -> _Text:
+    if rng.random() < (0.75 if first_lessons else 0.25):
+        if first_lessons:
+            return _Text(grammar.recite(rng, most_references=1, choosing=False), True, False, rng)
+        return _Text(grammar.recite(rng, most_references=3), rng.random() < 0.7, True, rng)
+    said = next(stream)
+    return _Text(said, bool(said.facts) and rng.random() < 0.3, True, rng)
 
 
-def _batches(seed: int) -> Iterator[list[_Text]]:
+def _batches(seed: int, steps: int) -> Iterator[list[_Text]]:
     """Batches of texts of one length, in random order."""
-    rng, texts = random.Random(seed), _texts(seed)
+    rng = random.Random(f"miniature {seed}")
+    first, later = twins.utterances(f"{seed}, first"), twins.utterances(f"{seed}, later", pair_share=0.6)
     waiting: dict[int, list[_Text]] = {}
-    while True:
+    for step in itertools.count(step=POOL):
         full: list[list[_Text]] = []
         while len(full) < POOL:
-            text = next(texts)
+            text = _text(first, True, rng) if step < FIRST_LESSONS * steps else _text(later, False, rng)
             batch = waiting.setdefault(len(text.ids), [])
             batch.append(text)
             if len(batch) == BATCH:
@@ -162,7 +173,9 @@ def _batches(seed: int) -> Iterator[list[_Text]]:
         yield from full
 
 
-def pretrain_miniature(seed: int = 0, progress: bool = True, steps: int = STEPS) -> tuple[EncoderShape, dict[str, Tensor]]:
+def pretrain_miniature(
+    seed: int = 0, progress: bool = True, steps: int = STEPS
+) -> tuple[EncoderShape, dict[str, Tensor]]:
     """Pretrain from nothing but a seed.
 
     Args:
@@ -191,20 +204,32 @@ def pretrain_miniature(seed: int = 0, progress: bool = True, steps: int = STEPS)
         torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0, momentum=0.9),
     ]
     warm = max(1, round(WARMUP * steps))
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warm, max(0.02, (steps - step) / (steps - warm + 1)))
+
+    def word_rate(step: int) -> float:
+        return rate(step) * (WORD_FLOOR + (1 - WORD_FLOOR) * math.exp(-max(0, step - 50) / WORD_HALT))
+
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda step: min((step + 1) / warm, max(0.02, (steps - step) / (steps - warm + 1))))
-        for o in optimizers
+        torch.optim.lr_scheduler.LambdaLR(optimizers[0], [rate, word_rate]),
+        torch.optim.lr_scheduler.LambdaLR(optimizers[1], rate),
     ]
-    batches = _batches(seed)
-    for _ in tqdm(range(steps), desc="pretraining the embedded miniature", disable=not progress, leave=False):
-        loss = _loss(encoder, ask_word, ask_text, next(batches))
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([*others, words, *matrices], 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
+    batches = _batches(seed, steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small are the products that more threads are slower; and one adds up in one order
+    try:
+        for _ in tqdm(range(steps), desc="pretraining the embedded miniature", disable=not progress, leave=False):
+            loss = _loss(encoder, ask_word, ask_text, next(batches))
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_([*others, words, *matrices], 1.0)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+    finally:
+        torch.set_num_threads(threads)
     return SHAPE, {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
 
 
@@ -216,7 +241,9 @@ def _loss(encoder: Encoder, ask_word: nn.Module, ask_text: nn.Module, batch: lis
     """Cross-entropy of the verdicts at [CLS] plus that of the masked restatements, per text."""
     ids = torch.tensor([text.ids for text in batch], dtype=torch.int32)  # [B, T]
     count, length = ids.shape
-    rows = torch.tensor([i * length + place for i, text in enumerate(batch) for place in text.masked], dtype=torch.int64)
+    rows = torch.tensor(
+        [i * length + place for i, text in enumerate(batch) for place in text.masked], dtype=torch.int64
+    )
     flat = ids.reshape(-1).clone()
     hidden_words = flat[rows].long()
     flat[rows] = MASK
@@ -228,7 +255,7 @@ def _loss(encoder: Encoder, ask_word: nn.Module, ask_text: nn.Module, batch: lis
         last = layer(last, layout)
     verdicts = torch.tensor([text.verdict for text in batch])
     asked = ask_text(last.index_select(0, layout.first))
-    loss = F.cross_entropy(asked, verdicts, reduction="sum")
+    loss = F.cross_entropy(asked, verdicts, ignore_index=_ABSENT, reduction="sum")
     if len(rows):
         scores = ask_word(last.index_select(0, rows)) @ encoder.word.weight[:_LAST].T
         loss = loss + RESTATED_WEIGHT * F.cross_entropy(scores, hidden_words, reduction="sum")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,7 +35,9 @@ class MultiExitModel(nn.Module):
         if head not in HEADS:
             raise ConfigError(f"unknown head '{head}': choose one of {', '.join(HEADS)}")
         if any(not 0 <= e < encoder.depth - 1 for e in exits):
-            raise ConfigError(f"exits {list(exits)} are not all in 0..{encoder.depth - 2}: the last layer has the teacher head")
+            raise ConfigError(
+                f"exits {list(exits)} are not all in 0..{encoder.depth - 2}: the last layer has the teacher head"
+            )
         self.labels, self.head_kind, self.exits = labels, head, tuple(sorted(exits))
         self.encoder = encoder
         make = HEADS[head]
@@ -90,6 +93,8 @@ class MultiExitModel(nn.Module):
             encoder = Encoder(EncoderShape(**facts["shape"]))
             model = cls(encoder, facts["labels"], facts["exits"], facts["head"])
             model.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ResultError(f"cannot load the model in {folder}: {error}: delete that folder and run again") from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ResultError(
+                f"cannot load the model in {folder}: {error}: delete that folder and run again"
+            ) from error
         return model.to(device).eval()

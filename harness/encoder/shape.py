@@ -45,6 +45,12 @@ class EncoderShape:
         Raises:
             BackboneError: a dimension is missing or the architecture is not BERT's.
         """
+        if not isinstance(config, Mapping):
+            raise BackboneError("config.json holds no JSON object: choose a BERT-shaped checkpoint")
+        # RoBERTa and its kin name their tensors as BERT does but count positions from 2: silently wrong as BERT.
+        kind = config.get("model_type", "bert")
+        if kind != "bert":
+            raise BackboneError(f"config.json is that of '{kind}': choose a checkpoint whose model_type is 'bert'")
         if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
             raise BackboneError("only encoders with absolute positions are supported: choose a BERT-shaped checkpoint")
         try:

@@ -33,6 +33,7 @@ class Measured:
         rounds_agree: share of samples with one and the same label in all rounds.
         foresees: the method looked ahead outside the timed region.
         peak_memory_bytes: on CUDA, the allocator's peak over the method's passes.
+        predicting: seconds inside ``predict`` over all passes, warm-up and reference included.
     """
 
     predictions: Predictions
@@ -40,9 +41,11 @@ class Measured:
     rounds_agree: float
     foresees: bool
     peak_memory_bytes: int | None
+    predicting: float
 
 
-def _precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """The context that every method predicts in: autocast for ``"bfloat16"``, nothing for ``"float32"``."""
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
@@ -56,7 +59,7 @@ def timed_pass(contender: Contender, tokens: TokenSet) -> tuple[float, Predictio
     """
     point = contender.point
     foresee = getattr(contender.fitted, "foresee", None)
-    with torch.inference_mode(), _precision(tokens.device, contender.dtype):
+    with torch.inference_mode(), precision(tokens.device, contender.dtype):
         if foresee is not None:
             point = replace(point, foresight=foresee(tokens, at=point))
         clock.synchronise(tokens.device)
@@ -100,9 +103,9 @@ def measure(
     """
     rng = np.random.default_rng(seed)
     warm = tokens.select(np.arange(min(len(tokens), 4 * contender.point.execution.batch_size)))
-    timed_pass(contender, warm)
+    predicting, _ = timed_pass(contender, warm)
     if reference is not None:
-        timed_pass(reference, warm)
+        predicting += timed_pass(reference, warm)[0]
     cuda = tokens.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(tokens.device)
@@ -121,6 +124,7 @@ def measure(
         if reference is not None and number % 2 == 1:
             theirs, _ = timed_pass(reference, shuffled)
         own.append(seconds)
+        predicting += seconds + theirs
         phases.append({name: part / seconds for name, part in predictions.phases.items()})
         if reference is not None:
             ratios.append(theirs / seconds)
@@ -149,5 +153,6 @@ def measure(
         float(np.all(np.stack(labels) == labels[0], axis=0).mean()),
         hasattr(contender.fitted, "foresee"),
         torch.cuda.max_memory_allocated(tokens.device) if cuda else None,
+        predicting,
     )
 

@@ -7,9 +7,9 @@ a token must look at another one before the answer is known:
 * middle (1): a negation or a contrast decides. ``not A, B`` means B; ``A but B`` means B; ``not`` before a filler
   means nothing. All words are there on both sides, so that counting them does not help.
 * hard (2): two people have opposite values, and the chosen person is one of them, or is ``as`` somebody who is, through
-  up to two references, in any order of clauses: ``anna is good. dan as cleo. ben is bad. choose dan. cleo as ben.``
+  up to three references, in any order of clauses: ``anna is good. dan as cleo. ben is bad. choose dan. cleo as ben.``
 
-A pair of texts is the same or different: told by a cue word (easy), by the topics of one word each (middle), or by who
+A pair of texts is the same or different: told by a cue word (easy), by two words each, equal or not (middle), or by who
 has which topic (hard).
 """
 
@@ -102,7 +102,17 @@ def _middle(domain: Domain, value: int, allowed: Sequence[int], rng: random.Rand
     right, wrong = domain.word(value, rng), domain.word(rival, rng)
     kind = rng.random()
     if kind < 0.5:
-        return [*_fill(rng, 2, 5), wrong, *_fill(rng, 1, 4), COMMA, BUT, *_fill(rng, 1, 4), right, *_fill(rng, 0, 4), STOP]
+        return [
+            *_fill(rng, 2, 5),
+            wrong,
+            *_fill(rng, 1, 4),
+            COMMA,
+            BUT,
+            *_fill(rng, 1, 4),
+            right,
+            *_fill(rng, 0, 4),
+            STOP,
+        ]
     if domain.mirrored and value != 2:
         if kind < 0.75:
             core = [*_fill(rng, 2, 8), NOT, wrong, *_fill(rng, 2, 8)]
@@ -132,7 +142,7 @@ def _people(
     return clauses, person, facts
 
 
-REFERENCES = (0, 1, 1, 2)  # drawn from with equal chances
+REFERENCES = (0, 1, 2, 3)  # drawn from with equal chances
 
 
 def _hard(
@@ -173,19 +183,31 @@ def compare(same: int, difficulty: int, rng: random.Random) -> Utterance:
         text = [*_fill(rng, 4, 10), STOP]
         pair = [*_fill(rng, 1, 6), rng.choice(PAIR_CUES[same]), *_fill(rng, 1, 6), STOP]
     elif difficulty == MIDDLE:
-        text = [*_fill(rng, 1, 5), domain.word(one, rng), *_fill(rng, 1, 5), STOP]
-        pair = [*_fill(rng, 1, 5), domain.word(one if same else other, rng), *_fill(rng, 1, 5), STOP]
+        words = [domain.word(value, rng) for value in rng.sample(values, 4)]
+        echoed = words[:2] if same else words[2:]
+        text = [*_fill(rng, 1, 3), words[0], *_fill(rng, 0, 3), words[1], *_fill(rng, 1, 3), STOP]
+        pair = [*_fill(rng, 1, 3), echoed[0], *_fill(rng, 0, 3), echoed[1], *_fill(rng, 1, 3), STOP]
     else:
         clauses, person, facts = _people(domain, one, values, rng.choice(REFERENCES), rng)
-        claimed = one if same else next(v for v in values if domain.verdicts[v] == facts[1][1])
+        # A false claim names the rival's word, or one that nobody has: the first needs who has what, the second less.
+        claimed = clauses[0 if same else 1][2]
+        if not same and rng.random() < 0.3:
+            claimed = domain.word(rng.choice([v for v in values if v != one]), rng)
         rng.shuffle(clauses)
         text = [concept for clause in clauses for concept in clause]
-        pair = [person, IS, domain.word(claimed, rng), STOP]
+        pair = [person, IS, claimed, STOP]
     return Utterance(text, pair, PAIR_VERDICTS[same], facts)
 
 
-def recite(rng: random.Random, most_roots: int = 3, most_references: int = 2) -> Utterance:
-    """Clauses about people, one of them chosen, with the verdict on each: practice in following references."""
+def recite(rng: random.Random, *, most_roots: int = 3, most_references: int = 2, choosing: bool = True) -> Utterance:
+    """Clauses about people, one of them chosen, with the verdict on each: practice in following references.
+
+    Args:
+        rng: source of every choice.
+        most_roots: most people with a value of their own (at least two).
+        most_references: most people who are ``as`` somebody.
+        choosing: say who is chosen; the verdict is on them in any case.
+    """
     domain = rng.choice((STAR_DOMAIN, TOPIC_DOMAIN))
     roots, references = rng.randint(2, most_roots), rng.randint(0, most_references)
     names = rng.sample(NAMES, roots + references)
@@ -200,7 +222,8 @@ def recite(rng: random.Random, most_roots: int = 3, most_references: int = 2) ->
             known[name] = known[other]
             clauses.append([name, AS, other, STOP])
     chosen = names[-1] if rng.random() < 0.6 else rng.choice(names)
-    clauses.append([CHOOSE, chosen, STOP])
+    if choosing:
+        clauses.append([CHOOSE, chosen, STOP])
     rng.shuffle(clauses)
     text = [concept for clause in clauses for concept in clause]
     facts = [(name, domain.verdicts[value]) for name, value in known.items()]

@@ -37,17 +37,15 @@ _TOPICS = (
     "train.铁 ship.船 truck.卡 plane.飞",
 )
 _TOPIC_VERDICTS = (
-    "politics.政 sports.体 business.商 science.科 health.健 education.育 computing.算 entertainment.娱 family.家 art.艺 "
-    "animals.兽 plants.植 places.地 transport.运"
+    "politics.政 sports.体 business.商 science.科 health.健 education.育 computing.算 entertainment.娱 family.家 "
+    "art.艺 animals.兽 plants.植 places.地 transport.运"
 )
 
 _PAIR_VERDICTS = "different.异 same.同"
 _DIFFERENT_CUES = "instead.却 otherwise.否 contrary.反 elsewhere.另"
 _SAME_CUES = "likewise.亦 also.也 again.再 equally.等"
 
-_NAMES = (
-    "anna.安 ben.本 cleo.克 dan.丹 eva.伊 finn.芬 gina.吉 hugo.雨 iris.莉 jack.杰 kate.凯 leo.雷"
-)
+_NAMES = "anna.安 ben.本 cleo.克 dan.丹 eva.伊 finn.芬 gina.吉 hugo.雨 iris.莉 jack.杰 kate.凯 leo.雷"
 _FILLERS = (
     "today.今 yesterday.昨 we.我 they.他 hotel.店 city.城 room.房 table.桌 window.窗 morning.晨 evening.晚 people.人 "
     "house.屋 street.街 water.水 bread.饼 coffee.咖 paper.纸 letter.信 garden.园 door.门 chair.椅 road.路 phone.话 "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from harness.data.cards import CARDS, DatasetCard, card
-from harness.data.embedded.grammar import HARD, MIDDLE, STAR_DOMAIN, TOPIC_DOMAIN, Utterance, compare, speak
+from harness.data.embedded.grammar import EASY, HARD, MIDDLE, STAR_DOMAIN, TOPIC_DOMAIN, Utterance, compare, speak
 from harness.data.embedded.lexicon import SO, STOP, TOPIC_VERDICTS, render
 from harness.data.splits import RawDataset, RawSplit
 
@@ -102,21 +102,22 @@ def embedded_names() -> list[str]:
     return list(CARDS)
 
 
-def utterances(seed: int) -> Iterator[Utterance]:
+def utterances(seed: int | str, pair_share: float = 0.4) -> Iterator[Utterance]:
     """An endless stream for pretraining: stars, topics and pairs of every difficulty, hard ones most.
 
     The stream of a seed is another than that of any twin; a text may by chance be in both, as in real corpora.
     """
     rng = random.Random(f"embedded pretraining {seed}")
     while True:
-        difficulty = rng.choices((0, MIDDLE, HARD), (1, 1, 3))[0]
         family = rng.random()
-        if family < 0.45:
-            yield speak(STAR_DOMAIN, rng.randrange(5), range(5), difficulty, rng)
-        elif family < 0.75:
-            yield speak(TOPIC_DOMAIN, rng.randrange(14), range(14), difficulty, rng)
-        else:
+        paired = family >= 1 - pair_share
+        difficulty = rng.choices((EASY, MIDDLE, HARD), (1, 3, 2) if paired else (1, 1, 3))[0]
+        if paired:
             yield compare(rng.randrange(2), difficulty, rng)
+        elif family < 0.55 * (1 - pair_share):
+            yield speak(STAR_DOMAIN, rng.randrange(5), range(5), difficulty, rng)
+        else:
+            yield speak(TOPIC_DOMAIN, rng.randrange(14), range(14), difficulty, rng)
 
 
 def pretraining_texts(n: int, seed: int = 0, language: str = "en") -> list[str]:

@@ -36,7 +36,8 @@ def test_card_is_consistent(name):
     assert it.name == name
     assert len(it.label_names) == len(set(it.label_names)) == it.num_labels
     assert it.pair == (it.columns.text_pair is not None)
-    assert set(it.hub_splits) <= {"train", "dev", "test"} and "train" in it.hub_splits
+    assert set(it.hub_splits) <= {"train", "dev", "test"}
+    assert "train" in it.hub_splits
     assert set(it.expected_sizes) == {"train", "dev", "test"}
     if it.hub_revision is None:
         assert it.notes, "what is uncertain must be said"

@@ -60,7 +60,8 @@ def test_labels_and_difficulties_are_balanced(twins):
 def test_seed_decides_everything():
     """The same seed gives the same samples, another seed others."""
     one, again, other = (load_embedded("lcqmc", seed, (50, 10, 10)) for seed in (0, 0, 1))
-    assert one.train.texts == again.train.texts and one.test.pairs == again.test.pairs
+    assert one.train.texts == again.train.texts
+    assert one.test.pairs == again.test.pairs
     assert (one.train.labels == again.train.labels).all()
     assert one.train.texts != other.train.texts
     assert pretraining_texts(20, 3) == pretraining_texts(20, 3) != pretraining_texts(20, 4)
@@ -88,7 +89,8 @@ def test_vocabularies_are_aligned():
     assert len(en) == len(set(en)) == len(zh) == len(set(zh))
     assert en[:5] == zh[:5] == list(SPECIALS)
     first, last = len(SPECIALS), len(SPECIALS) + len(LEXICON["en"])
-    assert en[first:last] == list(LEXICON["en"]) and zh[first:last] == list(LEXICON["zh"])
+    assert en[first:last] == list(LEXICON["en"])
+    assert zh[first:last] == list(LEXICON["zh"])
     assert all(len(word) == 1 for word in LEXICON["zh"])
     assert all(word.islower() or not word.isalpha() for word in LEXICON["en"])
 
@@ -108,8 +110,13 @@ def test_lengths(twins):
     """Samples are short enough for quick runs and not all alike."""
     for twin in twins.values():
         pairs = twin.train.pairs or [""] * len(twin.train)
-        lengths = [len(words(a, twin.language)) + len(words(b, twin.language)) for a, b in zip(twin.train.texts, pairs, strict=True)]
-        assert max(lengths) <= 32 and min(lengths) >= 4 and np.std(lengths) > 2
+        lengths = [
+            len(words(a, twin.language)) + len(words(b, twin.language))
+            for a, b in zip(twin.train.texts, pairs, strict=True)
+        ]
+        assert max(lengths) <= 32
+        assert min(lengths) >= 4
+        assert np.std(lengths) > 2
 
 
 @pytest.mark.parametrize("name", ["chnsenticorp", "yelp_polarity", "ag_news", "lcqmc"])
@@ -118,7 +125,8 @@ def test_counting_words_solves_easy_samples_only(name):
     twin = load_embedded(name, sizes=(3000, 100, 1500))
     test = twin.test
     joined = [
-        [f"{a} {b}" for a, b in zip(split.texts, split.pairs or [""] * len(split), strict=True)] for split in (twin.train, test)
+        [f"{a} {b}" for a, b in zip(split.texts, split.pairs or [""] * len(split), strict=True)]
+        for split in (twin.train, test)
     ]
     pattern = r"\S+" if twin.language == "en" else r"\S"
     counts = CountVectorizer(token_pattern=pattern)

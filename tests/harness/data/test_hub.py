@@ -64,7 +64,9 @@ def test_dev_is_carved(serve):
 
 def test_columns_offset_and_pairs(serve):
     """Text columns are joined, labels shifted to 0, pairs kept."""
-    reviews = FakeTable(class_index=[1, 5, 3, 3], review_title=["Fine", "", "So", None], review_text=["a", "b", "c", "d"])
+    reviews = FakeTable(
+        class_index=[1, 5, 3, 3], review_title=["Fine", "", "So", None], review_text=["a", "b", "c", "d"]
+    )
     serve({"train": reviews, "test": reviews})
     data = load_hub(card("amazon_full"))
     assert data.test.texts == ["Fine a", "b", "So c", "d"]

@@ -106,7 +106,9 @@ def test_labels_that_are_no_integers(folder, labels, form):
     refused(folder, f"train.{form}: column 'label' must hold integers, but row")
 
 
-@pytest.mark.parametrize(("labels", "message"), [([0, 2], "leaves gaps"), ([1, 1], "is 1 in every row"), ([-1, 0], "negative")])
+@pytest.mark.parametrize(
+    ("labels", "message"), [([0, 2], "leaves gaps"), ([1, 1], "is 1 in every row"), ([-1, 0], "negative")]
+)
 def test_label_sets_that_make_no_sense(folder, labels, message):
     """Gaps, constants and negative labels in train are refused."""
     write(folder / "toy" / "train.csv", table([("a", labels[0]), ("b", labels[1])]))
@@ -204,9 +206,14 @@ def test_language(folder):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("language = ", "not valid TOML"), ('tongue = "en"', "unknown key 'tongue'"), ('language = "fr"', "language is 'fr'"),
-     ("label_names = [1]", "label_names must be"), ('label_names = ["only"]', "goes up to 1, but the dataset has 1 classes")],
-)  # fmt: skip
+    [
+        ("language = ", "not valid TOML"),
+        ('tongue = "en"', "unknown key 'tongue'"),
+        ('language = "fr"', "language is 'fr'"),
+        ("label_names = [1]", "label_names must be"),
+        ('label_names = ["only"]', "goes up to 1, but the dataset has 1 classes"),
+    ],
+)
 def test_bad_card(folder, text, message):
     """A card.toml that makes no sense is refused."""
     (folder / "toy" / "card.toml").write_text(text)

@@ -34,7 +34,8 @@ def test_carving_partitions_and_keeps_every_class_in_train(labels, seed):
     train, dev = carve_dev(whole, 0.1, seed)
     rows = [int(text.split()[1]) for text in train.texts], [int(text.split()[1]) for text in dev.texts]
     assert sorted(rows[0] + rows[1]) == list(range(len(labels)))
-    assert rows[0] == sorted(rows[0]) and rows[1] == sorted(rows[1])
+    assert rows[0] == sorted(rows[0])
+    assert rows[1] == sorted(rows[1])
     assert set(train.labels) == set(labels)
     for label in set(labels):
         expected = min(max(1, round(0.1 * labels.count(label))), labels.count(label) - 1)
@@ -108,7 +109,9 @@ def test_integers_in_any_spelling(good):
 @pytest.mark.parametrize("bad", ["pos", "1.0", "", 1.5, float("nan"), float("inf"), None, True, [1]])
 def test_labels_that_are_no_integers(bad):
     """Anything else is refused with file, column, row and mend."""
-    with pytest.raises(DataError, match=r"^f\.csv: column 'label' must hold integers, but row 2 holds .*number the classes") as caught:
+    with pytest.raises(
+        DataError, match=r"^f\.csv: column 'label' must hold integers, but row 2 holds .*number the classes"
+    ) as caught:
         integer_labels([0, bad, 1], "f.csv")
     assert "\n" not in str(caught.value)
 

@@ -28,7 +28,7 @@ def test_stray_text_tokenises():
 
 
 def test_seed_decides_the_weights():
-    """Two pretrainings from one seed are equal bit for bit; another seed differs; the caller's generator is untouched."""
+    """Two pretrainings from one seed are equal bit for bit; another seed differs; the caller's chance is its own."""
     before = torch.random.get_rng_state()
     (shape, one), (_, again), (_, other) = (
         miniature.pretrain_miniature(seed, progress=False, steps=2) for seed in (0, 0, 1)

@@ -1,0 +1,74 @@
+"""Which pytest-benchmark cells a profile has, and the benches behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness import registry
+from harness.contracts import OperatingPoint
+from harness.errors import ConfigError
+from harness.grid import Bench, Settings
+from harness.measure.throughput import Contender
+
+FIRST = "first"
+
+
+@dataclass(frozen=True)
+class CellId:
+    """One benchmark: a method at one operating point on one dataset with one seed."""
+
+    dataset: str
+    seed: int
+    method: str
+    point: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}-{self.method}-{self.point}" + (f"-seed{self.seed}" if self.seed else "")
+
+
+def point_names(method: str, config: Mapping[str, Any]) -> Sequence[str]:
+    """Operating points of a method as far as its settings tell; :data:`FIRST` where it does not say."""
+    named = getattr(registry.get(method), "point_names", None)
+    return [FIRST] if named is None else list(named(config))
+
+
+def cells_of(settings: Settings) -> list[CellId]:
+    """All cells of a profile, methods of one dataset next to each other."""
+    profile = settings.profile
+    return [
+        CellId(dataset, seed, method, point)
+        for dataset in profile.datasets
+        for seed in profile.seeds
+        for method in profile.methods
+        for point in point_names(method, profile.config(method))
+    ]
+
+
+class Benches:
+    """Datasets and fitted methods of a session; the last dataset used is kept in memory, fits are cached on disk."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._bench: Bench | None = None
+
+    def bench(self, cell: CellId) -> Bench:
+        if self._bench is None or (self._bench.dataset, self._bench.seed) != (cell.dataset, cell.seed):
+            self._bench = Bench(self.settings, cell.dataset, cell.seed)
+        return self._bench
+
+    def contender(self, cell: CellId) -> tuple[Contender, OperatingPoint]:
+        """The fitted method (trained now if the cache does not have it) at the cell's point.
+
+        Raises:
+            ConfigError: the method has no such point.
+        """
+        bench = self.bench(cell)
+        fitted = bench.fitted(cell.method)
+        points = {point.name: point for point in fitted.operating_points(bench.prepared.task.dev)}
+        name = next(iter(points)) if cell.point == FIRST else cell.point
+        if name not in points:
+            raise ConfigError(f"method '{cell.method}' has no point '{name}': it has {', '.join(points)}")
+        at = replace(points[name], execution=self.settings.execution)
+        return Contender(fitted, at, self.settings.dtype), points[name]

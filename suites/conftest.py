@@ -1,0 +1,68 @@
+"""Options and hooks of the benchmark suites: ``pytest suites/ --benchmark-only --profile quick``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import profile
+from harness.cli import backbones, names
+from harness.encoder.backbone import default_device
+from harness.errors import GeepBenchError
+from harness.fingerprint import fingerprint
+from harness.grid import Settings, check
+from suites.cells import Benches, cells_of
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("geep", "GEEP bench")
+    group.addoption("--profile", default="quick", help="profile by name or TOML file (default: quick)")
+    group.addoption("--methods", help="comma-separated: these methods only")
+    group.addoption("--datasets", help="comma-separated: these datasets only")
+    group.addoption("--data", type=Path, help="folder of local data")
+    group.addoption("--backbone", help="en=DIR_OR_ID,zh=DIR_OR_ID")
+    group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    group.addoption("--max-train", type=int, help="at most so many train rows")
+    group.addoption("--max-test", type=int, help="at most so many test rows")
+
+
+def _settings(config: pytest.Config) -> Settings:
+    chosen = profile.load(config.getoption("--profile"))
+    changes: dict[str, Any] = {}
+    for option in ("methods", "datasets"):
+        if given := config.getoption(f"--{option}"):
+            changes[option] = names(given)
+    for option in ("max_train", "max_test"):
+        if (limit := config.getoption(option)) is not None:
+            changes[option] = limit
+    if given := config.getoption("--backbone"):
+        changes["backbones"] = {**chosen.backbones, **backbones(given)}
+    data = config.getoption("--data")
+    device = config.getoption("--device") or default_device()
+    return Settings(chosen.model_copy(update=changes), out=Path("."), data=data, device=device)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" not in metafunc.fixturenames:
+        return
+    try:
+        settings = _settings(metafunc.config)
+        check(settings)
+        cells = cells_of(settings)
+    except GeepBenchError as error:
+        raise pytest.UsageError(str(error)) from error
+    metafunc.parametrize("cell", cells, ids=str)
+
+
+@pytest.fixture(scope="session")
+def benches(request: pytest.FixtureRequest) -> Benches:
+    """The profile's datasets; training happens here, cached, never in a timed round."""
+    return Benches(_settings(request.config))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """So that runs on different devices are not compared by mistake. The host's name is nobody's business."""
+    machine_info["node"] = ""
+    machine_info["geep"] = fingerprint()

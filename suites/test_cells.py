@@ -1,0 +1,54 @@
+"""One benchmark per cell: the timed region is ids on the device -> logits on the host, as in ``geep-bench run``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from harness.contracts import Predictions
+from harness.measure import clock
+from harness.measure.quality import quality
+from harness.measure.throughput import precision
+from suites.cells import Benches, CellId
+
+
+def test_predict(benchmark: Any, benches: Benches, cell: CellId) -> None:
+    """Predict the whole test split; accuracy and FLOPs come from the very pass that was timed."""
+    contender, point = benches.contender(cell)
+    bench = benches.bench(cell)
+    tokens, at = bench.prepared.test.tokens, contender.point
+    with torch.inference_mode(), precision(tokens.device, contender.dtype):
+        foresee = getattr(contender.fitted, "foresee", None)
+        if foresee is not None:  # a bound looks ahead outside the timed region
+            at = replace(at, foresight=foresee(tokens, at=at))
+
+        def predict() -> Predictions:
+            predictions = contender.fitted.predict(tokens, at=at)
+            clock.synchronise(tokens.device)
+            return predictions
+
+        benchmark.group = f"{cell.dataset}, {bench.settings.source} data" + (
+            " (synthetic)" if bench.settings.source == "embedded" else ""
+        )
+        predictions = benchmark.pedantic(predict, rounds=bench.settings.profile.rounds, warmup_rounds=1, iterations=1)
+    result = quality(predictions.logits.argmax(1), bench.prepared.test.labels.numpy())
+    cost, n = contender.fitted.cost, len(tokens)
+    benchmark.extra_info.update(
+        {
+            "cell": bench.cell(cell.method, point).model_dump(),
+            "synthetic": bench.settings.source == "embedded",
+            "accuracy": result.accuracy,
+            "accuracy_low": result.accuracy_low,
+            "accuracy_high": result.accuracy_high,
+            "flops_linear": cost.flops(predictions.work, "linear") / n,
+            "flops_full": cost.flops(predictions.work, "full") / n,
+            "mean_layers": predictions.work.rows("layer") / n,
+            "mean_heads": predictions.work.rows("head") / n,
+            "samples_per_s": n / benchmark.stats["median"],
+            "bound": foresee is not None,
+        }
+    )
+    # Not a timing assertion: what was timed must have answered every sample.
+    assert predictions.logits.shape == (n, bench.prepared.task.num_labels)

@@ -1,0 +1,235 @@
+"""GEEP as a plug-in: what it refuses, what it tunes, what it keeps, and what its answers depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geep.method import FittedGeep, Geep, split_off
+from harness.contracts import Execution, OperatingPoint, Split, Task
+from harness.encoder.backbone import Backbone
+from harness.encoder.model import Encoder
+from harness.errors import ConfigError, ResultError
+
+Check = Callable[[FittedGeep, OperatingPoint, Execution, list[int]], None]
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_predictions_depend_on_the_sample_alone(
+    data: st.DataObject, scattered_geep: FittedGeep, executions: Any, same_however_run: Check
+) -> None:
+    """Student and shared answers are the same in every batch size, order, window, padding and executor."""
+    at = data.draw(st.sampled_from(scattered_geep.points))
+    order = data.draw(st.permutations(range(40)))
+    same_however_run(scattered_geep, at, data.draw(executions), order)
+
+
+@pytest.mark.parametrize("answer", ["student", "shared"])
+def test_answers_are_those_of_the_predicted_layer(answer: str, scattered_geep: FittedGeep, unseen: Split) -> None:
+    """Every sample leaves exactly where the table says, and a shared answer before the end costs one layer more."""
+    at = next(point for point in scattered_geep.points if point.params["answer"] == answer)
+    found = scattered_geep.predict(unseen.tokens, at=at)
+    wanted = scattered_geep.tables[at.params["speed"]].predict(unseen.tokens, at.params["quantile"]).numpy()
+    np.testing.assert_array_equal(found.exit_layer, wanted)
+    np.testing.assert_array_equal(found.predicted_exit, wanted)
+    assert len(set(wanted.tolist())) > 2
+    extra = (wanted < 4).sum() if answer == "shared" else 0
+    assert found.work.rows("layer") == (wanted + 1).sum() + extra
+    assert found.work.rows("head") == 40
+
+
+def test_points_come_in_pairs(trained_geep: FittedGeep, signal_task: Task) -> None:
+    """There is one point per speed and answer, and their names are those announced beforehand."""
+    names = [point.name for point in trained_geep.operating_points(signal_task.dev)]
+    assert names == ["speed=0.75", "speed=0.75/shared", "speed=0.85", "speed=0.85/shared"]
+    assert Geep().point_names({"speeds": [0.75, 0.85]}) == names
+
+
+def test_dev_figures_are_what_dev_gives(trained_geep: FittedGeep, signal_task: Task) -> None:
+    """Mean layers and accuracy noted while tuning are those of running the point on dev."""
+    for at in trained_geep.points:
+        found = trained_geep.predict(signal_task.dev.tokens, at=at)
+        assert found.work.rows("layer") / 48 == pytest.approx(at.params["dev_mean_layers"])
+        right = found.logits.argmax(1) == signal_task.dev.labels.numpy()
+        assert right.mean() == pytest.approx(at.params["dev_accuracy"])
+
+
+def test_learns_the_task(trained_geep: FittedGeep, signal_task: Task) -> None:
+    """A short training answers dev far better than the commonest label does."""
+    commonest = signal_task.dev.labels.bincount().max().item() / 48
+    best = max(point.params["dev_accuracy"] for point in trained_geep.points)
+    assert best > commonest + 0.15
+
+
+def test_same_seed_same_fit(
+    trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]
+) -> None:
+    """The same seed gives the same weights, tables and points, bit for bit; another seed does not."""
+    config = {**quick, "speeds": [0.75, 0.85]}
+    again, other = (Geep().fit(signal_task, small_backbone, {}, config=config, seed=seed) for seed in (0, 1))
+    first = trained_geep.model.state_dict()
+    assert all(torch.equal(value, first[key]) for key, value in again.model.state_dict().items())
+    assert not torch.equal(other.model.state_dict()["teacher.dense.weight"], first["teacher.dense.weight"])
+    assert again.points == trained_geep.points
+    for speed, table in trained_geep.tables.items():
+        mine = again.tables[speed].distribution(signal_task.dev.tokens)
+        assert torch.equal(mine, table.distribution(signal_task.dev.tokens))
+
+
+def test_round_trip(
+    trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
+) -> None:
+    """What comes back from disk has the same points and predicts the same logits and exits."""
+    trained_geep.save(tmp_path)
+    loaded = Geep().load(tmp_path, signal_task, small_backbone, {})
+    assert loaded.points == trained_geep.points
+    assert loaded.training == trained_geep.training
+    for at in trained_geep.points:
+        first, second = (fitted.predict(unseen.tokens, at=at) for fitted in (trained_geep, loaded))
+        np.testing.assert_array_equal(first.logits, second.logits)
+        np.testing.assert_array_equal(first.exit_layer, second.exit_layer)
+
+
+@pytest.mark.parametrize(
+    "victim", ["geep.json", "model.safetensors", "model.json", "table-0.75/exit_table.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_damage_is_told(
+    victim: str, damage: str, trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, tmp_path: Path
+) -> None:
+    """A missing or broken file is a ResultError of one line, so that the method can be fitted again."""
+    trained_geep.save(tmp_path)
+    if damage == "gone":
+        (tmp_path / victim).unlink()
+    else:
+        (tmp_path / victim).write_bytes((tmp_path / victim).read_bytes()[:-9])
+    with pytest.raises(ResultError) as caught:
+        Geep().load(tmp_path, signal_task, small_backbone, {})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"speed": [0.5]}, "speeds"),
+        ({"exit": 2}, "exits"),
+        ({"holdouts": 0.1}, "holdout"),
+        ({"exits": 0}, "1..3"),
+        ({"exits": 4}, "1..3"),
+        ({"exits": 2.0}, "exits"),
+        ({"exits": True}, "exits"),
+        ({"exits": "2"}, "exits"),
+        ({"speeds": []}, "0..1"),
+        ({"speeds": 0.5}, "speeds = "),
+        ({"speeds": "0.5"}, "speeds = "),
+        ({"speeds": [0.5, 1.5]}, "0..1"),
+        ({"speeds": [-0.1]}, "0..1"),
+        ({"speeds": [float("nan")]}, "0..1"),
+        ({"speeds": ["0.5"]}, "0..1"),
+        ({"speeds": [True]}, "0..1"),
+        ({"speeds": [0.5, 0.5]}, "twice"),
+        ({"speeds": [0.5, 0.50000001]}, "twice"),
+        ({"ngram": 0}, "1..3"),
+        ({"ngram": 4}, "1..3"),
+        ({"min_count": 0}, "min_count"),
+        ({"min_count": 1.5}, "min_count"),
+        ({"smoothing": -1}, "smoothing"),
+        ({"smoothing": 2**40}, "smoothing"),
+        ({"holdout": -0.1}, "0..0.5"),
+        ({"holdout": 0.6}, "0..0.5"),
+        ({"holdout": "0.1"}, "holdout"),
+        ({"holdout": None}, "holdout"),
+        ({"head": "none"}, "head"),
+        ({"epochs": 0}, "epochs"),
+    ],
+)
+def test_nonsense_is_refused_before_training(
+    config: dict[str, Any],
+    told: str,
+    signal_task: Task,
+    small_backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A setting that makes no sense is one line that names it, and nothing has been trained by then."""
+    monkeypatch.setattr("geep.method.train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ConfigError) as caught:
+        Geep().fit(signal_task, small_backbone, {}, config=config, seed=0)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 25])
+def test_depth_must_fit(layers: int, signal_task: Task, small_backbone: Backbone) -> None:
+    """Fewer than 3 layers leave no student, more than 24 no table; both are told before training."""
+    shape = replace(small_backbone.shape, layers=layers)
+    backbone = Backbone("odd", shape, Encoder(shape).state_dict(), None)
+    with pytest.raises(ConfigError, match=f"3 to 24 layers, odd has {layers}"):
+        Geep().fit(signal_task, backbone, {}, config={}, seed=0)
+
+
+def test_fewer_exits_and_longer_keys(signal_task: Task, small_backbone: Backbone, unseen: Split) -> None:
+    """With E = 1 samples leave after the first layer or the last, and whole numbers are fine as speeds."""
+    config = {"epochs": 1, "exits": 1, "ngram": 3, "min_count": 1, "smoothing": 0, "speeds": [0, 1], "holdout": 0.25}
+    fitted = Geep().fit(signal_task, small_backbone, {}, config=config, seed=0)
+    assert fitted.model.answers == (0, 4)
+    assert all(table.ngram == 3 for table in fitted.tables.values())
+    for at in fitted.points:
+        assert set(fitted.predict(unseen.tokens, at=at).exit_layer.tolist()) <= {0, 4}
+
+
+def test_nobody_leaves_at_speed_zero(signal_task: Task, small_backbone: Backbone, unseen: Split) -> None:
+    """Where no training sample was sure, every prediction is full depth, and costs no more than that."""
+    fitted = Geep().fit(signal_task, small_backbone, {}, config={"epochs": 1, "speeds": [0.0]}, seed=0)
+    for at in fitted.points:
+        found = fitted.predict(unseen.tokens, at=at)
+        assert (found.exit_layer == 4).all()
+        assert found.work.rows("layer") == 5 * 40
+
+
+@given(holdout=st.floats(0.01, 0.5), seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_holdout_parts_the_rows(holdout: float, seed: int, signal_task: Task) -> None:
+    """Learnt and observed rows are disjoint and together all of train, in the wanted share."""
+    learn, watch = split_off(signal_task.train, holdout, seed)
+    rows = [
+        tuple(part.tokens.select([i]).ids.tolist() + [int(part.labels[i])])
+        for part in (learn, watch)
+        for i in range(len(part))
+    ]
+    train = [tuple(signal_task.train.tokens.select([i]).ids.tolist()) for i in range(96)]
+    assert sorted(row[:-1] for row in rows) == sorted(train)
+    assert len(watch) == max(1, round(holdout * 96))
+    assert torch.equal(split_off(signal_task.train, holdout, seed)[1].tokens.ids, watch.tokens.ids)
+
+
+def test_no_holdout_observes_what_it_trains_on(signal_task: Task) -> None:
+    """With a holdout of 0 both parts are train itself, as in the paper."""
+    learn, watch = split_off(signal_task.train, 0.0, 3)
+    assert learn is watch is signal_task.train
+
+
+def test_holdout_must_leave_something(signal_task: Task) -> None:
+    """A single row cannot be both kept out and trained on."""
+    one = Split(signal_task.train.tokens.select([0]), signal_task.train.labels[:1])
+    with pytest.raises(ConfigError, match="leaves nothing"):
+        split_off(one, 0.5, 0)
+
+
+def test_files_hold_no_pickle(trained_geep: FittedGeep, tmp_path: Path) -> None:
+    """Everything on disk is JSON or safetensors."""
+    trained_geep.save(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    for path in files:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))

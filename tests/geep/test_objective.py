@@ -1,0 +1,190 @@
+"""The shared exit loss: its value, who learns from what, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from baselines.bert import Bert
+from geep.method import Geep
+from geep.objective import layer_passes, shared_exit_loss
+from harness.contracts import Split, Task, TokenSet
+from harness.encoder.backbone import Backbone
+from harness.encoder.layout import Layout
+from harness.encoder.model import Encoder
+from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import EncoderShape
+from harness.training import LayerPasses
+
+
+def make(depth: int, exits: int, head: str = "fastbert") -> MultiExitModel:
+    """A random model without dropout whose heads say something."""
+    torch.manual_seed(depth * 31 + exits)
+    shape = EncoderShape(layers=depth, width=8, heads=2, intermediate=12, vocab_size=40, max_positions=16, dropout=0.0)
+    model = MultiExitModel(Encoder(shape), 3, range(exits), head)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+@pytest.fixture
+def batch(signal_task: Task) -> Split:
+    """Seven samples of several lengths."""
+    return Split(signal_task.train.tokens.select(range(7)), signal_task.train.labels[:7])
+
+
+def packed(tokens: TokenSet) -> Layout:
+    return Layout(tokens.lengths.numpy(), None, "cpu")
+
+
+def through(model: MultiExitModel, tokens: TokenSet, layers: int) -> Tensor:
+    """h^layers, from the embeddings, as the released code runs every path."""
+    layout = packed(tokens)
+    hidden = model.encoder.embed(tokens, layout)
+    for layer in model.encoder.layers[:layers]:
+        hidden = layer(hidden, layout)
+    return hidden
+
+
+def path_terms(model: MultiExitModel, batch: Split) -> Iterator[Tensor]:
+    """CE(C_T(F_L(h^s)), label) for s = 1 .. E and L - 1, each path run from the embeddings again."""
+    layout = packed(batch.tokens)
+    for s in [*range(1, len(model.exits) + 1), model.depth - 1]:
+        last = model.encoder.layers[-1](through(model, batch.tokens, s), layout)
+        yield F.cross_entropy(model.teacher(last, layout), batch.labels)
+
+
+def distillation_terms(model: MultiExitModel, batch: Split) -> Iterator[Tensor]:
+    """KL(p_T || C_i(h^i)) for i = 1 .. E, written out; p_T is a constant."""
+    layout = packed(batch.tokens)
+    with torch.no_grad():
+        p = model.teacher(through(model, batch.tokens, model.depth), layout).softmax(-1)
+    for i in range(1, len(model.exits) + 1):
+        log_q = model.students[str(i - 1)](through(model, batch.tokens, i), layout).log_softmax(-1)
+        yield (p * (p.log() - log_q)).sum(-1).mean()
+
+
+def gradients(model: MultiExitModel, loss: Tensor) -> dict[str, Tensor]:
+    """Gradient of every parameter, zeros where there is none."""
+    parameters = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(parameter) if gradient is None else gradient
+        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+    }
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], prefix: str = "") -> None:
+    for name in found:
+        if name.startswith(prefix):
+            torch.testing.assert_close(
+                found[name], expected[name], atol=2e-5, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+SIZES = [(3, 1), (4, 1), (4, 2), (6, 2), (6, 4)]
+
+
+@pytest.mark.parametrize("head", ["fastbert", "linear"])
+@pytest.mark.parametrize(("depth", "exits"), SIZES)
+def test_loss_and_gradients_equal_those_of_paths_run_apart(depth: int, exits: int, head: str, batch: Split) -> None:
+    """Sharing the prefix changes neither the loss nor any gradient of the paths run one by one from the embeddings."""
+    model = make(depth, exits, head)
+    loss = shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels)
+    apart = sum(path_terms(model, batch)) + sum(distillation_terms(model, batch))
+    assert loss.item() == pytest.approx(apart.item(), rel=1e-5)
+    assert_equal(gradients(model, loss), gradients(model, apart))
+
+
+def test_padding_does_not_enter(batch: Split) -> None:
+    """The loss of a padded batch is that of the packed one: masks reach every layer and every head."""
+    model = make(5, 3)
+    losses = [
+        shared_exit_loss(model, batch.tokens, Layout(batch.tokens.lengths.numpy(), pad_to, "cpu"), batch.labels).item()
+        for pad_to in (None, 12, 16)
+    ]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+
+
+def test_last_layer_and_teacher_learn_from_every_path_and_from_no_student(batch: Split) -> None:
+    """F_L and C_T get the sum of E + 1 cross-entropy gradients, none of them zero, and nothing from distillation."""
+    model = make(5, 3)
+    loss = gradients(model, shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels))
+    paths = [gradients(model, term) for term in path_terms(model, batch)]
+    assert len(paths) == 4
+    ours = [name for name in loss if name.startswith(("teacher.", "encoder.layers.4."))]
+    for name in ours:
+        torch.testing.assert_close(loss[name], sum(path[name] for path in paths), atol=2e-5, rtol=2e-4)
+    for part in ("teacher.", "encoder.layers.4."):
+        for path in paths:
+            assert sum(path[name].abs().sum() for name in ours if name.startswith(part)) > 0
+
+
+def test_distillation_reaches_down_to_the_embeddings(batch: Split) -> None:
+    """h^i is not detached: the students' loss moves embeddings and the layers below them, not those above."""
+    model = make(5, 2)
+    loss = gradients(model, shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels))
+    hard = gradients(model, sum(path_terms(model, batch)))
+    soft = {name: loss[name] - hard[name] for name in loss}
+    assert_equal(soft, gradients(model, sum(distillation_terms(model, batch))))
+    for name in ("encoder.word.weight", "encoder.layers.0.qkv.weight", "encoder.layers.1.down.weight"):
+        assert soft[name].abs().max() > 1e-3
+    for name in ("encoder.layers.2.up.weight", "encoder.layers.3.up.weight"):
+        assert soft[name].abs().max() < 1e-5 < hard[name].abs().max()
+
+
+def test_students_see_no_gold_labels(batch: Split) -> None:
+    """Other labels change no gradient of a student head, and every student head has one."""
+    model = make(4, 2)
+    given, other = (
+        gradients(model, shared_exit_loss(model, batch.tokens, packed(batch.tokens), labels))
+        for labels in (batch.labels, (batch.labels + 1) % 3)
+    )
+    assert_equal(given, other, "students.")
+    assert all(given[name].abs().max() > 0 for name in given if name.startswith("students.") and "weight" in name)
+    assert not torch.allclose(given["teacher.dense.weight"], other["teacher.dense.weight"])
+
+
+@pytest.mark.parametrize(("depth", "exits"), SIZES)
+def test_layer_passes_of_a_step(depth: int, exits: int, batch: Split) -> None:
+    """One step passes every sample through exactly L + E layers."""
+    model = make(depth, exits)
+    with LayerPasses([model]) as passes:
+        shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels)
+    assert passes.count == layer_passes(depth, exits) * len(batch) == (depth + exits) * len(batch)
+
+
+@pytest.mark.parametrize("depth", range(3, 25))
+def test_costs_at_most_twice_fine_tuning(depth: int) -> None:
+    """At the default E = L - 2 one-step training takes fewer than 2.0 times the layer passes of fine-tuning."""
+    assert 1 < layer_passes(depth, depth - 2) / depth < 2.0
+
+
+def test_measured_cost_of_training(signal_task: Task, small_backbone: Backbone) -> None:
+    """A whole run, counted layer by layer as it runs, costs (L + E) / L of a run of plain fine-tuning."""
+    config = {"epochs": 1, "batch_size": 20}
+    bert = Bert().fit(signal_task, small_backbone, {}, config=config, seed=0).training
+    one_step = Geep().fit(signal_task, small_backbone, {}, config=config, seed=0).training
+    fewer = Geep().fit(signal_task, small_backbone, {}, config={**config, "exits": 1}, seed=0).training
+    assert bert is not None
+    assert one_step is not None
+    assert fewer is not None
+    assert bert.layer_passes == 5 * 96
+    assert one_step.layer_passes / bert.layer_passes == (5 + 3) / 5 <= 2.0
+    assert fewer.layer_passes / bert.layer_passes == (5 + 1) / 5
+
+
+def test_is_deterministic_without_dropout(batch: Split) -> None:
+    """The loss is a mean over samples: a batch of two copies has the loss of one."""
+    model = make(4, 2)
+    once = shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels)
+    twice = np.tile(np.arange(len(batch)), 2)
+    tokens = batch.tokens.select(twice)
+    again = shared_exit_loss(model, tokens, packed(tokens), batch.labels[torch.from_numpy(twice)])
+    assert again.item() == pytest.approx(once.item(), rel=1e-5)

@@ -1,0 +1,96 @@
+"""From exits to tables, and from dev to quantiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geep.exit_table import ExitTable
+from geep.method import TUNING, FittedGeep
+from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
+from harness.contracts import Execution, Task
+from harness.encoder.executors import exit_logits, run_sequential
+from harness.encoder.exits import entropy_rule
+
+
+@pytest.fixture(scope="session")
+def view(scattered_geep: FittedGeep, signal_task: Task) -> DevView:
+    """What dev says about the scattered model."""
+    model = scattered_geep.model
+    logits = exit_logits(model, signal_task.dev.tokens, TUNING)
+    return DevView.of(logits, signal_task.dev.labels, model.answers, model.depth)
+
+
+@given(speed=st.floats(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_budget_is_what_sequential_exit_takes(
+    speed: float, view: DevView, scattered_geep: FittedGeep, signal_task: Task
+) -> None:
+    """The budget at any speed equals the mean layers that running the sequential exit executes."""
+    run = run_sequential(scattered_geep.model, signal_task.dev.tokens, Execution(batch_size=7), entropy_rule(speed))
+    assert view.sequential_layers(speed) == pytest.approx(run.work.rows("layer") / 48, abs=1e-12)
+    assert view.sequential_layers(speed) == pytest.approx(run.exit_layer.mean() + 1, abs=1e-12)
+
+
+@pytest.mark.parametrize("speed", [0.2, 0.5, 0.9])
+def test_table_counts_the_exits_of_sequential_exit(speed: float, scattered_geep: FittedGeep, signal_task: Task) -> None:
+    """The table holds, key by key, where samples really leave when the sequential exit runs over them."""
+    model, tokens = scattered_geep.model, signal_task.train.tokens
+    observed = exit_logits(model, tokens, TUNING)
+    built = build_table(tokens, observed, model.answers, speed, model.depth, ngram=2, min_count=2, smoothing=3)
+    expected = ExitTable(model.depth, ngram=2)
+    expected.insert(tokens, run_sequential(model, tokens, Execution(), entropy_rule(speed)).exit_layer)
+    expected.freeze(min_count=2, smoothing=3)
+    assert torch.equal(built.distribution(signal_task.dev.tokens), expected.distribution(signal_task.dev.tokens))
+    assert built.stats() == expected.stats()
+
+
+def test_position_finds_every_answer(view: DevView) -> None:
+    """Layer indices are turned into rows of what dev says, also where layers are skipped."""
+    assert view.answers.tolist() == [0, 1, 2, 4]
+    np.testing.assert_array_equal(view.position(np.array([[4, 0], [2, 1]], dtype=np.int16)), [[3, 0], [2, 1]])
+
+
+@st.composite
+def predictions(draw: st.DrawFn) -> tuple[np.ndarray, DevView]:
+    """Rising predictions [N, Q] on a made-up dev set with answers after layers 0, 1, 2 and 4."""
+    count = draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    answers = np.array([0, 1, 2, 4])
+    exits = np.sort(answers[rng.integers(0, 4, (count, len(QUANTILES)))], axis=1).astype(np.int16)
+    correct = rng.random((4, count)) < 0.5
+    return exits, DevView(answers, correct, rng.random((4, count), dtype=np.float32), 5)
+
+
+@given(case=predictions(), budget=st.floats(1, 6), extra=st.integers(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_quantile_is_the_nearest_to_the_budget(case: tuple[np.ndarray, DevView], budget: float, extra: int) -> None:
+    """No other quantile comes nearer to the budget, and none as near is more accurate."""
+    exits, view = case
+    quantile, layers, accuracy = tune_quantile(exits, view, budget, extra=extra)
+    rows = []
+    for column in range(len(QUANTILES)):
+        chosen = [int(k) for k in exits[:, column]]
+        cost = np.mean([k + 1 + (extra if k < 4 else 0) for k in chosen])
+        right = np.mean([view.correct[[0, 1, 2, 4].index(k), n] for n, k in enumerate(chosen)])
+        rows.append((abs(cost - budget), cost, right))
+    at = QUANTILES.index(quantile)
+    assert (layers, accuracy) == pytest.approx(rows[at][1:])
+    nearest = min(distance for distance, *_ in rows)
+    assert abs(layers - budget) == pytest.approx(nearest, abs=2e-6)
+    assert accuracy >= max(right for distance, _, right in rows if distance < nearest + 1e-9) - 1e-12
+
+
+@pytest.mark.parametrize("better", [0, 2])
+def test_the_more_accurate_wins_at_equal_distance(better: int) -> None:
+    """Of one layer too few and one too many, tuning takes the one that is right more often."""
+    exits = np.repeat(np.array([0, 2], dtype=np.int16), [100, 100])[None, :].repeat(4, axis=0)
+    correct = np.zeros((4, 4), dtype=bool)
+    correct[better, :3] = True
+    view = DevView(np.array([0, 1, 2, 4]), correct, np.zeros((4, 4), dtype=np.float32), 5)
+    quantile, layers, accuracy = tune_quantile(exits, view, 2.0)
+    assert (layers, accuracy) == (better + 1, 0.75)
+    assert quantile == (QUANTILES[0] if better == 0 else QUANTILES[100])

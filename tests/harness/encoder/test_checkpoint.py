@@ -1,0 +1,133 @@
+"""Weights in Hugging Face's naming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from harness.encoder.checkpoint import from_hf, read_folder, to_hf, write_folder
+from harness.encoder.model import Encoder
+from harness.encoder.shape import EncoderShape
+from harness.errors import BackboneError
+
+
+@pytest.fixture
+def state(tiny_shape: EncoderShape) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn_like(tensor) for name, tensor in Encoder(tiny_shape).state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_round_trip_through_a_folder(tmp_path: Path, tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
+    """What is written is read again, bit for bit, with its shape."""
+    write_folder(tmp_path, tiny_shape, state)
+    shape, again = read_folder(tmp_path)
+    assert shape == tiny_shape
+    assert same(state, again)
+
+
+def test_transformers_loads_our_folder(tmp_path: Path, tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
+    """BertModel takes every tensor from our folder and saves it again so that we read the same."""
+    write_folder(tmp_path / ".", tiny_shape, state)
+    model, info = BertModel.from_pretrained(tmp_path, add_pooling_layer=False, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    for name, tensor in to_hf(state, tiny_shape).items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    model.save_pretrained(tmp_path / "again")
+    shape, again = read_folder(tmp_path / "again")
+    assert (shape, same(state, again)) == (tiny_shape, True)
+
+
+def test_task_checkpoints_in_shards_are_read(tmp_path: Path, tiny_shape: EncoderShape) -> None:
+    """The encoder inside a classifier ("bert." before every name, several files) is found."""
+    model = BertForSequenceClassification(BertConfig(**tiny_shape.to_hf()))
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    _, state = read_folder(tmp_path)
+    assert same(state, from_hf(model.bert.state_dict(), tiny_shape))
+
+
+def test_names_of_old_checkpoints(tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
+    """Norms called gamma and beta, and a "bert." before all names, mean the same."""
+    old = {}
+    for name, tensor in to_hf(state, tiny_shape).items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        old["bert." + name] = tensor
+    assert any(name.endswith("gamma") for name in old)
+    assert same(from_hf(old, tiny_shape), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_become_float32(
+    tmp_path: Path, tiny_shape: EncoderShape, state: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Nothing is lost in widening, and everything that follows runs in float32."""
+    half = {name: tensor.to(dtype) for name, tensor in state.items()}
+    write_folder(tmp_path, tiny_shape, half)
+    _, again = read_folder(tmp_path)
+    assert {tensor.dtype for tensor in again.values()} == {torch.float32}
+    assert same(again, {name: tensor.float() for name, tensor in half.items()})
+
+
+def test_a_missing_tensor_is_named(tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
+    """The message names the first tensor that is not there."""
+    tensors = to_hf(state, tiny_shape)
+    del tensors["encoder.layer.2.output.dense.bias"]
+    with pytest.raises(BackboneError, match=r"encoder\.layer\.2\.output\.dense\.bias"):
+        from_hf(tensors, tiny_shape)
+
+
+@pytest.mark.parametrize("change", [{"intermediate": 25}, {"vocab_size": 51}, {"max_positions": 12}, {"type_vocab": 1}])
+def test_weights_of_another_shape_are_refused(tiny_shape: EncoderShape, state: dict[str, Tensor], change: dict) -> None:
+    """Config and weights that do not belong together are told, with both sizes."""
+    other = EncoderShape(**{**tiny_shape.to_dict(), **change})
+    with pytest.raises(BackboneError, match="do not belong together"):
+        from_hf(to_hf(state, tiny_shape), other)
+
+
+def _config(folder: Path, **change: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+def _drop(folder: Path, key: str) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+
+
+BROKEN = {
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+    "config not JSON": (lambda f: (f / "config.json").write_text("{"), "cannot read the checkpoint"),
+    "config a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json"),
+    "dimension missing": (lambda f: _drop(f, "hidden_size"), "hidden_size"),
+    "dimension no number": (lambda f: _config(f, hidden_size="wide"), "wide"),
+    "dimension zero": (lambda f: _config(f, num_hidden_layers=0), "below 1"),
+    "heads do not divide": (lambda f: _config(f, num_attention_heads=3), "not divisible"),
+    "unknown activation": (lambda f: _config(f, hidden_act="swish"), "swish"),
+    "relative positions": (lambda f: _config(f, position_embedding_type="relative_key"), "absolute positions"),
+    "decoder": (lambda f: _config(f, is_decoder=True), "encoders"),
+    "another architecture": (lambda f: _config(f, model_type="roberta"), "roberta"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+    "broken weights": (lambda f: (f / "model.safetensors").write_bytes(b"\x05\0\0\0junk"), "fetch it again"),
+    "no BERT": (lambda f: save_file({"a": torch.ones(1)}, f / "model.safetensors"), "not BERT-shaped"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_unusable_folders(tmp_path: Path, tiny_shape: EncoderShape, state: dict[str, Tensor], case: str) -> None:
+    """Every damage ends in one BackboneError that says what is wrong."""
+    write_folder(tmp_path, tiny_shape, state)
+    damage, words = BROKEN[case]
+    damage(tmp_path)
+    with pytest.raises(BackboneError, match=words):
+        read_folder(tmp_path)

@@ -1,0 +1,165 @@
+"""Methods by name: decorator, entry points, needs."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import registry
+from harness.errors import ConfigError, UnknownNameError
+
+
+@pytest.fixture(autouse=True)
+def _only_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty registry without plug-ins."""
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "_entry_points", dict)
+
+
+def method(called: str, *needed: str, **attributes: Any) -> type:
+    parts: dict[str, Any] = {
+        "name": called,
+        "kind": "method",
+        "needs": needed,
+        "version": 1,
+        "fit": lambda self: None,
+        "load": lambda self: None,
+    }
+    return type("Made" + called.title(), (), {k: v for k, v in {**parts, **attributes}.items() if v is not None})
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Installs a module as the entry point ``third``."""
+
+    def install(code: str, target: str = "geep_test_plugin:Third", name: str = "third") -> None:
+        (tmp_path / "geep_test_plugin.py").write_text(code, encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "geep_test_plugin", raising=False)
+        point = EntryPoint(name, target, registry.GROUP)
+        monkeypatch.setattr(registry, "_entry_points", lambda: {name: point})
+
+    yield install
+    sys.modules.pop("geep_test_plugin", None)
+
+
+THIRD = """
+class Third:
+    "A method of somebody else."
+    name, kind, needs, version = "third", "method", (), 1
+    def fit(self, *args, **options): ...
+    def load(self, *args): ...
+"""
+
+
+def test_decorated_methods_are_known() -> None:
+    """The decorator gives the class back and makes one instance known by name."""
+    made = method("mine")
+    assert registry.register(made) is made
+    assert registry.names() == ["mine"]
+    assert isinstance(registry.get("mine"), made)
+    assert registry.get("mine") is registry.get("mine")
+
+
+def test_two_methods_of_one_name_are_refused() -> None:
+    """Another class of the same name is told which two clash; the same class twice (a reload) is not."""
+    registry.register(method("mine"))
+    registry.register(method("mine"))
+    other = type("Other", (method("mine"),), {})
+    with pytest.raises(ConfigError, match="two methods are named 'mine': MadeMine and Other"):
+        registry.register(other)
+
+
+@pytest.mark.parametrize("lacking", registry.REQUIRED[1:])
+def test_what_is_missing_is_named(lacking: str) -> None:
+    """A method without a part of the contract is refused, with the part's name."""
+    with pytest.raises(ConfigError, match=rf"'mine'.*lacks {lacking}: see harness/contracts\.py"):
+        registry.register(method("mine", **{lacking: None}))
+
+
+def test_a_plugin_is_found_by_its_entry_point(plugin) -> None:
+    """A third-party package needs no import of its own."""
+    plugin(THIRD)
+    assert registry.names() == ["third"]
+    assert type(registry.get("third")).__doc__ == "A method of somebody else."
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise RuntimeError('no licence')", r"RuntimeError: no licence"),
+        ("import a_library_that_is_not_there", "ModuleNotFoundError"),
+        ("class Third(", "SyntaxError"),
+        ("x = 1", "AttributeError"),
+        (THIRD + "\n    def __init__(self): raise OSError('no disk')", "OSError: no disk"),
+        ("Third = 5", "TypeError"),
+    ],
+)
+def test_a_broken_plugin_is_named(plugin, code: str, words: str) -> None:
+    """Whatever it raises on import, the user hears which plug-in, why, and what to do."""
+    plugin(code)
+    with pytest.raises(ConfigError, match=rf"'third' from 'geep_test_plugin:Third'.*{words}.*mend or uninstall"):
+        registry.get("third")
+
+
+def test_a_plugin_that_lacks_a_part_is_refused(plugin) -> None:
+    """The contract is checked for plug-ins, too."""
+    plugin(THIRD.replace("def load", "def unload"))
+    with pytest.raises(ConfigError, match="lacks load"):
+        registry.get("third")
+
+
+def test_a_plugin_must_call_itself_as_its_entry_point(plugin) -> None:
+    """Otherwise results would bear another name than the one asked for."""
+    plugin(THIRD, name="fourth")
+    with pytest.raises(ConfigError, match="entry point 'fourth' gives a method that calls itself 'third'"):
+        registry.get("fourth")
+
+
+def test_unknown_names_bring_the_nearest() -> None:
+    """A slip of the finger is met with what was meant, and all that is known."""
+    for name in ("fastbert", "distilbert", "tinybert"):
+        registry.register(method(name))
+    with pytest.raises(UnknownNameError, match=r"unknown method 'fastbrt': did you mean fastbert.*known: distilbert, "):
+        registry.get("fastbrt")
+    with pytest.raises(UnknownNameError, match="'zzz': known: ") as caught:
+        registry.get("zzz")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_needs_come_first_and_once() -> None:
+    """Whatever a method learns from stands before it, however deep; the order asked for is kept otherwise."""
+    for name, needs in {"bert": (), "fast": ("bert",), "deep": ("fast", "bert"), "alone": ()}.items():
+        registry.register(method(name, *needs))
+    assert registry.in_order(["deep", "alone", "fast"]) == ["bert", "fast", "deep", "alone"]
+    assert registry.in_order([]) == []
+
+
+def test_needs_in_a_circle_are_refused() -> None:
+    """The message shows the circle, also that of a method that needs itself."""
+    for name, needs in {"a": ("b",), "b": ("c",), "c": ("a",), "self": ("self",)}.items():
+        registry.register(method(name, *needs))
+    with pytest.raises(ConfigError, match="circle: a -> b -> c -> a"):
+        registry.in_order(["a"])
+    with pytest.raises(ConfigError, match="circle: self -> self"):
+        registry.in_order(["self"])
+
+
+def test_a_need_that_nobody_registered_is_unknown() -> None:
+    """The message names the need."""
+    registry.register(method("a", "missing"))
+    with pytest.raises(UnknownNameError, match="'missing'"):
+        registry.in_order(["a"])
+
+
+def test_the_official_methods_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them come through entry points and keep the contract."""
+    monkeypatch.undo()
+    names = registry.names()
+    assert {"bert", "distilbert", "tinybert", "fastbert", "geep", "geep-verified"} <= set(names)
+    assert {registry.get(name).kind for name in names} <= {"method", "control", "bound"}
+    assert registry.in_order(["geep-verified"])[-2:] == ["geep", "geep-verified"]
