@@ -46,7 +46,7 @@ SHAPE = EncoderShape(
     max_positions=128,
     dropout=0.0,
 )
-STEPS, BATCH, POOL = 900, 64, 40  # POOL batches are drawn at a time and then shuffled
+STEPS, BATCH, POOL = 1000, 64, 40  # POOL batches are drawn at a time and then shuffled
 LEARNING_RATE, MUON_RATE, WARMUP = 1e-3, 0.004, 0.06
 # Words learn fast first, so that meanings are there when the layers learn what to do with them, and slowly later.
 WORD_RATE, WORD_FLOOR, WORD_HALT = 1.5e-2, 0.1, 120

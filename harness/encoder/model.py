@@ -5,6 +5,7 @@ Equal to ``transformers.BertModel`` layer by layer (tested), with Q, K and V in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -105,6 +106,16 @@ class Encoder(nn.Module):
         return LayerCost(self.shape.width, self.shape.intermediate)
 
 
+def init_head(head: nn.Module, width: int) -> None:
+    """BERT's initialisation at width 768; narrower heads get the larger weights that keep their signal as strong."""
+    scale = max(1.0, math.sqrt(768 / width))
+    head.apply(init_weights)
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            with torch.no_grad():
+                module.weight.mul_(scale)
+
+
 class FastBertHead(nn.Module):
     """FastBERT's classifier (papers' figure 1; 1.3 of the GEEP release), with its mask.
 
@@ -124,7 +135,7 @@ class FastBertHead(nn.Module):
         self.out = nn.Linear(self.inner, self.inner)
         self.dense = nn.Linear(self.inner, self.inner)
         self.label = nn.Linear(self.inner, labels)
-        self.apply(init_weights)
+        init_head(self, width)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """[rows, width] -> logits [B, labels]."""
@@ -145,7 +156,7 @@ class LinearHead(nn.Module):
         self.width, self.labels, self.dropout = width, labels, dropout
         self.dense = nn.Linear(width, width)
         self.label = nn.Linear(width, labels)
-        self.apply(init_weights)
+        init_head(self, width)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """[rows, width] -> logits [B, labels]."""
