@@ -87,10 +87,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
-    run.add_argument("--profile", default="quick", metavar="P", help="name (see 'list profiles') or TOML file; default quick")
+    run.add_argument(
+        "--profile", default="quick", metavar="P", help="name (see 'list profiles') or TOML file; default quick"
+    )
     run.add_argument("--methods", type=names, metavar="a,b", help="measure these methods only")
     run.add_argument("--datasets", type=names, metavar="x,y", help="on these datasets only")
-    run.add_argument("--data", type=Path, metavar="DIR", help="local data: DIR/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}")
+    run.add_argument(
+        "--data", type=Path, metavar="DIR", help="local data: DIR/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}"
+    )
     run.add_argument(
         "--backbone", type=backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
     )
@@ -111,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
     flops.add_argument("--backbone", required=True, metavar="ID", help="known name (offline), folder or hub id")
     flops.add_argument("--labels", type=_count, default=2, metavar="N")
     flops.add_argument("--seq-len", type=_count, default=128, metavar="T", help="tokens, padding included")
-    flops.add_argument("--exit", type=_count, metavar="K", help="leave after layer K (counted from 1) instead of the last")
+    flops.add_argument(
+        "--exit", type=_count, metavar="K", help="leave after layer K (counted from 1) instead of the last"
+    )
     flops.add_argument("--json", action="store_true", help="print one JSON object")
     return top
 
@@ -125,10 +131,10 @@ def _hook(name: str) -> Any:
 
 
 def settings_of(args: argparse.Namespace) -> Any:
-    """Profile and overrides of a parsed ``run`` command, as :class:`harness.grid.Settings`."""
+    """Profile and overrides of a parsed ``run`` command, as :class:`harness.bench.Settings`."""
 
+    from harness.bench import Settings
     from harness.encoder.backbone import default_device
-    from harness.grid import Settings
 
     chosen = profile.load(args.profile)
     changes: dict[str, Any] = {
@@ -177,13 +183,17 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _rows(what: str) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]]
     if what == "methods":
         methods = [registry.get(name) for name in registry.names()]
-        rows = [(m.name, m.kind, (type(m).__doc__ or "").strip().splitlines()[0] if type(m).__doc__ else "") for m in methods]
+        rows = [
+            (m.name, m.kind, (type(m).__doc__ or "").strip().splitlines()[0] if type(m).__doc__ else "")
+            for m in methods
+        ]
     elif what == "datasets":
         from harness.data.cards import CARDS
 
-        rows = [(c.name, c.language, f"{c.num_labels} classes", c.title) for c in CARDS.values()]  # type: ignore[misc]
+        rows = [(c.name, c.language, f"{c.num_labels} classes", c.title) for c in CARDS.values()]
     elif what == "profiles":
         found = [profile.load(name) for name in profile.names()]
         rows = [(p.name, p.source, p.title) for p in found]
@@ -192,7 +202,7 @@ def _rows(what: str) -> list[tuple[str, ...]]:
         from harness.encoder.shape import KNOWN_SHAPES
 
         shapes = {EMBEDDED: shape_of(EMBEDDED), **KNOWN_SHAPES}
-        rows = [(n, f"{s.layers} layers", f"width {s.width}", f"vocabulary {s.vocab_size}") for n, s in shapes.items()]  # type: ignore[misc]
+        rows = [(n, f"{s.layers} layers", f"width {s.width}", f"vocabulary {s.vocab_size}") for n, s in shapes.items()]
         rows.append(("FOLDER or hub id", "any BERT-shaped checkpoint in safetensors", ""))
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
     return [tuple(part.ljust(widths[i]) for i, part in enumerate(row)) for row in rows]
@@ -217,9 +227,15 @@ def _flops(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts))
         return 0
-    print(f"{args.backbone}, {args.seq_len} tokens, {args.labels} labels, {facts['layers']} of {shape.layers} layers, FLOPs a sample")
-    print(f"  linear layers only, as FastBERT counts   one head {one['linear']:>18,}   a head per layer {every['linear']:>18,}")
-    print(f"  every matrix product executed            one head {one['full']:>18,}   a head per layer {every['full']:>18,}")
+    print(
+        f"{args.backbone}, {args.seq_len} tokens, {args.labels} labels, {facts['layers']} of {shape.layers} layers, FLOPs a sample"
+    )
+    print(
+        f"  linear layers only, as FastBERT counts   one head {one['linear']:>18,}   a head per layer {every['linear']:>18,}"
+    )
+    print(
+        f"  every matrix product executed            one head {one['full']:>18,}   a head per layer {every['full']:>18,}"
+    )
     return 0
 
 

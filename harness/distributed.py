@@ -4,9 +4,9 @@
 
     python -m harness.distributed run --profile paper --out /shared/runs/paper
 
-takes the options of ``geep-bench run``. Every task reserves a whole GPU (or, on the CPU, all cores of its machine), because
-cells that share a device do not time each other fairly. The run folder and ``$GEEP_BENCH_CACHE`` must be on a file system that
-all machines see. The report is made once, at the end, by ``geep-bench report``.
+takes the options of ``geep-bench run``. Every task reserves a whole GPU (or, on the CPU, all cores of its machine),
+because cells that share a device do not time each other fairly. The run folder and ``$GEEP_BENCH_CACHE`` must be on a
+file system that all machines see. The report is made once, at the end, by ``geep-bench report``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from harness.bench import Settings, check
 from harness.cli import parser, settings_of
 from harness.errors import ConfigError, GeepBenchError
-from harness.grid import Grid, Outcome, Settings, check
+from harness.grid import Grid, Outcome
 
 
 def parts(settings: Settings) -> list[Settings]:

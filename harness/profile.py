@@ -22,10 +22,10 @@ class ExecutionSettings(BaseModel):
     """See :class:`harness.contracts.Execution`; ``dtype="auto"`` is bfloat16 on CUDA and float32 elsewhere."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     protocol: Literal["modern", "paper"] = "modern"
     order: Literal["arrival", "length"] = "length"
-    window: int = Field(0, ge=0)
+    window: int = Field(default=0, ge=0)
     executor: Literal["ladder", "exact-k"] = "ladder"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -56,10 +56,10 @@ class Profile(BaseModel):
     reference: str = "bert"
     seeds: list[int] = [0]
     speeds: list[float] = [0.1, 0.5, 0.8]
-    rounds: int = Field(3, ge=1)
-    max_length: int = Field(128, ge=8)
-    max_train: int | None = Field(None, ge=1)
-    max_test: int | None = Field(None, ge=1)
+    rounds: int = Field(default=3, ge=1)
+    max_length: int = Field(default=128, ge=8)
+    max_train: int | None = Field(default=None, ge=1)
+    max_test: int | None = Field(default=None, ge=1)
     backbones: dict[str, str] = Field(default_factory=dict)
     execution: ExecutionSettings = ExecutionSettings()
     training: dict[str, Any] = Field(default_factory=dict)

@@ -26,7 +26,9 @@ M = TypeVar("M", bound=type)
 def _checked(name: str, method: object) -> Method:
     missing = [attribute for attribute in REQUIRED if not hasattr(method, attribute)]
     if missing:
-        raise ConfigError(f"method '{name}' ({type(method).__module__}) lacks {', '.join(missing)}: see harness/contracts.py")
+        raise ConfigError(
+            f"method '{name}' ({type(method).__module__}) lacks {', '.join(missing)}: see harness/contracts.py"
+        )
     return method  # type: ignore[return-value]  # checked by name just above
 
 
@@ -39,7 +41,9 @@ def register(cls: M) -> M:
     method = _checked(getattr(cls, "name", cls.__name__), cls())
     known = _registered.get(method.name)
     if known is not None and type(known).__qualname__ != cls.__qualname__:
-        raise ConfigError(f"two methods are named '{method.name}': {type(known).__name__} and {cls.__name__}; rename one")
+        raise ConfigError(
+            f"two methods are named '{method.name}': {type(known).__name__} and {cls.__name__}; rename one"
+        )
     _registered[method.name] = method
     return cls
 

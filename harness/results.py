@@ -99,7 +99,7 @@ class Checks(_Strict):
 class Result(_Strict):
     """One measured cell, as stored."""
 
-    schema_: int = Field(SCHEMA, alias="schema")
+    schema_: int = Field(default=SCHEMA, alias="schema")
     cell: Cell
     kind: Literal["method", "control", "bound"]
     synthetic: bool = Field(description="embedded data: the word 'synthetic' goes wherever this number goes")

@@ -40,7 +40,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror}: choose another folder with --out or free space") from error
+        raise ResultError(
+            f"cannot write {path}: {error.strerror}: choose another folder with --out or free space"
+        ) from error
     finally:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
@@ -101,7 +103,9 @@ class Run:
         """
         run = cls(path)
         if not (run.path / "results").is_dir():
-            raise ResultError(f"no run at {run.path} (no folder 'results' in it): make one with 'geep-bench run --out {run.path}'")
+            raise ResultError(
+                f"no run at {run.path} (no folder 'results' in it): make one with 'geep-bench run --out {run.path}'"
+            )
         return run
 
     def result_path(self, cell: Cell) -> Path:
@@ -115,7 +119,8 @@ class Run:
         if list(samples.columns) != list(SAMPLE_COLUMNS):
             raise ValueError(f"sample columns {list(samples.columns)} are not {list(SAMPLE_COLUMNS)}")
         write_atomic(
-            self.samples_path(result.cell), lambda temporary: samples.to_parquet(temporary, index=False, compression="zstd")
+            self.samples_path(result.cell),
+            lambda temporary: samples.to_parquet(temporary, index=False, compression="zstd"),
         )
         write_json(self.result_path(result.cell), result.model_dump(mode="json", by_alias=True))
 

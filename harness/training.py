@@ -50,7 +50,11 @@ class Recipe:
         if (
             any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (self.epochs, self.batch_size))
             or not all(isinstance(r, int | float) for r in rates)
-            or not (min(self.learning_rate, self.clip, self.head_rate) > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1)
+            or not (
+                min(self.learning_rate, self.clip, self.head_rate) > 0
+                and self.weight_decay >= 0
+                and 0 <= self.warmup < 1
+            )
         ):
             raise ConfigError(
                 f"training settings {self} make no sense: "
@@ -152,7 +156,9 @@ def shuffled_batches(tokens: TokenSet, batch_size: int, generator: torch.Generat
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Trainable parameters by (head or not, decayed or not); norms and biases (one-dimensional) are not decayed."""
-    heads = {p for module in model.modules() if isinstance(module, FastBertHead | LinearHead) for p in module.parameters()}
+    heads = {
+        p for module in model.modules() if isinstance(module, FastBertHead | LinearHead) for p in module.parameters()
+    }
     groups = []
     for is_head, rate in ((False, recipe.learning_rate), (True, recipe.learning_rate * recipe.head_rate)):
         ours = [p for p in model.parameters() if p.requires_grad and (p in heads) == is_head]
@@ -238,7 +244,9 @@ def train(
                 # Looking at the loss waits for the device, so only now and then.
                 if done % 50 == 0 or done == steps:
                     if not torch.isfinite(total):
-                        raise ConfigError(f"{name}: the loss is not finite at step {done} of {steps}: lower learning_rate")
+                        raise ConfigError(
+                            f"{name}: the loss is not finite at step {done} of {steps}: lower learning_rate"
+                        )
                     bar.set_postfix(loss=f"{loss.item():.3f}")
             if evaluate is not None:
                 model.eval()

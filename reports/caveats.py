@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,10 +79,27 @@ def gather_caveats(
     references = sorted({str(r["reference"]) for r in rows if r["reference"]})
     if len(references) > 1:
         caveats.append(f"Speed-ups refer to several references: {', '.join(references)}.")
-    for row in rows:
-        caveats += [f"{row['method']} {row['point']} on {row['label']}: {note}" for note in row["notes"]]
+    caveats += _notes(rows)
     prefix = f"{run.path}/"
     return _merge([caveat.replace(prefix, "") for caveat in caveats])
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Notes of the cells; one that all cells of a dataset carry is about the dataset and is said once."""
+    cells: dict[str, int] = Counter(row["label"] for row in rows)
+    seen: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        for note in row["notes"]:
+            seen[row["label"], note].append(f"{row['method']} {row['point']}")
+    lines = []
+    for (label, note), where in seen.items():
+        about = (
+            label
+            if len(where) == cells[label]
+            else f"{', '.join(where[:4])}{' and others' * (len(where) > 4)} on {label}"
+        )
+        lines.append(f"{about}: {note}")
+    return lines
 
 
 def _failures(run: Run, results: Sequence[Result]) -> list[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness import registry
+from harness.bench import Bench, Settings
 from harness.contracts import OperatingPoint
 from harness.errors import ConfigError
-from harness.grid import Bench, Settings
 from harness.measure.throughput import Contender
 
 FIRST = "first"

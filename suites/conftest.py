@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from harness import profile
+from harness.bench import Settings, check
 from harness.cli import backbones, names
 from harness.encoder.backbone import default_device
 from harness.errors import GeepBenchError
 from harness.fingerprint import fingerprint
-from harness.grid import Settings, check
 from suites.cells import Benches, cells_of
 
 

@@ -50,7 +50,9 @@ def load_raw(
     elif source == "hub":
         raw = load_hub(card(name))
     elif data is None:
-        raise ConfigError("this profile measures real data: give its folder with --data DIR (<DIR>/<name>/train.parquet ...)")
+        raise ConfigError(
+            "this profile measures real data: give its folder with --data DIR (<DIR>/<name>/train.parquet ...)"
+        )
     else:
         raw = load_local(data, name)
     return limit_dataset(raw, max_train, max_test)
@@ -67,7 +69,9 @@ def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
     if source == "local" and data is not None:
         folder = Path(data).expanduser()
         if not folder.is_dir():
-            raise DataError(f"data folder {folder} does not exist: give --data a folder that holds <name>/train.parquet")
+            raise DataError(
+                f"data folder {folder} does not exist: give --data a folder that holds <name>/train.parquet"
+            )
         known = set(available(folder))
     for name in names:
         if name not in known:

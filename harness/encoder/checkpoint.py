@@ -39,7 +39,9 @@ def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Ten
     """
     # Task checkpoints prefix the encoder with "bert."; very old ones call norms gamma and beta.
     plain = {
-        name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): t
+        name.removeprefix("bert.")
+        .replace("LayerNorm.gamma", "LayerNorm.weight")
+        .replace("LayerNorm.beta", "LayerNorm.bias"): t
         for name, t in tensors.items()
     }
 

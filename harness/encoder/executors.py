@@ -158,8 +158,8 @@ def exit_batches(exits: np.ndarray, order: np.ndarray, execution: Execution) -> 
     Within a batch the exits never rise, so that the samples active at any layer are a prefix.
     """
     for window in in_batches(order, execution.window or max(1, len(order))):
-        cuts = np.flatnonzero(np.diff(exits[window])) + 1 if execution.executor == "exact-k" else []
-        for group in np.split(window, cuts):
+        borders = np.flatnonzero(np.diff(exits[window])) + 1
+        for group in np.split(window, borders) if execution.executor == "exact-k" else [window]:
             yield from in_batches(group, execution.batch_size)
 
 
@@ -224,9 +224,7 @@ def climb(model: MultiExitModel, run: Pass, exits: np.ndarray, order: np.ndarray
 
 
 @torch.inference_mode()
-def exit_logits(
-    model: MultiExitModel, tokens: TokenSet, execution: Execution, *, answer: Answer = "student"
-) -> Tensor:
+def exit_logits(model: MultiExitModel, tokens: TokenSet, execution: Execution, *, answer: Answer = "student") -> Tensor:
     """Logits of every answering layer for every sample, float32 [len(model.answers), N, C] on the host.
 
     Not a way to predict but the material to tune thresholds and to build tables with: one pass serves all of them.

@@ -33,7 +33,9 @@ class Layout:
 
     def __init__(self, lengths: np.ndarray, pad_to: int | None, device: torch.device | str) -> None:
         if pad_to and lengths.max(initial=1) > pad_to:
-            raise ConfigError(f"a sample of {lengths.max()} tokens does not fit {pad_to}: raise max_length or cut the texts")
+            raise ConfigError(
+                f"a sample of {lengths.max()} tokens does not fit {pad_to}: raise max_length or cut the texts"
+            )
         self.lengths = lengths
         self.pad_to = pad_to
         self.device = torch.device(device)
@@ -128,7 +130,9 @@ class Layout:
         if start == 0:
             layout = self.prefix(stop)
             return hidden[: layout.rows], layout
-        return hidden[self.starts[start] : self.starts[stop]], Layout(self.lengths[start:stop], self.pad_to, self.device)
+        return hidden[self.starts[start] : self.starts[stop]], Layout(
+            self.lengths[start:stop], self.pad_to, self.device
+        )
 
     def row_index(self, samples: np.ndarray) -> np.ndarray:
         """Rows of the given samples (int64 [M], host), sample by sample."""

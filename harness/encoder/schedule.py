@@ -39,7 +39,9 @@ def schedule(exits: Tensor, lengths: Tensor, *, descending: bool = True, window:
     depth, length = exits.to(torch.int64), lengths.to(torch.int64)
     (shallow, deep), (short, long) = ([int(end) for end in torch.aminmax(part)] for part in (depth, length))
     if shallow < 0 or short < 0:
-        raise ConfigError(f"schedule: exit {shallow} or length {short} is negative: give layer indices and token counts")
+        raise ConfigError(
+            f"schedule: exit {shallow} or length {short} is negative: give layer indices and token counts"
+        )
     bins = (deep + 1) * (long + 1)
     windows = -(-len(exits) // window) if window else 1
     if bins * windows >= 1 << 62:

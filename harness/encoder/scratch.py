@@ -39,13 +39,17 @@ def read_texts(path: Path) -> list[str]:
         else:
             texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}: give a UTF-8 text file or a Parquet file with a column 'text'") from error
+        raise DataError(
+            f"cannot read {path}: {error}: give a UTF-8 text file or a Parquet file with a column 'text'"
+        ) from error
     if not any(text.strip() for text in texts):
         raise DataError(f"{path} holds no text: give one with a sample per line")
     return texts
 
 
-def make_scratch(texts: Iterable[str], folder: Path, *, layers: int, width: int, heads: int, vocab: int, seed: int) -> None:
+def make_scratch(
+    texts: Iterable[str], folder: Path, *, layers: int, width: int, heads: int, vocab: int, seed: int
+) -> None:
     """Write ``config.json``, random ``model.safetensors`` and a trained WordPiece tokenizer into ``folder``.
 
     Chinese characters are tokens of their own, as in BERT.
@@ -55,8 +59,14 @@ def make_scratch(texts: Iterable[str], folder: Path, *, layers: int, width: int,
         ConfigError: the folder cannot be written.
     """
     tokenizer = BertWordPieceTokenizer(handle_chinese_chars=True, lowercase=True)
-    tokenizer.train_from_iterator(texts, vocab_size=vocab, min_frequency=2, limit_alphabet=vocab,
-        special_tokens=list(SPECIALS), show_progress=False)
+    tokenizer.train_from_iterator(
+        iter(texts),
+        vocab_size=vocab,
+        min_frequency=2,
+        limit_alphabet=vocab,
+        special_tokens=list(SPECIALS),
+        show_progress=False,
+    )
     shape = EncoderShape(layers, width, heads, 4 * width, tokenizer.get_vocab_size())
     torch.manual_seed(seed)
     state = Encoder(shape).state_dict()
@@ -80,7 +90,9 @@ def make_scratch(texts: Iterable[str], folder: Path, *, layers: int, width: int,
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m harness.encoder.scratch", description=__doc__.splitlines()[0])
-    parser.add_argument("--texts", type=Path, required=True, help="text file (a sample per line) or Parquet with a column text")
+    parser.add_argument(
+        "--texts", type=Path, required=True, help="text file (a sample per line) or Parquet with a column text"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=128)

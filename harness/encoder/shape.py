@@ -67,7 +67,9 @@ class EncoderShape:
                 dropout=float(config.get("hidden_dropout_prob", 0.1)),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise BackboneError(f"config.json is not that of a BERT-shaped encoder ({error!r}): choose another checkpoint") from error
+            raise BackboneError(
+                f"config.json is not that of a BERT-shaped encoder ({error!r}): choose another checkpoint"
+            ) from error
 
     def to_hf(self) -> dict[str, Any]:
         """The ``config.json`` that ``transformers.BertModel`` reads."""

@@ -49,7 +49,9 @@ def run_verified(
         host_looks = looks.cpu()
         unknown = set(torch.unique(host_looks).tolist()) - set(model.answers)
         if unknown:
-            raise ConfigError(f"no trained head after layer index {sorted(unknown)}: heads are at {list(model.answers)}")
+            raise ConfigError(
+                f"no trained head after layer index {sorted(unknown)}: heads are at {list(model.answers)}"
+            )
         lengths = torch.from_numpy(run.lengths if execution.order == "length" else np.zeros_like(run.lengths))
         order = schedule(host_looks[:, 0].contiguous(), lengths, window=execution.window).numpy()
     targets = host_looks.numpy().astype(np.int64)
@@ -62,7 +64,9 @@ def run_verified(
 class _Parked:
     """Hidden states of samples that asked a head at the same layer and wait for the verdict."""
 
-    def __init__(self, samples: np.ndarray, depth: int, hidden: Tensor, layout: Layout, logits: Tensor, sure: Tensor) -> None:
+    def __init__(
+        self, samples: np.ndarray, depth: int, hidden: Tensor, layout: Layout, logits: Tensor, sure: Tensor
+    ) -> None:
         self.samples, self.depth, self.hidden, self.layout = samples, depth, hidden, layout
         self.logits, self.sure = logits, sure
 
@@ -133,7 +137,11 @@ def _release(run: Pass, parked: list[_Parked], last: int) -> dict[int, list[_Gro
         sure = sure_all[start : start + len(group.samples)] | (group.depth == last)
         start += len(group.samples)
         if sure.any():
-            logits = group.logits if sure.all() else group.logits[torch.from_numpy(np.flatnonzero(sure)).to(group.logits.device)]
+            logits = (
+                group.logits
+                if sure.all()
+                else group.logits[torch.from_numpy(np.flatnonzero(sure)).to(group.logits.device)]
+            )
             run.answer(group.samples[sure], logits, group.depth)
         if not sure.all():
             stay = np.flatnonzero(~sure)

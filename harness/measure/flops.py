@@ -9,7 +9,13 @@ from harness.measure.work import LayerCost, ModelCost, Tally, Work
 
 
 def closed_form(
-    shape: EncoderShape, labels: int, seq_len: int, *, exit_layer: int | None = None, heads: str = "one", head: str = "fastbert"
+    shape: EncoderShape,
+    labels: int,
+    seq_len: int,
+    *,
+    exit_layer: int | None = None,
+    heads: str = "one",
+    head: str = "fastbert",
 ) -> dict[str, int]:
     """FLOPs of one sample of ``seq_len`` tokens.
 

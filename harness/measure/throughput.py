@@ -69,7 +69,9 @@ def timed_pass(contender: Contender, tokens: TokenSet) -> tuple[float, Predictio
         seconds = clock.now() - start
     shape = predictions.logits.shape
     if len(shape) != 2 or shape[0] != len(tokens) or len(predictions.exit_layer) != len(tokens):
-        raise ValueError(f"predict returned logits {shape} and {len(predictions.exit_layer)} exits for {len(tokens)} samples")
+        raise ValueError(
+            f"predict returned logits {shape} and {len(predictions.exit_layer)} exits for {len(tokens)} samples"
+        )
     if not np.isfinite(predictions.logits).all():
         raise ValueError("predict returned logits that are not finite")
     return seconds, predictions
@@ -155,4 +157,3 @@ def measure(
         torch.cuda.max_memory_allocated(tokens.device) if cuda else None,
         predicting,
     )
-

@@ -13,9 +13,7 @@ ROWS = st.lists(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 1))
 
 def unpack(tokens: TokenSet) -> list[tuple[list[int], list[int]]]:
     ends = tokens.offsets.tolist()
-    return [
-        (tokens.ids[a:b].tolist(), tokens.segments[a:b].tolist()) for a, b in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    return [(tokens.ids[a:b].tolist(), tokens.segments[a:b].tolist()) for a, b in zip(ends[:-1], ends[1:], strict=True)]
 
 
 def pack(rows: list) -> TokenSet:

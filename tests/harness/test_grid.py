@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import grid, registry
+from harness import bench, registry
+from harness.bench import Settings
 from harness.contracts import Fitted, OperatingPoint, Predictions, Split, Task, TokenSet
 from harness.data import prepare
 from harness.data.embedded import load_embedded
@@ -22,7 +23,7 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError, DataError, DeviceError, ResultError, UnknownNameError
 from harness.fitted import FullDepth
-from harness.grid import Grid, Outcome, Settings
+from harness.grid import Grid, Outcome
 from harness.profile import ExecutionSettings, Profile
 from harness.results import SCHEMA
 from harness.store import Run
@@ -106,7 +107,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone
         made.loads += 1
         return replace(make_backbone(language), name=name)
 
-    monkeypatch.setattr(grid, "load_backbone", load)
+    monkeypatch.setattr(bench, "load_backbone", load)
     return made
 
 
@@ -190,8 +191,8 @@ def test_a_second_run_does_nothing(stage: Stage, settings: Settings, monkeypatch
     def never(*_: object, **__: object) -> None:
         raise AssertionError("nothing should be loaded")
 
-    monkeypatch.setattr(grid, "load_raw", never)
-    monkeypatch.setattr(grid, "load_backbone", never)
+    monkeypatch.setattr(bench, "load_raw", never)
+    monkeypatch.setattr(bench, "load_backbone", never)
     assert counts(run(settings)) == (0, 12, 0)
     assert len(stage.passes) == passes
 

@@ -130,7 +130,6 @@ def test_layer_passes_are_counted(model: MultiExitModel, make_model: Callable[..
             list(teacher.encoder.states(tokens, layout, 3))
         return plain(tokens, layout, labels)
 
-
     def evaluate() -> float:
         return dev_accuracies(model, toy)[-1]
 

@@ -120,9 +120,7 @@ def test_assigned_exits_are_the_same_in_every_execution(
 ) -> None:
     """Ladder and exact-k, students and the shared pair, any exits: the logits of that sample at that exit."""
     exits = np.array(draw.draw(st.lists(st.integers(0, DEPTH - 1), min_size=N, max_size=N)))
-    found = run_assigned(
-        world.model, world.tokens, torch.from_numpy(exits).to(torch.int16), execution, answer=answer
-    )
+    found = run_assigned(world.model, world.tokens, torch.from_numpy(exits).to(torch.int16), execution, answer=answer)
     check(found, exits, world.naive(exits, answer))
     check_layers(found, int((exits + 1).sum()) + (int((exits < DEPTH - 1).sum()) if answer == "shared" else 0))
     assert found.work.rows("head") == N

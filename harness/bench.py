@@ -1,0 +1,189 @@
+"""One dataset with one seed: settings, data, backbone and the methods fitted on it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import registry
+from harness.cache import cache_root, content_key, write_folder
+from harness.contracts import Execution, Fitted, Method, OperatingPoint
+from harness.data.prepare import Prepared, check_names, load_raw, prepare
+from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
+from harness.errors import ConfigError, DeviceError, ResultError
+from harness.profile import Profile
+from harness.results import Cell
+
+# Raised whenever a change of the chassis or of the training loop changes what methods learn.
+CHASSIS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A profile and what the command line overrides in it.
+
+    Attributes:
+        data: folder of local data; makes the source ``local``.
+        fresh: refit and measure again whatever is there already.
+    """
+
+    profile: Profile
+    out: Path
+    data: Path | None = None
+    device: str = "cpu"
+    fresh: bool = False
+
+    @property
+    def source(self) -> str:
+        return "local" if self.data is not None else self.profile.source
+
+    @property
+    def dtype(self) -> str:
+        chosen = self.profile.execution.dtype
+        return ("bfloat16" if self.device == "cuda" else "float32") if chosen == "auto" else chosen
+
+    @property
+    def execution(self) -> Execution:
+        given = self.profile.execution
+        return Execution(
+            given.batch_size, given.protocol, given.order, given.window, given.executor, self.profile.max_length
+        )
+
+
+def check(settings: Settings) -> None:
+    """Complain about names, device and folders before anything expensive starts.
+
+    Raises:
+        GeepBenchError: something asked for does not exist.
+    """
+    profile = settings.profile
+    registry.in_order([*profile.methods])
+    if not profile.methods or not profile.datasets or not profile.seeds:
+        raise ConfigError("nothing to run: name at least one method, one dataset and one seed")
+    if settings.source == "local" and settings.data is None:
+        raise ConfigError(f"profile '{profile.name}' measures real data: give its folder with --data DIR")
+    check_names(profile.datasets, settings.source, settings.data)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "--device cuda: this machine has no usable CUDA device: leave --device out, or say --device cpu"
+        )
+
+
+class Bench:
+    """One dataset with one seed: its data, its backbone, and the methods fitted on it so far.
+
+    Everything is loaded when it is first needed, so that a finished bench costs nothing.
+    """
+
+    def __init__(self, settings: Settings, dataset: str, seed: int) -> None:
+        self.settings, self.dataset, self.seed = settings, dataset, seed
+        self._fitted: dict[str, Fitted] = {}
+        self._fresh_done: set[str] = set()
+
+    @cached_property
+    def _raw(self) -> Any:
+        profile = self.settings.profile
+        return load_raw(
+            self.dataset,
+            self.settings.source,
+            data=self.settings.data,
+            max_train=profile.max_train,
+            max_test=profile.max_test,
+        )
+
+    @cached_property
+    def backbone_name(self) -> str:
+        """What the profile or the command line says for this dataset's language."""
+        backbones = self.settings.profile.backbones
+        if self._language in backbones:
+            return backbones[self._language]
+        raise ConfigError(
+            f"dataset '{self.dataset}' is {self._language} and no backbone was given for that language: "
+            f"add --backbone {self._language}=DIR_OR_ID"
+        )
+
+    @cached_property
+    def _language(self) -> str:
+        return str(self._raw.language)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        if self.backbone_name == EMBEDDED and self.settings.source != "embedded":
+            raise ConfigError(
+                f"the embedded backbone only knows the embedded language, not the words of '{self.dataset}': "
+                f"give one with --backbone {self._language}=DIR_OR_ID"
+            )
+        return load_backbone(self.backbone_name, self._language, device=self.settings.device)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return prepare(self._raw, self.backbone, self.settings.profile.max_length)
+
+    def fit_key(self, name: str) -> str:
+        """Content key of a fitted method: everything its weights follow from."""
+        method = registry.get(name)
+        return content_key(
+            CHASSIS_VERSION,
+            name,
+            method.version,
+            self.settings.profile.config(name),
+            self.seed,
+            self.prepared.task.fingerprint,
+            self.backbone.fingerprint,
+            self.settings.device,
+            [self.fit_key(need) for need in method.needs],
+        )
+
+    def fitted(self, name: str) -> Fitted:
+        """The fitted method: from this process, from the cache, or trained now."""
+        if name in self._fitted:
+            return self._fitted[name]
+        method = registry.get(name)
+        teachers = {need: self.fitted(need) for need in method.needs}
+        folder = cache_root() / "fits" / f"{self.dataset}--{name}--{self.fit_key(name)}"
+        if self.settings.fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        fitted = self._load(method, folder, teachers)
+        if fitted is None:
+            fitted = method.fit(
+                self.prepared.task, self.backbone, teachers, config=self.settings.profile.config(name), seed=self.seed
+            )
+            write_folder(folder, fitted.save)
+        self._fitted[name] = fitted
+        return fitted
+
+    def _load(self, method: Method, folder: Path, teachers: Mapping[str, Fitted]) -> Fitted | None:
+        if not folder.is_dir():
+            return None
+        try:
+            return method.load(folder, self.prepared.task, self.backbone, teachers)
+        except ResultError as error:
+            print(f"{error}; fitting again", file=sys.stderr)
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+
+    def cell(self, name: str, point: OperatingPoint, *, foresees: bool = False) -> Cell:
+        """Coordinates of one measurement."""
+        given, method = self.settings.execution, registry.get(name)
+        assigned = method.kind != "method" or point.params.get("quantile") is not None
+        return Cell(
+            method=name,
+            dataset=self.dataset,
+            source=self.settings.source,  # type: ignore[arg-type]  # one of the three by construction
+            backbone=self.backbone.name,
+            seed=self.seed,
+            point=point.name,
+            protocol=given.protocol,
+            order=given.order + (f"/window={given.window}" if given.window else ""),
+            executor=given.executor if assigned else "own",
+            batch_size=given.batch_size,
+            device=self.settings.device,
+            dtype=self.settings.dtype,
+        )

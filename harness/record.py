@@ -1,0 +1,78 @@
+"""From a measurement to what is stored: the result and its per-sample rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from harness import registry
+from harness.contracts import Fitted, OperatingPoint
+from harness.data.prepare import Prepared
+from harness.fingerprint import fingerprint
+from harness.measure.quality import quality
+from harness.measure.throughput import Measured
+from harness.results import SCHEMA, Cell, Checks, Cost, Result, Training
+
+
+def build_result(cell: Cell, fitted: Fitted, point: OperatingPoint, measured: Measured, prepared: Prepared) -> Result:
+    """The stored form of one measurement."""
+    predictions, cost = measured.predictions, fitted.cost
+    work, n = predictions.work, len(predictions.exit_layer)
+    report = getattr(fitted, "training", None)
+    training = None
+    if report is not None:
+        training = Training(
+            seconds=report.seconds,
+            steps=report.steps,
+            layer_passes=report.layer_passes,
+            passes_ratio=report.layer_passes / (report.sample_passes * cost.depth),
+            best_epoch=report.best_epoch,
+            dev_accuracy=max(report.dev_scores, default=None),
+        )
+    return Result(
+        schema=SCHEMA,
+        cell=cell,
+        kind="bound" if measured.foresees else registry.get(cell.method).kind,
+        synthetic=cell.source == "embedded",
+        language=prepared.task.language,
+        params=dict(point.params),
+        quality=quality(predictions.logits.argmax(1), prepared.test.labels.numpy()),
+        cost=Cost(
+            flops_linear=cost.flops(work, "linear") / n,
+            flops_full=cost.flops(work, "full") / n,
+            params=cost.params,
+            mean_layers=work.rows("layer") / n,
+            mean_heads=work.rows("head") / n,
+            depth=cost.depth,
+            valid_token_ratio=work.valid_token_ratio(),
+        ),
+        speed=measured.speed,
+        training=training,
+        checks=Checks(rounds_agree=measured.rounds_agree),
+        exit_histogram=np.bincount(predictions.exit_layer.astype(np.int64), minlength=cost.depth).tolist(),
+        peak_memory_bytes=measured.peak_memory_bytes,
+        notes=prepared.notes,
+        fingerprint=fingerprint(),
+    )
+
+
+def sample_rows(measured: Measured, prepared: Prepared) -> pd.DataFrame:
+    """One row per test sample (columns: :data:`harness.results.SAMPLE_COLUMNS`)."""
+    predictions, labels = measured.predictions, prepared.test.labels.numpy()
+    probabilities = torch.from_numpy(predictions.logits).softmax(-1).numpy()
+    label = predictions.logits.argmax(1)
+    predicted = predictions.predicted_exit
+    return pd.DataFrame(
+        {
+            "index": np.arange(len(labels), dtype=np.int64),
+            "length": prepared.test.tokens.lengths.cpu().numpy().astype(np.int32),
+            "label": labels,
+            "prediction": label.astype(np.int64),
+            "correct": label == labels,
+            "confidence": probabilities.max(1).astype(np.float32),
+            "exit_layer": (predictions.exit_layer + 1).astype(np.int16),
+            "predicted_exit": (np.zeros(len(labels)) if predicted is None else predicted + 1).astype(np.int16),
+            "difficulty": prepared.difficulty.astype(np.int8),
+        }
+    )
