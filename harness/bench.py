@@ -65,6 +65,8 @@ def check(settings: Settings) -> None:
     """
     profile = settings.profile
     registry.in_order([*profile.methods])
+    for name in profile.method:  # a typo there would otherwise change nothing, silently
+        registry.get(name)
     if not profile.methods or not profile.datasets or not profile.seeds:
         raise ConfigError("nothing to run: name at least one method, one dataset and one seed")
     if settings.source == "local" and settings.data is None:

@@ -138,6 +138,8 @@ class Grid:
         try:
             fitted = bench.fitted(name)
             points = list(fitted.operating_points(bench.prepared.task.dev))
+            if len({point.name for point in points}) < len(points):
+                raise ValueError(f"operating points share a name: {[point.name for point in points]}")
         except GeepBenchError:
             raise
         except Exception:  # noqa: BLE001 - a plug-in's bug must not take the other cells with it

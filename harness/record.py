@@ -16,8 +16,14 @@ from harness.results import SCHEMA, Cell, Checks, Cost, Result, Training
 
 
 def build_result(cell: Cell, fitted: Fitted, point: OperatingPoint, measured: Measured, prepared: Prepared) -> Result:
-    """The stored form of one measurement."""
+    """The stored form of one measurement.
+
+    Raises:
+        ValueError: the logits do not have the task's classes.
+    """
     predictions, cost = measured.predictions, fitted.cost
+    if predictions.logits.shape[1] != prepared.task.num_labels:
+        raise ValueError(f"predict returned {predictions.logits.shape[1]} classes, the task has {prepared.task.num_labels}")
     work, n = predictions.work, len(predictions.exit_layer)
     report = getattr(fitted, "training", None)
     training = None

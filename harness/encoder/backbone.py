@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ class Backbone:
             return_attention_mask=False,
         )
         special = {self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id} - {None}
-        return TokenSet.from_lists(batch["input_ids"], batch["token_type_ids"], tuple(sorted(special)))
+        tokens = TokenSet.from_lists(batch["input_ids"], batch["token_type_ids"], tuple(sorted(special)))
+        # Some checkpoints know one segment only; the second text of a pair then carries it, too.
+        return replace(tokens, segments=tokens.segments.clamp(max=self.shape.type_vocab - 1))
 
 
 def embedded_folder(language: str, *, progress: bool = True) -> Path:

@@ -25,7 +25,7 @@ from harness.errors import ConfigError
 from harness.fitted import FullDepth
 from harness.training import TrainingReport
 
-QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 12, "learning_rate": 1e-3}
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 12, "learning_rate": 1e-3, "precision": "float32"}
 
 
 def fit(task: Task, backbone: Backbone, teacher: FullDepth, **config: Any) -> FullDepth:
