@@ -23,7 +23,9 @@ def build_result(cell: Cell, fitted: Fitted, point: OperatingPoint, measured: Me
     """
     predictions, cost = measured.predictions, fitted.cost
     if predictions.logits.shape[1] != prepared.task.num_labels:
-        raise ValueError(f"predict returned {predictions.logits.shape[1]} classes, the task has {prepared.task.num_labels}")
+        raise ValueError(
+            f"predict returned {predictions.logits.shape[1]} classes, the task has {prepared.task.num_labels}"
+        )
     work, n = predictions.work, len(predictions.exit_layer)
     report = getattr(fitted, "training", None)
     training = None

@@ -13,7 +13,16 @@ from suites import executors
 def test_every_executor_is_measured_against_full_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line per executor, and JSON with fingerprint; layer ratios follow from the executed layers."""
     out = tmp_path / "executors.json"
-    arguments = ["--backbone", "google/bert_uncased_L-4_H-256_A-4", "--samples", "12", "--rounds", "1", "--device", "cpu"]
+    arguments = [
+        "--backbone",
+        "google/bert_uncased_L-4_H-256_A-4",
+        "--samples",
+        "12",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert executors.main([*arguments, "--out", str(out)]) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
     rows = found["executors"]
