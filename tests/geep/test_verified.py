@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from geep.method import TUNING, FittedGeep
 from geep.predictor import DevView
-from geep.verified import FittedVerified, GeepVerified, cuts, look_quantiles, simulate, tune
+from geep.verified import SLACK, FittedVerified, GeepVerified, cuts, look_quantiles, simulate, tune
 from harness.contracts import Execution, OperatingPoint, Split, Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.executors import exit_logits
@@ -99,7 +99,7 @@ def test_tuning_keeps_to_the_budget(
 ) -> None:
     """The chosen point takes no more layers than the sequential exit wherever any choice does."""
     table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
-    budget = verified.SLACK * view.sequential_layers(speed)
+    budget = SLACK * view.sequential_layers(speed)
     chosen = tune(table, tokens, view, speed, looks)
     cheapest = min(
         simulate(table.quantiles(tokens, look_quantiles(first, looks)).numpy(), view, np.array([1.0]))[1][0]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def toy(tmp_path: Path) -> dict[str, Path]:
     """A local dataset of one easy word a class, and an untrained backbone that knows its words."""
     texts = [f"{'good' if i % 2 else 'bad'} thing number {i}" for i in range(60)]
-    for name, rows in (("train", range(0, 40)), ("dev", range(40, 50)), ("test", range(50, 60))):
+    for name, rows in (("train", range(40)), ("dev", range(40, 50)), ("test", range(50, 60))):
         (tmp_path / "data" / "toy").mkdir(parents=True, exist_ok=True)
         frame = pd.DataFrame({"text": [texts[i] for i in rows], "label": [i % 2 for i in rows]})
         frame.to_csv(tmp_path / "data" / "toy" / f"{name}.csv", index=False)
