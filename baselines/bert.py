@@ -42,7 +42,10 @@ def fine_tune(task: Task, backbone: Backbone, *, config: Mapping[str, Any], seed
 
 @register
 class Bert:
-    """The backbone fine-tuned with labels, all layers, one head (FastBERT's teacher). Config: training, ``head``."""
+    """The backbone fine-tuned with labels: all layers, one head (FastBERT's teacher).
+
+    Config: the keys of :class:`~harness.training.Recipe`, and ``head``.
+    """
 
     name = "bert"
     kind: Kind = "method"

@@ -57,7 +57,9 @@ def starting_layers(depth: int, layers: int | None, layer_map: list[int] | None)
 
 @register
 class DistilBert:
-    """``alpha_ce T^2 KL(teacher_T || student_T) + alpha_hard CE(labels) + alpha_cos (1 - cos(last hidden states))``.
+    """A student of half the layers, taken from the fine-tuned teacher, learns its answers, its states and the labels.
+
+    ``alpha_ce T^2 KL(teacher_T || student_T) + alpha_hard CE(labels) + alpha_cos (1 - cos(last hidden states))``.
 
     Config: :data:`DEFAULTS`, the keys of :class:`~harness.training.Recipe`, and ``head`` (default: the teacher's kind,
     whose weights are then copied).

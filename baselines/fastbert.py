@@ -29,8 +29,9 @@ DEFAULTS: dict[str, Any] = {
 
 @register
 class FastBert:
-    """Step 1 is the method ``bert`` itself; step 2 trains students on every layer but the last against its soft answer.
+    """A head after every layer, distilled from the frozen, fine-tuned model; sure samples leave layer by layer.
 
+    Step 1 is the method ``bert`` itself; step 2 trains students on every layer but the last against its soft answer.
     The released code's slips are not copied: the learning rate decays over all distillation epochs, weight decay is
     applied, and the teacher answers without dropout. Direction of the divergence as in its code: KL(p_t || p_s).
     Inference shrinks the batch without a synchronisation per sample ("tuned").

@@ -129,7 +129,9 @@ class Imitation(nn.Module):
 
 @register
 class TinyBert:
-    """Stage 1 :class:`Imitation`; stage 2 soft cross-entropy against the teacher, best epoch on dev, no gold labels.
+    """A shallower and narrower student imitates the teacher's embeddings, states and attention, then its answers.
+
+    Stage 1 :class:`Imitation`; stage 2 soft cross-entropy against the teacher, best epoch on dev, no gold labels.
 
     Config: :data:`DEFAULTS`, the keys of :class:`~harness.training.Recipe` (``epochs`` and ``learning_rate`` are stage
     2's; 3 and 3e-5 as published), and ``head`` (default: the teacher's kind). Both stages decay the learning rate; the

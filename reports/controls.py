@@ -122,7 +122,7 @@ def tally_tables(view: View) -> list[Table]:
                 column(c, f"Against {c}", "not measured at the same point, or not this method's question")
                 for c in controls
             ),
-            column("equal", "Equal within 0.2 points and 5 % of layers", "asked of verified exits only"),
+            column("equal", "Keeps up: at most 0.2 points less, 5 % more layers", "asked of verified exits only"),
         ]
         synthetic = name == "synthetic"
         tables.append(

@@ -15,7 +15,7 @@ SEQUENTIAL = "control-sequential"
 ALPHA = 0.05
 # Layer ratios inside this band count as the same cost.
 SAME_COST = (0.95, 1.05)
-# A verified exit is meant to equal the sequential one within this much accuracy.
+# A verified exit is meant to keep up with the sequential one: at most this much less accurate, at most 5 % more layers.
 CLOSE_ACCURACY = 0.002
 # What must be the same for a pair to be comparable; the executor belongs to the method.
 _SAME = ("slug", "source", "backbone", "protocol", "order", "batch_size", "device", "dtype")
@@ -166,9 +166,9 @@ def _judge(verdicts: list[dict[str, Any]]) -> None:
         verdict["verdict"] = _word(verdict)
         verdict["close"] = bool(
             verdict["difference"] is not None
-            and abs(verdict["difference"]) <= CLOSE_ACCURACY + 1e-12
+            and verdict["difference"] >= -CLOSE_ACCURACY - 1e-12
             and verdict["layer_ratio"] is not None
-            and SAME_COST[0] <= verdict["layer_ratio"] <= SAME_COST[1]
+            and verdict["layer_ratio"] <= SAME_COST[1]
         )
         verdict["sentence"] = sentence(verdict)
 
@@ -199,7 +199,7 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     if verdict["verified"]:
         text += (
             f" and {plain(verdict['mean_heads'])} heads a sample instead of {plain(verdict['control_heads'])}; "
-            f"{'equal' if verdict['close'] else 'not equal'} within {_tolerance()}"
+            f"{'keeps up' if verdict['close'] else 'does not keep up'} ({_tolerance()})"
         )
     return text + "."
 
@@ -213,7 +213,9 @@ def headlines(verdicts: pd.DataFrame) -> list[str]:
         won, lost = _count(part, "beats"), _count(part, "worse than")
         dearer, unknown = _count(part, "beats, with more layers,"), _count(part, "cannot be compared with")
         if part["verified"].all():
-            clauses = [f"equals {SEQUENTIAL} within {_tolerance()} at {int(part['close'].sum())} of {len(part)} points"]
+            clauses = [
+                f"keeps up with {SEQUENTIAL} ({_tolerance()}) at {int(part['close'].sum())} of {len(part)} points"
+            ]
             clauses += [f"beats {won}"] if won else []
         else:
             clauses = [f"beats {won}" if won else "beats none of its controls"]
@@ -227,7 +229,7 @@ def headlines(verdicts: pd.DataFrame) -> list[str]:
 
 
 def _tolerance() -> str:
-    return f"{fixed(100 * CLOSE_ACCURACY, 1)} points and 5 % of layers"
+    return f"at most {fixed(100 * CLOSE_ACCURACY, 1)} points less accurate and 5 % more layers"
 
 
 def _count(part: pd.DataFrame, verdict: str) -> str:

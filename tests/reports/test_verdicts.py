@@ -97,7 +97,7 @@ def test_a_win_bought_with_layers_is_named(fabricate):
 
 
 def test_verified_is_compared_with_the_sequential_exit_only(fabricate):
-    """Verified exits meet the sequential control at the base of their point; close ones are called equal."""
+    """Verified exits meet the sequential control at the base of their point; those that keep up are called so."""
     run = fabricate()
     right = [YES] * 900 + [NO] * 100
     run.cell("geep-verified", "speed=0.5/once", layers=4.0, heads=1.4, correct=[YES] * 901 + [NO] * 99)
@@ -106,11 +106,14 @@ def test_verified_is_compared_with_the_sequential_exit_only(fabricate):
     view = build_view(run.path)
     (row,) = view.verdicts.to_dict("records")
     assert (row["control"], row["close"]) == ("control-sequential", True)
-    assert "1.40 heads a sample instead of 4.10; equal within 0.2 points and 5 % of layers" in row["sentence"]
+    assert (
+        "1.40 heads a sample instead of 4.10; keeps up (at most 0.2 points less accurate and 5 % more layers)"
+        in row["sentence"]
+    )
     assert headlines(view.verdicts) == [
         (
-            "ag_news (synthetic): geep-verified equals control-sequential within 0.2 points and 5 % of layers "
-            "at 1 of 1 points."
+            "ag_news (synthetic): geep-verified keeps up with control-sequential "
+            "(at most 0.2 points less accurate and 5 % more layers) at 1 of 1 points."
         )
     ]
 
