@@ -44,22 +44,26 @@ class DevView:
 
     Attributes:
         answers: layer indices, int64 [A].
-        correct: bool [A, N].
+        correct: bool [A, N], against the gold labels.
+        agrees: bool [A, N], with the answer of the last layer.
         entropy: float32 [A, N], normalised.
         depth: L.
     """
 
     answers: np.ndarray
     correct: np.ndarray
+    agrees: np.ndarray
     entropy: np.ndarray
     depth: int
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, answers: tuple[int, ...], depth: int) -> DevView:
         """From logits [A, N, C] and gold labels [N]."""
+        said = logits.argmax(-1)
         return cls(
             np.array(answers),
-            (logits.argmax(-1) == labels).numpy(),
+            (said == labels).numpy(),
+            (said == said[-1]).numpy(),
             normalised_entropy(logits).numpy(),
             depth,
         )

@@ -62,7 +62,7 @@ def predictions(draw: st.DrawFn) -> tuple[np.ndarray, DevView]:
     answers = np.array([0, 1, 2, 4])
     exits = np.sort(answers[rng.integers(0, 4, (count, len(QUANTILES)))], axis=1).astype(np.int16)
     correct = rng.random((4, count)) < 0.5
-    return exits, DevView(answers, correct, rng.random((4, count), dtype=np.float32), 5)
+    return exits, DevView(answers, correct, correct, rng.random((4, count), dtype=np.float32), 5)
 
 
 @given(case=predictions(), budget=st.floats(1, 6), extra=st.integers(0, 1))
@@ -90,7 +90,7 @@ def test_the_more_accurate_wins_at_equal_distance(better: int) -> None:
     exits = np.repeat(np.array([0, 2], dtype=np.int16), [100, 100])[None, :].repeat(4, axis=0)
     correct = np.zeros((4, 4), dtype=bool)
     correct[better, :3] = True
-    view = DevView(np.array([0, 1, 2, 4]), correct, np.zeros((4, 4), dtype=np.float32), 5)
+    view = DevView(np.array([0, 1, 2, 4]), correct, correct, np.zeros((4, 4), dtype=np.float32), 5)
     quantile, layers, accuracy = tune_quantile(exits, view, 2.0)
     assert (layers, accuracy) == (better + 1, 0.75)
     assert quantile == (QUANTILES[0] if better == 0 else QUANTILES[100])
