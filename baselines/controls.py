@@ -19,7 +19,7 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.executors import exit_logits, run_assigned, run_sequential
 from harness.encoder.exits import entropy_rule
 from harness.errors import ConfigError
-from harness.fitted import SPEEDS, AssignedExits, FittedModel, checked_speeds
+from harness.fitted import ASSIGNED, SPEEDS, AssignedExits, FittedModel, checked_speeds
 from harness.registry import register
 from harness.training import own_settings
 
@@ -109,6 +109,8 @@ class LengthExits(RankedExits):
 class SequentialControl(Borrowed):
     """FastBERT's exit rule on GEEP's weights, at the entropy threshold that GEEP's table was built with."""
 
+    executor = "shrink"
+
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         return run_sequential(self.model, tokens, at.execution, entropy_rule(at.params["speed"]))
 
@@ -119,6 +121,8 @@ class Oracle(Borrowed):
     It looks that up outside the timed region with a full pass, and needs no labels: the fewest layers at unchanged
     answers, a bound and not a method.
     """
+
+    executor = ASSIGNED
 
     def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
         return [OperatingPoint("agree")]

@@ -116,6 +116,8 @@ def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, looks:
 class FittedVerified(FittedModel):
     """GEEP's model and tables, looked at another way."""
 
+    executor = "verified"
+
     tables: dict[float, ExitTable] = field(default_factory=dict)
     points: list[OperatingPoint] = field(default_factory=list)
 

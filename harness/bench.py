@@ -18,6 +18,7 @@ from harness.contracts import Execution, Fitted, Method, OperatingPoint
 from harness.data.prepare import Prepared, check_names, load_raw, prepare
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.errors import ConfigError, DeviceError, ResultError
+from harness.fitted import ASSIGNED
 from harness.profile import Profile
 from harness.results import Cell
 
@@ -87,7 +88,6 @@ class Bench:
     def __init__(self, settings: Settings, dataset: str, seed: int) -> None:
         self.settings, self.dataset, self.seed = settings, dataset, seed
         self._fitted: dict[str, Fitted] = {}
-        self._fresh_done: set[str] = set()
 
     @cached_property
     def _raw(self) -> Any:
@@ -171,10 +171,10 @@ class Bench:
             shutil.rmtree(folder, ignore_errors=True)
             return None
 
-    def cell(self, name: str, point: OperatingPoint, *, foresees: bool = False) -> Cell:
-        """Coordinates of one measurement."""
-        given, method = self.settings.execution, registry.get(name)
-        assigned = method.kind != "method" or point.params.get("quantile") is not None
+    def cell(self, name: str, point: OperatingPoint, fitted: Fitted | None = None) -> Cell:
+        """Coordinates of one measurement; without ``fitted``, of the fit itself."""
+        given = self.settings.execution
+        executor = getattr(fitted, "executor", "own")
         return Cell(
             method=name,
             dataset=self.dataset,
@@ -184,7 +184,7 @@ class Bench:
             point=point.name,
             protocol=given.protocol,
             order=given.order + (f"/window={given.window}" if given.window else ""),
-            executor=given.executor if assigned else "own",
+            executor=given.executor if executor == ASSIGNED else executor,
             batch_size=given.batch_size,
             device=self.settings.device,
             dtype=self.settings.dtype,

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ from harness.training import TrainingReport
 
 # FastBERT's Table 2 (ACL 2020) reports these.
 SPEEDS = (0.1, 0.5, 0.8)
+# The executor of exits known beforehand is the run's choice: ladder or exact-k.
+ASSIGNED = "assigned"
 
 
 def checked_speeds(method: str, speeds: Any) -> tuple[float, ...]:
@@ -47,7 +49,10 @@ class FittedModel:
     Attributes:
         model: in eval mode on its device.
         training: ``None`` for methods that only borrow another's model.
+        executor: name of the executor, as stored with results.
     """
+
+    executor: ClassVar[str] = "own"
 
     model: MultiExitModel
     training: TrainingReport | None = None
@@ -82,6 +87,8 @@ def load_model(folder: Path, device: str) -> tuple[MultiExitModel, TrainingRepor
 class FullDepth(FittedModel):
     """Every layer, one head, one operating point."""
 
+    executor = "full"
+
     def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
         return [OperatingPoint("full")]
 
@@ -92,6 +99,8 @@ class FullDepth(FittedModel):
 @dataclass
 class SequentialExits(FittedModel):
     """FastBERT's inference: normalised entropy at most ``speed`` after any exit layer."""
+
+    executor = "shrink"
 
     speeds: tuple[float, ...] = SPEEDS
 
@@ -122,6 +131,8 @@ class SequentialExits(FittedModel):
 
 class AssignedExits(FittedModel, ABC):
     """The exit of every sample is known before it runs."""
+
+    executor = ASSIGNED
 
     answer: Answer = "student"
 

@@ -146,7 +146,7 @@ class Grid:
             self._failed(placeholder, traceback.format_exc())
             return
         self.run.forget_failure(placeholder)
-        cells = {bench.cell(name, point): point for point in points}
+        cells = {bench.cell(name, point, fitted): point for point in points}
         if plan is None or plan["key"] != key:
             # Results of other settings must neither pass for these when this run is killed, nor stand beside them.
             for outdated in {*(plan["cells"] if plan else ()), *(self.run.result_path(cell).stem for cell in cells)}:

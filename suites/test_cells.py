@@ -37,7 +37,7 @@ def test_predict(benchmark: Any, benches: Benches, cell: CellId) -> None:
     cost, n = contender.fitted.cost, len(tokens)
     benchmark.extra_info.update(
         {
-            "cell": bench.cell(cell.method, point).model_dump(),
+            "cell": bench.cell(cell.method, point, contender.fitted).model_dump(),
             "synthetic": bench.settings.source == "embedded",
             "accuracy": result.accuracy,
             "accuracy_low": result.accuracy_low,
