@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace) -> int:
 
     settings = settings_of(args)
     outcome = Grid(settings).execute()
-    page = _hook("report")(settings.out, progress=True)
+    page = _hook("report")(settings.out, progress=sys.stderr.isatty())
     print(_hook("summary")(settings.out))
     print(f"cells: {outcome.measured} measured, {outcome.kept} kept from before, {outcome.failed} failed")
     if outcome.seconds:
@@ -170,7 +170,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    page = _hook("report")(args.run, progress=True)
+    page = _hook("report")(args.run, progress=sys.stderr.isatty())
     print(_hook("summary")(args.run))
     print(f"report: {page}")
     return 0

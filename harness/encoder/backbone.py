@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -83,7 +84,10 @@ def embedded_folder(language: str, *, progress: bool = True) -> Path:
 
     folder = cache_root() / "backbones" / f"embedded-{miniature.recipe_key()}-{language}"
     if not (folder / "model.safetensors").is_file():
-        shape, state = miniature.pretrain_miniature(progress=progress)
+        bar = progress and sys.stderr.isatty()
+        if progress and not bar:
+            print("pretraining the embedded miniature, once, about a minute", file=sys.stderr, flush=True)
+        shape, state = miniature.pretrain_miniature(progress=bar)
         # One set of weights serves both languages: their vocabularies list the same concepts in the same order.
         for other in miniature.LANGUAGES:
             target = folder.with_name(f"embedded-{miniature.recipe_key()}-{other}")
