@@ -11,6 +11,7 @@ import numpy as np
 from harness.errors import DataError
 
 SPLITS = ("train", "dev", "test")
+DEV_ROWS = 1000  # of dev are worth their time, however few rows there are to train on
 _SHOWN = 5
 
 
@@ -239,7 +240,8 @@ def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
 def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: int | None = None) -> RawDataset:
     """The dataset with at most ``max_train`` train rows, ``max_test`` test rows and a dev split to match.
 
-    Dev gets at most a quarter of ``max_train``, but at least 100 rows where it has them: thresholds are chosen on it.
+    Dev gets at most a quarter of ``max_train``, but as many rows as train up to 1,000, and at least 100, where it has
+    them: thresholds are chosen on it, and a few hundred rows do not tell two of them apart.
 
     Raises:
         DataError: a limit below 1, or one that leaves a single class to learn.
@@ -256,7 +258,7 @@ def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: i
             f"dataset '{dataset.name}': --max-train {max_train} leaves one class in train: "
             f"allow at least {dataset.num_labels} rows"
         )
-    dev = dataset.dev if max_train is None else limit(dataset.dev, max(max_train // 4, 100))
+    dev = dataset.dev if max_train is None else limit(dataset.dev, max(max_train // 4, min(max_train, DEV_ROWS), 100))
     notes = [*dataset.notes]
     for name, before, after in (
         ("train", dataset.train, train),

@@ -1,4 +1,4 @@
-"""Run to a predicted exit, look once, and let only the sure ones leave; the rest go on (DESIGN section 3).
+"""Run to a predicted exit, look there, and let only the sure ones leave; the rest go on (DESIGN section 3).
 
 Prediction decides *when to look*, not when to stop. Samples that stay are compacted once per chunk, with one copy of a
 bool per sample to the host, and then run from wherever they stand.
@@ -30,6 +30,7 @@ def run_verified(
     execution: Execution,
     leaves: LeaveRule,
     *,
+    end: int | None = None,
     phases: Phases | None = None,
 ) -> Predictions:
     """Every sample runs to ``looks[:, 0]`` and asks that head; the unsure go on to ``looks[:, 1]``, ..., and to the end.
@@ -37,17 +38,19 @@ def run_verified(
     Args:
         looks: int16 [N, S], layer indices out of ``model.answers``, not falling along S. Mode ``once`` is S = 1. A look
             that does not lie deeper than the one before is skipped.
-        leaves: logits [B, C] -> bool [B]. The last layer is always answered from.
+        leaves: logits [B, C] -> bool [B], true for samples that may leave.
+        end: layer index out of ``model.answers`` at which whoever is still there is answered, sure or not; the last
+            layer by default. A sample whose first look lies deeper is answered there.
 
     Raises:
-        ConfigError: a look at a layer without a head.
+        ConfigError: a look, or the end, at a layer without a head.
     """
     model.eval()
     run = Pass(tokens, model.labels, execution, phases)
-    last = model.depth - 1
+    end = model.depth - 1 if end is None else end
     with run.phases("schedule"):
         host_looks = looks.cpu()
-        unknown = set(torch.unique(host_looks).tolist()) - set(model.answers)
+        unknown = {*torch.unique(host_looks).tolist(), end} - set(model.answers)
         if unknown:
             raise ConfigError(
                 f"no trained head after layer index {sorted(unknown)}: heads are at {list(model.answers)}"
@@ -55,9 +58,10 @@ def run_verified(
         lengths = torch.from_numpy(run.lengths if execution.order == "length" else np.zeros_like(run.lengths))
         order = schedule(host_looks[:, 0].contiguous(), lengths, window=execution.window).numpy()
     targets = host_looks.numpy().astype(np.int64)
+    targets[:, 1:] = np.minimum(targets[:, 1:], end)
     with run.phases("layers"):
         for chunk in in_batches(order, max(CHUNK, execution.batch_size), execution.window):
-            _climb_chunk(model, run, chunk, targets, leaves, last)
+            _climb_chunk(model, run, chunk, targets, leaves, end)
     return run.predictions(looks[:, 0])
 
 
@@ -72,7 +76,7 @@ class _Parked:
 
 
 def _climb_chunk(
-    model: MultiExitModel, run: Pass, chunk: np.ndarray, targets: np.ndarray, leaves: LeaveRule, last: int
+    model: MultiExitModel, run: Pass, chunk: np.ndarray, targets: np.ndarray, leaves: LeaveRule, end: int
 ) -> None:
     """First looks from the embeddings, then round after round from where the unsure ones stand."""
     parked: list[_Parked] = []
@@ -81,8 +85,8 @@ def _climb_chunk(
         parked += _look(model, run, samples, hidden, layout, -1, targets[samples, 0], leaves)
     for column in range(1, targets.shape[1] + 1):
         # Whoever is unsure after the last look goes to the end, and there is nothing to be sure of at the end.
-        goal = targets[:, column] if column < targets.shape[1] else np.full(len(targets), last)
-        waiting = _release(run, parked, last)
+        goal = targets[:, column] if column < targets.shape[1] else np.full(len(targets), end)
+        waiting = _release(run, parked, end)
         parked = []
         for depth, groups in waiting.items():
             for samples, hidden, layout in _batches(groups, goal, run.execution.batch_size):
@@ -96,7 +100,7 @@ def _climb_chunk(
                     nobody = torch.zeros(len(samples) - ready, dtype=torch.bool, device=hidden.device)
                     blank = torch.zeros(len(samples) - ready, model.labels, device=hidden.device)
                     parked.append(_Parked(samples[ready:], depth, part, part_layout, blank, nobody))
-    _release(run, parked, last)
+    _release(run, parked, end)
 
 
 def _look(
@@ -126,7 +130,7 @@ def _look(
 _Group = tuple[np.ndarray, Tensor, Layout]
 
 
-def _release(run: Pass, parked: list[_Parked], last: int) -> dict[int, list[_Group]]:
+def _release(run: Pass, parked: list[_Parked], end: int) -> dict[int, list[_Group]]:
     """Answer the sure ones; the others, compacted, by the layer they stand at. One copy to the host for all."""
     if not parked:
         return {}
@@ -134,7 +138,7 @@ def _release(run: Pass, parked: list[_Parked], last: int) -> dict[int, list[_Gro
     waiting: dict[int, list[_Group]] = {}
     start = 0
     for group in parked:
-        sure = sure_all[start : start + len(group.samples)] | (group.depth == last)
+        sure = sure_all[start : start + len(group.samples)] | (group.depth >= end)
         start += len(group.samples)
         if sure.any():
             logits = (

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 
 from geep.method import TUNING, FittedGeep
 from geep.predictor import DevView
-from geep.verified import SLACK, FittedVerified, GeepVerified, cuts, look_quantiles, simulate, tune
+from geep.verified import (
+    EVERY,
+    MODES,
+    SLACK,
+    FittedVerified,
+    GeepVerified,
+    cuts,
+    look_layers,
+    look_quantiles,
+    simulate,
+    tune,
+)
 from harness.contracts import Execution, OperatingPoint, Split, Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.executors import exit_logits
@@ -41,13 +52,13 @@ def scattered_verified(scattered_geep: FittedGeep, signal_task: Task, small_back
 
 @pytest.fixture(scope="session")
 def restless(scattered_geep: FittedGeep) -> FittedVerified:
-    """Points at which some leave at every look and others go on, in both modes."""
+    """Points at which some leave at every look and others go on, in both modes, to the last layer and to an earlier end."""
     points = [
         OperatingPoint(
-            f"looks={looks}/threshold={threshold}",
-            {"speed": 0.3, "looks": looks, "quantile": quantile, "threshold": threshold},
+            f"looks={looks}/end={end}/threshold={threshold}",
+            {"speed": 0.3, "looks": looks, "quantile": quantile, "end": end, "threshold": threshold},
         )
-        for looks, quantile in ((1, 400), (2, 150), (3, 100))
+        for looks, quantile, end in ((1, 400, 4), (1, 150, 2), (2, 150, 4), (3, 100, 4), (3, 100, 2), (EVERY, 150, 4))
         for threshold in (0.3123, 0.5456)
     ]
     return FittedVerified(scattered_geep.model, None, scattered_geep.tables, points)
@@ -64,15 +75,19 @@ def test_simulation_is_what_running_does(
     targets = np.sort(view.answers[rng.integers(0, 4, (48, looks))], axis=1).astype(np.int16)
     thresholds = cuts(view.entropy[:-1], 0.5)
     threshold = thresholds[data.draw(st.integers(0, len(thresholds) - 1))]
-    (accuracy,), (layers,), (heads,) = simulate(targets, view, np.array([threshold]))
+    end = data.draw(st.sampled_from(view.answers.tolist()))
+    (agreement,), (accuracy,), (layers,), (heads,) = simulate(targets, view, np.array([threshold]), end)
     found = run_verified(
         scattered_geep.model,
         signal_task.dev.tokens,
         torch.from_numpy(targets),
         Execution(batch_size=data.draw(st.integers(1, 50))),
         entropy_rule(float(threshold)),
+        end=end,
     )
     right = found.logits.argmax(1) == signal_task.dev.labels.numpy()
+    full = exit_logits(scattered_geep.model, signal_task.dev.tokens, TUNING)[-1].argmax(1).numpy()
+    assert agreement == pytest.approx((found.logits.argmax(1) == full).mean())
     assert accuracy == pytest.approx(right.mean())
     assert layers == pytest.approx(found.work.rows("layer") / 48) == found.exit_layer.mean() + 1
     assert heads == pytest.approx(found.work.rows("head") / 48)
@@ -92,27 +107,54 @@ def test_dev_figures_are_what_dev_gives(
             assert at.params["dev_mean_heads"] == pytest.approx(found.work.rows("head") / 48)
 
 
-@given(speed=st.floats(0, 1), looks=st.integers(1, 3))
+@given(speed=st.floats(0, 1), mode=st.sampled_from(sorted(MODES)))
 @settings(max_examples=12, deadline=None)
 def test_tuning_keeps_to_the_budget(
-    speed: float, looks: int, view: DevView, scattered_geep: FittedGeep, signal_task: Task
+    speed: float, mode: str, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
     """The chosen point takes no more layers than the sequential exit wherever any choice does."""
     table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
     budget = SLACK * view.sequential_layers(speed)
-    chosen = tune(table, tokens, view, speed, looks)
+    chosen = tune(table, tokens, view, speed, mode)
+    # A threshold of 1 lets everybody leave at the first look: there is nothing cheaper.
     cheapest = min(
-        simulate(table.quantiles(tokens, look_quantiles(first, looks)).numpy(), view, np.array([1.0]))[1][0]
+        simulate(table.quantiles(tokens, [first]).numpy(), view, np.array([1.0]), 4)[2][0]
         for first in range(25, 1000, 25)
     )
     assert chosen.layers <= max(budget, cheapest) + 1e-9
+
+
+@given(speed=st.floats(0, 1))
+@settings(max_examples=12, deadline=None)
+def test_steps_never_agree_less_than_the_sequential_exit_from_the_first_look(
+    speed: float, view: DevView, scattered_geep: FittedGeep, signal_task: Task
+) -> None:
+    """On dev, mode ``steps`` is at least as faithful to full depth as asking every head from any first look on."""
+    table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
+    chosen = tune(table, tokens, view, speed, "steps")
+    for first in range(25, 1000, 100):
+        looks = look_layers(table, tokens, view.answers.tolist(), first, EVERY).numpy()
+        agreement, _, layers, _ = simulate(looks, view, np.array([np.float32(speed)]), 4)
+        if layers[0] <= SLACK * view.sequential_layers(speed):
+            assert chosen.agreement >= agreement[0] - 1e-9
+
+
+def test_looking_at_every_exit_starts_at_the_predicted_one(
+    scattered_geep: FittedGeep, view: DevView, signal_task: Task
+) -> None:
+    """After the predicted exit comes every deeper one in its turn; columns before it repeat it, which asks nothing."""
+    table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
+    looks = look_layers(table, tokens, view.answers.tolist(), 300, EVERY).numpy()
+    first = table.quantiles(tokens, [300]).numpy()[:, 0]
+    for row, start in zip(looks, first, strict=True):
+        assert sorted(set(row.tolist())) == [answer for answer in view.answers.tolist() if answer >= start]
 
 
 def test_looking_after_every_layer_is_the_sequential_exit(view: DevView) -> None:
     """With a look at every answering layer, layers and accuracy are those of the sequential exit at that threshold."""
     looks = np.tile(view.answers, (48, 1))
     for speed in (0.2, 0.4, 0.8):
-        (accuracy,), (layers,), _ = simulate(looks, view, np.array([np.float32(speed)]))
+        _, (accuracy,), (layers,), _ = simulate(looks, view, np.array([np.float32(speed)]), 4)
         first = np.vstack([view.entropy[:-1] <= np.float32(speed), np.ones((1, 48), bool)]).argmax(0)
         assert layers == pytest.approx(view.sequential_layers(speed))
         assert accuracy == pytest.approx(view.correct[first, np.arange(48)].mean())
@@ -138,7 +180,7 @@ def test_unsure_samples_go_on(restless: FittedVerified, unseen: Split) -> None:
         found = restless.predict(unseen.tokens, at=at)
         looks = restless.looks(unseen.tokens, at=at).numpy()
         assert (np.diff(looks, axis=1) >= 0).all()
-        early = found.exit_layer < 4
+        early = found.exit_layer < at.params["end"]
         assert early.any()
         assert not early.all()
         assert all(found.exit_layer[n] in looks[n] for n in np.flatnonzero(early))
@@ -151,7 +193,8 @@ def test_once_asks_at_most_two_heads(restless: FittedVerified, unseen: Split) ->
     """With one look a sample asks one head there and at most one at the end; with S looks at most S + 1."""
     for at in restless.points:
         found = restless.predict(unseen.tokens, at=at)
-        assert 40 < found.work.rows("head") <= 40 * (at.params["looks"] + 1)
+        most = 5 if at.params["looks"] == EVERY else at.params["looks"] + 1
+        assert 40 < found.work.rows("head") <= 40 * most
 
 
 def test_look_quantiles_halve_what_is_left() -> None:

@@ -84,9 +84,13 @@ def dataset_of(train, dev, test):
 
 def test_limits_of_a_dataset():
     """Train and test follow their limits; dev follows train's, but keeps enough rows to choose thresholds on."""
-    few = limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1] * 50), max_train=600, max_test=7)
-    assert [len(few.train), len(few.dev), len(few.test)] == [600, 150, 7]
-    assert any("dev limited to 150 of 600" in note for note in few.notes)
+    few = limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1] * 50), max_train=400, max_test=7)
+    assert [len(few.train), len(few.dev), len(few.test)] == [400, 400, 7]
+    assert any("dev limited to 400 of 600" in note for note in few.notes)
+    many = limit_dataset(dataset_of([0, 1] * 4000, [0, 1] * 1000, [0, 1]), max_train=2000)
+    assert len(many.dev) == 1000
+    more = limit_dataset(dataset_of([0, 1] * 4000, [0, 1] * 1000, [0, 1]), max_train=6000)
+    assert len(more.dev) == 1500
     assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_train=20).dev) == 100
     assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_test=1).dev) == 600
 
