@@ -12,7 +12,7 @@ from harness.data.embedded.grammar import EASY, HARD, MIDDLE, STAR_DOMAIN, TOPIC
 from harness.data.embedded.lexicon import SO, STOP, TOPIC_VERDICTS, render
 from harness.data.splits import RawDataset, RawSplit
 
-SIZES = (3000, 500, 1000)  # train, dev, test
+SIZES = (3000, 1000, 1000)  # train, dev, test
 DEGREES = (0, 1, 2, 0, 1, 2, 0, 1, 2, 0)  # easy : middle : hard as 4 : 3 : 3
 PAIR_MARK = "|"  # between the two texts of a pretraining text
 
@@ -75,7 +75,7 @@ def load_embedded(name: str, seed: int = 0, sizes: tuple[int, int, int] | None =
     Args:
         name: one of the twelve.
         seed: other seeds give other samples.
-        sizes: rows of train, dev and test; default 3,000, 500 and 1,000.
+        sizes: rows of train, dev and test; default 3,000, 1,000 and 1,000.
 
     Raises:
         UnknownNameError: there is no such dataset.
