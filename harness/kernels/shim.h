@@ -57,8 +57,8 @@ constexpr size_t STACK = 64 * 1024;  // bytes; kernels keep no large arrays
 
 #ifdef SHIM_UCONTEXT
 using Context = ucontext_t;
-inline void jump(Context& from, Context& to) { swapcontext(&from, &to); }
-inline void prepare(Context& context, char* stack, void (*entry)()) {
+SHIM_UNSEEN inline void jump(Context& from, Context& to) { swapcontext(&from, &to); }
+SHIM_UNSEEN inline void prepare(Context& context, char* stack, void (*entry)()) {
   getcontext(&context);
   context.uc_stack.ss_sp = stack;
   context.uc_stack.ss_size = STACK;
@@ -94,8 +94,8 @@ shim_jump:
   ret
 .size shim_jump, .-shim_jump
 )");
-inline void jump(Context& from, Context& to) { shim_jump(&from.top, to.top); }
-inline void prepare(Context& context, char* stack, void (*entry)()) {
+SHIM_UNSEEN inline void jump(Context& from, Context& to) { shim_jump(&from.top, to.top); }
+SHIM_UNSEEN inline void prepare(Context& context, char* stack, void (*entry)()) {
   // From the top: a return address never used, the entry that `ret` pops, six registers. 16-byte aligned at the entry.
   auto top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + STACK) & ~uintptr_t(15));
   *--top = nullptr;
@@ -141,6 +141,7 @@ struct Block {
   const char* failure = nullptr;
   void (*run)(void*) = nullptr;
   void* body = nullptr;
+  char started = 0, ended = 0;  // addresses that ThreadSanitizer knows the begin and the end of a block by
 #if defined(__SANITIZE_THREAD__)
   void* tsan = nullptr;
 #endif
@@ -227,9 +228,9 @@ SHIM_UNSEEN inline const uint64_t* exchange(unsigned mask, int kind, uint64_t va
 
 SHIM_UNSEEN inline void enter() {
   Block* b = block;
-  acquired(b);
+  acquired(&b->started);
   b->run(b->body);
-  released(b);
+  released(&b->ended);
   b->fibers[b->current].done = true;
   to_scheduler(b, b->fibers[b->current]);
 }
@@ -256,7 +257,7 @@ SHIM_UNSEEN inline void start_fibers(Block& b, unsigned threads) {
 // Runs the fibers in turn (fuzzing: in random order) until all are done.
 SHIM_UNSEEN inline void run_block(Block& b, unsigned threads) {
   start_fibers(b, threads);
-  released(&b);
+  released(&b.started);
   unsigned left = threads, idle = 0, next = 0;
   while (left && !b.failure) {
     Fiber& fiber = b.fibers[next];
@@ -278,7 +279,7 @@ SHIM_UNSEEN inline void run_block(Block& b, unsigned threads) {
       next = (next + 1) % threads;
     }
   }
-  acquired(&b);
+  acquired(&b.ended);
 }
 
 // ---- Launching ------------------------------------------------------------------------------------------------------
