@@ -7,8 +7,8 @@
 // What it refuses: blocks that are no multiple of a warp, partial masks, collectives that lanes do not reach together, and
 // barriers that can never be passed. What it cannot show: weak memory ordering, launch limits, speed.
 //
-// Under ThreadSanitizer the fibers are known to it and switches do not count as synchronisation, barriers do: a missing
-// __syncthreads is a data race, as it is on a device.
+// Under ThreadSanitizer the fibers are known to it, and neither switches nor collectives count as synchronisation, only
+// __syncthreads and __syncwarp do: where one is missing there is a data race, as there is on a device.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -109,6 +109,7 @@ SHIM_UNSEEN inline void prepare(Context& context, char* stack, void (*entry)()) 
 
 struct Barrier {
   unsigned arrived = 0, generation = 0;
+  char passed[2] = {};  // addresses that ThreadSanitizer knows even and odd generations by
 };
 
 struct Fiber {
@@ -122,6 +123,8 @@ struct Fiber {
   void* tsan = nullptr;
 #endif
 };
+
+enum Kind { SYNC, SHUFFLE, BALLOT, MATCH, SUM };
 
 struct Warp {
   Barrier barrier;
@@ -196,10 +199,13 @@ SHIM_UNSEEN inline void perhaps_switch() {
   if (b->fuzz && (draw(b) >> 40 & 3) == 0) to_scheduler(b, b->fibers[b->current]);
 }
 
-SHIM_UNSEEN inline void wait_at(Barrier& barrier, unsigned needed) {
+// `orders`: whether memory written before is seen after. Collectives of CUDA wait, but do not order.
+SHIM_UNSEEN inline void wait_at(Barrier& barrier, unsigned needed, bool orders) {
   Block* b = block;
   Fiber& me = b->fibers[b->current];
-  released(&barrier);
+  // Not one address for all: fast fibers may be at the next generation before slow ones have left this one.
+  char* passed = &barrier.passed[barrier.generation & 1];
+  if (orders) released(passed);
   if (++barrier.arrived == needed) {
     barrier.arrived = 0;
     ++barrier.generation;
@@ -209,7 +215,7 @@ SHIM_UNSEEN inline void wait_at(Barrier& barrier, unsigned needed) {
     me.generation = barrier.generation;
     to_scheduler(b, me);
   }
-  acquired(&barrier);
+  if (orders) acquired(passed);
 }
 
 // Every lane of the warp gives a value; returns where the 32 values stand.
@@ -220,7 +226,7 @@ SHIM_UNSEEN inline const uint64_t* exchange(unsigned mask, int kind, uint64_t va
   Warp& warp = b->warps[b->current / WARP];
   warp.value[set][lane] = value;
   warp.kind[set][lane] = kind;
-  wait_at(warp.barrier, WARP);
+  wait_at(warp.barrier, WARP, kind == SYNC);
   for (unsigned other = 0; other < WARP; ++other)
     if (warp.kind[set][other] != kind) fail("lanes of a warp are in different collectives");
   return warp.value[set];
@@ -339,13 +345,11 @@ T unbits(uint64_t raw) {
   memcpy(&value, &raw, sizeof value);
   return value;
 }
-enum Kind { SYNC, SHUFFLE, BALLOT, MATCH, SUM };
-
 }  // namespace shim
 
 // ---- What kernels call ----------------------------------------------------------------------------------------------
 
-inline void __syncthreads() { shim::wait_at(shim::block->barrier, blockDim.x); }
+inline void __syncthreads() { shim::wait_at(shim::block->barrier, blockDim.x, true); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { shim::exchange(mask, shim::SYNC, 0); }
 
 template <class T>
