@@ -94,6 +94,10 @@ class ExitTable:
         self._tokens += size
         self._exits += np.bincount(layers.cpu().numpy(), minlength=self.num_layers)
 
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """All keys, rising (int64 [K], see ``keys``), and how often each was counted at each exit (uint32 [K, L])."""
+        return self._backend.export()
+
     def merge(self, other: ExitTable) -> None:
         """Add the counts of another table, as if its samples had been inserted here.
 
@@ -163,6 +167,10 @@ class ExitTable:
         sums, self._query = self._backend.sums(self._asked(tokens))
         return sums
 
+    def hits(self) -> tuple[int, int]:
+        """Of the last query: keys that had a row of their own, and all keys. Waits for the device."""
+        return int(self._query.found), int(self._query.asked)
+
     def check(self) -> None:
         """Wait for queries on a device, and tell if their tokens were wrong. On the CPU, queries tell themselves.
 
@@ -181,7 +189,7 @@ class ExitTable:
             ConfigError: see :meth:`check`.
         """
         self.check()
-        found, asked = (int(count) for count in self._query)
+        found, asked = self.hits()
         return {
             "backend": self._backend.name,
             "layout": self._backend.layout,
