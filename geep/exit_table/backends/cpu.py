@@ -22,6 +22,7 @@ from geep.exit_table.rows import SCALE, exits_at, smoothed_rows
 EXACT_IN_FLOAT32 = (1 << 24) // SCALE  # rows
 DENSE_IDS = 1 << 17  # smaller ids are dense; multilingual BERT has 119,547. 25 MB of counts at 24 layers
 CHUNK = 1 << 22  # positions or rows that are worked on at a time; bounds temporary memory
+ROWS = 1 << 16  # the same where rows are smoothed, which takes some 500 bytes for each
 SMALLEST_MERGE = 1 << 20  # keys
 
 
@@ -83,8 +84,8 @@ class CpuBackend:
         rows[size + 1] = 0
         ids = np.flatnonzero(self._dense.sum(axis=1) >= min_count)
         rows[ids] = smoothed_rows(self._dense[ids], prior, smoothing)
-        for begin in range(0, len(keys), CHUNK):
-            part = smoothed_rows(counts[begin : begin + CHUNK], prior, smoothing)
+        for begin in range(0, len(keys), ROWS):
+            part = smoothed_rows(counts[begin : begin + ROWS], prior, smoothing)
             rows[size + 2 + begin : size + 2 + begin + len(part)] = part
         known = np.zeros(size + 2, dtype=bool)
         known[ids] = True

@@ -94,7 +94,9 @@ class HashedBackend:
                 ids = torch.from_numpy(keys[:dense] - _key(0) >> 2 * ID_BITS).to(self.launcher.device)
                 self._grow_dense(int(ids[-1]) + 1)
                 rows = torch.from_numpy(counts[:dense].view(np.int32)).to(self.launcher.device)
-                self._dense.view(-1, self._layers).index_add_(0, ids, rows)  # wraps as uint32 does
+                self._dense = (
+                    self._dense.view(-1, self._layers).index_add(0, ids, rows).view(-1)
+                )  # wraps as uint32 does
             if dense < len(keys):
                 new = torch.from_numpy(keys[dense:]).to(self.launcher.device)
                 rows = torch.from_numpy(counts[dense:].view(np.int32)).to(self.launcher.device)
@@ -157,7 +159,7 @@ class HashedBackend:
 
     def check(self) -> None:
         worst, sample = self._trouble.tolist()
-        self._trouble.zero_()
+        self._trouble = self._filled(2, 0, torch.int64)
         if worst:
             wrong = worst - 1 - (1 << 32 if worst > 1 << 31 else 0)  # the kernel sees ids as uint32
             raise ConfigError(f"exit table: token id {wrong} is outside 0..{MAX_ID}: keys hold ids of {ID_BITS} bits")

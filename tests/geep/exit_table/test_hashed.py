@@ -215,6 +215,19 @@ def test_a_table_whose_memory_ran_out_says_so_for_ever(monkeypatch: pytest.Monke
             act()
 
 
+def test_a_table_begun_in_inference_mode_goes_on_outside() -> None:
+    """Nothing is changed in place that torch would not let be changed."""
+    with torch.inference_mode():
+        table, other = (ExitTable(2, ngram=2, backend="host") for _ in range(2))
+        for each in (table, other):
+            each.insert([torch.tensor([1, 2])], [0])
+    table.insert([torch.tensor([1, 3])], [1])
+    table.merge(other)
+    table.freeze()
+    table.check()
+    assert table.counts()[1].tolist() == [[2, 1], [2, 0], [0, 1], [2, 0], [0, 1]]
+
+
 def test_the_operator_passes_torch_s_own_checks() -> None:
     """Schema, fake and functionality agree, on whatever backend."""
     for backend in ("cpu", "host"):

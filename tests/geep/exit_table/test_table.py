@@ -85,6 +85,7 @@ def test_long_samples_and_small_chunks_change_nothing(case: dict) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "EXACT_IN_FLOAT32", 0)
         patch.setattr(cpu, "CHUNK", 3)
+        patch.setattr(cpu, "ROWS", 2)
         patch.setattr(cpu, "DENSE_IDS", 2)
         patch.setattr(cpu, "SMALLEST_MERGE", 2)
         assert torch.equal(build(case, "cpu").distribution(test), expected)
