@@ -29,7 +29,6 @@ CHUNK = 1 << 22  # tokens per launch; bounds what can be put off
 FIRST_WAVE = 1 << 12  # keys; most common ones get their slots first
 NARROW = 12  # layers of a 32-byte slot
 EMPTY = -1
-FRESH, LATE, LONGEST = range(3)  # as in the source
 IN_REGISTERS = 4  # special ids
 NO_ID = -1
 
@@ -75,8 +74,11 @@ class HashedBackend:
             high = int(ids.max()) if len(ids) else 0
             self._grow_dense(int(torch.where(ids < DENSE_IDS, ids, NO_ID).max()) + 1 if len(ids) else 0)
             hashed = self._ngram - (high < DENSE_IDS)  # n-grams per token that may be put off
-            for low in range(0, len(ids), CHUNK):
-                stop = min(low + CHUNK, len(ids))
+            low = 0
+            while low < len(ids):
+                # A small table first gets little, so that not all of it is put off; then twice as much each time.
+                step = max(len(self._keys) // max(hashed, 1), low, 1)
+                stop = min(low + min(step, CHUNK), len(ids))
                 at = torch.tensor([low, stop - 1], device=ids.device)
                 first, last = (torch.searchsorted(offsets, at, right=True) - 1).tolist()
                 late = self._late_list((stop - low) * hashed)
@@ -86,6 +88,7 @@ class HashedBackend:
                     *self._table(), PROBES, *late, status := self._status(),
                 )  # fmt: skip
                 self._settle(*late, status)
+                low = stop
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
         with self._counting():
@@ -137,7 +140,9 @@ class HashedBackend:
                 smoothing, self._slots, capacity - 1, self._seed, min(capacity, (1 << 31) - 1), status,
             )  # fmt: skip
             begin, end = end, 2 * end
-        self._longest = status.tolist()[LONGEST]
+        _, lost, self._longest = status.tolist()
+        if lost:  # there is room for all, and no search was bounded
+            raise RuntimeError(f"exit table: {lost} of {len(order)} keys found no slot when freezing: report this")
         # Counts are kept for export; their free slots are not.
         filled = torch.nonzero(self._keys != EMPTY).squeeze(1)
         self._keys, self._counts = self._keys[filled], self._counts.view(-1, self._layers)[filled].reshape(-1)
@@ -242,6 +247,7 @@ class HashedBackend:
         return self._filled(size, None, torch.int64), self._filled(size, None, torch.uint8)
 
     def _status(self) -> Tensor:
+        """Fresh keys, what was put off, the longest search; see the source."""
         return self._filled(3, 0, torch.int64)
 
     def _totals(self, counts: Tensor) -> Tensor:

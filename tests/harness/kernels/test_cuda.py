@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,61 @@ def test_a_device_that_works_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(lambda: 1))
     assert cuda.problem() is None
+
+
+@pytest.mark.parametrize("protocol", [True, False])
+def test_a_launch_goes_to_torch_s_current_stream(protocol: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a device: what CuPy is called with, by the stream protocol and, for older versions, by the raw handle."""
+    log: list[tuple] = []
+
+    class Entered:
+        def __init__(self, *what: object) -> None:
+            self.what = what
+
+        def __enter__(self) -> None:
+            log.append(self.what)
+
+        def __exit__(self, *_: object) -> None:
+            log.append(("left", *self.what))
+
+    class Module:
+        def __init__(self, code: str, options: tuple[str, ...]) -> None:
+            log.append(("compile", code, options))
+
+        def get_function(self, name: str) -> Callable[..., None]:
+            return lambda grid, block, args: log.append((name, grid, block, args))
+
+    stream = SimpleNamespace(cuda_stream=7, **({"__cuda_stream__": lambda: (0, 7)} if protocol else {}))
+    streams = SimpleNamespace(from_external=lambda given: Entered("protocol", given is stream)) if protocol else object
+    own = fake_cupy(lambda: 1).cuda.runtime
+    fake = SimpleNamespace(
+        RawModule=Module,
+        cuda=SimpleNamespace(
+            runtime=own,
+            Stream=streams,
+            ExternalStream=lambda handle, index: Entered("handle", handle, index),
+            Device=lambda index: Entered("device", index),
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=3))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: Entered("torch device", str(device)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    cuda._module.cache_clear()
+    launcher = cuda.launcher(SOURCE, torch.device("cuda", 1))
+    assert (launcher.device, launcher.blocks) == (torch.device("cuda", 1), 3 * cuda.BLOCKS_PER_PROCESSOR)
+    for _ in range(2):
+        launcher.launch("twice", 5, 64, None, 9)
+    cuda._module.cache_clear()
+    on = ("protocol", True) if protocol else ("handle", 7, 1)
+    assert [entry for entry in log if entry[0] == "compile"] == [("compile", SOURCE.text, ("-std=c++17",))]
+    launches = [entry for entry in log if entry[0] == "twice"]
+    assert launches == [("twice", (5,), (64,), (0, 9))] * 2
+    assert [value.dtype for value in launches[0][3]] == [np.uint64, np.int32]
+    before = [entry for entry in log[: log.index(launches[0])] if entry[0] != "compile"]
+    assert before == [("torch device", "cuda:1"), ("device", 1), on]
+    assert log[-3:] == [("left", *on), ("left", "device", 1), ("left", "torch device", "cuda:1")]
 
 
 @pytest.mark.gpu
