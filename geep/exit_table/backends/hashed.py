@@ -108,6 +108,10 @@ class HashedBackend:
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:
         self._refuse_if_torn()
+        with _memory_told():
+            return self._export()
+
+    def _export(self) -> tuple[np.ndarray, np.ndarray]:
         dense = self._dense.view(-1, self._layers)
         ids = torch.nonzero((dense != 0).any(dim=1)).squeeze(1)
         filled = torch.nonzero(self._keys != EMPTY).squeeze(1)
@@ -119,6 +123,10 @@ class HashedBackend:
 
     def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
         self._refuse_if_torn()
+        with _memory_told():
+            self._freeze(prior, min_count, smoothing)
+
+    def _freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
         self._prior = torch.from_numpy(prior.cumsum()).to(self.launcher.device)
         dense = len(self._dense) // self._layers
         self._dense_slots = self._filled(dense * self._words, EMPTY, torch.int64)
@@ -288,7 +296,8 @@ class HashedBackend:
         """Counts are whole when this is left, or the table says ever after that they are not."""
         self._refuse_if_torn()
         self._torn = True
-        yield
+        with _memory_told():
+            yield
         self._torn = False
 
     def _refuse_if_torn(self) -> None:
@@ -296,6 +305,16 @@ class HashedBackend:
             raise ConfigError(
                 "exit table: an earlier insert or merge did not end, so counts are not whole: build it again"
             )
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Memory that runs out inside an operation of torch is the user's to know of, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).partition("\n")[0]
+        raise DeviceError(f"exit table: {first}: insert less, take shorter n-grams, or free memory") from error
 
 
 def _remember(cache: dict, key: tuple[int, ...], value: object) -> None:

@@ -215,6 +215,23 @@ def test_a_table_whose_memory_ran_out_says_so_for_ever(monkeypatch: pytest.Monke
             act()
 
 
+def test_freezing_that_runs_out_of_memory_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One clear line, and the counts are still whole."""
+    table = ExitTable(2, ngram=2, backend="host")
+    table.insert([torch.tensor([1, 2])], [1])
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "argsort", full)
+        with pytest.raises(DeviceError, match="Tried to allocate 2 GiB: insert less") as caught:
+            table.freeze()
+    assert "\n" not in str(caught.value)
+    table.freeze()
+    assert table.predict([torch.tensor([1])], 0.5).tolist() == [1]
+
+
 def test_a_table_begun_in_inference_mode_goes_on_outside() -> None:
     """Nothing is changed in place that torch would not let be changed."""
     with torch.inference_mode():
