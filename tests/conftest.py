@@ -5,6 +5,8 @@ Everything here is made once; tests look at it and change nothing.
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -53,6 +55,30 @@ def _one_thread() -> Iterator[None]:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / "geep-bench-cache"))
+
+
+def _quietly(act: Callable[..., None], args: tuple[Any, ...]) -> None:
+    faulthandler.disable()  # a planted bug may well crash
+    try:
+        act(*args)
+    except (AssertionError, RuntimeError, IndexError):
+        raise SystemExit(1) from None
+
+
+@pytest.fixture(scope="session")
+def fails_apart() -> Callable[..., bool]:
+    """Whether a function fails (or crashes, or hangs) in a process of its own: for bugs that are planted."""
+
+    def run(act: Callable[..., None], *args: Any) -> bool:
+        process = multiprocessing.get_context("fork").Process(target=_quietly, args=(act, args))
+        process.start()
+        process.join(60)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        return process.exitcode != 0
+
+    return run
 
 
 def _signal(count: int, seed: int) -> Split:

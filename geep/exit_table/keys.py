@@ -34,13 +34,11 @@ class Packed:
         ids: int32 [M], each 0 .. 2^20 - 1.
         offsets: int64 [N + 1], from 0 to M, never falling; a sample may be empty.
         special: ids that enter no key and break n-grams.
-        longest: tokens of the longest sample, 0 if there is none.
     """
 
     ids: Tensor
     offsets: Tensor
     special: tuple[int, ...]
-    longest: int
 
     def __len__(self) -> int:
         return int(self.offsets.shape[0]) - 1
@@ -49,6 +47,15 @@ class Packed:
     def lengths(self) -> Tensor:
         """Tokens per sample, int64 [N]."""
         return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample, 0 if there is none."""
+        return int(self.lengths.max()) if len(self) else 0
+
+    def to(self, device: torch.device) -> Packed:
+        """The same samples on another device."""
+        return Packed(self.ids.to(device), self.offsets.to(device), self.special)
 
     def words(self) -> Tensor:
         """Which tokens are no special ones, bool [M]."""
@@ -82,12 +89,14 @@ class Packed:
         return key | (n << N_SHIFT)
 
 
-def pack(tokens: Tokens, special: tuple[int, ...]) -> Packed:
+def pack(tokens: Tokens, special: tuple[int, ...], *, unread: bool = False) -> Packed:
     """Check samples and bring them into one form, on the device they are on.
 
     Args:
         tokens: a :class:`~harness.contracts.TokenSet`, whose own ``special`` holds, or a list of 1-D integer tensors.
         special: special ids for a list.
+        unread: leave it to the reader to check the values of a ``TokenSet`` of int32, so that the host need not wait
+            for the device that they are on.
 
     Raises:
         ConfigError: an id is negative or not below 2^20, or a shape or dtype is wrong.
@@ -107,18 +116,19 @@ def pack(tokens: Tokens, special: tuple[int, ...]) -> Packed:
         offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device)
     if ids.dtype is torch.bool or ids.is_floating_point() or ids.is_complex():
         raise ConfigError(f"exit table: token ids are {ids.dtype}: give integers")
-    longest = _check_offsets(offsets, len(ids))
-    if len(ids):
+    unread = unread and isinstance(tokens, TokenSet) and ids.dtype is torch.int32 and len(offsets) > 0
+    if not unread:
+        _check_offsets(offsets, len(ids))
+    if len(ids) and not unread:
         low, high = (int(value) for value in torch.aminmax(ids))
         if low < 0 or high > MAX_ID:
             wrong = low if low < 0 else high
             raise ConfigError(f"exit table: token id {wrong} is outside 0..{MAX_ID}: keys hold ids of {ID_BITS} bits")
-    return Packed(ids.to(torch.int32), offsets, tuple(sorted(set(special))), longest)
+    return Packed(ids.to(torch.int32), offsets, tuple(sorted(set(special))))
 
 
-def _check_offsets(offsets: Tensor, total: int) -> int:
+def _check_offsets(offsets: Tensor, total: int) -> None:
     lengths = offsets[1:] - offsets[:-1]
-    low, high = (int(value) for value in torch.aminmax(lengths)) if len(lengths) else (0, 0)
+    low = int(lengths.min()) if len(lengths) else 0
     if len(offsets) == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != total or low < 0:
         raise ConfigError(f"exit table: offsets must rise from 0 to {total}, the number of tokens")
-    return high

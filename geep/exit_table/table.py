@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geep.exit_table import files
-from geep.exit_table.backends import make_backend
-from geep.exit_table.keys import MAX_ID, MAX_NGRAM, Tokens, pack
-from geep.exit_table.rows import COUNT_LIMIT, SCALE, prior_row, to_per_mille
+from geep.exit_table import files, operator
+from geep.exit_table.backends import Tally, make_backend
+from geep.exit_table.keys import MAX_ID, MAX_NGRAM, Packed, Tokens, pack
+from geep.exit_table.rows import COUNT_LIMIT, prior_row, to_per_mille
+from harness.contracts import TokenSet
 from harness.errors import ConfigError
 
 
@@ -27,13 +28,19 @@ class ExitTable:
     Args:
         num_layers: L, 1 to 24; exits are layer indices 0 .. L - 1.
         ngram: longest n-gram counted, 1 to 3.
-        backend: ``"auto"`` (fastest), ``"cpu"`` or ``"reference"`` (slow, the specification); all answer the same.
+        backend: ``"auto"`` (``"cuda"`` where CuPy and a device work, else ``"cpu"``), ``"cpu"``, ``"cuda"``, ``"host"``
+            (the CUDA kernels compiled for the CPU, slow) or ``"reference"`` (slow, the specification); all answer the
+            same, whatever device the tokens are on.
         seed: for backends that hash; answers do not depend on it.
         special: ids of [CLS], [SEP] and [PAD], for samples given as lists; a ``TokenSet`` brings its own.
+
+    Attributes:
+        handle: number of this table for the operator ``torch.ops.geep.predict_exits``, see ``operator``.
 
     Raises:
         ConfigError: a number is out of range.
         UnknownNameError: there is no such backend.
+        DeviceError: the backend cannot work on this machine.
     """
 
     def __init__(
@@ -49,11 +56,12 @@ class ExitTable:
         self.ngram = int(ngram)
         self.seed = int(seed)
         self.special = tuple(sorted({int(token) for token in special}))
-        self._backend = make_backend(backend, self.num_layers, self.ngram)
+        self._backend = make_backend(backend, self.num_layers, self.ngram, self.seed)
         self._exits = np.zeros(self.num_layers, dtype=np.int64)  # samples per exit
         self._tokens = 0
         self._frozen: files.Frozen | None = None
-        self._query: tuple[int, int] | None = None  # keys found, keys asked
+        self._query = Tally(0, 0)  # of the last query; read in stats(), not before
+        self.handle = operator.register(self)
 
     def insert(self, tokens: Tokens, exits: Tensor | np.ndarray | Sequence[int]) -> None:
         """Count samples that left at known exits. Order and batching of inserts make no difference.
@@ -85,6 +93,10 @@ class ExitTable:
         self._backend.insert(packed, layers.to(packed.ids.device))
         self._tokens += size
         self._exits += np.bincount(layers.cpu().numpy(), minlength=self.num_layers)
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """All keys, rising (int64 [K], see ``keys``), and how often each was counted at each exit (uint32 [K, L])."""
+        return self._backend.export()
 
     def merge(self, other: ExitTable) -> None:
         """Add the counts of another table, as if its samples had been inserted here.
@@ -135,29 +147,49 @@ class ExitTable:
         return self.quantiles(tokens, [quantile])[:, 0]
 
     def quantiles(self, tokens: Tokens, quantiles: Sequence[float | int]) -> Tensor:
-        """Predicted exits at Q quantiles for the price of one look-up, int16 [N, Q]; see :meth:`predict`."""
+        """Predicted exits at Q quantiles for the price of one look-up, int16 [N, Q]; see :meth:`predict`.
+
+        With the tokens in a ``TokenSet`` on the device of a ``"cuda"`` table, the host does not wait for the device; an id
+        out of range then enters no key, and :meth:`check` tells. Inside ``torch.compile`` this is one operator.
+        """
         per_mille = [to_per_mille(quantile) for quantile in quantiles]
-        return self._backend.exits_at(self.distribution(tokens), per_mille)
+        if isinstance(tokens, TokenSet) and torch.compiler.is_compiling():
+            return operator.predict_exits(tokens.ids, tokens.offsets, list(tokens.special), per_mille, self.handle)
+        exits, self._query = self._backend.exits(self._asked(tokens), per_mille)
+        return exits
 
     def distribution(self, tokens: Tokens) -> Tensor:
         """Rows of each sample's keys added up, int64 [N, L]; each key adds exactly 2^14 in all.
 
         Raises:
-            ConfigError: the table is not frozen, or an id is out of range.
+            ConfigError: the table is not frozen, or an id is out of range; on a device as in :meth:`quantiles`.
         """
-        if self._frozen is None:
-            raise ConfigError("exit table: it is still counting: call freeze before predict")
-        sums, found = self._backend.sums(pack(tokens, self.special))
-        self._query = (found, int(sums.sum()) // SCALE)
+        sums, self._query = self._backend.sums(self._asked(tokens))
         return sums
+
+    def hits(self) -> tuple[int, int]:
+        """Of the last query: keys that had a row of their own, and all keys. Waits for the device."""
+        return int(self._query.found), int(self._query.asked)
+
+    def check(self) -> None:
+        """Wait for queries on a device, and tell if their tokens were wrong. On the CPU, queries tell themselves.
+
+        Raises:
+            ConfigError: an id or an offset was out of range.
+        """
+        self._backend.check()
 
     def stats(self) -> dict[str, Any]:
         """What is in the table and how it is kept.
 
         ``hit_rate`` is the share of keys of the last query that had a row of their own (``None`` before one, or if it
         had no keys); ``query_keys`` how many it had. ``tokens`` counts special ones, too; ``bytes`` is memory held.
+
+        Raises:
+            ConfigError: see :meth:`check`.
         """
-        found, asked = self._query or (0, 0)
+        self.check()
+        found, asked = self.hits()
         return {
             "backend": self._backend.name,
             "layout": self._backend.layout,
@@ -180,7 +212,9 @@ class ExitTable:
 
         Raises:
             ResultError: the folder cannot be written.
+            ConfigError: see :meth:`check`.
         """
+        self.check()
         header = files.Header(
             num_layers=self.num_layers,
             ngram=self.ngram,
@@ -227,6 +261,12 @@ class ExitTable:
         if header.frozen:
             table.freeze(header.frozen.min_count, header.frozen.smoothing)
         return table
+
+    def _asked(self, tokens: Tokens) -> Packed:
+        if self._frozen is None:
+            raise ConfigError("exit table: it is still counting: call freeze before predict")
+        checks = self._backend.device
+        return pack(tokens, self.special, unread=isinstance(tokens, TokenSet) and tokens.device == checks)
 
     def _refuse_if_frozen(self, action: str) -> None:
         if self._frozen is not None:

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from geep.exit_table.backends import Tally
 from geep.exit_table.keys import ID_BITS, N_SHIFT, Packed
 from geep.exit_table.rows import SCALE, exits_at, smoothed_rows
 
 EXACT_IN_FLOAT32 = (1 << 24) // SCALE  # rows
 DENSE_IDS = 1 << 17  # smaller ids are dense; multilingual BERT has 119,547. 25 MB of counts at 24 layers
 CHUNK = 1 << 22  # positions or rows that are worked on at a time; bounds temporary memory
+ROWS = 1 << 16  # the same where rows are smoothed, which takes some 500 bytes for each
 SMALLEST_MERGE = 1 << 20  # keys
 
 
@@ -28,6 +30,7 @@ class CpuBackend:
     """See the module."""
 
     name = "cpu"
+    device: torch.device | None = None
 
     def __init__(self, num_layers: int, ngram: int) -> None:
         self._layers = num_layers
@@ -41,7 +44,7 @@ class CpuBackend:
 
     def insert(self, packed: Packed, exits: Tensor) -> None:
         words = packed.words().cpu()
-        packed = Packed(packed.ids.cpu(), packed.offsets.cpu(), packed.special, packed.longest)
+        packed = packed.to(torch.device("cpu"))
         exit_of = torch.repeat_interleave(exits.cpu(), packed.lengths)
         starts = [packed.windows(n, words) for n in range(1, self._ngram + 1)]
         for begin in range(0, len(packed.ids), CHUNK):
@@ -81,16 +84,16 @@ class CpuBackend:
         rows[size + 1] = 0
         ids = np.flatnonzero(self._dense.sum(axis=1) >= min_count)
         rows[ids] = smoothed_rows(self._dense[ids], prior, smoothing)
-        for begin in range(0, len(keys), CHUNK):
-            part = smoothed_rows(counts[begin : begin + CHUNK], prior, smoothing)
+        for begin in range(0, len(keys), ROWS):
+            part = smoothed_rows(counts[begin : begin + ROWS], prior, smoothing)
             rows[size + 2 + begin : size + 2 + begin + len(part)] = part
         known = np.zeros(size + 2, dtype=bool)
         known[ids] = True
         self._rows, self._known, self._keys = map(torch.from_numpy, (rows, known, keys))
 
-    def sums(self, packed: Packed) -> tuple[Tensor, int]:
+    def sums(self, packed: Packed) -> tuple[Tensor, Tally]:
         device = packed.ids.device
-        packed = Packed(packed.ids.cpu(), packed.offsets.cpu(), packed.special, packed.longest)
+        packed = packed.to(torch.device("cpu"))
         sums = torch.zeros(len(packed), self._layers, dtype=torch.int64)
         found = 0
         if len(packed.ids):
@@ -99,10 +102,14 @@ class CpuBackend:
                 rows, hits = self._dense_rows(packed, words) if n == 1 else self._sorted_rows(packed, words, n)
                 found += hits
                 self._add(sums, rows, packed)
-        return sums.to(device), found
+        return sums.to(device), Tally(found, int(sums.sum()) // SCALE)
 
-    def exits_at(self, sums: Tensor, per_mille: list[int]) -> Tensor:
-        return exits_at(sums, per_mille)
+    def exits(self, packed: Packed, per_mille: list[int]) -> tuple[Tensor, Tally]:
+        sums, tally = self.sums(packed)
+        return exits_at(sums, per_mille), tally
+
+    def check(self) -> None:
+        return None
 
     @property
     def layout(self) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geep.exit_table.backends import Tally
 from geep.exit_table.keys import Packed
 from geep.exit_table.rows import SCALE
 
@@ -16,6 +17,7 @@ class ReferenceBackend:
     """A dictionary from key to counts."""
 
     name = "reference"
+    device: torch.device | None = None
 
     def __init__(self, num_layers: int, ngram: int) -> None:
         self._layers = num_layers
@@ -55,16 +57,17 @@ class ReferenceBackend:
                 below = level
             self._rows[key] = np.array(row, dtype=np.int64)
 
-    def sums(self, packed: Packed) -> tuple[Tensor, int]:
+    def sums(self, packed: Packed) -> tuple[Tensor, Tally]:
         sums = np.zeros((len(packed), self._layers), dtype=np.int64)
         found = 0
         for sample, keys in enumerate(self._samples(packed)):
             for key in keys:
                 found += key in self._rows
                 sums[sample] += self._rows.get(key, self._prior)
-        return torch.from_numpy(sums).to(packed.ids.device), found
+        return torch.from_numpy(sums).to(packed.ids.device), Tally(found, int(sums.sum()) // SCALE)
 
-    def exits_at(self, sums: Tensor, per_mille: list[int]) -> Tensor:
+    def exits(self, packed: Packed, per_mille: list[int]) -> tuple[Tensor, Tally]:
+        sums, tally = self.sums(packed)
         exits = np.full((len(sums), len(per_mille)), self._layers - 1, dtype=np.int16)
         for sample, row in enumerate(sums.tolist()):
             for column, q in enumerate(per_mille):
@@ -74,7 +77,10 @@ class ReferenceBackend:
                     if total and cumulative * 1000 >= total * q:
                         exits[sample, column] = exit_layer
                         break
-        return torch.from_numpy(exits).to(sums.device)
+        return torch.from_numpy(exits).to(sums.device), tally
+
+    def check(self) -> None:
+        return None
 
     @property
     def layout(self) -> str:

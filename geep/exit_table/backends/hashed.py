@@ -1,0 +1,332 @@
+"""The hash table: the kernels of ``exit_table.cu``, on a CUDA device or compiled for the host.
+
+Tokens with ids below :data:`DENSE_IDS` are counted in a dense table, everything else in an open-addressing table that is
+kept at most half full. Counting never fails for want of room: n-grams that find no place within :data:`PROBES` slots
+are put off by the kernel, key and exit, and counted after the table has grown; the host reads three numbers per chunk
+to know. Freezing gives common keys their slots first, so that they stand where they are looked for.
+
+Queries wait for nothing: counts of hits and what was wrong with the ids stay on the device until they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geep.exit_table.backends import Tally
+from geep.exit_table.keys import ID_BITS, MAX_ID, N_SHIFT, Packed
+from harness.errors import ConfigError, DeviceError
+from harness.kernels import Launcher, Source
+
+DENSE_IDS = 1 << 17  # as in cpu.py: multilingual BERT fits; 12.6 MB of counts at 24 layers
+FIRST_CAPACITY = 1 << 16  # slots
+PROBES = 128  # at half load, searches among 10^8 keys stay below 100 (cluster lengths of linear probing)
+CHUNK = 1 << 22  # tokens per launch; bounds what can be put off
+FIRST_WAVE = 1 << 12  # keys; most common ones get their slots first
+NARROW = 12  # layers of a 32-byte slot
+EMPTY = -1
+IN_REGISTERS = 4  # special ids
+NO_ID = -1
+
+
+def kernels(num_layers: int) -> Source:
+    """The source for tables of that many layers."""
+    return Source.of("geep.exit_table", "exit_table.cu", WIDTH=NARROW if num_layers <= NARROW else 2 * NARROW)
+
+
+class HashedBackend:
+    """See the module.
+
+    Attributes:
+        launcher: what runs the kernels; its device holds the table.
+    """
+
+    def __init__(self, name: str, num_layers: int, ngram: int, seed: int, launcher: Launcher) -> None:
+        self.name = name
+        self.launcher = launcher
+        self.device = launcher.device if launcher.device.type == "cuda" else None
+        self._layers = num_layers
+        self._ngram = ngram
+        self._seed = seed & (1 << 64) - 1
+        self._words = 4 if num_layers <= NARROW else 8
+        self._torn = False  # memory ran out while counting
+        self._used = 0  # keys in the hash table
+        self._keys = self._filled(FIRST_CAPACITY, EMPTY, torch.int64)
+        self._counts = self._filled(FIRST_CAPACITY * num_layers, 0, torch.int32)
+        self._dense = self._filled(0, 0, torch.int32)  # [ids, L], flat
+        # Frozen: slots, the cumulative back-off row, the longest search among them.
+        self._slots = self._dense_slots = self._filled(0, EMPTY, torch.int64)
+        self._prior = self._filled(num_layers, 0, torch.int64)
+        self._longest = 0
+        self._trouble = self._filled(2, 0, torch.int64)
+        self._specials: dict[tuple[int, ...], tuple[int | Tensor, ...]] = {}
+        self._quantiles: dict[tuple[int, ...], Tensor] = {}
+
+    def insert(self, packed: Packed, exits: Tensor) -> None:
+        with self._counting():
+            packed = packed.to(self.launcher.device)
+            exits = exits.to(self.launcher.device).contiguous()
+            ids, offsets = packed.ids.contiguous(), packed.offsets.contiguous()
+            high = int(ids.max()) if len(ids) else 0
+            self._grow_dense(int(torch.where(ids < DENSE_IDS, ids, NO_ID).max()) + 1 if len(ids) else 0)
+            hashed = self._ngram - (high < DENSE_IDS)  # n-grams per token that may be put off
+            low = 0
+            while low < len(ids):
+                # A small table first gets little, so that not all of it is put off; then twice as much each time.
+                step = max(len(self._keys) // max(hashed, 1), low, 1)
+                stop = min(low + min(step, CHUNK), len(ids))
+                at = torch.tensor([low, stop - 1], device=ids.device)
+                first, last = (torch.searchsorted(offsets, at, right=True) - 1).tolist()
+                late = self._late_list((stop - low) * hashed)
+                self._run(
+                    "insert", last + 1 - first, 32, ids, offsets, exits, first, last + 1, low, stop, self._ngram,
+                    self._layers, *self._special(packed.special), self._dense, len(self._dense) // self._layers,
+                    *self._table(), PROBES, *late, status := self._status(),
+                )  # fmt: skip
+                self._settle(*late, status)
+                low = stop
+
+    def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
+        with self._counting():
+            dense = int(np.searchsorted(keys, _key(DENSE_IDS)))
+            if dense:
+                ids = torch.from_numpy(keys[:dense] - _key(0) >> 2 * ID_BITS).to(self.launcher.device)
+                self._grow_dense(int(ids[-1]) + 1)
+                rows = torch.from_numpy(counts[:dense].view(np.int32)).to(self.launcher.device)
+                self._dense = (
+                    self._dense.view(-1, self._layers).index_add(0, ids, rows).view(-1)
+                )  # wraps as uint32 does
+            if dense < len(keys):
+                new = torch.from_numpy(keys[dense:]).to(self.launcher.device)
+                rows = torch.from_numpy(counts[dense:].view(np.int32)).to(self.launcher.device)
+                room = _power_of_two(2 * (self._used + len(new)))
+                self._rehash(max(room, len(self._keys)), (new, rows.reshape(-1)))
+
+    def export(self) -> tuple[np.ndarray, np.ndarray]:
+        self._refuse_if_torn()
+        with _memory_told():
+            return self._export()
+
+    def _export(self) -> tuple[np.ndarray, np.ndarray]:
+        dense = self._dense.view(-1, self._layers)
+        ids = torch.nonzero((dense != 0).any(dim=1)).squeeze(1)
+        filled = torch.nonzero(self._keys != EMPTY).squeeze(1)
+        keys, order = self._keys[filled].sort()
+        rows = self._counts.view(-1, self._layers)[filled[order]]
+        # n is the highest part of a key, then the first id: dense ids come first.
+        keys = torch.cat([_key(0) + (ids << 2 * ID_BITS), keys])
+        return keys.cpu().numpy(), torch.cat([dense[ids], rows]).cpu().numpy().view(np.uint32)
+
+    def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
+        self._refuse_if_torn()
+        with _memory_told():
+            self._freeze(prior, min_count, smoothing)
+
+    def _freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
+        self._prior = torch.from_numpy(prior.cumsum()).to(self.launcher.device)
+        dense = len(self._dense) // self._layers
+        self._dense_slots = self._filled(dense * self._words, EMPTY, torch.int64)
+        self._run(
+            "freeze_dense", dense, 1, self._dense, self._totals(self._dense), dense, self._layers, min_count, self._prior,
+            smoothing, self._dense_slots,
+        )  # fmt: skip
+        totals = self._totals(self._counts)
+        common = torch.nonzero(totals >= min_count).squeeze(1)  # a free slot has total 0
+        order = common[torch.argsort(totals[common], descending=True)]
+        capacity = _power_of_two(2 * len(order))
+        self._slots = self._filled(capacity * self._words, EMPTY, torch.int64)
+        status = self._status()
+        begin, end = 0, FIRST_WAVE
+        while begin < len(order):
+            end = min(end, len(order))
+            self._run(
+                "freeze", end - begin, 1, order, begin, end, self._keys, self._counts, totals, self._layers, self._prior,
+                smoothing, self._slots, capacity - 1, self._seed, min(capacity, (1 << 31) - 1), status,
+            )  # fmt: skip
+            begin, end = end, 2 * end
+        _, lost, self._longest = status.tolist()
+        if lost:  # there is room for all, and no search was bounded
+            raise RuntimeError(f"exit table: {lost} of {len(order)} keys found no slot when freezing: report this")
+        # Counts are kept for export; their free slots are not.
+        filled = torch.nonzero(self._keys != EMPTY).squeeze(1)
+        self._keys, self._counts = self._keys[filled], self._counts.view(-1, self._layers)[filled].reshape(-1)
+
+    def sums(self, packed: Packed) -> tuple[Tensor, Tally]:
+        sums = torch.empty(len(packed), self._layers, dtype=torch.int64, device=self.launcher.device)
+        tally = self._query(packed, sums, None, None)
+        return sums.to(packed.ids.device), tally
+
+    def exits(self, packed: Packed, per_mille: list[int]) -> tuple[Tensor, Tally]:
+        wanted = tuple(per_mille)
+        if wanted not in self._quantiles:
+            # Filled on the device: a copy of a list would make the host wait.
+            each = [torch.full((1,), q, dtype=torch.int32, device=self.launcher.device) for q in wanted]
+            _remember(self._quantiles, wanted, torch.cat(each) if each else self._filled(0, 0, torch.int32))
+        exits = torch.empty(len(packed), len(wanted), dtype=torch.int16, device=self.launcher.device)
+        tally = self._query(packed, None, self._quantiles[wanted], exits)
+        return exits.to(packed.ids.device), tally
+
+    def check(self) -> None:
+        worst, sample = self._trouble.tolist()
+        self._trouble = self._filled(2, 0, torch.int64)
+        if worst:
+            wrong = worst - 1 - (1 << 32 if worst > 1 << 31 else 0)  # the kernel sees ids as uint32
+            raise ConfigError(f"exit table: token id {wrong} is outside 0..{MAX_ID}: keys hold ids of {ID_BITS} bits")
+        if sample:
+            raise ConfigError(
+                f"exit table: offsets of sample {sample - 1} do not rise or leave the ids: mend the offsets"
+            )
+
+    @property
+    def layout(self) -> str:
+        return "dense+hash" if self._ngram > 1 or self._used else "dense"
+
+    @property
+    def keys(self) -> int:
+        return self._used + int((self._dense.view(-1, self._layers) != 0).any(dim=1).sum())
+
+    @property
+    def bytes(self) -> int:
+        held = (self._keys, self._counts, self._dense, self._slots, self._dense_slots)
+        return sum(tensor.nbytes for tensor in held)
+
+    def _query(self, packed: Packed, sums: Tensor | None, per_mille: Tensor | None, exits: Tensor | None) -> Tally:
+        here = packed.to(self.launcher.device)
+        tally = self._filled(2, 0, torch.int64)
+        self._run(
+            "predict", len(here), 32, here.ids.contiguous(), here.offsets.contiguous(), len(here), len(here.ids),
+            self._ngram, self._layers, *self._special(here.special), self._dense_slots,
+            len(self._dense_slots) // self._words, self._slots, max(len(self._slots) // self._words - 1, 0), self._seed,
+            self._longest, self._prior, sums, per_mille, 0 if per_mille is None else len(per_mille), exits, tally,
+            self._trouble,
+        )  # fmt: skip
+        return Tally(tally[0], tally[1])
+
+    def _settle(self, late_keys: Tensor, late_exits: Tensor, status: Tensor) -> None:
+        """Grow until the table is at most half full and everything that was put off is counted."""
+        fresh, late, _ = status.tolist()  # the one wait per chunk
+        self._used += fresh
+        while late or 2 * self._used > len(self._keys):
+            # What was put off may be few keys many times over, or all distinct: guess low, and come back.
+            self._rehash(max(2 * len(self._keys), _power_of_two(2 * (self._used + late // 8))))
+            if late:
+                again = self._late_list(late)
+                self._run(
+                    "insert_late", late, 1, late_keys, late_exits, late, self._layers, *self._table(), PROBES, *again,
+                    status := self._status(),
+                )  # fmt: skip
+                late_keys, late_exits = again
+                fresh, late, _ = status.tolist()
+                self._used += fresh
+
+    def _rehash(self, capacity: int, more: tuple[Tensor, Tensor] | None = None) -> None:
+        """Move all counts to a table of that capacity or a larger one, and add those of ``more``."""
+        parts = [(self._keys, self._counts), *([more] if more else [])]
+        while True:
+            table = self._filled(capacity, EMPTY, torch.int64), self._filled(capacity * self._layers, 0, torch.int32)
+            status = self._status()
+            for keys, counts in parts:
+                self._run(
+                    "absorb", len(keys), 1, keys, counts, len(keys), self._layers, *table, capacity - 1, self._seed,
+                    PROBES, status,
+                )  # fmt: skip
+            fresh, late, _ = status.tolist()
+            if not late:
+                self._keys, self._counts = table
+                self._used = fresh
+                return
+            capacity *= 2  # nothing is lost: the counts are still where they came from
+
+    def _grow_dense(self, ids: int) -> None:
+        have = len(self._dense) // self._layers
+        if ids > have:
+            wide = self._filled(min(max(ids, 2 * have), DENSE_IDS) * self._layers, 0, torch.int32)
+            wide[: len(self._dense)] = self._dense
+            self._dense = wide
+
+    def _table(self) -> tuple[Tensor, Tensor, int, int]:
+        return self._keys, self._counts, len(self._keys) - 1, self._seed
+
+    def _late_list(self, size: int) -> tuple[Tensor, Tensor]:
+        return self._filled(size, None, torch.int64), self._filled(size, None, torch.uint8)
+
+    def _status(self) -> Tensor:
+        """Fresh keys, what was put off, the longest search; see the source."""
+        return self._filled(3, 0, torch.int64)
+
+    def _totals(self, counts: Tensor) -> Tensor:
+        """How often each key was counted, int64."""
+        size = len(counts) // self._layers
+        totals = self._filled(size, None, torch.int64)
+        self._run("totals", size, 1, counts, size, self._layers, totals)
+        return totals
+
+    def _special(self, special: tuple[int, ...]) -> tuple[int | Tensor | None, ...]:
+        """Special ids as the kernels take them: four numbers, then the rest and how many they are."""
+        if special not in self._specials:
+            first = (*special, *[NO_ID] * IN_REGISTERS)[:IN_REGISTERS]
+            rest = torch.tensor(special[IN_REGISTERS:], dtype=torch.int32, device=self.launcher.device)
+            _remember(self._specials, special, (*first, rest, len(rest)))
+        return self._specials[special]
+
+    def _run(self, kernel: str, work: int, threads: int, *args: Tensor | int | None) -> None:
+        """Launch a kernel that strides over ``work`` items, each of which takes so many threads."""
+        if work:
+            block = 128
+            grid = min(-(-work * threads // block), self.launcher.blocks)
+            self.launcher.launch(kernel, grid, block, *args)
+
+    def _filled(self, size: int, value: int | None, dtype: torch.dtype) -> Tensor:
+        """A new flat tensor on the table's device; with ``None`` its contents are arbitrary."""
+        try:
+            tensor = torch.empty(size, dtype=dtype, device=self.launcher.device)
+        except RuntimeError as error:  # torch.OutOfMemoryError on a device, plain on the CPU
+            raise DeviceError(
+                f"exit table: {size * dtype.itemsize / 2**30:.2f} GiB more do not fit into the memory of"
+                f" {self.launcher.device}: insert less, take shorter n-grams, or free memory"
+            ) from error
+        return tensor if value is None else tensor.fill_(value)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Counts are whole when this is left, or the table says ever after that they are not."""
+        self._refuse_if_torn()
+        self._torn = True
+        with _memory_told():
+            yield
+        self._torn = False
+
+    def _refuse_if_torn(self) -> None:
+        if self._torn:
+            raise ConfigError(
+                "exit table: an earlier insert or merge did not end, so counts are not whole: build it again"
+            )
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Memory that runs out inside an operation of torch is the user's to know of, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).partition("\n")[0]
+        raise DeviceError(f"exit table: {first}: insert less, take shorter n-grams, or free memory") from error
+
+
+def _remember(cache: dict, key: tuple[int, ...], value: object) -> None:
+    if len(cache) >= 64:
+        cache.clear()
+    cache[key] = value
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(size - 1, 1).bit_length()
+
+
+def _key(token: int) -> int:
+    """The key of a single token."""
+    return (1 << N_SHIFT) + (token << 2 * ID_BITS)

@@ -1,0 +1,54 @@
+"""Prediction as one operator of torch, ``torch.ops.geep.predict_exits``, which ``torch.compile`` keeps as it is."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from harness.contracts import TokenSet
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from geep.exit_table.table import ExitTable
+
+_tables: WeakValueDictionary[int, ExitTable] = WeakValueDictionary()
+_next = count(1)
+
+
+def register(table: ExitTable) -> int:
+    """A number by which the operator finds the table, as long as it lives."""
+    handle = next(_next)
+    _tables[handle] = table
+    return handle
+
+
+@torch.library.custom_op("geep::predict_exits", mutates_args=())
+def predict_exits(ids: Tensor, offsets: Tensor, special: list[int], per_mille: list[int], table: int) -> Tensor:
+    """:meth:`ExitTable.quantiles` of a ``TokenSet`` in parts.
+
+    Args:
+        ids: int32 [total].
+        offsets: int64 [N + 1].
+        special: ids that enter no key.
+        per_mille: Q quantiles, each 1 .. 1000.
+        table: ``handle`` of the table.
+
+    Returns:
+        int16 [N, Q] on the device of ``ids``.
+
+    Raises:
+        ConfigError: there is no such table any more, or as :meth:`ExitTable.quantiles`.
+    """
+    found = _tables.get(table)
+    if found is None:
+        raise ConfigError(f"exit table: there is no table {table}: keep a reference to it while it is used")
+    return found.quantiles(TokenSet(ids, offsets, torch.empty(0, dtype=torch.int8), tuple(special)), per_mille)
+
+
+@predict_exits.register_fake
+def _(ids: Tensor, offsets: Tensor, special: list[int], per_mille: list[int], table: int) -> Tensor:
+    return ids.new_empty((offsets.shape[0] - 1, len(per_mille)), dtype=torch.int16)

@@ -1,0 +1,178 @@
+"""Kernels on the host: the CUDA source compiled by g++ with ``shim.h``. For tests and debugging, not for speed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.cache import cache_root, content_key, write_folder
+from harness.errors import ConfigError, DeviceError
+from harness.kernels.source import Source
+
+FLAGS = (
+    "-std=c++17", "-O2", "-g1", "-fPIC", "-pthread", "-fno-strict-aliasing", "-fvisibility=hidden", "-fno-gnu-unique",
+    "-Wall", "-Wno-unknown-pragmas",
+)  # fmt: skip
+LIBRARY = "kernels.so"
+_loaded: dict[str, ctypes.CDLL] = {}
+
+
+class _Plan(ctypes.Structure):
+    """``shim::Plan``."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint),
+        ("threads", ctypes.c_uint),
+        ("fuzz", ctypes.c_uint),
+        ("workers", ctypes.c_uint),
+        ("seed", ctypes.c_uint64),
+    )
+
+
+def compiler() -> list[str]:
+    """The C++ compiler's command: ``$CXX``, else g++, else c++.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    for command in [chosen] if chosen else [["g++"], ["c++"]]:
+        if shutil.which(command[0]):
+            return command
+    looked = chosen[0] if chosen else "g++ or c++"
+    raise DeviceError(f"host kernels: no C++ compiler ({looked}) found: install g++, or set CXX to one")
+
+
+def problem() -> str | None:
+    """Why kernels cannot be compiled for the host here, with what mends it; ``None`` where they can."""
+    try:
+        compiler()
+    except DeviceError as error:
+        return str(error)
+    return None
+
+
+@cache
+def _version(command: tuple[str, ...]) -> str:
+    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def translation_unit(source: Source) -> str:
+    """The source as C++ with one launch function per kernel: ``const char* launch_NAME(const Plan*, void** args)``.
+
+    ``args[i]`` points to the i-th argument, as for ``cuLaunchKernel``.
+    """
+    lines = ['#include "shim.h"', f'#line 1 "{source.name}"', source.text, '#line 1 "launchers"']
+    for kernel, parameters in source.kernels.items():
+        values = ", ".join(f"*static_cast<{each.declaration}*>(args[{i}])" for i, each in enumerate(parameters))
+        lines += [
+            'extern "C" __attribute__((visibility("default")))',
+            f"const char* launch_{kernel}(const shim::Plan* plan, [[maybe_unused]] void** args) {{",
+            f"  return shim::launch(*plan, [=] {{ {kernel}({values}); }});",
+            "}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def compile_to(output: Path, unit: str, flags: Sequence[str], *, more: Sequence[Path] = ()) -> None:
+    """Compile one translation unit (and further C++ files) to ``output``.
+
+    Raises:
+        ConfigError: the compiler refused; its first error is quoted.
+        DeviceError: there is no compiler.
+    """
+    written = output.with_name("kernels.cpp")
+    written.write_text(unit, encoding="utf-8")
+    include = str(files("harness.kernels"))
+    command = [*compiler(), *FLAGS, *flags, f"-I{include}", str(written), *map(str, more), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
+        raise ConfigError(
+            f"host kernels: {command[0]} failed: {errors[0].strip()}: mend the source or choose another CXX"
+        )
+
+
+def build(source: Source, flags: Sequence[str] = ()) -> Path:
+    """The shared library of a source, from the cache or compiled now.
+
+    Cached by what it is made of: source, shim, flags, compiler.
+
+    Raises:
+        ConfigError: the compiler refused, or the cache cannot be written.
+        DeviceError: there is no compiler.
+    """
+    folder = cache_root() / "kernels" / _key(source, flags)
+    if not (folder / LIBRARY).exists():
+        unit = translation_unit(source)
+        options = ("-shared", *source.options, *flags)
+        try:
+            write_folder(folder, lambda temporary: compile_to(temporary / LIBRARY, unit, options))
+        except ConfigError:
+            if not (folder / LIBRARY).exists():  # else another process was faster
+                raise
+    return folder / LIBRARY
+
+
+def _key(source: Source, flags: Sequence[str]) -> str:
+    shim = (files("harness.kernels") / "shim.h").read_text(encoding="utf-8")
+    command = tuple(compiler())
+    return content_key(translation_unit(source), source.options, shim, FLAGS, list(flags), command, _version(command))
+
+
+@dataclass
+class HostLauncher:
+    """See :class:`harness.kernels.Launcher`.
+
+    Attributes:
+        workers: OS threads that blocks are shared among.
+        fuzz: whether threads of a block switch at random around atomics.
+        seed: of that; with one worker, the same seed gives the same schedule. Every launch takes the next one.
+    """
+
+    source: Source
+    library: ctypes.CDLL
+    workers: int = 1
+    fuzz: bool = False
+    seed: int = 0
+    blocks: int = 16
+    device: torch.device = torch.device("cpu")
+
+    def launch(self, kernel: str, grid: int, block: int, *args: Tensor | int | None) -> None:
+        values = self.source.arguments(kernel, args, self.device)
+        # A NumPy scalar has no address of its own: keep the bytes alive for the call.
+        held = [ctypes.create_string_buffer(value.tobytes(), value.nbytes) for value in values]
+        pointers = (ctypes.c_void_p * max(len(held), 1))(*(ctypes.addressof(each) for each in held))
+        plan = _Plan(grid, block, self.fuzz, self.workers, self.seed & (2**64 - 1))
+        self.seed += 1
+        function = self.library[f"launch_{kernel}"]
+        function.restype = ctypes.c_char_p
+        failure = function(ctypes.byref(plan), pointers)
+        if failure is not None:
+            raise RuntimeError(f"{self.source.name}: {kernel}: {failure.decode()}")
+
+
+def launcher(
+    source: Source, *, workers: int = 1, fuzz: bool = False, seed: int = 0, flags: Sequence[str] = ()
+) -> HostLauncher:
+    """A launcher of the source on the host; libraries are loaded once per process.
+
+    Raises:
+        ConfigError: the compiler refused the source.
+        DeviceError: there is no compiler.
+    """
+    key = _key(source, flags)
+    if key not in _loaded:
+        _loaded[key] = ctypes.CDLL(str(build(source, flags)))
+    return HostLauncher(source, _loaded[key], workers, fuzz, seed)

@@ -1,0 +1,140 @@
+"""Sanitizers for kernels: launches are recorded, then run again in a process of their own, compiled with a sanitizer.
+
+::
+
+    recorder = Recorder(host.launcher(source), path)
+    ...                                            # whatever launches kernels, given the recorder
+    replay(source, path, "thread").raise_if_bad()
+
+Python and torch stay outside, so that no report is about them. What compute-sanitizer finds on a device (memory outside a
+buffer, races, in shared memory as well) is found here for blocks, warps and barriers as ``shim.h`` runs them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.errors import ConfigError, DeviceError
+from harness.kernels import host
+from harness.kernels.host import HostLauncher
+from harness.kernels.source import Source
+
+SANITIZERS = {"thread": "thread", "address": "address,undefined"}
+_OPTIONS = {
+    "TSAN_OPTIONS": "exitcode=66:halt_on_error=1",
+    "ASAN_OPTIONS": "exitcode=66:detect_stack_use_after_return=0",
+    "UBSAN_OPTIONS": "print_stacktrace=0",
+}
+_SCALAR, _BUFFER = 0, 1
+
+
+class Recorder:
+    """A host launcher that also writes down every launch, its buffers as they are before it."""
+
+    def __init__(self, launcher: HostLauncher, path: Path) -> None:
+        self._launcher = launcher
+        self._path = path
+        path.write_bytes(b"")
+
+    @property
+    def source(self) -> Source:
+        return self._launcher.source
+
+    @property
+    def device(self) -> torch.device:
+        return self._launcher.device
+
+    @property
+    def blocks(self) -> int:
+        return self._launcher.blocks
+
+    def launch(self, kernel: str, grid: int, block: int, *args: Tensor | int | None) -> None:
+        scalars = self.source.arguments(kernel, args, self.device)
+        name = kernel.encode()
+        parts = [struct.pack("<I", len(name)), name, struct.pack("<III", grid, block, len(args))]
+        for given, scalar in zip(args, scalars, strict=True):
+            if isinstance(given, Tensor):
+                raw = given.view(-1).view(torch.uint8).numpy().tobytes() if given.numel() else b""
+                parts += [struct.pack("<IQ", _BUFFER, len(raw)), raw]
+            else:
+                parts += [struct.pack("<IQ", _SCALAR, scalar.nbytes), scalar.tobytes()]
+        with self._path.open("ab") as file:
+            file.write(b"".join(parts))
+        self._launcher.launch(kernel, grid, block, *args)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a replay ended: nothing found, or what the sanitizer (or the emulation) said."""
+
+    found: bool
+    text: str
+
+    def raise_if_bad(self) -> None:
+        """Raise RuntimeError with the report if there is one."""
+        if self.found:
+            raise RuntimeError(self.text)
+
+
+def replay(
+    source: Source, recording: Path, sanitizer: str, *, workers: int = 4, fuzz: bool = False, seed: int = 0,
+    flags: Sequence[str] = ("-O1",),
+) -> Report:  # fmt: skip
+    """Run recorded launches under ``"thread"`` or ``"address"`` (with undefined behaviour).
+
+    Raises:
+        ConfigError: the kernels or the sanitizer's runtime do not compile.
+        DeviceError: there is no compiler, or the sanitizer does not run here.
+    """
+    reason = problem(sanitizer)
+    if reason:
+        raise DeviceError(f"kernels: {reason}")
+    with tempfile.TemporaryDirectory() as name:
+        program = Path(name) / "replay"
+        _compile(program, host.translation_unit(source), sanitizer, [*source.options, *flags])
+        done = _run([str(program), str(recording), str(workers), str(int(fuzz)), str(seed)])
+    # The emulation stops where threads cannot go on (3); anything else above 0 is the sanitizer's word.
+    return Report(done.returncode != 0, done.stderr or f"exit code {done.returncode}")
+
+
+@cache
+def problem(sanitizer: str) -> str | None:
+    """Why the sanitizer cannot be used here, with what mends it; ``None`` where it can."""
+    missing = host.problem()
+    if missing:
+        return missing
+    with tempfile.TemporaryDirectory() as name:
+        empty = Path(name) / "empty"
+        empty.write_bytes(b"")
+        try:
+            _compile(Path(name) / "replay", "", sanitizer, [])
+        except ConfigError as error:
+            return f"no runtime of the {sanitizer} sanitizer ({error}): install it"
+        done = _run([str(Path(name) / "replay"), str(empty), "1", "0", "0"])
+    return f"the {sanitizer} sanitizer does not run here: {done.stderr.strip()[:200]}" if done.returncode else None
+
+
+def _compile(program: Path, unit: str, sanitizer: str, flags: Sequence[str]) -> None:
+    options = (f"-fsanitize={SANITIZERS[sanitizer]}", "-fno-sanitize-recover=all", "-rdynamic", *flags)
+    with as_file(files("harness.kernels") / "replay.cpp") as driver:
+        host.compile_to(program, unit, options, more=[driver])
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    # ThreadSanitizer of some compilers cannot place its shadow where the kernel randomises addresses widely.
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+    return subprocess.run(
+        [*fixed, *command], capture_output=True, text=True, check=False, env={**os.environ, **_OPTIONS}
+    )

@@ -1,0 +1,313 @@
+"""The hash table's kernels on the host: equal to the specification under whatever schedule, capacity and shape of data."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geep.exit_table import ExitTable
+from geep.exit_table.backends import _fastest, hashed
+from geep.exit_table.backends.hashed import HashedBackend
+from geep.exit_table.keys import MAX_ID
+from harness.contracts import TokenSet
+from harness.errors import ConfigError, DeviceError
+from harness.kernels import cuda, host
+
+pytestmark = pytest.mark.skipif(host.problem() is not None, reason=str(host.problem()))
+
+IDS = st.one_of(st.integers(0, 6), st.sampled_from([100, 101, 102, 5000, (1 << 17) - 1, 1 << 17, MAX_ID - 1, MAX_ID]))
+SAMPLE = st.lists(IDS, max_size=40)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict:
+    """Data, options, and how the kernels run: schedule, workers, chunking, first capacity, bound of searches."""
+    layers = draw(st.one_of(st.integers(1, 24), st.sampled_from([12, 13, 24])))
+    train = draw(st.lists(st.tuples(SAMPLE, st.integers(0, layers - 1)), min_size=1, max_size=14))
+    special = draw(
+        st.sampled_from([(), (101, 102), (0, 100, 101, 102), (0, 1, 2, 3, 100, 101, 102, MAX_ID), tuple(range(11))])
+    )
+    return {
+        "options": {"num_layers": layers, "ngram": draw(st.integers(1, 3)), "special": special},
+        "train": [sample for sample, _ in train],
+        "exits": [exit_layer for _, exit_layer in train],
+        "parts": draw(st.integers(1, 3)),
+        "freeze": {"min_count": draw(st.integers(1, 3)), "smoothing": draw(st.sampled_from([0, 1, 8, 2**32 - 1]))},
+        "test": draw(st.lists(SAMPLE, max_size=10)),
+        "quantiles": draw(st.lists(st.integers(1, 1000), min_size=1, max_size=5)),
+        "launch": {
+            "workers": draw(st.integers(1, 3)),
+            "fuzz": draw(st.booleans()),
+            "seed": draw(st.integers(0, 1 << 40)),
+        },
+        "patch": {
+            "FIRST_CAPACITY": draw(st.sampled_from([2, 16, 1 << 12])),
+            "CHUNK": draw(st.sampled_from([3, 50, 1 << 22])),
+            "PROBES": draw(st.sampled_from([1, 4, 128])),
+            "DENSE_IDS": draw(st.sampled_from([1, 5, 1 << 17])),
+            "FIRST_WAVE": draw(st.sampled_from([1, 1 << 12])),
+        },
+        "seed": draw(st.integers(-5, 1 << 70)),
+    }
+
+
+def filled(case: dict, backend: str) -> ExitTable:
+    """A table of that backend, inserted in parts and frozen; ``hashed`` as the case says."""
+    table = ExitTable(**case["options"], seed=case["seed"], backend="host" if backend == "hashed" else backend)
+    if backend == "hashed":
+        launcher = host.launcher(hashed.kernels(table.num_layers), **case["launch"])
+        table._backend = HashedBackend("host", table.num_layers, table.ngram, table.seed, launcher)
+    step = -(-len(case["train"]) // case["parts"])
+    for begin in range(0, len(case["train"]), step):
+        part = slice(begin, begin + step)
+        table.insert([torch.tensor(sample) for sample in case["train"][part]], case["exits"][part])
+    return table
+
+
+@settings(max_examples=220, deadline=None)
+@given(cases())
+def test_every_schedule_and_capacity_equals_the_reference_bit_for_bit(case: dict) -> None:
+    """Counts, row sums, exits and statistics are those of ``reference`` and ``cpu``, whatever was put off and moved."""
+    test = [torch.tensor(sample) for sample in case["test"]]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in case["patch"].items():
+            patch.setattr(hashed, name, value)
+        tables = [filled(case, backend) for backend in ("reference", "cpu", "hashed")]
+        for _ in range(2):  # counting, then frozen
+            exports = [table._backend.export() for table in tables]
+            for keys, counts in exports[1:]:
+                np.testing.assert_array_equal(keys, exports[0][0])
+                np.testing.assert_array_equal(counts, exports[0][1])
+            if tables[0]._frozen is None:
+                for table in tables:
+                    table.freeze(**case["freeze"])
+        sums = [table.distribution(test) for table in tables]
+        exits = [table.quantiles(test, case["quantiles"]) for table in tables]
+        for found in (sums, exits):
+            assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+            assert found[0].dtype == found[2].dtype
+        for name in ("keys", "samples", "tokens", "query_keys", "hit_rate"):
+            assert tables[0].stats()[name] == tables[2].stats()[name]
+
+
+@settings(max_examples=25, deadline=None)
+@given(cases())
+def test_common_keys_stand_where_they_are_looked_for(case: dict) -> None:
+    """The frozen table is at most half full, and no search is longer than the bound that queries keep to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashed, "DENSE_IDS", 1)
+        patch.setattr(hashed, "FIRST_CAPACITY", 2)
+        table = filled(case, "hashed")
+        table.freeze(**case["freeze"])
+    backend = table._backend
+    keys = backend._slots.view(-1, backend._words)[:, 0]
+    used = int((keys != hashed.EMPTY).sum())
+    assert 2 * used <= len(keys)
+    assert used == len(torch.unique(keys[keys != hashed.EMPTY]))
+    assert backend._longest <= max(used, 0)
+
+
+def test_long_samples_are_summed_exactly() -> None:
+    """Sums beyond 2^32, of more than one segment, lose nothing."""
+    ids = torch.tensor([5, 6] * 150_000)
+    tables = [ExitTable(2, backend=backend) for backend in ("cpu", "host")]
+    for table in tables:
+        table.insert([torch.tensor([5, 5, 6]), torch.tensor([6])], [0, 1])
+        table.freeze(smoothing=3)
+    expected, found = (table.distribution([ids, ids[:7]]) for table in tables)
+    assert expected.max() > 1 << 31
+    assert torch.equal(expected, found)
+
+
+def test_answers_do_not_depend_on_the_seed_but_the_slots_do() -> None:
+    """A seed moves keys about and changes nothing that one can ask."""
+    sample = torch.arange(300)
+    slots, sums = [], []
+    for seed in (0, 1, -1):
+        table = ExitTable(3, ngram=2, backend="host", seed=seed)
+        table.insert([sample, sample.flip(0)], [0, 2])
+        table.freeze()
+        slots.append(table._backend._slots.tolist())
+        sums.append(table.distribution([sample[:50]]).tolist())
+    assert sums[0] == sums[1] == sums[2]
+    assert slots[0] != slots[1] != slots[2]
+
+
+def test_a_sample_longer_than_a_chunk_keeps_its_ngrams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """N-grams that begin in one chunk and end in the next are counted once."""
+    monkeypatch.setattr(hashed, "CHUNK", 2)
+    found, expected = (ExitTable(2, ngram=3, backend=backend) for backend in ("host", "reference"))
+    for table in (found, expected):
+        table.insert([torch.arange(9), torch.tensor([]), torch.arange(4)], [0, 1, 1])
+    for ours, theirs in zip(found._backend.export(), expected._backend.export(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def on_device(table: ExitTable) -> ExitTable:
+    """The table as if its host were a device whose tokens nobody checks beforehand."""
+    table._backend.device = torch.device("cpu")
+    return table
+
+
+@pytest.mark.parametrize(("ids", "offsets", "word"), [
+    ([5, 1 << 20, 6], [0, 3], "token id 1048576"),
+    ([5, -1, 6], [0, 3], "token id -1 "),
+    ([5, -(1 << 31), 6], [0, 3], "token id -2147483648"),
+    ([5, 6, 7], [0, 4], "sample 0"),
+    ([5, 6, 7], [-1, 2], "sample 0"),
+    ([5, 6, 7], [0, 3, 2], "sample 1"),
+])  # fmt: skip
+def test_wrong_tokens_on_a_device_are_told_when_the_host_next_looks(ids: list, offsets: list, word: str) -> None:
+    """The query goes through without reading outside, the wrong part is left out, and check() raises, once."""
+    table = ExitTable(2, ngram=2, backend="host")
+    table.insert([torch.tensor([5, 6])], [0])
+    table.freeze()
+    on_device(table)
+    ids, offsets = torch.tensor(ids, dtype=torch.int32), torch.tensor(offsets)
+    tokens = TokenSet(ids, offsets, torch.zeros(len(ids), dtype=torch.int8))
+    assert table.predict(tokens, 0.5).shape == (len(offsets) - 1,)
+    with pytest.raises(ConfigError, match=word):
+        table.stats()
+    table.check()
+    if word.startswith("token"):  # an id out of range parts words as a special one does
+        assert (
+            table.distribution(tokens).tolist()
+            == table.distribution([torch.tensor([5]), torch.tensor([6])]).sum(0, keepdim=True).tolist()
+        )
+
+
+def test_samples_given_as_lists_are_checked_before_in_any_case() -> None:
+    """Only TokenSets of int32 are left to the kernels."""
+    table = ExitTable(2, backend="host")
+    table.insert([torch.tensor([5])], [0])
+    table.freeze()
+    on_device(table)
+    with pytest.raises(ConfigError, match="id 1048576"):
+        table.predict([torch.tensor([1 << 20])], 0.5)
+    wide = TokenSet(torch.tensor([(1 << 32) + 5]), torch.tensor([0, 1]), torch.zeros(1))
+    with pytest.raises(ConfigError, match="id 4294967301"):
+        table.predict(wide, 0.5)
+
+
+def test_a_table_whose_memory_ran_out_says_so_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Growth that does not fit is a clear error, and counts that are not whole are neither saved nor frozen."""
+    table = ExitTable(2, ngram=2, backend="host")
+    backend = table._backend
+    fill = backend._filled
+
+    def small(size: int, value: int | None, dtype: torch.dtype) -> torch.Tensor:
+        if size > hashed.FIRST_CAPACITY * 2:
+            size = 1 << 55
+        return fill(size, value, dtype)
+
+    monkeypatch.setattr(backend, "_filled", small)
+    with pytest.raises(DeviceError, match="GiB more do not fit.*insert less"):
+        table.insert([torch.arange(100_000)], [0])
+    assert table.stats()["tokens"] == 0
+    for act in (table.freeze, lambda: table.insert([torch.tensor([1])], [0]), table._backend.export):
+        table._exits[0] = 1
+        with pytest.raises(ConfigError, match="counts are not whole"):
+            act()
+
+
+def test_freezing_that_runs_out_of_memory_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One clear line, and the counts are still whole."""
+    table = ExitTable(2, ngram=2, backend="host")
+    table.insert([torch.tensor([1, 2])], [1])
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "argsort", full)
+        with pytest.raises(DeviceError, match="Tried to allocate 2 GiB: insert less") as caught:
+            table.freeze()
+    assert "\n" not in str(caught.value)
+    table.freeze()
+    assert table.predict([torch.tensor([1])], 0.5).tolist() == [1]
+
+
+def test_a_table_begun_in_inference_mode_goes_on_outside() -> None:
+    """Nothing is changed in place that torch would not let be changed."""
+    with torch.inference_mode():
+        table, other = (ExitTable(2, ngram=2, backend="host") for _ in range(2))
+        for each in (table, other):
+            each.insert([torch.tensor([1, 2])], [0])
+    table.insert([torch.tensor([1, 3])], [1])
+    table.merge(other)
+    table.freeze()
+    table.check()
+    assert table.counts()[1].tolist() == [[2, 1], [2, 0], [0, 1], [2, 0], [0, 1]]
+
+
+def test_the_operator_passes_torch_s_own_checks() -> None:
+    """Schema, fake and functionality agree, on whatever backend."""
+    for backend in ("cpu", "host"):
+        table = ExitTable(3, ngram=2, backend=backend)
+        table.insert([torch.tensor([1, 2, 3])], [1])
+        table.freeze()
+        ids, offsets = torch.tensor([1, 2, 9], dtype=torch.int32), torch.tensor([0, 2, 3])
+        torch.library.opcheck(torch.ops.geep.predict_exits.default, (ids, offsets, [9], [300, 700], table.handle))
+        found = torch.ops.geep.predict_exits(ids, offsets, [9], [300, 700], table.handle)
+        assert torch.equal(found, table.quantiles(TokenSet(ids, offsets, torch.zeros(3), (9,)), [300, 700]))
+    with pytest.raises(ConfigError, match="no table 0"):
+        torch.ops.geep.predict_exits(ids, offsets, [], [1], 0)
+
+
+def test_torch_compile_sees_prediction_as_one_operator() -> None:
+    """A compiled function that predicts has no graph break and answers as the table does."""
+    table = ExitTable(3, ngram=2, backend="host")
+    table.insert([torch.tensor([1, 2, 3]), torch.tensor([4, 4])], [1, 0])
+    table.freeze()
+
+    def deeper(ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return table.predict(TokenSet(ids, offsets, torch.zeros_like(ids), (9,)), 500) + 1
+
+    given = torch.tensor([1, 2, 9, 4], dtype=torch.int32), torch.tensor([0, 3, 4])
+    compiled = torch.compile(deeper, backend="eager", fullgraph=True)
+    assert compiled(*given).tolist() == deeper(*given).tolist()
+
+
+def test_a_device_without_cupy_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` falls back to the CPU with one warning that says why; a machine without a device needs none."""
+    monkeypatch.setattr(cuda, "problem", lambda: "CuPy cannot be imported: pip install it")
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=available: answer)
+        _fastest.cache_clear()
+        if available:
+            with pytest.warns(RuntimeWarning, match="kept on the CPU: CuPy cannot be imported"):
+                assert ExitTable(2).stats()["backend"] == "cpu"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert ExitTable(2).stats()["backend"] == "cpu"
+    _fastest.cache_clear()
+    with pytest.raises(DeviceError, match="pip install"):
+        ExitTable(2, backend="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(cuda.problem() is not None, reason=str(cuda.problem()))
+def test_a_query_on_the_device_does_not_wait_for_it() -> None:
+    """Once warm, predict has no synchronisation, and answers as the CPU does."""
+    rng = torch.Generator().manual_seed(0)
+    rows = [torch.randint(0, 5000, (40,), generator=rng, dtype=torch.int32).tolist() for _ in range(500)]
+    tokens = TokenSet.from_lists(rows, special=(0, 1, 2))
+    tables = [ExitTable(12, ngram=2, backend=backend) for backend in ("cuda", "cpu")]
+    for table in tables:
+        table.insert(tokens, torch.arange(500) % 12)
+        table.freeze()
+    there = tokens.to("cuda")
+    tables[0].quantiles(there, [500, 900])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = tables[0].quantiles(there, [500, 900])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.device.type == "cuda"
+    assert torch.equal(found.cpu(), tables[1].quantiles(tokens, [500, 900]))
+    assert torch.equal(tables[0].distribution(there).cpu(), tables[1].distribution(tokens))

@@ -1,0 +1,213 @@
+"""The exit table's kernels: clean under sanitizers, planted bugs are caught, and good machine code for the GPUs we name."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from geep.exit_table import ExitTable
+from geep.exit_table.backends import hashed
+from geep.exit_table.backends.hashed import HashedBackend
+from harness.kernels import Launcher, Source, host
+from harness.kernels.replay import SANITIZERS, Recorder, problem, replay
+
+NEEDS_COMPILER = pytest.mark.skipif(host.problem() is not None, reason=str(host.problem()))
+SMALL = {"FIRST_CAPACITY": 16, "CHUNK": 200, "DENSE_IDS": 12, "PROBES": 8}
+FLAGS = ("-O1",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a table is given and asked."""
+
+    layers: int
+    ngram: int
+    special: tuple[int, ...]
+    train: list[torch.Tensor]
+    exits: torch.Tensor
+    test: list[torch.Tensor]
+    absorbed: tuple[np.ndarray, np.ndarray]
+    min_count: int = 5
+
+    @classmethod
+    def draw(cls, seed: int, layers: int) -> Case:
+        rng = np.random.default_rng(seed)
+
+        def samples(count: int, ids: int) -> list[torch.Tensor]:
+            # Small ids, which are dense, are rare: some are seen just as often as min_count asks.
+            sizes = [0, *rng.integers(0, 40, count - 1).tolist()]
+            return [torch.from_numpy((ids * (1 - rng.random(size) ** 3)).astype(np.int64)) for size in sizes]
+
+        train = samples(30, 40)
+        keys = np.unique(rng.integers(0, 60, 20)) + (1 << 20) << 40  # single tokens, half of them dense
+        counts = rng.integers(0, 1 << 22, (len(keys), layers)).astype(np.uint32)
+        special = (3, 7) if seed % 2 else (3, 7, 11, 19, 25, 30)
+        exits = torch.from_numpy(rng.integers(0, layers, len(train)))
+        if layers == 3:  # long samples of known n-grams of one exit have the largest sums
+            train[1], exits[1:] = torch.full((60,), 39), 1
+        return cls(layers, 2 + seed % 2, special, train, exits, samples(20, 60), (keys, counts))
+
+    def table(self, launcher: Launcher | None = None) -> ExitTable:
+        made = ExitTable(self.layers, self.ngram, "cpu", special=self.special)
+        if launcher:
+            made._backend = HashedBackend("host", self.layers, self.ngram, 5, launcher)
+        return made
+
+    def answers(self, table: ExitTable) -> list[Any]:
+        """Everything that can be asked, in order."""
+        found: list[Any] = []
+        table.insert(self.train, self.exits)
+        found += [*table._backend.export(), table._backend.keys]
+        table._backend.absorb(*self.absorbed)
+        table._tokens += 1 << 31
+        found += [*table._backend.export(), table._backend.keys]
+        table.freeze(self.min_count, smoothing=8)
+        for test in (self.test, [torch.full((200_000,), 39)] if self.layers == 3 else []):
+            found += [table.distribution(test).numpy(), table.quantiles(test, [1, 250, 500, 999, 1000]).numpy()]
+            found += [table.stats()["query_keys"], table.stats()["hit_rate"]]
+        return found
+
+
+CASES = [Case.draw(seed, layers) for seed, layers in enumerate([5, 12, 24, 6, 13, 3])]
+
+
+def compare(text: str) -> None:
+    """Every case on kernels of that text equals the CPU backend, or AssertionError at the first difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL.items():
+            patch.setattr(hashed, name, value)
+        for seed, case in enumerate(CASES):
+            source = replace(hashed.kernels(case.layers), text=text)
+            launcher = host.launcher(source, workers=1 + seed % 2, fuzz=seed > 0, seed=seed, flags=FLAGS)
+            expected = case.answers(case.table())
+            for number, (one, two) in enumerate(zip(expected, case.answers(case.table(launcher)), strict=True)):
+                np.testing.assert_array_equal(one, two, err_msg=f"case {seed}, answer {number}")
+
+
+def record(path: Path) -> Source:
+    """Launches of every kernel on a small case, written down; returns the source."""
+    case = CASES[0]
+    source = hashed.kernels(case.layers)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL.items():
+            patch.setattr(hashed, name, value)
+        case.answers(case.table(Recorder(host.launcher(source, flags=FLAGS), path)))
+    return source
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("fuzz", [False, True])
+@pytest.mark.parametrize("sanitizer", list(SANITIZERS))
+def test_kernels_are_clean_under_sanitizers(tmp_path: Path, sanitizer: str, fuzz: bool) -> None:
+    """No data race between blocks, threads or lanes; no read or write outside a buffer; no undefined behaviour."""
+    if problem(sanitizer):
+        pytest.skip(str(problem(sanitizer)))
+    source = record(tmp_path / "launches")
+    assert set(source.kernels) == {
+        name for name in source.kernels if name.encode() in (tmp_path / "launches").read_bytes()
+    }
+    replay(source, tmp_path / "launches", sanitizer, fuzz=fuzz).raise_if_bad()
+
+
+MUTANTS = {
+    "the loser of a CAS takes the slot, too": (
+        "if (there == EMPTY) {\n        ++fresh;\n        there = key;\n      }", "++fresh;\n      there = key;"),
+    "a store instead of a CAS": ("there = atomicCAS(keys + slot * stride, EMPTY, key);", "keys[slot * stride] = key;"),
+    "searches skip every other slot": ("slot = (slot + 1) & mask) {\n    u64 there", "slot = (slot + 2) & mask) {\n    u64 there"),
+    "the longest search is one too short": ("probe + 1 > (int)searched ? probe + 1", "probe > (int)searched ? probe"),
+    "exits of late n-grams are lost": ("late_exits[at] = (u8)exit;", "late_exits[at] = 0;"),
+    "late n-grams overwrite each other": ("late_keys[at] = key;", "late_keys[at / 2] = key;"),
+    "no tag for the length of an n-gram": ("key | (u64)n << N_SHIFT", "key | 1ull << N_SHIFT"),
+    "the last n-gram of a sample is left out": ("n <= ngram && at + n <= end", "n <= ngram && at + n < end + (n == 1)"),
+    "n-grams reach into the next sample": ("n <= ngram && at + n <= end", "n <= ngram && at + n <= end + (n == 2)"),
+    "special ids are words": ("!is_word(id, special)", "false"),
+    "the last special id is forgotten": ("i < special.more_count", "i + 1 < special.more_count"),
+    "a chunk begins at its sample": ("(begin > low ? begin : low) + lane", "begin + lane"),
+    "fresh keys are counted per lane": ("fresh = warp_sum(fresh);", ""),
+    "free slots are moved, too": ("if (from_keys[i] == EMPTY) continue;", ""),
+    "32 bits for cumulative counts": ("(seen * SCALE +", "((u32)seen * SCALE +"),
+    "rows are not rounded cumulatively": ("(seen * SCALE + smoothing *", "(seen * SCALE + 1 + smoothing *"),
+    "one count more than asked for": ("if (sums[id] >= min_count)", "if (sums[id] > min_count)"),
+    "the second half of a row is the first": ("add_word(sums, next.b, pair * 8);", "add_word(sums, next.a, pair * 8);"),
+    "32-bit sums of long samples": ("#define SEGMENT 32768", "#define SEGMENT (1 << 30)"),
+    "unknown keys add nothing": ("mine += missed * usual;", ""),
+    "hits of one lane": ("found = warp_sum(found);", ""),
+    "cumulative sums of half a warp": ("by < 32; by <<= 1", "by < 16; by <<= 1"),
+    "more than the quantile": ("cumulative * 1000 >= total", "cumulative * 1000 > total"),
+    "empty samples leave at once": (": layers - 1);", ": 0);"),
+}  # fmt: skip
+RACES = {
+    "counts are added without an atomic": (
+        "atomicAdd(counts + slot * layers + exit, 1u)", "counts[slot * layers + exit] += 1u"),
+    "dense counts are added without an atomic": (
+        "atomicAdd(dense + (u64)id * layers + exit, 1u)", "dense[(u64)id * layers + exit] += 1u"),
+    "hits are tallied without an atomic": ("atomicAdd(tally, all_found)", "tally[0] += all_found"),
+}  # fmt: skip
+
+
+def planted(good: str, bad: str) -> str:
+    text = hashed.kernels(1).text
+    assert text.count(good) == 1, "the planted bug must apply exactly once"
+    return text.replace(good, bad)
+
+
+@NEEDS_COMPILER
+def test_the_kernels_as_they_are_pass_the_comparison(fails_apart: Callable[..., bool]) -> None:
+    """Otherwise catching planted bugs would prove nothing."""
+    assert not fails_apart(compare, hashed.kernels(1).text)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("bug", list(MUTANTS))
+def test_planted_bugs_are_caught(bug: str, fails_apart: Callable[..., bool]) -> None:
+    """A comparison with the CPU backend on six small cases sees every one of them."""
+    assert fails_apart(compare, planted(*MUTANTS[bug]))
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("bug", list(RACES))
+def test_planted_races_are_caught(tmp_path: Path, bug: str) -> None:
+    """What gives right answers on most days is found by the thread sanitizer."""
+    if problem("thread"):
+        pytest.skip(str(problem("thread")))
+    source = record(tmp_path / "launches")
+    report = replay(replace(source, text=planted(*RACES[bug])), tmp_path / "launches", "thread")
+    assert report.found and "data race" in report.text
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on the PATH")
+@pytest.mark.parametrize("width", [12, 24])
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_machine_code_has_no_spills_and_reads_slots_in_16_bytes(tmp_path: Path, arch: int, width: int) -> None:
+    """ptxas keeps everything in registers, and predict reads a slot with vector loads only."""
+    source = Source.of("geep.exit_table", "exit_table.cu", WIDTH=width)
+    file = tmp_path / source.name
+    file.write_text(source.text)
+    command = ["nvcc", "-std=c++17", *source.options, f"-gencode=arch=compute_{arch},code=sm_{arch}", str(file)]
+    listing = subprocess.run(
+        [*command, "-ptx", "-o", str(tmp_path / "out.ptx")], capture_output=True, text=True, check=False
+    )
+    assert listing.returncode == 0, listing.stderr
+    done = subprocess.run(
+        [*command, "-cubin", "-Xptxas", "-v", "-o", str(tmp_path / "out.cubin")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert frames == [("0", "0", "0")] * len(source.kernels)
+    assert all(int(used) <= 128 for used in re.findall(r"Used (\d+) registers", done.stderr))
+    body = (tmp_path / "out.ptx").read_text().split(".entry predict(")[1].split(".entry ")[0]
+    wide = re.findall(r"ld\.global(?:\.\w+)*\.v(?:2\.u64|2\.b64|4\.u32|4\.b32)", body)
+    assert len(wide) >= width // 12 * 2
+    assert not re.findall(r"ld\.global(?:\.\w+)*\.[ub]16", body), "rows are read in pieces"

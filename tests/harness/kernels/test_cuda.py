@@ -1,0 +1,142 @@
+"""Kernels on a CUDA device, and what is said where there is none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from harness.errors import DeviceError
+from harness.kernels import Source, cuda
+
+SOURCE = Source(
+    "test.cu", 'extern "C" __global__ void twice(int* x, int n) { int i = threadIdx.x; if (i < n) x[i] *= 2; }'
+)
+
+
+class RuntimeErrorOfCupy(RuntimeError):
+    """Stands for CUDARuntimeError."""
+
+
+def refuse() -> int:
+    raise RuntimeErrorOfCupy("cudaErrorInsufficientDriver: CUDA driver version is insufficient\nmore")
+
+
+@pytest.fixture(autouse=True)
+def _ask_again() -> Iterator[None]:
+    """The answer is remembered per process; these tests change the facts."""
+    cuda.problem.cache_clear()
+    yield
+    cuda.problem.cache_clear()
+
+
+def fake_cupy(count: object) -> SimpleNamespace:
+    runtime = SimpleNamespace(CUDARuntimeError=RuntimeErrorOfCupy, getDeviceCount=count)
+    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+
+
+@pytest.mark.parametrize(("device", "cupy", "word"), [
+    (False, None, "torch sees no CUDA device"),
+    (True, None, "CuPy cannot be imported.*pip install"),
+    (True, fake_cupy(refuse), "insufficient.*update the driver"),
+    (True, fake_cupy(lambda: 0), "CuPy sees no CUDA device"),
+])  # fmt: skip
+def test_what_is_missing_is_one_clear_line(
+    device: bool, cupy: object, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No device, no CuPy, an old driver: each has its own message with the way out, and a launcher is refused with it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert "\n" not in str(cuda.problem())
+    with pytest.raises(DeviceError, match=word):
+        cuda.launcher(SOURCE)
+
+
+def test_a_device_that_works_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch, CuPy and a device there is nothing to say."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(lambda: 1))
+    assert cuda.problem() is None
+
+
+@pytest.mark.parametrize("protocol", [True, False])
+def test_a_launch_goes_to_torch_s_current_stream(protocol: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a device: what CuPy is called with, by the stream protocol and, for older versions, by the raw handle."""
+    log: list[tuple] = []
+
+    class Entered:
+        def __init__(self, *what: object) -> None:
+            self.what = what
+
+        def __enter__(self) -> None:
+            log.append(self.what)
+
+        def __exit__(self, *_: object) -> None:
+            log.append(("left", *self.what))
+
+    class Module:
+        def __init__(self, code: str, options: tuple[str, ...]) -> None:
+            log.append(("compile", code, options))
+
+        def get_function(self, name: str) -> Callable[..., None]:
+            return lambda grid, block, args: log.append((name, grid, block, args))
+
+    stream = SimpleNamespace(cuda_stream=7, **({"__cuda_stream__": lambda: (0, 7)} if protocol else {}))
+    streams = SimpleNamespace(from_external=lambda given: Entered("protocol", given is stream)) if protocol else object
+    own = fake_cupy(lambda: 1).cuda.runtime
+    fake = SimpleNamespace(
+        RawModule=Module,
+        cuda=SimpleNamespace(
+            runtime=own,
+            Stream=streams,
+            ExternalStream=lambda handle, index: Entered("handle", handle, index),
+            Device=lambda index: Entered("device", index),
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=3))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: Entered("torch device", str(device)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    cuda._module.cache_clear()
+    launcher = cuda.launcher(SOURCE, torch.device("cuda", 1))
+    assert (launcher.device, launcher.blocks) == (torch.device("cuda", 1), 3 * cuda.BLOCKS_PER_PROCESSOR)
+    for _ in range(2):
+        launcher.launch("twice", 5, 64, None, 9)
+    cuda._module.cache_clear()
+    on = ("protocol", True) if protocol else ("handle", 7, 1)
+    assert [entry for entry in log if entry[0] == "compile"] == [("compile", SOURCE.text, ("-std=c++17",))]
+    launches = [entry for entry in log if entry[0] == "twice"]
+    assert launches == [("twice", (5,), (64,), (0, 9))] * 2
+    assert [value.dtype for value in launches[0][3]] == [np.uint64, np.int32]
+    before = [entry for entry in log[: log.index(launches[0])] if entry[0] != "compile"]
+    assert before == [("torch device", "cuda:1"), ("device", 1), on]
+    assert log[-3:] == [("left", *on), ("left", "device", 1), ("left", "torch device", "cuda:1")]
+
+
+@pytest.mark.gpu
+def test_a_kernel_runs_in_order_with_torch_on_its_current_stream() -> None:
+    """On the default and on a side stream, a launch sees what torch wrote before and torch sees what it wrote."""
+    if cuda.problem():
+        pytest.skip(str(cuda.problem()))
+    launcher = cuda.launcher(SOURCE)
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            x = torch.ones(1 << 20, dtype=torch.int32, device="cuda").cumsum(0, dtype=torch.int32)
+            launcher.launch("twice", 1, 128, x, 100)
+            total = int(x[:200].sum())
+        assert total == 2 * 5050 + sum(range(101, 201))
+
+
+@pytest.mark.gpu
+def test_a_source_that_does_not_compile_is_one_clear_line() -> None:
+    """NVRTC's complaint is quoted."""
+    if cuda.problem():
+        pytest.skip(str(cuda.problem()))
+    bad = Source("bad.cu", 'extern "C" __global__ void f() { nonsense; }')
+    with pytest.raises(DeviceError, match="bad.cu does not compile"):
+        cuda.launcher(bad).launch("f", 1, 32)
