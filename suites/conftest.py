@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--data", type=Path, help="folder of local data")
     group.addoption("--backbone", help="en=DIR_OR_ID,zh=DIR_OR_ID")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    group.addoption("--tokens", type=int, default=200_000, help="tokens of the exit table's microbenchmarks")
     group.addoption("--max-train", type=int, help="at most so many train rows")
     group.addoption("--max-test", type=int, help="at most so many test rows")
 

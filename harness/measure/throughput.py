@@ -33,7 +33,8 @@ class Measured:
         rounds_agree: share of samples with one and the same label in all rounds.
         foresees: the method looked ahead outside the timed region.
         peak_memory_bytes: on CUDA, the allocator's peak over the method's passes.
-        predicting: seconds inside ``predict`` over all passes, warm-up and reference included.
+        predicting: seconds inside methods over all passes, warm-up and reference included: ``predict``, and what a
+            bound looks up before.
     """
 
     predictions: Predictions
@@ -49,19 +50,35 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager[object
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
-def timed_pass(contender: Contender, tokens: TokenSet) -> tuple[float, Predictions]:
-    """Seconds from ids on the device to logits on the host, and the predictions.
+@dataclass(frozen=True)
+class TimedPass:
+    """One pass.
 
-    What a ``bound`` looks up beforehand is not in the time.
+    Attributes:
+        seconds: from ids on the device to logits on the host.
+        foreseeing: seconds in which a ``bound`` looked ahead before; never credited, never charged.
+    """
+
+    seconds: float
+    foreseeing: float
+    predictions: Predictions
+
+
+def timed_pass(contender: Contender, tokens: TokenSet) -> TimedPass:
+    """Predict once, timed.
 
     Raises:
         ValueError: the predictions are not one row per sample, or not finite.
     """
     point = contender.point
     foresee = getattr(contender.fitted, "foresee", None)
+    foreseeing = 0.0
     with torch.inference_mode(), precision(tokens.device, contender.dtype):
         if foresee is not None:
+            start = clock.now()
             point = replace(point, foresight=foresee(tokens, at=point))
+            clock.synchronise(tokens.device)
+            foreseeing = clock.now() - start
         clock.synchronise(tokens.device)
         start = clock.now()
         predictions = contender.fitted.predict(tokens, at=point)
@@ -74,7 +91,7 @@ def timed_pass(contender: Contender, tokens: TokenSet) -> tuple[float, Predictio
         )
     if not np.isfinite(predictions.logits).all():
         raise ValueError("predict returned logits that are not finite")
-    return seconds, predictions
+    return TimedPass(seconds, foreseeing, predictions)
 
 
 def _quantiles(values: Iterable[float]) -> tuple[float, float, float]:
@@ -105,9 +122,10 @@ def measure(
     """
     rng = np.random.default_rng(seed)
     warm = tokens.select(np.arange(min(len(tokens), 4 * contender.point.execution.batch_size)))
-    predicting, _ = timed_pass(contender, warm)
+    warm_up = timed_pass(contender, warm)
+    predicting = warm_up.seconds + warm_up.foreseeing
     if reference is not None:
-        predicting += timed_pass(reference, warm)[0]
+        predicting += timed_pass(reference, warm).seconds
     cuda = tokens.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(tokens.device)
@@ -121,12 +139,13 @@ def measure(
         shuffled = tokens if number == 0 else tokens.select(order)
         theirs = 0.0
         if reference is not None and number % 2 == 0:
-            theirs, _ = timed_pass(reference, shuffled)
-        seconds, predictions = timed_pass(contender, shuffled)
+            theirs = timed_pass(reference, shuffled).seconds
+        done = timed_pass(contender, shuffled)
+        seconds, predictions = done.seconds, done.predictions
         if reference is not None and number % 2 == 1:
-            theirs, _ = timed_pass(reference, shuffled)
+            theirs = timed_pass(reference, shuffled).seconds
         own.append(seconds)
-        predicting += seconds + theirs
+        predicting += seconds + done.foreseeing + theirs
         phases.append({name: part / seconds for name, part in predictions.phases.items()})
         if reference is not None:
             ratios.append(theirs / seconds)
