@@ -1,17 +1,31 @@
 #!/usr/bin/env bash
 # One command for a machine with a CUDA device: correctness first, then figures, as JSON with fingerprints.
 #
-#   bash suites/gpu_check.sh OUT [DATA EN_BACKBONE]
+#   bash suites/gpu_check.sh OUT [STEP ...]
 #
-# OUT/executors.json and OUT/quick/ (and OUT/mini/ with a data folder and a backbone) are laid out as in reports/published/.
+# Steps, in this order by default: tests sanitizer table executors quick; and mini, with DATA (a folder of local data) and
+# EN_BACKBONE in the environment. Each writes into OUT: *.txt and *.json, and runs as *.tar.gz, laid out as in
+# reports/published/. A step that fails does not stop the others; the last line says which did, with exit code 1.
 # Needs the packages of pyproject.toml, not an installation: it runs from the checkout.
-set -euo pipefail
+set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?usage: bash suites/gpu_check.sh OUT [DATA EN_BACKBONE]}
-data=${2:-} backbone=${3:-}
+out=${1:?usage: bash suites/gpu_check.sh OUT [STEP ...]}
+shift
+steps=("$@")
+if [ ${#steps[@]} -eq 0 ]; then
+  steps=(tests sanitizer table executors quick)
+  if [ -n "${DATA:-}" ]; then steps+=(mini); fi
+fi
+for step in "${steps[@]}"; do
+  case $step in
+    tests | sanitizer | table | executors | quick | mini) ;;
+    *) echo "gpu_check: unknown step '$step': choose from tests sanitizer table executors quick mini" >&2; exit 2 ;;
+  esac
+done
 mkdir -p "$out"
+out=$(cd "$out" && pwd)
 
-python3 - <<'PY'
+python3 - <<'PY' || exit 2
 import sys, torch
 if not torch.cuda.is_available():
     sys.exit("gpu_check: no usable CUDA device here: run it on a machine that has one")
@@ -19,19 +33,69 @@ print("device:", torch.cuda.get_device_name(0))
 PY
 
 # Entry points need the distribution's metadata; nothing else is installed, and nothing is fetched.
-python3 -m pip install -q --no-deps --no-build-isolation --target "$out/.site" . 
-export PYTHONPATH="$PWD:$out/.site${PYTHONPATH:+:$PYTHONPATH}"
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+python3 -m pip install -q --no-deps --no-build-isolation --target "$site" . || exit 2
+export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}"
 
-echo "== tests on the device"
-python3 -m pytest tests -m gpu -q | tee "$out/tests.txt"
-echo "== executors at BERT-base's shape"
-for batch in 32 128 256; do
-  python3 -m suites.executors --device cuda --samples 4096 --rounds 7 --batch-size "$batch" --out "$out/executors-b$batch.json"
+run_folder() { # NAME ARGUMENTS...: a run, packed into OUT/NAME.tar.gz without its per-sample rows
+  local name=$1 folder="$site/runs/$1"
+  shift
+  python3 -m harness.cli run --device cuda --out "$folder" "$@" 2> "$out/$name.log" | tee "$out/$name.txt"
+  local ended=${PIPESTATUS[0]}
+  [ -d "$folder" ] && tar -C "$site/runs" --exclude samples --exclude plan -czf "$out/$name.tar.gz" "$name"
+  return "$ended"
+}
+
+step_tests() { python3 -m pytest tests -m gpu -q 2>&1 | tee "$out/tests.txt"; }
+
+step_sanitizer() {
+  if ! command -v compute-sanitizer > /dev/null; then
+    echo "compute-sanitizer is not installed: step left out" | tee "$out/sanitizer.txt"
+    return 0
+  fi
+  local tool
+  for tool in memcheck racecheck synccheck; do
+    echo "-- $tool"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
+      python3 -m pytest tests/geep/exit_table tests/harness/encoder/test_sort.py -m gpu -q -x || echo "-- $tool failed"
+  done 2>&1 | tee "$out/sanitizer.txt"
+  ! grep -Eq "ERROR SUMMARY: [1-9]|^-- .* failed$" "$out/sanitizer.txt"
+}
+
+step_table() {
+  local tokens failed=0
+  for tokens in 10000 1000000 100000000; do
+    python3 -m pytest suites/test_exit_table.py --benchmark-only --device cuda --tokens "$tokens" -q -p no:cacheprovider \
+      --benchmark-json "$out/exit-table-$tokens.json" || echo "-- $tokens tokens failed"
+  done 2>&1 | tee "$out/table.txt"
+  grep -q "^-- .* failed$" "$out/table.txt" && failed=1
+  python3 -m suites.exit_table_load --ngrams 1000000000 --backend cuda --out "$out/exit-table-load.json" || failed=1
+  return "$failed"
+}
+
+step_executors() {
+  local batch failed=0
+  for batch in 32 128 256; do
+    python3 -m suites.executors --device cuda --samples 10000 --rounds 7 --batch-size "$batch" \
+      --out "$out/executors-b$batch.json" || failed=1
+  done
+  return "$failed"
+}
+
+step_quick() { run_folder quick --profile quick; }
+
+step_mini() {
+  run_folder mini --profile mini --data "${DATA:?mini needs DATA}" --backbone "en=${EN_BACKBONE:?mini needs EN_BACKBONE}"
+}
+
+failures=()
+for step in "${steps[@]}"; do
+  echo "== $step"
+  "step_$step" || failures+=("$step")
 done
-echo "== quick"
-python3 -m harness.cli run --profile quick --device cuda --out "$out/quick"
-if [ -n "$data" ]; then
-  echo "== mini"
-  python3 -m harness.cli run --profile mini --device cuda --data "$data" --backbone "en=$backbone" --out "$out/mini"
+if [ ${#failures[@]} -gt 0 ]; then
+  echo "gpu_check: failed: ${failures[*]}"
+  exit 1
 fi
-rm -rf "$out/.site"
+echo "gpu_check: all steps passed; results are in $out"
