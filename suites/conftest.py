@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--backbone", help="en=DIR_OR_ID,zh=DIR_OR_ID")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     group.addoption("--tokens", type=int, default=200_000, help="tokens of the exit table's microbenchmarks")
+    group.addoption(
+        "--shape", default="google/bert_uncased_L-4_H-256_A-4", help="backbone shape of the executors' benchmarks"
+    )
+    group.addoption("--samples", type=int, default=128, help="samples of the executors' benchmarks")
+    group.addoption("--batch-size", type=int, default=32, help="batch size of the executors' benchmarks")
     group.addoption("--max-train", type=int, help="at most so many train rows")
     group.addoption("--max-test", type=int, help="at most so many test rows")
 

@@ -60,7 +60,7 @@ def measure(samples: int, rounds: int, batch_size: int, backbone: str, device: s
     table = table_for(tokens.to("cpu"), model.answers, shape.layers, rng)
     # Exits vary from sample to sample as they would with a sharp predictor; predicting them is timed all the same.
     exits = torch.from_numpy(
-        rng.choice(np.array(model.answers, dtype=np.int16), samples, p=_shallow(len(model.answers)))
+        rng.choice(np.array(model.answers, dtype=np.int16), samples, p=shallow(len(model.answers)))
     ).to(device)
 
     def full() -> Predictions:
@@ -112,7 +112,8 @@ def measure(samples: int, rounds: int, batch_size: int, backbone: str, device: s
     }
 
 
-def _shallow(count: int) -> np.ndarray:
+def shallow(count: int) -> np.ndarray:
+    """Probabilities of ``count`` exits, shallow ones more likely: mean about a third of the way."""
     weight = np.linspace(2.0, 0.2, count)
     return weight / weight.sum()
 

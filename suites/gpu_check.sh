@@ -79,6 +79,8 @@ step_executors() {
   for batch in 32 128 256; do
     python3 -m suites.executors --device cuda --samples 10000 --rounds 7 --batch-size "$batch" \
       --out "$out/executors-b$batch.json" || failed=1
+    python3 -m pytest suites/test_executors.py --benchmark-only --shape bert-base-uncased --samples 10000 --device cuda \
+      --batch-size "$batch" -q -p no:cacheprovider --benchmark-json "$out/executors-suite-b$batch.json" || failed=1
   done
   return "$failed"
 }

@@ -1,0 +1,36 @@
+"""The benchmarks of exit table and executors, run as a user runs them, in small."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_benchmark_says_what_it_moved_and_ran(tmp_path: Path) -> None:
+    """Rates and roofline for the exit table and its rivals; executed layers, and time, for every executor."""
+    out = tmp_path / "benchmarks.json"
+    command = [
+        *(sys.executable, "-m", "pytest", "suites/test_exit_table.py", "suites/test_executors.py", "-q"),
+        *("--benchmark-only", f"--benchmark-json={out}", "--device", "cpu", "--tokens", "2000", "--samples", "9"),
+        *("--shape", "google/bert_uncased_L-4_H-256_A-4", "--batch-size", "4", "-p", "no:cacheprovider"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {row["name"]: row["extra_info"] for row in json.loads(out.read_text(encoding="utf-8"))["benchmarks"]}
+    tables = {name: info for name, info in found.items() if "roofline" in info}
+    runs = {name: info for name, info in found.items() if "mean_layers" in info}
+    assert len(tables) + len(runs) == len(found)
+    for info in tables.values():
+        assert info["per_second"] > 0 < info["roofline"]
+        assert len(info["device_seconds"]) == 5
+    assert found["test_predict[searchsorted-2-zipf]"]["agreement"] == 1
+    layers = {name: info["mean_layers"] for name, info in runs.items()}
+    assert layers["test_executor[full]"] == 4
+    assert layers["test_executor[ladder]"] == layers["test_executor[exact-k]"] < 4
+    assert {info["mean_heads"] for name, info in runs.items() if "window" in name} == {1}
