@@ -120,10 +120,10 @@ def cuts(entropy: np.ndarray, speed: float) -> np.ndarray:
 def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: str) -> Outcome:
     """Where to look, how sure to be and where to stop, on dev: the best within the layers of sequential exit at ``speed``.
 
-    Best is the largest agreement with full depth, then the cheapest. Agreement needs no labels and varies less than
-    accuracy: tuned on 1,000 rows and tried on others, it loses less accuracy than tuning for accuracy does. A few per
-    cent more layers are allowed (:data:`SLACK`), because looks come in whole layers. Where nothing is as cheap as the
-    sequential exit, the cheapest is taken.
+    Best is the largest agreement with full depth, then the cheapest. Agreement needs no labels and varies less from
+    sample to sample of dev than accuracy, so that the choice fits dev's accidents less. A few per cent more layers are
+    allowed (:data:`SLACK`), because looks come in whole layers. Where nothing is as cheap as the sequential exit, the
+    cheapest is taken.
 
     ``once`` may also stop the unsure before the last layer: where the sequential exit leaves after little more than one
     layer, one sample sent to full depth costs what many may not. ``steps`` goes on to the last layer, but asks on its way.

@@ -217,11 +217,11 @@ def test_cuts_tell_entropies_apart(values: list[float], speed: float) -> None:
     entropy = np.array(values, dtype=np.float32)
     found = cuts(entropy, speed)
     assert (np.diff(found) > 0).all()
-    assert len(found) <= 66
+    assert len(found) <= 258
     assert np.float32(speed) in found
     assert np.float32(1) in found
     distinct = np.unique(entropy)
-    if len(distinct) <= 65:
+    if len(distinct) <= 257:
         for low, high in zip(distinct[:-1], distinct[1:], strict=True):
             assert ((low <= found) & (found <= high)).any()
 
