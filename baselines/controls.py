@@ -16,8 +16,9 @@ from torch import Tensor
 
 from harness.contracts import Fitted, Kind, OperatingPoint, Predictions, Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
-from harness.encoder.executors import exit_logits, run_assigned, run_sequential
+from harness.encoder.executors import exit_logits, run_assigned
 from harness.encoder.exits import entropy_rule
+from harness.encoder.sequential import run_sequential
 from harness.errors import ConfigError
 from harness.fitted import ASSIGNED, SPEEDS, AssignedExits, FittedModel, checked_speeds
 from harness.registry import register

@@ -14,7 +14,7 @@ import torch
 
 from harness import registry
 from harness.cache import cache_root, content_key, write_folder
-from harness.contracts import Execution, Fitted, Method, OperatingPoint
+from harness.contracts import Compute, DType, Execution, Fitted, Method, OperatingPoint
 from harness.data.prepare import Prepared, check_names, load_raw, prepare
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.errors import ConfigError, DeviceError, ResultError
@@ -46,15 +46,28 @@ class Settings:
         return "local" if self.data is not None else self.profile.source
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> DType:
         chosen = self.profile.execution.dtype
         return ("bfloat16" if self.device == "cuda" else "float32") if chosen == "auto" else chosen
+
+    @property
+    def compute(self) -> Compute:
+        chosen = self.profile.execution.compute
+        return ("graphs" if self.device == "cuda" else "eager") if chosen == "auto" else chosen
 
     @property
     def execution(self) -> Execution:
         given = self.profile.execution
         return Execution(
-            given.batch_size, given.protocol, given.order, given.window, given.executor, self.profile.max_length
+            given.batch_size,
+            given.protocol,
+            given.order,
+            given.window,
+            given.executor,
+            self.profile.max_length,
+            self.dtype,
+            self.compute,
+            given.batch_tokens,
         )
 
 
@@ -77,6 +90,8 @@ def check(settings: Settings) -> None:
         raise DeviceError(
             "--device cuda: this machine has no usable CUDA device: leave --device out, or say --device cpu"
         )
+    if settings.device != "cuda" and "graphs" in settings.compute:
+        raise ConfigError(f"compute = '{settings.compute}' needs --device cuda: choose auto, eager or compiled")
 
 
 class Bench:
@@ -187,5 +202,7 @@ class Bench:
             executor=given.executor if executor == ASSIGNED else executor,
             batch_size=given.batch_size,
             device=self.settings.device,
-            dtype=self.settings.dtype,
+            dtype=given.dtype,
+            compute=given.compute,
+            batch_tokens=given.batch_tokens,
         )

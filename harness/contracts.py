@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from harness.measure.work import ModelCost, Work
 
 Kind = Literal["method", "control", "bound"]
+DType = Literal["float32", "bfloat16"]
+Compute = Literal["eager", "compiled", "graphs", "compiled-graphs"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,10 @@ class Execution:
         window: samples that are collected before they are ordered; 0 means all.
         executor: for methods that know the exit beforehand, ``"ladder"`` or ``"exact-k"``; others have one of their own.
         max_length: the pad length of protocol ``"paper"``.
+        dtype: type of weights and hidden states, ``"float32"`` or ``"bfloat16"``; logits are always float32.
+        compute: how blocks are run: ``"eager"``; ``"compiled"`` (all but attention through ``torch.compile``);
+            ``"graphs"`` (a CUDA graph per block and batch shape); ``"compiled-graphs"``.
+        batch_tokens: if not 0, a batch also ends before it holds more tokens than this, padding included.
     """
 
     batch_size: int = 32
@@ -137,6 +143,9 @@ class Execution:
     window: int = 0
     executor: Literal["ladder", "exact-k"] = "ladder"
     max_length: int = 128
+    dtype: DType = "float32"
+    compute: Compute = "eager"
+    batch_tokens: int = 0
 
 
 @dataclass(frozen=True)

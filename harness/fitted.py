@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from harness.contracts import OperatingPoint, Predictions, Split, TokenSet
-from harness.encoder.executors import Answer, run_assigned, run_full, run_sequential
+from harness.encoder.executors import Answer, run_assigned, run_full
 from harness.encoder.exits import entropy_rule
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.sequential import run_sequential
 from harness.errors import ConfigError, ResultError
 from harness.measure.clock import Phases
 from harness.measure.work import ModelCost

@@ -105,7 +105,6 @@ class Grid:
             profile.model_dump(include={"reference", "rounds", "max_length", "max_train", "max_test", "backbones"}),
             asdict(self.settings.execution),
             self.settings.device,
-            self.settings.dtype,
         )
 
     def _finished(self, dataset: str, method: str, seed: int) -> bool:
@@ -189,14 +188,14 @@ class Grid:
             return None
         rival = bench.fitted(profile.reference)
         point = rival.operating_points(bench.prepared.task.dev)[0]
-        return Contender(rival, replace(point, execution=self.settings.execution), self.settings.dtype)
+        return Contender(rival, replace(point, execution=self.settings.execution))
 
     def measure_cell(
         self, bench: Bench, fitted: Fitted, point: OperatingPoint, reference: Contender | None
     ) -> Measured:
         """Time one cell next to the reference."""
         return measure(
-            Contender(fitted, replace(point, execution=self.settings.execution), self.settings.dtype),
+            Contender(fitted, replace(point, execution=self.settings.execution)),
             bench.prepared.test.tokens,
             rounds=self.settings.profile.rounds,
             seed=bench.seed,

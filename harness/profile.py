@@ -19,7 +19,10 @@ GROUP = "geep.profiles"
 
 
 class ExecutionSettings(BaseModel):
-    """See :class:`harness.contracts.Execution`; ``dtype="auto"`` is bfloat16 on CUDA and float32 elsewhere."""
+    """See :class:`harness.contracts.Execution`.
+
+    ``"auto"`` is bfloat16 in CUDA graphs on a CUDA device, and float32 run eagerly elsewhere.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     batch_size: int = Field(default=32, ge=1)
@@ -28,6 +31,8 @@ class ExecutionSettings(BaseModel):
     window: int = Field(default=0, ge=0)
     executor: Literal["ladder", "exact-k"] = "ladder"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compute: Literal["auto", "eager", "compiled", "graphs", "compiled-graphs"] = "auto"
+    batch_tokens: int = Field(default=0, ge=0)
 
 
 class Profile(BaseModel):

@@ -31,6 +31,8 @@ class Cell(_Strict):
     batch_size: int
     device: str
     dtype: str
+    compute: str = "eager"
+    batch_tokens: int = 0
 
 
 class Quality(_Strict):

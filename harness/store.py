@@ -59,7 +59,8 @@ def stem(cell: Cell) -> str:
     readable = f"{cell.dataset}--{cell.method}--{cell.point}--seed{cell.seed}"
     # File systems count bytes (255 at most), names may be Chinese.
     readable = re.sub(r"[^\w.=+-]+", "_", readable).encode()[:180].decode(errors="ignore")
-    digest = hashlib.sha256(cell.model_dump_json().encode()).hexdigest()[:8]
+    # Coordinates added later have defaults, which change no name given before them.
+    digest = hashlib.sha256(cell.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]
     return f"{readable}--{digest}"
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from reports.coordinates import SETTING
 from reports.numbers import DASH, finite, fixed, flops_unit, percent, plain, span, times, whole
 from reports.tables import Column, Row, Table
-from reports.view import SETTING, Group, View
+from reports.view import Group, View
 
 _HEADINGS = {
     "source": "Source",
@@ -20,6 +21,8 @@ _HEADINGS = {
     "batch_size": "Batch",
     "device": "Device",
     "dtype": "dtype",
+    "compute": "Blocks run",
+    "batch_tokens": "Tokens a batch",
 }
 NO_REFERENCE = "no reference method was measured in this run under the same conditions"
 BOUND = "bound, not a method"

@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 
 from reports.contents import data_tag, setting_columns
+from reports.coordinates import SETTING
 from reports.numbers import DASH, fixed, p_value, points, times
 from reports.tables import Column, Row, Table
-from reports.view import SETTING, View
+from reports.view import View
 
 
 def controls_tables(view: View) -> list[Table]:

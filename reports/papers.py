@@ -18,9 +18,10 @@ import pandas as pd
 from harness.errors import GeepBenchError, ResultError
 from harness.store import write_atomic
 from reports.contents import NO_REFERENCE, method_name, reference_names, setting_columns
+from reports.coordinates import SETTING
 from reports.numbers import DASH, flops_unit, percent, plain, times
 from reports.tables import Column, Row, Table, to_csv, to_latex, to_markdown
-from reports.view import SETTING, Group, View, build_view, file_slug
+from reports.view import Group, View, build_view, file_slug
 
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 _FIRST = ("zh", "en")

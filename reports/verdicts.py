@@ -18,7 +18,7 @@ SAME_COST = (0.95, 1.05)
 # A verified exit is meant to keep up with the sequential one: at most this much less accurate, at most 5 % more layers.
 CLOSE_ACCURACY = 0.002
 # What must be the same for a pair to be comparable; the executor belongs to the method.
-_SAME = ("slug", "source", "backbone", "protocol", "order", "batch_size", "device", "dtype")
+_SAME = ("slug", "source", "backbone", "protocol", "order", "batch_size", "batch_tokens", "device", "dtype", "compute")
 
 Reader = Callable[[Cell], "pd.DataFrame | None"]
 

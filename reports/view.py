@@ -18,12 +18,9 @@ from harness.errors import ResultError
 from harness.results import Cell, Result
 from harness.store import Run
 from reports.caveats import fingerprint_facts, gather_caveats
+from reports.coordinates import SAME_REFERENCE, SETTING, facts, varying
 from reports.verdicts import compare_with_controls
 
-# Coordinates of a cell that two averaged numbers must share.
-SETTING = ("source", "backbone", "protocol", "order", "executor", "batch_size", "device", "dtype")
-# Coordinates that a row and its reference must share, whatever else differs.
-SAME_REFERENCE = ("source", "backbone", "protocol", "device", "dtype")
 KIND_ORDER = {"method": 0, "control": 1, "bound": 2}
 FALLBACK_REFERENCE = "bert"
 
@@ -158,7 +155,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         rows=pd.DataFrame(rows),
         difficulty=pd.DataFrame(difficulty),
         verdicts=pd.DataFrame(verdicts),
-        varying=_varying(rows),
+        varying=varying(rows),
         fingerprint=fingerprint_facts([result.fingerprint for result in results]),
         caveats=gather_caveats(run, results, rows, reader.problems),
     )
@@ -280,35 +277,8 @@ def _groups(rows: list[dict[str, Any]]) -> list[Group]:
         slugs.add(slug.lower())
         label = f"{dataset} (synthetic)" if synthetic else dataset
         mine = [r for r in rows if (r["dataset"], r["synthetic"]) == (dataset, synthetic)]
-        groups.append(Group(dataset, synthetic, language, label, slug, _facts(mine)))
+        groups.append(Group(dataset, synthetic, language, label, slug, facts(mine)))
     return groups
-
-
-def _facts(rows: list[dict[str, Any]]) -> str:
-    """Coordinates shared by all rows, as one line."""
-    parts = []
-    for name in (*SETTING, "n"):
-        values = {row[name] for row in rows}
-        if len(values) == 1 and name != "executor":
-            text = {"n": "{} test samples", "batch_size": "batch {}", "dtype": "{}", "device": "{}"}.get(
-                name, name + " {}"
-            )
-            parts.append(text.format(values.pop()))
-    return ", ".join(parts)
-
-
-def _varying(rows: list[dict[str, Any]]) -> list[str]:
-    """Coordinates that must be shown beside the method for a row to be told from its neighbours."""
-    shown = []
-    for name in SETTING:
-        # The executor belongs to the method; it tells rows apart only where one method ran with two.
-        scope = ("slug", "method", "point") if name == "executor" else ("slug",)
-        values: dict[tuple[Any, ...], set[Any]] = {}
-        for row in rows:
-            values.setdefault(tuple(row[key] for key in scope), set()).add(row[name])
-        if any(len(found) > 1 for found in values.values()):
-            shown.append(name)
-    return shown
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

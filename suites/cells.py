@@ -71,4 +71,4 @@ class Benches:
         if name not in points:
             raise ConfigError(f"method '{cell.method}' has no point '{name}': it has {', '.join(points)}")
         at = replace(points[name], execution=self.settings.execution)
-        return Contender(fitted, at, self.settings.dtype), points[name]
+        return Contender(fitted, at), points[name]

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from harness.contracts import Execution, Predictions, TokenSet
 from harness.encoder.backbone import default_device, shape_of
-from harness.encoder.executors import exit_logits, run_assigned, run_full, run_sequential
+from harness.encoder.executors import exit_logits, run_assigned, run_full
 from harness.encoder.exits import entropy_rule, normalised_entropy
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.sequential import run_sequential
 from harness.encoder.verified import run_verified
 from harness.measure import clock
 from harness.measure.throughput import precision

@@ -3,20 +3,43 @@
 Hidden states are always ``[rows, width]``. Linear layers, norms and activations do not care which layout it is; only
 attention does, and asks the layout. A prefix of the samples is a prefix of the rows in both layouts, which is what the
 ladder executor lives from.
+
+Packed rows attend through a kernel for sequences of any lengths where the device and the type have one, else on a grid
+that is padded to the longest sample.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.encoder import varlen
+from harness.encoder.transfer import upload
 from harness.errors import ConfigError
 from harness.measure.work import Tally
+
+
+class Attention(Protocol):
+    """What layers and heads ask of a batch's layout."""
+
+    @property
+    def first(self) -> Tensor:
+        """Rows of the first tokens ([CLS]), int64 [B]."""
+        ...
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
+        ...
+
+    def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        """Attention of one query per sample over its tokens: query [B, D], kv [rows, 2 D] -> [B, D]."""
+        ...
 
 
 class Layout:
@@ -26,12 +49,18 @@ class Layout:
         lengths: int64 [B], tokens per sample, at least 1 each, on the host.
         pad_to: ``None`` for packed; otherwise every sample takes this many rows.
         device: where hidden states live.
+        offsets: int64 [B + 1] on that device, running sums of the lengths from 0, where they are there already.
+
+    Attributes:
+        root: the batch that this one is a prefix of; itself if it is none.
 
     Raises:
         ConfigError: a sample is longer than ``pad_to``.
     """
 
-    def __init__(self, lengths: np.ndarray, pad_to: int | None, device: torch.device | str) -> None:
+    def __init__(
+        self, lengths: np.ndarray, pad_to: int | None, device: torch.device | str, offsets: Tensor | None = None
+    ) -> None:
         if pad_to and lengths.max(initial=1) > pad_to:
             raise ConfigError(
                 f"a sample of {lengths.max()} tokens does not fit {pad_to}: raise max_length or cut the texts"
@@ -44,10 +73,12 @@ class Layout:
         self.valid = int(lengths.sum())
         self.rows = self.count * pad_to if pad_to else self.valid
         self.even = bool((lengths == self.longest).all())
+        self.root = self
+        self._given = offsets
         self._prefixes: dict[int, Layout] = {}
 
     def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
+        return upload(values, self.device)
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -57,9 +88,23 @@ class Layout:
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
 
     @cached_property
+    def offsets(self) -> Tensor:
+        """Running sums of the lengths from 0, int64 [B + 1], on the device."""
+        if self._given is not None:
+            return self._given
+        return self._tensor(np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)]))
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Rows at which samples begin, and the number of rows: int32 [B + 1], on the device."""
+        if self.pad_to:
+            return torch.arange(0, self.rows + 1, self.pad_to, dtype=torch.int32, device=self.device)
+        return self.offsets.int()
+
+    @cached_property
     def first(self) -> Tensor:
         """Rows of the first tokens ([CLS]), int64 [B]."""
-        return self._tensor(self.starts[:-1])
+        return self.bounds[:-1].long()
 
     @cached_property
     def _valid_grid(self) -> np.ndarray:
@@ -68,7 +113,10 @@ class Layout:
     @cached_property
     def mask(self) -> Tensor | None:
         """True where a key may be attended, bool [B, 1, 1, T]; ``None`` where all are."""
-        return None if self.even else self._tensor(self._valid_grid)[:, None, None, :]
+        if self.even:
+            return None
+        lengths = self.offsets[1:] - self.offsets[:-1]
+        return (torch.arange(self.longest, device=self.device) < lengths[:, None])[:, None, None, :]
 
     @cached_property
     def pairs(self) -> Tensor:
@@ -95,6 +143,8 @@ class Layout:
 
     def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
+        if not self.pad_to and varlen.fits(qkv.device, qkv.dtype, qkv.shape[1] // (3 * heads), dropout):
+            return varlen.attend(qkv, heads, self.bounds, self.longest)
         q, k, v = self._grid(qkv, 3, heads)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)  # [B, H, T, d]
         out = out.transpose(1, 2).reshape(self.count * self.longest, -1)
@@ -107,23 +157,41 @@ class Layout:
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """Attention of one query per sample over its tokens: query [B, D], kv [rows, 2 D] -> [B, D]."""
+        if not self.pad_to and varlen.fits(kv.device, kv.dtype, kv.shape[1] // (2 * heads), dropout):
+            return varlen.attend_first(query, kv, heads, self.bounds, self.longest)
         k, v = self._grid(kv, 2, heads)
         q = query.view(self.count, heads, 1, -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)  # [B, H, 1, d]
         return out.reshape(self.count, -1)
 
-    def tally(self, queries: str = "all") -> Tally:
-        """What one block over this batch executes; ``queries="first"`` for a head that looks from [CLS] only."""
-        grid = self.count * self.longest
-        return Tally(self.count, self.rows, self.valid, grid * self.longest if queries == "all" else grid)
+    def tally(self, queries: str = "all", *, ragged: bool = False) -> Tally:
+        """What one block over this batch executes.
+
+        Args:
+            queries: ``"first"`` for a head that looks from [CLS] only.
+            ragged: attention runs over each sample's own tokens, not on a grid.
+        """
+        if ragged:
+            pairs = int((self.lengths**2).sum()) if queries == "all" else self.valid
+        else:
+            pairs = self.count * self.longest * (self.longest if queries == "all" else 1)
+        return Tally(self.count, self.rows, self.valid, pairs)
 
     def prefix(self, count: int) -> Layout:
         """The layout of the first ``count`` samples; their hidden states are ``h[: layout.rows]``."""
         if count == self.count:
             return self
         if count not in self._prefixes:
-            self._prefixes[count] = Layout(self.lengths[:count], self.pad_to, self.device)
+            part = Layout(self.lengths[:count], self.pad_to, self.device, self._offsets_of(0, count))
+            part.root = self.root
+            self._prefixes[count] = part
         return self._prefixes[count]
+
+    def _offsets_of(self, start: int, stop: int) -> Tensor | None:
+        if self.device.type == "cpu" and self._given is None:
+            return None  # from the lengths, if they are asked for at all
+        part = self.offsets[start : stop + 1]
+        return part if start == 0 else part - part[0]
 
     def slice(self, hidden: Tensor, start: int, stop: int) -> tuple[Tensor, Layout]:
         """Hidden states (a view) and layout of samples ``start`` .. ``stop - 1``."""
@@ -131,16 +199,24 @@ class Layout:
             layout = self.prefix(stop)
             return hidden[: layout.rows], layout
         return hidden[self.starts[start] : self.starts[stop]], Layout(
-            self.lengths[start:stop], self.pad_to, self.device
+            self.lengths[start:stop], self.pad_to, self.device, self._offsets_of(start, stop)
         )
 
-    def row_index(self, samples: np.ndarray) -> np.ndarray:
-        """Rows of the given samples (int64 [M], host), sample by sample."""
-        sizes = self.starts[samples + 1] - self.starts[samples]
-        ends = np.cumsum(sizes)
-        return np.repeat(self.starts[samples] - (ends - sizes), sizes) + np.arange(int(ends[-1]) if len(ends) else 0)
-
     def select(self, hidden: Tensor, samples: np.ndarray) -> tuple[Tensor, Layout]:
-        """Hidden states and layout of the given samples only (one gather)."""
-        index = self._tensor(self.row_index(samples))
-        return hidden.index_select(0, index), Layout(self.lengths[samples], self.pad_to, self.device)
+        """Hidden states (one gather) and layout of the given samples (int64 [M], on the host), in that order.
+
+        Only the samples' numbers go to the device; which rows are theirs is worked out there.
+        """
+        lengths = self.lengths[samples]
+        rows = len(samples) * self.pad_to if self.pad_to else int(lengths.sum())
+        chosen = upload(samples.astype(np.int64), self.device)
+        offsets = torch.zeros(len(samples) + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum((self.offsets[1:] - self.offsets[:-1])[chosen], 0, out=offsets[1:])
+        if self.pad_to:
+            row = torch.arange(rows, device=self.device)
+            index = chosen[row // self.pad_to] * self.pad_to + row % self.pad_to
+        else:
+            shift = self.offsets[chosen] - offsets[:-1]
+            index = torch.repeat_interleave(shift, offsets[1:] - offsets[:-1], output_size=rows)
+            index += torch.arange(rows, device=self.device)
+        return hidden.index_select(0, index), Layout(lengths, self.pad_to, self.device, offsets)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.contracts import TokenSet
-from harness.encoder.layout import Layout
+from harness.encoder.layout import Attention, Layout
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
 from harness.measure.work import BlockCost, FastBertHeadCost, LayerCost, LinearHeadCost
 
@@ -37,9 +37,13 @@ class EncoderLayer(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
-    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Attention) -> Tensor:
         """[rows, width] -> [rows, width]."""
         context = layout.attend(self.qkv(hidden), self.heads, self.dropout if self.training else 0.0)
+        return self.close(hidden, context)
+
+    def close(self, hidden: Tensor, context: Tensor) -> Tensor:
+        """All that follows attention, row by row: hidden and context [rows, width] -> [rows, width]."""
         hidden = self.norm_attention(hidden + self._drop(self.out(context)))
         inner = self.up(hidden)
         inner = F.relu(inner) if self.activation == "relu" else F.gelu(inner, approximate=self.activation)
@@ -75,15 +79,19 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         return self.word.weight.device
 
-    def embed(self, tokens: TokenSet, layout: Layout) -> Tensor:
+    def embed(self, tokens: TokenSet, layout: Layout, positions: Tensor | None = None) -> Tensor:
         """Embeddings of a batch whose samples lie as in ``layout``: [rows, width].
 
         Positions count from 0 in every sample. Padding rows hold token 0; attention never looks at them.
+
+        Args:
+            positions: of every token in its sample, where they are known already.
         """
         ids, segments = tokens.ids, tokens.segments
-        rows = torch.arange(layout.valid, device=ids.device)
-        starts = torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths, output_size=layout.valid)
-        position = rows - starts
+        if positions is None:
+            rows = torch.arange(layout.valid, device=ids.device)
+            positions = rows - torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths, output_size=layout.valid)
+        position = positions
         if layout.pad_to:
             target = position + torch.repeat_interleave(layout.first, tokens.lengths, output_size=layout.valid)
             ids = ids.new_zeros(layout.rows).index_copy_(0, target, ids)
@@ -137,12 +145,17 @@ class FastBertHead(nn.Module):
         self.label = nn.Linear(self.inner, labels)
         init_head(self, width)
 
-    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Attention) -> Tensor:
         """[rows, width] -> logits [B, labels]."""
         x = torch.tanh(self.narrow(hidden))
         query = self.query(x.index_select(0, layout.first))
         context = layout.attend_first(query, self.key_value(x), 2, self.dropout if self.training else 0.0)
         return self.label(torch.tanh(self.dense(self.out(context))))
+
+    @property
+    def head_width(self) -> int:
+        """Width of one of its attention heads."""
+        return self.inner // 2
 
     def cost(self) -> BlockCost:
         return FastBertHeadCost(self.width, self.inner, self.labels)
@@ -158,10 +171,15 @@ class LinearHead(nn.Module):
         self.label = nn.Linear(width, labels)
         init_head(self, width)
 
-    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Attention) -> Tensor:
         """[rows, width] -> logits [B, labels]."""
         x = torch.tanh(self.dense(hidden.index_select(0, layout.first)))
         return self.label(F.dropout(x, self.dropout, self.training))
+
+    @property
+    def head_width(self) -> int:
+        """Width of one of its attention heads, of which it has none."""
+        return 0
 
     def cost(self) -> BlockCost:
         return LinearHeadCost(self.width, self.labels)

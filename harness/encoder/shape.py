@@ -38,6 +38,11 @@ class EncoderShape:
                 f"activation '{self.activation}' is not supported: use a checkpoint with one of {', '.join(ACTIVATIONS)}"
             )
 
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> EncoderShape:
         """Read a ``config.json`` of a BERT-shaped checkpoint.

@@ -1,28 +1,31 @@
 """Run to a predicted exit, look there, and let only the sure ones leave; the rest go on (DESIGN section 3).
 
-Prediction decides *when to look*, not when to stop. Samples that stay are compacted once per chunk, with one copy of a
-bool per sample to the host, and then run from wherever they stand.
+Prediction decides *when to look*, not when to stop. Samples that stay are compacted once per chunk and look, with one copy
+of a bool per sample to the host, and then run from wherever they stand; meanwhile another chunk computes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harness.contracts import Execution, Predictions, TokenSet
-from harness.encoder.executors import LeaveRule, Pass, in_batches
+from harness.encoder.arrange import cut, windows
+from harness.encoder.executors import Climb, LeaveRule, Pass, inference, interleave
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
-from harness.encoder.schedule import schedule
-from harness.errors import ConfigError
+from harness.encoder.transfer import HostCopy, download
 from harness.measure.clock import Phases
 
 # Samples whose hidden states are kept until the host knows who stays: bounds the memory of the second pass.
 CHUNK = 1024
 
 
-@torch.inference_mode()
 def run_verified(
     model: MultiExitModel,
     tokens: TokenSet,
@@ -45,124 +48,120 @@ def run_verified(
     Raises:
         ConfigError: a look, or the end, at a layer without a head.
     """
-    model.eval()
-    run = Pass(tokens, model.labels, execution, phases)
-    end = model.depth - 1 if end is None else end
-    with run.phases("schedule"):
-        host_looks = looks.cpu()
-        unknown = {*torch.unique(host_looks).tolist(), end} - set(model.answers)
-        if unknown:
-            raise ConfigError(
-                f"no trained head after layer index {sorted(unknown)}: heads are at {list(model.answers)}"
+    with inference(model):
+        run = Pass(model, tokens, execution, looks, phases)
+        stop = model.depth - 1 if end is None else end
+        run.refuse_unless_answered(model.answers, stop)
+        targets = run.columns.copy()
+        targets[:, 1:] = np.minimum(targets[:, 1:], stop)
+        with run.phases("layers"):
+            interleave(
+                (partial(_climb, run, first, last, targets, leaves, stop) for first, last in _chunks(run)), run.device
             )
-        lengths = torch.from_numpy(run.lengths if execution.order == "length" else np.zeros_like(run.lengths))
-        order = schedule(host_looks[:, 0].contiguous(), lengths, window=execution.window).numpy()
-    targets = host_looks.numpy().astype(np.int64)
-    targets[:, 1:] = np.minimum(targets[:, 1:], end)
-    with run.phases("layers"):
-        for chunk in in_batches(order, max(CHUNK, execution.batch_size), execution.window):
-            _climb_chunk(model, run, chunk, targets, leaves, end)
-    return run.predictions(looks[:, 0])
+        return run.predictions()
 
 
-class _Parked:
-    """Hidden states of samples that asked a head at the same layer and wait for the verdict."""
-
-    def __init__(
-        self, samples: np.ndarray, depth: int, hidden: Tensor, layout: Layout, logits: Tensor, sure: Tensor
-    ) -> None:
-        self.samples, self.depth, self.hidden, self.layout = samples, depth, hidden, layout
-        self.logits, self.sure = logits, sure
+def _chunks(run: Pass) -> Iterator[tuple[int, int]]:
+    size = max(CHUNK, run.execution.batch_size)
+    for begin, end in windows(len(run.lengths), run.execution.window):
+        for first in range(begin, end, size):
+            yield first, min(first + size, end)
 
 
-def _climb_chunk(
-    model: MultiExitModel, run: Pass, chunk: np.ndarray, targets: np.ndarray, leaves: LeaveRule, end: int
-) -> None:
-    """First looks from the embeddings, then round after round from where the unsure ones stand."""
+@dataclass
+class _Group:
+    """Samples that stand after one layer, with their hidden states."""
+
+    samples: np.ndarray
+    hidden: Tensor
+    layout: Layout
+
+
+@dataclass
+class _Parked(_Group):
+    """Samples that asked a head at layer ``depth`` and wait for the verdict."""
+
+    depth: int
+    logits: Tensor
+    sure: Tensor
+
+
+def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveRule, end: int, lane: int) -> Climb:
+    """One chunk: first looks from the embeddings, then round after round from where the unsure ones stand."""
     parked: list[_Parked] = []
-    for samples in in_batches(chunk, run.execution.batch_size):
-        hidden, layout = run.begin(model.encoder, samples)
-        parked += _look(model, run, samples, hidden, layout, -1, targets[samples, 0], leaves)
+    for begin, stop in cut(run.lengths, first, last, run.execution):
+        samples = np.arange(begin, stop)
+        hidden, layout = run.begin(begin, stop, lane)
+        parked += _look(run, _Group(samples, hidden, layout), -1, targets[samples, 0], leaves, lane)
     for column in range(1, targets.shape[1] + 1):
+        if not parked:
+            return
         # Whoever is unsure after the last look goes to the end, and there is nothing to be sure of at the end.
         goal = targets[:, column] if column < targets.shape[1] else np.full(len(targets), end)
-        waiting = _release(run, parked, end)
+        waiting = _release(run, parked, (yield _verdicts(parked)), end)
         parked = []
         for depth, groups in waiting.items():
-            for samples, hidden, layout in _batches(groups, goal, run.execution.batch_size):
-                ends = np.maximum(goal[samples], depth)
+            for group in _batches(groups, goal, run.execution):
+                ends = np.maximum(goal[group.samples], depth)
                 ready = int((ends > depth).sum())  # those whose next look lies deeper come first
                 if ready:
-                    part, part_layout = layout.slice(hidden, 0, ready)
-                    parked += _look(model, run, samples[:ready], part, part_layout, depth, ends[:ready], leaves)
-                if ready < len(samples):
-                    part, part_layout = layout.slice(hidden, ready, len(samples))
-                    nobody = torch.zeros(len(samples) - ready, dtype=torch.bool, device=hidden.device)
-                    blank = torch.zeros(len(samples) - ready, model.labels, device=hidden.device)
-                    parked.append(_Parked(samples[ready:], depth, part, part_layout, blank, nobody))
-    _release(run, parked, end)
+                    hidden, layout = group.layout.slice(group.hidden, 0, ready)
+                    some = _Group(group.samples[:ready], hidden, layout)
+                    parked += _look(run, some, depth, ends[:ready], leaves, lane)
+                if ready < len(ends):
+                    hidden, layout = group.layout.slice(group.hidden, ready, len(ends))
+                    nobody = torch.zeros(len(ends) - ready, dtype=torch.bool, device=hidden.device)
+                    blank = torch.zeros(len(ends) - ready, run.model.labels, device=hidden.device)
+                    parked.append(_Parked(group.samples[ready:], hidden, layout, depth, blank, nobody))
+    if parked:
+        _release(run, parked, (yield _verdicts(parked)), end)
 
 
-def _look(
-    model: MultiExitModel,
-    run: Pass,
-    samples: np.ndarray,
-    hidden: Tensor,
-    layout: Layout,
-    depth: int,
-    ends: np.ndarray,
-    leaves: LeaveRule,
-) -> list[_Parked]:
+def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveRule, lane: int) -> list[_Parked]:
     """Run samples that stand after layer ``depth`` to their ``ends`` (not rising) and ask the head there."""
     parked = []
+    hidden, layout = group.hidden, group.layout
     for index in range(depth + 1, int(ends[0]) + 1):
         active = int((ends >= index).sum())
         hidden, layout = layout.slice(hidden, 0, active)
-        hidden = run.layer(model.encoder, index, hidden, layout)
+        hidden = run.layer(index, hidden, layout, lane)
         staying = int((ends > index).sum())
         if staying < active:
             part, its_layout = layout.slice(hidden, staying, active)
-            logits = run.head(model, index, part, its_layout)
-            parked.append(_Parked(samples[staying:active], index, part, its_layout, logits, leaves(logits)))
+            logits = run.keep(run.head(index, part, its_layout, lane))
+            samples = group.samples[staying:active]
+            parked.append(_Parked(samples, run.keep(part), its_layout, index, logits, leaves(logits)))
     return parked
 
 
-_Group = tuple[np.ndarray, Tensor, Layout]
+def _verdicts(parked: list[_Parked]) -> HostCopy:
+    """Who is sure: one copy to the host for all."""
+    return download(torch.cat([group.sure for group in parked]))
 
 
-def _release(run: Pass, parked: list[_Parked], end: int) -> dict[int, list[_Group]]:
-    """Answer the sure ones; the others, compacted, by the layer they stand at. One copy to the host for all."""
-    if not parked:
-        return {}
-    sure_all = torch.cat([group.sure for group in parked]).cpu().numpy()
+def _release(run: Pass, parked: list[_Parked], sure_all: np.ndarray, end: int) -> dict[int, list[_Group]]:
+    """Answer everybody who asked; those who stay, compacted, by the layer they stand at, are answered again later."""
     waiting: dict[int, list[_Group]] = {}
     start = 0
     for group in parked:
         sure = sure_all[start : start + len(group.samples)] | (group.depth >= end)
         start += len(group.samples)
-        if sure.any():
-            logits = (
-                group.logits
-                if sure.all()
-                else group.logits[torch.from_numpy(np.flatnonzero(sure)).to(group.logits.device)]
-            )
-            run.answer(group.samples[sure], logits, group.depth)
+        run.answer(group.samples, group.logits, group.depth)
         if not sure.all():
             stay = np.flatnonzero(~sure)
             hidden, layout = group.layout.select(group.hidden, stay)
-            waiting.setdefault(group.depth, []).append((group.samples[stay], hidden, layout))
+            waiting.setdefault(group.depth, []).append(_Group(group.samples[stay], hidden, layout))
     return dict(sorted(waiting.items()))
 
 
-def _batches(groups: list[_Group], goal: np.ndarray, size: int) -> list[_Group]:
-    """Join groups that stand at one layer into batches of about ``size``, deepest goal first."""
-    samples = np.concatenate([group[0] for group in groups])
-    hidden = groups[0][1] if len(groups) == 1 else torch.cat([group[1] for group in groups])
-    lengths = np.concatenate([group[2].lengths for group in groups])
-    whole = Layout(lengths, groups[0][2].pad_to, groups[0][2].device)
+def _batches(groups: list[_Group], goal: np.ndarray, execution: Execution) -> Iterator[_Group]:
+    """Join groups that stand at one layer into batches of the execution's size, deepest goal first."""
+    samples = np.concatenate([group.samples for group in groups])
+    lengths = np.concatenate([group.layout.lengths for group in groups])
+    first = groups[0]
+    hidden = first.hidden if len(groups) == 1 else torch.cat([group.hidden for group in groups])
+    layout = first.layout if len(groups) == 1 else Layout(lengths, first.layout.pad_to, first.layout.device)
     order = np.lexsort((-lengths, -goal[samples]))
-    batches = []
-    for part in in_batches(order, size):
-        rows, layout = whole.select(hidden, part)
-        batches.append((samples[part], rows, layout))
-    return batches
+    for begin, stop in cut(lengths[order], 0, len(order), execution):
+        part = order[begin:stop]
+        yield _Group(samples[part], *layout.select(hidden, part))

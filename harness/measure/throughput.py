@@ -20,7 +20,11 @@ class Contender:
 
     fitted: Fitted
     point: OperatingPoint
-    dtype: str = "float32"
+
+    @property
+    def dtype(self) -> str:
+        """Type that the point is to be run in."""
+        return self.point.execution.dtype
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class Measured:
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
-    """The context that every method predicts in: autocast for ``"bfloat16"``, nothing for ``"float32"``."""
+    """The context that every method predicts in: autocast for ``"bfloat16"``, nothing for ``"float32"``.
+
+    For methods with blocks of their own. Those of the chassis have weights of the type and leave it.
+    """
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
@@ -121,7 +128,9 @@ def measure(
         reference_name: its name.
     """
     rng = np.random.default_rng(seed)
-    warm = tokens.select(np.arange(min(len(tokens), 4 * contender.point.execution.batch_size)))
+    # Compiled code and graphs are made when a shape first occurs: there, every shape has to.
+    some = len(tokens) if contender.point.execution.compute != "eager" else 4 * contender.point.execution.batch_size
+    warm = tokens.select(np.arange(min(len(tokens), some)))
     warm_up = timed_pass(contender, warm)
     predicting = warm_up.seconds + warm_up.foreseeing
     if reference is not None:

@@ -31,8 +31,9 @@ from baselines.controls import (
 from geep.method import FittedGeep
 from harness.contracts import Execution, OperatingPoint, Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
-from harness.encoder.executors import exit_logits, run_assigned, run_full, run_sequential
+from harness.encoder.executors import exit_logits, run_assigned, run_full
 from harness.encoder.exits import entropy_rule
+from harness.encoder.sequential import run_sequential
 from harness.errors import ConfigError
 
 CONTROLS = [ConstantControl, RandomControl, LengthControl, EntropyControl, OracleBound]

@@ -12,8 +12,9 @@ from geep.exit_table import ExitTable
 from geep.method import TUNING, FittedGeep
 from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
 from harness.contracts import Execution, Task
-from harness.encoder.executors import exit_logits, run_sequential
+from harness.encoder.executors import exit_logits
 from harness.encoder.exits import entropy_rule
+from harness.encoder.sequential import run_sequential
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.contracts import Execution, Predictions, TokenSet
-from harness.encoder.executors import Answer, exit_logits, in_batches, run_assigned, run_full, run_sequential
+from harness.encoder.executors import Answer, exit_logits, run_assigned, run_full
 from harness.encoder.exits import entropy_rule, first_exit, normalised_entropy
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.sequential import run_sequential
 from harness.encoder.verified import run_verified
 from harness.errors import ConfigError
 
@@ -222,17 +223,6 @@ def test_a_sample_that_does_not_fit_the_padding_is_refused(world: World) -> None
     """Protocol ``paper`` says which length does not fit."""
     with pytest.raises(ConfigError, match="does not fit 4"):
         run_full(world.model, world.tokens, Execution(protocol="paper", max_length=4))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 30), st.integers(1, 35), st.integers(0, 35))
-def test_batches_cover_the_order_and_respect_windows(count: int, size: int, window: int) -> None:
-    """Every sample once, in order, in batches of at most ``size`` that never span two windows."""
-    pieces = list(in_batches(np.arange(count), size, window))
-    assert [i for piece in pieces for i in piece] == list(range(count))
-    assert all(1 <= len(piece) <= size for piece in pieces)
-    if window:
-        assert all(piece[0] // window == piece[-1] // window for piece in pieces)
 
 
 def test_model_files_bring_the_same_answers(world: World, tmp_path) -> None:

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.cli import main
 from harness.contracts import Execution, Predictions, TokenSet
-from harness.encoder.executors import run_assigned, run_full, run_sequential
+from harness.encoder.executors import run_assigned, run_full
 from harness.encoder.exits import entropy_rule
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.sequential import run_sequential
 from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
 from harness.encoder.verified import run_verified
 from harness.errors import ConfigError

@@ -194,7 +194,7 @@ def test_methods_predict_in_inference_mode_and_in_the_dtype_asked_for(
 
     for dtype in ("float32", "bfloat16"):
         fake = broken(look)("own", time, calls, [1])
-        timed_pass(Contender(fake, OperatingPoint("p"), dtype), samples)  # type: ignore[arg-type]
+        timed_pass(Contender(fake, OperatingPoint("p", execution=Execution(dtype=dtype))), samples)  # type: ignore[arg-type]
     assert seen == [(True, torch.float32), (True, torch.bfloat16)]
 
 

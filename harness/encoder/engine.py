@@ -1,0 +1,138 @@
+"""How the blocks of one model are run: on weights of the run's type, eagerly, compiled, or as CUDA graphs.
+
+The same engine serves every method of a run (DESIGN section 4, rule 1). What it prepares (weights in another type, compiled
+code, captured graphs) is kept for the next pass over the same model.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from harness.contracts import Execution, TokenSet
+from harness.encoder import varlen
+from harness.encoder.layout import Attention, Layout
+from harness.encoder.model import EncoderLayer
+from harness.encoder.multi_exit import MultiExitModel
+from harness.errors import ConfigError
+from harness.measure.work import Tally
+
+# A lane is memory in which one batch climbs. Climbs in flight at the same time need one each; parts of a batch that leave
+# it for work of their own go through the lane at the side.
+SIDE = -1
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Engine:
+    """Runs blocks one by one, eagerly or with the part after attention compiled.
+
+    Args:
+        model: its weights are used as they are.
+        compiled: one compiled function serves all layers and all batch shapes.
+    """
+
+    def __init__(self, model: MultiExitModel, *, compiled: bool = False) -> None:
+        self.model = model
+        self._close = compiled_close() if compiled else EncoderLayer.close
+        weight = model.encoder.word.weight
+        # Attention over packed rows costs what the kernel in use looks at.
+        self._layer_ragged = varlen.fits(weight.device, weight.dtype, model.encoder.shape.head_width)
+        self._head_ragged = varlen.fits(weight.device, weight.dtype, model.teacher.head_width)
+
+    def embed(self, tokens: TokenSet, layout: Layout, positions: Tensor, lane: int = 0) -> Tensor:
+        """h^0 of a batch: [rows, width]."""
+        return self.model.encoder.embed(tokens, layout, positions)
+
+    def layer(self, index: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
+        """Layer ``index``: [rows, width] -> [rows, width]. ``hidden`` may be gone afterwards; see :meth:`keep`."""
+        return self.run_layer(index, hidden, layout)
+
+    def head(self, exit_layer: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
+        """Head after layer ``exit_layer``: [rows, width] -> float32 [B, C], valid until the next head is run."""
+        return self.run_head(exit_layer, hidden, layout)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """What :meth:`layer` or :meth:`head` returned, to be kept for longer."""
+        return tensor
+
+    def layer_tally(self, layout: Layout) -> Tally:
+        """What :meth:`layer` executes."""
+        return layout.tally(ragged=self._layer_ragged and not layout.pad_to)
+
+    def head_tally(self, layout: Layout) -> Tally:
+        """What :meth:`head` executes."""
+        return layout.tally("first", ragged=self._head_ragged and not layout.pad_to)
+
+    def run_layer(self, index: int, hidden: Tensor, attention: Attention) -> Tensor:
+        """The layer itself, whatever memory it runs in."""
+        layer: Any = self.model.encoder.layers[index]
+        return self._close(layer, hidden, attention.attend(layer.qkv(hidden), layer.heads))
+
+    def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
+        """The head itself, whatever memory it runs in."""
+        return self.model.student(exit_layer)(hidden, attention).float()
+
+
+@cache
+def compiled_close() -> Callable[[EncoderLayer, Tensor, Tensor], Tensor]:
+    """:meth:`EncoderLayer.close` compiled once: weights are its inputs and the number of rows is left open."""
+    return torch.compile(EncoderLayer.close, dynamic=True, fullgraph=True)
+
+
+_engines: WeakKeyDictionary[MultiExitModel, dict[tuple[Any, ...], tuple[Any, Engine]]] = WeakKeyDictionary()
+
+
+def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) -> Engine:
+    """The engine that an execution asks for; made at first, found again as long as the weights stay as they are.
+
+    Args:
+        longest: tokens of the longest sample to come.
+
+    Raises:
+        ConfigError: graphs are asked for where there is no CUDA device.
+    """
+    dtype = DTYPES[execution.dtype]
+    graphs, compiled = "graphs" in execution.compute, "compiled" in execution.compute
+    own = model.encoder.word.weight.dtype == dtype
+    if graphs:
+        graphs = _can_record(model, execution, dtype)
+    if own and not graphs:
+        return Engine(model, compiled=compiled)  # nothing worth keeping, and the model would never be let go
+    from harness.encoder.graphs import Bounds, GraphEngine
+
+    bounds = Bounds.of(execution, longest) if graphs else None
+    key = (dtype, compiled, bounds)
+    weights = [(id(weight), 0 if weight.is_inference() else weight._version) for weight in model.parameters()]
+    kept = _engines.setdefault(model, {})
+    if key not in kept or kept[key][0] != weights:
+        ours = model_copy(model, dtype)
+        made = GraphEngine(ours, bounds, compiled=compiled) if bounds else Engine(ours, compiled=compiled)
+        kept[key] = (weights, made)
+    return kept[key][1]
+
+
+def model_copy(model: MultiExitModel, dtype: torch.dtype) -> MultiExitModel:
+    """The same model with weights of another type, for inference."""
+    with torch.inference_mode(False):
+        return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+
+
+def _can_record(model: MultiExitModel, execution: Execution, dtype: torch.dtype) -> bool:
+    device = model.encoder.device
+    if device.type != "cuda":
+        raise ConfigError(f"compute '{execution.compute}' needs a CUDA device: choose eager or compiled")
+    widths = (model.encoder.shape.head_width, model.teacher.head_width)
+    if execution.protocol == "paper" or all(varlen.fits(device, dtype, width) for width in widths):
+        return True
+    warnings.warn(
+        f"no CUDA graphs for packed batches of {execution.dtype} with heads {widths} wide: running without them",
+        stacklevel=2,
+    )
+    return False
