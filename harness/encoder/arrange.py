@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Execution, TokenSet
+from harness.encoder import transfer
 from harness.encoder.schedule import schedule, schedule_on_device
 from harness.encoder.shape import EncoderShape
-from harness.encoder.transfer import download
 from harness.errors import ConfigError
 
 
@@ -72,7 +72,7 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
         ).order
     extremes = torch.stack(torch.aminmax(tokens.ids)) if len(tokens.ids) else tokens.ids.new_zeros(2)
     facts = torch.cat([order[:, None], lengths[order][:, None], columns[order].long()], dim=1)  # [N, 2 + S]
-    copy = download(torch.cat([facts.reshape(-1).int(), extremes.int()]))
+    copy = transfer.download(torch.cat([facts.reshape(-1).int(), extremes.int()]))
     ordered, positions = _gathered(tokens, order)  # queued while the copy is under way
     host = copy.wait().astype(np.int64)
     table = host[:-2].reshape(count, 2 + columns.shape[1])

@@ -27,6 +27,7 @@ from harness.measure.work import Tally
 # A lane is memory in which one batch climbs. Climbs in flight at the same time need one each; parts of a batch that leave
 # it for work of their own go through the lane at the side.
 SIDE = -1
+GRAPH_DEVICES = ("cuda",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -126,7 +127,7 @@ def model_copy(model: MultiExitModel, dtype: torch.dtype) -> MultiExitModel:
 
 def _can_record(model: MultiExitModel, execution: Execution, dtype: torch.dtype) -> bool:
     device = model.encoder.device
-    if device.type != "cuda":
+    if device.type not in GRAPH_DEVICES:
         raise ConfigError(f"compute '{execution.compute}' needs a CUDA device: choose eager or compiled")
     widths = (model.encoder.shape.head_width, model.teacher.head_width)
     if execution.protocol == "paper" or all(varlen.fits(device, dtype, width) for width in widths):

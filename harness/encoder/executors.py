@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Execution, Predictions, TokenSet
+from harness.encoder import transfer
 from harness.encoder.arrange import arrange, cut, windows
 from harness.encoder.engine import SIDE, engine_for
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
-from harness.encoder.transfer import HostCopy, download, upload
+from harness.encoder.transfer import HostCopy
 from harness.errors import ConfigError
 from harness.measure.clock import Phases
 from harness.measure.work import Work
@@ -33,6 +34,8 @@ LeaveRule = Callable[[Tensor], Tensor]
 Answer = Literal["student", "shared"]
 # A batch on its way: hands out copies to the host that it has to wait for.
 Climb = Generator[HostCopy, np.ndarray, None]
+# How many are on their way at a time; where nothing is waited for, one.
+IN_FLIGHT = {"cuda": 2}
 
 
 @contextmanager
@@ -41,7 +44,8 @@ def inference(model: MultiExitModel) -> Iterator[None]:
     model.eval()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(torch.autocast(model.encoder.device.type, enabled=False))
+        if torch.amp.is_autocast_available(model.encoder.device.type):
+            stack.enter_context(torch.autocast(model.encoder.device.type, enabled=False))
         yield
 
 
@@ -111,7 +115,7 @@ class Pass:
         if isinstance(samples, slice):
             self.logits[samples] = logits
         else:
-            self.logits.index_copy_(0, upload(samples, self.device), logits)
+            self.logits.index_copy_(0, transfer.upload(samples, self.device), logits)
         self.exits[samples] = exit_layer
 
     def in_input_order(self, values: np.ndarray) -> np.ndarray:
@@ -123,7 +127,7 @@ class Pass:
     def predictions(self) -> Predictions:
         """Copy to the host."""
         with self.phases("copy"):
-            logits = download(self.logits).wait()
+            logits = transfer.download(self.logits).wait()
         return Predictions(
             self.in_input_order(logits),
             self.in_input_order(self.exits),
@@ -150,7 +154,7 @@ def interleave(climbs: Iterable[Callable[[int], Climb]], device: torch.device) -
     Args:
         climbs: each makes a climb in the lane whose number it is given.
     """
-    todo, free = iter(climbs), list(range(2 if device.type == "cuda" else 1))
+    todo, free = iter(climbs), list(range(IN_FLIGHT.get(device.type, 1)))
     flying: deque[tuple[Climb, int, HostCopy]] = deque()
 
     def advance(climb: Climb, lane: int, arrived: np.ndarray | None) -> None:
@@ -264,5 +268,5 @@ def exit_logits(model: MultiExitModel, tokens: TokenSet, execution: Execution, *
                     shared = answer == "shared" and index != model.depth - 1
                     logits = run.shared(hidden, layout) if shared else run.head(index, hidden, layout)
                     out[model.answers.index(index), first:last] = logits
-        found = download(out.transpose(0, 1).contiguous()).wait()
+        found = transfer.download(out.transpose(0, 1).contiguous()).wait()
         return torch.from_numpy(run.in_input_order(found)).transpose(0, 1).contiguous()

@@ -141,6 +141,11 @@ class _Padded:
         return out.reshape(self._count, -1)
 
 
+def begins_at(part: Tensor, whole: Tensor) -> bool:
+    """Whether ``part`` is the beginning of ``whole`` in memory."""
+    return part.data_ptr() == whole.data_ptr()
+
+
 class Lane:
     """Fixed buffers for one batch at a time."""
 
@@ -167,7 +172,7 @@ class Lane:
     def place(self, hidden: Tensor, index: int) -> None:
         """Hidden states that layer ``index`` (or the head before it) will read, unless they are there already."""
         target = self.states[index % 2]
-        if hidden.data_ptr() != target.data_ptr():
+        if not begins_at(hidden, target):
             target[: len(hidden)].copy_(hidden)
 
     def attention(self, rows: int) -> Attention:

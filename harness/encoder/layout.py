@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.encoder import varlen
-from harness.encoder.transfer import upload
+from harness.encoder import transfer, varlen
 from harness.errors import ConfigError
 from harness.measure.work import Tally
 
@@ -78,7 +77,7 @@ class Layout:
         self._prefixes: dict[int, Layout] = {}
 
     def _tensor(self, values: np.ndarray) -> Tensor:
-        return upload(values, self.device)
+        return transfer.upload(values, self.device)
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -209,7 +208,7 @@ class Layout:
         """
         lengths = self.lengths[samples]
         rows = len(samples) * self.pad_to if self.pad_to else int(lengths.sum())
-        chosen = upload(samples.astype(np.int64), self.device)
+        chosen = transfer.upload(samples.astype(np.int64), self.device)
         offsets = torch.zeros(len(samples) + 1, dtype=torch.int64, device=self.device)
         torch.cumsum((self.offsets[1:] - self.offsets[:-1])[chosen], 0, out=offsets[1:])
         if self.pad_to:

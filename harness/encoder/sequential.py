@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from harness.contracts import Execution, Predictions, TokenSet
+from harness.encoder import transfer
 from harness.encoder.executors import Climb, LeaveRule, Pass, inference, interleave
 from harness.encoder.multi_exit import MultiExitModel
-from harness.encoder.transfer import download
 
 
 def run_sequential(model: MultiExitModel, tokens: TokenSet, execution: Execution, leaves: LeaveRule) -> Predictions:
@@ -48,7 +48,7 @@ def _shrink(run: Pass, leaves: LeaveRule, first: int, last: int, lane: int) -> C
         run.answer(samples, logits, index)
         if index == run.model.depth - 1:
             return
-        stay = ~(yield download(leaves(logits)))
+        stay = ~(yield transfer.download(leaves(logits)))
         if stay.all():
             continue
         if not stay.any():

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+DEVICES = ("cuda",)
 HALF = (torch.bfloat16, torch.float16)
 
 
 def fits(device: torch.device, dtype: torch.dtype, head_width: int, dropout: float = 0.0) -> bool:
     """Whether the kernel can be used: half precision on CUDA, heads of a multiple of 8 up to 256, no dropout."""
-    return device.type == "cuda" and dtype in HALF and head_width % 8 == 0 and head_width <= 256 and not dropout
+    return device.type in DEVICES and dtype in HALF and head_width % 8 == 0 and head_width <= 256 and not dropout
 
 
 def attend(qkv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Execution, Predictions, TokenSet
+from harness.encoder import transfer
 from harness.encoder.arrange import cut, windows
 from harness.encoder.executors import Climb, LeaveRule, Pass, inference, interleave
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
-from harness.encoder.transfer import HostCopy, download
+from harness.encoder.transfer import HostCopy
 from harness.measure.clock import Phases
 
 # Samples whose hidden states are kept until the host knows who stays: bounds the memory of the second pass.
@@ -136,7 +137,7 @@ def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveR
 
 def _verdicts(parked: list[_Parked]) -> HostCopy:
     """Who is sure: one copy to the host for all."""
-    return download(torch.cat([group.sure for group in parked]))
+    return transfer.download(torch.cat([group.sure for group in parked]))
 
 
 def _release(run: Pass, parked: list[_Parked], sure_all: np.ndarray, end: int) -> dict[int, list[_Group]]:

@@ -1,0 +1,118 @@
+"""Stand-ins for what only a CUDA device has: its attention kernel and its graphs, with the properties that matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from harness.encoder import engine, executors, graphs, varlen
+
+
+class _Tape(TorchDispatchMode):
+    """Writes down every operation with the tensors it used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.steps.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        """The same operations on the same memory; whatever the host decided stays as it was when recorded."""
+        now: dict[int, Any] = {}
+
+        def current(leaf: Any) -> Any:
+            return now.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf
+
+        for func, args, kwargs, out in self.steps:
+            fresh = func(*tree_map(current, args), **tree_map(current, kwargs))
+            for old, new in zip(tree_leaves(out), tree_leaves(fresh), strict=True):
+                if isinstance(old, Tensor):
+                    now[id(old)] = new
+
+
+class TapeRecorder:
+    """A recorder like CUDA's: runs once to warm up, then keeps operations and addresses, not Python."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        _kernel.recorded += 1
+        run()
+        tape = _Tape()
+        with tape:
+            run()
+        return tape.replay
+
+
+@dataclass
+class Kernel:
+    """Attention over sequences of any lengths, written out.
+
+    Rows outside of all sequences come back as NaN, as whoever reads them has a bug.
+
+    Attributes:
+        pairs: query-key pairs so far.
+        recorded: graphs so far.
+    """
+
+    pairs: int = 0
+    recorded: int = 0
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, q_longest: int, k_longest: int
+    ) -> Tensor:
+        assert q_bounds.dtype == k_bounds.dtype == torch.int32
+        assert q_bounds.shape == k_bounds.shape
+        return torch.ops.geep_tests.varlen(q, k, v, q_bounds, k_bounds, q_longest, k_longest)
+
+
+_kernel = Kernel()
+
+
+@torch.library.custom_op("geep_tests::varlen", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, q_longest: int, k_longest: int
+) -> Tensor:
+    out = torch.full_like(q, math.nan)
+    q_at, k_at = q_bounds.tolist(), k_bounds.tolist()
+    for i in range(len(q_at) - 1):
+        ours, theirs = slice(q_at[i], q_at[i + 1]), slice(k_at[i], k_at[i + 1])
+        size, keys = q_at[i + 1] - q_at[i], k_at[i + 1] - k_at[i]
+        assert size <= q_longest
+        assert keys <= k_longest
+        _kernel.pairs += size * keys
+        if not size:
+            continue
+        if not keys:
+            out[ours] = 0.0
+            continue
+        scores = torch.einsum("qhd,khd->hqk", q[ours], k[theirs]) / math.sqrt(q.shape[-1])
+        out[ours] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[theirs])
+    return out
+
+
+@pytest.fixture
+def like_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """Executors treat the CPU as they treat CUDA, in float32."""
+    monkeypatch.setattr(varlen, "DEVICES", ("cpu",))
+    monkeypatch.setattr(varlen, "HALF", (torch.float32,))
+    monkeypatch.setattr(varlen, "varlen_attn", _kernel)
+    monkeypatch.setattr(engine, "GRAPH_DEVICES", ("cpu",))
+    monkeypatch.setattr(graphs, "CudaRecorder", TapeRecorder)
+    monkeypatch.setitem(executors.IN_FLIGHT, "cpu", executors.IN_FLIGHT["cuda"])
+    engine._engines.clear()
+    _kernel.pairs = _kernel.recorded = 0
+    yield _kernel
+    engine._engines.clear()

@@ -1,0 +1,157 @@
+"""Blocks replayed in fixed memory answer as blocks that are run: through stand-ins for CUDA's kernel and graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness.contracts import Execution, Predictions, TokenSet
+from harness.encoder.arrange import cut
+from harness.encoder.executors import run_assigned, run_full
+from harness.encoder.exits import entropy_rule
+from harness.encoder.graphs import Bounds, rounded
+from harness.encoder.layout import Layout
+from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.sequential import run_faithful, run_sequential
+from harness.encoder.shape import EncoderShape
+from harness.encoder.verified import run_verified
+
+N, DEPTH = 23, 4
+SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
+EXECUTIONS = st.builds(
+    Execution,
+    batch_size=st.integers(1, N),
+    protocol=st.sampled_from(["modern", "paper"]),
+    order=st.sampled_from(["arrival", "length"]),
+    window=st.one_of(st.just(0), st.integers(1, N + 2)),
+    executor=st.sampled_from(["ladder", "exact-k"]),
+    max_length=st.integers(12, 16),
+    batch_tokens=st.sampled_from([0, 0, 13, 40]),
+)
+SHARED = settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., MultiExitModel]) -> MultiExitModel:
+    return make_model(shape=SHAPE)
+
+
+def every_run(
+    model: MultiExitModel, tokens: TokenSet, exits: np.ndarray, execution: Execution
+) -> dict[str, Callable[[], Predictions]]:
+    """All executors on the same samples, exits and threshold."""
+    given_exits = torch.from_numpy(exits).to(torch.int16)
+    looks = torch.stack([given_exits, given_exits.clamp(min=2)], 1)
+    rule = entropy_rule(0.93)
+    return {
+        "full": lambda: run_full(model, tokens, execution),
+        "assigned": lambda: run_assigned(model, tokens, given_exits, execution),
+        "shared": lambda: run_assigned(model, tokens, given_exits, execution, answer="shared"),
+        "shrink": lambda: run_sequential(model, tokens, execution, rule),
+        "faithful": lambda: run_faithful(model, tokens, execution, rule),
+        "verified": lambda: run_verified(model, tokens, looks, execution, rule),
+    }
+
+
+@SHARED
+@given(execution=EXECUTIONS, exits=st.lists(st.integers(0, DEPTH - 1), min_size=N, max_size=N))
+def test_graphs_answer_as_eager_blocks_do(
+    model: MultiExitModel, tokens: TokenSet, like_cuda: Any, execution: Execution, exits: list[int]
+) -> None:
+    """Whatever the batches: the same exits, logits and heads; rows that nobody reads may cost, but not count."""
+    plain = every_run(model, tokens, np.array(exits), execution)
+    graphs = every_run(model, tokens, np.array(exits), replace(execution, compute="graphs"))
+    for name, run in plain.items():
+        expected, found = run(), graphs[name]()
+        assert found.exit_layer.tolist() == expected.exit_layer.tolist(), name
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-4, err_msg=name)
+        for kind in ("layer", "head"):
+            assert found.work.rows(kind) == expected.work.rows(kind), name
+        for block, tally in expected.work.blocks.items():
+            ours = found.work.blocks[block]
+            assert (ours.valid, ours.rows) == (tally.valid, tally.rows)
+            assert ours.tokens >= tally.tokens
+
+
+@pytest.mark.parametrize("name", ["full", "assigned", "shrink", "verified"])
+def test_a_pass_leaves_nothing_to_record_for_the_next(
+    model: MultiExitModel, tokens: TokenSet, like_cuda: Any, name: str
+) -> None:
+    """Graphs are made once per block and size; samples in another order need the same ones."""
+    exits = np.arange(N) % DEPTH
+    execution = Execution(batch_size=7, compute="graphs")
+    first = every_run(model, tokens, exits, execution)[name]()
+    made = like_cuda.recorded
+    assert 0 < made <= 2 * sum(1 for _ in first.work.blocks) * 7
+    order = np.random.default_rng(0).permutation(N)
+    again = every_run(model, tokens.select(order), exits[order], execution)[name]()
+    assert like_cuda.recorded == made
+    np.testing.assert_allclose(again.logits, first.logits[order], rtol=1e-3, atol=1e-4)
+
+
+def test_new_weights_are_not_answered_from_old_graphs(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, like_cuda: Any
+) -> None:
+    """What was prepared for a model is made anew once its weights have changed."""
+    model = make_model(shape=SHAPE)
+    execution = Execution(batch_size=7, compute="graphs")
+    run_full(model, tokens, execution)
+    model.load_state_dict(make_model(shape=SHAPE, seed=9).state_dict())
+    expected = run_full(model, tokens, Execution(batch_size=7)).logits
+    np.testing.assert_allclose(run_full(model, tokens, execution).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_attention_is_counted_as_it_runs(model: MultiExitModel, tokens: TokenSet, like_cuda: Any) -> None:
+    """Query-key pairs in the tally are those that the kernel looked at, eagerly and in graphs."""
+    exits = np.arange(N) % DEPTH
+    for compute in ("eager", "graphs"):
+        for name, run in every_run(model, tokens, exits, Execution(batch_size=5, compute=compute)).items():  # type: ignore[arg-type]
+            run()  # recording runs a block more than once
+            before = like_cuda.pairs
+            work = run().work
+            assert like_cuda.pairs - before == sum(tally.pairs for tally in work.blocks.values()), (name, compute)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 1 << 20), st.sampled_from([1, 64]))
+def test_sizes_are_few_and_near(size: int, least: int) -> None:
+    """Rounded up, to a multiple of the least, by at most a sixteenth of the next power of two; and no further twice."""
+    up = rounded(size, least)
+    assert size <= up
+    assert up % least == 0
+    assert up - size < max(least, 2 ** (size - 1).bit_length() / 16)
+    assert rounded(up, least) == up
+
+
+def test_there_are_few_sizes() -> None:
+    """All batches of up to 32,768 rows come in 151 sizes."""
+    assert len({rounded(size, 64) for size in range(1, 32769)}) < 160
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 128), min_size=1, max_size=40),
+    st.integers(1, 40),
+    st.sampled_from([0, 100, 1000]),
+    st.sampled_from(["modern", "paper"]),
+)
+def test_every_batch_fits(lengths: list[int], batch_size: int, batch_tokens: int, protocol: Any) -> None:
+    """No batch that an execution cuts is larger than the buffers made for it."""
+    execution = Execution(batch_size, protocol, batch_tokens=batch_tokens)
+    bounds = Bounds.of(execution, max(lengths))
+    for begin, end in cut(np.array(lengths), 0, len(lengths), execution):
+        layout = Layout(np.array(lengths[begin:end]), bounds.pad_to, "cpu")
+        assert layout.count <= bounds.slots
+        assert layout.rows <= bounds.size(layout) <= bounds.rows
+        assert max(lengths[begin:end]) <= bounds.longest
