@@ -52,8 +52,11 @@ class Settings:
 
     @property
     def compute(self) -> Compute:
-        chosen = self.profile.execution.compute
-        return ("graphs" if self.device == "cuda" else "eager") if chosen == "auto" else chosen
+        chosen, protocol = self.profile.execution.compute, self.profile.execution.protocol
+        if chosen != "auto":
+            return chosen
+        # Attention over packed rows has a kernel that graphs can hold in half precision only.
+        return "graphs" if self.device == "cuda" and (self.dtype == "bfloat16" or protocol == "paper") else "eager"
 
     @property
     def execution(self) -> Execution:
@@ -90,8 +93,14 @@ def check(settings: Settings) -> None:
         raise DeviceError(
             "--device cuda: this machine has no usable CUDA device: leave --device out, or say --device cpu"
         )
-    if settings.device != "cuda" and "graphs" in settings.compute:
-        raise ConfigError(f"compute = '{settings.compute}' needs --device cuda: choose auto, eager or compiled")
+    if "graphs" in settings.compute:
+        if settings.device != "cuda":
+            raise ConfigError(f"compute = '{settings.compute}' needs --device cuda: choose auto, eager or compiled")
+        if settings.dtype == "float32" and profile.execution.protocol == "modern":
+            raise ConfigError(
+                f"compute = '{settings.compute}' of packed batches needs dtype = 'bfloat16': choose that, or auto, eager "
+                "or compiled"
+            )
 
 
 class Bench:
@@ -203,6 +212,6 @@ class Bench:
             batch_size=given.batch_size,
             device=self.settings.device,
             dtype=given.dtype,
-            compute=given.compute,
+            compute=getattr(fitted, "compute", None) or given.compute,
             batch_tokens=given.batch_tokens,
         )

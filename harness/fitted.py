@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from harness.contracts import OperatingPoint, Predictions, Split, TokenSet
+from harness.contracts import Compute, OperatingPoint, Predictions, Split, TokenSet
 from harness.encoder.executors import Answer, run_assigned, run_full
 from harness.encoder.exits import entropy_rule
 from harness.encoder.multi_exit import MultiExitModel
@@ -51,9 +51,11 @@ class FittedModel:
         model: in eval mode on its device.
         training: ``None`` for methods that only borrow another's model.
         executor: name of the executor, as stored with results.
+        compute: how its blocks are run whatever the run says; ``None``: as the run says.
     """
 
     executor: ClassVar[str] = "own"
+    compute: ClassVar[Compute | None] = None
 
     model: MultiExitModel
     training: TrainingReport | None = None

@@ -30,6 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--samples", type=int, default=128, help="samples of the executors' benchmarks")
     group.addoption("--batch-size", type=int, default=32, help="batch size of the executors' benchmarks")
+    group.addoption(
+        "--compute",
+        choices=("eager", "compiled", "graphs", "compiled-graphs"),
+        default="eager",
+        help="how the executors' benchmarks run blocks",
+    )
     group.addoption("--max-train", type=int, help="at most so many train rows")
     group.addoption("--max-test", type=int, help="at most so many test rows")
 

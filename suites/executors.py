@@ -1,18 +1,22 @@
-"""Executors against full depth at BERT-base's shape: how much of the layer ratio becomes wall time.
+"""Executors against full depth and against each other at BERT-base's shape: how much of the layer ratio becomes wall time.
 
-Random weights, random ids of realistic lengths, exits as an exit table predicts them::
+Random weights, random ids of realistic lengths, heads set so that samples leave at every layer::
 
     python -m suites.executors --samples 192 --rounds 3 --out executors.json
+    python -m suites.executors --device cuda --samples 10000 --batch-size 32,128,512,2048 --compute eager,graphs --roof
 
-Rounds alternate the executors (A B C, C B A, ...). Prints and stores, per executor, the median ratio of wall times, the
-ratio of executed layers, what part of the latter the former reaches, and the share of prediction and sorting.
+``bert`` runs all layers; ``ladder``, ``exact-k`` and ``verified`` know exits beforehand, as GEEP predicts them; ``shrink``
+finds the same ones by asking a head after every layer, as FastBERT does, and ``faithful`` in FastBERT's released loop, which
+is eager. Rounds alternate all of them (A B C, C B A, ...). ``reached`` is the ratio of wall times to ``bert`` over the
+ratio of layers. Goals compare each at its own best batch size and way to run blocks, unless they name a batch size.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,102 +24,129 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from geep.exit_table import ExitTable
-from harness.contracts import Execution, Predictions, TokenSet
-from harness.encoder.backbone import default_device, shape_of
-from harness.encoder.executors import run_assigned, run_full
-from harness.encoder.model import Encoder
-from harness.encoder.multi_exit import MultiExitModel
-from harness.errors import GeepBenchError
+from harness.contracts import Compute, DType
+from harness.encoder.backbone import default_device
+from harness.encoder.engine import DTYPES
+from harness.errors import ConfigError, GeepBenchError
 from harness.fingerprint import fingerprint
 from harness.measure import clock
-from harness.measure.clock import Phases
 from harness.store import write_json
+from suites.world import EXECUTORS, World
+
+COMPUTE: tuple[Compute, ...] = ("eager", "compiled", "graphs", "compiled-graphs")
+ROOF_BATCH, ROOF_TOKENS = 256, 128
 
 
-def random_samples(count: int, vocab: int, rng: np.random.Generator, longest: int = 128) -> TokenSet:
-    """Ids after Zipf's law, lengths log-normal around 50 tokens (as AG News has them), cut at ``longest``."""
-    lengths = np.clip(np.exp(rng.normal(3.9, 0.45, count)), 8, longest).astype(np.int64)
-    ids = [np.minimum(rng.zipf(1.3, size) + 999, vocab - 1).tolist() for size in lengths]
-    return TokenSet.from_lists(ids)
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product of random numbers: the ceiling."""
+    size = 8192 if device == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(12):
+        phases = clock.Phases(device)
+        clock.synchronise(device)
+        with phases("product"):
+            a @ b
+        seconds.append(phases.seconds()["product"])
+    return 2 * size**3 / float(np.median(seconds[2:]))
 
 
-def table_for(tokens: TokenSet, answers: Sequence[int], depth: int, rng: np.random.Generator) -> ExitTable:
-    """A table whose samples left at random exits, shallow ones more often."""
-    weight = np.linspace(2.0, 0.5, len(answers))
-    exits = rng.choice(np.array(answers), len(tokens), p=weight / weight.sum())
-    table = ExitTable(depth)
-    table.insert(tokens, torch.from_numpy(exits))
-    table.freeze(min_count=1, smoothing=0)
-    return table
+def measure(world: World, rounds: int, batch_sizes: Sequence[int], computes: Sequence[Compute]) -> list[dict[str, Any]]:
+    """One row per executor, batch size and way to run blocks; see the module's docstring."""
+    rows = []
+    plans = [(batch_size, compute) for batch_size in batch_sizes for compute in computes]
+    with tqdm(total=len(plans) * (rounds + 1), desc="rounds", disable=None) as bar:
+        for batch_size, compute in plans:
+            execution = world.execution(batch_size, compute)
+            names = [name for name in EXECUTORS if name != "faithful" or compute == "eager"]
+            seconds: dict[str, list[float]] = {name: [] for name in names}
+            found = {}
+            for number in range(-1, rounds):
+                for name in names if number % 2 == 0 else names[::-1]:
+                    clock.synchronise(world.device)
+                    start = clock.now()
+                    found[name] = world.run(name, execution)
+                    clock.synchronise(world.device)
+                    if number >= 0:  # the first round warms up
+                        seconds[name].append(clock.now() - start)
+                bar.update()
+            for name, predictions in found.items():
+                layers = predictions.work.rows("layer") / world.samples
+                wall = float(np.median(np.array(seconds["bert"]) / np.array(seconds[name])))
+                phases, depth = predictions.phases, world.model.depth
+                rows.append(
+                    {
+                        "executor": name,
+                        "batch_size": batch_size,
+                        "compute": compute,
+                        "seconds": float(np.median(seconds[name])),
+                        "mean_layers": layers,
+                        "mean_heads": predictions.work.rows("head") / world.samples,
+                        "wall_ratio": wall,
+                        "layer_ratio": depth / layers,
+                        "reached": wall * layers / depth,
+                        "flops_per_s": world.model.cost().flops(predictions.work, "full")
+                        / float(np.median(seconds[name])),
+                        "predict_and_sort_share": (phases.get("predict", 0.0) + phases["schedule"]) / seconds[name][-1],
+                    }
+                )
+    return rows
 
 
-def measure(samples: int, rounds: int, batch_size: int, backbone: str, device: str, seed: int = 0) -> dict[str, Any]:
-    """All executors on the same samples; see the module's docstring for what is returned."""
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    shape = shape_of(backbone)
-    model = MultiExitModel(Encoder(shape).to(device), 2, range(shape.layers - 2)).eval()
-    tokens = random_samples(samples, shape.vocab_size, rng).to(device)
-    table = table_for(tokens.to("cpu"), model.answers, shape.layers, rng)
-    # Exits vary from sample to sample as they would with a sharp predictor; predicting them is timed all the same.
-    exits = torch.from_numpy(
-        rng.choice(np.array(model.answers, dtype=np.int16), samples, p=shallow(len(model.answers)))
-    ).to(device)
+def best(rows: Sequence[dict[str, Any]], executor: str, batch_size: int | None = None) -> dict[str, Any]:
+    """The fastest row of an executor, at any batch size or at this one."""
+    mine = [row for row in rows if row["executor"] == executor and batch_size in (None, row["batch_size"])]
+    return min(mine, key=lambda row: row["seconds"])
 
-    def full() -> Predictions:
-        return run_full(model, tokens, Execution(batch_size))
 
-    def assigned(executor: Any) -> Callable[[], Predictions]:
-        def run() -> Predictions:
-            phases = Phases(device)
-            with phases("predict"):
-                table.predict(tokens, 500)
-            return run_assigned(model, tokens, exits, Execution(batch_size, executor=executor), phases=phases)
+def goals(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Ratios that tell how good the executors are, each at its best."""
+    bert, tuned = best(rows, "bert"), best(rows, "shrink")
+    found = {}
+    for name in ("ladder", "exact-k", "verified"):
+        mine = best(rows, name)
+        found[f"{name} over bert / layer ratio"] = bert["seconds"] / mine["seconds"] / mine["layer_ratio"]
+        found[f"{name} over shrink"] = tuned["seconds"] / mine["seconds"]
+    small = min(row["batch_size"] for row in rows)
+    if any(row["executor"] == "faithful" for row in rows):
+        released = best(rows, "faithful", small)["seconds"]
+        found[f"ladder over faithful at batch {small}"] = released / best(rows, "ladder", small)["seconds"]
+        found[f"shrink over faithful at batch {small}"] = released / best(rows, "shrink", small)["seconds"]
+    return found
 
-        return run
 
-    runs = {"bert": full, "ladder": assigned("ladder"), "exact-k": assigned("exact-k")}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    found: dict[str, Predictions] = {}
-    for number in tqdm(range(-1, rounds), desc="rounds", disable=None):
-        names = list(runs) if number % 2 == 0 else list(runs)[::-1]
-        for name in names:
-            clock.synchronise(device)
+def roof(world: World, rounds: int, computes: Sequence[Compute]) -> list[dict[str, Any]]:
+    """``bert`` at 128 tokens and batch 256, against the matrix rate measured around it."""
+    even = replace(world, samples=10 * ROOF_BATCH, length=ROOF_TOKENS)
+    found = []
+    for compute in computes:
+        rate = matrix_rate(world.device, DTYPES[world.dtype])
+        execution = even.execution(ROOF_BATCH, compute)
+        seconds, work = [], even.run("bert", execution).work
+        for _ in range(rounds):
+            clock.synchronise(world.device)
             start = clock.now()
-            found[name] = runs[name]()
-            clock.synchronise(device)
-            if number >= 0:  # the first round warms up
-                seconds[name].append(clock.now() - start)
-    rows = {}
-    for name, predictions in found.items():
-        layers = predictions.work.rows("layer") / samples
-        wall = float(np.median(np.array(seconds["bert"]) / np.array(seconds[name])))
-        phases = predictions.phases
-        rows[name] = {
-            "seconds": float(np.median(seconds[name])),
-            "mean_layers": layers,
-            "wall_ratio": wall,
-            "layer_ratio": shape.layers / layers,
-            "reached": wall * layers / shape.layers,
-            "predict_and_sort_share": (phases.get("predict", 0) + phases["schedule"]) / seconds[name][-1],
-        }
-    return {
-        "backbone": backbone,
-        "samples": samples,
-        "mean_tokens": float(tokens.lengths.float().mean()),
-        "batch_size": batch_size,
-        "rounds": rounds,
-        "device": device,
-        "executors": rows,
-        "fingerprint": fingerprint(),
-    }
+            even.run("bert", execution)
+            clock.synchronise(world.device)
+            seconds.append(clock.now() - start)
+        middle = float(np.median(seconds))
+        done = even.model.cost().flops(work, "full") / middle
+        found.append(
+            {
+                "compute": compute,
+                "batch_size": ROOF_BATCH,
+                "tokens": ROOF_TOKENS,
+                "samples_per_s": even.samples / middle,
+                "flops_per_s": done,
+                "matrix_flops_per_s": rate,
+                "share": done / rate,
+            }
+        )
+    return found
 
 
-def shallow(count: int) -> np.ndarray:
-    """Probabilities of ``count`` exits, shallow ones more likely: mean about a third of the way."""
-    weight = np.linspace(2.0, 0.2, count)
-    return weight / weight.sum()
+def _sizes(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,22 +155,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", default="bert-base-uncased", help="shape to use (known names work offline)")
     parser.add_argument("--samples", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=_sizes, default=[32], metavar="32,128", help="batch sizes")
+    parser.add_argument("--compute", default="eager", metavar="eager,graphs", help=f"out of {', '.join(COMPUTE)}")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
+    parser.add_argument(
+        "--roof", action="store_true", help="also bert at 128 tokens, batch 256, against the matrix rate"
+    )
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args(arguments)
     try:
-        facts = measure(args.samples, args.rounds, args.batch_size, args.backbone, args.device)
+        computes = [name for name in COMPUTE if name in args.compute.split(",")]
+        if len(computes) != len(args.compute.split(",")) or min([args.samples, args.rounds, *args.batch_size]) < 1:
+            raise ConfigError(
+                f"--compute takes {', '.join(COMPUTE)}, each once; samples, rounds and batch sizes at least 1"
+            )
+        dtype: DType = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+        world = World(args.backbone, args.samples, args.device, dtype)
+        rows = measure(world, args.rounds, args.batch_size, computes)
+        facts: dict[str, Any] = {
+            "backbone": args.backbone,
+            "samples": args.samples,
+            "mean_tokens": float(world.tokens.lengths.float().mean()),
+            "rounds": args.rounds,
+            "device": args.device,
+            "dtype": dtype,
+            "executors": rows,
+            "goals": goals(rows),
+            "roof": roof(world, args.rounds, computes) if args.roof else [],
+            "fingerprint": fingerprint(),
+        }
         if args.out:
             write_json(args.out, facts)
     except GeepBenchError as error:
         print(f"executors: {error}", file=sys.stderr)
         return error.exit_code
-    for name, row in facts["executors"].items():
+    for row in rows:
         print(
-            f"{name:8} {row['seconds']:8.2f} s  {row['mean_layers']:5.2f} layers  wall {row['wall_ratio']:5.2f}x  "
-            f"layers {row['layer_ratio']:5.2f}x  reached {row['reached']:6.1%}  "
-            f"prediction and sorting {row['predict_and_sort_share']:.3%}"
+            f"{row['executor']:8} batch {row['batch_size']:<5} {row['compute']:15} {row['seconds']:8.3f} s  "
+            f"{row['mean_layers']:5.2f} layers  wall {row['wall_ratio']:5.2f}x  layers {row['layer_ratio']:5.2f}x  "
+            f"reached {row['reached']:6.1%}  prediction and sorting {row['predict_and_sort_share']:.3%}"
+        )
+    for name, value in facts["goals"].items():
+        print(f"{name}: {value:.3f}")
+    for row in facts["roof"]:
+        print(
+            f"bert, 128 tokens, batch 256, {row['compute']}: {row['share']:.1%} of {row['matrix_flops_per_s']:.3g} FLOP/s"
         )
     return 0
 
