@@ -69,15 +69,17 @@ class ConstantDepth(AssignedControl):
 
 def content_hash(tokens: TokenSet) -> Tensor:
     """A pseudo-random number per sample from its ids alone, int64 [N]: the same in any order of samples."""
-    starts = torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths)
-    place = torch.arange(len(tokens.ids), device=tokens.device) - starts
+    total = len(tokens.ids)  # said, so that a device need not be asked
+    starts = torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths, output_size=total)
+    place = torch.arange(total, device=tokens.device) - starts
     # Position enters so that permuted words differ; shifts between products, as a polynomial of both would not tell
     # all permutations apart. Everything stays below 2^62.
     mixed = (tokens.ids.long() * 2654435761 + place * 40503 + 12345) % 2147483647
     for shift, factor in ((16, 2146121005), (15, 1252097743)):
         mixed = (mixed ^ (mixed >> shift)) * factor % 2147483647
     sums = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-    owner = torch.repeat_interleave(torch.arange(len(tokens), device=tokens.device), tokens.lengths)
+    samples = torch.arange(len(tokens), device=tokens.device)
+    owner = torch.repeat_interleave(samples, tokens.lengths, output_size=total)
     return sums.index_add_(0, owner, mixed) * 48271 % 2147483647
 
 

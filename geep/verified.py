@@ -20,6 +20,7 @@ from harness.contracts import Fitted, Kind, OperatingPoint, Predictions, Split, 
 from harness.encoder.backbone import Backbone
 from harness.encoder.executors import exit_logits
 from harness.encoder.exits import entropy_rule
+from harness.encoder.transfer import upload
 from harness.encoder.verified import run_verified
 from harness.errors import ConfigError, ResultError
 from harness.fitted import SPEEDS, FittedModel, checked_speeds
@@ -49,7 +50,7 @@ def look_layers(table: ExitTable, tokens: TokenSet, answers: Sequence[int], quan
     """
     if looks != EVERY:
         return table.quantiles(tokens, look_quantiles(quantile, looks))
-    exits = torch.tensor(answers, dtype=torch.int16, device=tokens.device)
+    exits = upload(np.array(answers, dtype=np.int16), tokens.device)
     first = table.quantiles(tokens, [quantile])  # [N, 1]
     # Columns before the first look repeat it, and a look that is no deeper than the one before is skipped.
     return torch.maximum(exits.expand(len(tokens), -1), first)

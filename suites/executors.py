@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
 from tqdm import tqdm
 
 from harness.contracts import Compute, DType
@@ -145,6 +147,24 @@ def roof(world: World, rounds: int, computes: Sequence[Compute]) -> list[dict[st
     return found
 
 
+def profile(world: World, rows: Sequence[dict[str, Any]]) -> str:
+    """Where the time of one pass goes, kernel by kernel, for every executor at its best: a text for people."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.device == "cuda" else [])]
+    parts = []
+    for name in dict.fromkeys(row["executor"] for row in rows):
+        row = best(rows, name)
+        execution = world.execution(row["batch_size"], row["compute"])
+        world.run(name, execution)
+        clock.synchronise(world.device)
+        with profiler(activities=activities) as seen:
+            world.run(name, execution)
+            clock.synchronise(world.device)
+        order = "cuda_time_total" if world.device == "cuda" else "cpu_time_total"
+        table = seen.key_averages().table(sort_by=order, row_limit=25)
+        parts.append(f"{name}, batch {row['batch_size']}, {row['compute']}\n{table}")
+    return "\n\n".join(parts) + "\n"
+
+
 def _sizes(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -162,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--roof", action="store_true", help="also bert at 128 tokens, batch 256, against the matrix rate"
     )
+    parser.add_argument("--profile", type=Path, metavar="TXT", help="also write where each executor's time goes")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args(arguments)
     try:
@@ -187,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         if args.out:
             write_json(args.out, facts)
+        if args.profile:
+            write_atomic(args.profile, lambda place: place.write_text(profile(world, rows), encoding="utf-8"))
     except GeepBenchError as error:
         print(f"executors: {error}", file=sys.stderr)
         return error.exit_code

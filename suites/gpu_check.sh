@@ -75,20 +75,25 @@ step_table() {
 }
 
 step_executors() {
-  local batch failed=0
-  for batch in 32 128 256; do
-    python3 -m suites.executors --device cuda --samples 10000 --rounds 7 --batch-size "$batch" \
-      --out "$out/executors-b$batch.json" || failed=1
-    python3 -m pytest suites/test_executors.py --benchmark-only --shape bert-base-uncased --samples 10000 --device cuda \
-      --batch-size "$batch" -q -p no:cacheprovider --benchmark-json "$out/executors-suite-b$batch.json" || failed=1
-  done
+  local failed=0
+  # BERT-base's shape: every way to run blocks at four batch sizes; then enough samples for batches of equal exits.
+  python3 -m suites.executors --device cuda --samples 10000 --rounds 7 --batch-size 32,128,512,2048 \
+    --compute eager,compiled,graphs,compiled-graphs --roof --profile "$out/executors-profile.txt" \
+    --out "$out/executors.json" 2>> "$out/executors.log" | tee "$out/executors.txt"
+  [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
+  python3 -m suites.executors --device cuda --samples 100000 --rounds 3 --batch-size 512,2048 --compute graphs \
+    --out "$out/executors-100k.json" 2>> "$out/executors.log" | tee "$out/executors-100k.txt"
+  [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
+  python3 -m pytest suites/test_executors.py --benchmark-only --shape bert-base-uncased --samples 10000 --device cuda \
+    --batch-size 256 --compute graphs -q -p no:cacheprovider --benchmark-json "$out/executors-suite.json" || failed=1
   return "$failed"
 }
 
 step_quick() { run_folder quick --profile quick; }
 
 step_mini() {
-  run_folder mini --profile mini --data "${DATA:?mini needs DATA}" --backbone "en=${EN_BACKBONE:?mini needs EN_BACKBONE}"
+  run_folder mini --profile mini --data "${DATA:?mini needs DATA}" --backbone "en=${EN_BACKBONE:?mini needs EN_BACKBONE}" \
+    --methods bert,distilbert,tinybert,fastbert,fastbert-faithful,geep,geep-verified,control-constant,control-random,control-length,control-sequential,oracle
 }
 
 failures=()

@@ -84,7 +84,7 @@ class CudaLauncher:
             except Exception as error:  # CuPy has types of its own for errors of driver, NVRTC and loader
                 raise DeviceError(
                     f"CUDA kernels: {self.source.name} does not compile here ({type(error).__name__}: {_line(error)}):"
-                    f" NVRTC and a driver for its CUDA version are needed: {_INSTALL} nvidia-cuda-nvrtc"
+                    f" NVRTC and a driver for its CUDA version are needed: {_INSTALL}"
                 ) from error
         return self._kernels[name]
 

@@ -273,3 +273,16 @@ def test_needs_a_geep_that_assigns(
     """A teacher that does not know exits beforehand is refused in one line."""
     with pytest.raises(ConfigError, match=f"{control.name} needs"):
         control().fit(signal_task, small_backbone, {"geep": trained_bert}, config={}, seed=0)
+
+
+@pytest.mark.parametrize("control", [ConstantControl, RandomControl, LengthControl])
+def test_exits_are_dealt_out_without_a_look_at_the_device(
+    control: type[Any], borrow: Any, scattered_geep: FittedGeep, unseen: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without values do for it: a control must not cost more than what it stands against."""
+    fitted = borrow(control)
+    at = fitted.operating_points(unseen)[0]
+    monkeypatch.setattr(
+        FittedGeep, "assign", lambda self, tokens, at: torch.empty(len(tokens), dtype=torch.int16, device="meta")
+    )
+    assert fitted.assign(unseen.tokens.to("meta"), at=at).shape == (40,)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geep.exit_table import ExitTable
 from geep.method import TUNING, FittedGeep
 from geep.predictor import DevView
 from geep.verified import (
@@ -294,3 +295,18 @@ def test_damage_is_told(
             (tmp_path / "verified.json").write_text(content, encoding="utf-8")
         with pytest.raises(ResultError, match="run again"):
             GeepVerified().load(tmp_path, signal_task, small_backbone, {"geep": scattered_geep})
+
+
+@pytest.mark.parametrize("looks", [1, 3, EVERY])
+def test_looks_are_found_without_a_look_at_the_device(
+    looks: int, scattered_geep: FittedGeep, unseen: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without values do for it, once the table has been asked."""
+    monkeypatch.setattr(
+        ExitTable,
+        "quantiles",
+        lambda self, tokens, asked: torch.empty(len(tokens), len(asked), dtype=torch.int16, device="meta"),
+    )
+    table = next(iter(scattered_geep.tables.values()))
+    found = look_layers(table, unseen.tokens.to("meta"), scattered_geep.model.answers, 400, looks)
+    assert found.shape == (40, looks or len(scattered_geep.model.answers))

@@ -16,7 +16,9 @@ SMALL = ["--backbone", "google/bert_uncased_L-4_H-256_A-4", "--samples", "12", "
 def test_every_executor_is_measured_at_every_batch_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line per executor and batch size, one per goal, and JSON with fingerprint; layer ratios follow from what ran."""
     out = tmp_path / "executors.json"
-    assert executors.main([*SMALL, "--batch-size", "3,12", "--out", str(out)]) == 0
+    where = tmp_path / "profile.txt"
+    assert executors.main([*SMALL, "--batch-size", "3,12", "--out", str(out), "--profile", str(where)]) == 0
+    assert "aten::addmm" in where.read_text(encoding="utf-8")
     found = json.loads(out.read_text(encoding="utf-8"))
     assert [row["batch_size"] for row in found["executors"]] == [3] * 6 + [12] * 6
     for row in found["executors"]:
