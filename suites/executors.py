@@ -32,7 +32,7 @@ from harness.encoder.engine import DTYPES
 from harness.errors import ConfigError, GeepBenchError
 from harness.fingerprint import fingerprint
 from harness.measure import clock
-from harness.store import write_json
+from harness.store import write_atomic, write_json
 from suites.world import EXECUTORS, World
 
 COMPUTE: tuple[Compute, ...] = ("eager", "compiled", "graphs", "compiled-graphs")
