@@ -99,6 +99,14 @@ def parser() -> argparse.ArgumentParser:
         "--backbone", type=backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
     )
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    run.add_argument("--batch-size", type=_count, metavar="N", help="samples per batch")
+    run.add_argument("--batch-tokens", type=_count, metavar="N", help="a batch also ends before it holds more tokens")
+    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights and hidden states")
+    run.add_argument(
+        "--compute",
+        choices=("auto", "eager", "compiled", "graphs", "compiled-graphs"),
+        help="how blocks are run; auto: CUDA graphs where there is a device, else eager",
+    )
     run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
     run.add_argument("--max-train", type=_count, metavar="N", help="at most N train rows (stratified, seed 0)")
     run.add_argument("--max-test", type=_count, metavar="N", help="at most N test rows (stratified, seed 0)")
@@ -142,6 +150,13 @@ def settings_of(args: argparse.Namespace) -> Any:
         for key in ("methods", "datasets", "seeds", "max_train", "max_test")
         if (value := getattr(args, key)) is not None
     }
+    way = {
+        key: value
+        for key in ("batch_size", "batch_tokens", "dtype", "compute")
+        if (value := getattr(args, key)) is not None
+    }
+    if way:
+        changes["execution"] = chosen.execution.model_copy(update=way)
     if args.backbone:
         changes["backbones"] = {**chosen.backbones, **args.backbone}
     chosen = chosen.model_copy(update=changes)

@@ -37,6 +37,7 @@ from suites.world import EXECUTORS, World
 
 COMPUTE: tuple[Compute, ...] = ("eager", "compiled", "graphs", "compiled-graphs")
 ROOF_BATCH, ROOF_TOKENS = 256, 128
+MOST = 4096  # samples in a batch that is bounded by its tokens
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
@@ -53,13 +54,20 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / float(np.median(seconds[2:]))
 
 
-def measure(world: World, rounds: int, batch_sizes: Sequence[int], computes: Sequence[Compute]) -> list[dict[str, Any]]:
-    """One row per executor, batch size and way to run blocks; see the module's docstring."""
+def measure(
+    world: World,
+    rounds: int,
+    batch_sizes: Sequence[int],
+    computes: Sequence[Compute],
+    budgets: Sequence[int] = (),
+) -> list[dict[str, Any]]:
+    """One row per executor, batch size or token budget, and way to run blocks; see the module's docstring."""
     rows = []
-    plans = [(batch_size, compute) for batch_size in batch_sizes for compute in computes]
+    batches = [(size, 0) for size in batch_sizes] + [(MOST, tokens) for tokens in budgets]
+    plans = [(*batch, compute) for batch in batches for compute in computes]
     with tqdm(total=len(plans) * (rounds + 1), desc="rounds", disable=None) as bar:
-        for batch_size, compute in plans:
-            execution = world.execution(batch_size, compute)
+        for batch_size, batch_tokens, compute in plans:
+            execution = world.execution(batch_size, compute, batch_tokens=batch_tokens)
             names = [name for name in EXECUTORS if name != "faithful" or compute == "eager"]
             seconds: dict[str, list[float]] = {name: [] for name in names}
             found = {}
@@ -80,6 +88,7 @@ def measure(world: World, rounds: int, batch_sizes: Sequence[int], computes: Seq
                     {
                         "executor": name,
                         "batch_size": batch_size,
+                        "batch_tokens": batch_tokens,
                         "compute": compute,
                         "seconds": float(np.median(seconds[name])),
                         "mean_layers": layers,
@@ -93,6 +102,11 @@ def measure(world: World, rounds: int, batch_sizes: Sequence[int], computes: Seq
                     }
                 )
     return rows
+
+
+def batch_of(row: dict[str, Any]) -> str:
+    """How a row's batches are bounded, for people."""
+    return f"{row['batch_tokens']} tokens" if row["batch_tokens"] else f"batch {row['batch_size']}"
 
 
 def best(rows: Sequence[dict[str, Any]], executor: str, batch_size: int | None = None) -> dict[str, Any]:
@@ -153,7 +167,7 @@ def profile(world: World, rows: Sequence[dict[str, Any]]) -> str:
     parts = []
     for name in dict.fromkeys(row["executor"] for row in rows):
         row = best(rows, name)
-        execution = world.execution(row["batch_size"], row["compute"])
+        execution = world.execution(row["batch_size"], row["compute"], batch_tokens=row["batch_tokens"])
         world.run(name, execution)
         clock.synchronise(world.device)
         with profiler(activities=activities) as seen:
@@ -161,7 +175,7 @@ def profile(world: World, rows: Sequence[dict[str, Any]]) -> str:
             clock.synchronise(world.device)
         order = "cuda_time_total" if world.device == "cuda" else "cpu_time_total"
         table = seen.key_averages().table(sort_by=order, row_limit=25)
-        parts.append(f"{name}, batch {row['batch_size']}, {row['compute']}\n{table}")
+        parts.append(f"{name}, {batch_of(row)}, {row['compute']}\n{table}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -176,6 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=_sizes, default=[32], metavar="32,128", help="batch sizes")
+    parser.add_argument(
+        "--batch-tokens", type=_sizes, default=[], metavar="16384", help="and batches of so many tokens"
+    )
     parser.add_argument("--compute", default="eager", metavar="eager,graphs", help=f"out of {', '.join(COMPUTE)}")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
@@ -187,13 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         computes = [name for name in COMPUTE if name in args.compute.split(",")]
-        if len(computes) != len(args.compute.split(",")) or min([args.samples, args.rounds, *args.batch_size]) < 1:
-            raise ConfigError(
-                f"--compute takes {', '.join(COMPUTE)}, each once; samples, rounds and batch sizes at least 1"
-            )
+        numbers = [args.samples, args.rounds, *args.batch_size, *args.batch_tokens]
+        if len(computes) != len(args.compute.split(",")) or min(numbers) < 1:
+            raise ConfigError(f"--compute takes {', '.join(COMPUTE)}, each once; all numbers must be at least 1")
         dtype: DType = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
         world = World(args.backbone, args.samples, args.device, dtype)
-        rows = measure(world, args.rounds, args.batch_size, computes)
+        rows = measure(world, args.rounds, args.batch_size, computes, args.batch_tokens)
         facts: dict[str, Any] = {
             "backbone": args.backbone,
             "samples": args.samples,
@@ -215,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     for row in rows:
         print(
-            f"{row['executor']:8} batch {row['batch_size']:<5} {row['compute']:15} {row['seconds']:8.3f} s  "
+            f"{row['executor']:8} {batch_of(row):13} {row['compute']:15} {row['seconds']:8.3f} s  "
             f"{row['mean_layers']:5.2f} layers  wall {row['wall_ratio']:5.2f}x  layers {row['layer_ratio']:5.2f}x  "
             f"reached {row['reached']:6.1%}  prediction and sorting {row['predict_and_sort_share']:.3%}"
         )

@@ -78,10 +78,11 @@ step_executors() {
   local failed=0
   # BERT-base's shape: every way to run blocks at four batch sizes; then enough samples for batches of equal exits.
   python3 -m suites.executors --device cuda --samples 10000 --rounds 7 --batch-size 32,128,512,2048 \
-    --compute eager,compiled,graphs,compiled-graphs --roof --profile "$out/executors-profile.txt" \
+    --batch-tokens 16384 --compute eager,compiled,graphs,compiled-graphs --roof --profile "$out/executors-profile.txt" \
     --out "$out/executors.json" 2>> "$out/executors.log" | tee "$out/executors.txt"
   [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
-  python3 -m suites.executors --device cuda --samples 100000 --rounds 3 --batch-size 512,2048 --compute graphs \
+  python3 -m suites.executors --device cuda --samples 100000 --rounds 3 --batch-size 512,2048 \
+    --batch-tokens 16384 --compute graphs \
     --out "$out/executors-100k.json" 2>> "$out/executors.log" | tee "$out/executors-100k.txt"
   [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
   python3 -m pytest suites/test_executors.py --benchmark-only --shape bert-base-uncased --samples 10000 --device cuda \

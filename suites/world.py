@@ -96,9 +96,11 @@ class World:
     length: int | None = None
     seed: int = 0
 
-    def execution(self, batch_size: int, compute: Compute = "eager", window: int = 0) -> Execution:
+    def execution(
+        self, batch_size: int, compute: Compute = "eager", window: int = 0, batch_tokens: int = 0
+    ) -> Execution:
         """How to run, with samples sorted by length."""
-        return Execution(batch_size, window=window, dtype=self.dtype, compute=compute)
+        return Execution(batch_size, window=window, dtype=self.dtype, compute=compute, batch_tokens=batch_tokens)
 
     @cached_property
     def tokens(self) -> TokenSet:

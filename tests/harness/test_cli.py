@@ -108,6 +108,9 @@ REFUSED: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown device": (run(device="tpu"), ("tpu", "cpu")),
     "no method": (run(methods=","), ("at least one name",)),
     "no dataset": (run(datasets=""), ("at least one name",)),
+    "graphs without a device": (run(device="cpu", compute="graphs"), ("needs --device cuda", "auto, eager")),
+    "no such way to run blocks": (run(compute="fast"), ("fast", "compiled-graphs")),
+    "batch of nothing": (run(batch_size="0"), ("'0'", "at least 1")),
     "seed no number": (run(seeds="0,x"), ("0,x", "whole numbers")),
     "seed negative": (run(seeds="-1"), ("whole numbers",)),
     "max-train zero": (run(max_train="0"), ("'0'", "at least 1")),
@@ -273,3 +276,14 @@ def test_failed_cells_give_exit_code_one(
     assert "cells: 1 measured, 0 kept from before, 1 failed" in captured.out
     assert "RuntimeError: a bug" in captured.err
     assert (place / "out" / "report" / "index.html").is_file()
+
+
+@pytest.mark.usefixtures("place")
+def test_the_command_line_says_how_to_run() -> None:
+    """Batches, type and blocks come from the profile unless they are given; the rest of the profile stays."""
+    given = [*run(batch_size="5", batch_tokens="99", dtype="bfloat16", compute="compiled"), "--device", "cpu"]
+    chosen = cli.settings_of(cli.parser().parse_args(given)).execution
+    assert (chosen.batch_size, chosen.batch_tokens, chosen.dtype, chosen.compute) == (5, 99, "bfloat16", "compiled")
+    plain = cli.settings_of(cli.parser().parse_args([*run(), "--device", "cpu"])).execution
+    assert (plain.batch_size, plain.batch_tokens, plain.dtype, plain.compute) == (8, 0, "float32", "eager")
+    assert plain.max_length == chosen.max_length == 16

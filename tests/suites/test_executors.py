@@ -17,16 +17,18 @@ def test_every_executor_is_measured_at_every_batch_size(tmp_path: Path, capsys: 
     """A line per executor and batch size, one per goal, and JSON with fingerprint; layer ratios follow from what ran."""
     out = tmp_path / "executors.json"
     where = tmp_path / "profile.txt"
-    assert executors.main([*SMALL, "--batch-size", "3,12", "--out", str(out), "--profile", str(where)]) == 0
+    batches = ["--batch-size", "3,12", "--batch-tokens", "100"]
+    assert executors.main([*SMALL, *batches, "--out", str(out), "--profile", str(where)]) == 0
     assert "aten::addmm" in where.read_text(encoding="utf-8")
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert [row["batch_size"] for row in found["executors"]] == [3] * 6 + [12] * 6
+    assert [row["batch_size"] for row in found["executors"]] == [3] * 6 + [12] * 6 + [executors.MOST] * 6
+    assert [row["batch_tokens"] for row in found["executors"]] == [0] * 12 + [100] * 6
     for row in found["executors"]:
         assert (row["mean_layers"] == 4) == (row["executor"] == "bert")
         assert row["layer_ratio"] == pytest.approx(4 / row["mean_layers"])
     assert "ladder over faithful at batch 3" in found["goals"]
     assert found["fingerprint"]["versions"]["torch"]
-    assert len(capsys.readouterr().out.splitlines()) == 12 + len(found["goals"])
+    assert len(capsys.readouterr().out.splitlines()) == 18 + len(found["goals"])
 
 
 def test_all_executors_leave_at_the_same_layers() -> None:
