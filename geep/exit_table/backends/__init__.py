@@ -15,9 +15,41 @@ import torch
 from torch import Tensor
 
 from geep.exit_table.keys import Packed
-from harness.errors import UnknownNameError
+from harness.errors import DeviceError, UnknownNameError
 
 BACKENDS = ("auto", "cpu", "cuda", "host", "reference")
+
+
+class OutOfMemory(DeviceError):
+    """Memory is too small for what was asked.
+
+    Args:
+        what: what did not fit, and where.
+        whole: whether what was counted before is whole, and can be exported. A backend raises nothing else.
+
+    Attributes:
+        what: as given.
+    """
+
+    def __init__(self, what: str, *, whole: bool = True) -> None:
+        self.what = what
+        kept = "what was counted before is kept" if whole else "counts are not whole: build the table again"
+        super().__init__(
+            f"exit table: {what}: give fewer samples at a time, take shorter n-grams, free memory, or keep the table"
+            f' on the CPU with backend="cpu"; {kept}'
+        )
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an allocation failed: on a device (torch has a type for it) or on the host (NumPy has, torch has not)."""
+    if isinstance(error, (MemoryError, OutOfMemory, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says first; torch tells long stories about memory."""
+    return f"memory ran out ({(str(error) or type(error).__name__).splitlines()[0]})"
 
 
 class Tally(NamedTuple):
@@ -40,11 +72,15 @@ class Backend(Protocol):
     device: torch.device | None
 
     def insert(self, packed: Packed, exits: Tensor) -> None:
-        """Count every key of sample i at ``exits[i]`` (int64 [N])."""
+        """Count every key of sample i at ``exits[i]`` (int64 [N]).
+
+        Raises:
+            OutOfMemory: nothing of it was counted. Whatever else is raised leaves counts that are not whole.
+        """
         ...
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        """Add counts (uint32 [K, L]) of distinct rising keys (int64 [K])."""
+        """Add counts (uint32 [K, L]) of distinct rising keys (int64 [K]); raises as :meth:`insert`."""
         ...
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:
