@@ -34,7 +34,7 @@ class ExitTable:
         backend: ``"auto"`` (``"cuda"`` where CuPy and a device work, else ``"cpu"``), ``"cpu"``, ``"cuda"``, ``"host"``
             (the CUDA kernels compiled for the CPU, slow) or ``"reference"`` (slow, the specification); all answer the
             same, whatever device the tokens are on. With ``"auto"``, a table that outgrows the device's memory goes on
-            on the CPU, and says so once.
+            on the CPU, and says so once. Or a :class:`~geep.exit_table.backends.Backend` for as many layers and n-grams.
         seed: for backends that hash; answers do not depend on it.
         special: ids of [CLS], [SEP] and [PAD], for samples given as lists; a ``TokenSet`` brings its own.
 
@@ -49,7 +49,12 @@ class ExitTable:
     """
 
     def __init__(
-        self, num_layers: int, ngram: int = 1, backend: str = "auto", seed: int = 0, special: Sequence[int] = ()
+        self,
+        num_layers: int,
+        ngram: int = 1,
+        backend: str | Backend = "auto",
+        seed: int = 0,
+        special: Sequence[int] = (),
     ) -> None:
         if not 1 <= num_layers <= files.MAX_LAYERS:
             raise ConfigError(f"exit table: num_layers={num_layers} is outside 1..{files.MAX_LAYERS}")
@@ -61,7 +66,8 @@ class ExitTable:
         self.ngram = int(ngram)
         self.seed = int(seed)
         self.special = tuple(sorted({int(token) for token in special}))
-        self._backend = make_backend(backend, self.num_layers, self.ngram, self.seed)
+        own = self.num_layers, self.ngram, self.seed
+        self._backend = make_backend(backend, *own) if isinstance(backend, str) else backend
         self._may_move = backend == "auto" and self._backend.name != "cpu"
         self._torn = False  # something went wrong while counting
         self._exits = np.zeros(self.num_layers, dtype=np.int64)  # samples per exit

@@ -42,7 +42,7 @@ def kernels(num_layers: int) -> Source:
 
 
 class HashedBackend:
-    """See the module. Answers depend on neither ``max_load`` nor ``dense_ids``; they exist to measure what they cost.
+    """See the module. Answers depend on none of the last three arguments; they exist to measure what they cost.
 
     Args:
         name: as in ``ExitTable(backend=...)``.
@@ -53,6 +53,7 @@ class HashedBackend:
         max_load: the largest share of slots in use, above 0 and below 1, while counting and when frozen. Capacities are
             powers of two, so that a table that had to grow is between half of it and all of it full.
         dense_ids: ids below are found by address; ``None``: :data:`DENSE_IDS`; 0 keeps all single tokens by hash.
+        capacity: slots to begin counting with, a power of two; ``None``: :data:`FIRST_CAPACITY`.
 
     Attributes:
         launcher: its device holds the table.
@@ -60,7 +61,7 @@ class HashedBackend:
 
     def __init__(
         self, name: str, num_layers: int, ngram: int, seed: int, launcher: Launcher, *, max_load: float = MAX_LOAD,
-        dense_ids: int | None = None,
+        dense_ids: int | None = None, capacity: int | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.launcher = launcher
@@ -74,8 +75,9 @@ class HashedBackend:
         self._dense_ids = DENSE_IDS if dense_ids is None else dense_ids
         self._used = 0  # slots of the hash table that have a key
         self._taken_back = False  # so that some of these keys may have no count
-        self._keys = self._filled(FIRST_CAPACITY, EMPTY, torch.int64)
-        self._counts = self._filled(FIRST_CAPACITY * num_layers, 0, torch.int32)
+        capacity = FIRST_CAPACITY if capacity is None else capacity
+        self._keys = self._filled(capacity, EMPTY, torch.int64)
+        self._counts = self._filled(capacity * num_layers, 0, torch.int32)
         self._dense = self._filled(0, 0, torch.int32)  # [ids, L], flat
         # Frozen: slots, the cumulative back-off row, the longest search among them.
         self._no_slots = self._filled(0, EMPTY, torch.int64)
@@ -241,6 +243,17 @@ class HashedBackend:
     def bytes(self) -> int:
         held = (self._keys, self._counts, self._dense, self._slots, self._dense_slots)
         return sum(tensor.nbytes for tensor in held)
+
+    @property
+    def load(self) -> float:
+        """Share of slots in use, of the frozen table if there is one. Waits for the device."""
+        keys = self._slots[:: self._words] if len(self._slots) else self._keys
+        return int((keys != EMPTY).sum()) / len(keys)
+
+    @property
+    def longest_search(self) -> int:
+        """Slots that the most remote key of the frozen table is found after, and no query looks beyond."""
+        return self._longest
 
     def _query(self, packed: Packed, sums: Tensor | None, per_mille: Tensor | None, exits: Tensor | None) -> Tally:
         here = packed.to(self.launcher.device)

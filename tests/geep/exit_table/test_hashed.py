@@ -55,6 +55,7 @@ def cases(draw: st.DrawFn) -> dict:
         "layout": {
             "max_load": draw(st.sampled_from([0.1, 0.25, 0.5, 0.7, 0.9, 0.99])),
             "dense_ids": draw(st.sampled_from([None, 0])),
+            "capacity": draw(st.sampled_from([None, 8])),
         },
         "seed": draw(st.integers(-5, 1 << 70)),
     }
@@ -62,11 +63,12 @@ def cases(draw: st.DrawFn) -> dict:
 
 def filled(case: dict, backend: str) -> ExitTable:
     """A table of that backend, inserted in parts and frozen; ``hashed`` as the case says."""
-    table = ExitTable(**case["options"], seed=case["seed"], backend="host" if backend == "hashed" else backend)
+    layers, ngram = case["options"]["num_layers"], case["options"]["ngram"]
+    place: str | HashedBackend = backend
     if backend == "hashed":
-        launcher = host.launcher(hashed.kernels(table.num_layers), **case["launch"])
-        own = table.num_layers, table.ngram, table.seed
-        table._backend = HashedBackend("host", *own, launcher, **case["layout"])
+        launcher = host.launcher(hashed.kernels(layers), **case["launch"])
+        place = HashedBackend("host", layers, ngram, case["seed"], launcher, **case["layout"])
+    table = ExitTable(**case["options"], seed=case["seed"], backend=place)
     step = -(-len(case["train"]) // case["parts"])
     for begin in range(0, len(case["train"]), step):
         part = slice(begin, begin + step)
@@ -115,6 +117,7 @@ def test_common_keys_stand_where_they_are_looked_for(case: dict) -> None:
     keys = backend._slots.view(-1, backend._words)[:, 0]
     used = int((keys != hashed.EMPTY).sum())
     assert used <= limit * len(keys)
+    assert backend.load == used / len(keys)
     assert used == len(torch.unique(keys[keys != hashed.EMPTY]))
     assert backend._longest <= max(used, 0)
 
