@@ -7,7 +7,7 @@ fraction of the copy bandwidth measured in the same session.
 
 What is about the hash table itself (how full it is, single tokens by hash) runs the kernels: on the device, or emulated on
 the host with at most 2^15 tokens, which shows that it works and nothing about speed. A rival for which memory does not
-suffice is skipped and says so. Text is made on the host: 10^8 tokens take half a minute to draw; beyond, use
+suffice is skipped and says so. Text is made on the host, some ten seconds for 10^8 tokens; beyond that, use
 ``suites.exit_table_load``, which keeps no text.
 """
 

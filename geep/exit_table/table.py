@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from geep.exit_table import files, operator
-from geep.exit_table.backends import Backend, OutOfMemory, Tally, in_a_line, make_backend, ran_out
+from geep.exit_table.backends import Backend, Tally, make_backend
 from geep.exit_table.keys import MAX_ID, MAX_NGRAM, Packed, Tokens, pack
+from geep.exit_table.memory import OutOfMemory, in_a_line, ran_out
 from geep.exit_table.rows import COUNT_LIMIT, prior_row, to_per_mille
 from harness.contracts import TokenSet
 from harness.errors import ConfigError
@@ -67,7 +68,13 @@ class ExitTable:
         self.seed = int(seed)
         self.special = tuple(sorted({int(token) for token in special}))
         own = self.num_layers, self.ngram, self.seed
-        self._backend = make_backend(backend, *own) if isinstance(backend, str) else backend
+        try:
+            self._backend = make_backend(backend, *own) if isinstance(backend, str) else backend
+        except OutOfMemory as error:
+            if backend != "auto":
+                raise
+            warnings.warn(_on_cpu(error), RuntimeWarning, stacklevel=2)
+            self._backend = make_backend("cpu", *own)
         self._may_move = backend == "auto" and self._backend.name != "cpu"
         self._torn = False  # something went wrong while counting
         self._exits = np.zeros(self.num_layers, dtype=np.int64)  # samples per exit
@@ -296,7 +303,7 @@ class ExitTable:
         except OutOfMemory as error:
             if self._torn or not self._may_move:
                 raise
-            self._move_to_cpu(error.what)
+            self._move_to_cpu(error)
         return self._attempt(act, counting)
 
     def _attempt(self, act: Callable[[Backend], T], counting: bool) -> T:
@@ -317,9 +324,9 @@ class ExitTable:
         self._torn = False
         return found
 
-    def _move_to_cpu(self, why: str) -> None:
+    def _move_to_cpu(self, error: OutOfMemory) -> None:
         self.check()
-        warnings.warn(f"exit table: {why}: it is kept on the CPU from here on", RuntimeWarning, stacklevel=4)
+        warnings.warn(_on_cpu(error), RuntimeWarning, stacklevel=4)
         keys, counts = self._backend.export()
         self._may_move = False
         self._backend = make_backend("cpu", self.num_layers, self.ngram, self.seed)
@@ -345,3 +352,7 @@ class ExitTable:
             raise ConfigError(
                 f"exit table: {self._tokens + more} tokens would pass the limit of 2^32 - 1: insert fewer samples"
             )
+
+
+def _on_cpu(error: OutOfMemory) -> str:
+    return f"exit table: {error.what}: it is kept on the CPU from here on"

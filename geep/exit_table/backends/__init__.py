@@ -15,41 +15,9 @@ import torch
 from torch import Tensor
 
 from geep.exit_table.keys import Packed
-from harness.errors import DeviceError, UnknownNameError
+from harness.errors import UnknownNameError
 
 BACKENDS = ("auto", "cpu", "cuda", "host", "reference")
-
-
-class OutOfMemory(DeviceError):
-    """Memory is too small for what was asked.
-
-    Args:
-        what: what did not fit, and where.
-        whole: whether what was counted before is whole, and can be exported. A backend raises nothing else.
-
-    Attributes:
-        what: as given.
-    """
-
-    def __init__(self, what: str, *, whole: bool = True) -> None:
-        self.what = what
-        kept = "what was counted before is kept" if whole else "counts are not whole: build the table again"
-        super().__init__(
-            f"exit table: {what}: give fewer samples at a time, take shorter n-grams, free memory, or keep the table"
-            f' on the CPU with backend="cpu"; {kept}'
-        )
-
-
-def ran_out(error: Exception) -> bool:
-    """Whether an allocation failed: on a device (torch has a type for it) or on the host (NumPy has, torch has not)."""
-    if isinstance(error, (MemoryError, OutOfMemory, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def in_a_line(error: Exception) -> str:
-    """What an error says first; torch tells long stories about memory."""
-    return f"memory ran out ({(str(error) or type(error).__name__).splitlines()[0]})"
 
 
 class Tally(NamedTuple):

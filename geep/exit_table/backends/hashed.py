@@ -12,15 +12,14 @@ Queries wait for nothing: counts of hits and what was wrong with the ids stay on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from geep.exit_table.backends import OutOfMemory, Tally, in_a_line, ran_out
+from geep.exit_table.backends import Tally
 from geep.exit_table.keys import ID_BITS, MAX_ID, N_SHIFT, Packed
+from geep.exit_table.memory import OutOfMemory, in_a_line, memory_told, ran_out
 from harness.errors import ConfigError, DeviceError
 from harness.kernels import Launcher, Source
 
@@ -76,20 +75,21 @@ class HashedBackend:
         self._used = 0  # slots of the hash table that have a key
         self._taken_back = False  # so that some of these keys may have no count
         capacity = FIRST_CAPACITY if capacity is None else capacity
-        self._keys = self._filled(capacity, EMPTY, torch.int64)
-        self._counts = self._filled(capacity * num_layers, 0, torch.int32)
-        self._dense = self._filled(0, 0, torch.int32)  # [ids, L], flat
-        # Frozen: slots, the cumulative back-off row, the longest search among them.
-        self._no_slots = self._filled(0, EMPTY, torch.int64)
-        self._slots = self._dense_slots = self._no_slots
-        self._prior = self._filled(num_layers, 0, torch.int64)
+        with memory_told():
+            self._keys = self._filled(capacity, EMPTY, torch.int64)
+            self._counts = self._filled(capacity * num_layers, 0, torch.int32)
+            self._dense = self._filled(0, 0, torch.int32)  # [ids, L], flat
+            # Frozen: slots, the cumulative back-off row, the longest search among them.
+            self._no_slots = self._filled(0, EMPTY, torch.int64)
+            self._slots = self._dense_slots = self._no_slots
+            self._prior = self._filled(num_layers, 0, torch.int64)
+            self._trouble = self._filled(2, 0, torch.int64)
         self._longest = 0
-        self._trouble = self._filled(2, 0, torch.int64)
         self._specials: dict[tuple[int, ...], tuple[int | Tensor, ...]] = {}
         self._quantiles: dict[tuple[int, ...], Tensor] = {}
 
     def insert(self, packed: Packed, exits: Tensor) -> None:
-        with _memory_told():
+        with memory_told():
             packed = packed.to(self.launcher.device)
             exits = exits.to(self.launcher.device).contiguous()
             ids, offsets = packed.ids.contiguous(), packed.offsets.contiguous()
@@ -129,7 +129,7 @@ class HashedBackend:
                 raise
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        with _memory_told():
+        with memory_told():
             device = self.launcher.device
             dense = int(np.searchsorted(keys, _key(self._dense_ids)))
             wide = self._dense
@@ -165,7 +165,7 @@ class HashedBackend:
 
     def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
         try:
-            with _memory_told():
+            with memory_told():
                 self._freeze(prior, min_count, smoothing)
         except OutOfMemory:
             self._slots = self._dense_slots = self._no_slots  # a second try needs their memory
@@ -202,14 +202,14 @@ class HashedBackend:
         self._used, self._taken_back = len(filled), False
 
     def sums(self, packed: Packed) -> tuple[Tensor, Tally]:
-        with _memory_told():
+        with memory_told():
             sums = torch.empty(len(packed), self._layers, dtype=torch.int64, device=self.launcher.device)
             tally = self._query(packed, sums, None, None)
             return sums.to(packed.ids.device), tally
 
     def exits(self, packed: Packed, per_mille: list[int]) -> tuple[Tensor, Tally]:
         wanted = tuple(per_mille)
-        with _memory_told():
+        with memory_told():
             if wanted not in self._quantiles:
                 # Filled on the device: a copy of a list would make the host wait.
                 each = [torch.full((1,), q, dtype=torch.int32, device=self.launcher.device) for q in wanted]
@@ -358,21 +358,12 @@ class HashedBackend:
         """A new flat tensor on the table's device; with ``None`` its contents are arbitrary."""
         try:
             tensor = torch.empty(size, dtype=dtype, device=self.launcher.device)
-        except RuntimeError as error:  # torch.OutOfMemoryError on a device, plain on the CPU
+        except RuntimeError as error:  # CUDA reports faults of earlier kernels here, too
+            if not ran_out(error):
+                raise
             more = f"{size * dtype.itemsize / 2**30:.2f} GiB more"
             raise OutOfMemory(f"{more} do not fit into the memory of {self.launcher.device}") from error
         return tensor if value is None else tensor.fill_(value)
-
-
-@contextmanager
-def _memory_told() -> Iterator[None]:
-    """Memory that runs out inside an operation of torch is the user's to know of, in one line."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemory(in_a_line(error)) from error
 
 
 def _remember(cache: dict, key: tuple[int, ...], value: object) -> None:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geep.exit_table import ExitTable
+from geep.exit_table import ExitTable, backends
 from geep.exit_table.backends import cpu, hashed
 from geep.exit_table.keys import pack
 from harness.errors import ConfigError, DeviceError
@@ -34,7 +34,7 @@ class Memory:
 
     def filled(self, size: int, value: int | None, dtype: torch.dtype) -> torch.Tensor:
         self.left -= 1
-        return self._fill(1 << 60 if self.left < 0 else size, value, dtype)  # the real error of a real allocation
+        return self._fill(1 << 52 if self.left < 0 else size, value, dtype)  # the real error of a real allocation
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -144,6 +144,23 @@ def test_a_table_that_nobody_placed_goes_on_on_the_cpu(ngram: int, before: list,
 
 
 @NEEDS_COMPILER
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory\nmore")]
+)
+def test_a_device_that_is_full_from_the_start_gets_no_table(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named, the backend is an error in one line; left to choose, the table begins on the CPU and says so."""
+    monkeypatch.setattr(backends, "_fastest", lambda: "host")
+    monkeypatch.setattr(hashed.HashedBackend, "_filled", raising(error))
+    with pytest.raises(DeviceError, match="out of memory.*give fewer samples") as caught:
+        ExitTable(5, backend="host")
+    assert "\n" not in str(caught.value)
+    with pytest.warns(RuntimeWarning, match="out of memory.*it is kept on the CPU from here on"):
+        table = ExitTable(5)
+    put(table, [([1], 3)])
+    assert table.stats()["backend"] == "cpu"
+
+
+@NEEDS_COMPILER
 @pytest.mark.parametrize("auto", [False, True])
 def test_a_query_that_finds_no_memory_is_one_line_or_the_cpu_s(auto: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen rows stay as they are: asked again, or asked of the CPU, they give the answer."""
@@ -236,6 +253,19 @@ def test_counts_that_are_not_whole_are_never_used(
         with pytest.raises(ConfigError, match="counts are not whole: build it again"):
             act()
     same(other, other)
+
+
+@NEEDS_COMPILER
+def test_a_fault_on_the_device_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA tells of it at the next call, whichever that is; the table does not pretend to be whole."""
+    table = made(2, "host")
+    put(table, [([1, 2], 0)])
+    fault = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="illegal memory access"):
+        patch.setattr(torch, "empty", raising(fault))
+        put(table, [([1, 2], 0)])
+    with pytest.raises(ConfigError, match="counts are not whole"):
+        table.freeze()
 
 
 @NEEDS_COMPILER
