@@ -261,9 +261,10 @@ def test_a_fault_on_the_device_is_not_taken_for_a_lack_of_memory(monkeypatch: py
     table = made(2, "host")
     put(table, [([1, 2], 0)])
     fault = RuntimeError("CUDA error: an illegal memory access was encountered")
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="illegal memory access"):
+    with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", raising(fault))
-        put(table, [([1, 2], 0)])
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            put(table, [([1, 2], 0)])
     with pytest.raises(ConfigError, match="counts are not whole"):
         table.freeze()
 
