@@ -167,9 +167,11 @@ class Geep:
         model, report = load_model(folder, backbone.device)
         try:
             facts = json.loads((folder / "geep.json").read_text(encoding="utf-8"))
-            tables = {speed: ExitTable.load(folder / f"table-{speed:g}") for speed in facts["speeds"]}
+            tables = {
+                speed: ExitTable.load(folder / f"table-{speed:g}", num_layers=model.depth) for speed in facts["speeds"]
+            }
             points = [OperatingPoint(point["name"], point["params"]) for point in facts["points"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:  # the last: a table of another model
             raise ResultError(f"cannot load {folder}: {error}: delete that folder and run again") from error
         return FittedGeep(model, report, tables, points)
 

@@ -6,7 +6,7 @@
     ├── UnknownNameError      a method, dataset, profile or backbone that nobody registered
     ├── DataError             a dataset folder, file, column or label that cannot be used
     ├── BackboneError         a checkpoint, config or tokenizer that cannot be used
-    ├── DeviceError           a device that this machine does not have
+    ├── DeviceError           a device that this machine does not have, or too little memory
     ├── ConfigError           a profile, option or hyper-parameter that makes no sense
     └── ResultError           a run folder or result file that cannot be read or written
 """
@@ -48,7 +48,7 @@ class BackboneError(GeepBenchError):
 
 
 class DeviceError(GeepBenchError):
-    """A device that this machine does not have."""
+    """A device that this machine does not have, or that has too little memory."""
 
 
 class ConfigError(GeepBenchError):

@@ -20,6 +20,7 @@ from harness.contracts import TokenSet
 
 LENGTH = 64  # tokens per sample
 TRICK_ROWS = 1 << 22
+_PIECE = 1 << 20  # rows
 _PRIME = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as int64 (Knuth, multiplicative hashing)
 
 
@@ -58,22 +59,23 @@ class Rows:
         """
         found, counts = table.counts()
         prior = prior_row(np.bincount(exits.cpu().numpy(), minlength=table.num_layers))
-        rows = np.concatenate([smoothed_rows(counts, prior, smoothing), prior[None]])
-        single = found >> N_SHIFT == 1
-        dense = np.tile(prior, (vocab, 1))
-        dense[(found[single] >> 2 * ID_BITS) & (1 << ID_BITS) - 1] = rows[:-1][single]
+        rows = np.empty((len(found) + 1, table.num_layers), dtype=np.float32)
+        rows[-1] = prior
+        for begin in range(0, len(found), _PIECE):  # as int64 they would take eight times the memory
+            part = smoothed_rows(counts[begin : begin + _PIECE], prior, smoothing)
+            rows[begin : begin + len(part)] = part
         keys = torch.from_numpy(found)
+        single = np.searchsorted(found, 2 << N_SHIFT)  # unigrams come first
+        dense = torch.from_numpy(prior).float().repeat(vocab, 1)
+        dense[keys[:single] >> 2 * ID_BITS & (1 << ID_BITS) - 1] = torch.from_numpy(rows[:single])
         shared = torch.zeros(TRICK_ROWS, table.num_layers, dtype=torch.int64)
-        shared.index_add_(0, hashed(keys), torch.from_numpy(counts.astype(np.int64)))
+        for begin in range(0, len(found), _PIECE):
+            part = counts[begin : begin + _PIECE].astype(np.int64)
+            shared.index_add_(0, hashed(keys[begin : begin + _PIECE]), torch.from_numpy(part))
         seen = shared.sum(1) > 0
         trick = torch.from_numpy(prior).float().repeat(TRICK_ROWS, 1)
         trick[seen] = torch.from_numpy(smoothed_rows(shared[seen].numpy(), prior, smoothing)).float()
-        return cls(
-            keys.to(device),
-            torch.from_numpy(rows).float().to(device),
-            torch.from_numpy(dense).float().to(device),
-            trick.to(device),
-        )
+        return cls(keys.to(device), torch.from_numpy(rows).to(device), dense.to(device), trick.to(device))
 
 
 def hashed(keys: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ def bag_of_rows(tokens: TokenSet, held: Rows, per_mille: int) -> Tensor:
     return exits_of(embedding_bag(tokens.ids.view(-1, LENGTH), held.dense, mode="sum"), per_mille)
 
 
-def _keys(tokens: TokenSet, ngram: int) -> tuple[Tensor, Tensor]:
+def keys_of(tokens: TokenSet, ngram: int) -> tuple[Tensor, Tensor]:
     """Keys of all n-grams, [G], and the sample of each."""
     packed = pack(tokens, ())
     words = packed.words()
@@ -108,7 +110,7 @@ def _keys(tokens: TokenSet, ngram: int) -> tuple[Tensor, Tensor]:
 
 def search_sorted(tokens: TokenSet, held: Rows, per_mille: int, ngram: int) -> Tensor:
     """Binary search over sorted keys, gather, scatter-add."""
-    keys, sample = _keys(tokens, ngram)
+    keys, sample = keys_of(tokens, ngram)
     at = torch.searchsorted(held.keys, keys).clamp_(max=len(held.keys) - 1)
     at = torch.where(held.keys[at] == keys, at, len(held.keys))
     sums = torch.zeros(len(tokens), held.rows.shape[1], device=keys.device).index_add_(0, sample, held.rows[at])
@@ -117,7 +119,7 @@ def search_sorted(tokens: TokenSet, held: Rows, per_mille: int, ngram: int) -> T
 
 def hashing_trick(tokens: TokenSet, held: Rows, per_mille: int, ngram: int) -> Tensor:
     """No keys at all: rows by hash modulo 2^22, collisions and unseen keys included. Other answers, therefore."""
-    keys, sample = _keys(tokens, ngram)
+    keys, sample = keys_of(tokens, ngram)
     order = torch.argsort(sample, stable=True)
     each = torch.bincount(sample, minlength=len(tokens))
     bags = torch.nn.functional.pad(each.cumsum(0)[:-1], (1, 0))
@@ -126,7 +128,7 @@ def hashing_trick(tokens: TokenSet, held: Rows, per_mille: int, ngram: int) -> T
 
 def count_by_sorting(tokens: TokenSet, exits: Tensor, layers: int, ngram: int) -> tuple[Tensor, Tensor]:
     """``torch.unique`` and ``bincount``: keys, rising, and counts [K, L]."""
-    keys, sample = _keys(tokens, ngram)
+    keys, sample = keys_of(tokens, ngram)
     unique, inverse = torch.unique(keys, return_inverse=True)
     counts = torch.bincount(inverse * layers + exits[sample], minlength=len(unique) * layers)
     return unique, counts.view(-1, layers)

@@ -153,6 +153,33 @@ extern "C" __global__ void insert(const int* ids, const i64* offsets, const i64*
   report(status, fresh);
 }
 
+// Undo `insert` of those positions, which must have no exit changed. What was put off and not counted since has no slot:
+// a key that found none in a launch finds none later in it, either.
+extern "C" __global__ void take_back(const int* ids, const i64* offsets, const i64* exits, i64 first, i64 last, i64 low,
+    i64 high, int ngram, int layers, int s0, int s1, int s2, int s3, const int* more, int more_count, u32* dense,
+    int dense_ids, const u64* keys, u32* counts, u64 mask, u64 seed, int probes) {
+  Special special = {s0, s1, s2, s3, more, more_count};
+  int lane = threadIdx.x % 32;
+  for (i64 sample = first + (i64)warp_index(); sample < last; sample += (i64)warp_count()) {
+    i64 begin = offsets[sample], end = offsets[sample + 1];
+    int exit = (int)exits[sample];
+    i64 from = begin < low ? low : begin, stop = end < high ? end : high;
+    for (i64 at = from + lane; at < stop; at += 32)
+      each_gram(ids, at, end, ngram, special, [&](int n, int id, u64 key) {
+        if (n == 1 && id < dense_ids) {
+          atomicAdd(dense + (u64)id * layers + exit, ~0u);
+          return;
+        }
+        u64 slot = home(key, seed, mask);
+        for (int probe = 0; probe < probes && keys[slot] != EMPTY; ++probe, slot = (slot + 1) & mask)
+          if (keys[slot] == key) {
+            atomicAdd(counts + slot * layers + exit, ~0u);
+            return;
+          }
+      });
+  }
+}
+
 // Count what was put off, `size` n-grams; what finds no place again goes to another list.
 extern "C" __global__ void insert_late(const u64* now_keys, const u8* now_exits, i64 size, int layers, u64* keys,
     u32* counts, u64 mask, u64 seed, int probes, u64* late_keys, u8* late_exits, u64* status) {

@@ -89,7 +89,7 @@ def read(folder: Path) -> tuple[Header, np.ndarray, np.ndarray]:
     except ValueError as error:
         raise ResultError(f"{folder / HEADER} is no JSON ({_line(error)}): {mend}") from error
     version = data.get("version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version != VERSION:
+    if isinstance(data, dict) and (type(version) is not int or version != VERSION):
         raise ResultError(f"{folder / HEADER} has version {version}, this program reads {VERSION}: {mend}")
     try:
         header = Header.model_validate(data)

@@ -9,7 +9,7 @@ the first of its second are not neighbours. Nor does an n-gram reach across samp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,23 @@ class Packed:
     def to(self, device: torch.device) -> Packed:
         """The same samples on another device."""
         return Packed(self.ids.to(device), self.offsets.to(device), self.special)
+
+    def pieces(self, tokens: int) -> Iterator[tuple[slice, Packed]]:
+        """Runs of neighbouring samples, cut so that what is made of each stays small.
+
+        Args:
+            tokens: in a piece at most; a longer sample is a piece of its own.
+
+        Yields:
+            which samples, and themselves.
+        """
+        begin = 0
+        while begin < len(self):
+            low = self.offsets[begin]
+            end = max(int(torch.searchsorted(self.offsets, low + tokens, right=True)) - 1, begin + 1)
+            ids = self.ids[int(low) : int(self.offsets[end])]
+            yield slice(begin, end), Packed(ids, self.offsets[begin : end + 1] - low, self.special)
+            begin = end
 
     def words(self) -> Tensor:
         """Which tokens are no special ones, bool [M]."""

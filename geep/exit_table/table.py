@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from geep.exit_table import files, operator
-from geep.exit_table.backends import Tally, make_backend
+from geep.exit_table.backends import Backend, Tally, make_backend
 from geep.exit_table.keys import MAX_ID, MAX_NGRAM, Packed, Tokens, pack
+from geep.exit_table.memory import OutOfMemory, in_a_line, ran_out
 from geep.exit_table.rows import COUNT_LIMIT, prior_row, to_per_mille
 from harness.contracts import TokenSet
 from harness.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class ExitTable:
@@ -30,7 +34,8 @@ class ExitTable:
         ngram: longest n-gram counted, 1 to 3.
         backend: ``"auto"`` (``"cuda"`` where CuPy and a device work, else ``"cpu"``), ``"cpu"``, ``"cuda"``, ``"host"``
             (the CUDA kernels compiled for the CPU, slow) or ``"reference"`` (slow, the specification); all answer the
-            same, whatever device the tokens are on.
+            same, whatever device the tokens are on. With ``"auto"``, a table that outgrows the device's memory goes on
+            on the CPU, and says so once. Or a :class:`~geep.exit_table.backends.Backend` for as many layers and n-grams.
         seed: for backends that hash; answers do not depend on it.
         special: ids of [CLS], [SEP] and [PAD], for samples given as lists; a ``TokenSet`` brings its own.
 
@@ -40,11 +45,17 @@ class ExitTable:
     Raises:
         ConfigError: a number is out of range.
         UnknownNameError: there is no such backend.
-        DeviceError: the backend cannot work on this machine.
+        DeviceError: the backend cannot work on this machine; also from every method, if memory runs out. On a device,
+            what was counted before is whole then, and the same can be tried again.
     """
 
     def __init__(
-        self, num_layers: int, ngram: int = 1, backend: str = "auto", seed: int = 0, special: Sequence[int] = ()
+        self,
+        num_layers: int,
+        ngram: int = 1,
+        backend: str | Backend = "auto",
+        seed: int = 0,
+        special: Sequence[int] = (),
     ) -> None:
         if not 1 <= num_layers <= files.MAX_LAYERS:
             raise ConfigError(f"exit table: num_layers={num_layers} is outside 1..{files.MAX_LAYERS}")
@@ -56,7 +67,16 @@ class ExitTable:
         self.ngram = int(ngram)
         self.seed = int(seed)
         self.special = tuple(sorted({int(token) for token in special}))
-        self._backend = make_backend(backend, self.num_layers, self.ngram, self.seed)
+        own = self.num_layers, self.ngram, self.seed
+        try:
+            self._backend = make_backend(backend, *own) if isinstance(backend, str) else backend
+        except OutOfMemory as error:
+            if backend != "auto":
+                raise
+            warnings.warn(_on_cpu(error), RuntimeWarning, stacklevel=2)
+            self._backend = make_backend("cpu", *own)
+        self._may_move = backend == "auto" and self._backend.name != "cpu"
+        self._torn = False  # something went wrong while counting
         self._exits = np.zeros(self.num_layers, dtype=np.int64)  # samples per exit
         self._tokens = 0
         self._frozen: files.Frozen | None = None
@@ -76,7 +96,12 @@ class ExitTable:
         """
         self._refuse_if_frozen("insert into")
         packed = pack(tokens, self.special)
-        layers = torch.as_tensor(exits)
+        try:
+            layers = torch.as_tensor(exits)
+        except (TypeError, ValueError, RuntimeError) as error:  # no numbers, ragged, or beyond 64 bits
+            raise ConfigError(
+                f"exit table: exits cannot be read ({str(error).splitlines()[0]}): give integers [N]"
+            ) from error
         if layers.numel() == 0:
             layers = layers.to(torch.int64)
         if layers.ndim != 1 or layers.is_floating_point() or layers.dtype is torch.bool:
@@ -90,13 +115,15 @@ class ExitTable:
             raise ConfigError(f"exit table: exit {int(wrong[0])} is not in 0..{top}: give layer indices")
         size = len(packed.ids)
         self._refuse_if_full(size)
-        self._backend.insert(packed, layers.to(packed.ids.device))
+        taken = np.bincount(layers.cpu().numpy(), minlength=self.num_layers)
+        layers = layers.to(packed.ids.device)
+        self._do(lambda backend: backend.insert(packed, layers), counting=True)
         self._tokens += size
-        self._exits += np.bincount(layers.cpu().numpy(), minlength=self.num_layers)
+        self._exits += taken
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """All keys, rising (int64 [K], see ``keys``), and how often each was counted at each exit (uint32 [K, L])."""
-        return self._backend.export()
+        return self._do(lambda backend: backend.export())
 
     def merge(self, other: ExitTable) -> None:
         """Add the counts of another table, as if its samples had been inserted here.
@@ -111,7 +138,8 @@ class ExitTable:
             if ours != theirs:
                 raise ConfigError(f"exit table: cannot merge {name}={theirs} into {name}={ours}: build both alike")
         self._refuse_if_full(other._tokens)
-        self._backend.absorb(*other._backend.export())
+        keys, counts = other.counts()
+        self._do(lambda backend: backend.absorb(keys, counts), counting=True)
         self._tokens += other._tokens
         self._exits += other._exits
 
@@ -131,8 +159,9 @@ class ExitTable:
                 raise ConfigError(f"exit table: {name}={value} must be a whole number from {low} to {COUNT_LIMIT - 1}")
         if not self._exits.sum():
             raise ConfigError("exit table: nothing was inserted: insert samples before freeze")
-        self._backend.freeze(prior_row(self._exits), int(min_count), int(smoothing))
-        self._frozen = files.Frozen(min_count=int(min_count), smoothing=int(smoothing))
+        frozen = files.Frozen(min_count=int(min_count), smoothing=int(smoothing))
+        self._do(lambda backend: self._freeze(backend, frozen))
+        self._frozen = frozen
 
     def predict(self, tokens: Tokens, quantile: float | int) -> Tensor:
         """Predicted exits, int16 [N] on the samples' device.
@@ -155,7 +184,7 @@ class ExitTable:
         per_mille = [to_per_mille(quantile) for quantile in quantiles]
         if isinstance(tokens, TokenSet) and torch.compiler.is_compiling():
             return operator.predict_exits(tokens.ids, tokens.offsets, list(tokens.special), per_mille, self.handle)
-        exits, self._query = self._backend.exits(self._asked(tokens), per_mille)
+        exits, self._query = self._do(lambda backend: backend.exits(self._asked(tokens), per_mille))
         return exits
 
     def distribution(self, tokens: Tokens) -> Tensor:
@@ -164,7 +193,7 @@ class ExitTable:
         Raises:
             ConfigError: the table is not frozen, or an id is out of range; on a device as in :meth:`quantiles`.
         """
-        sums, self._query = self._backend.sums(self._asked(tokens))
+        sums, self._query = self._do(lambda backend: backend.sums(self._asked(tokens)))
         return sums
 
     def hits(self) -> tuple[int, int]:
@@ -224,7 +253,7 @@ class ExitTable:
             tokens=self._tokens,
             frozen=self._frozen,
         )
-        files.write(Path(folder), header, *self._backend.export())
+        files.write(Path(folder), header, *self.counts())
 
     @classmethod
     def load(
@@ -255,12 +284,58 @@ class ExitTable:
             if expected is not None and found != expected:
                 raise ConfigError(f"exit table in {folder} has {name}={found}, not {expected}: build it again")
         table = cls(header.num_layers, header.ngram, backend, header.seed, header.special)
-        table._backend.absorb(keys, counts)
+        table._do(lambda backend: backend.absorb(keys, counts), counting=True)
         table._tokens = header.tokens
         table._exits = np.array(header.exits, dtype=np.int64)
         if header.frozen:
             table.freeze(header.frozen.min_count, header.frozen.smoothing)
         return table
+
+    def _do(self, act: Callable[[Backend], T], *, counting: bool = False) -> T:
+        """What the backend says, or the CPU's if memory runs out and nobody asked for this backend by name.
+
+        Args:
+            act: what to do; done again from the start where it does not fit.
+            counting: whether counts are not whole if it ends halfway.
+        """
+        try:
+            return self._attempt(act, counting)
+        except OutOfMemory as error:
+            if self._torn or not self._may_move:
+                raise
+            self._move_to_cpu(error)
+        return self._attempt(act, counting)
+
+    def _attempt(self, act: Callable[[Backend], T], counting: bool) -> T:
+        if self._torn:
+            raise ConfigError(
+                "exit table: an earlier insert or merge did not end, so counts are not whole: build it again"
+            )
+        self._torn = counting
+        try:
+            found = act(self._backend)
+        except OutOfMemory:  # a backend that says so has counted nothing
+            self._torn = False
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            raise OutOfMemory(in_a_line(error), whole=not counting) from error
+        self._torn = False
+        return found
+
+    def _move_to_cpu(self, error: OutOfMemory) -> None:
+        self.check()
+        warnings.warn(_on_cpu(error), RuntimeWarning, stacklevel=4)
+        keys, counts = self._backend.export()
+        self._may_move = False
+        self._backend = make_backend("cpu", self.num_layers, self.ngram, self.seed)
+        self._backend.absorb(keys, counts)
+        if self._frozen is not None:
+            self._freeze(self._backend, self._frozen)
+
+    def _freeze(self, backend: Backend, frozen: files.Frozen) -> None:
+        backend.freeze(prior_row(self._exits), frozen.min_count, frozen.smoothing)
 
     def _asked(self, tokens: Tokens) -> Packed:
         if self._frozen is None:
@@ -277,3 +352,7 @@ class ExitTable:
             raise ConfigError(
                 f"exit table: {self._tokens + more} tokens would pass the limit of 2^32 - 1: insert fewer samples"
             )
+
+
+def _on_cpu(error: OutOfMemory) -> str:
+    return f"exit table: {error.what}: it is kept on the CPU from here on"

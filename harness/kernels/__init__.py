@@ -47,5 +47,7 @@ class Launcher(Protocol):
 
         Raises:
             TypeError: arguments do not fit the kernel's parameters.
+            DeviceError: the source does not compile there.
+            torch.OutOfMemoryError: no memory to load or launch it; nothing ran.
         """
         ...

@@ -17,6 +17,7 @@ from harness.kernels.source import Source
 
 BLOCKS_PER_PROCESSOR = 8
 _INSTALL = "pip install 'geep-bench[cuda]'"
+_PROBE = Source("probe.cu", 'extern "C" __global__ void probe() {}')
 
 
 @cache
@@ -26,7 +27,7 @@ def problem() -> str | None:
         return "torch sees no CUDA device: use a machine with one and a CUDA build of torch"
     try:
         import cupy
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # not installed; or for another CUDA, or another NumPy
         return f"CuPy cannot be imported ({_line(error)}): {_INSTALL}"
     try:
         devices = cupy.cuda.runtime.getDeviceCount()
@@ -35,6 +36,13 @@ def problem() -> str | None:
         return f"CuPy cannot use the device ({_line(error)}): update the driver, or install CuPy for its CUDA version"
     if not devices:
         return "CuPy sees no CUDA device: check CUDA_VISIBLE_DEVICES"
+    try:
+        # CuPy's wheels come without NVRTC; and a driver may be older than what NVRTC compiles for.
+        _function(_PROBE, "probe")
+    except DeviceError as error:
+        return str(error)
+    except torch.OutOfMemoryError as error:
+        return f"{error}: free memory, then start again"
     return None
 
 
@@ -46,7 +54,7 @@ def launcher(source: Source, device: torch.device | None = None) -> CudaLauncher
     """
     reason = problem()
     if reason:
-        raise DeviceError(f"CUDA kernels: {reason}")
+        raise DeviceError(f"CUDA kernels cannot run: {reason}")
     index = device.index if device is not None and device.index is not None else torch.cuda.current_device()
     return CudaLauncher(source, torch.device("cuda", index))
 
@@ -73,20 +81,36 @@ class CudaLauncher:
             else:
                 on = cupy.cuda.ExternalStream(stream.cuda_stream, self.device.index)
             with cupy.cuda.Device(self.device.index), on:
-                self._kernel(kernel)((grid,), (block,), values)
+                if kernel not in self._kernels:  # on this device: CuPy makes a module its own on every one
+                    self._kernels[kernel] = _function(self.source, kernel)
+                try:
+                    self._kernels[kernel]((grid,), (block,), values)
+                except Exception as error:
+                    _tell_memory(error, kernel)
+                    raise
 
-    def _kernel(self, name: str) -> Any:
-        """The compiled kernel; on this device, as CuPy makes a module its own on every device."""
-        if name not in self._kernels:
-            compiled = _module(self.source.text, self.source.options)
-            try:
-                self._kernels[name] = compiled.get_function(name)
-            except Exception as error:  # CuPy has types of its own for errors of driver, NVRTC and loader
-                raise DeviceError(
-                    f"CUDA kernels: {self.source.name} does not compile here ({type(error).__name__}: {_line(error)}):"
-                    f" NVRTC and a driver for its CUDA version are needed: {_INSTALL}"
-                ) from error
-        return self._kernels[name]
+
+def _function(source: Source, kernel: str) -> Any:
+    """The compiled kernel, on CuPy's current device.
+
+    Raises:
+        DeviceError: it does not compile or load.
+        torch.OutOfMemoryError: the device has no memory for it.
+    """
+    try:
+        return _module(source.text, source.options).get_function(kernel)
+    except Exception as error:  # CuPy has types of its own for errors of driver, NVRTC and loader
+        _tell_memory(error, kernel)
+        raise DeviceError(
+            f"{source.name} does not compile here ({type(error).__name__}: {_line(error)}):"
+            f" NVRTC and a driver for its CUDA version are needed: {_INSTALL}"
+        ) from error
+
+
+def _tell_memory(error: Exception, kernel: str) -> None:
+    """One type for memory that ran out, whoever noticed: CuPy has one for the driver, the runtime and its own pool each."""
+    if "out of memory" in str(error).lower().replace("_", " "):
+        raise torch.OutOfMemoryError(f"no memory on the device to load or launch {kernel} ({_line(error)})") from error
 
 
 @cache

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geep.exit_table import ExitTable
 from geep.method import FittedGeep, Geep, split_off
 from harness.contracts import Execution, OperatingPoint, Split, Task
 from harness.encoder.backbone import Backbone
@@ -223,6 +224,18 @@ def test_holdout_must_leave_something(signal_task: Task) -> None:
     one = Split(signal_task.train.tokens.select([0]), signal_task.train.labels[:1])
     with pytest.raises(ConfigError, match="leaves nothing"):
         split_off(one, 0.5, 0)
+
+
+def test_tables_of_another_model_are_refused(
+    trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, tmp_path: Path
+) -> None:
+    """Exits of a deeper model would point behind the last layer; the message says which number differs."""
+    trained_geep.save(tmp_path)
+    deeper = ExitTable(9)
+    deeper.insert([torch.tensor([1])], [8])
+    deeper.save(tmp_path / "table-0.75")
+    with pytest.raises(ResultError, match="table-0.75 has num_layers=9, not 5"):
+        Geep().load(tmp_path, signal_task, small_backbone, {})
 
 
 def test_files_hold_no_pickle(trained_geep: FittedGeep, tmp_path: Path) -> None:

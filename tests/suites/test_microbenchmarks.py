@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+
+from harness.kernels import host
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +33,19 @@ def test_every_benchmark_says_what_it_moved_and_ran(tmp_path: Path) -> None:
     for info in tables.values():
         assert info["per_second"] > 0
         assert len(info["device_seconds"]) == 5
-    assert found["test_predict[searchsorted-2-zipf]"]["agreement"] == 1
+        assert info["least_bytes"] > info["count"] > 0
+        assert info["counted"] in ("n-grams looked up", "n-grams inserted", "keys frozen", "samples sorted")
+    assert found["test_predict[zipf-2-searchsorted]"]["agreement"] == 1
+    kinds = Counter(name.partition("[")[0] for name in tables)
+    rivals = {"test_predict": 16, "test_insert": 8, "test_freeze": 4, "test_sort": 4}
+    if host.problem() is not None:
+        assert kinds == rivals
+    else:
+        assert kinds == {**rivals, "test_predict_by_load": 8, "test_insert_by_load": 8, "test_single_tokens": 4}
+        loads = {name: info["load"] for name, info in tables.items() if "load" in info}
+        for name, load in loads.items():
+            asked = float(name[:-1].rpartition("-")[2])
+            assert 0.9 * asked < load <= asked, name
     layers = {name: info["mean_layers"] for name, info in runs.items()}
     assert layers["test_executor[bert]"] == 4
     assert layers["test_executor[ladder]"] == layers["test_executor[exact-k]"] < 4

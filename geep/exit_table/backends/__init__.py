@@ -40,11 +40,15 @@ class Backend(Protocol):
     device: torch.device | None
 
     def insert(self, packed: Packed, exits: Tensor) -> None:
-        """Count every key of sample i at ``exits[i]`` (int64 [N])."""
+        """Count every key of sample i at ``exits[i]`` (int64 [N]).
+
+        Raises:
+            OutOfMemory: nothing of it was counted. Whatever else is raised leaves counts that are not whole.
+        """
         ...
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        """Add counts (uint32 [K, L]) of distinct rising keys (int64 [K])."""
+        """Add counts (uint32 [K, L]) of distinct rising keys (int64 [K]); raises as :meth:`insert`."""
         ...
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:

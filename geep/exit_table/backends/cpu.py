@@ -4,8 +4,8 @@ Building: one scatter-add for single tokens; for n-grams one sorted run of (key,
 until there are as many as the runs hold, then all are merged at once, so that many small inserts cost no more than one
 large one: O(T log T) in all. Twelve bytes per distinct (key, exit), eight per waiting key.
 
-Querying: one float32 matrix of rows and ``embedding_bag``, which adds 10^9 rows a second on two cores, forty times
-``index_add_``. Rows are Q14, so that float32 adds 1,024 of them exactly; longer samples are added in int64.
+Querying: one float32 matrix of rows and ``embedding_bag``, which adds some 5 * 10^8 rows a second on one core, fifty times
+``index_add_`` in int64. Rows are Q14, so that float32 adds 1,024 of them exactly; longer samples are added in int64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from geep.exit_table.rows import SCALE, exits_at, smoothed_rows
 
 EXACT_IN_FLOAT32 = (1 << 24) // SCALE  # rows
 DENSE_IDS = 1 << 17  # smaller ids are dense; multilingual BERT has 119,547. 25 MB of counts at 24 layers
-CHUNK = 1 << 22  # positions or rows that are worked on at a time; bounds temporary memory
+CHUNK = 1 << 22  # tokens or rows that are worked on at a time; bounds temporary memory, whatever is inserted or asked
 ROWS = 1 << 16  # the same where rows are smoothed, which takes some 500 bytes for each
 SMALLEST_MERGE = 1 << 20  # keys
 
@@ -43,19 +43,18 @@ class CpuBackend:
         self._keys = torch.zeros(0, dtype=torch.int64)  # of the sorted part
 
     def insert(self, packed: Packed, exits: Tensor) -> None:
-        words = packed.words().cpu()
-        packed = packed.to(torch.device("cpu"))
-        exit_of = torch.repeat_interleave(exits.cpu(), packed.lengths)
-        starts = [packed.windows(n, words) for n in range(1, self._ngram + 1)]
-        for begin in range(0, len(packed.ids), CHUNK):
-            for n, start in enumerate(starts, 1):
-                at = torch.nonzero(start[begin : begin + CHUNK]).squeeze(1) + begin
+        exits = exits.cpu()
+        for samples, piece in packed.to(torch.device("cpu")).pieces(CHUNK):
+            exit_of = torch.repeat_interleave(exits[samples], piece.lengths)
+            words = piece.words()
+            for n in range(1, self._ngram + 1):
+                at = torch.nonzero(piece.windows(n, words)).squeeze(1)
                 if n == 1:
-                    dense = packed.ids[at] < DENSE_IDS
-                    self._count(packed.ids[at[dense]], exit_of[at[dense]])
+                    dense = piece.ids[at] < DENSE_IDS
+                    self._count(piece.ids[at[dense]], exit_of[at[dense]])
                     at = at[~dense]
                 if len(at):
-                    self._sorted.add(packed.keys(n, at).numpy(), exit_of[at].numpy())
+                    self._sorted.add(piece.keys(n, at).numpy(), exit_of[at].numpy())
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
         dense = int(np.searchsorted(keys, _key(DENSE_IDS)))
@@ -92,17 +91,17 @@ class CpuBackend:
         self._rows, self._known, self._keys = map(torch.from_numpy, (rows, known, keys))
 
     def sums(self, packed: Packed) -> tuple[Tensor, Tally]:
-        device = packed.ids.device
-        packed = packed.to(torch.device("cpu"))
         sums = torch.zeros(len(packed), self._layers, dtype=torch.int64)
         found = 0
-        if len(packed.ids):
-            words = packed.words()
+        for samples, piece in packed.to(torch.device("cpu")).pieces(CHUNK):
+            if not len(piece.ids):
+                continue
+            words = piece.words()
             for n in range(1, self._ngram + 1):
-                rows, hits = self._dense_rows(packed, words) if n == 1 else self._sorted_rows(packed, words, n)
+                rows, hits = self._dense_rows(piece, words) if n == 1 else self._sorted_rows(piece, words, n)
                 found += hits
-                self._add(sums, rows, packed)
-        return sums.to(device), Tally(found, int(sums.sum()) // SCALE)
+                self._add(sums[samples], rows, piece)
+        return sums.to(packed.ids.device), Tally(found, int(sums.sum()) // SCALE)
 
     def exits(self, packed: Packed, per_mille: list[int]) -> tuple[Tensor, Tally]:
         sums, tally = self.sums(packed)
@@ -165,7 +164,7 @@ class CpuBackend:
 
     def _add(self, sums: Tensor, rows: Tensor, packed: Packed) -> None:
         """Add the rows of each sample to ``sums`` (int64 [N, L]), exactly."""
-        if packed.longest <= EXACT_IN_FLOAT32 and len(rows) < 1 << 31:
+        if packed.longest <= EXACT_IN_FLOAT32:  # then a piece is not too large for 32-bit offsets, either
             offsets = packed.offsets.to(torch.int32)
             sums += embedding_bag(rows, self._rows, offsets, mode="sum", include_last_offset=True).to(torch.int64)
             return
@@ -221,7 +220,7 @@ class _SortedCounts:
         return sum(run.nbytes + count.nbytes for run, count in self._runs) + 8 * self._new
 
     def _distinct(self) -> np.ndarray:
-        # Not np.unique: without counts it hashes, which took fifty times as long as this sort.
+        # Not np.unique: without counts it hashes, which took a hundred times as long as this sort (NumPy 2.4).
         keys = np.sort(np.concatenate([run for run, _ in self._runs]))
         return keys[_firsts(keys)]
 

@@ -1,17 +1,17 @@
 """The hash table: the kernels of ``exit_table.cu``, on a CUDA device or compiled for the host.
 
 Tokens with ids below :data:`DENSE_IDS` are counted in a dense table, everything else in an open-addressing table that is
-kept at most half full. Counting never fails for want of room: n-grams that find no place within :data:`PROBES` slots
-are put off by the kernel, key and exit, and counted after the table has grown; the host reads three numbers per chunk
-to know. Freezing gives common keys their slots first, so that they stand where they are looked for.
+kept at most half full (:data:`MAX_LOAD`). Counting never fails for want of slots: n-grams that find no place within
+:data:`PROBES` slots are put off by the kernel, key and exit, and counted after the table has grown; the host reads three
+numbers per chunk to know. Where memory is too small to grow, what the insert has counted is taken back. Freezing gives
+common keys their slots first, so that they stand where they are looked for.
 
 Queries wait for nothing: counts of hits and what was wrong with the ids stay on the device until they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from geep.exit_table.backends import Tally
 from geep.exit_table.keys import ID_BITS, MAX_ID, N_SHIFT, Packed
+from geep.exit_table.memory import OutOfMemory, in_a_line, memory_told, ran_out
 from harness.errors import ConfigError, DeviceError
 from harness.kernels import Launcher, Source
 
 DENSE_IDS = 1 << 17  # as in cpu.py: multilingual BERT fits; 12.6 MB of counts at 24 layers
 FIRST_CAPACITY = 1 << 16  # slots
+MAX_LOAD = 0.5  # share of slots in use: hits take 1.5 probes on average, misses 2.5 (Knuth, vol. 3, 6.4)
 PROBES = 128  # at half load, searches among 10^8 keys stay below 100 (cluster lengths of linear probing)
 CHUNK = 1 << 22  # tokens per launch; bounds what can be put off
 FIRST_WAVE = 1 << 12  # keys; most common ones get their slots first
@@ -39,13 +41,27 @@ def kernels(num_layers: int) -> Source:
 
 
 class HashedBackend:
-    """See the module.
+    """See the module. Answers depend on none of the last three arguments; they exist to measure what they cost.
+
+    Args:
+        name: as in ``ExitTable(backend=...)``.
+        num_layers: L.
+        ngram: longest n-gram.
+        seed: of the hash.
+        launcher: what runs the kernels.
+        max_load: the largest share of slots in use, above 0 and below 1, while counting and when frozen. Capacities are
+            powers of two, so that a table that had to grow is between half of it and all of it full.
+        dense_ids: ids below are found by address; ``None``: :data:`DENSE_IDS`; 0 keeps all single tokens by hash.
+        capacity: slots to begin counting with, a power of two; ``None``: :data:`FIRST_CAPACITY`.
 
     Attributes:
-        launcher: what runs the kernels; its device holds the table.
+        launcher: its device holds the table.
     """
 
-    def __init__(self, name: str, num_layers: int, ngram: int, seed: int, launcher: Launcher) -> None:
+    def __init__(
+        self, name: str, num_layers: int, ngram: int, seed: int, launcher: Launcher, *, max_load: float = MAX_LOAD,
+        dense_ids: int | None = None, capacity: int | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.launcher = launcher
         self.device = launcher.device if launcher.device.type == "cuda" else None
@@ -53,78 +69,107 @@ class HashedBackend:
         self._ngram = ngram
         self._seed = seed & (1 << 64) - 1
         self._words = 4 if num_layers <= NARROW else 8
-        self._torn = False  # memory ran out while counting
-        self._used = 0  # keys in the hash table
-        self._keys = self._filled(FIRST_CAPACITY, EMPTY, torch.int64)
-        self._counts = self._filled(FIRST_CAPACITY * num_layers, 0, torch.int32)
-        self._dense = self._filled(0, 0, torch.int32)  # [ids, L], flat
-        # Frozen: slots, the cumulative back-off row, the longest search among them.
-        self._slots = self._dense_slots = self._filled(0, EMPTY, torch.int64)
-        self._prior = self._filled(num_layers, 0, torch.int64)
+        self._max_load = max_load
+        self._probes = _longest_search(max_load)
+        self._dense_ids = DENSE_IDS if dense_ids is None else dense_ids
+        self._used = 0  # slots of the hash table that have a key
+        self._taken_back = False  # so that some of these keys may have no count
+        capacity = FIRST_CAPACITY if capacity is None else capacity
+        with memory_told():
+            self._keys = self._filled(capacity, EMPTY, torch.int64)
+            self._counts = self._filled(capacity * num_layers, 0, torch.int32)
+            self._dense = self._filled(0, 0, torch.int32)  # [ids, L], flat
+            # Frozen: slots, the cumulative back-off row, the longest search among them.
+            self._no_slots = self._filled(0, EMPTY, torch.int64)
+            self._slots = self._dense_slots = self._no_slots
+            self._prior = self._filled(num_layers, 0, torch.int64)
+            self._trouble = self._filled(2, 0, torch.int64)
         self._longest = 0
-        self._trouble = self._filled(2, 0, torch.int64)
         self._specials: dict[tuple[int, ...], tuple[int | Tensor, ...]] = {}
         self._quantiles: dict[tuple[int, ...], Tensor] = {}
 
     def insert(self, packed: Packed, exits: Tensor) -> None:
-        with self._counting():
+        with memory_told():
             packed = packed.to(self.launcher.device)
             exits = exits.to(self.launcher.device).contiguous()
             ids, offsets = packed.ids.contiguous(), packed.offsets.contiguous()
-            high = int(ids.max()) if len(ids) else 0
-            self._grow_dense(int(torch.where(ids < DENSE_IDS, ids, NO_ID).max()) + 1 if len(ids) else 0)
-            hashed = self._ngram - (high < DENSE_IDS)  # n-grams per token that may be put off
-            low = 0
-            while low < len(ids):
-                # A small table first gets little, so that not all of it is put off; then twice as much each time.
-                step = max(len(self._keys) // max(hashed, 1), low, 1)
-                stop = min(low + min(step, CHUNK), len(ids))
-                at = torch.tensor([low, stop - 1], device=ids.device)
-                first, last = (torch.searchsorted(offsets, at, right=True) - 1).tolist()
-                late = self._late_list((stop - low) * hashed)
+            high, dense = self._highest(ids)
+            self._grow_dense(dense + 1)
+            hashed = self._ngram - (high < self._dense_ids)  # n-grams per token that may be put off
+
+            def launch(kernel: str, first: int, last: int, low: int, stop: int, *more: Tensor) -> None:
                 self._run(
-                    "insert", last + 1 - first, 32, ids, offsets, exits, first, last + 1, low, stop, self._ngram,
+                    kernel, last + 1 - first, 32, ids, offsets, exits, first, last + 1, low, stop, self._ngram,
                     self._layers, *self._special(packed.special), self._dense, len(self._dense) // self._layers,
-                    *self._table(), PROBES, *late, status := self._status(),
+                    *self._table(), self._probes, *more,
                 )  # fmt: skip
-                self._settle(*late, status)
-                low = stop
+
+            low = last = 0
+            try:
+                while low < len(ids):
+                    # A small table first gets little, so that not all of it is put off; then twice as much each time.
+                    step = max(len(self._keys) // max(hashed, 1), low, 1)
+                    stop = min(low + min(step, CHUNK), len(ids))
+                    at = torch.tensor([low, stop - 1], device=ids.device)
+                    first, end = (torch.searchsorted(offsets, at, right=True) - 1).tolist()
+                    late, status = self._late_list((stop - low) * hashed), self._status()
+                    launch("insert", first, end, low, stop, *late, status)
+                    low, last = stop, end
+                    self._settle(*late, status)
+            except Exception as error:
+                if low and ran_out(error):
+                    try:
+                        launch("take_back", 0, last, 0, low)  # needs no memory of torch's
+                    except Exception as again:
+                        raise DeviceError(
+                            f"exit table: {in_a_line(again)}, and what this insert had counted cannot be taken back:"
+                            " build the table again, with fewer samples at a time"
+                        ) from again
+                    self._taken_back = True
+                raise
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        with self._counting():
-            dense = int(np.searchsorted(keys, _key(DENSE_IDS)))
+        with memory_told():
+            device = self.launcher.device
+            dense = int(np.searchsorted(keys, _key(self._dense_ids)))
+            wide = self._dense
             if dense:
-                ids = torch.from_numpy(keys[:dense] - _key(0) >> 2 * ID_BITS).to(self.launcher.device)
+                ids = torch.from_numpy(keys[:dense] - _key(0) >> 2 * ID_BITS).to(device)
                 self._grow_dense(int(ids[-1]) + 1)
-                rows = torch.from_numpy(counts[:dense].view(np.int32)).to(self.launcher.device)
-                self._dense = (
-                    self._dense.view(-1, self._layers).index_add(0, ids, rows).view(-1)
-                )  # wraps as uint32 does
+                rows = torch.from_numpy(counts[:dense].view(np.int32)).to(device)
+                wide = self._dense.view(-1, self._layers).index_add(0, ids, rows).view(-1)  # wraps as uint32 does
             if dense < len(keys):
-                new = torch.from_numpy(keys[dense:]).to(self.launcher.device)
-                rows = torch.from_numpy(counts[dense:].view(np.int32)).to(self.launcher.device)
-                room = _power_of_two(2 * (self._used + len(new)))
+                new = torch.from_numpy(keys[dense:]).to(device)
+                rows = torch.from_numpy(counts[dense:].view(np.int32)).to(device)
+                room = self._capacity(self._used + len(new))
                 self._rehash(max(room, len(self._keys)), (new, rows.reshape(-1)))
+            self._dense = wide  # last, as nothing can fail any more: all of it is counted, or nothing
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:
-        self._refuse_if_torn()
-        with _memory_told():
-            return self._export()
+        held = self._dense, self._keys, self._counts
+        try:
+            return self._export(*held)
+        except torch.OutOfMemoryError:  # the same on the host, slower, so that a full device keeps nothing to itself
+            return self._export(*(tensor.cpu() for tensor in held))
 
-    def _export(self) -> tuple[np.ndarray, np.ndarray]:
-        dense = self._dense.view(-1, self._layers)
+    def _export(self, dense: Tensor, keys: Tensor, counts: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        dense, counts = dense.view(-1, self._layers), counts.view(-1, self._layers)
         ids = torch.nonzero((dense != 0).any(dim=1)).squeeze(1)
-        filled = torch.nonzero(self._keys != EMPTY).squeeze(1)
-        keys, order = self._keys[filled].sort()
-        rows = self._counts.view(-1, self._layers)[filled[order]]
+        filled = torch.nonzero(keys != EMPTY).squeeze(1)
+        if self._taken_back:
+            filled = filled[(counts[filled] != 0).any(dim=1)]
+        keys, order = keys[filled].sort()
         # n is the highest part of a key, then the first id: dense ids come first.
         keys = torch.cat([_key(0) + (ids << 2 * ID_BITS), keys])
-        return keys.cpu().numpy(), torch.cat([dense[ids], rows]).cpu().numpy().view(np.uint32)
+        return keys.cpu().numpy(), torch.cat([dense[ids], counts[filled[order]]]).cpu().numpy().view(np.uint32)
 
     def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
-        self._refuse_if_torn()
-        with _memory_told():
-            self._freeze(prior, min_count, smoothing)
+        try:
+            with memory_told():
+                self._freeze(prior, min_count, smoothing)
+        except OutOfMemory:
+            self._slots = self._dense_slots = self._no_slots  # a second try needs their memory
+            raise
 
     def _freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
         self._prior = torch.from_numpy(prior.cumsum()).to(self.launcher.device)
@@ -137,7 +182,7 @@ class HashedBackend:
         totals = self._totals(self._counts)
         common = torch.nonzero(totals >= min_count).squeeze(1)  # a free slot has total 0
         order = common[torch.argsort(totals[common], descending=True)]
-        capacity = _power_of_two(2 * len(order))
+        capacity = self._capacity(len(order))
         self._slots = self._filled(capacity * self._words, EMPTY, torch.int64)
         status = self._status()
         begin, end = 0, FIRST_WAVE
@@ -151,28 +196,32 @@ class HashedBackend:
         _, lost, self._longest = status.tolist()
         if lost:  # there is room for all, and no search was bounded
             raise RuntimeError(f"exit table: {lost} of {len(order)} keys found no slot when freezing: report this")
-        # Counts are kept for export; their free slots are not.
-        filled = torch.nonzero(self._keys != EMPTY).squeeze(1)
+        # Counts are kept for export; free slots, and keys whose counts were taken back, are not.
+        filled = torch.nonzero(totals).squeeze(1)
         self._keys, self._counts = self._keys[filled], self._counts.view(-1, self._layers)[filled].reshape(-1)
+        self._used, self._taken_back = len(filled), False
 
     def sums(self, packed: Packed) -> tuple[Tensor, Tally]:
-        sums = torch.empty(len(packed), self._layers, dtype=torch.int64, device=self.launcher.device)
-        tally = self._query(packed, sums, None, None)
-        return sums.to(packed.ids.device), tally
+        with memory_told():
+            sums = torch.empty(len(packed), self._layers, dtype=torch.int64, device=self.launcher.device)
+            tally = self._query(packed, sums, None, None)
+            return sums.to(packed.ids.device), tally
 
     def exits(self, packed: Packed, per_mille: list[int]) -> tuple[Tensor, Tally]:
         wanted = tuple(per_mille)
-        if wanted not in self._quantiles:
-            # Filled on the device: a copy of a list would make the host wait.
-            each = [torch.full((1,), q, dtype=torch.int32, device=self.launcher.device) for q in wanted]
-            _remember(self._quantiles, wanted, torch.cat(each) if each else self._filled(0, 0, torch.int32))
-        exits = torch.empty(len(packed), len(wanted), dtype=torch.int16, device=self.launcher.device)
-        tally = self._query(packed, None, self._quantiles[wanted], exits)
-        return exits.to(packed.ids.device), tally
+        with memory_told():
+            if wanted not in self._quantiles:
+                # Filled on the device: a copy of a list would make the host wait.
+                each = [torch.full((1,), q, dtype=torch.int32, device=self.launcher.device) for q in wanted]
+                _remember(self._quantiles, wanted, torch.cat(each) if each else self._filled(0, 0, torch.int32))
+            exits = torch.empty(len(packed), len(wanted), dtype=torch.int16, device=self.launcher.device)
+            tally = self._query(packed, None, self._quantiles[wanted], exits)
+            return exits.to(packed.ids.device), tally
 
     def check(self) -> None:
         worst, sample = self._trouble.tolist()
-        self._trouble = self._filled(2, 0, torch.int64)
+        if worst or sample:
+            self._trouble = self._filled(2, 0, torch.int64)
         if worst:
             wrong = worst - 1 - (1 << 32 if worst > 1 << 31 else 0)  # the kernel sees ids as uint32
             raise ConfigError(f"exit table: token id {wrong} is outside 0..{MAX_ID}: keys hold ids of {ID_BITS} bits")
@@ -187,12 +236,24 @@ class HashedBackend:
 
     @property
     def keys(self) -> int:
-        return self._used + int((self._dense.view(-1, self._layers) != 0).any(dim=1).sum())
+        dense = int((self._dense.view(-1, self._layers) != 0).any(dim=1).sum())
+        return dense + (int(torch.count_nonzero(self._totals(self._counts))) if self._taken_back else self._used)
 
     @property
     def bytes(self) -> int:
         held = (self._keys, self._counts, self._dense, self._slots, self._dense_slots)
         return sum(tensor.nbytes for tensor in held)
+
+    @property
+    def load(self) -> float:
+        """Share of slots in use, of the frozen table if there is one. Waits for the device."""
+        keys = self._slots[:: self._words] if len(self._slots) else self._keys
+        return int((keys != EMPTY).sum()) / len(keys)
+
+    @property
+    def longest_search(self) -> int:
+        """Slots that the most remote key of the frozen table is found after, and no query looks beyond."""
+        return self._longest
 
     def _query(self, packed: Packed, sums: Tensor | None, per_mille: Tensor | None, exits: Tensor | None) -> Tally:
         here = packed.to(self.launcher.device)
@@ -207,17 +268,17 @@ class HashedBackend:
         return Tally(tally[0], tally[1])
 
     def _settle(self, late_keys: Tensor, late_exits: Tensor, status: Tensor) -> None:
-        """Grow until the table is at most half full and everything that was put off is counted."""
+        """Grow until the table is no fuller than allowed and everything that was put off is counted."""
         fresh, late, _ = status.tolist()  # the one wait per chunk
         self._used += fresh
-        while late or 2 * self._used > len(self._keys):
+        while late or self._capacity(self._used) > len(self._keys):
             # What was put off may be few keys many times over, or all distinct: guess low, and come back.
-            self._rehash(max(2 * len(self._keys), _power_of_two(2 * (self._used + late // 8))))
+            self._rehash(max(2 * len(self._keys), self._capacity(self._used + late // 8)))
             if late:
                 again = self._late_list(late)
                 self._run(
-                    "insert_late", late, 1, late_keys, late_exits, late, self._layers, *self._table(), PROBES, *again,
-                    status := self._status(),
+                    "insert_late", late, 1, late_keys, late_exits, late, self._layers, *self._table(), self._probes,
+                    *again, status := self._status(),
                 )  # fmt: skip
                 late_keys, late_exits = again
                 fresh, late, _ = status.tolist()
@@ -232,7 +293,7 @@ class HashedBackend:
             for keys, counts in parts:
                 self._run(
                     "absorb", len(keys), 1, keys, counts, len(keys), self._layers, *table, capacity - 1, self._seed,
-                    PROBES, status,
+                    self._probes, status,
                 )  # fmt: skip
             fresh, late, _ = status.tolist()
             if not late:
@@ -241,10 +302,23 @@ class HashedBackend:
                 return
             capacity *= 2  # nothing is lost: the counts are still where they came from
 
+    def _highest(self, ids: Tensor) -> tuple[int, int]:
+        """The highest id, and the highest one of the dense table; -1 where there is none."""
+        if not len(ids):
+            return NO_ID, NO_ID
+        # In pieces: a mask of all ids would take more memory than they.
+        parts = [(part.max(), part.masked_fill(part >= self._dense_ids, NO_ID).max()) for part in ids.split(CHUNK)]
+        high, dense = torch.stack([torch.stack(pair) for pair in parts]).amax(0).tolist()
+        return high, dense
+
+    def _capacity(self, keys: int) -> int:
+        """Slots for so many keys."""
+        return _power_of_two(math.ceil(keys / self._max_load))
+
     def _grow_dense(self, ids: int) -> None:
         have = len(self._dense) // self._layers
         if ids > have:
-            wide = self._filled(min(max(ids, 2 * have), DENSE_IDS) * self._layers, 0, torch.int32)
+            wide = self._filled(min(max(ids, 2 * have), self._dense_ids) * self._layers, 0, torch.int32)
             wide[: len(self._dense)] = self._dense
             self._dense = wide
 
@@ -284,43 +358,28 @@ class HashedBackend:
         """A new flat tensor on the table's device; with ``None`` its contents are arbitrary."""
         try:
             tensor = torch.empty(size, dtype=dtype, device=self.launcher.device)
-        except RuntimeError as error:  # torch.OutOfMemoryError on a device, plain on the CPU
-            raise DeviceError(
-                f"exit table: {size * dtype.itemsize / 2**30:.2f} GiB more do not fit into the memory of"
-                f" {self.launcher.device}: insert less, take shorter n-grams, or free memory"
-            ) from error
+        except RuntimeError as error:  # CUDA reports faults of earlier kernels here, too
+            if not ran_out(error):
+                raise
+            more = f"{size * dtype.itemsize / 2**30:.2f} GiB more"
+            raise OutOfMemory(f"{more} do not fit into the memory of {self.launcher.device}") from error
         return tensor if value is None else tensor.fill_(value)
-
-    @contextmanager
-    def _counting(self) -> Iterator[None]:
-        """Counts are whole when this is left, or the table says ever after that they are not."""
-        self._refuse_if_torn()
-        self._torn = True
-        with _memory_told():
-            yield
-        self._torn = False
-
-    def _refuse_if_torn(self) -> None:
-        if self._torn:
-            raise ConfigError(
-                "exit table: an earlier insert or merge did not end, so counts are not whole: build it again"
-            )
-
-
-@contextmanager
-def _memory_told() -> Iterator[None]:
-    """Memory that runs out inside an operation of torch is the user's to know of, in one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        first = str(error).partition("\n")[0]
-        raise DeviceError(f"exit table: {first}: insert less, take shorter n-grams, or free memory") from error
 
 
 def _remember(cache: dict, key: tuple[int, ...], value: object) -> None:
     if len(cache) >= 64:
         cache.clear()
     cache[key] = value
+
+
+def _longest_search(max_load: float) -> int:
+    """How many slots to look at before a key is put off: as likely to be too few as :data:`PROBES` at half load.
+
+    Runs of used slots longer than x have a probability that falls as exp(-x (a - 1 - ln a)) at load a, the large
+    deviations of the Poisson number of keys that fall into x slots.
+    """
+    decay, usual = (load - 1 - math.log(load) for load in (max(max_load, MAX_LOAD), MAX_LOAD))
+    return math.ceil(PROBES * usual / decay)
 
 
 def _power_of_two(size: int) -> int:

@@ -87,6 +87,12 @@ def edit(folder: Path, **changes: object) -> None:
     (folder / HEADER).write_text(json.dumps({**data, **changes}))
 
 
+def drop(folder: Path, name: str) -> None:
+    data = json.loads((folder / HEADER).read_text())
+    del data[name]
+    (folder / HEADER).write_text(json.dumps(data))
+
+
 def flip(folder: Path) -> None:
     raw = bytearray((folder / ARRAYS).read_bytes())
     raw[-1] ^= 1
@@ -99,7 +105,11 @@ def flip(folder: Path) -> None:
     (lambda folder: (folder / HEADER).write_text("{"), "no JSON"),
     (lambda folder: (folder / HEADER).write_bytes(b"\xff\xfe"), "no JSON"),
     (lambda folder: (folder / HEADER).write_text("[]"), "damaged"),
-    (lambda folder: edit(folder, version=2), "version 2"),
+    (lambda folder: edit(folder, version=2), "version 2, this program reads 1"),
+    (lambda folder: edit(folder, version="1"), "version 1"),
+    (lambda folder: edit(folder, version=True), "version True"),
+    (lambda folder: drop(folder, "version"), "version None"),
+    (lambda folder: edit(folder, seed="0"), "damaged: seed"),
     (lambda folder: edit(folder, format="other"), "damaged: format"),
     (lambda folder: edit(folder, ngram=9), "damaged: ngram"),
     (lambda folder: edit(folder, extra=1), "damaged: extra"),

@@ -17,6 +17,7 @@ import torch
 from geep.exit_table import ExitTable
 from geep.exit_table.backends import hashed
 from geep.exit_table.backends.hashed import HashedBackend
+from harness.errors import DeviceError
 from harness.kernels import Launcher, Source, host
 from harness.kernels.replay import SANITIZERS, Recorder, problem, replay
 
@@ -62,10 +63,27 @@ class Case:
             made._backend = HashedBackend("host", self.layers, self.ngram, 5, launcher)
         return made
 
-    def answers(self, table: ExitTable) -> list[Any]:
-        """Everything that can be asked, in order."""
+    def run_out(self, table: ExitTable, backend: HashedBackend) -> None:
+        """An insert that counts two pieces and has no memory for what the second one put off."""
+        settle, left = backend._settle, [None]
+
+        def full(*args: Any) -> None:
+            if not left:
+                raise torch.OutOfMemoryError("full")
+            left.pop()
+            settle(*args)
+
+        backend._settle = full  # type: ignore[method-assign]
+        with pytest.raises(DeviceError):
+            table.insert([*self.test, *self.train], torch.arange(len(self.test) + len(self.train)) % self.layers)
+        backend._settle = settle  # type: ignore[method-assign]
+
+    def answers(self, table: ExitTable, runs_out: bool = False) -> list[Any]:
+        """Everything that can be asked, in order; on request with an insert in between that fails."""
         found: list[Any] = []
         table.insert(self.train, self.exits)
+        if runs_out and isinstance(table._backend, HashedBackend):
+            self.run_out(table, table._backend)
         found += [*table._backend.export(), table._backend.keys]
         table._backend.absorb(*self.absorbed)
         table._tokens += 1 << 31
@@ -89,8 +107,10 @@ def compare(text: str) -> None:
             source = replace(hashed.kernels(case.layers), text=text)
             launcher = host.launcher(source, workers=1 + seed % 2, fuzz=seed > 0, seed=seed, flags=FLAGS)
             expected = case.answers(case.table())
-            for number, (one, two) in enumerate(zip(expected, case.answers(case.table(launcher)), strict=True)):
-                np.testing.assert_array_equal(one, two, err_msg=f"case {seed}, answer {number}")
+            for runs_out in (False, True)[: 1 + (seed < 2)]:
+                found = case.answers(case.table(launcher), runs_out)
+                for number, (one, two) in enumerate(zip(expected, found, strict=True)):
+                    np.testing.assert_array_equal(one, two, err_msg=f"case {seed}, answer {number}")
 
 
 def record(path: Path) -> Source:
@@ -100,7 +120,7 @@ def record(path: Path) -> Source:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(hashed, name, value)
-        case.answers(case.table(Recorder(host.launcher(source, flags=FLAGS), path)))
+        case.answers(case.table(Recorder(host.launcher(source, flags=FLAGS), path)), runs_out=True)
     return source
 
 
@@ -143,6 +163,11 @@ MUTANTS = {
     "hits of one lane": ("found = warp_sum(found);", ""),
     "cumulative sums of half a warp": ("by < 32; by <<= 1", "by < 16; by <<= 1"),
     "more than the quantile": ("cumulative * 1000 >= total", "cumulative * 1000 > total"),
+    "dense counts are not taken back": ("atomicAdd(dense + (u64)id * layers + exit, ~0u);", ""),
+    "the first key met is taken back": ("if (keys[slot] == key) {", "if (keys[slot] != EMPTY) {"),
+    "only the first probe is taken back": ("atomicAdd(counts + slot * layers + exit, ~0u);\n            return;\n          }",
+        "atomicAdd(counts + slot * layers + exit, ~0u);\n            return;\n          } else return;"),
+    "all exits are taken back as the first": ("counts + slot * layers + exit, ~0u", "counts + slot * layers, ~0u"),
     "empty samples leave at once": (": layers - 1);", ": 0);"),
 }  # fmt: skip
 RACES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,14 +30,35 @@ def refuse() -> int:
 @pytest.fixture(autouse=True)
 def _ask_again() -> Iterator[None]:
     """The answer is remembered per process; these tests change the facts."""
-    cuda.problem.cache_clear()
+    for cached in (cuda.problem, cuda._module):
+        cached.cache_clear()
     yield
-    cuda.problem.cache_clear()
+    for cached in (cuda.problem, cuda._module):
+        cached.cache_clear()
 
 
-def fake_cupy(count: object) -> SimpleNamespace:
+def raising(error: Exception) -> Callable[..., Any]:
+    """A function that does nothing else."""
+
+    def act(*_: object, **__: object) -> None:
+        raise error
+
+    return act
+
+
+def fake_cupy(count: Callable[[], int], compiled: Callable[..., Any] = lambda name: None) -> SimpleNamespace:
+    """As much of CuPy as is used; ``compiled`` stands for ``RawModule.get_function``."""
     runtime = SimpleNamespace(CUDARuntimeError=RuntimeErrorOfCupy, getDeviceCount=count)
-    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    return SimpleNamespace(
+        cuda=SimpleNamespace(runtime=runtime), RawModule=lambda **_: SimpleNamespace(get_function=compiled)
+    )
+
+
+NO_NVRTC = RuntimeError("CuPy failed to load libnvrtc.so.13: OSError: no such file\nmore")
+OLD_DRIVER = RuntimeError(
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was compiled with an unsupported toolchain."
+)
+FULL = RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
 
 
 @pytest.mark.parametrize(("device", "cupy", "word"), [
@@ -44,11 +66,14 @@ def fake_cupy(count: object) -> SimpleNamespace:
     (True, None, "CuPy cannot be imported.*pip install"),
     (True, fake_cupy(refuse), "insufficient.*update the driver"),
     (True, fake_cupy(lambda: 0), "CuPy sees no CUDA device"),
+    (True, fake_cupy(lambda: 1, raising(NO_NVRTC)), r"failed to load libnvrtc.*geep-bench\[cuda\]"),
+    (True, fake_cupy(lambda: 1, raising(OLD_DRIVER)), "UNSUPPORTED_PTX.*a driver for its CUDA version"),
+    (True, fake_cupy(lambda: 1, raising(FULL)), "no memory on the device.*free memory"),
 ])  # fmt: skip
 def test_what_is_missing_is_one_clear_line(
     device: bool, cupy: object, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No device, no CuPy, an old driver: each has its own message with the way out, and a launcher is refused with it."""
+    """No device, no CuPy, no NVRTC, an old driver: each has its own message with the way out, for a launcher as well."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert "\n" not in str(cuda.problem())
@@ -56,8 +81,20 @@ def test_what_is_missing_is_one_clear_line(
         cuda.launcher(SOURCE)
 
 
+@pytest.mark.parametrize(
+    "error", [ImportError("numpy 3"), OSError("libcuda.so.1: no such file"), RuntimeError("broken")]
+)
+def test_a_cupy_that_breaks_on_import_is_no_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises, the reason is quoted."""
+    find = SimpleNamespace(find_spec=lambda name, *_: raising(error)() if name == "cupy" else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [find, *sys.meta_path])
+    assert f"CuPy cannot be imported ({error})" in str(cuda.problem())
+
+
 def test_a_device_that_works_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch, CuPy and a device there is nothing to say."""
+    """With torch, CuPy, NVRTC and a device there is nothing to say."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(lambda: 1))
     assert cuda.problem() is None
@@ -83,11 +120,17 @@ def test_a_launch_goes_to_torch_s_current_stream(protocol: bool, monkeypatch: py
             log.append(("compile", code, options))
 
         def get_function(self, name: str) -> Callable[..., None]:
-            return lambda grid, block, args: log.append((name, grid, block, args))
+            def run(*args: object) -> None:
+                if full:
+                    raise RuntimeErrorOfCupy("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
+                log.append((name, *args))
+
+            return run
 
     stream = SimpleNamespace(cuda_stream=7, **({"__cuda_stream__": lambda: (0, 7)} if protocol else {}))
     streams = SimpleNamespace(from_external=lambda given: Entered("protocol", given is stream)) if protocol else object
     own = fake_cupy(lambda: 1).cuda.runtime
+    full: list[bool] = []
     fake = SimpleNamespace(
         RawModule=Module,
         cuda=SimpleNamespace(
@@ -102,12 +145,11 @@ def test_a_launch_goes_to_torch_s_current_stream(protocol: bool, monkeypatch: py
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=3))
     monkeypatch.setattr(torch.cuda, "device", lambda device: Entered("torch device", str(device)))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    cuda._module.cache_clear()
     launcher = cuda.launcher(SOURCE, torch.device("cuda", 1))
+    log.clear()
     assert (launcher.device, launcher.blocks) == (torch.device("cuda", 1), 3 * cuda.BLOCKS_PER_PROCESSOR)
     for _ in range(2):
         launcher.launch("twice", 5, 64, None, 9)
-    cuda._module.cache_clear()
     on = ("protocol", True) if protocol else ("handle", 7, 1)
     assert [entry for entry in log if entry[0] == "compile"] == [("compile", SOURCE.text, ("-std=c++17",))]
     launches = [entry for entry in log if entry[0] == "twice"]
@@ -116,6 +158,9 @@ def test_a_launch_goes_to_torch_s_current_stream(protocol: bool, monkeypatch: py
     before = [entry for entry in log[: log.index(launches[0])] if entry[0] != "compile"]
     assert before == [("torch device", "cuda:1"), ("device", 1), on]
     assert log[-3:] == [("left", *on), ("left", "device", 1), ("left", "torch device", "cuda:1")]
+    full.append(True)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory on the device to load or launch twice"):
+        launcher.launch("twice", 5, 64, None, 9)
 
 
 @pytest.mark.gpu
