@@ -37,12 +37,12 @@ def first(tokens: TokenSet, samples: int) -> TokenSet:
 
 def partly_new(seen: TokenSet, skew: str, samples: int) -> TokenSet:
     """Samples to ask about: four fifths of them drawn from ``seen``, the others new."""
-    new = rivals.text(samples // 5 * LENGTH, VOCAB, skew, seed=1).ids.view(-1, LENGTH)[: samples // 5]
     device = seen.device
+    new = rivals.text(samples // 5 * LENGTH, VOCAB, skew, 1, device).ids.view(-1, LENGTH)[: samples // 5]
     drawn = np.random.default_rng(3).integers(0, len(seen), samples - len(new))
     old = seen.ids.view(-1, LENGTH)[torch.from_numpy(drawn).to(device)]
     offsets = torch.arange(samples + 1, device=device) * LENGTH
-    ids = torch.cat([old, new.to(device)]).view(-1)
+    ids = torch.cat([old, new]).view(-1)
     return TokenSet(ids, offsets, torch.zeros(len(ids), dtype=torch.int8, device=device))
 
 
@@ -62,7 +62,7 @@ class World:
 
     @cached_property
     def train(self) -> TokenSet:
-        return rivals.text(self.tokens, VOCAB, self.skew, seed=0).to(self.device)
+        return rivals.text(self.tokens, VOCAB, self.skew, 0, self.device)
 
     @cached_property
     def asked(self) -> TokenSet:
@@ -145,7 +145,7 @@ class Filling:
 
     @cached_property
     def text(self) -> TokenSet:
-        return rivals.text(self.kernels.tokens, VOCAB, self.skew, seed=0).to(self.kernels.launcher.device)
+        return rivals.text(self.kernels.tokens, VOCAB, self.skew, 0, self.kernels.launcher.device)
 
     @cached_property
     def distinct(self) -> Tensor:

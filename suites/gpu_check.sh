@@ -69,17 +69,15 @@ step_sanitizer() {
 
 step_table() {
   local tokens failed=0
-  for tokens in 10000 100000 1000000 10000000 100000000; do
+  for tokens in 10000 1000000 100000000; do
     python3 -m pytest suites/test_exit_table.py --benchmark-only --device cuda --tokens "$tokens" -q -p no:cacheprovider \
       --benchmark-json "$out/exit-table-$tokens.json" || echo "-- $tokens tokens failed"
   done 2>&1 | tee "$out/table.txt"
   grep -q "^-- .* failed$" "$out/table.txt" && failed=1
-  # 10^9 n-grams up to bigrams, then 10^9 tokens. No text is kept, so that none has to fit anywhere; it is drawn on the
-  # host, which takes most of the time: some 0.4 s per million tokens, 3 and 7 minutes in all on one slow core.
-  for ngram in 2 1; do
-    python3 -m suites.exit_table_load --ngrams 1000000000 --ngram "$ngram" --backend cuda --device cuda \
-      --out "$out/exit-table-load-$ngram.json" || failed=1
-  done
+  # 10^9 n-grams of half as many tokens. No text is kept, so that none has to fit anywhere; it is drawn on the host, which
+  # takes most of the time: some three minutes on one slow core.
+  python3 -m suites.exit_table_load --ngrams 1000000000 --backend cuda --device cuda --out "$out/exit-table-load.json" \
+    || failed=1
   return "$failed"
 }
 

@@ -24,14 +24,23 @@ _PIECE = 1 << 20  # rows
 _PRIME = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as int64 (Knuth, multiplicative hashing)
 
 
-def text(tokens: int, vocab: int, skew: str, seed: int) -> TokenSet:
-    """Random samples of :data:`LENGTH` tokens: ``skew`` is ``"uniform"`` or ``"zipf"`` (exponent 1.2)."""
-    rng = np.random.default_rng(seed)
+def text(tokens: int, vocab: int, skew: str, seed: int, device: torch.device | str = "cpu") -> TokenSet:
+    """Random samples of :data:`LENGTH` tokens, drawn on the device: ``skew`` is ``"uniform"`` or ``"zipf"``.
+
+    Zipf: the k-th of the vocabulary is drawn in proportion to k^-1.2.
+    """
+    draw = torch.Generator(device).manual_seed(seed)
     samples = max(1, tokens // LENGTH)
-    size = samples * LENGTH
-    ids = rng.integers(0, vocab, size) if skew == "uniform" else (rng.zipf(1.2, size) - 1) % vocab
-    offsets = torch.arange(samples + 1, dtype=torch.int64) * LENGTH
-    return TokenSet(torch.from_numpy(ids.astype(np.int32)), offsets, torch.zeros(size, dtype=torch.int8))
+    ids = torch.empty(samples * LENGTH, dtype=torch.int32, device=device)
+    shares = torch.arange(1, vocab + 1, dtype=torch.float64, device=device).pow(-1.2).cumsum(0)
+    for part in ids.split(1 << 24):
+        if skew == "uniform":
+            part.random_(0, vocab, generator=draw)
+        else:
+            level = torch.rand(len(part), dtype=torch.float64, device=device, generator=draw) * shares[-1]
+            part.copy_(torch.searchsorted(shares, level).clamp_(max=vocab - 1))
+    offsets = torch.arange(samples + 1, dtype=torch.int64, device=device) * LENGTH
+    return TokenSet(ids, offsets, torch.zeros(len(ids), dtype=torch.int8, device=device))
 
 
 @dataclass(frozen=True)

@@ -46,3 +46,16 @@ def test_the_hashing_trick_is_the_table_but_for_collisions(world: tuple[ExitTabl
     asked = rivals.text(6000, VOCAB, skew, seed=5)
     found = rivals.hashing_trick(asked, held, 600, ngram)
     assert (found == table.predict(asked, 600)).float().mean() > 0.95
+
+
+def test_text_is_as_skewed_as_it_says() -> None:
+    """Uniform ids are all about equally frequent; Zipf's fall as k^-1.2; the same seed draws the same."""
+    uniform, zipf = (rivals.text(200_000, VOCAB, skew, seed=2).ids for skew in ("uniform", "zipf"))
+    assert torch.equal(zipf, rivals.text(200_000, VOCAB, "zipf", seed=2).ids)
+    counts = torch.bincount(uniform, minlength=VOCAB).double()
+    assert len(counts) == VOCAB
+    assert counts.max() < 1.3 * counts.min()
+    counts = torch.bincount(zipf, minlength=VOCAB).double()
+    assert len(counts) == VOCAB
+    for k in (2, 5, 10, 20):
+        assert float(counts[k - 1] / counts[0]) == pytest.approx(k**-1.2, rel=0.1)
