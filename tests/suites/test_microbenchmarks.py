@@ -19,7 +19,7 @@ def test_every_benchmark_says_what_it_moved_and_ran(tmp_path: Path) -> None:
     out = tmp_path / "benchmarks.json"
     command = [
         *(sys.executable, "-m", "pytest", "suites/test_exit_table.py", "suites/test_executors.py", "-q"),
-        *("--benchmark-only", f"--benchmark-json={out}", "--device", "cpu", "--tokens", "2000", "--samples", "9"),
+        *("--benchmark-only", f"--benchmark-json={out}", "--device", "cpu", "--tokens", "6000", "--samples", "9"),
         *("--shape", "google/bert_uncased_L-4_H-256_A-4", "--batch-size", "4", "-p", "no:cacheprovider"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
