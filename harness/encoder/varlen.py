@@ -5,17 +5,21 @@ Lengths reach the kernel as bounds on the device, so that nothing about them has
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 DEVICES = ("cuda",)
 HALF = (torch.bfloat16, torch.float16)
+_STEP, _WIDEST = 8, 256  # head widths that the kernel takes
 
 
 def fits(device: torch.device, dtype: torch.dtype, head_width: int, dropout: float = 0.0) -> bool:
-    """Whether the kernel can be used: half precision on CUDA, heads of a multiple of 8 up to 256, no dropout."""
-    return device.type in DEVICES and dtype in HALF and head_width % 8 == 0 and head_width <= 256 and not dropout
+    """Whether the kernel can be used: half precision on CUDA, heads of up to 256, no dropout."""
+    return device.type in DEVICES and dtype in HALF and head_width <= _WIDEST and not dropout
 
 
 def attend(qkv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
@@ -27,13 +31,25 @@ def attend(qkv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
         longest: at least the tokens of the longest sequence.
     """
     q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # [rows, H, d] each
-    # Seven positional arguments: names and order of the others differ between versions of torch.
-    return varlen_attn(q, k, v, bounds, bounds, longest, longest).reshape(len(qkv), -1)  # type: ignore[union-attr]
+    return _kernel(q, k, v, bounds, bounds, longest, longest)
 
 
 def attend_first(query: Tensor, kv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
     """One query per sequence over that sequence: query [B, D], kv [rows, 2 D] -> [B, D]. See :func:`attend`."""
-    q = query.view(len(query), heads, -1)
     k, v = kv.view(len(kv), 2, heads, -1).unbind(1)
     each = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
-    return varlen_attn(q, k, v, each, bounds, 1, longest).reshape(len(query), -1)  # type: ignore[union-attr]
+    return _kernel(query.view(len(query), heads, -1), k, v, each, bounds, 1, longest)
+
+
+def _kernel(
+    q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, q_longest: int, k_longest: int
+) -> Tensor:
+    """The kernel, whatever the head width: zeros beside keys and values change nothing, if queries make up for the scale."""
+    width = q.shape[-1]
+    missing = -width % _STEP
+    if missing:  # TinyBERT's 312 = 12 x 26
+        q = q * math.sqrt((width + missing) / width)
+        q, k, v = (F.pad(part, (0, missing)) for part in (q, k, v))
+    # Seven positional arguments: names and order of the others differ between versions of torch.
+    out: Tensor = varlen_attn(q, k, v, q_bounds, k_bounds, q_longest, k_longest)  # type: ignore[assignment]
+    return out[..., :width].reshape(len(q), -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -65,16 +65,20 @@ class Kernel:
     Attributes:
         pairs: query-key pairs so far.
         recorded: graphs so far.
+        widths: of heads so far.
     """
 
     pairs: int = 0
     recorded: int = 0
+    widths: set[int] = field(default_factory=set)
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, q_longest: int, k_longest: int
     ) -> Tensor:
         assert q_bounds.dtype == k_bounds.dtype == torch.int32
         assert q_bounds.shape == k_bounds.shape
+        assert q.shape[-1] % 8 == 0
+        self.widths.add(q.shape[-1])
         return torch.ops.geep_tests.varlen(q, k, v, q_bounds, k_bounds, q_longest, k_longest)
 
 

@@ -108,7 +108,7 @@ def test_half_precision_is_near_the_cpu(model: MultiExitModel, tokens: TokenSet,
     assert 1e-4 < error < 5e-2
 
 
-@pytest.mark.parametrize("head_width", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("head_width", [6, 8, 16, 26, 32, 64, 128])
 def test_the_kernel_is_attention(head_width: int) -> None:
     """Against scaled dot products in float64, sequence by sequence; some are empty, and rows may lie beyond the last."""
     heads, sizes = 2, [5, 0, 1, 64, 17, 0, 0]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness.contracts import Execution, Predictions, TokenSet
 from harness.encoder.arrange import cut
-from harness.encoder.executors import run_assigned, run_full
+from harness.encoder.executors import exit_logits, run_assigned, run_full
 from harness.encoder.exits import entropy_rule
 from harness.encoder.graphs import Bounds, rounded
 from harness.encoder.layout import Layout
@@ -110,6 +110,19 @@ def test_new_weights_are_not_answered_from_old_graphs(
     model.load_state_dict(make_model(shape=SHAPE, seed=9).state_dict())
     expected = run_full(model, tokens, Execution(batch_size=7)).logits
     np.testing.assert_allclose(run_full(model, tokens, execution).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("compute", ["eager", "graphs"])
+def test_heads_of_any_width_attend_alike(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, like_cuda: Any, compute: Any
+) -> None:
+    """The kernel takes widths in steps of eight; others, like TinyBERT's 26, are filled up without a change of answers."""
+    odd = make_model(shape=replace(SHAPE, width=20, heads=2))
+    expected = exit_logits(odd, tokens, Execution(batch_size=1))[-1].numpy()
+    like_cuda.widths.clear()
+    found = run_full(odd, tokens, Execution(batch_size=7, compute=compute)).logits
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert like_cuda.widths == {16, 8}  # heads of 10 and of 5
 
 
 def test_attention_is_counted_as_it_runs(model: MultiExitModel, tokens: TokenSet, like_cuda: Any) -> None:
