@@ -58,6 +58,10 @@ def test_each_goal_takes_everybody_at_their_best() -> None:
     assert found["verified over shrink"] == pytest.approx(6 / 5)
     assert found["ladder over faithful at batch 32"] == 6
     assert found["shrink over faithful at batch 32"] == pytest.approx(24 / 9)
+    untuned = executors.goals(rows, share=0.44)
+    assert set(found) - set(untuned) == {
+        f"{name} over bert / layer ratio" for name in ("ladder", "exact-k", "verified")
+    }
 
 
 def test_the_roof_is_a_share_of_a_measured_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
