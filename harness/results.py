@@ -66,7 +66,8 @@ class Speed(_Strict):
 
     ``seconds`` is the median of a pass over all n samples. ``speedup`` is the median over rounds of reference seconds
     / own seconds, ``None`` where the run has no reference; ``reference`` names it. ``phases`` are shares of the
-    pass (0..1) by name.
+    pass (0..1) by name. ``round_seconds`` and ``reference_seconds`` are the passes themselves, round by round: reference
+    passes of neighbouring rounds are pairs of a thing with itself, and tell how much of a ratio is noise.
     """
 
     samples_per_s: float
@@ -79,6 +80,52 @@ class Speed(_Strict):
     speedup_p10: float | None = None
     speedup_p90: float | None = None
     phases: dict[str, float] = Field(default_factory=dict)
+    tokens_per_s: float | None = None
+    round_seconds: list[float] = Field(default_factory=list)
+    reference_seconds: list[float] = Field(default_factory=list)
+
+
+class Latency(_Strict):
+    """Seconds from ids to answers of single batches of ``batch_size`` samples: quantiles over ``n`` batches."""
+
+    batch_size: int
+    n: int
+    p50: float
+    p90: float
+    p99: float
+
+
+class Factor(_Strict):
+    """One step from layers to wall time: ``ratio`` multiplies the speed-up (below 1: a loss), ``what`` says why."""
+
+    name: str
+    ratio: float
+    what: str
+
+
+class Waterfall(_Strict):
+    """The speed-up over the reference taken apart: the product of the factors is ``product``, measured was ``measured``."""
+
+    factors: list[Factor]
+    product: float
+    measured: float
+
+
+class Footprint(_Strict):
+    """What a fitted method takes: bytes on disk, peak bytes of the process, joules (``None``: no counter here)."""
+
+    disk_bytes: int | None = None
+    host_peak_bytes: int | None = None
+    joules_per_1000: float | None = None
+
+
+class Overlaps(_Strict):
+    """Rows with the same ids in two splits, and rows of test that occur in it twice or more."""
+
+    train_test: int
+    dev_test: int
+    train_dev: int
+    within_test: int
 
 
 class Training(_Strict):
@@ -93,9 +140,17 @@ class Training(_Strict):
 
 
 class Checks(_Strict):
-    """``rounds_agree``: share of samples with the same label in every round, whose sample order differs (1.0 is right)."""
+    """What must hold whatever is measured; ``None`` where it was not looked at.
+
+    ``rounds_agree``: share of samples with the same label in every round, whose sample order differs (1.0 is right).
+    ``batches_agree``: share with the same label in other batch sizes (1.0 is right). ``state_unchanged``: what the method
+    learnt is the same, bit for bit, after testing. ``syncs``: synchronising calls of one pass on CUDA beside its own copies.
+    """
 
     rounds_agree: float
+    batches_agree: float | None = None
+    state_unchanged: bool | None = None
+    syncs: int | None = None
 
 
 class Result(_Strict):
@@ -114,6 +169,11 @@ class Result(_Strict):
     checks: Checks
     exit_histogram: list[int] = Field(description="samples that answered from layer 1, 2, ..., depth")
     peak_memory_bytes: int | None = None
+    latency: list[Latency] = Field(default_factory=list)
+    waterfall: Waterfall | None = None
+    footprint: Footprint | None = None
+    overlaps: Overlaps | None = None
+    unseen_tokens: float | None = Field(default=None, description="share of test keys that the exit table never saw")
     notes: list[str] = Field(default_factory=list)
     fingerprint: dict[str, Any]
 

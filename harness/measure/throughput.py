@@ -139,7 +139,7 @@ def measure(
     if cuda:
         torch.cuda.reset_peak_memory_stats(tokens.device)
     own: list[float] = []
-    ratios: list[float] = []
+    theirs_all: list[float] = []
     labels: list[np.ndarray] = []
     phases: list[dict[str, float]] = []
     first: Predictions | None = None
@@ -157,13 +157,14 @@ def measure(
         predicting += seconds + done.foreseeing + theirs
         phases.append({name: part / seconds for name, part in predictions.phases.items()})
         if reference is not None:
-            ratios.append(theirs / seconds)
+            theirs_all.append(theirs)
         first = first or predictions
         label = np.empty(len(tokens), dtype=np.int64)
         label[order] = predictions.logits.argmax(1)
         labels.append(label)
     assert first is not None
     p10, p50, p90 = _quantiles(own)
+    ratios = [theirs / seconds for theirs, seconds in zip(theirs_all, own, strict=False)]  # none without one
     low, ratio, high = _quantiles(ratios) if ratios else (None, None, None)
     speed = Speed(
         samples_per_s=len(tokens) / p50,
@@ -176,6 +177,9 @@ def measure(
         speedup_p10=low,
         speedup_p90=high,
         phases={name: float(np.median([parts[name] for parts in phases])) for name in phases[0]},
+        tokens_per_s=int(tokens.ids.shape[0]) / p50,
+        round_seconds=own,
+        reference_seconds=theirs_all,
     )
     return Measured(
         first,

@@ -96,6 +96,8 @@ def test_medians_and_their_spread(time: Time, calls: list, samples: TokenSet) ->
     assert speed.reference == "bert"
     assert speed.speedup == pytest.approx(2)  # of 4, 2, 2, 1, 4
     assert (speed.speedup_p10, speed.speedup_p90) == (pytest.approx(1.4), pytest.approx(4))
+    assert np.divide(speed.reference_seconds, speed.round_seconds).tolist() == pytest.approx([4, 2, 2, 1, 4])
+    assert speed.tokens_per_s == pytest.approx(len(samples.ids) / 3)
     assert speed.phases == {"layers": pytest.approx(0.5)}
     assert found.predicting == pytest.approx(50 + 20 + 70 + 58)
 
@@ -126,6 +128,7 @@ def test_predictions_come_in_file_order(time: Time, calls: list, samples: TokenS
     assert found.predictions.logits.argmax(1).tolist() == [i % 2 for i in range(40)]
     assert found.rounds_agree == 1.0
     assert (found.speed.reference, found.speed.speedup) == (None, None)
+    assert (found.speed.reference_seconds, len(found.speed.round_seconds)) == ([], ROUNDS)
     assert not found.foresees
 
 
