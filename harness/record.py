@@ -60,6 +60,7 @@ def build_result(cell: Cell, fitted: Fitted, point: OperatingPoint, measured: Me
         checks=Checks(rounds_agree=measured.rounds_agree),
         exit_histogram=np.bincount(predictions.exit_layer.astype(np.int64), minlength=cost.depth).tolist(),
         peak_memory_bytes=measured.peak_memory_bytes,
+        waterfall=measured.waterfall,
         notes=prepared.notes,
         fingerprint=fingerprint(),
     )

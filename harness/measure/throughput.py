@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,8 @@ import torch
 
 from harness.contracts import Fitted, OperatingPoint, Predictions, TokenSet
 from harness.measure import clock
-from harness.results import Speed
+from harness.measure.waterfall import Side, waterfall
+from harness.results import Speed, Waterfall
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Measured:
         peak_memory_bytes: on CUDA, the allocator's peak over the method's passes.
         predicting: seconds inside methods over all passes, warm-up and reference included: ``predict``, and what a
             bound looks up before.
+        waterfall: of the round with the middle speed-up; ``None`` without a reference.
     """
 
     predictions: Predictions
@@ -47,6 +49,7 @@ class Measured:
     foresees: bool
     peak_memory_bytes: int | None
     predicting: float
+    waterfall: Waterfall | None = None
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
@@ -140,24 +143,26 @@ def measure(
         torch.cuda.reset_peak_memory_stats(tokens.device)
     own: list[float] = []
     theirs_all: list[float] = []
+    pairs: list[tuple[Side, Side]] = []
     labels: list[np.ndarray] = []
     phases: list[dict[str, float]] = []
     first: Predictions | None = None
     for number in range(rounds):
         order = np.arange(len(tokens)) if number == 0 else rng.permutation(len(tokens))
         shuffled = tokens if number == 0 else tokens.select(order)
-        theirs = 0.0
+        other: TimedPass | None = None
         if reference is not None and number % 2 == 0:
-            theirs = timed_pass(reference, shuffled).seconds
+            other = timed_pass(reference, shuffled)
         done = timed_pass(contender, shuffled)
         seconds, predictions = done.seconds, done.predictions
         if reference is not None and number % 2 == 1:
-            theirs = timed_pass(reference, shuffled).seconds
+            other = timed_pass(reference, shuffled)
         own.append(seconds)
-        predicting += seconds + done.foreseeing + theirs
+        predicting += seconds + done.foreseeing + (other.seconds if other else 0.0)
         phases.append({name: part / seconds for name, part in predictions.phases.items()})
-        if reference is not None:
-            theirs_all.append(theirs)
+        if reference is not None and other is not None:
+            theirs_all.append(other.seconds)
+            pairs.append((_side(contender, done), _side(reference, other)))
         first = first or predictions
         label = np.empty(len(tokens), dtype=np.int64)
         label[order] = predictions.logits.argmax(1)
@@ -188,4 +193,19 @@ def measure(
         hasattr(contender.fitted, "foresee"),
         torch.cuda.max_memory_allocated(tokens.device) if cuda else None,
         predicting,
+        _middle(pairs, ratios, len(tokens)),
     )
+
+
+def _side(contender: Contender, done: TimedPass) -> Side:
+    return Side(done.seconds, done.predictions.work, done.predictions.phases, contender.fitted.cost)
+
+
+def _middle(pairs: Sequence[tuple[Side, Side]], ratios: Sequence[float], samples: int) -> Waterfall | None:
+    """The waterfall of the round whose speed-up is nearest to the median."""
+    if not pairs:
+        return None
+    if not all(side.seconds and side.cost.flops(side.work, "full") for pair in pairs for side in pair):
+        return None  # a method without blocks of its own that count
+    at = int(np.abs(np.array(ratios) - np.median(ratios)).argmin())
+    return waterfall(*pairs[at], samples)

@@ -32,14 +32,17 @@ class Tally:
         tokens: tokens that went through its linear layers, padding included.
         valid: those of them that are not padding.
         pairs: query-key pairs of its attention, padding included.
+        calls: how often the block was run.
     """
 
     rows: int = 0
     tokens: int = 0
     valid: int = 0
     pairs: int = 0
+    calls: int = field(default=0, compare=False)
 
     def add(self, other: Tally) -> None:
+        """Add the amounts of another, but for its calls."""
         self.rows += other.rows
         self.tokens += other.tokens
         self.valid += other.valid
@@ -52,14 +55,16 @@ class Work:
 
     blocks: dict[str, Tally] = field(default_factory=dict)
 
-    def add(self, block: str, tally: Tally) -> None:
-        """Count ``tally`` for ``block``."""
-        self.blocks.setdefault(block, Tally()).add(tally)
+    def add(self, block: str, tally: Tally, calls: int = 1) -> None:
+        """Count ``tally`` for ``block``, run so many times."""
+        total = self.blocks.setdefault(block, Tally())
+        total.add(tally)
+        total.calls += calls
 
     def merge(self, other: Work) -> None:
         """Count everything that ``other`` counted."""
         for block, tally in other.blocks.items():
-            self.add(block, tally)
+            self.add(block, tally, tally.calls)
 
     def rows(self, kind: str) -> int:
         """Sample passes through all blocks of a kind: ``rows("layer") / N`` is the mean number of layers."""

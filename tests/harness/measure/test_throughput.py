@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.contracts import Execution, OperatingPoint, Predictions, TokenSet
 from harness.measure import clock
 from harness.measure.throughput import Contender, measure, timed_pass
-from harness.measure.work import Work
+from harness.measure.work import LayerCost, ModelCost, Tally, Work
 
 ROUNDS = 5
 
@@ -27,6 +27,8 @@ class Time:
 class Fake:
     """Answers with the second word's parity and takes as many seconds as it is told, call by call."""
 
+    cost = ModelCost({"layer": LayerCost(4, 8)}, depth=1, params=0)
+
     def __init__(self, name: str, time: Time, calls: list, seconds: list[float]) -> None:
         self.name, self.time, self.calls, self.seconds = name, time, calls, iter(seconds)
 
@@ -39,7 +41,9 @@ class Fake:
         self.time.now += spent
         self.calls.append((self.name, tokens.ids[tokens.offsets[:-1]].tolist()))
         exits = np.zeros(len(tokens), dtype=np.int16)
-        return Predictions(self.logits(tokens), exits, Work(), phases={"layers": spent / 2})
+        work = Work()
+        work.add("layer.0", Tally(len(tokens), len(tokens), len(tokens), len(tokens)))
+        return Predictions(self.logits(tokens), exits, work, phases={"layers": spent / 2})
 
 
 class OrderDependent(Fake):
@@ -98,6 +102,9 @@ def test_medians_and_their_spread(time: Time, calls: list, samples: TokenSet) ->
     assert (speed.speedup_p10, speed.speedup_p90) == (pytest.approx(1.4), pytest.approx(4))
     assert np.divide(speed.reference_seconds, speed.round_seconds).tolist() == pytest.approx([4, 2, 2, 1, 4])
     assert speed.tokens_per_s == pytest.approx(len(samples.ids) / 3)
+    assert found.waterfall is not None
+    assert found.waterfall.measured == pytest.approx(2)  # of the round in the middle
+    assert found.waterfall.product == pytest.approx(2)
     assert speed.phases == {"layers": pytest.approx(0.5)}
     assert found.predicting == pytest.approx(50 + 20 + 70 + 58)
 
