@@ -19,6 +19,9 @@ from harness.encoder.schedule import schedule, schedule_on_device
 from harness.encoder.shape import EncoderShape
 from harness.errors import ConfigError
 
+# Where looking at a number costs nothing, so that no bounds are needed to sort.
+AT_HAND = ("cpu",)
+
 
 @dataclass(frozen=True)
 class Arranged:
@@ -51,18 +54,20 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
     """Order samples by their first column, deepest first, then by length if the execution says so, window by window.
 
     Args:
-        columns: int16 [N, S] on the samples' device; ``None`` or S = 0: all leave alike.
+        columns: int16 [N, S]; ``None`` or S = 0: all leave alike.
 
     Raises:
-        ConfigError: a sample has no token or more than the encoder has positions, or an id has no embedding.
+        ConfigError: a sample has no token, more than the encoder has positions or, in protocol ``paper``, more than it is
+            padded to; or an id has no embedding.
     """
     count, device = len(tokens), tokens.device
     if columns is None:
         columns = torch.empty(count, 0, dtype=torch.int16, device=device)
+    columns = columns.to(device)
     first = columns[:, 0].contiguous() if columns.shape[1] else columns.new_zeros(count)
     lengths = tokens.lengths
     by_length = lengths if execution.order == "length" else torch.zeros_like(lengths)
-    if device.type == "cpu":
+    if device.type in AT_HAND:
         order = schedule(first.clamp(min=0), by_length, window=execution.window)
     else:
         # Bounds instead of a look at the numbers; what lies outside them runs, only not in its place.
@@ -76,7 +81,7 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
     ordered, positions = _gathered(tokens, order)  # queued while the copy is under way
     host = copy.wait().astype(np.int64)
     table = host[:-2].reshape(count, 2 + columns.shape[1])
-    _check(table[:, 1], table[:, 0], int(host[-2]), int(host[-1]), shape)
+    _check(table[:, 1], table[:, 0], int(host[-2]), int(host[-1]), execution, shape)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(table[:, 1])])
     return Arranged(table[:, 0].copy(), table[:, 1].copy(), table[:, 2:].copy(), starts, ordered, positions)
 
@@ -93,7 +98,9 @@ def _gathered(tokens: TokenSet, order: Tensor) -> tuple[TokenSet, Tensor]:
     return TokenSet(tokens.ids[rows], offsets, tokens.segments[rows], tokens.special), positions.int()
 
 
-def _check(lengths: np.ndarray, order: np.ndarray, low: int, high: int, shape: EncoderShape) -> None:
+def _check(
+    lengths: np.ndarray, order: np.ndarray, low: int, high: int, execution: Execution, shape: EncoderShape
+) -> None:
     """Ids and positions are looked up in arrays; on CUDA one out of range takes the whole process with it."""
     if not len(lengths):
         return
@@ -104,6 +111,11 @@ def _check(lengths: np.ndarray, order: np.ndarray, low: int, high: int, shape: E
         raise ConfigError(
             f"sample {order[longest]} has {lengths[longest]} tokens, the encoder {shape.max_positions} positions: "
             "cut the texts (max_length)"
+        )
+    if execution.protocol == "paper" and lengths[longest] > execution.max_length:
+        raise ConfigError(
+            f"sample {order[longest]} of {lengths[longest]} tokens does not fit {execution.max_length}: "
+            "raise max_length or cut the texts"
         )
     if low < 0 or high >= shape.vocab_size:
         wrong = low if low < 0 else high

@@ -5,6 +5,8 @@ Lengths reach the kernel as bounds on the device, so that nothing about them has
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
@@ -15,7 +17,14 @@ HALF = (torch.bfloat16, torch.float16)
 
 def fits(device: torch.device, dtype: torch.dtype, head_width: int, dropout: float = 0.0) -> bool:
     """Whether the kernel can be used: half precision on CUDA, heads of a multiple of 8 up to 256, no dropout."""
-    return device.type in DEVICES and dtype in HALF and head_width % 8 == 0 and head_width <= 256 and not dropout
+    suits = dtype in HALF and head_width % 8 == 0 and head_width <= 256 and not dropout
+    return device.type in DEVICES and suits and _new_enough(device)
+
+
+@cache
+def _new_enough(device: torch.device) -> bool:
+    """FlashAttention needs Ampere."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def attend(qkv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:

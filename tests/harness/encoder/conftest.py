@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from harness.encoder import engine, executors, graphs, varlen
+from harness.encoder import arrange, engine, executors, graphs, varlen
 
 
 class _Tape(TorchDispatchMode):
@@ -87,6 +87,9 @@ def _attention(
 ) -> Tensor:
     out = torch.full_like(q, math.nan)
     q_at, k_at = q_bounds.tolist(), k_bounds.tolist()
+    for at, rows in ((q_at, q), (k_at, k)):
+        assert at[0] == 0 and at == sorted(at)
+        assert at[-1] <= len(rows), "the kernel would read what is not its own"
     for i in range(len(q_at) - 1):
         ours, theirs = slice(q_at[i], q_at[i + 1]), slice(k_at[i], k_at[i + 1])
         size, keys = q_at[i + 1] - q_at[i], k_at[i + 1] - k_at[i]
@@ -103,16 +106,27 @@ def _attention(
     return out
 
 
+def _pretend(patch: pytest.MonkeyPatch) -> Kernel:
+    patch.setattr(varlen, "DEVICES", ("cpu",))
+    patch.setattr(varlen, "HALF", (torch.float32,))
+    patch.setattr(varlen, "varlen_attn", _kernel)
+    patch.setattr(arrange, "AT_HAND", ())
+    patch.setattr(engine, "GRAPH_DEVICES", ("cpu",))
+    patch.setattr(graphs, "CudaRecorder", TapeRecorder)
+    patch.setitem(executors.IN_FLIGHT, "cpu", executors.IN_FLIGHT["cuda"])
+    engine._engines.clear()
+    _kernel.pairs = _kernel.recorded = 0
+    return _kernel
+
+
+@pytest.fixture(scope="session")
+def pretend_cuda() -> Callable[[pytest.MonkeyPatch], Kernel]:
+    """Makes executors treat the CPU as they treat CUDA, in float32."""
+    return _pretend
+
+
 @pytest.fixture
 def like_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Executors treat the CPU as they treat CUDA, in float32."""
-    monkeypatch.setattr(varlen, "DEVICES", ("cpu",))
-    monkeypatch.setattr(varlen, "HALF", (torch.float32,))
-    monkeypatch.setattr(varlen, "varlen_attn", _kernel)
-    monkeypatch.setattr(engine, "GRAPH_DEVICES", ("cpu",))
-    monkeypatch.setattr(graphs, "CudaRecorder", TapeRecorder)
-    monkeypatch.setitem(executors.IN_FLIGHT, "cpu", executors.IN_FLIGHT["cuda"])
-    engine._engines.clear()
-    _kernel.pairs = _kernel.recorded = 0
-    yield _kernel
+    yield _pretend(monkeypatch)
     engine._engines.clear()
