@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +16,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from harness.encoder import arrange, engine, executors, graphs, varlen
+from harness.encoder import (
+    arrange,
+    engine,
+    executors,
+    graphs,
+    layout,
+    sequential,
+    transfer,
+    varlen,
+    verified,
+)
+
+# In the order in which they import each other.
+CHASSIS = (transfer, varlen, layout, arrange, engine, graphs, executors, sequential, verified)
 
 
 class _Tape(TorchDispatchMode):
@@ -130,3 +146,27 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Executors treat the CPU as they treat CUDA, in float32."""
     yield _pretend(monkeypatch)
     engine._engines.clear()
+
+
+@pytest.fixture(scope="session")
+def planted() -> Callable[[str, str, str], Callable[[], None]]:
+    """A bug for a module of the chassis: what is returned puts it there and into all that import it, for good.
+
+    To be called in a process of its own.
+    """
+
+    def prepare(name: str, good: str, bad: str) -> Callable[[], None]:
+        module: ModuleType = importlib.import_module(f"harness.encoder.{name}")
+        assert module.__file__ is not None
+        text = Path(module.__file__).read_text(encoding="utf-8")
+        assert text.count(good) == 1, "the planted bug must apply exactly once"
+        code = compile(text.replace(good, bad), module.__file__, "exec")
+
+        def put() -> None:
+            exec(code, module.__dict__)
+            for later in CHASSIS[CHASSIS.index(module) + 1 :]:
+                importlib.reload(later)
+
+        return put
+
+    return prepare
