@@ -58,7 +58,7 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
 
     Raises:
         ConfigError: a sample has no token, more than the encoder has positions or, in protocol ``paper``, more than it is
-            padded to; or an id has no embedding.
+            padded to; or an id or a segment has no embedding.
     """
     count, device = len(tokens), tokens.device
     if columns is None:
@@ -75,13 +75,12 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
         order = schedule_on_device(
             first, by_length, depth=shape.layers, max_length=longest, window=execution.window
         ).order
-    extremes = torch.stack(torch.aminmax(tokens.ids)) if len(tokens.ids) else tokens.ids.new_zeros(2)
     facts = torch.cat([order[:, None], lengths[order][:, None], columns[order].long()], dim=1)  # [N, 2 + S]
-    copy = transfer.download(torch.cat([facts.reshape(-1).int(), extremes.int()]))
+    copy = transfer.download(torch.cat([facts.reshape(-1).int(), _extremes(tokens)]))
     ordered, positions = _gathered(tokens, order)  # queued while the copy is under way
     host = copy.wait().astype(np.int64)
-    table = host[:-2].reshape(count, 2 + columns.shape[1])
-    _check(table[:, 1], table[:, 0], int(host[-2]), int(host[-1]), execution, shape)
+    table = host[:-4].reshape(count, 2 + columns.shape[1])
+    _check(table[:, 1], table[:, 0], host[-4:], execution, shape)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(table[:, 1])])
     return Arranged(table[:, 0].copy(), table[:, 1].copy(), table[:, 2:].copy(), starts, ordered, positions)
 
@@ -98,10 +97,17 @@ def _gathered(tokens: TokenSet, order: Tensor) -> tuple[TokenSet, Tensor]:
     return TokenSet(tokens.ids[rows], offsets, tokens.segments[rows], tokens.special), positions.int()
 
 
+def _extremes(tokens: TokenSet) -> Tensor:
+    """Smallest and largest id and segment, int32 [4]."""
+    if not len(tokens.ids):
+        return torch.zeros(4, dtype=torch.int32, device=tokens.device)
+    return torch.stack([end.int() for part in (tokens.ids, tokens.segments) for end in torch.aminmax(part)])
+
+
 def _check(
-    lengths: np.ndarray, order: np.ndarray, low: int, high: int, execution: Execution, shape: EncoderShape
+    lengths: np.ndarray, order: np.ndarray, extremes: np.ndarray, execution: Execution, shape: EncoderShape
 ) -> None:
-    """Ids and positions are looked up in arrays; on CUDA one out of range takes the whole process with it."""
+    """Everything is looked up in arrays; on CUDA a number out of range takes the whole process with it."""
     if not len(lengths):
         return
     empty, longest = int(lengths.argmin()), int(lengths.argmax())
@@ -117,11 +123,15 @@ def _check(
             f"sample {order[longest]} of {lengths[longest]} tokens does not fit {execution.max_length}: "
             "raise max_length or cut the texts"
         )
-    if low < 0 or high >= shape.vocab_size:
-        wrong = low if low < 0 else high
-        raise ConfigError(
-            f"token id {wrong} has no embedding, there are {shape.vocab_size}: use the tokenizer of this backbone"
-        )
+    for what, known, low, high in (
+        ("token id", shape.vocab_size, *extremes[:2]),
+        ("segment", shape.type_vocab, *extremes[2:]),
+    ):
+        if low < 0 or high >= known:
+            raise ConfigError(
+                f"{what} {low if low < 0 else high} has no embedding, there are {known}: "
+                "use the tokenizer of this backbone"
+            )
 
 
 def cut(lengths: np.ndarray, begin: int, end: int, execution: Execution) -> Iterator[tuple[int, int]]:

@@ -249,6 +249,14 @@ def test_nothing_to_predict_is_predicted(
     assert found.predicted_exit is None or found.predicted_exit.shape == (0,)
 
 
+@pytest.mark.parametrize("segment", [-1, 2])
+def test_segments_are_looked_up_too(segment: int) -> None:
+    """One out of range is refused as an id would be."""
+    tokens = TokenSet.from_lists([[1, 2], [3, 4]], [[0, 1], [0, segment]])
+    with pytest.raises(ConfigError, match=f"segment {segment} has no embedding, there are 2"):
+        arrange(tokens, Execution(), SHAPE)
+
+
 def test_exits_may_lie_elsewhere(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
     """Columns are brought to where the tokens are, without being looked at."""
     columns = torch.zeros(len(tokens), 1, dtype=torch.int16)

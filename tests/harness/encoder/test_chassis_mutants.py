@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from harness.contracts import Execution, Predictions, TokenSet
-from harness.encoder import arrange, engine, executors, sequential, verified
+from harness.encoder import arrange, executors, sequential, verified
 from harness.encoder.exits import entropy_rule, first_exit, normalised_entropy
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
@@ -107,7 +108,9 @@ def check_order(world: World) -> None:
                 batch, positions = found.batch(begin, end)
                 wanted = tokens.select(expected[begin:end])
                 for one, two in zip(
-                    (batch.ids, batch.offsets, batch.segments), (wanted.ids, wanted.offsets, wanted.segments), strict=True
+                    (batch.ids, batch.offsets, batch.segments),
+                    (wanted.ids, wanted.offsets, wanted.segments),
+                    strict=True,
                 ):
                     assert one.tolist() == two.tolist()
                 assert positions.tolist() == [place for i in expected[begin:end] for place in range(lengths[i])]
@@ -130,13 +133,14 @@ def check_refusals() -> None:
         ([[1], [2] * 3, [-1]], "token id -1"),
         ([[1], [2] * 3, [50]], "token id 50"),
         ([[1], [2] * 16, [49, 0]], None),
+        ([[1], [3], [5, 5]], "segment 2"),
     ):
-        try:
-            arrange.arrange(TokenSet.from_lists(rows), Execution(), SHAPE)
-        except ConfigError as error:
-            assert message is not None and message in str(error)
-        else:
-            assert message is None
+        segments = [[row[0] // 2] * len(row) if message == "segment 2" else [1] * len(row) for row in rows]
+        refused: AbstractContextManager[Any] = (
+            nullcontext() if message is None else pytest.raises(ConfigError, match=message)
+        )
+        with refused:
+            arrange.arrange(TokenSet.from_lists(rows, segments), Execution(), SHAPE)
 
 
 def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[], Predictions], np.ndarray, np.ndarray]]:
@@ -195,94 +199,125 @@ def compare(put: Callable[[], None] | None, world: World, pretend_cuda: Callable
             check_order(world)
             check_refusals()
             check_answers(world, pretend_cuda(patch))
-        except Exception as error:  # noqa: BLE001 - whatever a bug leads to
+        except Exception as error:  # whatever a bug leads to
             raise AssertionError from error
 
 
 BUGS = {
-    # arrange
-    "tokens of samples in input order": ("arrange", "tokens.offsets[order][owner]", "tokens.offsets[:-1][owner]"),
-    "positions count through": ("arrange", " - offsets[owner]\n", "\n"),
-    "lengths in input order": ("arrange", "lengths[order][:, None]", "lengths[:, None]"),
-    "looks in input order": ("arrange", "columns[order].long()", "columns.long()"),
-    "sorted by the last look": ("arrange", "columns[:, 0].contiguous()", "columns[:, -1].contiguous()"),
-    "sorted by length whatever is asked": (
-        "arrange", "lengths if execution.order == \"length\" else torch.zeros_like(lengths)", "lengths"),
-    "bounds of a device without length": ("arrange", "execution.max_length if execution.order == \"length\" else 0", "0"),
-    "one window on a device": ("arrange", "window=execution.window\n        ).order", "window=0\n        ).order"),
-    "offsets of a batch not from 0": ("arrange", " - whole.offsets[begin]", ""),
-    "positions from the wrong sample": ("arrange", "self.positions[rows]", "self.positions[: rows.stop - rows.start]"),
-    "segments of other samples": ("arrange", "whole.segments[rows]", "whole.segments[: rows.stop - rows.start]"),
-    "batch_tokens ignored": ("arrange", "if not execution.batch_tokens:", "if True:"),
-    "padding not counted": ("arrange", "lengths[begin:end] if execution.protocol == \"modern\"", "lengths[begin:end] if True"),
-    "a sample more than fits": ("arrange", "side=\"right\"))", "side=\"right\")) + 1"),
-    "batches as long as tokens allow": ("arrange", "first + execution.batch_size, len(sizes))", "len(sizes))"),
-    "the last window is whole": ("arrange", "min(begin + (window or count), count)", "begin + (window or count)"),
-    "samples counted as they run": ("arrange", "sample {order[empty]} has", "sample {empty} has"),
-    "one position too many": ("arrange", "lengths[longest] > shape.max_positions", "lengths[longest] > shape.max_positions + 1"),
-    "one id too many": ("arrange", "high >= shape.vocab_size", "high > shape.vocab_size"),
-    "negative ids": ("arrange", "low < 0 or high", "high"),
-    # layout
-    "offsets of a slice not from 0": ("layout", "part - part[0]", "part"),
-    "rows of other samples are gathered": ("layout", "self.offsets[chosen] - offsets[:-1]", "self.offsets[chosen]"),
-    "padded rows of other samples": ("layout", "chosen[row // self.pad_to] * self.pad_to", "row // self.pad_to * self.pad_to"),
-    "a slice begins at its number": (
-        "layout", "hidden[self.starts[start] : self.starts[stop]]", "hidden[start : self.starts[stop] - self.starts[start] + start]"),
-    "one padding row may be looked at": ("layout", "device=self.device) < lengths[:, None]", "device=self.device) <= lengths[:, None]"),
-    # graphs
-    "layers write what they read": ("graphs", "place.states[1 - index % 2]", "place.states[index % 2]"),
-    "a head reads the buffer before": ("graphs", "source = place.states[(exit_layer + 1) % 2]", "source = place.states[exit_layer % 2]"),
-    "a head's input goes elsewhere": ("graphs", "place.place(hidden, exit_layer + 1)", "place.place(hidden, exit_layer)"),
-    "what was selected is not placed": ("graphs", "        place.place(hidden, index)\n", ""),
-    "bounds not cut at the rows": ("graphs", "self._bounds = bounds.clamp(max=rows)", "self._bounds = bounds"),
-    "first tokens not cut at the rows": ("graphs", "self._bounds[:-1].clamp(max=self._rows - 1)", "self._bounds[:-1]"),
-    "stale bounds beyond the batch": ("graphs", "            self._bounds[root.count + 1 :].fill_(root.rows)\n", ""),
-    "a lane keeps its first batch": ("graphs", "if root is self.root:", "if self.root is not None:"),
-    "padded lengths stay": ("graphs", "self._lengths[: root.count].copy_(root.offsets[1:] - root.offsets[:-1])", "pass"),
-    "the mask is of the padding": ("graphs", "(every < lengths[:count, None].clamp(min=1))", "(every < pad_to + 0 * lengths[:count, None])"),
-    "heads run in the climbing lane": ("graphs", "            lane = SIDE  #", "            pass  #"),
-    "nothing is kept": ("graphs", "return tensor.clone()", "return tensor"),
-    "graphs of one layer for all": ("graphs", "(lane, \"layer\", index, rows)", "(lane, \"layer\", 0, rows)"),
-    "graphs of one lane for all": ("graphs", "(lane, \"layer\", index, rows)", "(0, \"layer\", index, rows)"),
-    "graphs of one size for all": ("graphs", "(lane, \"layer\", index, rows)", "(lane, \"layer\", index, 0)"),
-    "graphs of one head for all": ("graphs", "(lane, \"head\", exit_layer, rows)", "(lane, \"head\", 0, rows)"),
-    "bounds of the batch that was recorded": (
-        "graphs", "        def run() -> None:\n            target", "        now = place.attention(rows)\n        place.attention = lambda _: now\n\n        def run() -> None:\n            target"),
-    "rows of the batch that was recorded": ("graphs", "source[:rows], place.attention(rows)))", "source[:rows], layout))"),
-    "replayed at its first batch only": ("graphs", "        self._graphs[key]()", "        if key[-1] != self.__dict__.setdefault(\"last\", key[-1]):\n            self._graphs[key]()"),
-    "rows rounded down": ("graphs", "return -(-size // step) * step", "return max(step, size // step * step)"),
-    "left-overs not counted": ("graphs", "np.minimum(layout.root.starts, rows)", "np.minimum(layout.starts, rows)"),
-    # engine
-    "old weights": ("engine", "if key not in kept or kept[key][0] != weights:", "if key not in kept:"),
-    # executors
-    "answers in another order": ("executors", "self.logits.index_copy_(0, transfer.upload(samples, self.device), logits)", "self.logits[: len(samples)] = logits"),
-    "exits in another order": ("executors", "self.exits[samples] = exit_layer", "self.exits[: len(logits)] = exit_layer"),
-    "sorted once more": ("executors", "out[self._arranged.order] = values", "out = values[self._arranged.order]"),
-    "one buffer for two climbs": ("executors", "advance(make(lane), lane, None)", "advance(make(0), lane, None)"),
-    "lanes are not freed": ("executors", "            free.append(lane)\n", "            pass\n"),
-    "those who leave stay a layer longer": ("executors", "active = int((depths >= index).sum())", "active = int((depths >= index - 1).sum())"),
-    "answers at the place in the batch": ("executors", "slice(first + staying, first + active)", "slice(staying, active)"),
-    "those who stay are answered": ("executors", "layout_now.slice(hidden, staying, active)", "layout_now.slice(hidden, 0, active - staying)"),
-    "the shared layer in the climbing lane": ("executors", "self.layer(last, hidden, layout, SIDE)", "self.layer(last, hidden, layout)"),
-    "exact-k is a ladder": ("executors", "if execution.executor == \"exact-k\":", "if False:"),
-    # sequential
-    "the wrong ones stay": ("sequential", "np.flatnonzero(stay)", "np.flatnonzero(~stay)"),
-    "numbers of those who left": ("sequential", "else samples)[stay]", "else samples)[: stay.sum()]"),
-    "layers of every climb in one lane": ("sequential", "run.layer(index, hidden, layout, lane)", "run.layer(index, hidden, layout)"),
-    "embeddings of every climb in one lane": ("sequential", "run.begin(first, last, lane)", "run.begin(first, last)"),
-    "all leave if one does": ("sequential", "if not stay.any():", "if not stay.all():"),
-    "faithful to those who stay": ("sequential", "logits[torch.tensor(going, device=logits.device)]", "logits[: len(going)]"),
-    # verified
-    "the end is ignored": ("verified", " | (group.depth >= end)", ""),
-    "looks beyond the end": ("verified", "        targets[:, 1:] = np.minimum(targets[:, 1:], stop)\n", ""),
-    "hidden states are not kept": ("verified", "run.keep(part)", "part"),
-    "logits are not kept": ("verified", "run.keep(run.head(index, part, its_layout, lane))", "run.head(index, part, its_layout, lane)"),
-    "everybody's verdict is the first one's": ("verified", "        start += len(group.samples)\n", ""),
-    "shallow goals first": ("verified", "-goal[samples]", "goal[samples]"),
-    "unsure ones wait at the wrong layer": ("verified", "setdefault(group.depth, [])", "setdefault(end - 1, [])"),
-    "goals of other samples": ("verified", "targets[samples, 0]", "targets[: len(samples), 0]"),
-    "joined without their lengths": ("verified", "np.concatenate([group.layout.lengths for group in groups])", "np.concatenate([group.layout.lengths for group in groups][::-1])"),
+    "arrange": {
+        "tokens of samples in input order": ("tokens.offsets[order][owner]", "tokens.offsets[:-1][owner]"),
+        "positions count through": (" - offsets[owner]\n", "\n"),
+        "lengths in input order": ("lengths[order][:, None]", "lengths[:, None]"),
+        "looks in input order": ("columns[order].long()", "columns.long()"),
+        "sorted by the last look": ("columns[:, 0].contiguous()", "columns[:, -1].contiguous()"),
+        "sorted by length whatever is asked": (
+            'lengths if execution.order == "length" else torch.zeros_like(lengths)', "lengths"),
+        "bounds of a device without length": ('execution.max_length if execution.order == "length" else 0', "0"),
+        "one window on a device": ("window=execution.window\n        ).order", "window=0\n        ).order"),
+        "offsets of a batch not from 0": (" - whole.offsets[begin]", ""),
+        "positions from the wrong sample": ("self.positions[rows]", "self.positions[: rows.stop - rows.start]"),
+        "segments of other samples": ("whole.segments[rows]", "whole.segments[: rows.stop - rows.start]"),
+        "batch_tokens ignored": ("if not execution.batch_tokens:", "if True:"),
+        "padding not counted": ('lengths[begin:end] if execution.protocol == "modern"', "lengths[begin:end] if True"),
+        "a sample more than fits": ('side="right"))', 'side="right")) + 1'),
+        "batches as long as tokens allow": ("first + execution.batch_size, len(sizes))", "len(sizes))"),
+        "the last window is whole": ("min(begin + (window or count), count)", "begin + (window or count)"),
+        "samples counted as they run": ("sample {order[empty]} has", "sample {empty} has"),
+        "one position too many": (
+            "lengths[longest] > shape.max_positions", "lengths[longest] > shape.max_positions + 1"),
+        "one id too many": ("high >= known", "high > known"),
+        "negative ids": ("low < 0 or high", "high"),
+        "segments are not looked at": ('("segment", shape.type_vocab, *extremes[2:])', '("segment", 9, *extremes[2:])'),
+    },
+    "layout": {
+        "offsets of a slice not from 0": ("part - part[0]", "part"),
+        "rows of other samples are gathered": ("self.offsets[chosen] - offsets[:-1]", "self.offsets[chosen]"),
+        "padded rows of other samples": (
+            "chosen[row // self.pad_to] * self.pad_to", "row // self.pad_to * self.pad_to"),
+        "a slice begins at its number": (
+            "hidden[self.starts[start] : self.starts[stop]]",
+            "hidden[start : self.starts[stop] - self.starts[start] + start]"),
+        "one padding row may be looked at": (
+            "device=self.device) < lengths[:, None]", "device=self.device) <= lengths[:, None]"),
+    },
+    "graphs": {
+        "layers write what they read": ("place.states[1 - index % 2]", "place.states[index % 2]"),
+        "a head reads the buffer before": (
+            "source = place.states[(exit_layer + 1) % 2]", "source = place.states[exit_layer % 2]"),
+        "a head's input goes elsewhere": ("place.place(hidden, exit_layer + 1)", "place.place(hidden, exit_layer)"),
+        "what was selected is not placed": ("        place.place(hidden, index)\n", ""),
+        "bounds not cut at the rows": ("self._bounds = bounds.clamp(max=rows)", "self._bounds = bounds"),
+        "first tokens not cut at the rows": ("self._bounds[:-1].clamp(max=self._rows - 1)", "self._bounds[:-1]"),
+        "stale bounds beyond the batch": ("            self._bounds[root.count + 1 :].fill_(root.rows)\n", ""),
+        "a lane keeps its first batch": ("if root is self.root:", "if self.root is not None:"),
+        "padded lengths stay": ("self._lengths[: root.count].copy_(root.offsets[1:] - root.offsets[:-1])", "pass"),
+        "the mask is of the padding": (
+            "(every < lengths[:count, None].clamp(min=1))", "(every < pad_to + 0 * lengths[:count, None])"),
+        "heads run in the climbing lane": ("            lane = SIDE  #", "            pass  #"),
+        "nothing is kept": ("return tensor.clone()", "return tensor"),
+        "graphs of one layer for all": ('(lane, "layer", index, rows)', '(lane, "layer", 0, rows)'),
+        "graphs of one lane for all": ('(lane, "layer", index, rows)', '(0, "layer", index, rows)'),
+        "graphs of one size for all": ('(lane, "layer", index, rows)', '(lane, "layer", index, 0)'),
+        "graphs of one head for all": ('(lane, "head", exit_layer, rows)', '(lane, "head", 0, rows)'),
+        "bounds of the batch that was recorded": (
+            "        def run() -> None:\n            target",
+            "        now = place.attention(rows)\n"
+            "        place.attention = lambda _: now\n"
+            "\n"
+            "        def run() -> None:\n"
+            "            target"),
+        "lengths of the batch that was recorded": ("source[:rows], place.attention(rows)))", "source[:rows], layout))"),
+        "replayed at its first batch only": (
+            "        self._graphs[key]()",
+            '        if key[-1] != self.__dict__.setdefault("last", key[-1]):\n            self._graphs[key]()'),
+        "rows rounded down": ("return -(-size // step) * step", "return max(step, size // step * step)"),
+        "left-overs not counted": ("np.minimum(layout.root.starts, rows)", "np.minimum(layout.starts, rows)"),
+    },
+    "engine": {
+        "old weights": ("if key not in kept or kept[key][0] != weights:", "if key not in kept:"),
+    },
+    "executors": {
+        "answers in another order": (
+            "self.logits.index_copy_(0, transfer.upload(samples, self.device), logits)",
+            "self.logits[: len(samples)] = logits"),
+        "exits in another order": ("self.exits[samples] = exit_layer", "self.exits[: len(logits)] = exit_layer"),
+        "sorted once more": ("out[self._arranged.order] = values", "out = values[self._arranged.order]"),
+        "one buffer for two climbs": ("advance(make(lane), lane, None)", "advance(make(0), lane, None)"),
+        "lanes are not freed": ("            free.append(lane)\n", "            pass\n"),
+        "those who leave stay a layer longer": (
+            "active = int((depths >= index).sum())", "active = int((depths >= index - 1).sum())"),
+        "answers at the place in the batch": ("slice(first + staying, first + active)", "slice(staying, active)"),
+        "those who stay are answered": (
+            "layout_now.slice(hidden, staying, active)", "layout_now.slice(hidden, 0, active - staying)"),
+        "the shared layer in the climbing lane": (
+            "self.layer(last, hidden, layout, SIDE)", "self.layer(last, hidden, layout)"),
+        "exact-k is a ladder": ('if execution.executor == "exact-k":', "if False:"),
+    },
+    "sequential": {
+        "the wrong ones stay": ("np.flatnonzero(stay)", "np.flatnonzero(~stay)"),
+        "numbers of those who left": ("else samples)[stay]", "else samples)[: stay.sum()]"),
+        "layers of every climb in one lane": (
+            "run.layer(index, hidden, layout, lane)", "run.layer(index, hidden, layout)"),
+        "embeddings of every climb in one lane": ("run.begin(first, last, lane)", "run.begin(first, last)"),
+        "all leave if one does": ("if not stay.any():", "if not stay.all():"),
+        "faithful to those who stay": ("logits[torch.tensor(going, device=logits.device)]", "logits[: len(going)]"),
+    },
+    "verified": {
+        "the end is ignored": (" | (group.depth >= end)", ""),
+        "looks beyond the end": ("        targets[:, 1:] = np.minimum(targets[:, 1:], stop)\n", ""),
+        "hidden states are not kept": ("run.keep(part)", "part"),
+        "logits are not kept": (
+            "run.keep(run.head(index, part, its_layout, lane))", "run.head(index, part, its_layout, lane)"),
+        "everybody's verdict is the first one's": ("        start += len(group.samples)\n", ""),
+        "shallow goals first": ("-goal[samples]", "goal[samples]"),
+        "unsure ones wait at the wrong layer": ("setdefault(group.depth, [])", "setdefault(end - 1, [])"),
+        "goals of other samples": ("targets[samples, 0]", "targets[: len(samples), 0]"),
+        "joined without their lengths": (
+            "np.concatenate([group.layout.lengths for group in groups])",
+            "np.concatenate([group.layout.lengths for group in groups][::-1])"),
+    },
 }  # fmt: skip
+CASES = [(module, bug) for module, bugs in BUGS.items() for bug in bugs]
 
 
 def test_the_chassis_as_it_is_passes(
@@ -292,8 +327,9 @@ def test_the_chassis_as_it_is_passes(
     assert not fails_apart(compare, None, world, pretend_cuda)
 
 
-@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize(("module", "bug"), CASES)
 def test_planted_bugs_are_caught(
+    module: str,
     bug: str,
     world: World,
     planted: Callable[[str, str, str], Callable[[], None]],
@@ -301,4 +337,4 @@ def test_planted_bugs_are_caught(
     fails_apart: Callable[..., bool],
 ) -> None:
     """Every one of them."""
-    assert fails_apart(compare, planted(*BUGS[bug]), world, pretend_cuda)
+    assert fails_apart(compare, planted(module, *BUGS[module][bug]), world, pretend_cuda)

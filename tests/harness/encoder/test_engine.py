@@ -254,7 +254,9 @@ def test_autocast_around_a_pass_changes_nothing(
 @pytest.mark.parametrize("compute", ["graphs", "compiled-graphs"])
 def test_graphs_need_a_device(make_model: Callable[..., MultiExitModel], tokens: TokenSet, compute: Any) -> None:
     """One line that says what to choose instead; the command line ends with 2."""
-    with pytest.raises(ConfigError, match=f"compute '{compute}' needs a CUDA device: choose eager or compiled") as caught:
+    with pytest.raises(
+        ConfigError, match=f"compute '{compute}' needs a CUDA device: choose eager or compiled"
+    ) as caught:
         run_full(make_model(shape=SHAPE), tokens, Execution(compute=compute))
     assert caught.value.exit_code == 2
 

@@ -128,6 +128,8 @@ def test_an_upload_is_pinned_and_not_waited_for(monkeypatch: pytest.MonkeyPatch)
     """Whatever the strides of an array: from pageable memory the host would wait."""
     seen: list[Any] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: seen.append(tensor.tolist()) or tensor)
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking=False: seen.append((device, non_blocking)))
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, device, non_blocking=False: seen.append((device, non_blocking))
+    )
     upload(np.arange(6).reshape(2, 3).T, THERE)
     assert seen == [[[0, 3], [1, 4], [2, 5]], (THERE, True)]
