@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -94,7 +95,16 @@ def compiled_close() -> Callable[[EncoderLayer, Tensor, Tensor], Tensor]:
     return torch.compile(EncoderLayer.close, dynamic=True, fullgraph=True)
 
 
-_engines: WeakKeyDictionary[MultiExitModel, dict[tuple[Any, ...], tuple[Any, Engine]]] = WeakKeyDictionary()
+@dataclass
+class _Prepared:
+    """What was made of one model, of use as long as its weights are these."""
+
+    weights: list[Any]
+    copies: dict[torch.dtype, MultiExitModel] = field(default_factory=dict)
+    engines: dict[tuple[Any, ...], Engine] = field(default_factory=dict)
+
+
+_prepared: WeakKeyDictionary[MultiExitModel, _Prepared] = WeakKeyDictionary()
 
 
 def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) -> Engine:
@@ -116,18 +126,20 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
     from harness.encoder.graphs import Bounds, GraphEngine
 
     bounds = Bounds.of(execution, longest) if graphs else None
-    key = (dtype, compiled, bounds)
     # A version does not rise where ``data`` is replaced, as a move to another device does.
     weights = [
         (id(weight), weight.device, weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         for weight in model.parameters()
     ]
-    kept = _engines.setdefault(model, {})
-    if key not in kept or kept[key][0] != weights:
-        ours = model_copy(model, dtype)
-        made = GraphEngine(ours, bounds, compiled=compiled) if bounds else Engine(ours, compiled=compiled)
-        kept[key] = (weights, made)
-    return kept[key][1]
+    kept = _prepared.get(model)
+    if kept is None or kept.weights != weights:
+        kept = _prepared[model] = _Prepared(weights)
+    key = (dtype, compiled, bounds)
+    if key not in kept.engines:
+        ours = kept.copies.get(dtype) or model_copy(model, dtype)
+        kept.copies[dtype] = ours
+        kept.engines[key] = GraphEngine(ours, bounds, compiled=compiled) if bounds else Engine(ours, compiled=compiled)
+    return kept.engines[key]
 
 
 def model_copy(model: MultiExitModel, dtype: torch.dtype) -> MultiExitModel:

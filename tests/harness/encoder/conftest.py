@@ -130,7 +130,7 @@ def _pretend(patch: pytest.MonkeyPatch) -> Kernel:
     patch.setattr(engine, "GRAPH_DEVICES", ("cpu",))
     patch.setattr(graphs, "CudaRecorder", TapeRecorder)
     patch.setitem(executors.IN_FLIGHT, "cpu", executors.IN_FLIGHT["cuda"])
-    engine._engines.clear()
+    engine._prepared.clear()
     _kernel.pairs = _kernel.recorded = 0
     return _kernel
 
@@ -145,7 +145,7 @@ def pretend_cuda() -> Callable[[pytest.MonkeyPatch], Kernel]:
 def like_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Executors treat the CPU as they treat CUDA, in float32."""
     yield _pretend(monkeypatch)
-    engine._engines.clear()
+    engine._prepared.clear()
 
 
 @pytest.fixture(scope="session")

@@ -274,7 +274,7 @@ BUGS = {
         "left-overs not counted": ("np.minimum(layout.root.starts, rows)", "np.minimum(layout.starts, rows)"),
     },
     "engine": {
-        "old weights": ("if key not in kept or kept[key][0] != weights:", "if key not in kept:"),
+        "old weights": ("if kept is None or kept.weights != weights:", "if kept is None:"),
     },
     "executors": {
         "answers in another order": (
@@ -307,7 +307,7 @@ BUGS = {
         "looks beyond the end": ("        targets[:, 1:] = np.minimum(targets[:, 1:], stop)\n", ""),
         "hidden states are not kept": ("run.keep(part)", "part"),
         "logits are not kept": (
-            "run.keep(run.head(index, part, its_layout, lane))", "run.head(index, part, its_layout, lane)"),
+            "run.keep(run.head(index, part, its_layout))", "run.head(index, part, its_layout)"),
         "everybody's verdict is the first one's": ("        start += len(group.samples)\n", ""),
         "shallow goals first": ("-goal[samples]", "goal[samples]"),
         "unsure ones wait at the wrong layer": ("setdefault(group.depth, [])", "setdefault(end - 1, [])"),

@@ -160,19 +160,22 @@ def test_weights_are_copied_once_and_after_each_change(
     compute: Any,
     change: str,
 ) -> None:
-    """Passes share an engine until the weights are others, and then answer from those."""
+    """Passes of all shapes share a copy until the weights are others, and then answer from those; the old one goes."""
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7, dtype="bfloat16", compute="eager")
     if compute == "graphs":
         execution = replace(execution, dtype="float32", compute="graphs")
-    for batch_size in (7, 7, 7):
+    for batch_size in (7, 7, 5):
         run_all(model, tokens, replace(execution, batch_size=batch_size))
     assert copies == [engine.DTYPES[execution.dtype]]
     before = run_full(model, tokens, execution).logits
+    old = weakref.ref(engine_for(model, execution, 12).model)
     with torch.no_grad():
         CHANGES[change](model)
     after = run_full(model, tokens, execution).logits
     run_full(model, tokens, execution)
     assert len(copies) == 2
+    gc.collect()
+    assert old() is None
     fresh = run_full(copy.deepcopy(model), tokens, execution).logits
     np.testing.assert_array_equal(after, fresh)
     assert np.abs(after - before).max() > 1e-4
@@ -214,7 +217,7 @@ def test_models_are_let_go(
     monkeypatch.setattr(varlen, "HALF", (torch.float32, torch.bfloat16))
     model = make_model(shape=SHAPE)
     run_full(model, tokens, Execution(batch_size=7, dtype=dtype, compute=compute))
-    kept = [weakref.ref(made) for _, made in engine._engines.get(model, {}).values()]
+    kept = [weakref.ref(made) for one in engine._prepared.values() for made in one.engines.values()]
     assert bool(kept) == (dtype == "bfloat16" or "graphs" in compute)
     gone = weakref.ref(model)
     del model
