@@ -226,6 +226,29 @@ def test_models_are_let_go(
     assert [made() for made in kept] == [None] * len(kept)
 
 
+def test_engines_go_at_once(like_cuda: Any, make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
+    """Graphs and buffers of old weights are free as soon as there are new ones, and not in the middle of a capture."""
+
+    class Forgetful:
+        def record(self, run: Callable[[], None]) -> Callable[[], None]:
+            return lambda: None
+
+    model, execution = make_model(shape=SHAPE), Execution(batch_size=7, compute="graphs")
+    made = engine_for(model, execution, 12)
+    made._recorder = Forgetful()  # type: ignore[attr-defined]
+    run_all(model, tokens, execution)
+    gone = weakref.ref(made)
+    del made
+    gc.disable()
+    try:
+        with torch.no_grad():
+            model.encoder.norm.bias.add_(1.0)
+        engine_for(model, execution, 12)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_layouts_go_at_once(tokens: TokenSet) -> None:
     """Masks and indices on a device wait for no garbage collector, prefixes or not."""
     gc.disable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -230,3 +231,17 @@ def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         CudaRecorder(torch.device("cuda", 0)).record(run)
     assert streams.log[-1] == "end"
     assert streams.current == "main"
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_nothing_is_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    """Freeing one CUDA graph while another is captured is an error; before and after, the collector is as it was."""
+    Streams([]).pretend(monkeypatch)
+    monkeypatch.setattr(gc, "isenabled", lambda: states[-1])
+    monkeypatch.setattr(gc, "disable", lambda: states.append(False))
+    monkeypatch.setattr(gc, "enable", lambda: states.append(True))
+    states, seen = [on], []
+    CudaRecorder(torch.device("cuda", 0)).record(lambda: seen.append(gc.isenabled()))
+    assert seen == [on, False]
+    assert states[-1] == on
