@@ -19,6 +19,9 @@ from harness.encoder.schedule import schedule, schedule_on_device
 from harness.encoder.shape import EncoderShape
 from harness.errors import ConfigError
 
+# Where looking at a number costs nothing, so that no bounds are needed to sort.
+AT_HAND = ("cpu",)
+
 
 @dataclass(frozen=True)
 class Arranged:
@@ -51,18 +54,20 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
     """Order samples by their first column, deepest first, then by length if the execution says so, window by window.
 
     Args:
-        columns: int16 [N, S] on the samples' device; ``None`` or S = 0: all leave alike.
+        columns: int16 [N, S]; ``None`` or S = 0: all leave alike.
 
     Raises:
-        ConfigError: a sample has no token or more than the encoder has positions, or an id has no embedding.
+        ConfigError: a sample has no token, more than the encoder has positions or, in protocol ``paper``, more than it is
+            padded to; or an id or a segment has no embedding.
     """
     count, device = len(tokens), tokens.device
     if columns is None:
         columns = torch.empty(count, 0, dtype=torch.int16, device=device)
+    columns = columns.to(device)
     first = columns[:, 0].contiguous() if columns.shape[1] else columns.new_zeros(count)
     lengths = tokens.lengths
     by_length = lengths if execution.order == "length" else torch.zeros_like(lengths)
-    if device.type == "cpu":
+    if device.type in AT_HAND:
         order = schedule(first.clamp(min=0), by_length, window=execution.window)
     else:
         # Bounds instead of a look at the numbers; what lies outside them runs, only not in its place.
@@ -70,13 +75,12 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
         order = schedule_on_device(
             first, by_length, depth=shape.layers, max_length=longest, window=execution.window
         ).order
-    extremes = torch.stack(torch.aminmax(tokens.ids)) if len(tokens.ids) else tokens.ids.new_zeros(2)
     facts = torch.cat([order[:, None], lengths[order][:, None], columns[order].long()], dim=1)  # [N, 2 + S]
-    copy = transfer.download(torch.cat([facts.reshape(-1).int(), extremes.int()]))
+    copy = transfer.download(torch.cat([facts.reshape(-1).int(), _extremes(tokens)]))
     ordered, positions = _gathered(tokens, order)  # queued while the copy is under way
     host = copy.wait().astype(np.int64)
-    table = host[:-2].reshape(count, 2 + columns.shape[1])
-    _check(table[:, 1], table[:, 0], int(host[-2]), int(host[-1]), shape)
+    table = host[:-4].reshape(count, 2 + columns.shape[1])
+    _check(table[:, 1], table[:, 0], host[-4:], execution, shape)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(table[:, 1])])
     return Arranged(table[:, 0].copy(), table[:, 1].copy(), table[:, 2:].copy(), starts, ordered, positions)
 
@@ -93,8 +97,17 @@ def _gathered(tokens: TokenSet, order: Tensor) -> tuple[TokenSet, Tensor]:
     return TokenSet(tokens.ids[rows], offsets, tokens.segments[rows], tokens.special), positions.int()
 
 
-def _check(lengths: np.ndarray, order: np.ndarray, low: int, high: int, shape: EncoderShape) -> None:
-    """Ids and positions are looked up in arrays; on CUDA one out of range takes the whole process with it."""
+def _extremes(tokens: TokenSet) -> Tensor:
+    """Smallest and largest id and segment, int32 [4]."""
+    if not len(tokens.ids):
+        return torch.zeros(4, dtype=torch.int32, device=tokens.device)
+    return torch.stack([end.int() for part in (tokens.ids, tokens.segments) for end in torch.aminmax(part)])
+
+
+def _check(
+    lengths: np.ndarray, order: np.ndarray, extremes: np.ndarray, execution: Execution, shape: EncoderShape
+) -> None:
+    """Everything is looked up in arrays; on CUDA a number out of range takes the whole process with it."""
     if not len(lengths):
         return
     empty, longest = int(lengths.argmin()), int(lengths.argmax())
@@ -105,11 +118,20 @@ def _check(lengths: np.ndarray, order: np.ndarray, low: int, high: int, shape: E
             f"sample {order[longest]} has {lengths[longest]} tokens, the encoder {shape.max_positions} positions: "
             "cut the texts (max_length)"
         )
-    if low < 0 or high >= shape.vocab_size:
-        wrong = low if low < 0 else high
+    if execution.protocol == "paper" and lengths[longest] > execution.max_length:
         raise ConfigError(
-            f"token id {wrong} has no embedding, there are {shape.vocab_size}: use the tokenizer of this backbone"
+            f"sample {order[longest]} of {lengths[longest]} tokens does not fit {execution.max_length}: "
+            "raise max_length or cut the texts"
         )
+    for what, known, low, high in (
+        ("token id", shape.vocab_size, *extremes[:2]),
+        ("segment", shape.type_vocab, *extremes[2:]),
+    ):
+        if low < 0 or high >= known:
+            raise ConfigError(
+                f"{what} {low if low < 0 else high} has no embedding, there are {known}: "
+                "use the tokenizer of this backbone"
+            )
 
 
 def cut(lengths: np.ndarray, begin: int, end: int, execution: Execution) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,6 +29,8 @@ from harness.measure.work import Tally
 # it for work of their own go through the lane at the side.
 SIDE = -1
 GRAPH_DEVICES = ("cuda",)
+# Compiled code per type and width of weights that one process may hold; torch's own limit of 8 is an error beyond.
+_GRAPHS = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -74,7 +77,9 @@ class Engine:
     def run_layer(self, index: int, hidden: Tensor, attention: Attention) -> Tensor:
         """The layer itself, whatever memory it runs in."""
         layer: Any = self.model.encoder.layers[index]
-        return self._close(layer, hidden, attention.attend(layer.qkv(hidden), layer.heads))
+        # A single row would be compiled for itself, as sizes 0 and 1 are no free sizes to the compiler.
+        close = self._close if len(hidden) > 1 else EncoderLayer.close
+        return close(layer, hidden, attention.attend(layer.qkv(hidden), layer.heads))
 
     def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
         """The head itself, whatever memory it runs in."""
@@ -84,10 +89,22 @@ class Engine:
 @cache
 def compiled_close() -> Callable[[EncoderLayer, Tensor, Tensor], Tensor]:
     """:meth:`EncoderLayer.close` compiled once: weights are its inputs and the number of rows is left open."""
+    import torch._dynamo.config as settings
+
+    settings.recompile_limit = max(settings.recompile_limit, _GRAPHS)
     return torch.compile(EncoderLayer.close, dynamic=True, fullgraph=True)
 
 
-_engines: WeakKeyDictionary[MultiExitModel, dict[tuple[Any, ...], tuple[Any, Engine]]] = WeakKeyDictionary()
+@dataclass
+class _Prepared:
+    """What was made of one model, of use as long as its weights are these."""
+
+    weights: list[Any]
+    copies: dict[torch.dtype, MultiExitModel] = field(default_factory=dict)
+    engines: dict[tuple[Any, ...], Engine] = field(default_factory=dict)
+
+
+_prepared: WeakKeyDictionary[MultiExitModel, _Prepared] = WeakKeyDictionary()
 
 
 def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) -> Engine:
@@ -109,14 +126,20 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
     from harness.encoder.graphs import Bounds, GraphEngine
 
     bounds = Bounds.of(execution, longest) if graphs else None
+    # A version does not rise where ``data`` is replaced, as a move to another device does.
+    weights = [
+        (id(weight), weight.device, weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        for weight in model.parameters()
+    ]
+    kept = _prepared.get(model)
+    if kept is None or kept.weights != weights:
+        kept = _prepared[model] = _Prepared(weights)
     key = (dtype, compiled, bounds)
-    weights = [(id(weight), 0 if weight.is_inference() else weight._version) for weight in model.parameters()]
-    kept = _engines.setdefault(model, {})
-    if key not in kept or kept[key][0] != weights:
-        ours = model_copy(model, dtype)
-        made = GraphEngine(ours, bounds, compiled=compiled) if bounds else Engine(ours, compiled=compiled)
-        kept[key] = (weights, made)
-    return kept[key][1]
+    if key not in kept.engines:
+        ours = kept.copies.get(dtype) or model_copy(model, dtype)
+        kept.copies[dtype] = ours
+        kept.engines[key] = GraphEngine(ours, bounds, compiled=compiled) if bounds else Engine(ours, compiled=compiled)
+    return kept.engines[key]
 
 
 def model_copy(model: MultiExitModel, dtype: torch.dtype) -> MultiExitModel:
@@ -132,8 +155,13 @@ def _can_record(model: MultiExitModel, execution: Execution, dtype: torch.dtype)
     widths = (model.encoder.shape.head_width, model.teacher.head_width)
     if execution.protocol == "paper" or all(varlen.fits(device, dtype, width) for width in widths):
         return True
-    warnings.warn(
-        f"no CUDA graphs for packed batches of {execution.dtype} with heads {widths} wide: running without them",
-        stacklevel=2,
-    )
+    say_no_graphs(execution.dtype, widths)
     return False
+
+
+@cache
+def say_no_graphs(dtype: str, widths: tuple[int, int]) -> None:
+    """Once per process and not per pass, whatever filters of warnings come and go meanwhile."""
+    warnings.warn(
+        f"no CUDA graphs for packed batches of {dtype} with heads {widths} wide: running without them", stacklevel=4
+    )

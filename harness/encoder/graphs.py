@@ -7,7 +7,9 @@ Layer i reads buffer i mod 2 and writes the other, hence recording a block twice
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -76,6 +78,18 @@ class Recorder(Protocol):
         ...
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collector meanwhile: a graph that it freed would spoil the capture of another."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class CudaRecorder:
     """Captures CUDA graphs. They share one pool of memory, as they never run at the same time."""
 
@@ -90,11 +104,13 @@ class CudaRecorder:
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             run()  # libraries set themselves up, which a capture would not allow
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                run()
-            finally:
-                graph.capture_end()
+            with _uncollected():
+                # Not ``torch.cuda.graph``, which waits for the device and empties its cache before every capture.
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    run()
+                finally:
+                    graph.capture_end()
         current.wait_stream(self._stream)
         return graph.replay
 

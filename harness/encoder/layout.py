@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -50,9 +51,6 @@ class Layout:
         device: where hidden states live.
         offsets: int64 [B + 1] on that device, running sums of the lengths from 0, where they are there already.
 
-    Attributes:
-        root: the batch that this one is a prefix of; itself if it is none.
-
     Raises:
         ConfigError: a sample is longer than ``pad_to``.
     """
@@ -72,9 +70,15 @@ class Layout:
         self.valid = int(lengths.sum())
         self.rows = self.count * pad_to if pad_to else self.valid
         self.even = bool((lengths == self.longest).all())
-        self.root = self
         self._given = offsets
-        self._prefixes: dict[int, Layout] = {}
+        # Neither a root of itself nor prefixes for good: no cycles, so that memory on the device is free at once.
+        self._root: Layout | None = None
+        self._prefixes: WeakValueDictionary[int, Layout] = WeakValueDictionary()
+
+    @property
+    def root(self) -> Layout:
+        """The batch that this one is a prefix of; itself if it is none."""
+        return self._root or self
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return transfer.upload(values, self.device)
@@ -180,11 +184,12 @@ class Layout:
         """The layout of the first ``count`` samples; their hidden states are ``h[: layout.rows]``."""
         if count == self.count:
             return self
-        if count not in self._prefixes:
+        part = self._prefixes.get(count)
+        if part is None:
             part = Layout(self.lengths[:count], self.pad_to, self.device, self._offsets_of(0, count))
-            part.root = self.root
+            part._root = self.root
             self._prefixes[count] = part
-        return self._prefixes[count]
+        return part
 
     def _offsets_of(self, start: int, stop: int) -> Tensor | None:
         if self.device.type == "cpu" and self._given is None:

@@ -29,7 +29,8 @@ class HostCopy:
             self._host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
             self._host.copy_(source, non_blocking=True)
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            # Not of the current device, which may be another one.
+            self._arrived.record(torch.cuda.current_stream(source.device))
 
     def wait(self) -> np.ndarray:
         """The values, once they are there."""

@@ -6,6 +6,7 @@ Lengths reach the kernel as bounds on the device, so that nothing about them has
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,8 +19,15 @@ _STEP, _WIDEST = 8, 256  # head widths that the kernel takes
 
 
 def fits(device: torch.device, dtype: torch.dtype, head_width: int, dropout: float = 0.0) -> bool:
-    """Whether the kernel can be used: half precision on CUDA, heads of up to 256, no dropout."""
-    return device.type in DEVICES and dtype in HALF and head_width <= _WIDEST and not dropout
+    """Whether the kernel can be used: half precision on CUDA (Ampere or newer), heads of up to 256, no dropout."""
+    suits = dtype in HALF and head_width <= _WIDEST and not dropout
+    return device.type in DEVICES and suits and _new_enough(device)
+
+
+@cache
+def _new_enough(device: torch.device) -> bool:
+    """FlashAttention needs Ampere."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def attend(qkv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:

@@ -88,12 +88,15 @@ class _Parked(_Group):
 
 
 def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveRule, end: int, lane: int) -> Climb:
-    """One chunk: first looks from the embeddings, then round after round from where the unsure ones stand."""
+    """One chunk: first looks from the embeddings, then round after round from where the unsure ones stand.
+
+    What is wanted after a wait is kept, so that all chunks can climb in one lane and share its graphs.
+    """
     parked: list[_Parked] = []
     for begin, stop in cut(run.lengths, first, last, run.execution):
         samples = np.arange(begin, stop)
-        hidden, layout = run.begin(begin, stop, lane)
-        parked += _look(run, _Group(samples, hidden, layout), -1, targets[samples, 0], leaves, lane)
+        hidden, layout = run.begin(begin, stop)
+        parked += _look(run, _Group(samples, hidden, layout), -1, targets[samples, 0], leaves)
     for column in range(1, targets.shape[1] + 1):
         if not parked:
             return
@@ -108,7 +111,7 @@ def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveR
                 if ready:
                     hidden, layout = group.layout.slice(group.hidden, 0, ready)
                     some = _Group(group.samples[:ready], hidden, layout)
-                    parked += _look(run, some, depth, ends[:ready], leaves, lane)
+                    parked += _look(run, some, depth, ends[:ready], leaves)
                 if ready < len(ends):
                     hidden, layout = group.layout.slice(group.hidden, ready, len(ends))
                     nobody = torch.zeros(len(ends) - ready, dtype=torch.bool, device=hidden.device)
@@ -118,18 +121,18 @@ def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveR
         _release(run, parked, (yield _verdicts(parked)), end)
 
 
-def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveRule, lane: int) -> list[_Parked]:
+def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveRule) -> list[_Parked]:
     """Run samples that stand after layer ``depth`` to their ``ends`` (not rising) and ask the head there."""
     parked = []
     hidden, layout = group.hidden, group.layout
     for index in range(depth + 1, int(ends[0]) + 1):
         active = int((ends >= index).sum())
         hidden, layout = layout.slice(hidden, 0, active)
-        hidden = run.layer(index, hidden, layout, lane)
+        hidden = run.layer(index, hidden, layout)
         staying = int((ends > index).sum())
         if staying < active:
             part, its_layout = layout.slice(hidden, staying, active)
-            logits = run.keep(run.head(index, part, its_layout, lane))
+            logits = run.keep(run.head(index, part, its_layout))
             samples = group.samples[staying:active]
             parked.append(_Parked(samples, run.keep(part), its_layout, index, logits, leaves(logits)))
     return parked

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +16,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from harness.encoder import engine, executors, graphs, varlen
+from harness.encoder import (
+    arrange,
+    engine,
+    executors,
+    graphs,
+    layout,
+    sequential,
+    transfer,
+    varlen,
+    verified,
+)
+
+# In the order in which they import each other.
+CHASSIS = (transfer, varlen, layout, arrange, engine, graphs, executors, sequential, verified)
 
 
 class _Tape(TorchDispatchMode):
@@ -51,7 +67,7 @@ class TapeRecorder:
         _kernel.recorded += 1
         run()
         tape = _Tape()
-        with tape:
+        with torch.compiler.set_stance("force_eager"), tape:  # the compiler refuses to run below a mode
             run()
         return tape.replay
 
@@ -91,6 +107,9 @@ def _attention(
 ) -> Tensor:
     out = torch.full_like(q, math.nan)
     q_at, k_at = q_bounds.tolist(), k_bounds.tolist()
+    for at, rows in ((q_at, q), (k_at, k)):
+        assert at[0] == 0 and at == sorted(at)
+        assert at[-1] <= len(rows), "the kernel would read what is not its own"
     for i in range(len(q_at) - 1):
         ours, theirs = slice(q_at[i], q_at[i + 1]), slice(k_at[i], k_at[i + 1])
         size, keys = q_at[i + 1] - q_at[i], k_at[i + 1] - k_at[i]
@@ -107,16 +126,51 @@ def _attention(
     return out
 
 
+def _pretend(patch: pytest.MonkeyPatch) -> Kernel:
+    patch.setattr(varlen, "DEVICES", ("cpu",))
+    patch.setattr(varlen, "HALF", (torch.float32,))
+    patch.setattr(varlen, "varlen_attn", _kernel)
+    patch.setattr(arrange, "AT_HAND", ())
+    patch.setattr(engine, "GRAPH_DEVICES", ("cpu",))
+    patch.setattr(graphs, "CudaRecorder", TapeRecorder)
+    patch.setitem(executors.IN_FLIGHT, "cpu", executors.IN_FLIGHT["cuda"])
+    engine._prepared.clear()
+    _kernel.pairs = _kernel.recorded = 0
+    return _kernel
+
+
+@pytest.fixture(scope="session")
+def pretend_cuda() -> Callable[[pytest.MonkeyPatch], Kernel]:
+    """Makes executors treat the CPU as they treat CUDA, in float32."""
+    return _pretend
+
+
 @pytest.fixture
 def like_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Executors treat the CPU as they treat CUDA, in float32."""
-    monkeypatch.setattr(varlen, "DEVICES", ("cpu",))
-    monkeypatch.setattr(varlen, "HALF", (torch.float32,))
-    monkeypatch.setattr(varlen, "varlen_attn", _kernel)
-    monkeypatch.setattr(engine, "GRAPH_DEVICES", ("cpu",))
-    monkeypatch.setattr(graphs, "CudaRecorder", TapeRecorder)
-    monkeypatch.setitem(executors.IN_FLIGHT, "cpu", executors.IN_FLIGHT["cuda"])
-    engine._engines.clear()
-    _kernel.pairs = _kernel.recorded = 0
-    yield _kernel
-    engine._engines.clear()
+    yield _pretend(monkeypatch)
+    engine._prepared.clear()
+
+
+@pytest.fixture(scope="session")
+def planted() -> Callable[[str, str, str], Callable[[], None]]:
+    """A bug for a module of the chassis: what is returned puts it there and into all that import it, for good.
+
+    To be called in a process of its own.
+    """
+
+    def prepare(name: str, good: str, bad: str) -> Callable[[], None]:
+        module: ModuleType = importlib.import_module(f"harness.encoder.{name}")
+        assert module.__file__ is not None
+        text = Path(module.__file__).read_text(encoding="utf-8")
+        assert text.count(good) == 1, "the planted bug must apply exactly once"
+        code = compile(text.replace(good, bad), module.__file__, "exec")
+
+        def put() -> None:
+            exec(code, module.__dict__)
+            for later in CHASSIS[CHASSIS.index(module) + 1 :]:
+                importlib.reload(later)
+
+        return put
+
+    return prepare

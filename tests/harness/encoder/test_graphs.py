@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from harness.contracts import Execution, Predictions, TokenSet
 from harness.encoder.arrange import cut
 from harness.encoder.executors import exit_logits, run_assigned, run_full
 from harness.encoder.exits import entropy_rule
-from harness.encoder.graphs import Bounds, rounded
+from harness.encoder.graphs import Bounds, CudaRecorder, rounded
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.sequential import run_faithful, run_sequential
@@ -168,3 +170,91 @@ def test_every_batch_fits(lengths: list[int], batch_size: int, batch_tokens: int
         assert layout.count <= bounds.slots
         assert layout.rows <= bounds.size(layout) <= bounds.rows
         assert max(lengths[begin:end]) <= bounds.longest
+
+
+@dataclass
+class Streams:
+    """Stand-ins for CUDA's streams and graphs that write down what is done, and where."""
+
+    log: list[str]
+    current: str = "main"
+
+    def pretend(self, patch: pytest.MonkeyPatch) -> None:
+        streams = self
+
+        class Stream:
+            def __init__(self, name: Any) -> None:
+                self.name = name if isinstance(name, str) else "side"
+
+            def wait_stream(self, other: Stream) -> None:
+                streams.log.append(f"{self.name} waits for {other.name}")
+
+        class Graph:
+            def capture_begin(self, pool: str, capture_error_mode: str) -> None:
+                streams.log.append(f"begin on {streams.current} in {pool}")
+
+            def capture_end(self) -> None:
+                streams.log.append("end")
+
+            def replay(self) -> None:
+                streams.log.append(f"replay on {streams.current}")
+
+        @contextmanager
+        def stream(one: Stream) -> Iterator[None]:
+            before, streams.current = streams.current, one.name
+            try:
+                yield
+            finally:
+                streams.current = before
+
+        patch.setattr(torch.cuda, "Stream", Stream)
+        patch.setattr(torch.cuda, "CUDAGraph", Graph)
+        patch.setattr(torch.cuda, "stream", stream)
+        patch.setattr(torch.cuda, "current_stream", lambda device: Stream(streams.current))
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+
+
+def test_captures_wait_and_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warmed up and captured on one and the same side stream, between what came before and what comes after."""
+    streams = Streams([])
+    streams.pretend(monkeypatch)
+    replay = CudaRecorder(torch.device("cuda", 0)).record(lambda: streams.log.append(f"run on {streams.current}"))
+    assert streams.log == [
+        "side waits for main",
+        "run on side",
+        "begin on side in pool",
+        "run on side",
+        "end",
+        "main waits for side",
+    ]
+    replay()
+    assert streams.log[-1] == "replay on main"
+
+
+def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What went wrong is said, and the stream can be used again."""
+    streams, runs = Streams([]), iter([None, RuntimeError("no memory")])
+    streams.pretend(monkeypatch)
+
+    def run() -> None:
+        if (error := next(runs)) is not None:
+            raise error
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        CudaRecorder(torch.device("cuda", 0)).record(run)
+    assert streams.log[-1] == "end"
+    assert streams.current == "main"
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_nothing_is_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    """Freeing one CUDA graph while another is captured is an error; before and after, the collector is as it was."""
+    Streams([]).pretend(monkeypatch)
+    monkeypatch.setattr(gc, "isenabled", lambda: states[-1])
+    monkeypatch.setattr(gc, "disable", lambda: states.append(False))
+    monkeypatch.setattr(gc, "enable", lambda: states.append(True))
+    states, seen = [on], []
+    CudaRecorder(torch.device("cuda", 0)).record(lambda: seen.append(gc.isenabled()))
+    assert seen == [on, False]
+    assert states[-1] == on

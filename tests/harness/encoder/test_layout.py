@@ -97,6 +97,67 @@ def test_parts_of_a_batch_are_those_samples(lengths: list[int], pad_to: int | No
     assert picked_layout.rows == len(picked)
 
 
+def make_given(lengths: list[int], pad_to: int | None) -> Layout:
+    """A layout that is told its offsets, as batches of a pass are."""
+    offsets = torch.tensor([0, *np.cumsum(lengths).tolist()])
+    return Layout(np.array(lengths, dtype=np.int64), pad_to, "cpu", offsets)
+
+
+@settings(max_examples=80, deadline=None)
+@given(LENGTHS, PAD, st.booleans(), st.data())
+def test_parts_of_parts_know_where_their_samples_lie(
+    lengths: list[int], pad_to: int | None, told: bool, data: st.DataObject
+) -> None:
+    """However a layout came about, told its offsets or not: rows, offsets, bounds, mask and attention are its own."""
+    layout = make_given(lengths, pad_to) if told else make(lengths, pad_to)
+    for _ in range(data.draw(st.integers(0, 3))):
+        kind = data.draw(st.sampled_from(["prefix", "slice", "select"]))
+        stop = data.draw(st.integers(1, layout.count))
+        start = 0 if kind == "prefix" else data.draw(st.integers(0, stop - 1))
+        chosen = list(range(start, stop))
+        if kind == "select":
+            chosen = data.draw(st.lists(st.sampled_from(range(layout.count)), min_size=1, max_size=8))
+            _, layout = layout.select(noise(layout.rows, 1), np.array(chosen))
+        else:
+            layout = layout.prefix(stop) if kind == "prefix" else layout.slice(noise(layout.rows, 1), start, stop)[1]
+        lengths = [lengths[i] for i in chosen]
+    sums = [0, *np.cumsum(lengths).tolist()]
+    starts = list(range(0, len(lengths) * pad_to + 1, pad_to)) if pad_to else sums
+    assert layout.lengths.tolist() == lengths
+    assert layout.starts.tolist() == layout.bounds.tolist() == starts
+    assert layout.offsets.tolist() == sums
+    assert layout.first.tolist() == starts[:-1]
+    assert (layout.rows, layout.valid) == (starts[-1], sums[-1])
+    assert (layout.offsets.dtype, layout.bounds.dtype, layout.first.dtype) == (torch.int64, torch.int32, torch.int64)
+    grid = np.arange(layout.longest)[None, :] < np.array(lengths)[:, None]
+    assert layout.even == bool(grid.all())
+    if layout.mask is None:
+        assert grid.all()
+    else:
+        np.testing.assert_array_equal(layout.mask[:, 0, 0].numpy(), grid)
+    qkv = noise(layout.rows, 3 * WIDTH)
+    out = layout.attend(qkv, HEADS)
+    for rows in valid_rows(layout):
+        torch.testing.assert_close(out[rows], naive(*qkv[rows].chunk(3, dim=1))[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("pad_to", [None, 7])
+def test_prefixes_know_the_batch_they_begin(told: bool, pad_to: int | None) -> None:
+    """The root of a prefix of a prefix is the batch; other parts are batches of their own."""
+    layout = (make_given if told else make)([7, 5, 5, 2, 1], pad_to)
+    hidden = noise(layout.rows, 2)
+    assert layout.root is layout
+    four, two = layout.prefix(4), layout.prefix(4).prefix(2)
+    assert four.root is two.root is layout
+    assert layout.prefix(5) is layout and four.prefix(4) is four
+    assert layout.prefix(4) is four, "made once as long as somebody has it"
+    assert layout.slice(hidden, 0, 4)[1] is four
+    later, chosen = layout.slice(hidden, 1, 4)[1], layout.select(hidden, np.array([0, 1]))[1]
+    assert later.root is later and chosen.root is chosen
+    assert later.prefix(2).root is later
+
+
 @settings(max_examples=40, deadline=None)
 @given(LENGTHS, PAD)
 def test_tallies_count_rows_tokens_and_pairs(lengths: list[int], pad_to: int | None) -> None:
@@ -108,6 +169,10 @@ def test_tallies_count_rows_tokens_and_pairs(lengths: list[int], pad_to: int | N
     assert every.tokens == (len(lengths) * pad_to if pad_to else sum(lengths))
     assert every.pairs == len(lengths) * longest**2
     assert first.pairs == len(lengths) * longest
+    ragged, ragged_first = layout.tally(ragged=True), layout.tally("first", ragged=True)
+    assert ragged.pairs == sum(length**2 for length in lengths)
+    assert ragged_first.pairs == sum(lengths)
+    assert (ragged.rows, ragged.tokens, ragged.valid) == (every.rows, every.tokens, every.valid)
 
 
 def test_a_sample_longer_than_the_padding_is_refused() -> None:
