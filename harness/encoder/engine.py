@@ -29,6 +29,7 @@ from harness.measure.work import Tally
 # it for work of their own go through the lane at the side.
 SIDE = -1
 GRAPH_DEVICES = ("cuda",)
+RECORDED = 2  # engines with graphs that are kept per model
 # Compiled code per type and width of weights that one process may hold; torch's own limit of 8 is an error beyond.
 _GRAPHS = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -138,6 +139,10 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
     if key not in kept.engines:
         ours = kept.copies.get(dtype) or model_copy(model, dtype)
         kept.copies[dtype] = ours
+        # Buffers and graphs take memory; a sweep over batch sizes needs those of the last ones only.
+        recorded = [other for other in kept.engines if other[2] is not None]
+        if bounds and len(recorded) >= RECORDED:
+            del kept.engines[recorded[0]]
         kept.engines[key] = GraphEngine(ours, bounds, compiled=compiled) if bounds else Engine(ours, compiled=compiled)
     return kept.engines[key]
 

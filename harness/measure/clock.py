@@ -25,7 +25,8 @@ class Phases:
     """Seconds spent in named parts of one pass, without synchronising on CUDA (events, read at the end)."""
 
     def __init__(self, device: torch.device | str) -> None:
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
+        self._cuda = self._device.type == "cuda"
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -34,9 +35,10 @@ class Phases:
         """Count the body under ``name``."""
         if self._cuda:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+            stream = torch.cuda.current_stream(self._device)  # of that device, whichever is current
+            begin.record(stream)
             yield
-            end.record()
+            end.record(stream)
             self._events.append((name, begin, end))
         else:
             start = now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +15,14 @@ from torch.nn import functional as F
 
 from harness.contracts import Execution, Predictions, TokenSet
 from harness.encoder import varlen
+from harness.encoder.engine import engine_for
 from harness.encoder.executors import run_assigned, run_full
 from harness.encoder.exits import entropy_rule
+from harness.encoder.graphs import GraphEngine
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.sequential import run_sequential
 from harness.encoder.shape import EncoderShape
+from harness.encoder.transfer import download, upload
 from harness.encoder.verified import run_verified
 
 pytestmark = pytest.mark.gpu
@@ -156,3 +160,81 @@ def test_memory_does_not_grow(model: MultiExitModel, tokens: TokenSet) -> None:
         run()
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= held
+
+
+def test_left_overs_are_never_read(model: MultiExitModel, tokens: TokenSet) -> None:
+    """Answers are the same, bit for bit, when all that lies in the fixed buffers between passes is no number."""
+    execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
+    for name, run in every_run(model, tokens, execution).items():
+        first = run().logits
+        made = engine_for(model, execution, 48)
+        assert isinstance(made, GraphEngine)
+        for lane in made._lanes.values():
+            lane.states.fill_(float("nan"))
+            lane.logits.fill_(float("nan"))
+        assert np.array_equal(run().logits, first), name
+
+
+def test_graphs_outlive_what_happens_around_them(model: MultiExitModel, tokens: TokenSet) -> None:
+    """An emptied cache, other work that takes and frees memory, another current stream: the same answers."""
+    execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
+    first = run_full(model, tokens, execution).logits
+    torch.cuda.empty_cache()
+    other = torch.nn.Linear(512, 512, device="cuda")
+    other(torch.randn(64, 512, device="cuda")).square().mean().backward()
+    assert np.array_equal(run_full(model, tokens, execution).logits, first)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        assert np.array_equal(run_full(model, tokens, execution).logits, first)
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def test_replays_draw_no_random_numbers(model: MultiExitModel, tokens: TokenSet) -> None:
+    """The device's generator is where it was."""
+    execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
+    run_full(model, tokens, execution)
+    before = torch.cuda.get_rng_state()
+    run_full(model, tokens, execution)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_dead_graphs_do_not_spoil_a_capture(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
+    """Engines of models that are gone wait for the collector while another's graphs are captured."""
+    execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
+    expected = None
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(3):
+            model = make_model(shape=SHAPE).to("cuda")
+            found = run_full(model, tokens, execution).logits
+            expected = found if expected is None else expected
+            assert np.array_equal(found, expected)
+            knot: list[object] = [engine_for(model, execution, 48)]
+            knot.append(knot)
+            del model, knot
+    finally:
+        gc.set_threshold(*threshold)
+
+
+def test_copies_arrive_whole() -> None:
+    """Up and down again while the device is busy: a thousand times the values that were sent."""
+    device = torch.device("cuda")
+    flying = []
+    for number in range(1000):
+        torch.cuda._sleep(10_000)
+        values = np.full(257, number, dtype=np.int64)
+        flying.append((number, download(upload(values, device) + 1)))
+        values[:] = -1
+        if len(flying) > 3:
+            sent, copy = flying.pop(0)
+            assert (copy.wait() == sent + 1).all()
+
+
+def test_compiled_blocks_are_not_compiled_inside_a_capture(model: MultiExitModel, tokens: TokenSet) -> None:
+    """New shapes are captured from code that is there already."""
+    execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="compiled-graphs")
+    run_full(model, tokens, execution)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        run_full(model, tokens, replace(execution, batch_size=9))

@@ -249,6 +249,17 @@ def test_engines_go_at_once(like_cuda: Any, make_model: Callable[..., MultiExitM
         gc.enable()
 
 
+def test_a_sweep_keeps_the_last_buffers_only(
+    like_cuda: Any, make_model: Callable[..., MultiExitModel], tokens: TokenSet
+) -> None:
+    """Every batch size has buffers and graphs of its own; those of the last two stay."""
+    model = make_model(shape=SHAPE)
+    made = [engine.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (1, 2, 3)]
+    again = [engine.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (3, 2)]
+    assert again == [made[2], made[1]]
+    assert engine.engine_for(model, Execution(batch_size=1, compute="graphs"), 12) is not made[0]
+
+
 def test_layouts_go_at_once(tokens: TokenSet) -> None:
     """Masks and indices on a device wait for no garbage collector, prefixes or not."""
     gc.disable()
