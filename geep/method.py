@@ -63,6 +63,12 @@ class FittedGeep(AssignedExits):
         """q-quantile of the summed distributions of a sample's tokens: int16 [N]."""
         return self.tables[at.params["speed"]].predict(tokens, at.params["quantile"])
 
+    def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
+        """Keys of these samples that the exit table has a row of its own for, and all of them; never timed."""
+        table = self.tables[at.params["speed"]]
+        table.predict(tokens, at.params["quantile"])
+        return table.hits()
+
     def save(self, folder: Path) -> None:
         super().save(folder)
         for speed, table in self.tables.items():

@@ -167,6 +167,11 @@ class FittedVerified(FittedModel):
             self.tables[chosen["speed"]], tokens, self.model.answers, chosen["quantile"], chosen["looks"]
         )
 
+    def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
+        """As of GEEP, whose tables these are."""
+        self.looks(tokens, at=at)
+        return self.tables[at.params["speed"]].hits()
+
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         phases = Phases(tokens.device)
         with phases("predict"):

@@ -206,7 +206,8 @@ class Fitted(Protocol):
         ...
 
     # A fitted method may also have ``foresee(tokens, at=...) -> int16 [N]``: exits looked up outside the timed
-    # region. The referee then marks its rows as a bound, whatever the method says of itself.
+    # region. The referee then marks its rows as a bound, whatever the method says of itself. And it may have
+    # ``key_hits(tokens, at=...) -> (found, asked)``: how many keys of a table it knew.
 
 
 class Method(Protocol):

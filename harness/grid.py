@@ -22,6 +22,8 @@ from harness.contracts import Fitted, OperatingPoint
 from harness.data.prepare import source_identity
 from harness.errors import GeepBenchError
 from harness.measure import clock
+from harness.measure.beside import Beside, look_beside
+from harness.measure.footprint import State
 from harness.measure.throughput import Contender, Measured, measure
 from harness.record import build_result, sample_rows
 from harness.results import Cell
@@ -151,6 +153,7 @@ class Grid:
             for outdated in {*(plan["cells"] if plan else ()), *(self.run.result_path(cell).stem for cell in cells)}:
                 self.run.forget_result(outdated)
         write_json(path, {"key": key, "cells": [self.run.result_path(cell).stem for cell in cells]})
+        before: State | None = None
         for cell, point in cells.items():
             if not self.settings.fresh and self.run.result_path(cell).is_file():
                 self.outcome.kept += 1
@@ -158,9 +161,11 @@ class Grid:
             bar.set_postfix_str(point.name)
             try:
                 reference = self._reference(bench)
+                before = before or State.of(fitted)
                 start = clock.now()
                 measured = self.measure_cell(bench, fitted, point, reference)
-                result = build_result(cell, fitted, point, measured, bench.prepared)
+                beside = self._beside(bench, name, Contender(fitted, self._executed(point)), measured, before)
+                result = build_result(cell, fitted, point, measured, bench.prepared, beside)
                 rows = sample_rows(measured, bench.prepared)
             except GeepBenchError:
                 raise
@@ -171,7 +176,7 @@ class Grid:
             self.run.forget_failure(cell)
             self.outcome.measured += 1
             self.outcome.seconds += clock.now() - start
-            self.outcome.predicting += measured.predicting
+            self.outcome.predicting += measured.predicting + beside.predicting
 
     def _failed(self, cell: Cell, trace: str) -> None:
         self.outcome.failed += 1
@@ -188,14 +193,32 @@ class Grid:
             return None
         rival = bench.fitted(profile.reference)
         point = rival.operating_points(bench.prepared.task.dev)[0]
-        return Contender(rival, replace(point, execution=self.settings.execution))
+        return Contender(rival, self._executed(point))
+
+    def _executed(self, point: OperatingPoint) -> OperatingPoint:
+        return replace(point, execution=self.settings.execution)
+
+    def _beside(self, bench: Bench, name: str, contender: Contender, measured: Measured, before: State) -> Beside:
+        """What is looked at beside the rounds of a cell."""
+        borrowed = 0
+        if not before.weights:  # then another's are needed at inference
+            borrowed = sum(State.of(bench.fitted(need)).size for need in registry.get(name).needs)
+        return look_beside(
+            contender,
+            bench.prepared.test.tokens,
+            measured.predictions.logits.argmax(1),
+            before,
+            borrowed=borrowed,
+            host_peak=measured.host_peak_bytes,
+            seed=bench.seed,
+        )
 
     def measure_cell(
         self, bench: Bench, fitted: Fitted, point: OperatingPoint, reference: Contender | None
     ) -> Measured:
         """Time one cell next to the reference."""
         return measure(
-            Contender(fitted, replace(point, execution=self.settings.execution)),
+            Contender(fitted, self._executed(point)),
             bench.prepared.test.tokens,
             rounds=self.settings.profile.rounds,
             seed=bench.seed,

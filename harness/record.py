@@ -10,13 +10,24 @@ from harness import registry
 from harness.contracts import Fitted, OperatingPoint
 from harness.data.prepare import Prepared
 from harness.fingerprint import fingerprint
+from harness.measure.beside import Beside
 from harness.measure.quality import quality
 from harness.measure.throughput import Measured
 from harness.results import SCHEMA, Cell, Checks, Cost, Result, Training
 
 
-def build_result(cell: Cell, fitted: Fitted, point: OperatingPoint, measured: Measured, prepared: Prepared) -> Result:
+def build_result(
+    cell: Cell,
+    fitted: Fitted,
+    point: OperatingPoint,
+    measured: Measured,
+    prepared: Prepared,
+    beside: Beside | None = None,
+) -> Result:
     """The stored form of one measurement.
+
+    Args:
+        beside: what was looked at beside the rounds, if it was.
 
     Raises:
         ValueError: the logits do not have the task's classes.
@@ -37,6 +48,7 @@ def build_result(cell: Cell, fitted: Fitted, point: OperatingPoint, measured: Me
             passes_ratio=report.layer_passes / (report.sample_passes * cost.depth),
             best_epoch=report.best_epoch,
             dev_accuracy=max(report.dev_scores, default=None),
+            flops=getattr(report, "flops", 0.0) or None,
         )
     return Result(
         schema=SCHEMA,
@@ -57,10 +69,19 @@ def build_result(cell: Cell, fitted: Fitted, point: OperatingPoint, measured: Me
         ),
         speed=measured.speed,
         training=training,
-        checks=Checks(rounds_agree=measured.rounds_agree),
+        checks=Checks(
+            rounds_agree=measured.rounds_agree,
+            batches_agree=beside.batches_agree if beside else None,
+            state_unchanged=beside.state_unchanged if beside else None,
+            syncs=beside.syncs if beside else None,
+        ),
         exit_histogram=np.bincount(predictions.exit_layer.astype(np.int64), minlength=cost.depth).tolist(),
         peak_memory_bytes=measured.peak_memory_bytes,
         waterfall=measured.waterfall,
+        latency=beside.latency if beside else [],
+        footprint=beside.footprint if beside else None,
+        unseen_tokens=beside.unseen_tokens if beside else None,
+        overlaps=prepared.overlaps,
         notes=prepared.notes,
         fingerprint=fingerprint(),
     )

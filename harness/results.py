@@ -129,7 +129,10 @@ class Overlaps(_Strict):
 
 
 class Training(_Strict):
-    """What fitting cost; ``passes_ratio`` is layer passes per batch over those of plain fine-tuning (None: untrained)."""
+    """What fitting cost; ``passes_ratio`` is layer passes per batch over those of plain fine-tuning (None: untrained).
+
+    ``flops``: of the layers, forward and backward, linear convention.
+    """
 
     seconds: float
     steps: int
@@ -137,6 +140,7 @@ class Training(_Strict):
     passes_ratio: float | None = None
     best_epoch: int | None = None
     dev_accuracy: float | None = None
+    flops: float | None = None
 
 
 class Checks(_Strict):

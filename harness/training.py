@@ -19,6 +19,7 @@ from harness.encoder.model import EncoderLayer, FastBertHead, LinearHead
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError
 from harness.measure.clock import now, synchronise
+from harness.measure.work import LayerCost
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 LossFn = Callable[[TokenSet, Layout, Tensor], Tensor]
@@ -105,6 +106,8 @@ class TrainingReport:
         sample_passes: samples seen (with repetition).
         best_epoch: 1-based epoch whose weights were kept; ``None`` where the last one is kept by rule.
         dev_scores: score after each epoch.
+        flops: of the layers, forward and backward, in the convention ``linear``, padding included; 0 where an older
+            version did not count them.
     """
 
     seconds: float
@@ -113,6 +116,7 @@ class TrainingReport:
     sample_passes: int
     best_epoch: int | None = None
     dev_scores: tuple[float, ...] = ()
+    flops: float = 0.0
 
     def __add__(self, other: TrainingReport) -> TrainingReport:
         """Costs of two stages, one after the other; epoch and scores are those of the later one."""
@@ -123,19 +127,27 @@ class TrainingReport:
             self.sample_passes + other.sample_passes,
             other.best_epoch,
             other.dev_scores,
+            self.flops + other.flops,
         )
 
 
 class LayerPasses:
-    """Counts sample passes through every :class:`EncoderLayer` inside ``modules`` while it is open."""
+    """Counts sample passes through every :class:`EncoderLayer` inside ``modules`` while it is open, and their FLOPs."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.count = 0
+        self.flops = 0.0
         layers = {layer for module in modules for layer in module.modules() if isinstance(layer, EncoderLayer)}
         self._hooks = [layer.register_forward_hook(self._seen) for layer in layers]
 
     def _seen(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.count += args[1].count
+        hidden, layout = args
+        self.count += layout.count
+        assert isinstance(module, EncoderLayer)
+        forward = LayerCost(module.qkv.in_features, module.up.out_features).flops(layout.tally(), "linear")
+        # Backward: as much again for the gradient of what came in, and as much for that of the weights.
+        ways = 1 + (hidden.requires_grad + module.qkv.weight.requires_grad if output.requires_grad else 0)
+        self.flops += forward * ways
 
     def __enter__(self) -> LayerPasses:
         return self
@@ -250,9 +262,9 @@ def train(
                     bar.set_postfix(loss=f"{loss.item():.3f}")
             if evaluate is not None:
                 model.eval()
-                before = passes.count
+                before = passes.count, passes.flops
                 scores.append(evaluate())
-                passes.count = before  # choosing an epoch is no training
+                passes.count, passes.flops = before  # choosing an epoch is no training
                 if scores[-1] > max(scores[:-1], default=-math.inf):
                     best = {key: value.detach().clone() for key, value in model.state_dict().items()}
         synchronise(device)
@@ -266,6 +278,7 @@ def train(
         sample_passes=len(split) * recipe.epochs,
         best_epoch=None if best is None else scores.index(max(scores)) + 1,
         dev_scores=tuple(scores),
+        flops=passes.flops,
     )
 
 

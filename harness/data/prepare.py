@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from harness.data.cards import CARDS, card
 from harness.data.embedded import load_embedded
 from harness.data.hub import load_hub
 from harness.data.local import available, load_local
+from harness.data.overlaps import overlaps
 from harness.data.splits import RawDataset, RawSplit, limit_dataset
 from harness.encoder.backbone import Backbone
 from harness.errors import ConfigError, DataError, UnknownNameError
+from harness.results import Overlaps
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Prepared:
     test: Split
     difficulty: np.ndarray
     notes: list[str]
+
+    @cached_property
+    def overlaps(self) -> Overlaps:
+        """Rows that stand in more than one split."""
+        return overlaps(self.task.train.tokens, self.task.dev.tokens, self.test.tokens)
 
 
 def load_raw(

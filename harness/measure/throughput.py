@@ -11,6 +11,7 @@ import torch
 
 from harness.contracts import Fitted, OperatingPoint, Predictions, TokenSet
 from harness.measure import clock
+from harness.measure.footprint import host_peak, reset_host_peak
 from harness.measure.waterfall import Side, waterfall
 from harness.results import Speed, Waterfall
 
@@ -40,6 +41,7 @@ class Measured:
         peak_memory_bytes: on CUDA, the allocator's peak over the method's passes.
         predicting: seconds inside methods over all passes, warm-up and reference included: ``predict``, and what a
             bound looks up before.
+        host_peak_bytes: peak memory of the process over the rounds; ``None`` where the system does not tell.
         waterfall: of the round with the middle speed-up; ``None`` without a reference.
     """
 
@@ -50,6 +52,7 @@ class Measured:
     peak_memory_bytes: int | None
     predicting: float
     waterfall: Waterfall | None = None
+    host_peak_bytes: int | None = None
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
@@ -141,6 +144,7 @@ def measure(
     cuda = tokens.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(tokens.device)
+    told = reset_host_peak()
     own: list[float] = []
     theirs_all: list[float] = []
     pairs: list[tuple[Side, Side]] = []
@@ -194,6 +198,7 @@ def measure(
         torch.cuda.max_memory_allocated(tokens.device) if cuda else None,
         predicting,
         _middle(pairs, ratios, len(tokens)),
+        host_peak() if told else None,
     )
 
 

@@ -181,6 +181,15 @@ def test_what_a_result_says(stage: Stage, settings: Settings) -> None:
         assert (result.speed.reference, result.speed.rounds, result.checks.rounds_agree) == ("one", 2, 1.0)
         assert result.kind == "method"
         assert result.fingerprint["versions"]["torch"]
+        assert (result.checks.batches_agree, result.checks.state_unchanged, result.checks.syncs) == (1.0, True, None)
+        assert result.latency[0].batch_size == 1
+        assert result.footprint is not None
+        assert (result.footprint.disk_bytes or 0) > 0
+        assert result.waterfall is not None
+        assert result.waterfall.product == pytest.approx(result.waterfall.measured)
+        assert result.overlaps is not None
+        assert result.overlaps.train_test >= 0
+        assert len(result.speed.round_seconds) == len(result.speed.reference_seconds) == 2
 
 
 def test_a_second_run_does_nothing(stage: Stage, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

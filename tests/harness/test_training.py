@@ -18,7 +18,16 @@ from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.errors import ConfigError
-from harness.training import LossFn, Recipe, TrainingReport, dev_accuracies, own_settings, parameter_groups, train
+from harness.training import (
+    LayerPasses,
+    LossFn,
+    Recipe,
+    TrainingReport,
+    dev_accuracies,
+    own_settings,
+    parameter_groups,
+    train,
+)
 
 RECIPE = Recipe(epochs=4, learning_rate=5e-3, batch_size=8, head_rate=2.0)
 
@@ -229,3 +238,21 @@ def test_reports_of_two_stages_add_up() -> None:
     """Costs are summed; epoch and scores are the later stage's."""
     first, second = TrainingReport(1.0, 2, 3, 4, 1, (0.5,)), TrainingReport(10.0, 20, 30, 40, None, ())
     assert first + second == TrainingReport(11.0, 22, 33, 44, None, ())
+
+
+def test_flops_are_those_of_forward_and_backward(model: MultiExitModel, toy: Split) -> None:
+    """A layer's backward pass costs twice its forward one; once if its weights are frozen, nothing without gradients."""
+    layout = Layout(toy.tokens.lengths.numpy(), 8, "cpu")
+    shape = model.encoder.shape
+    once = 2 * 30 * 8 * (4 * shape.width**2 + 2 * shape.width * shape.intermediate)
+
+    def flops(upto: int) -> float:
+        with LayerPasses([model]) as passes:
+            list(model.encoder.states(toy.tokens, layout, upto))
+        return passes.flops
+
+    assert flops(4) == 3 * 4 * once
+    model.encoder.layers.requires_grad_(False)
+    assert flops(4) == 2 * 4 * once
+    with torch.no_grad():
+        assert flops(3) == 3 * once
