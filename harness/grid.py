@@ -208,6 +208,7 @@ class Grid:
             bench.prepared.test.tokens,
             measured.predictions.logits.argmax(1),
             before,
+            control=registry.get(name).kind == "control",
             borrowed=borrowed,
             host_peak=measured.host_peak_bytes,
             seed=bench.seed,

@@ -42,6 +42,7 @@ def look_beside(
     labels: np.ndarray,
     before: State,
     *,
+    control: bool = False,
     borrowed: int = 0,
     host_peak: int | None = None,
     seed: int = 0,
@@ -49,17 +50,18 @@ def look_beside(
     """Look at everything but the rounds.
 
     Args:
-        contender: the method at its point; a bound is left alone, as no sample of it ever runs alone.
+        contender: the method at its point; a bound never runs a sample alone.
         tokens: N test samples.
         labels: int64 [N], what it said in file order.
         before: what it had learnt before it was tested.
+        control: it is one, and may deal out exits by what others get: no sample of it is run alone, either.
         borrowed: bytes of what others learnt and it needs.
         host_peak: peak bytes of the process during the rounds.
     """
     after = State.of(contender.fitted)
     footprint = Footprint(disk_bytes=after.size + borrowed, host_peak_bytes=host_peak)
     unchanged = after.digest == before.digest
-    if hasattr(contender.fitted, "foresee"):
+    if control or hasattr(contender.fitted, "foresee"):
         return Beside([], footprint, state_unchanged=unchanged)
     latency, agree, predicting = alone(contender, tokens, labels, seed)
     energy = joules(lambda: timed_pass(contender, tokens), tokens.device)

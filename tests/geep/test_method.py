@@ -246,3 +246,16 @@ def test_files_hold_no_pickle(trained_geep: FittedGeep, tmp_path: Path) -> None:
     for path in files:
         if path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_known_keys_are_counted(scattered_geep: FittedGeep, unseen: Split) -> None:
+    """Words of the samples, special ids aside, and how many of them the table has a row for."""
+    at = scattered_geep.points[0]
+    table = scattered_geep.tables[at.params["speed"]]
+    found, asked = scattered_geep.key_hits(unseen.tokens, at=at)
+    words = [int(token) for token in unseen.tokens.ids if int(token) not in unseen.tokens.special]
+    keys, counts = table.counts()
+    frequent = {int(key) for key, total in zip(keys, counts.sum(1), strict=True) if total >= table.stats()["min_count"]}
+    single = {(int(key) >> 40) & 0xFFFFF for key in frequent}
+    assert asked == len(words)
+    assert found == sum(word in single for word in words)

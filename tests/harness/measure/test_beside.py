@@ -86,12 +86,17 @@ def test_a_method_that_learns_from_test_is_caught(
     assert before.weights
 
 
-def test_bounds_are_left_alone(tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint) -> None:
-    """Who looks ahead has no latency, as no sample of his ever ran alone."""
+def test_bounds_and_controls_are_left_alone(
+    tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
+) -> None:
+    """Who looks ahead, or deals out exits among all, has no latency: no sample of his ever ran alone."""
     fitted: Any = FullDepth(tiny_model)
     fitted.foresee = None
     found = look_beside(Contender(fitted, point), tokens, np.zeros(len(tokens)), State.of(fitted))
     assert (found.latency, found.batches_agree, found.state_unchanged) == ([], None, True)
+    plain = FullDepth(tiny_model)
+    control = look_beside(Contender(plain, point), tokens, np.zeros(len(tokens)), State.of(plain), control=True)
+    assert (control.latency, control.batches_agree) == ([], None)
 
 
 def test_unseen_keys_are_those_without_a_row(tokens: TokenSet, point: OperatingPoint) -> None:
