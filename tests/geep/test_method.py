@@ -249,13 +249,20 @@ def test_files_hold_no_pickle(trained_geep: FittedGeep, tmp_path: Path) -> None:
 
 
 def test_known_keys_are_counted(scattered_geep: FittedGeep, unseen: Split) -> None:
-    """Words of the samples, special ids aside, and how many of them the table has a row for."""
+    """N-grams of words, special ids aside, and how many of them the table has a row of its own for."""
     at = scattered_geep.points[0]
     table = scattered_geep.tables[at.params["speed"]]
     found, asked = scattered_geep.key_hits(unseen.tokens, at=at)
-    words = [int(token) for token in unseen.tokens.ids if int(token) not in unseen.tokens.special]
     keys, counts = table.counts()
-    frequent = {int(key) for key, total in zip(keys, counts.sum(1), strict=True) if total >= table.stats()["min_count"]}
-    single = {(int(key) >> 40) & 0xFFFFF for key in frequent}
-    assert asked == len(words)
-    assert found == sum(word in single for word in words)
+    often = counts.sum(1) >= table.stats()["min_count"]
+    known = {int(key) for key in keys[often]}
+    grams = []
+    for sample in range(len(unseen)):
+        ids = unseen.tokens.ids[unseen.tokens.offsets[sample] : unseen.tokens.offsets[sample + 1]].tolist()
+        for n in range(1, table.ngram + 1):
+            for window in zip(*(ids[start:] for start in range(n)), strict=False):
+                if not set(window) & set(unseen.tokens.special):
+                    grams.append((n << 60) + sum(word << 20 * (2 - place) for place, word in enumerate(window)))
+    assert asked == len(grams)
+    assert found == sum(gram in known for gram in grams)
+    assert found > 0
