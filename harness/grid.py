@@ -23,6 +23,7 @@ from harness.data.prepare import source_identity
 from harness.errors import GeepBenchError
 from harness.measure import clock
 from harness.measure.beside import Beside, look_beside
+from harness.measure.device import advice, check_alive
 from harness.measure.footprint import State
 from harness.measure.throughput import Contender, Measured, measure
 from harness.record import build_result, sample_rows
@@ -143,8 +144,8 @@ class Grid:
                 raise ValueError(f"operating points share a name: {[point.name for point in points]}")
         except GeepBenchError:
             raise
-        except Exception:  # noqa: BLE001 - a plug-in's bug must not take the other cells with it
-            self._failed(placeholder, traceback.format_exc())
+        except Exception as error:  # noqa: BLE001 - a plug-in's bug must not take the other cells with it
+            self._failed(placeholder, error)
             return
         self.run.forget_failure(placeholder)
         cells = {bench.cell(name, point, fitted): point for point in points}
@@ -169,8 +170,8 @@ class Grid:
                 rows = sample_rows(measured, bench.prepared)
             except GeepBenchError:
                 raise
-            except Exception:  # noqa: BLE001 - as above
-                self._failed(cell, traceback.format_exc())
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(cell, error)
                 continue
             self.run.save(result, rows)
             self.run.forget_failure(cell)
@@ -178,13 +179,20 @@ class Grid:
             self.outcome.seconds += clock.now() - start
             self.outcome.predicting += measured.predicting + beside.predicting
 
-    def _failed(self, cell: Cell, trace: str) -> None:
+    def _failed(self, cell: Cell, error: Exception) -> None:
+        """Record and tell what a method raised.
+
+        Raises:
+            DeviceError: the device is gone, so that nothing else would work.
+        """
         self.outcome.failed += 1
-        where = self.run.fail(cell, trace)
+        where = self.run.fail(cell, "".join(traceback.format_exception(error)))
+        what = f"{type(error).__name__}: {error}".splitlines()[0]  # CUDA's go on for lines
         print(
-            f"{cell.dataset} {cell.method} {cell.point}: {trace.strip().splitlines()[-1]} (see {where}); going on",
+            f"{cell.dataset} {cell.method} {cell.point}: {what}{advice(error)} (see {where}); going on",
             file=sys.stderr,
         )
+        check_alive(self.settings.device)
 
     def _reference(self, bench: Bench) -> Contender | None:
         """What speed-ups are measured against, if it is among the methods of this run."""

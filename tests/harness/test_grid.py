@@ -24,6 +24,7 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError, DataError, DeviceError, ResultError, UnknownNameError
 from harness.fitted import FullDepth
 from harness.grid import Grid, Outcome
+from harness.measure import device
 from harness.profile import ExecutionSettings, Profile
 from harness.results import SCHEMA
 from harness.store import Run
@@ -272,6 +273,33 @@ def test_a_method_that_raises_does_not_stop_the_others(
     assert counts(run(settings)) == (lost, 6 - lost, 0)
     assert cells(settings) == expected(settings)
     assert Run.open(settings.out).failures() == []
+
+
+def test_a_device_that_disappears_ends_the_run(
+    stage: Stage, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is finished stays, nothing else is tried, and run again it goes on from there."""
+    stage.raises["two a"] = RuntimeError("CUDA error: unspecified launch failure")
+
+    def dead(_: str) -> None:
+        raise RuntimeError("CUDA error: device-side assert\nmore")
+
+    monkeypatch.setattr(device, "_touch", dead)
+    with pytest.raises(DeviceError, match="stopped working .*finished cells are kept"):
+        run(settings)
+    assert cells(settings) == ["ag_news one a 0", "ag_news one b 0"]
+    monkeypatch.setattr(device, "_touch", lambda _: None)
+    stage.raises.clear()
+    assert counts(run(settings)) == (10, 2, 0)
+
+
+def test_memory_that_runs_out_is_told_with_what_helps(
+    stage: Stage, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cell fails, the others go on."""
+    stage.raises["two a"] = torch.OutOfMemoryError("CUDA out of memory")
+    assert counts(run(change(settings, datasets=["ag_news"]))) == (5, 0, 1)
+    assert "lower --batch-size" in capsys.readouterr().err
 
 
 def test_a_reference_that_cannot_be_fitted_spares_the_rest_of_the_run(stage: Stage, settings: Settings) -> None:
