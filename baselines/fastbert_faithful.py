@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import Fitted, Kind, OperatingPoint, Predictions, Split, Task, TokenSet
+from harness.contracts import Fitted, Kind, OperatingPoint, Predictions, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.exits import entropy_rule
 from harness.encoder.sequential import run_faithful
 from harness.errors import ConfigError
-from harness.fitted import SPEEDS, FittedModel, SequentialExits, checked_speeds
+from harness.fitted import SPEEDS, SequentialExits, checked_speeds
 from harness.registry import register
 from harness.training import own_settings
 
 
-@dataclass
-class ReleasedLoop(FittedModel):
-    """FastBERT's model and points; nothing learnt, nothing stored."""
+class ReleasedLoop(SequentialExits):
+    """FastBERT's model and points, run another way; nothing learnt, nothing stored."""
 
     executor = "shrink-faithful"
     compute = "eager"
-
-    speeds: tuple[float, ...] = SPEEDS
-
-    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
-        return [OperatingPoint(f"speed={speed:g}", {"speed": speed}) for speed in self.speeds]
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         return run_faithful(self.model, tokens, at.execution, entropy_rule(at.params["speed"]))
