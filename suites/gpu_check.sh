@@ -27,12 +27,16 @@ out=$(cd "$out" && pwd)
 
 python3 - <<'PY' || exit 2
 import sys
-try:
-    import torch
-except ImportError as error:
-    sys.exit(f"gpu_check: python3 cannot import torch ({error}): activate the environment that has it")
+from importlib.util import find_spec
+needed = "torch transformers tokenizers safetensors numpy pandas pyarrow matplotlib sklearn scipy pydantic jinja2 tqdm"
+missing = [name for name in f"{needed} pytest pytest_benchmark hypothesis".split() if find_spec(name) is None]
+if missing:
+    sys.exit(f"gpu_check: python3 has no {', '.join(missing)}: activate the environment that has them, or install them")
+import torch
 if not torch.cuda.is_available():
     sys.exit("gpu_check: no usable CUDA device here: run it on a machine that has one")
+if find_spec("cupy") is None:
+    sys.exit("gpu_check: python3 has no cupy, so no kernel of ours could be launched: install the extra [cuda]")
 print("device:", torch.cuda.get_device_name(0))
 PY
 
