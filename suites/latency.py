@@ -106,8 +106,8 @@ def take_calls(
             size = min(sizes[name], len(tokens))
             # Calls go through the samples, in another order each time that they have been through.
             each = len(tokens) // size
-            place = number_ % each
-            chosen = samples_of(1 + (number_ + WARM) // each, len(tokens), seed)[place * size : (place + 1) * size]
+            through, place = divmod(number_ + WARM, each)
+            chosen = samples_of(1 + through, len(tokens), seed)[place * size : (place + 1) * size]
             done = runs[name](tokens.select(chosen), chosen)
             if number_ < 0:
                 continue

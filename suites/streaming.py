@@ -118,7 +118,11 @@ class Study:
             part = f"{dataset}/seed{seed}"
             if part not in self.kept:
                 self.kept.keep(part, self._measure(dataset, seed), instead_of=f"{part}/")
-            self.rows += self.kept[part]
+            # Waits follow from what was measured: other rates need no new passes.
+            self.rows += [
+                {**row, "waits": [waits(row["window"], rate, row["service_seconds"]) for rate in self.args.rates]}
+                for row in self.kept[part]
+            ]
             self.bar.update()
             if self.bar.disable:
                 print(f"done: {part}", file=sys.stderr, flush=True)
@@ -176,7 +180,6 @@ class Study:
             "service_seconds": services,
             "service": spread(services),
             "labels_agree": 1 - sum(one["differing"] for one in mine) / ran,
-            "waits": [waits(window, rate, services) for rate in self.args.rates],
             "notes": notes,
         }
 
@@ -260,7 +263,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     own.add_argument("--fixed", type=whole(1), default=32, metavar="N", help="samples per batch; default 32")
     args, settings = read(own, arguments)
     profile = settings.profile
-    options = {name: getattr(args, name) for name in ("windows", "rates", "fixed", "samples", "rounds", "speed")}
+    options = {name: getattr(args, name) for name in ("windows", "fixed", "samples", "rounds", "speed")}
     kept = Kept(args.out, "streaming", asked(settings, named=args.methods, **options), fresh=settings.fresh)
     with tqdm(total=len(profile.datasets) * len(profile.seeds), desc="streaming", disable=None) as bar:
         study = Study(settings, args, kept, bar)
