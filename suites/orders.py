@@ -237,18 +237,25 @@ def rows_of(
     """Rows of a block: medians with p10 and p90, ratios round by round.
 
     ``over_arrival``: the method's own arrival seconds / its seconds. ``over_reference``: seconds of the reference in the
-    same order / its seconds (length, for ``own``), so that no order is credited to it. ``noise``: how far the A/A pair's
-    ratios lie from 1, as a factor.
+    same order / its seconds (length, for ``own``), so that no order is credited to it. ``noise``, a factor: how far the
+    A/A pair's ratios lie from 1 or, if that is more, by what most cells' ratios to arrival differ from round to round
+    (their median; a load that comes and goes may spare the pair).
     """
 
     def times(name: str) -> np.ndarray:
         return np.array([found[name]["seconds"] for found in rounds])
 
     pair = times(f"{twin} | {AGAIN}") / times(f"{twin} | arrival")
-    noise = float(np.exp(np.abs(np.log(pair)).max()))
+    ratios = [
+        times(f"{head['label']} | arrival") / times(name)
+        for name, head in heads.items()
+        if head["skipped"] is None and head["order"] != "arrival"
+    ]
+    wobble = float(np.median([ratio.max() / ratio.min() for ratio in ratios])) if ratios else 1.0
+    noise = max(float(np.exp(np.abs(np.log(pair)).max())), wobble)
     rows = []
     for name, head in heads.items():
-        row = {**common, **head, "noise": noise, "again": spread(pair)}
+        row = {**common, **head, "noise": noise, "wobble": wobble, "again": spread(pair)}
         if head["skipped"] is None:
             own = times(name)
             mine = [found[name] for found in rounds]

@@ -135,8 +135,11 @@ def measured(seconds: float, differ: list[int] | None = None) -> dict:
     }  # fmt: skip
 
 
-def table(differ: list[int] | None = None) -> list[dict]:
-    """``bert`` and another, in arrival order, by length and in its own; two rounds, the second at half speed."""
+def table(differ: list[int] | None = None, wobble: float = 1) -> list[dict]:
+    """``bert`` and another, in arrival order, by length and in its own; two rounds, the second at half speed.
+
+    In the second round, orders other than arrival take ``wobble`` times as long.
+    """
     seconds = {("bert", "arrival"): 8, ("bert", "length"): 4, ("other", "arrival"): 4, ("other", "length"): 1}
     seconds[("other", "own")] = 2
     none = "no order"
@@ -146,7 +149,10 @@ def table(differ: list[int] | None = None) -> list[dict]:
     ordered = {f"{m} | {o}": heads[f"{m} | {o}"] for m in ("bert", "other") for o in orders.ORDERS}
     rounds = [
         {
-            f"{m} | {o}": measured(s * slow, differ if o == "length" and slow == 2 else None)
+            f"{m} | {o}": measured(
+                s * slow * (wobble if slow == 2 and o != "arrival" else 1),
+                differ if o == "length" and slow == 2 else None,
+            )
             for (m, o), s in seconds.items()
         }
         for slow in (1, 2)
@@ -196,4 +202,22 @@ def test_tables_name_what_is_synthetic_and_what_is_missing() -> None:
         line for line in shown.for_terminal.splitlines() if line.startswith("other") and "length / length" in line
     )
     assert "4.00x" in best
-    assert [times({"median": ratio}, 1.25) for ratio in (0.7, 0.83, 1.1, 1.3)] == ["0.70x", "0.83x~", "1.10x~", "1.30x"]
+
+
+def test_a_ratio_says_whether_it_can_be_told_from_noise() -> None:
+    """A tilde within the noise, and where rounds contradict each other; none on a ratio of something to itself."""
+
+    def shown(median: float, p10: float, p90: float) -> str:
+        return times({"median": median, "p10": p10, "p90": p90}, 1.25)
+
+    assert [shown(ratio, ratio, ratio) for ratio in (0.7, 0.83, 1.1, 1.3)] == ["0.70x", "0.83x~", "1.10x~", "1.30x"]
+    assert shown(1.3, 0.9, 1.5) == "1.30x~"
+    assert shown(1, 1, 1) == "1.00x"
+    assert times(None, 1.25) == "—"
+
+
+def test_a_load_that_spares_the_pair_is_noise_too() -> None:
+    """Ratios that differ from round to round count as well as the pair; a busy machine is told in the page."""
+    rows = table(wobble=2)
+    assert {row["noise"] for row in rows} == {2.0}
+    assert "BUSY" in page(rows, [], "bert", "float32").for_terminal
