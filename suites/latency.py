@@ -5,7 +5,8 @@
     python -m suites.latency --profile quick --datasets ag_news
 
 takes the options of ``geep-bench run`` beside its own. A call is one batch, from ids on the device to logits on the host.
-Methods take turns call by call (A B C, C B A) on the same samples, which come in random order. --calls are wanted (400:
+Methods take turns, ten calls each (A B C, C B A), on the same samples, which come in random order; a call before the ten is
+not counted, so that everybody finds its own weights in the caches, as a server does. --calls are wanted (400:
 fewer than 368 give p99 no upper limit), within --seconds for each method and batch size; what was reached is shown as n.
 Nothing is left out: outliers are what a p99 is about. Quantiles bear a 95 % interval by order statistics, which assumes
 nothing of the distribution, but that calls do not depend on each other. The best batch size is found as in suites.orders.
@@ -29,14 +30,14 @@ from harness.contracts import TokenSet
 from harness.store import write_atomic
 from suites.contenders import Samples
 from suites.kept import Kept
-from suites.options import answer, asked, positives, read, suite_options, whole, wholes
+from suites.options import answer, asked, positive, read, suite_options, whole, wholes
 from suites.order_tables import synthetic
 from suites.sweep import SIZES, Pass, samples_of, sweep
 from suites.tables import Page, number, scale, seconds
 
 QUANTILES = (0.5, 0.9, 0.99)
-LEAST = 20  # calls, whatever the budget says
-WARM = 5  # calls before those that count
+TURN = 10  # calls of one method before the next one's turn
+LEAST = 2 * TURN  # calls, whatever the budget says
 
 
 def quantile_interval(values: Sequence[float], share: float, level: float = 0.95) -> tuple[float | None, float | None]:
@@ -84,6 +85,8 @@ def take_calls(
     wanted: int,
     budget: float,
     seed: int,
+    *,
+    rehearse: bool = False,
     tell: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Time single calls, all methods in turns, until everybody has ``wanted`` or they have used up the budget together.
@@ -92,31 +95,39 @@ def take_calls(
         runs: one call on the samples given, by name.
         sizes: samples per call, by name.
         budget: seconds per method.
+        rehearse: first go through all samples once, uncounted: compiled code and graphs are made when a shape first occurs.
 
     Returns:
         By name: ``seconds`` of every call, ``samples`` and ``tokens`` of all.
     """
     found: dict[str, dict[str, Any]] = {name: {"seconds": [], "samples": 0, "tokens": 0} for name in runs}
     lengths = tokens.lengths.cpu().numpy()
+
+    def call(name: str, number_: int) -> tuple[float, np.ndarray]:
+        """Calls go through the samples, in another order each time that they have been through."""
+        size = min(sizes[name], len(tokens))
+        through, place = divmod(number_, len(tokens) // size)
+        chosen = samples_of(1 + through, len(tokens), seed)[place * size : (place + 1) * size]
+        return runs[name](tokens.select(chosen), chosen).seconds, chosen
+
+    for name in runs if rehearse else ():
+        for number_ in range(len(tokens) // min(sizes[name], len(tokens))):
+            call(name, number_)
     spent = 0.0
-    for number_ in range(-WARM, wanted):
-        if number_ >= LEAST and spent >= budget * len(runs):
+    for turn, first in enumerate(range(0, wanted, TURN)):
+        if first >= LEAST and spent >= budget * len(runs):
             break
-        for name in list(runs) if number_ % 2 == 0 else list(runs)[::-1]:
-            size = min(sizes[name], len(tokens))
-            # Calls go through the samples, in another order each time that they have been through.
-            each = len(tokens) // size
-            through, place = divmod(number_ + WARM, each)
-            chosen = samples_of(1 + through, len(tokens), seed)[place * size : (place + 1) * size]
-            done = runs[name](tokens.select(chosen), chosen)
-            if number_ < 0:
-                continue
-            found[name]["seconds"].append(done.seconds)
-            found[name]["samples"] += len(chosen)
-            found[name]["tokens"] += int(lengths[chosen].sum())
-            spent += done.seconds
-        if tell is not None and number_ >= 0:
-            tell(number_ + 1)
+        last = min(first + TURN, wanted)
+        for name in list(runs) if turn % 2 == 0 else list(runs)[::-1]:
+            call(name, last)  # not counted: the next one's sample, for its weights
+            for number_ in range(first, last):
+                seconds_, chosen = call(name, number_)
+                found[name]["seconds"].append(seconds_)
+                found[name]["samples"] += len(chosen)
+                found[name]["tokens"] += int(lengths[chosen].sum())
+                spent += seconds_
+        if tell is not None:
+            tell(last)
     return found
 
 
@@ -164,8 +175,16 @@ class Study:
                     entry.label: partial(_call, entry, replace(base, batch_size=sizes[entry.label]))
                     for entry in samples.entries
                 }
-                tell = lambda done: self.bar.set_postfix_str(str(done))  # noqa: E731
-                found = take_calls(runs, sizes, samples.tokens, self.args.calls, self.args.seconds[0], seed, tell)
+                found = take_calls(
+                    runs,
+                    sizes,
+                    samples.tokens,
+                    self.args.calls,
+                    self.args.seconds,
+                    seed,
+                    rehearse=base.compute != "eager",
+                    tell=lambda done: self.bar.set_postfix_str(str(done)),
+                )
                 self.kept.keep(part, found)
             for entry in samples.entries:
                 one = self.kept[part][entry.label]
@@ -241,7 +260,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     own = suite_options("suites.latency", __doc__ or "")
     own.add_argument("--batch-sizes", type=wholes(1), default=list(SIZES), metavar="1,2,4", help="sizes of the sweep")
     own.add_argument("--calls", type=whole(1), default=400, metavar="N", help="calls per method; default 400")
-    own.add_argument("--seconds", type=positives, default=[30.0], metavar="S", help="budget per method; default 30")
+    own.add_argument("--seconds", type=positive, default=30.0, metavar="S", help="budget per method; default 30")
     args, settings = read(own, arguments)
     profile = settings.profile
     options = {name: getattr(args, name) for name in ("batch_sizes", "calls", "seconds", "samples", "rounds", "speed")}

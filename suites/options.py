@@ -44,18 +44,20 @@ def wholes(least: int) -> Callable[[str], list[int]]:
     return lambda text: list(dict.fromkeys(whole(least)(part.strip()) for part in text.split(",")))
 
 
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a number above 0")
+    return number
+
+
 def positives(text: str) -> list[float]:
     """``"10,0.5"``: numbers above 0, each once, as given."""
-    found = []
-    for part in text.split(","):
-        try:
-            number = float(part)
-        except ValueError:
-            number = math.nan
-        if not 0 < number < math.inf:
-            raise argparse.ArgumentTypeError(f"'{part.strip()}' is not a number above 0")
-        found.append(number)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(positive(part) for part in text.split(",")))
 
 
 def choices(*known: str) -> Callable[[str], list[str]]:

@@ -98,6 +98,32 @@ def speedups(rows: Sequence[Row], reference: str) -> tuple[list[str], list[list[
     return heads, body
 
 
+def glance(rows: Sequence[Row], reference: str) -> tuple[list[str], list[list[str]]]:
+    """Every method in its fastest order: at the one batch size, next to its own best one (DESIGN section 4, rule 3)."""
+    groups: dict[str, dict[str, dict[str, Row]]] = {}
+    for row in rows:
+        groups.setdefault(row["label"], {}).setdefault(row["regime"], {})[row["order"]] = row
+    regimes = list(dict.fromkeys(row["regime"] for row in rows))
+    heads, body = ["method"], []
+    for regime in regimes:
+        heads += [f"{'one' if regime == 'fixed' else 'best'} batch size", "order", "samples/s", f"over {reference}"]
+    rival = next((cells for cells in groups.values() if _first(cells)["method"] == reference), None)
+    for cells in groups.values():
+        line = [_method(_first(cells))]
+        for regime in regimes:
+            mine = fastest(cells[regime])
+            over = "—"
+            if rival is not None:
+                over = f"{fastest(rival[regime])['seconds']['median'] / mine['seconds']['median']:.2f}x"
+            line += [str(mine["batch_size"]), mine["order"], number(mine["samples_per_s"]), over]
+        body.append(line)
+    return heads, body
+
+
+def _first(cells: Mapping[str, Mapping[str, Row]]) -> Row:
+    return next(iter(cells.values()))["arrival"]
+
+
 def _ordering_cost(rows: Sequence[Row]) -> list[str]:
     lines = []
     for order in ("length", "predicted"):
@@ -137,6 +163,9 @@ def _block(out: Page, rows: Sequence[Row], reference: str) -> None:
     if ratios is not None:
         out.text(f"wall-clock speed-up over {reference} in the same order (own: over {reference} sorted by length):")
         out.table(*ratios)
+        still = [row for row in rows if row["method"] == reference and row["skipped"] and row["order"] == "length"]
+        if still:
+            out.text(f"no order changes the work of {reference} here: its arrival order stands for all")
     pair = first["again"]
     out.text(
         *notes.lines(),
@@ -182,8 +211,12 @@ def page(rows: Sequence[Row], sweeps: Sequence[Row], reference: str, dtype: str)
         "within it",
         "oracle: the method's own exits where it finds them on the way; for the others the sequential exits of geep's weights",
     )
-    blocks = itertools.groupby(rows, key=lambda row: (row["dataset"], row["seed"], row["protocol"], row["regime"]))
-    for _, block in blocks:
-        _block(out, list(block), reference)
+    for _, some in itertools.groupby(rows, key=lambda row: (row["dataset"], row["seed"], row["protocol"])):
+        both = list(some)
+        for _, block in itertools.groupby(both, key=lambda row: row["regime"]):
+            _block(out, list(block), reference)
+        how = PROTOCOLS[both[0]["protocol"]].format(**both[0])
+        out.heading(f"{both[0]['dataset']}{synthetic(both[0])}, {how}: every method in its fastest order", 3)
+        out.table(*glance(both, reference))
     _sweeps(out, sweeps)
     return out

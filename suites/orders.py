@@ -128,7 +128,7 @@ class Study:
         where = f"{dataset}/seed{seed}/{protocol}"
         if f"{where}/sweeps" not in self.kept:
             samples = self.samples(dataset, seed)
-            found = {}
+            found = []
             for entry in samples.entries:
                 part = f"{where}/sweep/{entry.label}"
                 if part not in self.kept:
@@ -136,13 +136,13 @@ class Study:
                     way = self.execution(protocol)
                     done = sweep(entry, samples.tokens, way, self.args.batch_sizes, self.args.rounds, seed, tell)
                     self.kept.keep(part, done)
-                found[entry.label] = self.kept[part]
+                found.append({"label": entry.label, **self.kept[part]})
             self.kept.keep(f"{where}/sweeps", found, instead_of=f"{where}/sweep/")
         found = self.kept[f"{where}/sweeps"]
         common = {"dataset": dataset, "seed": seed, "protocol": protocol, "source": self.settings.source}
-        self.sweeps += [{**common, "label": label, **done} for label, done in found.items()]
+        self.sweeps += [{**common, **done} for done in found]
         self._done(f"{where} sweeps")
-        return {label: done["best"] for label, done in found.items()}
+        return {done["label"]: done["best"] for done in found}
 
     def _block(self, dataset: str, seed: int, protocol: str, regime: str, best: dict[str, int]) -> list[dict[str, Any]]:
         """Rows of one dataset, protocol and choice of batch sizes: rounds over all methods and orders."""

@@ -134,8 +134,10 @@ class Study:
         samples = Samples(bench, methods, self.args.speed, self.args.samples, self.args.fixed)
         sizes, notes = distinct(self.args.windows, len(samples))
         cells = list(itertools.product(samples.entries, sizes))
-        for entry, window in cells:  # warm up
-            calls(entry, samples, window, self.args.fixed, np.arange(min(window, len(samples))))
+        # Compiled code and graphs are made when a shape first occurs: there, every window has to.
+        some = len(samples) if self.settings.compute != "eager" else 0
+        for entry, window in cells:
+            calls(entry, samples, window, self.args.fixed, np.arange(some or window))
         for number_ in range(self.args.rounds):
             part = f"{dataset}/seed{seed}/round{number_}"
             if part in self.kept:

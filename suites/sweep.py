@@ -42,9 +42,12 @@ def take_turns(
 
 
 def warm_up(run: Pass, tokens: TokenSet, execution: Execution) -> None:
-    """Four batches; all samples where blocks are compiled or captured when a shape first occurs."""
-    some = len(tokens) if execution.compute != "eager" else min(len(tokens), 4 * execution.batch_size)
-    run(tokens.select(np.arange(some)), np.arange(some))
+    """Four batches; where blocks are compiled or captured when a shape first occurs, all samples in two orders."""
+    orders = [np.arange(min(len(tokens), 4 * execution.batch_size))]
+    if execution.compute != "eager":
+        orders = [samples_of(number, len(tokens), seed=2**31) for number in (0, 1)]
+    for order in orders:
+        run(tokens.select(order), order)
 
 
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:

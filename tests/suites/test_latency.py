@@ -42,7 +42,9 @@ def test_outliers_stay() -> None:
     assert row["tokens_per_s"] == pytest.approx(1000 / 159)
 
 
-def run_calls(wanted: int, budget: float, seconds: dict[str, float], sizes: dict[str, int]) -> tuple[list, dict]:
+def run_calls(
+    wanted: int, budget: float, seconds: dict[str, float], sizes: dict[str, int], **more: bool
+) -> tuple[list, dict]:
     tokens = TokenSet.from_lists([[i] * (1 + i % 3) for i in range(12)])
     seen: list[tuple[str, list[int]]] = []
 
@@ -54,28 +56,38 @@ def run_calls(wanted: int, budget: float, seconds: dict[str, float], sizes: dict
 
         return run
 
-    return seen, latency.take_calls({name: call(name) for name in sizes}, sizes, tokens, wanted, budget, seed=0)
+    return seen, latency.take_calls({name: call(name) for name in sizes}, sizes, tokens, wanted, budget, 0, **more)
 
 
 def test_calls_take_turns_through_all_samples() -> None:
-    """A B, B A; every sample once before any comes again; warm-up is not counted."""
+    """Ten of A, ten of B, then B and A, each after one that is not counted; every sample once before any comes again."""
     seen, found = run_calls(24, 1e9, {"a": 1.0, "b": 2.0}, {"a": 1, "b": 1})
-    names = [name for name, _ in seen]
-    assert len(names) == 2 * (latency.WARM + 24)
-    assert names[2 * latency.WARM :][:4] == ["a", "b", "b", "a"]
-    whole = [number for name, (number,) in seen if name == "a"]
-    assert sorted(whole[:12]) == sorted(whole[12:24]) == list(range(12))
-    assert whole[:12] != whole[12:24]
+    turns = [("a", 11), ("b", 11), ("b", 11), ("a", 11), ("a", 5), ("b", 5)]
+    assert [name for name, _ in seen] == [name for name, count in turns for _ in range(count)]
+    counted: dict[str, list[int]] = {"a": [], "b": []}
+    place = 0
+    for name, count in turns:
+        counted[name] += [number for _, (number,) in seen[place + 1 : place + count]]
+        place += count
+    assert counted["a"] == counted["b"]
+    assert sorted(counted["a"][:12]) == sorted(counted["a"][12:]) == list(range(12))
+    assert counted["a"][:12] != counted["a"][12:]
     assert found["a"]["seconds"] == [1.0] * 24
-    assert found["b"]["samples"] == 24
-    assert [number for name, (number,) in seen if name == "b"] == whole
+    assert (found["b"]["samples"], found["b"]["tokens"]) == (24, 2 * 24)
+
+
+def test_a_rehearsal_is_not_counted() -> None:
+    """Where shapes cost something the first time, every sample has been through once before the first call counts."""
+    seen, found = run_calls(20, 1e9, {"a": 1.0}, {"a": 1}, rehearse=True)
+    assert sorted(number for _, (number,) in seen[:12]) == list(range(12))
+    assert len(found["a"]["seconds"]) == 20
 
 
 def test_the_budget_ends_it_for_everybody() -> None:
     """Slow methods cost calls, alike for all, but never below the least."""
     _, found = run_calls(400, 50.0, {"a": 1.0, "b": 3.0}, {"a": 1, "b": 4})
-    assert [len(one["seconds"]) for one in found.values()] == [25, 25]  # 100 s together
-    assert found["b"]["samples"] == 100
+    assert [len(one["seconds"]) for one in found.values()] == [30, 30]  # 100 s together, asked between turns
+    assert found["b"]["samples"] == 120
     _, found = run_calls(400, 0.001, {"a": 1.0}, {"a": 5})
     assert len(found["a"]["seconds"]) == latency.LEAST
 

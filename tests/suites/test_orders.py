@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from suites import orders
-from suites.order_tables import page, times
+from suites.order_tables import glance, page, times
 
 SMALL = ["--fixed", "4", "--batch-sizes", "2,8", "--protocols", "modern"]
 
@@ -202,6 +202,16 @@ def test_tables_name_what_is_synthetic_and_what_is_missing() -> None:
         line for line in shown.for_terminal.splitlines() if line.startswith("other") and "length / length" in line
     )
     assert "4.00x" in best
+
+
+def test_one_batch_size_stands_next_to_the_best() -> None:
+    """Every method in its fastest order that can be had, at both batch sizes, over the reference in its own."""
+    rows = [{**row, "regime": regime} for regime in orders.REGIMES for row in table()]
+    _, body = glance(rows, "bert")
+    assert body == [
+        ["bert", *["4", "length", "1.67", "1.00x"] * 2],
+        ["other", *["4", "length", "6.67", "4.00x"] * 2],
+    ]
 
 
 def test_a_ratio_says_whether_it_can_be_told_from_noise() -> None:

@@ -12,7 +12,7 @@ from harness.contracts import Execution, OperatingPoint, Predictions, TokenSet
 from harness.measure import clock
 from harness.measure.work import Work
 from suites.contenders import Entry
-from suites.sweep import samples_of, spread, sweep, take_turns
+from suites.sweep import samples_of, spread, sweep, take_turns, warm_up
 
 SAMPLES = 40
 
@@ -108,6 +108,21 @@ def test_everybody_gets_the_same_samples_in_turns(tokens: TokenSet) -> None:
     assert orders[0] == list(range(SAMPLES)) and orders[0::2] == orders[1::2]
     assert orders[2] != orders[0] and sorted(orders[2]) == orders[0]
     assert samples_of(1, SAMPLES, 5).tolist() == orders[2] != samples_of(1, SAMPLES, 6).tolist()
+
+
+def test_warm_up_is_short_where_nothing_is_compiled(tokens: TokenSet) -> None:
+    """Four batches; all samples, in two orders, where a shape costs something the first time."""
+    seen: list[list[int]] = []
+
+    def run(some: TokenSet, numbers: np.ndarray) -> None:
+        assert some.ids.tolist() == numbers.tolist()
+        seen.append(numbers.tolist())
+
+    warm_up(run, tokens, Execution(batch_size=3))  # type: ignore[arg-type]
+    assert seen == [list(range(12))]
+    warm_up(run, tokens, Execution(batch_size=3, compute="compiled"))  # type: ignore[arg-type]
+    assert [sorted(order) for order in seen[1:]] == [list(range(SAMPLES))] * 2
+    assert seen[1] != seen[2]
 
 
 def test_spread_is_by_quantiles() -> None:
