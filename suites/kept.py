@@ -22,7 +22,7 @@ class Kept:
         fresh: forget what is there.
 
     Raises:
-        ResultError: the file is not this suite's, or was made with other settings.
+        ResultError: the file is not this suite's, was made with other settings, or cannot be written.
     """
 
     def __init__(self, path: Path, suite: str, asked: Mapping[str, Any], *, fresh: bool = False) -> None:
@@ -34,12 +34,16 @@ class Kept:
             "parts": {},
             "fingerprint": fingerprint(),
         }
+        try:  # before hours of work
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultError(f"cannot write {path}: {error.strerror}: choose another file with --out") from error
         found = self._found()
         if found is None:
             return
         if found.get("suite") != suite or not isinstance(found.get("parts"), dict):
             raise ResultError(f"{path} was not written by this suite: choose another file with --out")
-        if fresh:
+        if fresh or not found["parts"]:
             return
         before, now = found.get("asked", {}), self._data["asked"]
         differing = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))

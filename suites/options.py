@@ -14,6 +14,7 @@ from harness.cache import content_key
 from harness.cli import parser, settings_of
 from harness.data.prepare import source_identity
 from harness.errors import ConfigError, GeepBenchError
+from harness.fingerprint import fingerprint
 from harness.registry import get, in_order
 
 
@@ -118,9 +119,12 @@ def read(own: Options, arguments: Sequence[str] | None) -> tuple[argparse.Namesp
 
 def asked(settings: Settings, **options: Any) -> dict[str, Any]:
     """What results follow from, to tell whether kept ones are still these: readable, and a key of all of it."""
-    profile = settings.profile
+    profile, machine = settings.profile, fingerprint()
     names = in_order([*profile.methods, profile.reference])
     return {
+        "cpu": machine["cpu"],
+        "gpu": (machine["gpu"] or {}).get("name"),
+        "threads": machine["torch_threads"],
         "profile": profile.name,
         "source": settings.source,
         "methods": profile.methods,

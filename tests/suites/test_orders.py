@@ -118,6 +118,29 @@ def test_a_file_of_other_settings_is_not_touched(
         assert out.read_text(encoding="utf-8") == text
 
 
+def test_a_file_that_cannot_be_written_is_told_before_any_work(
+    toy_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, and no data loaded."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(orders, "Bench", None)
+    assert main(toy_options, tmp_path / "file" / "orders.json") == 2
+    assert "choose another file with --out" in capsys.readouterr().err
+
+
+def test_rounds_of_two_machines_are_not_mixed(
+    toy_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that was begun elsewhere is not gone on with."""
+    out = tmp_path / "orders.json"
+    assert main(toy_options, out, "--methods", "bert") == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    found["asked"]["threads"] += 1
+    out.write_text(json.dumps(found), encoding="utf-8")
+    assert main(toy_options, out, "--methods", "bert") == 2
+    assert "other settings (threads)" in capsys.readouterr().err
+
+
 COMMON = {
     "dataset": "d", "seed": 0, "source": "embedded", "synthetic": True, "protocol": "modern", "pad_to": None,
     "regime": "fixed", "samples": 10, "tokens": 50,
