@@ -41,7 +41,8 @@ IN_FLIGHT = {"cuda": 2}
 @contextmanager
 def inference(model: MultiExitModel) -> Iterator[None]:
     """No gradients, no dropout, and no autocast: the engine has weights of the right type already."""
-    model.eval()
+    if model.training:  # a walk through all heads that single samples would feel
+        model.eval()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         if torch.amp.is_autocast_available(model.encoder.device.type):
