@@ -1,9 +1,9 @@
 """Two runs, cell by cell: what changed, and is any of it a regression?
 
-What a cell has, is judged by what it is. **FLOPs and layers** are counts: on one machine training and prediction repeat bit for bit,
-so any rise has a cause in the code and is an alarm. On another machine rounding changes what is learnt, and with it where tuned
-exits lie: there a rise is an alarm beyond :attr:`Limits.dearer_elsewhere`, except where every sample leaves after the same layer
-in both runs, whose cost no weight can change. **Accuracy** is a sample: the exact one-sided McNemar test on the same test
+What a cell has, is judged by what it is. **FLOPs and layers** are counts: on one machine training and prediction repeat bit for
+bit, so any rise has a cause in the code and is an alarm. On another machine rounding changes what is learnt, and with it where
+tuned exits lie: there a rise is an alarm beyond :attr:`Limits.dearer_elsewhere`, except where every sample leaves after the same
+layer in both runs, whose cost no weight can change. **Accuracy** is a sample: the exact one-sided McNemar test on the same test
 rows, over all cells together (:func:`harness.statistics.holm_testable`), *and* a loss above a margin. **Times** are in
 :mod:`harness.compare_times`.
 

@@ -226,6 +226,6 @@ def _reference(able: Sequence[Timed]) -> list[str]:
     ]
     percent = 100 * (exp(float(np.median(shifts))) - 1)
     return [
-        f"passes of the reference itself took {abs(percent):.1f} % {'more' if percent > 0 else 'less'} time than in the base: the code "
-        "or the machine, nothing ran beside them to tell; not judged"
+        f"passes of the reference itself took {abs(percent):.1f} % {'more' if percent > 0 else 'less'} time than in the base: the "
+        "code or the machine, nothing ran beside them to tell; not judged"
     ]
