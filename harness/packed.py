@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import ResultError
 from harness.results import SCHEMA, Cell, Result
-from harness.store import Run, write_atomic
+from harness.store import Run, failed_cell, write_atomic
 
 PACKED = 1  # bump with any change of meaning
 
@@ -205,14 +205,6 @@ def pack(path: Path | str) -> Packed:
         failed=failed,
         problems=problems,
     )
-
-
-def failed_cell(record: Any) -> Cell | None:
-    """The cell of a failure record, coordinates that are younger than the record filled in; None where it names none."""
-    try:
-        return Cell.model_validate(record["cell"])
-    except (KeyError, TypeError, ValidationError):
-        return None
 
 
 def write(packed: Packed, path: Path) -> None:
