@@ -37,8 +37,8 @@ class Limits:
     Attributes:
         margin: accuracy that may be lost (0..1), on one machine.
         margin_elsewhere: the same between machines. Retraining with other rounding moved cells of ``quick`` by up to 0.017.
-        slower: time that may be added relative to the reference (0.05: 5 %). The same fits measured by two processes
-            were 0.03 apart over all cells.
+        slower: time that may be added relative to the reference (0.05: 5 %). Two processes that measured
+            the same fits were up to 0.03 apart over all cells.
         dearer_elsewhere: FLOPs or layers that may be added between machines (0.3: 30 %). Retraining moved exits by up to 23 %.
             A constant depth that is tuned moves in whole layers: one of them may be added there.
         alpha: chance of any false alarm about accuracy in one comparison, and again about times.

@@ -16,9 +16,8 @@ What it cannot see: a change that slows the reference as much as the method. The
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from math import exp, log
 
 import numpy as np
@@ -144,7 +143,7 @@ def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[li
         return [], remarks
     remarks += _reference(able)
     able = [one for one in able if one.youngs[0].cell.method != one.youngs[0].reference]
-    noise = _noise(pools, max(LEAST_DRAWS, DRAWS_A_CELL * len(able)))
+    noise = _Noise(pools, max(LEAST_DRAWS, DRAWS_A_CELL * len(able)))
     for one in able:
         _measure(one, noise)
     methods = _methods(able, noise)
@@ -164,56 +163,68 @@ def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[li
     return methods, remarks
 
 
-Noise = Callable[[int, int, int], np.ndarray]
+class _Noise:
+    """What becomes of the log of a ratio of two speed-ups when nothing changed, by A/A pairs of both runs."""
 
+    def __init__(self, pools: Sequence[np.ndarray], draws: int) -> None:
+        self.pools, self.draws = pools, draws
+        self._drawn: dict[tuple[int, int], np.ndarray] = {}
+        self._sorted: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-def _noise(pools: Sequence[np.ndarray], draws: int) -> Noise:
-    """A function (rounds in base, rounds in new, which) -> log of the ratio of two speed-ups when nothing changed, [draws]."""
+    def _draw(self, base: int, new: int) -> np.ndarray:
+        if (base, new) not in self._drawn:
+            sides = [median_noise(self.pools[i], rounds, self.draws, seed=i) for i, rounds in enumerate((base, new))]
+            self._drawn[base, new] = sides[1] - sides[0]
+        return self._drawn[base, new]
 
-    @cache
-    def drawn(base: int, new: int) -> np.ndarray:
-        return median_noise(pools[1], new, draws, seed=1) - median_noise(pools[0], base, draws, seed=0)
+    @staticmethod
+    def _rounds(one: Timed) -> tuple[tuple[int, int], ...]:
+        return tuple((len(a.round_seconds), len(b.round_seconds)) for a, b in zip(one.olds, one.youngs, strict=True))
 
-    def noise(base: int, new: int, which: int) -> np.ndarray:
-        # Another shift is another draw: nothing ties a draw to its neighbours.
-        return np.roll(drawn(base, new), 7919 * which)
+    def of_cell(self, one: Timed, start: int = 0) -> np.ndarray:
+        """Of the mean over a cell's seeds: [draws]. Another ``start`` is another draw: nothing ties one to its neighbours."""
+        parts = [np.roll(self._draw(*pair), 7919 * (start + i)) for i, pair in enumerate(self._rounds(one))]
+        return np.asarray(np.mean(parts, axis=0))
 
-    return noise
+    def sorted_of_cell(self, one: Timed) -> np.ndarray:
+        """The same in ascending order, kept for cells of as many rounds."""
+        rounds = self._rounds(one)
+        if rounds not in self._sorted:
+            self._sorted[rounds] = np.sort(self.of_cell(one))
+        return self._sorted[rounds]
 
-
-def _null(one: Timed, noise: Noise, start: int = 0) -> np.ndarray:
-    """The mean over seeds of what noise does to a cell, [draws]."""
-    rounds = [(len(a.round_seconds), len(b.round_seconds)) for a, b in zip(one.olds, one.youngs, strict=True)]
-    return np.mean([noise(a, b, start + number) for number, (a, b) in enumerate(rounds)], axis=0)
+    def of_method(self, cells: Sequence[Timed]) -> np.ndarray:
+        """Of the median over cells, in ascending order: [draws]."""
+        seeds = max(len(one.olds) for one in cells)
+        return np.sort(np.median([self.of_cell(one, number * seeds) for number, one in enumerate(cells)], axis=0))
 
 
 def _p(null: np.ndarray, observed: float) -> float:
-    return float((1 + np.count_nonzero(null <= observed)) / (1 + len(null)))
+    """Share of the sorted ``null`` that is as low as what was observed; never 0."""
+    return float((1 + np.searchsorted(null, observed, side="right")) / (1 + len(null)))
 
 
-def _measure(one: Timed, noise: Noise) -> None:
+def _measure(one: Timed, noise: _Noise) -> None:
     base, new = (float(np.mean([np.median(_log_ratios(cell)) for cell in side])) for side in (one.olds, one.youngs))
     best = float(np.mean([_best(b) - _best(a) for a, b in zip(one.olds, one.youngs, strict=True)]))
-    null = _null(one, noise)
-    low, high = np.quantile(null, [0.025, 0.975])
+    null = noise.sorted_of_cell(one)
+    low, high = (float(null[round(share * (len(null) - 1))]) for share in (0.025, 0.975))
     shift = new - base
     one.change = TimeChange(
         (exp(base), exp(new)), exp(shift), exp(shift + low), exp(shift + high), exp(best), _p(null, shift)
     )
 
 
-def _methods(able: Sequence[Timed], noise: Noise) -> list[MethodTime]:
+def _methods(able: Sequence[Timed], noise: _Noise) -> list[MethodTime]:
     together: dict[str, list[Timed]] = defaultdict(list)
     for one in able:
         together[one.youngs[0].cell.method].append(one)
     methods = []
     for name, cells in together.items():
         changes = [one.change for one in cells if one.change is not None]
-        seeds = max(len(one.olds) for one in cells)
-        null = np.median([_null(one, noise, number * seeds) for number, one in enumerate(cells)], axis=0)
         ratio = float(np.median([log(change.ratio) for change in changes]))
         best = float(np.median([log(change.best) for change in changes]))
-        methods.append(MethodTime(name, len(cells), exp(ratio), exp(best), _p(null, ratio)))
+        methods.append(MethodTime(name, len(cells), exp(ratio), exp(best), _p(noise.of_method(cells), ratio)))
     return methods
 
 

@@ -27,9 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from harness import profile
+from harness.bench import Settings
 from harness.compare import Comparison, compare
 from harness.errors import GeepBenchError, ResultError
 from harness.fingerprint import fingerprint
+from harness.grid import Grid
 from harness.packed import Machine, Packed, PackedCell, load
 from harness.results import Cell
 from harness.store import write_json
@@ -38,9 +41,10 @@ SAMPLES = 2000
 LOSS = 0.015
 SLOWDOWN = 1.1
 DATASETS = ("one", "two", "three", "four")
-METHODS = ("bert", *(f"method-{number}" for number in range(1, 11)))
-POINTS = ("a", "b")
-PLANTED = "method-5"
+# Method -> operating points, as profile quick has them: 22 cells a dataset.
+POINTS = {"bert": 1, **{f"m{number}": 1 for number in (1, 2, 3)}, **{f"m{number}": 2 for number in (4, 5, 6, 7, 8)}}
+POINTS |= {"m9": 4, "m10": 4}
+CELL = ("two", "m10", "c")  # where one cell gets worse
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ class Clocks:
     rounds: int = 3
     noise: float = 0.026
     stalls: float = 0.04
-    process: float = 0.015
-    method: float = 0.01
+    process: float = 0.005
+    method: float = 0.005
 
     def passes(self, rng: np.random.Generator, seconds: float) -> list[float]:
         noise = rng.normal(0, self.noise, self.rounds)
@@ -70,7 +74,7 @@ Key = tuple[str, str, str]  # dataset, method, point
 
 
 def keys() -> list[Key]:
-    return [(dataset, method, point) for dataset in DATASETS for method in METHODS for point in POINTS]
+    return [(dataset, method, "abcd"[i]) for dataset in DATASETS for method, n in POINTS.items() for i in range(n)]
 
 
 def fabricate(
@@ -90,7 +94,7 @@ def fabricate(
     shift = {}
     if clocks is not None:
         common = rng.normal(0, clocks.process)
-        shift = {method: float(np.exp(common + rng.normal(0, clocks.method))) for method in METHODS}
+        shift = {method: float(np.exp(common + rng.normal(0, clocks.method))) for method in POINTS}
     cells = []
     for key in keys():
         dataset, method, point = key
@@ -204,17 +208,20 @@ def fabricated(repetitions: int, seed: int, clocks: Clocks) -> list[Row]:
 
         return pair
 
-    of_method = [key for key in keys() if key[1] == PLANTED]
     for rounds in dict.fromkeys((clocks.rounds, 7, 15)):
-        for what, which in (("a method's 8 cells", of_method), ("one of 88 cells", of_method[:1])):
-            rows.append(repeat(f"10 % slower: {what}, {rounds} rounds", repetitions, slow(rounds, which), PLANTED))
+        for method in ("m10", "m5", "m1"):
+            which = [key for key in keys() if key[1] == method]
+            what = f"10 % slower: the {len(which)} cells of a method, {rounds} rounds"
+            rows.append(repeat(what, repetitions, slow(rounds, which), f"{method} "))
+        what = f"10 % slower: one of 88 cells, {rounds} rounds"
+        rows.append(repeat(what, repetitions, slow(rounds, [CELL]), f"{CELL[1]} "))
 
     def worse(discordant: float, exactly: bool, everywhere: bool) -> Callable[[int], tuple[Packed, Packed]]:
         def pair(number: int) -> tuple[Packed, Packed]:
             rng = generator(number, round(1000 * discordant), exactly, everywhere)
             right = answers(rng)
             now = {key: lose(rng, old, 0.0, discordant, exactly) if everywhere else old for key, old in right.items()}
-            now[of_method[0]] = lose(rng, right[of_method[0]], LOSS, discordant, exactly)
+            now[CELL] = lose(rng, right[CELL], LOSS, discordant, exactly)
             return fabricate(rng, None, right.get), fabricate(rng, None, now.get)  # type: ignore[arg-type]
 
         return pair
@@ -229,21 +236,26 @@ def fabricated(repetitions: int, seed: int, clocks: Clocks) -> list[Row]:
         )
         for share in shares:
             what = f"{how}; discordant {100 * share:g} %"
-            rows.append(repeat(what, repetitions, worse(share, exactly, everywhere), PLANTED))
+            rows.append(repeat(what, repetitions, worse(share, exactly, everywhere), f"{CELL[1]} "))
     return rows
 
 
-def real(folder: Path, repetitions: int, dataset: str) -> list[Row]:
+def measure(out: Path, rounds: int, dataset: str) -> None:
+    """One real run, of profile ``quick`` cut down; finished cells are kept."""
+    quick = profile.load("quick")
+    cut = quick.model_copy(update={"methods": ["bert", "geep"], "datasets": [dataset], "rounds": rounds})
+    Grid(Settings(cut, out=out)).execute()
+
+
+def real(folder: Path, repetitions: int, dataset: str, rounds: int) -> list[Row]:
     """A method against itself, from real passes of separate processes."""
     runs = []
     for number in range(repetitions + 1):
         out = folder / f"run-{number:02d}"
-        command = ["run", "--profile", "quick", "--datasets", dataset, "--methods", "bert,geep", "--out", str(out)]
-        done = subprocess.run(
-            [sys.executable, "-m", "harness.cli", *command], capture_output=True, text=True, check=False
-        )
+        command = ["-m", "suites.gate_power", "--measure", str(out), "--rounds", str(rounds), "--dataset", dataset]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ResultError(f"run {number} failed: {done.stderr.strip().splitlines()[-1]}")
+            raise ResultError(f"run {number} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         runs.append(load(out))
 
     def changed(run: Packed, change: Callable[[PackedCell], dict[str, Any]]) -> Packed:
@@ -261,8 +273,13 @@ def real(folder: Path, repetitions: int, dataset: str) -> list[Row]:
         return worse
 
     return [
-        repeat("real passes, nothing planted", repetitions, lambda i: (runs[i], runs[i + 1])),
-        repeat("real passes, 10 % slower", repetitions, lambda i: (runs[i], changed(runs[i + 1], slower)), "geep"),
+        repeat(f"real passes, {rounds} rounds, nothing planted", repetitions, lambda i: (runs[i], runs[i + 1])),
+        repeat(
+            f"real passes, {rounds} rounds, 10 % slower: 4 cells",
+            repetitions,
+            lambda i: (runs[i], changed(runs[i + 1], slower)),
+            "geep",
+        ),
         repeat(
             f"real answers of {runs[0].cells[0].n} samples, 1.5 points less accurate, discordant 2 %",
             repetitions,
@@ -282,13 +299,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--real", type=Path, metavar="DIR", help="real runs, kept in this folder, instead of fabricated"
     )
     parser.add_argument("--dataset", default="chnsenticorp", help="embedded dataset of the real runs")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of the real runs")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # one real run, in a process of its own
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args(arguments)
     clocks = Clocks(noise=args.noise)
     try:
+        if args.measure:
+            measure(args.measure, args.rounds, args.dataset)
+            return 0
         if args.real:
             print("real passes on embedded (synthetic) data; what is planted is planted into their results")
-            rows = real(args.real, args.repetitions, args.dataset)
+            rows = real(args.real, args.repetitions, args.dataset, args.rounds)
         else:
             print(f"FABRICATED clocks and answers, measured by nobody: {clocks}")
             rows = fabricated(args.repetitions, args.seed, clocks)
