@@ -8,7 +8,7 @@ from harness.results import Cell
 from reports.numbers import DASH, fixed, p_value, percent, points, times
 from reports.terminal import fit
 
-_NAME = 44
+_NAME = 40
 _LISTED = 8
 
 
