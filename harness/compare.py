@@ -1,6 +1,6 @@
 """Two runs, cell by cell: what changed, and is any of it a regression?
 
-What a cell has, is judged by what it is. **FLOPs and layers** are counts: on one machine training and prediction repeat bit for
+What a cell has, is judged by what it is. **FLOPs and layers** are counts: on one CPU training and prediction repeat bit for
 bit, so any rise has a cause in the code and is an alarm. On another machine rounding changes what is learnt, and with it where
 tuned exits lie: there a rise is an alarm beyond :attr:`Limits.dearer_elsewhere`, except where every sample leaves after the same
 layer in both runs, whose cost no weight can change. **Accuracy** is a sample: the exact one-sided McNemar test on the same test
@@ -59,7 +59,7 @@ class Change:
 
     Attributes:
         cell: coordinates, of the first seed in the new run.
-        same_machine: one kind of machine.
+        repeats: both runs are of one kind of machine, on which training repeats bit for bit: a CPU. CUDA adds in any order.
         exact: counts have to agree exactly.
         constant: in each of the runs, all samples leave after one layer.
         wins, losses: samples that are more often right in new, or in base, over the seeds; None without per-sample rows.
@@ -71,7 +71,7 @@ class Change:
     cell: Cell
     synthetic: bool
     seeds: tuple[int, ...]
-    same_machine: bool
+    repeats: bool
     accuracy: tuple[float, float]
     flops: tuple[float, float]
     flops_linear: tuple[float, float]
@@ -195,10 +195,10 @@ def _other_rows(old: PackedCell, young: PackedCell) -> bool:
     return old.n != young.n or (None not in (old.rows, young.rows) and old.rows != young.rows)
 
 
-def _same_machine(base: Packed, new: Packed, old: PackedCell, young: PackedCell) -> bool:
+def _repeats(base: Packed, new: Packed, old: PackedCell, young: PackedCell) -> bool:
     machine = base.machine(old)
     same_way = all(getattr(old.cell, name) == getattr(young.cell, name) for name in _MACHINE)
-    return machine.known and machine == new.machine(young) and same_way
+    return machine.known and machine == new.machine(young) and same_way and old.cell.device == "cpu"
 
 
 def _change(base: Packed, new: Packed, olds: Sequence[PackedCell], youngs: Sequence[PackedCell]) -> Change:
@@ -208,20 +208,21 @@ def _change(base: Packed, new: Packed, olds: Sequence[PackedCell], youngs: Seque
         old, young = (float(np.mean([getattr(cell, name) for cell in side])) for side in (olds, youngs))
         return old, young
 
-    same_machine = all(_same_machine(base, new, *twin) for twin in twins)
+    repeats = all(_repeats(base, new, *twin) for twin in twins)
     change = Change(
         cell=youngs[0].cell,
         synthetic=youngs[0].synthetic,
         seeds=tuple(cell.cell.seed for cell in youngs),
-        same_machine=same_machine,
+        repeats=repeats,
         accuracy=means("accuracy"),
         flops=means("flops_full"),
         flops_linear=means("flops_linear"),
         layers=means("mean_layers"),
-        exact=same_machine or all(_depths(old) == _depths(young) and len(_depths(old)) == 1 for old, young in twins),
+        exact=repeats or all(_depths(old) == _depths(young) and len(_depths(old)) == 1 for old, young in twins),
         constant=all(len(_depths(cell)) == 1 for cell in (*olds, *youngs)),
     )
-    if all(cell.correct is not None for cell in (*olds, *youngs)):
+    everyone = (*olds, *youngs)
+    if all(cell.correct is not None for cell in everyone) and len({(cell.n, cell.rows) for cell in everyone}) == 1:
         right = [np.stack([cell.correct for cell in side if cell.correct is not None]) for side in (olds, youngs)]
         gained = (right[1].astype(np.int64) - right[0]).sum(0)
         change.wins, change.losses = int((gained > 0).sum()), int((gained < 0).sum())
@@ -241,10 +242,10 @@ def _judge_costs(changes: Sequence[Change], limits: Limits) -> None:
         if change.exact:
             allowed = _ROUNDING
         elif change.constant:
-            allowed = max(allowed, 1 / change.layers[0])
+            allowed = max(allowed, 1 / max(change.layers[0], 1.0))
         kinds = {"FLOPs (all)": change.flops, "FLOPs (linear)": change.flops_linear, "layers": change.layers}
         risen = [
-            f"{kind} up by {100 * (new / old - 1):.3g} %"
+            f"{kind} up by {100 * (new / old - 1):.3g} %" if old > 0 else f"{kind} up from 0"
             for kind, (old, new) in kinds.items()
             if new > old * (1 + allowed)
         ]
@@ -260,7 +261,7 @@ def _judge_accuracy(changes: Sequence[Change], limits: Limits) -> None:
     discordant = [(change.wins or 0) + (change.losses or 0) for change in tested]
     for change, adjusted in zip(tested, holm_testable(p_values, discordant, limits.alpha), strict=True):
         change.p_adjusted = adjusted
-        margin = limits.margin if change.same_machine else limits.margin_elsewhere
+        margin = limits.margin if change.repeats else limits.margin_elsewhere
         if adjusted is not None and adjusted <= limits.alpha and -change.difference > margin + _ROUNDING:
             change.alarms.append(
                 f"{change.name}: accuracy down by {-100 * change.difference:.2f} points ({change.losses} samples lost, "
@@ -292,11 +293,11 @@ def _remarks(
         )
     if untested := sum(change.p is None for change in changes):
         remarks.append(f"accuracy of {untested} cells is shown but not tested: no per-sample rows in one of the runs")
-    if abroad := sum(not change.same_machine for change in changes):
-        exact = sum(change.exact and not change.same_machine for change in changes)
+    if abroad := sum(not change.repeats for change in changes):
+        exact = sum(change.exact and not change.repeats for change in changes)
         remarks.append(
-            f"{abroad} cells come from different or unknown machines, where retraining gives other weights: wider limits hold, "
-            f"save for FLOPs and layers of the {exact} with one depth"
+            f"{abroad} cells come from machines that differ, are unknown or do not repeat bit for bit (CUDA), where retraining "
+            f"gives other weights: wider limits hold, save for FLOPs and layers of the {exact} with one depth"
         )
     if any(
         old.tokens != young.tokens

@@ -99,6 +99,8 @@ class Timed:
                 return "they have no common reference"
             if not all(cell.round_seconds and cell.reference_seconds for cell in (old, young)):
                 return "the passes themselves were not kept (results of an older version)"
+            if min(*old.round_seconds, *old.reference_seconds, *young.round_seconds, *young.reference_seconds) <= 0:
+                return "some passes took no time at all"
         return None
 
 

@@ -111,6 +111,29 @@ def test_counts_have_room_between_machines(make_cell: Maker, make_packed: Runner
     assert found(make_cell(**third, mean_layers=3.0), **second, mean_layers=2.0) == ""
 
 
+def test_cuda_does_not_repeat(make_cell: Maker, make_packed: Runner) -> None:
+    """On one GPU, too, retraining gives other weights: counts and accuracy have the room that other machines have."""
+    base, new = make_packed(make_cell(device="cuda")), make_packed(make_cell(worse(12), device="cuda", mean_layers=3.5))
+    assert not compare(base, new).alarms
+    assert len(compare(make_packed(make_cell()), make_packed(make_cell(worse(12), mean_layers=3.5))).alarms) == 2
+
+
+def test_counts_of_nothing_are_no_trouble(make_cell: Maker, make_packed: Runner) -> None:
+    """A method that counted no FLOPs before, and passes that took no time, are said, not divided by."""
+    nothing = {"flops_full": 0.0, "mean_layers": 0.0, "exits": [400]}
+    found = compare(make_packed(make_cell(**nothing)), make_packed(make_cell(exits=[400]), machines=[ELSEWHERE]))
+    assert "FLOPs (all) up from 0" in alarmed(found)
+    still = make_packed(make_cell(round_seconds=[0.0], reference_seconds=[0.1]))
+    assert any("took no time" in remark for remark in compare(still, still).remarks)
+
+
+def test_seeds_on_other_rows_are_not_stacked(make_cell: Maker, make_packed: Runner) -> None:
+    """Where every seed has test rows of its own, accuracy is shown and not tested."""
+    run = make_packed(make_cell(seed=0), make_cell(worse(0)[:300], seed=1, rows="4567"))
+    found = compare(run, run)
+    assert found.changes[0].seeds == (0, 1) and found.changes[0].p is None
+
+
 def test_machines_that_differ_are_told(make_cell: Maker, make_packed: Runner) -> None:
     """Times of another machine, device or way to run are refused in one line; the rest is compared."""
     cells = [make_cell(round_seconds=[0.1] * 30, reference_seconds=[0.2] * 30)]
