@@ -1,11 +1,12 @@
 """Two runs, cell by cell: what changed, and is any of it a regression?
 
-What a cell has, is judged by what it is. **FLOPs and layers** are counts: on one CPU training and prediction repeat bit for
-bit, so any rise has a cause in the code and is an alarm. On another machine rounding changes what is learnt, and with it where
-tuned exits lie: there a rise is an alarm beyond :attr:`Limits.dearer_elsewhere`, except where every sample leaves after the same
-layer in both runs, whose cost no weight can change. **Accuracy** is a sample: the exact one-sided McNemar test on the same test
-rows, over all cells together (:func:`harness.statistics.holm_testable`), *and* a loss above a margin. **Times** are in
-:mod:`harness.compare_times`.
+What a cell has, is judged by what it is. **FLOPs and layers** are counts: one fit costs what it costs, so any rise has a cause in
+the code that runs it and is an alarm. Another fit, with other weights, has its tuned exits elsewhere, also after the best of
+changes: there a rise is an alarm beyond :attr:`Limits.dearer_refitted`, except where every sample leaves after the same layer in
+both runs, whose cost no weight can change. On one CPU training repeats bit for bit, so that fits are the same as long as nothing
+that trains was changed; whether they are, the confidences say (:func:`harness.packed.same_fit`). **Accuracy** is a sample: the
+exact one-sided McNemar test on the same test rows, over all cells together (:func:`harness.statistics.holm_testable`), *and* a loss
+above a margin. **Times** are in :mod:`harness.compare_times`.
 
 The accuracy test asks whether *these two fits* differ on rows like these. It knows nothing of seeds: after retraining with other
 rounding, two equally good fits do differ. That is what the wider margin elsewhere is for.
@@ -21,7 +22,7 @@ import numpy as np
 
 from harness.compare_times import MethodTime, TimeChange, Timed, judge_times
 from harness.errors import ResultError
-from harness.packed import Packed, PackedCell
+from harness.packed import Packed, PackedCell, same_fit
 from harness.results import Cell
 from harness.statistics import bootstrap_difference, holm_testable, mcnemar
 
@@ -39,7 +40,7 @@ class Limits:
         margin_elsewhere: the same between machines. Retraining with other rounding moved cells of ``quick`` by up to 0.017.
         slower: time that may be added relative to the reference (0.05: 5 %). Two processes that measured
             the same fits were up to 0.03 apart over all cells.
-        dearer_elsewhere: FLOPs or layers that may be added between machines (0.3: 30 %). Retraining moved exits by up to 23 %.
+        dearer_refitted: FLOPs or layers that may be added with other weights (0.3: 30 %). Retraining moved exits by up to 23 %.
             A constant depth that is tuned moves in whole layers: one of them may be added there.
         alpha: chance of any false alarm about accuracy in one comparison, and again about times.
     """
@@ -47,7 +48,7 @@ class Limits:
     margin: float = 0.005
     margin_elsewhere: float = 0.03
     slower: float = 0.05
-    dearer_elsewhere: float = 0.3
+    dearer_refitted: float = 0.3
     alpha: float = 0.01
 
 
@@ -60,6 +61,7 @@ class Change:
     Attributes:
         cell: coordinates, of the first seed in the new run.
         repeats: both runs are of one kind of machine, on which training repeats bit for bit: a CPU. CUDA adds in any order.
+        same_fit: both runs answered with the same weights; None where nobody can tell.
         exact: counts have to agree exactly.
         constant: in each of the runs, all samples leave after one layer.
         wins, losses: samples that are more often right in new, or in base, over the seeds; None without per-sample rows.
@@ -72,6 +74,7 @@ class Change:
     synthetic: bool
     seeds: tuple[int, ...]
     repeats: bool
+    same_fit: bool | None
     accuracy: tuple[float, float]
     flops: tuple[float, float]
     flops_linear: tuple[float, float]
@@ -154,7 +157,7 @@ def compare(base: Packed, new: Packed, limits: Limits | None = None) -> Comparis
         change.time = one.change
         if one.change is not None and one.change.alarm:
             change.alarms.append(f"{change.name}: {one.change.alarm}")
-    remarks += _remarks(base, new, changes, usable) + about_times
+    remarks += _remarks(base, new, limits, changes, usable) + about_times
     alarms = [alarm for change in changes for alarm in change.alarms]
     alarms += [f"{method.name} over {method.cells} cells: {method.alarm}" for method in methods if method.alarm]
     return Comparison(base, new, limits, changes, methods, only_base, only_new, remarks, alarms + _failures(base, new))
@@ -209,16 +212,20 @@ def _change(base: Packed, new: Packed, olds: Sequence[PackedCell], youngs: Seque
         return old, young
 
     repeats = all(_repeats(base, new, *twin) for twin in twins)
+    fits = [same_fit(*twin) for twin in twins]
+    fit = False if False in fits else None if None in fits else True
+    constant = [len({*_depths(old), *_depths(young)}) == 1 for old, young in twins]
     change = Change(
         cell=youngs[0].cell,
         synthetic=youngs[0].synthetic,
         seeds=tuple(cell.cell.seed for cell in youngs),
         repeats=repeats,
+        same_fit=fit,
         accuracy=means("accuracy"),
         flops=means("flops_full"),
         flops_linear=means("flops_linear"),
         layers=means("mean_layers"),
-        exact=repeats or all(_depths(old) == _depths(young) and len(_depths(old)) == 1 for old, young in twins),
+        exact=all(constant) or fit is True or (fit is None and repeats),
         constant=all(len(_depths(cell)) == 1 for cell in (*olds, *youngs)),
     )
     everyone = (*olds, *youngs)
@@ -238,7 +245,7 @@ def _depths(cell: PackedCell) -> list[int]:
 
 def _judge_costs(changes: Sequence[Change], limits: Limits) -> None:
     for change in changes:
-        allowed = limits.dearer_elsewhere
+        allowed = limits.dearer_refitted
         if change.exact:
             allowed = _ROUNDING
         elif change.constant:
@@ -250,7 +257,7 @@ def _judge_costs(changes: Sequence[Change], limits: Limits) -> None:
             if new > old * (1 + allowed)
         ]
         if risen:
-            than = "" if change.exact else f" (beyond the {100 * allowed:.0f} % allowed between machines)"
+            than = "" if change.exact else f" (beyond the {100 * allowed:.0f} % allowed to another fit)"
             change.alarms.append(f"{change.name}: {', '.join(risen)}{than}")
 
 
@@ -282,6 +289,7 @@ def _failures(base: Packed, new: Packed) -> list[str]:
 def _remarks(
     base: Packed,
     new: Packed,
+    limits: Limits,
     changes: Sequence[Change],
     twins: Sequence[tuple[list[PackedCell], list[PackedCell]]],
 ) -> list[str]:
@@ -294,10 +302,14 @@ def _remarks(
     if untested := sum(change.p is None for change in changes):
         remarks.append(f"accuracy of {untested} cells is shown but not tested: no per-sample rows in one of the runs")
     if abroad := sum(not change.repeats for change in changes):
-        exact = sum(change.exact and not change.repeats for change in changes)
         remarks.append(
-            f"{abroad} cells come from machines that differ, are unknown or do not repeat bit for bit (CUDA), where retraining "
-            f"gives other weights: wider limits hold, save for FLOPs and layers of the {exact} with one depth"
+            f"{abroad} cells come from machines that differ, are unknown or do not repeat bit for bit (CUDA): "
+            f"{100 * limits.margin_elsewhere:g} points of accuracy may be lost there"
+        )
+    if refitted := sum(not change.exact for change in changes):
+        remarks.append(
+            f"{refitted} cells have, or may have, other weights: something that trains was changed, or the machine, or a cache was "
+            f"made with other settings; their FLOPs and layers may rise by {100 * limits.dearer_refitted:g} %"
         )
     if any(
         old.tokens != young.tokens

@@ -25,6 +25,9 @@ from harness.results import SCHEMA, Cell, Result
 from harness.store import Run, failed_cell, write_atomic
 
 PACKED = 1  # bump with any change of meaning
+SKETCHED = 64  # samples
+_SAME_CONFIDENCE = 1e-3  # one fit on two machines differs by rounding, 1e-6 or so; two fits by 0.1 in some sample
+_LEAST_SHARED = 8
 
 
 class _Strict(BaseModel):
@@ -50,7 +53,9 @@ class PackedCell(_Strict):
 
     ``bits``: base64 of the correctness of the ``n`` test samples, eight a byte, first sample in the highest bit; None where the run
     has no per-sample rows. ``rows``: hash of index and label of the test rows in file order; ``tokens``: tokens of all of them.
-    ``exits``: samples that answered from layer 1, 2, ... ``machine``: index into :attr:`Packed.machines`.
+    ``sketch``: base64 of confidence (float32) and ``sketch_exits`` of exit layer (uint8) of up to 64 samples, evenly spaced: what
+    tells one fit from another (:func:`same_fit`). ``exits``: samples that answered from layer 1, 2, ... ``machine``: index into
+    :attr:`Packed.machines`.
     """
 
     cell: Cell
@@ -61,6 +66,8 @@ class PackedCell(_Strict):
     bits: str | None = None
     rows: str | None = None
     tokens: int | None = None
+    sketch: str | None = None
+    sketch_exits: str | None = None
     flops_linear: float
     flops_full: float
     mean_layers: float
@@ -83,13 +90,32 @@ class PackedCell(_Strict):
         """
         if self.bits is None:
             return None
-        try:
-            raw = base64.b64decode(self.bits, validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"bits of {self.cell.method} {self.cell.point}: {error}") from error
-        if len(raw) != (self.n + 7) // 8:
-            raise ValueError(f"bits of {self.cell.method} {self.cell.point} are not {self.n} samples")
+        raw = self._decode(self.bits, (self.n + 7) // 8)
         return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=self.n).astype(bool)
+
+    @cached_property
+    def sketched(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Confidences and exit layers of some samples, [up to 64] each; None where they were not kept.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        if self.sketch is None or self.sketch_exits is None:
+            return None
+        count = min(self.n, SKETCHED)
+        confidences = np.frombuffer(self._decode(self.sketch, 4 * count), dtype="<f4")
+        return confidences, np.frombuffer(self._decode(self.sketch_exits, count), dtype=np.uint8)
+
+    def _decode(self, text: str, size: int) -> bytes:
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"{self.cell.method} {self.cell.point}: {error}") from error
+        if len(raw) != size:
+            raise ValueError(
+                f"{self.cell.method} {self.cell.point}: {len(raw)} bytes are not those of {self.n} samples"
+            )
+        return raw
 
 
 class Packed(_Strict):
@@ -129,6 +155,23 @@ def machine_of(fingerprint: Mapping[str, Any]) -> Machine:
     )
 
 
+def same_fit(old: PackedCell, young: PackedCell) -> bool | None:
+    """Whether two cells were answered with the same weights, by the confidences of samples that leave at the same layer in both.
+
+    Saturated heads can look alike: what 64 samples do not tell apart is taken for one fit. None: too few samples to say.
+    """
+    if old.sketched is None or young.sketched is None or (old.n, old.rows) != (young.n, young.rows):
+        return None
+    shared = old.sketched[1] == young.sketched[1]
+    if shared.sum() < _LEAST_SHARED:
+        return None
+    return bool(np.abs(old.sketched[0] - young.sketched[0])[shared].max() <= _SAME_CONFIDENCE)
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode("ascii")
+
+
 def _rows_hash(samples: pd.DataFrame) -> str:
     """16 hex digits of index and label of the test rows, in file order."""
     digest = hashlib.sha256()
@@ -140,9 +183,11 @@ def _rows_hash(samples: pd.DataFrame) -> str:
 def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int) -> PackedCell:
     kept: dict[str, Any] = {}
     if samples is not None:
-        bits = np.packbits(samples["correct"].to_numpy(dtype=bool))
+        some = samples.iloc[np.linspace(0, len(samples) - 1, min(len(samples), SKETCHED)).round().astype(int)]
         kept = {
-            "bits": base64.b64encode(bits.tobytes()).decode("ascii"),
+            "bits": _base64(np.packbits(samples["correct"].to_numpy(dtype=bool))),
+            "sketch": _base64(some["confidence"].to_numpy(dtype="<f4")),
+            "sketch_exits": _base64(some["exit_layer"].to_numpy(dtype=np.uint8)),
             "rows": _rows_hash(samples),
             "tokens": int(samples["length"].sum()),
         }
@@ -255,7 +300,7 @@ def load(path: Path | str) -> Packed:
         if not packed.cells:
             raise ValueError("it has no cells")
         for cell in packed.cells:
-            _ = cell.correct, packed.machine(cell)
+            _ = cell.correct, cell.sketched, packed.machine(cell)
     except (ValueError, IndexError) as error:
         where = error.errors()[0] if isinstance(error, ValidationError) else None
         told = f"{'.'.join(map(str, where['loc']))}: {where['msg']}" if where else str(error)

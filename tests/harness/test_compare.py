@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -104,11 +105,37 @@ def test_counts_have_room_between_machines(make_cell: Maker, make_packed: Runner
         return alarmed(compare(make_packed(make_cell(**old)), make_packed(new, machines=[ELSEWHERE])))
 
     assert found(make_cell(mean_layers=3.8)) == ""
-    assert "beyond the 30 % allowed" in found(make_cell(mean_layers=4.0))
+    assert "beyond the 30 % allowed to another fit" in found(make_cell(mean_layers=4.0))
     second, third = {"exits": [0, 400, 0, 0]}, {"exits": [0, 0, 400, 0]}
     assert found(make_cell(**second), **second) == ""
     assert "FLOPs (all) up" in found(make_cell(**second, flops_full=1.2e6), **second)
     assert found(make_cell(**third, mean_layers=3.0), **second, mean_layers=2.0) == ""
+
+
+def sketch(confidence: float, layers: int = 3) -> dict[str, Any]:
+    """Fields of a cell whose samples all have this confidence and leave after this layer."""
+    packed = [np.full(64, confidence, dtype="<f4"), np.full(64, layers, dtype=np.uint8)]
+    return dict(zip(("sketch", "sketch_exits"), (base64.b64encode(a.tobytes()).decode() for a in packed), strict=True))
+
+
+def test_the_same_fit_costs_the_same_everywhere(make_cell: Maker, make_packed: Runner) -> None:
+    """Equal confidences on another machine: any rise is an alarm. Other ones on the same machine: retraining has room."""
+    base = make_packed(make_cell(**sketch(0.7)))
+    dearer = make_cell(mean_layers=3.1, **sketch(0.7 + 1e-6))
+    assert "layers up by 3.33 %" in alarmed(compare(base, make_packed(dearer, machines=[ELSEWHERE])))
+    refitted = compare(base, make_packed(make_cell(mean_layers=3.1, **sketch(0.8))))
+    assert not refitted.alarms and refitted.changes[0].same_fit is False
+    assert any("1 cells have, or may have, other weights" in remark for remark in refitted.remarks)
+    assert compare(base, make_packed(make_cell(mean_layers=4.0, **sketch(0.8)))).alarms
+
+
+def test_exits_that_all_moved_are_no_excuse(make_cell: Maker, make_packed: Runner) -> None:
+    """Where no sample leaves where it did, nothing says that the fit is another one: on one machine, a rise is an alarm."""
+    found = compare(
+        make_packed(make_cell(**sketch(0.7))), make_packed(make_cell(mean_layers=3.5, **sketch(0.9, layers=4)))
+    )
+    assert found.changes[0].same_fit is None
+    assert "layers up" in alarmed(found)
 
 
 def test_cuda_does_not_repeat(make_cell: Maker, make_packed: Runner) -> None:

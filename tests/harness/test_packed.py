@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ResultError
-from harness.packed import Packed, PackedCell, load, machine_of, pack, write
+from harness.packed import Packed, PackedCell, load, machine_of, pack, same_fit, write
 from harness.results import SAMPLE_COLUMNS, Cell, Checks, Cost, Quality, Result, Speed
 from harness.store import Run, failed_cell
 
@@ -101,7 +101,27 @@ def test_a_run_survives_packing(run: Run, tmp_path: Path) -> None:
     assert (cell.flops_linear, cell.mean_layers, cell.tokens) == (1 / 3, 4.0, 3003)
     assert (cell.round_seconds, cell.reference_seconds) == ([0.1, 0.2], [0.3, 0.1])
     assert (found.commits, found.machine(cell)) == (["c0ffee"], machine_of(FINGERPRINT))
-    assert (tmp_path / "packed.json").stat().st_size < 2000
+    assert (tmp_path / "packed.json").stat().st_size < 2400
+
+
+def test_fits_are_told_apart_by_their_confidences(run: Run) -> None:
+    """Samples that leave elsewhere do not count; of the others one that is surer than it was shows another fit."""
+    result = save(run, np.ones(200, dtype=bool))
+    rows = run.samples(result.cell)
+
+    def cell(confidence: np.ndarray, exits: np.ndarray) -> PackedCell:
+        run.save(result, rows.assign(confidence=confidence, exit_layer=exits))
+        return pack(run.path).cells[0]
+
+    sure, third = np.linspace(0.5, 1, 200), np.full(200, 3)
+    before = cell(sure, third)
+    assert before.sketched is not None and len(before.sketched[0]) == 64
+    assert same_fit(before, cell(sure + 1e-6, third)) is True
+    assert same_fit(before, cell(sure * 0.99, third)) is False
+    later = np.where(np.arange(200) < 150, 4, 3)
+    assert same_fit(before, cell(np.where(later == 4, 0.9, sure), later)) is True
+    assert same_fit(before, cell(sure, np.full(200, 4))) is None
+    assert same_fit(before, before.model_copy(update={"rows": "other"})) is None
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
@@ -166,8 +186,9 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "another schema": (edited(schema=0), "result schema 0"),
     "no cells": (edited(cells=[]), "it has no cells"),
     "unknown field": (edited(colour="red"), "colour"),
-    "bits cut": (in_cell(bits="AAAA"), "are not 400 samples"),
+    "bits cut": (in_cell(bits="AAAA"), "are not those of 400 samples"),
     "bits garbled": (in_cell(bits="?"), "damaged"),
+    "sketch cut": (in_cell(sketch="AAAA", sketch_exits="AAAA"), "are not those of 400 samples"),
     "machine missing": (in_cell(machine=3), "damaged"),
     "count missing": (in_cell(n=None), "cells.0.n"),
 }
