@@ -1,4 +1,4 @@
-"""``geep-bench``: run, report, list, flops."""
+"""``geep-bench``: run, report, compare, pack, list, flops."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ EXAMPLES = """examples:
   geep-bench run --profile mini --data my-data --backbone en=my-backbone --datasets ag_news
   geep-bench run --profile quick --methods bert,geep --datasets lcqmc --seeds 0,1,2
   geep-bench report runs/quick                        make the report again from a run folder
+  geep-bench compare suites/expected/quick.json runs/quick --gate
   geep-bench list methods
   geep-bench flops --backbone bert-base-uncased --labels 2 --seq-len 128 --json
 
 A run goes on where it was stopped; finished cells are not run again (unless --fresh).
-Exit codes: 0 done, 1 some cells failed, 2 unusable input (one line says what and how to mend it)."""
+Exit codes: 0 done, 1 some cells failed or (compare --gate) got worse, 2 unusable input (one line says what and how to mend it)."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,6 +61,17 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return number
+
+
+def _share(text: str) -> float:
+    """``"5"`` (percent, or points of accuracy) -> 0.05."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
+    return number / 100
 
 
 def backbones(text: str) -> dict[str, str]:
@@ -115,6 +128,28 @@ def parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="make the report of a run folder again")
     report.add_argument("run", type=Path, metavar="RUN")
+
+    comparing = commands.add_parser(
+        "compare",
+        help="what changed between two runs, and is any of it a regression",
+        description="What changed between two runs: accuracy on the same samples, FLOPs, layers, speed-up over the reference.",
+    )
+    comparing.add_argument("base", type=Path, metavar="BASE", help="run folder or packed reference")
+    comparing.add_argument("new", type=Path, metavar="NEW", help="run folder or packed reference")
+    comparing.add_argument("--gate", action="store_true", help="exit with 1 where something got worse")
+    comparing.add_argument(
+        "--margin",
+        type=_share,
+        metavar="POINTS",
+        help="accuracy that may be lost beside chance; default 0.5, and 3 between different machines",
+    )
+    comparing.add_argument(
+        "--slower", type=_share, metavar="PERCENT", help="time that may be added, relative to the reference; default 5"
+    )
+
+    packing = commands.add_parser("pack", help="a run in one small file, to compare others with")
+    packing.add_argument("run", type=Path, metavar="RUN")
+    packing.add_argument("file", type=Path, metavar="FILE")
 
     listing = commands.add_parser("list", help="what there is to choose from")
     listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"))
@@ -191,6 +226,30 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(args: argparse.Namespace) -> int:
+    from harness import compare, packed
+
+    limits = compare.Limits()
+    if args.margin is not None:
+        limits = replace(limits, margin=args.margin, margin_elsewhere=args.margin)
+    if args.slower is not None:
+        limits = replace(limits, slower=args.slower)
+    found = compare.compare(packed.load(args.base), packed.load(args.new), limits)
+    print(_hook("comparison")(found), end="")
+    return 1 if args.gate and found.alarms else 0
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from harness import packed
+
+    run = packed.pack(args.run)
+    packed.write(run, args.file)
+    for problem in run.problems:
+        print(problem, file=sys.stderr)
+    print(f"packed {len(run.cells)} cells into {args.file} ({args.file.stat().st_size / 1024:.0f} KiB)")
+    return 0
+
+
 def _list(args: argparse.Namespace) -> int:
     for row in _rows(args.what):
         print("  ".join(row).rstrip())
@@ -254,7 +313,7 @@ def _flops(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "report": _report, "list": _list, "flops": _flops}
+COMMANDS = {"run": _run, "report": _report, "compare": _compare, "pack": _pack, "list": _list, "flops": _flops}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -64,6 +64,14 @@ def stem(cell: Cell) -> str:
     return f"{readable}--{digest}"
 
 
+def failed_cell(record: Any) -> Cell | None:
+    """The cell of a failure record, coordinates that are younger than the record filled in; None where it names none."""
+    try:
+        return Cell.model_validate(record["cell"])
+    except (KeyError, TypeError, ValidationError):
+        return None
+
+
 class Run:
     """Reader and writer of one run folder.
 

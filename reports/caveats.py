@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.results import Result
-from harness.store import Run
+from harness.store import Run, failed_cell
 
 # Parts of fingerprint keys that change from cell to cell on one and the same machine.
 _FLEETING = ("time", "date", "load", "free", "available", "uptime", "created", "temperature", "clock", "pid")
@@ -108,13 +108,14 @@ def _failures(run: Run, results: Sequence[Result]) -> list[str]:
         failures = run.failures()
     except (OSError, ValueError) as error:
         return [f"The folder failures/ cannot be read ({error}); failed cells may be missing from this list."]
-    done = {tuple(sorted(result.cell.model_dump().items())) for result in results}
+    done = {result.cell for result in results}
     lines = []
     for failure in failures:
-        cell = failure.get("cell", {}) if isinstance(failure, dict) else {}
-        if tuple(sorted(cell.items())) in done:
+        if failed_cell(failure) in done:  # records of older versions lack the younger coordinates
             continue
-        last = (str(failure.get("traceback", "")).strip().splitlines() or ["no traceback"])[-1]
+        record = failure if isinstance(failure, dict) else {}
+        cell = record["cell"] if isinstance(record.get("cell"), dict) else {}
+        last = (str(record.get("traceback", "")).strip().splitlines() or ["no traceback"])[-1]
         where = " / ".join(str(cell.get(key, "?")) for key in ("dataset", "method", "point"))
         lines.append(f"Failed and missing: {where}, seed {cell.get('seed', '?')}: {last[:_LONGEST]}")
     return lines

@@ -19,7 +19,7 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def _fit(text: str, width: int) -> str:
+def fit(text: str, width: int) -> str:
     """``text`` cut or filled up to exactly ``width`` terminal columns."""
     if _width(text) > width:
         while _width(text) > width - 1:
@@ -29,7 +29,7 @@ def _fit(text: str, width: int) -> str:
 
 
 def _line(name: str, numbers: list[str]) -> str:
-    return (_fit(name, _NAME) + "".join(f"{number:>10}" for number in numbers)).rstrip()
+    return (fit(name, _NAME) + "".join(f"{number:>10}" for number in numbers)).rstrip()
 
 
 def summary(run_path: Path | str) -> str:
@@ -50,14 +50,14 @@ def render(view: View) -> str:
         records = view.records(group)
         shown = [record for record in records if record["kind"] == "method"] or records
         hidden += len(records) - len(shown)
-        lines += ["", _line(f"{group.label}", heads), _fit(f"  {group.facts}", WIDTH).rstrip(), "-" * 106]
+        lines += ["", _line(f"{group.label}", heads), fit(f"  {group.facts}", WIDTH).rstrip(), "-" * 106]
         lines += [_line(_name(view, record), _numbers(record)) for record in shown]
     lines.append("")
     if hidden:
         lines.append(f"{hidden} rows of controls and bounds are in the report.")
     if view.caveats:
         lines.append(f"{len(view.caveats)} caveat(s), see the report; the first: ")
-        lines.append(_fit(f"  {view.caveats[0]}", WIDTH).rstrip())
+        lines.append(fit(f"  {view.caveats[0]}", WIDTH).rstrip())
     lines.append("FLOPs: how many times fewer (linear) than the reference; speed-up: wall time; — not measured.")
     return "\n".join(lines).strip("\n") + "\n"
 

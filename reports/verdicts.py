@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from harness.results import Cell
+from harness.statistics import holm, paired
 from reports.numbers import fixed, p_value, plain, points, times
 
 SEQUENTIAL = "control-sequential"
@@ -21,59 +21,6 @@ CLOSE_ACCURACY = 0.002
 _SAME = ("slug", "source", "backbone", "protocol", "order", "batch_size", "batch_tokens", "device", "dtype", "compute")
 
 Reader = Callable[[Cell], "pd.DataFrame | None"]
-
-
-def exact_p(wins: int, losses: int) -> float:
-    """Two-sided exact McNemar test: binomial(wins + losses, 1/2); 1.0 without a discordant pair.
-
-    Source: McNemar 1947, in its exact conditional form.
-    """
-    from scipy.stats import binomtest  # type: ignore[import-untyped, unused-ignore]
-
-    if wins + losses == 0:
-        return 1.0
-    return float(binomtest(wins, wins + losses, 0.5).pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979), in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * float(p_values[index])))
-        adjusted[int(index)] = highest
-    return adjusted
-
-
-def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> dict[str, Any]:
-    """Compare correctness (bool Series indexed by test row), one pair of Series per seed.
-
-    With one seed this is the exact McNemar test. With several, a sample's wins minus losses over the seeds are one
-    observation (a sign test), because the same sample under two seeds is not two samples.
-
-    Returns:
-        ``difference`` in accuracy (0..1), ``wins``, ``losses``, ``pairs`` (test rows) and ``p``.
-    """
-    total: pd.Series | None = None
-    differences = []
-    for a, b in zip(ours, theirs, strict=True):
-        if not a.index.equals(b.index):
-            a, b = a.align(b, join="inner")
-        delta = a.astype(np.int64) - b.astype(np.int64)
-        if len(delta):
-            differences.append(float(delta.mean()))
-        total = delta if total is None else total.add(delta, fill_value=0)
-    if total is None or not differences:
-        return {"difference": None, "wins": 0, "losses": 0, "pairs": 0, "p": None}
-    wins, losses = int((total > 0).sum()), int((total < 0).sum())
-    return {
-        "difference": float(np.mean(differences)),
-        "wins": wins,
-        "losses": losses,
-        "pairs": len(total),
-        "p": exact_p(wins, losses),
-    }
 
 
 def is_predictive(row: Mapping[str, Any]) -> bool:

@@ -1,4 +1,8 @@
-"""The floors of the house: who may import whom, and what nobody may do."""
+"""The floors of the house: who may import whom, and what nobody may do.
+
+``reports`` may use the referee's statistics and its comparison of two runs beside results and store: they are pure functions of
+what lies on disk, and a test that the gate and the page each did in their own way would be two tests.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "geep": ("harness",),
     "baselines": ("harness",),
     "suites": ("harness", "geep.exit_table"),  # methods through the registry; the table is timed by itself
-    "reports": ("harness.results", "harness.store", "harness.errors", "harness.__version__"),
+    "reports": (
+        "harness.results",
+        "harness.store",
+        "harness.errors",
+        "harness.__version__",
+        "harness.statistics",
+        "harness.compare",
+        "harness.packed",
+    ),
 }
 HEAVY = ("cupy", "datasets", "ray")
 

@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import binom
 from sklearn.metrics import f1_score
 
 from harness.results import Quality
-
-
-def bootstrap_interval(correct: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of an accuracy (Efron 1979), exact.
-
-    Resampling n zeros and ones with replacement gives a Binomial(n, accuracy) / n; its quantiles are the limits that
-    infinitely many resamples would give. Degenerate (both limits the accuracy) where all or none are correct: a single
-    sample tells nothing about spread.
-
-    Args:
-        correct: bool [n], n >= 1.
-        level: coverage aimed at, in 0..1.
-    """
-    n, p = len(correct), float(np.mean(correct))
-    tail = (1 - level) / 2
-    low, high = binom.ppf([tail, 1 - tail], n, p) / n
-    return float(low), float(high)
+from harness.statistics import bootstrap_interval
 
 
 def quality(predictions: np.ndarray, labels: np.ndarray) -> Quality:

@@ -1,8 +1,10 @@
-"""Tiny models and token sets for the tests of the harness, none of them trained."""
+"""Tiny models and token sets for the tests of the harness, none of them trained; and made-up packed runs."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
+from harness.packed import Machine, Packed, PackedCell
+from harness.results import Cell
 
 
 def scatter(module: torch.nn.Module, std: float, seed: int) -> None:
@@ -90,5 +94,63 @@ def make_backbone() -> Callable[..., Backbone]:
         scatter(encoder, 0.3, 7)
         state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
         return Backbone("tiny", shape, state, tokenizer)
+
+    return make
+
+
+HERE = Machine(cpu="a CPU", cores=2, torch_threads=2, torch="2.13")
+_CELL = {
+    "method": "geep",
+    "dataset": "ag_news",
+    "source": "embedded",
+    "backbone": "tiny",
+    "seed": 0,
+    "point": "full",
+    "protocol": "modern",
+    "order": "length",
+    "executor": "own",
+    "batch_size": 8,
+    "device": "cpu",
+    "dtype": "float32",
+}
+
+
+def packed_cell(correct: Sequence[bool] | None = None, **change: Any) -> PackedCell:
+    """A cell of 400 samples, 90 % of them right; coordinates and fields by name."""
+    coordinates = {name: change.pop(name, value) for name, value in _CELL.items()}
+    coordinates |= {name: change.pop(name) for name in ("compute", "batch_tokens") if name in change}
+    right = np.arange(400) >= 40 if correct is None else np.asarray(correct, dtype=bool)
+    facts: dict[str, Any] = {
+        "kind": "method",
+        "synthetic": True,
+        "n": len(right),
+        "accuracy": float(right.mean()),
+        "bits": base64.b64encode(np.packbits(right).tobytes()).decode(),
+        "rows": "0123",
+        "tokens": 4000,
+        "flops_linear": 1e6,
+        "flops_full": 1.1e6,
+        "mean_layers": 3.0,
+        "mean_heads": 1.0,
+        "exits": [0, len(right) // 2, 0, len(right) - len(right) // 2],
+        "reference": "bert",
+        "speedup": 2.0,
+        "machine": 0,
+    }
+    return PackedCell(cell=Cell(**coordinates), **{**facts, **change})
+
+
+@pytest.fixture(scope="session")
+def make_cell() -> Callable[..., PackedCell]:
+    """Builds one packed cell, see :func:`packed_cell`."""
+    return packed_cell
+
+
+@pytest.fixture(scope="session")
+def make_packed() -> Callable[..., Packed]:
+    """Builds a packed run of given cells on one machine; fields by name."""
+
+    def make(*cells: PackedCell, **change: Any) -> Packed:
+        return Packed(**{"name": "made-up", "commits": ["c0ffee"], "machines": [HERE], "cells": list(cells), **change})
 
     return make

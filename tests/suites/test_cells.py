@@ -61,6 +61,23 @@ def test_a_cell_carries_accuracy_and_cost_beside_its_time(toy: dict[str, Path], 
     assert found["machine_info"]["geep"]["torch_threads"] >= 1
 
 
+def test_saving_and_comparing_are_pytest_benchmarks_own(toy: dict[str, Path], tmp_path: Path) -> None:
+    """``--benchmark-save`` keeps a session, accuracy included, and ``--benchmark-compare`` shows the next one beside it."""
+    options = [
+        *("--profile", "mini", "--datasets", "toy", "--methods", "bert", "--data", str(toy["data"])),
+        *("--backbone", f"en={toy['backbone']}", "--device", "cpu", f"--benchmark-storage=file://{tmp_path / 'kept'}"),
+    ]
+    first = run_suites(*options, "--benchmark-save=before", cache=tmp_path / "cache")
+    assert first.returncode == 0, first.stdout + first.stderr
+    (kept,) = (tmp_path / "kept").rglob("0001_before.json")
+    (saved,) = json.loads(kept.read_text(encoding="utf-8"))["benchmarks"]
+    assert saved["extra_info"]["accuracy"] <= 1
+    again = run_suites(*options, "--benchmark-compare=0001", cache=tmp_path / "cache")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "(0001_before)" in again.stdout and "(NOW)" in again.stdout
+    assert "machine_info differs" not in again.stdout + again.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -1,0 +1,385 @@
+"""Statistics of accuracies, costs and times. Pure functions on arrays; no file, no clock, no global state.
+
+Accuracies, shares and differences of them are 0..1, never percent. "Wins" are samples that only the new side has right,
+"losses" those that only the old side has; both together are the discordant samples.
+
+* one accuracy: :func:`bootstrap_interval`; several seeds: :func:`spread`
+* two accuracies on the same samples: :func:`mcnemar`, :func:`paired`, :func:`bootstrap_difference`, :func:`worst_case`
+* many tests at once: :func:`holm`, :func:`holm_testable`
+* accuracy against cost: :func:`area_under_curve`, :func:`score_at_matched_cost`
+* times: :func:`self_ratios`, :func:`median_noise`; times and accuracy in one: :func:`faster_and_not_worse`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.stats import binom, norm, t
+
+
+def bootstrap_interval(correct: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of an accuracy (Efron 1979), exact.
+
+    Resampling n zeros and ones with replacement gives a Binomial(n, accuracy) / n; its quantiles are the limits that
+    infinitely many resamples would give. Degenerate (both limits the accuracy) where all or none are correct: a single
+    sample tells nothing about spread.
+
+    Args:
+        correct: bool [n], n >= 1.
+        level: coverage aimed at, in 0..1.
+    """
+    n, p = len(correct), float(np.mean(correct))
+    tail = (1 - level) / 2
+    low, high = binom.ppf([tail, 1 - tail], n, p) / n
+    return float(low), float(high)
+
+
+class Spread(NamedTuple):
+    """Values of one thing under several seeds. ``sd``, ``low`` and ``high`` are None below two seeds."""
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def spread(values: Sequence[float], level: float = 0.95) -> Spread:
+    """Mean, sample standard deviation (n - 1) and Student's t interval of the mean over seeds (Student 1908).
+
+    It tells how much training varies and nothing about the test set, which all seeds share: with two or three seeds the
+    interval is wide (t is 12.7 with two) and assumes normal values, which nobody can check on so few. For sources of variance
+    that one seed hides see Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks".
+
+    Args:
+        values: float [seeds], at least one.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return Spread(float(array.mean()), None, None, None, len(array))
+    mean, sd = float(array.mean()), float(array.std(ddof=1))
+    half = float(t.ppf((1 + level) / 2, len(array) - 1)) * sd / sqrt(len(array))
+    return Spread(mean, sd, mean - half, mean + half, len(array))
+
+
+def mcnemar(wins: int, losses: int, alternative: Literal["two-sided", "worse"] = "two-sided") -> float:
+    """Exact McNemar test of "neither side is better": binomial(wins + losses, 1/2); 1.0 without a discordant sample.
+
+    Source: McNemar 1947, in its exact conditional form. Conservative: with few discordant samples it keeps well below the
+    level asked for, and with fewer than five it can never reach 0.05 (see :func:`holm_testable`).
+
+    Args:
+        wins, losses: numbers of discordant samples.
+        alternative: ``"worse"``: one-sided, small where losses outweigh.
+    """
+    n = wins + losses
+    below = float(binom.cdf(wins, n, 0.5))
+    if alternative == "worse":
+        return below
+    return min(1.0, 2 * float(binom.cdf(min(wins, losses), n, 0.5)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm 1979), in the order given: rejecting where the result is at most alpha keeps the
+    chance of any false rejection at most alpha, however the tests depend on each other.
+    """
+    order = np.argsort(p_values, kind="stable")
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * float(p_values[index])))
+        adjusted[int(index)] = highest
+    return adjusted
+
+
+def holm_testable(p_values: Sequence[float], discordant: Sequence[int], alpha: float) -> list[float | None]:
+    """Holm over those one-sided McNemar tests that could reach significance at all (Tarone 1990).
+
+    A test with d discordant samples has no p-value below 2^-d. Let K be the smallest k such that at most k tests have
+    2^-d <= alpha / k; only those that reach alpha / K take part, and pay for each other. Given the discordant counts, which of
+    them are wins is all that the tests look at; choosing by the counts alone therefore costs nothing, and the chance of any
+    false rejection stays at most alpha. So 87 cells that answer exactly as before do not hide the one that lost.
+
+    It saves nothing where every cell has many discordant samples, as after retraining everything.
+
+    Args:
+        p_values: of ``mcnemar(..., "worse")``.
+        discordant: wins + losses behind each.
+        alpha: the level that the results will be held against.
+
+    Returns:
+        Adjusted p-values in the order given; None for a test that could not have been significant.
+    """
+    least = np.ldexp(1.0, -np.asarray(discordant, dtype=np.int64))
+    for family in range(1, len(p_values) + 1):
+        chosen = np.flatnonzero(least <= alpha / family)
+        if len(chosen) <= family:
+            break
+    else:
+        chosen = np.arange(0)
+    adjusted: list[float | None] = [None] * len(p_values)
+    for index, value in zip(chosen, holm([p_values[int(i)] for i in chosen]), strict=True):
+        adjusted[int(index)] = value
+    return adjusted
+
+
+def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> dict[str, Any]:
+    """Compare correctness (bool Series indexed by test row), one pair of Series per seed.
+
+    With one seed this is the exact McNemar test. With several, a sample's wins minus losses over the seeds are one
+    observation (a sign test), because the same sample under two seeds is not two samples.
+
+    Returns:
+        ``difference`` in accuracy (0..1), ``wins``, ``losses``, ``pairs`` (test rows) and ``p`` (two-sided).
+    """
+    total: pd.Series | None = None
+    differences = []
+    for a, b in zip(ours, theirs, strict=True):
+        if not a.index.equals(b.index):
+            a, b = a.align(b, join="inner")
+        delta = a.astype(np.int64) - b.astype(np.int64)
+        if len(delta):
+            differences.append(float(delta.mean()))
+        total = delta if total is None else total.add(delta, fill_value=0)
+    if total is None or not differences:
+        return {"difference": None, "wins": 0, "losses": 0, "pairs": 0, "p": None}
+    wins, losses = int((total > 0).sum()), int((total < 0).sum())
+    return {
+        "difference": float(np.mean(differences)),
+        "wins": wins,
+        "losses": losses,
+        "pairs": len(total),
+        "p": mcnemar(wins, losses),
+    }
+
+
+def bootstrap_difference(
+    new: np.ndarray, base: np.ndarray, level: float = 0.95, resamples: int = 20_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of accuracy(new) - accuracy(base) by resampling test samples, pairs kept (Efron 1979).
+
+    The sample is the unit: one draw takes a test row with the answers of all its seeds on both sides, so that more seeds steady a
+    row's difference but never pass for more rows. The interval speaks of other samples for these very fits, not of other
+    seeds. Degenerate where every row has the same difference; too short with few discordant rows (see :func:`worst_case`).
+
+    Args:
+        new, base: bool [n] or [seeds, n]: the same n test rows in the same order.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    new, base = np.atleast_2d(new), np.atleast_2d(base)
+    if new.shape != base.shape:
+        raise ValueError(f"correctness of shapes {new.shape} and {base.shape} is not paired")
+    difference = (new.astype(np.int64) - base).sum(0)
+    values, counts = np.unique(difference, return_counts=True)
+    n = new.shape[1]
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
+    means = drawn @ values / (n * len(new))
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _tango_z(difference: float, wins: int, losses: int, n: int) -> float:
+    """Score statistic of "the true difference is ``difference``" (Tango 1998, eq. 6); at 0 it is McNemar's."""
+    a = 2 * n
+    b = (2 * n - wins + losses) * difference - wins - losses
+    c = -losses * difference * (1 - difference)
+    p21 = (sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+    variance = n * (2 * p21 + difference * (1 - difference))
+    above = wins - losses - n * difference
+    return 0.0 if above == 0 else above / sqrt(variance) if variance > 0 else float(np.copysign(np.inf, above))
+
+
+def worst_case(wins: int, losses: int, n: int, alpha: float = 0.05) -> float:
+    """Lower one-sided (1 - alpha) bound of accuracy(new) - accuracy(base) on paired samples: Tango's score bound.
+
+    Chosen over the others for what a referee meets: McNemar's exact test has no margin to test against; Wald's bound has no
+    width without discordant samples (it would call a method "not worse" on five agreeing rows), this one has about
+    z^2 / n; and at a difference of 0 it is McNemar's test. Asymptotic: for n below about 30 it may
+    cover a little less than it says.
+
+    Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design", Statistics in Medicine 17.
+
+    Args:
+        n: paired samples, discordant or not; at least 1.
+    """
+    z = float(norm.ppf(1 - alpha))
+    observed = (wins - losses) / n
+    if observed <= -1:
+        return -1.0
+    edge = -1 + 1e-12
+    if _tango_z(edge, wins, losses, n) <= z:
+        return -1.0
+    return float(brentq(lambda d: _tango_z(d, wins, losses, n) - z, edge, observed, xtol=1e-12))
+
+
+def area_under_curve(
+    cost: Sequence[float], accuracy: Sequence[float], low: float, high: float, floor: float = 0.0
+) -> float:
+    """Mean over budgets of the best accuracy that a method reaches within the budget; budgets log-uniform in [low, high].
+
+    The curve is the upper step of the operating points (the Pareto front), ``floor`` left of the cheapest one; costs above
+    ``high`` do not count. This is the two-dimensional hypervolume of Zitzler & Thiele 1999 with the logarithm of
+    cost, divided by its width: it never falls when a point is added or improved. Steps, because a budget between two points
+    buys the cheaper one; no line promises a point that nobody measured. Logarithm, because cost is spoken of in ratios:
+    from 1/2 to 1/4 weighs as much as from 1 to 1/2.
+
+    Where it misleads: the number depends on the bounds and the floor, so compare only values with the same ones; a method
+    with one point has ``floor`` below its cost; more points never hurt, also when they are luck (the best of several noisy
+    accuracies is too high); accuracy at costs that nobody uses counts as much as elsewhere.
+
+    Args:
+        cost: float [points], > 0: FLOPs, or FLOPs over those of the reference.
+        accuracy: float [points], 0..1.
+        low, high: budgets, in units of ``cost``; 0 < low < high.
+        floor: accuracy for free: of the most frequent label, say.
+
+    Raises:
+        ValueError: bounds out of order, or a cost that is not positive.
+    """
+    if not 0 < low < high or min(cost, default=1.0) <= 0:
+        raise ValueError(f"costs must be positive and 0 < low < high, not low={low}, high={high}")
+    area, edge, best = 0.0, low, floor
+    for price, share in sorted(zip(cost, accuracy, strict=True)):
+        if price > high:
+            break
+        if share > best:
+            start = max(price, low)
+            area += best * np.log(start / edge)
+            edge, best = start, share
+    area += best * np.log(high / edge)
+    return float(area / np.log(high / low))
+
+
+class MatchedScore(NamedTuple):
+    """Mean advantage over the baseline's curve; ``below`` points were cheaper than all of it and left out."""
+
+    score: float | None
+    used: int
+    below: int
+
+
+def score_at_matched_cost(
+    cost: Sequence[float],
+    accuracy: Sequence[float],
+    baseline_cost: Sequence[float],
+    baseline_accuracy: Sequence[float],
+) -> MatchedScore:
+    """Mean over operating points of accuracy minus the baseline's at the same cost, on straight lines between its points.
+
+    The ELUE score (Liu et al., NAACL 2022, "Towards Efficient NLP: a standard evaluation and a strong baseline"), whose
+    baseline is ElasticBERT at each of its depths. Their text does not say what happens outside the baseline's range: here a
+    point dearer than all of the baseline meets its most expensive point, since nobody has to spend more, and a point cheaper
+    than all of it is left out and counted in ``below``.
+
+    Where it misleads: every point weighs the same, so a method can add points where it does well; a straight line is a model
+    nobody built, although mixing both reaches it on average; a baseline that is not monotone is taken as it is.
+
+    Args:
+        cost, accuracy: float [points] of the method.
+        baseline_cost, baseline_accuracy: float [m], m >= 1; several accuracies at one cost count as the best of them.
+    """
+    best: dict[float, float] = {}
+    for price, share in zip(baseline_cost, baseline_accuracy, strict=True):
+        best[price] = max(share, best.get(price, -np.inf))
+    grid = np.array(sorted(best))
+    curve = np.array([best[price] for price in grid])
+    x, y = np.asarray(cost, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
+    inside = x >= grid[0]
+    if not inside.any():
+        return MatchedScore(None, 0, len(x))
+    gained = y[inside] - np.interp(x[inside], grid, curve)
+    return MatchedScore(float(gained.mean()), int(inside.sum()), int((~inside).sum()))
+
+
+def self_ratios(passes: Iterable[Sequence[float]]) -> np.ndarray:
+    """Log ratios of a thing with itself: of each pass and the next one of the same series (A/A pairs).
+
+    Successive differences (von Neumann 1941) let slow drift, such as a warming processor, cancel, as it cancels in a ratio to
+    a reference that runs in the same round.
+
+    Args:
+        passes: series of seconds, one per cell: float [rounds] each, > 0.
+
+    Returns:
+        float [pairs], pairs = sum of (rounds - 1): empty where no series has two rounds.
+    """
+    parts = [np.diff(np.log(np.asarray(series, dtype=np.float64))) for series in passes]
+    return np.concatenate([np.empty(0), *parts])
+
+
+def median_noise(pairs: np.ndarray, rounds: int, draws: int = 100_000, seed: int = 0) -> np.ndarray:
+    """What the log of a speed-up, the median over rounds, does when nothing is faster: float [draws], in the order drawn.
+
+    Draws ``rounds`` of the A/A pairs with replacement, each with a random sign, and takes their median: a bootstrap under
+    the hypothesis of no difference (Efron & Tibshirani 1993, ch. 16). It keeps the heavy tails of real clocks, which a standard
+    deviation does not: a machine that stalls now and then gets a wide interval and fewer alarms.
+
+    Where it misleads: it knows nothing of what differs between two *processes* (memory layout, a neighbour who came and went:
+    Kalibera & Jones 2013), so ask for a practical minimum beside significance; pairs pooled over unlike passes are too wide
+    for the long ones and too narrow for the short ones; with few pairs the tails are those of a handful of numbers.
+
+    Args:
+        pairs: of :func:`self_ratios`, at least one.
+        rounds: ratios behind the median, at least 1.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(pairs, size=(draws, rounds)) * rng.choice((-1.0, 1.0), size=(draws, rounds))
+    return np.asarray(np.median(drawn, axis=1))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Both halves of "faster and not worse".
+
+    Attributes:
+        lowest_difference: lower bound of the accuracy's difference (0..1).
+        lowest_speedup: lower bound of the speed-up.
+    """
+
+    not_worse: bool
+    faster: bool
+    lowest_difference: float
+    lowest_speedup: float
+
+    @property
+    def passed(self) -> bool:
+        return self.not_worse and self.faster
+
+
+def faster_and_not_worse(
+    wins: int,
+    losses: int,
+    n: int,
+    ratios: Sequence[float],
+    pairs: np.ndarray,
+    *,
+    margin: float,
+    alpha: float = 0.05,
+) -> Verdict:
+    """Is a method faster than the reference while its accuracy is worse by less than ``margin``?
+
+    Non-inferiority: the lower paired bound (:func:`worst_case`) lies above ``-margin``. Faster: the median of the ratios, less
+    what A/A pairs reach by chance (:func:`median_noise`), is above 1. Both at level alpha; since both have to hold, no correction
+    is due (an intersection-union test, Berger 1982). Few samples cannot prove "not worse": with no discordant sample at all,
+    n has to be above about 2.7 / margin at alpha = 0.05.
+
+    Args:
+        wins, losses: samples that only the method, or only the reference, has right, of ``n``.
+        ratios: float [rounds]: reference seconds / own seconds.
+        pairs: A/A log ratios of passes like these.
+        margin: accuracy that may be lost, 0..1; to be stated before looking.
+    """
+    lowest = worst_case(wins, losses, n, alpha)
+    chance = float(np.quantile(median_noise(pairs, len(ratios)), 1 - alpha))
+    slowest = float(np.exp(np.log(np.median(ratios)) - chance))
+    return Verdict(lowest > -margin, slowest > 1, lowest, slowest)
