@@ -50,7 +50,7 @@ def test_each_goal_takes_everybody_at_their_best() -> None:
         ("verified", 128): 5.0, ("shrink", 32): 9.0, ("shrink", 128): 6.0, ("faithful", 32): 24.0, ("faithful", 128): 1.0,
     }  # fmt: skip
     rows = [
-        {"executor": name, "batch_size": size, "seconds": value, "layer_ratio": 3.0}
+        {"executor": name, "batch_size": size, "paired_seconds": value, "layer_ratio": 3.0}
         for (name, size), value in seconds.items()
     ]
     found = executors.goals(rows)
