@@ -323,7 +323,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         args = parser().parse_args(arguments)
-        return COMMANDS[args.command](args)
+        code = COMMANDS[args.command](args)
+        sys.stdout.flush()
+        return code
     except GeepBenchError as error:
         # Some messages quote what a library said, in several lines.
         print(f"geep-bench: {' '.join(str(error).split())}", file=sys.stderr)
@@ -331,6 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("geep-bench: stopped; run the same command again to go on from the last finished cell", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        return 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -287,3 +289,11 @@ def test_the_command_line_says_how_to_run() -> None:
     plain = cli.settings_of(cli.parser().parse_args([*run(), "--device", "cpu"])).execution
     assert (plain.batch_size, plain.batch_tokens, plain.dtype, plain.compute) == (8, 0, "float32", "eager")
     assert plain.max_length == chosen.max_length == 16
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """Piped into ``head``, a command ends without a word."""
+    command = f"{sys.executable} -m harness.cli list datasets | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
