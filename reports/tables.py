@@ -74,7 +74,7 @@ class Table:
         """The raw value behind a cell as text; empty where there is no finite number."""
         value = record.get(column.key)
         if column.numeric:
-            return repr(float(value)) if value is not None and finite(_number(value)) else ""
+            return f"{float(value):.9g}" if value is not None and finite(_number(value)) else ""
         return str(value)
 
 
@@ -132,6 +132,12 @@ _LATEX = {
     "×": r"$\times$",
     "±": r"$\pm$",
     "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "§": r"\textsection{}",
+    "¶": r"\textparagraph{}",
+    "°": r"\textdegree{}",
+    "’": "'",
+    "…": r"\textellipsis{}",
     "−": r"$-$",
     "“": "``",
     "”": "''",
