@@ -44,7 +44,7 @@ def waterfall_table(view: View, group: Group) -> Table | None:
 
     def factor(name: str) -> Column:
         why = f"the method has no such step, or {NO_WATERFALL}"
-        return Column(f"factor {name}", name, lambda r: factor_text(r["waterfall"], name), missing=why, group="Factor:")
+        return Column(f"factor {name}", name, lambda r: factor_text(r["waterfall"], name), missing=why)
 
     columns = [
         *identity_columns(view, dataset=False),
@@ -56,7 +56,7 @@ def waterfall_table(view: View, group: Group) -> Table | None:
     several = frame["seeds"].max() > 1
     notes = [
         (
-            "The factors of a row multiply to its speed-up in the round nearest to the median"
+            "The columns from the first ratio on are factors that multiply to the speed-up of a row in the round nearest to the median"
             + (", geometric means over seeds; words are of one seed." if several else ".")
         ),
         waterfall_note(names),

@@ -12,11 +12,16 @@ def _number(value: float) -> str:
 
 
 class Canvas:
-    """Collects shapes in pixels, origin at the top left."""
+    """Collects shapes in pixels, origin at the top left.
+
+    Shapes of one style are one layer of the file, which keeps it small; layers lie in the order in which their styles were first
+    used.
+    """
 
     def __init__(self, width: float, height: float, title: str) -> None:
         self.width, self.height, self.title = width, height, title
-        self.parts: list[str] = []
+        self._layers: dict[str, list[str]] = {}
+        self._lines: dict[str, list[str]] = {}
 
     def rect(
         self,
@@ -31,44 +36,58 @@ class Canvas:
         says: str = "",
     ) -> None:
         """A rectangle; ``says`` shows when it is pointed at."""
-        attributes = f'fill="{fill}"' + (f' stroke="{stroke}"' if stroke else "")
-        attributes += f' opacity="{opacity:g}"' if opacity < 1 else ""
-        shape = (
-            f'<rect x="{_number(x)}" y="{_number(y)}" width="{_number(max(width, 0.5))}" height="{_number(height)}" '
-            f"{attributes}"
+        wide, high = _number(max(width, 0.5)), _number(height)
+        shape = f'<path d="M{_number(x)} {_number(y)}h{wide}v{high}h-{wide}z"'
+        shape += f' opacity="{opacity:.2g}"' if opacity < 1 else ""
+        self._add(
+            f'fill="{fill}"' + (f' stroke="{stroke}"' if stroke else ""),
+            f"{shape}><title>{escape(says)}</title></path>" if says else f"{shape}/>",
         )
-        self.parts.append(f"{shape}><title>{escape(says)}</title></rect>" if says else f"{shape}/>")
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, color: str = INK, *, dashed: bool = False) -> None:
+    def line(self, x1: float, y1: float, x2: float, y2: float, color: str = INK) -> None:
         """A thin line."""
-        dash = ' stroke-dasharray="2 2"' if dashed else ""
-        self.parts.append(
-            f'<line x1="{_number(x1)}" y1="{_number(y1)}" x2="{_number(x2)}" y2="{_number(y2)}" stroke="{color}"{dash}/>'
-        )
+        style = f'fill="none" stroke="{color}"'
+        self._layers.setdefault(style, [])
+        self._lines.setdefault(style, []).append(f"M{_number(x1)} {_number(y1)}L{_number(x2)} {_number(y2)}")
 
     def text(
-        self, x: float, y: float, text: str, *, size: float = 11, anchor: str = "start", color: str = INK, bold: bool = False
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = 11,
+        anchor: str = "start",
+        color: str = INK,
+        bold: bool = False,
     ) -> None:
         """Words, their baseline at ``y``."""
-        weight = ' font-weight="600"' if bold else ""
-        at = f' text-anchor="{anchor}"' if anchor != "start" else ""
-        self.parts.append(
-            f'<text x="{_number(x)}" y="{_number(y)}" font-size="{size:g}" fill="{color}"{at}{weight}>{escape(text)}</text>'
-        )
+        style = f'font-size="{size:g}" fill="{color}"'
+        style += f' text-anchor="{anchor}"' if anchor != "start" else ""
+        style += ' font-weight="600"' if bold else ""
+        self._add(style, f'<text x="{_number(x)}" y="{_number(y)}">{escape(text)}</text>')
+
+    def _add(self, style: str, shape: str) -> None:
+        self._layers.setdefault(style, []).append(shape)
 
     def svg(self) -> str:
         """The file. Its background is left out: the paper shows through."""
-        body = "\n".join(self.parts)
+        body = []
+        for style, shapes in self._layers.items():
+            if lines := self._lines.get(style):
+                body.append(f'<path d="{"".join(lines)}" {style}/>')
+            if shapes:
+                body.append("\n".join([f"<g {style}>", *shapes, "</g>"]))
         return (
             '<?xml version="1.0" encoding="utf-8"?>\n'
             f'<svg xmlns="http://www.w3.org/2000/svg" height="{_number(self.height)}" width="{_number(self.width)}" '
-            f'viewBox="0 0 {_number(self.width)} {_number(self.height)}" font-family="DejaVu Sans, Verdana, sans-serif" '
-            f'stroke-width="1">\n<title>{escape(self.title)}</title>\n{body}\n</svg>\n'
+            f'viewBox="0 0 {_number(self.width)} {_number(self.height)}" font-family="DejaVu Sans, Verdana, sans-serif">\n'
+            f"<title>{escape(self.title)}</title>\n" + "\n".join(body) + "\n</svg>\n"
         )
 
 
 def fitted(text: str, size: float, width: float) -> str:
-    """``text`` cut to about ``width`` pixels at a font size; a wide character counts two."""
+    """``text`` cut to about ``width`` pixels at a font size; a wide character counts nearly two."""
     room = width / (0.58 * size)
     taken = 0.0
     for number, char in enumerate(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -47,29 +48,43 @@ def with_spots(svg: str, spots: Sequence[Spot]) -> str:
 
 
 _XML_HEAD = re.compile(r"^.*?(?=<svg )", re.DOTALL)
+_NOT_FOR_PAGES = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|\sxmlns(?::\w+)?=\"[^\"]*\"", re.DOTALL)
 _TAG = re.compile(r"<[^>]+>")
-_NUMBER = re.compile(r"(\d\.\d\d)\d+")
+_DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 _STILL = re.compile(r' transform="rotate\(-?0 [^"]*\)"')
-_FAMILY = "font-family: 'DejaVu Sans'; "
+_PATH = re.compile(r' d="([^"]*)"')
+_AROUND = re.compile(r"\s*([A-Za-z])\s*")
+_FAMILY = re.compile(r"font-family: [^;]*(?:; )?")
+_STYLE = re.compile(r' style="([^"]*)"')
+
+
+def _short_tag(tag: re.Match[str]) -> str:
+    """One tag with coordinates of two decimals (points of 1/72 inch) and no space that means nothing."""
+    text = _DECIMALS.sub(r"\1", _STILL.sub("", tag[0]))
+    text = _PATH.sub(lambda found: ' d="' + _AROUND.sub(r"\1", found[1]) + '"', text)
+    text = _STYLE.sub(lambda found: ' style="' + _FAMILY.sub("", found[1]).replace(": ", ":").replace("; ", ";") + '"', text)
+    return text.replace("\n", " ")
 
 
 def inline_svg(drawing: Drawing) -> str:
     """The SVG for use inside a page: no prolog, ids of its own, ink and paper that follow the page's colours.
 
-    Coordinates keep two decimals (points of 1/72 inch) and ids that nothing refers to go: a page holds many figures.
+    It is a third of the file's size, as a page holds many figures: ids that nothing refers to and needless digits go.
     """
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", _XML_HEAD.sub("", drawing.svg), flags=re.DOTALL)
-    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
-    kept = {name for pair in used for name in pair if name}
-    prefix = re.sub(r"\W", "_", drawing.name)
+    text = _NOT_FOR_PAGES.sub("", _XML_HEAD.sub("", drawing.svg))
+    kept = {name for pair in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text) for name in pair}
+    prefix = f"f{zlib.crc32(drawing.name.encode()):x}"
     text = re.sub(r'\s\bid="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in kept else "", text)
     text = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'href="#{prefix}-\2"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = _TAG.sub(lambda tag: _NUMBER.sub(r"\1", _STILL.sub("", tag[0].replace(_FAMILY, "")).replace("\n", " ")), text)
-    text = re.sub(r">\s+<", "><", text).replace("<g></g>", "").replace("<defs></defs>", "")
+    text = re.sub(r">\s+<", "><", _TAG.sub(_short_tag, text))
+    while (shorter := re.sub(r"<g>(<g>(?:[^<]|<(?!/?g\b))*</g>)</g>|<g></g>|<defs></defs>", r"\1", text)) != text:
+        text = shorter
     for color, variable in ((INK, "var(--ink)"), (FAINT, "var(--line)"), (PAPER, "var(--card)")):
         text = re.sub(color, variable, text, flags=re.IGNORECASE)
-    return re.sub(
-        r'<svg ([^>]*?)(?:height|width)="[^"]*"([^>]*?)(?:height|width)="[^"]*"', r'<svg role="img" \1\2', text, count=1
-    ).replace('<svg role="img" ', '<svg role="img" font-family="DejaVu Sans, Verdana, sans-serif" stroke-linejoin="round" ', 1)
+    head, end, body = text.partition(">")
+    # Files drawn by hand say their size in pixels: no need to blow them up beyond it.
+    natural = re.search(r'\swidth="([\d.]+)"', head)
+    size = f' style="max-width:{natural[1]}px"' if natural else ""
+    head = re.sub(r'\s(?:height|width|version|font-family|role)="[^"]*"', "", head)
+    return f'{head}{size} role="img" font-family="DejaVu Sans, Verdana, sans-serif" stroke-linejoin="round"{end}{body}'

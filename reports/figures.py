@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from reports.breakdown import predictor_records
 from reports.drawing import Drawing
@@ -36,7 +37,7 @@ def draw_figures(view: View, group: Group) -> list[Drawing]:
 
 def _waterfalls(view: View, group: Group) -> list[Drawing]:
     """One figure per method whose speed-up was taken apart, a panel per operating point."""
-    together: dict[str, list[dict[str, object]]] = {}
+    together: dict[str, list[dict[str, Any]]] = {}
     for record in view.records(group):
         if record["waterfall"] is not None and not record["is_reference"]:
             together.setdefault(record["method"], []).append(record)
@@ -46,7 +47,7 @@ def _waterfalls(view: View, group: Group) -> list[Drawing]:
         rows = [
             (" ".join([str(r["point"]), *(str(r[name]) for name in view.varying)]), r["waterfall"]) for r in records
         ]
-        svg, description = draw_waterfalls(title, rows, records[0]["noise"])  # type: ignore[arg-type]
+        svg, description = draw_waterfalls(title, rows, records[0]["noise"])
         name = f"waterfall-{file_slug(method)}-{group.slug}"
         drawings.append(Drawing(name, title, description, svg, role="waterfall", about=method))
     return drawings
@@ -71,12 +72,14 @@ def _exits(view: View, group: Group, chosen: dict[str, Look]) -> Drawing | None:
         return None
     # A control that mirrors a row shown has its histogram by construction: once is enough.
     total = len(records)
-    records = list(
-        {
-            (r["point"], tuple(r["histogram"]), tuple(str(r[n]) for n in view.varying)): r for r in reversed(records)
-        }.values()
-    )
-    records = records[::-1][:_MOST_PANELS]
+    shown: list[dict[str, Any]] = []
+    seen: set[tuple[object, ...]] = set()
+    for record in records:
+        key = (record["point"].partition("/")[0], *record["histogram"], *(str(record[n]) for n in view.varying))
+        if record["kind"] != "control" or key not in seen:
+            shown.append(record)
+        seen.add(key)
+    records = shown[:_MOST_PANELS]
     left_out = total - len(records)
     highest = max(count / sum(r["histogram"]) for r in records for count in r["histogram"])
     rows = math.ceil(len(records) / _PANELS)

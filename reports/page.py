@@ -62,6 +62,7 @@ class Contents:
 
 def _context(view: View, contents: Contents, figures: dict[str, list[Drawing]]) -> dict[str, Any]:
     rows = view.rows
+    kinds = dict(zip(rows["method"], rows["kind"], strict=True))
     return {
         "view": view,
         "contents": contents,
@@ -72,6 +73,8 @@ def _context(view: View, contents: Contents, figures: dict[str, list[Drawing]]) 
         "version": __version__,
         "cells": len(view.cells),
         "marks": footnotes(rows),
+        "kinds": kinds,
+        "only_methods": [name for name, kind in kinds.items() if kind == "method"],
     }
 
 

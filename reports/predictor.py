@@ -19,7 +19,7 @@ from reports.canvas import Canvas, fitted
 from reports.coordinates import SETTING
 from reports.marks import together
 from reports.numbers import DASH, finite, fixed, percent
-from reports.palette import INK, PAPER
+from reports.palette import GREYS, INK, PAPER
 
 SEQUENTIAL, ORACLE = "control-sequential", "oracle"
 Reader = Callable[[Cell], "pd.DataFrame | None"]
@@ -228,13 +228,11 @@ def _heat(canvas: Canvas, record: Mapping[str, Any], x0: float, y0: float, size:
             share = table[down][right] / total
             x, y = x0 + right * step, y0 + down * step
             if share > 0:
-                says = (
-                    f"sequential exit {down + 1}, predicted {right + 1}: {percent(share)} % ({table[down][right]} samples)"
-                )
+                says = f"left at {down + 1}, predicted {right + 1}: {percent(share)} %" if share >= 0.005 else ""
                 canvas.rect(x, y, step, step, INK, opacity=max(0.04, share**0.5), says=says)
             if down == right:
-                canvas.rect(x + 0.5, y + 0.5, step - 1, step - 1, "none", stroke=INK, opacity=0.6)
-            if share >= 0.005 and step >= 18:
+                canvas.rect(x + 0.5, y + 0.5, step - 1, step - 1, "none", stroke=GREYS[0])
+            if share >= 0.01 and step >= 18:
                 dark = share**0.5 > 0.5
                 canvas.text(
                     x + step / 2,

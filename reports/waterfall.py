@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.results import Factor, Waterfall
 from reports.canvas import Canvas, fitted
 from reports.numbers import DASH, finite, plain, times
-from reports.palette import FAINT, GAIN, INK, LOSS, PAPER
+from reports.palette import FAINT, GAIN, GREYS, INK, LOSS, PAPER
 
 if TYPE_CHECKING:
     from reports.noise import Noise
@@ -76,62 +76,81 @@ def draw_waterfalls(title: str, rows: Sequence[tuple[str, Waterfall]], noise: No
     Returns:
         The SVG and a description in words.
     """
-    steps = [(1.0, *_reached(one), one.measured) for _, one in rows]
-    band = noise.high if noise else 1.0
-    low = min(min(values) for values in steps) / band / 1.03
-    high = max(max(values) for values in steps) * band * 1.03
-    low, high = min(low, 0.8), max(high, 1.25)
-    columns = min(2, len(rows))
-    left, wide, right, row_height, head = 128, 210, 62, 15, 40
-    panel = left + wide + right
-    heights = [head + row_height * (len(one.factors) + 1) + 22 for _, one in rows]
-    lines = [max(heights[i : i + columns]) for i in range(0, len(rows), columns)]
-    canvas = Canvas(panel * columns + 12, 24 + sum(lines), title)
-    canvas.text(6, 16, fitted(title, 13, canvas.width - 12), size=13)
-    ticks = _ticks(low, high)
-
+    names = sorted({f.name for _, one in rows for f in one.factors}, key=lambda n: _ORDER.get(n, len(_ORDER)))
+    low, high = _limits([one for _, one in rows], noise)
+    columns = min(_COLUMNS, len(rows))
+    panel = _HEAD + _ROW * (len(names) + 1) + 22
+    width = max(_LEFT + columns * (_WIDE + _RIGHT) + 6, 330)
+    canvas = Canvas(width, 22 + panel * math.ceil(len(rows) / columns), title)
+    canvas.text(6, 16, fitted(title, 12.5, width - 8), size=12.5)
     for number, (name, one) in enumerate(rows):
-        x0 = 6 + (number % columns) * panel + left
-        y0 = 24.0 + sum(lines[: number // columns])
-
-        def at(value: float, x0: float = x0) -> float:
-            return x0 + wide * math.log(value / low) / math.log(high / low)
-
-        bottom = y0 + head + row_height * (len(one.factors) + 1)
-        canvas.text(x0 - left, y0 + 14, fitted(f"{name}: {times(one.measured)}", 11, panel - 8), bold=True)
-        loss = largest_loss(one)
-        under = f"largest loss: {loss.name} {times(loss.ratio)}" if loss else "nothing is lost"
-        canvas.text(x0 - left, y0 + 28, under, size=9.5)
-        if noise is not None:
-            for middle in dict.fromkeys((1.0, one.measured)):
-                start, end = at(middle * noise.low), at(middle * noise.high)
-                canvas.rect(start, y0 + head - 6, end - start, bottom - y0 - head + 6, INK, opacity=0.09)
-        for tick in ticks:
-            canvas.line(at(tick), y0 + head - 6, at(tick), bottom, FAINT)
-            canvas.text(at(tick), bottom + 12, f"{tick:g}×", size=8.5, anchor="middle")
-        canvas.line(at(1), y0 + head - 6, at(1), bottom)
-        reached = 1.0
-        for line, factor in enumerate(one.factors):
-            y = y0 + head + row_height * line
-            after = reached * factor.ratio
-            gain = factor.ratio >= 1
-            start, end = sorted((at(reached), at(after)))
-            says = f"{factor.name} {times(factor.ratio)}: {factor.what}"
-            # Losses are hollow as well as orange: print without colour tells them apart.
-            canvas.rect(
-                start, y, end - start, row_height - 4, GAIN if gain else PAPER, stroke=GAIN if gain else LOSS, says=says
-            )
-            canvas.line(at(after), y, at(after), y + row_height + row_height - 4, dashed=True)
-            canvas.text(x0 - 6, y + 9.5, factor.name, size=10, anchor="end")
-            canvas.text(x0 + wide + 6, y + 9.5, times(factor.ratio), size=10)
-            reached = after
-        y = y0 + head + row_height * len(one.factors)
-        start, end = sorted((at(1.0), at(one.measured)))
-        canvas.rect(start, y, end - start, row_height - 4, INK, says=f"wall time: {times(one.measured)}")
-        canvas.text(x0 - 6, y + 9.5, "wall time", size=10, anchor="end", bold=True)
-        canvas.text(x0 + wide + 6, y + 9.5, times(one.measured), size=10, bold=True)
+        x0, y0 = _LEFT + (number % columns) * (_WIDE + _RIGHT), 22.0 + panel * (number // columns)
+        if number % columns == 0:
+            for line, label in enumerate([*names, "wall time"]):
+                bold = line == len(names)
+                canvas.text(_LEFT - 6, y0 + _HEAD + _ROW * line + 9.5, label, size=10, anchor="end", bold=bold)
+        _panel(canvas, (x0, y0), name, one, names, (low, high), noise)
     words = "; ".join(f"{name} {times(one.measured)}" for name, one in rows)
     return canvas.svg(), f"{title}. Wall time against the reference: {words}. All factors are in the table."
+
+
+# Pixels: room for names, a panel's bars and its numbers; lines of a panel; what stands above it.
+_LEFT, _WIDE, _RIGHT, _ROW, _HEAD, _COLUMNS = 126, 140, 56, 15, 40, 3
+
+
+def _limits(several: Sequence[Waterfall], noise: Noise | None) -> tuple[float, float]:
+    """Ends of the axis: everything reached, with its noise, is inside, and 1 is not at the edge."""
+    reached = [value for one in several for value in (1.0, *_reached(one), one.measured)]
+    band = (noise.high if noise else 1.0) * 1.03
+    return min(0.8, min(reached) / band), max(1.25, max(reached) * band)
+
+
+def _panel(
+    canvas: Canvas,
+    corner: tuple[float, float],
+    name: str,
+    one: Waterfall,
+    names: Sequence[str],
+    limits: tuple[float, float],
+    noise: Noise | None,
+) -> None:
+    """The factors of one operating point, one below the other, each from where the last one ended."""
+    x0, top = corner[0], corner[1] + _HEAD
+    bottom = top + _ROW * (len(names) + 1)
+
+    def at(value: float) -> float:
+        return x0 + _WIDE * math.log(value / limits[0]) / math.log(limits[1] / limits[0])
+
+    canvas.text(x0, corner[1] + 13, fitted(f"{name}: {times(one.measured)}", 10.5, _WIDE + _RIGHT), size=10.5, bold=True)
+    loss = largest_loss(one)
+    said = f"largest loss: {loss.name} {times(loss.ratio)}" if loss else "nothing is lost"
+    canvas.text(x0, corner[1] + 26, fitted(said, 9, _WIDE + _RIGHT), size=9)
+    if noise is not None:
+        for middle in dict.fromkeys((1.0, one.measured)):
+            start, end = at(middle * noise.low), at(middle * noise.high)
+            canvas.rect(start, top - 6, end - start, bottom - top + 6, INK, opacity=0.09)
+    for tick in _ticks(*limits):
+        canvas.line(at(tick), top - 6, at(tick), bottom, FAINT)
+        canvas.text(at(tick), bottom + 12, f"{tick:g}×", size=8.5, anchor="middle")
+    canvas.line(at(1), top - 6, at(1), bottom, GREYS[0])
+    ratios = {factor.name: factor for factor in one.factors}
+    reached = 1.0
+    for line, label in enumerate(names):
+        y, factor = top + _ROW * line, ratios.get(label)
+        if factor is not None:
+            after = reached * factor.ratio
+            start, end = sorted((at(reached), at(after)))
+            # Losses are hollow as well as orange: print without colour tells them apart.
+            fill, stroke = (GAIN, GAIN) if factor.ratio >= 1 else (PAPER, LOSS)
+            says = f"{factor.name} {times(factor.ratio)}: {factor.what}"
+            canvas.rect(start, y, end - start, _ROW - 4, fill, stroke=stroke, says=says)
+            canvas.text(x0 + _WIDE + 5, y + 9.5, times(factor.ratio), size=10)
+            reached = after
+        canvas.line(at(reached), y + _ROW - 4, at(reached), y + _ROW, GREYS[0])
+    y = top + _ROW * len(names)
+    start, end = sorted((at(1.0), at(one.measured)))
+    canvas.rect(start, y, end - start, _ROW - 4, INK, stroke=INK, says=f"wall time {times(one.measured)}")
+    canvas.text(x0 + _WIDE + 5, y + 9.5, times(one.measured), size=10, bold=True)
 
 
 def _reached(one: Waterfall) -> list[float]:
