@@ -21,7 +21,7 @@ class Canvas:
     def __init__(self, width: float, height: float, title: str) -> None:
         self.width, self.height, self.title = width, height, title
         self._layers: dict[str, list[str]] = {}
-        self._lines: dict[str, list[str]] = {}
+        self._paths: dict[str, list[str]] = {}
 
     def rect(
         self,
@@ -37,18 +37,20 @@ class Canvas:
     ) -> None:
         """A rectangle; ``says`` shows when it is pointed at."""
         wide, high = _number(max(width, 0.5)), _number(height)
-        shape = f'<path d="M{_number(x)} {_number(y)}h{wide}v{high}h-{wide}z"'
-        shape += f' opacity="{opacity:.2g}"' if opacity < 1 else ""
-        self._add(
-            f'fill="{fill}"' + (f' stroke="{stroke}"' if stroke else ""),
-            f"{shape}><title>{escape(says)}</title></path>" if says else f"{shape}/>",
-        )
+        path = f"M{_number(x)} {_number(y)}h{wide}v{high}h-{wide}z"
+        style = f'fill="{fill}"' + (f' stroke="{stroke}"' if stroke else "")
+        style += f' opacity="{opacity:.2g}"' if opacity < 1 else ""
+        if says:
+            self._add(style, f'<path d="{path}"><title>{escape(says)}</title></path>')
+        else:
+            self._layers.setdefault(style, [])
+            self._paths.setdefault(style, []).append(path)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, color: str = INK) -> None:
         """A thin line."""
         style = f'fill="none" stroke="{color}"'
         self._layers.setdefault(style, [])
-        self._lines.setdefault(style, []).append(f"M{_number(x1)} {_number(y1)}L{_number(x2)} {_number(y2)}")
+        self._paths.setdefault(style, []).append(f"M{_number(x1)} {_number(y1)}L{_number(x2)} {_number(y2)}")
 
     def text(
         self,
@@ -74,8 +76,8 @@ class Canvas:
         """The file. Its background is left out: the paper shows through."""
         body = []
         for style, shapes in self._layers.items():
-            if lines := self._lines.get(style):
-                body.append(f'<path d="{"".join(lines)}" {style}/>')
+            if paths := self._paths.get(style):
+                body.append(f'<path d="{"".join(paths)}" {style}/>')
             if shapes:
                 body.append("\n".join([f"<g {style}>", *shapes, "</g>"]))
         return (

@@ -65,7 +65,8 @@ def _confusion(view: View, group: Group) -> Drawing | None:
 
 def _exits(view: View, group: Group, chosen: dict[str, Look]) -> Drawing | None:
     """Small multiples of the exit histograms, drawn on one pair of axes because many axes are slow."""
-    from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
 
     records = [r for r in view.records(group) if sum(1 for count in r["histogram"] if count) > 1]
     if not records:
@@ -99,7 +100,8 @@ def _exits(view: View, group: Group, chosen: dict[str, Look]) -> Drawing | None:
         fontsize=7.5,
         va="center",
     )
-    bars, colors, baselines = [], [], []
+    bars: dict[str, list[Path]] = {}
+    baselines = []
     for number, record in enumerate(records):
         x0, y0 = number % _PANELS + 0.03, -(number // _PANELS) - 0.86
         counts, look = record["histogram"], chosen[record["method"]]
@@ -107,9 +109,10 @@ def _exits(view: View, group: Group, chosen: dict[str, Look]) -> Drawing | None:
         step = width / depth
         for layer, count in enumerate(counts):
             x, top = x0 + layer * step, y0 + room * count / tallest
-            bars.append([(x + 0.1 * step, y0), (x + 0.9 * step, y0), (x + 0.9 * step, top), (x + 0.1 * step, top)])
-            colors.append(look.color)
-        baselines.append([(x0, y0), (x0 + width, y0)])
+            if count:
+                corners = [(x + 0.1 * step, y0), (x + 0.9 * step, y0), (x + 0.9 * step, top), (x + 0.1 * step, top)]
+                bars.setdefault(look.color, []).append(Path([*corners, corners[0]], closed=True))
+        baselines.append(Path([(x0, y0), (x0 + width, y0)]))
         extra = " ".join(str(record[name]) for name in view.varying)
         name = f"{record['method']} {record['point']} {extra}".strip()
         axes.text(x0, y0 + room + 0.19, name[:36], fontsize=6.5, va="center")
@@ -118,7 +121,9 @@ def _exits(view: View, group: Group, chosen: dict[str, Look]) -> Drawing | None:
         if finite(record["mean_layers"]):
             mean = min(max(record["mean_layers"] - 0.5, 0.0), depth)
             axes.plot([x0 + mean * step], [y0 + room + 0.06], marker="v", markersize=3, color=INK, linestyle="none")
-    axes.add_collection(PolyCollection(bars, facecolors=colors, linewidths=0))
-    axes.add_collection(LineCollection(baselines, colors=[INK], linewidths=0.6))
+    # One path per colour: hundreds of bars of their own would be slow to draw and large to load.
+    for color, paths in bars.items():
+        axes.add_patch(PathPatch(Path.make_compound_path(*paths), facecolor=color, linewidth=0))
+    axes.add_patch(PathPatch(Path.make_compound_path(*baselines), edgecolor=INK, linewidth=0.6, fill=False))
     description = f"{title}. One histogram for each of {len(records)} rows that use more than one exit, on one scale."
     return render(figure, f"exits-{group.slug}", title, description, role="exits")

@@ -215,6 +215,10 @@ def _by_base(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str
     return blocks
 
 
+# Shares of samples below which a cell of a heat map is left white, and below which it does not say its number.
+_VISIBLE, _WORTH_SAYING = 0.001, 0.01
+
+
 def _heat(canvas: Canvas, record: Mapping[str, Any], x0: float, y0: float, size: float) -> None:
     table = record["confusion"]
     depth, total = len(table), record["n"]
@@ -227,21 +231,14 @@ def _heat(canvas: Canvas, record: Mapping[str, Any], x0: float, y0: float, size:
         for right in range(depth):
             share = table[down][right] / total
             x, y = x0 + right * step, y0 + down * step
-            if share > 0:
-                says = f"left at {down + 1}, predicted {right + 1}: {percent(share)} %" if share >= 0.005 else ""
-                canvas.rect(x, y, step, step, INK, opacity=max(0.04, share**0.5), says=says)
+            if share >= _VISIBLE:
+                says = f"left at {down + 1}, predicted {right + 1}: {percent(share)} %" if share >= _WORTH_SAYING else ""
+                canvas.rect(x, y, step, step, INK, opacity=round(20 * share**0.5) / 20 or 0.05, says=says)
             if down == right:
                 canvas.rect(x + 0.5, y + 0.5, step - 1, step - 1, "none", stroke=GREYS[0])
-            if share >= 0.01 and step >= 18:
-                dark = share**0.5 > 0.5
-                canvas.text(
-                    x + step / 2,
-                    y + step / 2 + 3.5,
-                    percent(share, 0),
-                    size=9,
-                    anchor="middle",
-                    color=PAPER if dark else INK,
-                )
+            if share >= _WORTH_SAYING and step >= 18:
+                color = PAPER if share**0.5 > 0.5 else INK
+                canvas.text(x + step / 2, y + step / 2 + 3.5, percent(share, 0), size=9, anchor="middle", color=color)
     for layer in sorted({0, depth // 2, depth - 1}):
         canvas.text(x0 + (layer + 0.5) * step, y0 + size + 11, str(layer + 1), size=8.5, anchor="middle")
         canvas.text(x0 - 4, y0 + (layer + 0.5) * step + 3, str(layer + 1), size=8.5, anchor="end")
