@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from harness.errors import ResultError
 from harness.results import Cell, Result
@@ -58,7 +59,7 @@ class SampleReader:
             return f"has no column {missing[0]}"
         if holes := [name for name in names if frame[name].isna().any()]:
             return f"has empty values in column {holes[0]}"
-        if wrong := [name for name in names if not np.issubdtype(frame[name].dtype, np.number) and name != "correct"]:
+        if wrong := [name for name in names if not is_numeric_dtype(frame[name])]:
             return f"has something else than numbers in column {wrong[0]}"
         if not frame["index"].is_unique:
             return "has rows of one and the same test sample"
