@@ -35,12 +35,11 @@ def waterfall_table(view: View, group: Group) -> Table | None:
         return None
     found = {factor.name for one in known for factor in one.factors}
     names = [name for name in LOSSES if name in found] + sorted(found - set(LOSSES))
+    frame = frame.copy()
     for name in names:
-        frame = frame.assign(**{f"factor {name}": [factor_value(one, name) for one in frame["waterfall"]]})
-    frame = frame.assign(
-        measured=[one.measured if one is not None else None for one in frame["waterfall"]],
-        loss=[loss_text(one) for one in frame["waterfall"]],
-    )
+        frame[f"factor {name}"] = [factor_value(one, name) for one in frame["waterfall"]]
+    frame["measured"] = [one.measured if one is not None else None for one in frame["waterfall"]]
+    frame["loss"] = [loss_text(one) for one in frame["waterfall"]]
 
     def factor(name: str) -> Column:
         why = f"the method has no such step, or {NO_WATERFALL}"
@@ -56,7 +55,7 @@ def waterfall_table(view: View, group: Group) -> Table | None:
     several = frame["seeds"].max() > 1
     notes = [
         (
-            "The columns from the first ratio on are factors that multiply to the speed-up of a row in the round nearest to the median"
+            "The factors of a row multiply to its speed-up in the round nearest to the median"
             + (", geometric means over seeds; words are of one seed." if several else ".")
         ),
         waterfall_note(names),

@@ -46,7 +46,10 @@ def checks_tables(view: View) -> list[Table]:
             ),
             Column("state_unchanged", "Unchanged by testing", _unchanged, numeric=False, missing=NOT_LOOKED_AT),
             Column(
-                "syncs", "Syncs a pass", lambda r: whole(r["syncs"]), missing="counted on CUDA only, where it is asked for"
+                "syncs",
+                "Syncs a pass",
+                lambda r: whole(r["syncs"]),
+                missing="counted on CUDA only, where it is asked for",
             ),
             Column("verdict", "Verdict", lambda r: r["verdict"], numeric=False),
         ]
@@ -99,12 +102,13 @@ def overlap_table(view: View) -> Table | None:
     columns = [
         Column("dataset", "Dataset", lambda r: r["dataset"], numeric=False),
         Column("test", "Test samples", lambda r: whole(r["test"])),
-        *(Column(key, label, lambda r, key=key: _count(r, key), missing=NOT_LOOKED_AT) for key, label in _OVERLAPS.items()),  # type: ignore[misc]
+        *(_counts(key, label) for key, label in _OVERLAPS.items()),
     ]
     synthetic = all(group.synthetic for group in view.groups)
     return Table(
         "overlaps" + ("-synthetic" if view.synthetic else ""),
-        "Rows that splits share" + (data_tag(True) if synthetic else ", synthetic data marked" if view.synthetic else ""),
+        "Rows that splits share"
+        + (data_tag(True) if synthetic else ", synthetic data marked" if view.synthetic else ""),
         frame,
         columns,
         ("dataset", "test", *_OVERLAPS),
@@ -115,6 +119,10 @@ def overlap_table(view: View) -> Table | None:
             )
         ],
     )
+
+
+def _counts(key: str, label: str) -> Column:
+    return Column(key, label, lambda r: _count(r, key), missing=NOT_LOOKED_AT)
 
 
 def _count(row: Row, key: str) -> str:

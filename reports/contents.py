@@ -200,7 +200,13 @@ def results_table(view: View, group: Group) -> Table:
     frame = view.of(group)
     columns = [*identity_columns(view, dataset=False), *_result_columns(view, frame)]
     return Table(
-        f"results-{group.slug}", caption("Results", group), frame, columns, csv_columns(), _result_notes(frame), split="kind"
+        f"results-{group.slug}",
+        caption("Results", group),
+        frame,
+        columns,
+        csv_columns(),
+        _result_notes(frame),
+        split="kind",
     )
 
 

@@ -62,7 +62,9 @@ def _short_tag(tag: re.Match[str]) -> str:
     """One tag with coordinates of two decimals (points of 1/72 inch) and no space that means nothing."""
     text = _DECIMALS.sub(r"\1", _STILL.sub("", tag[0]))
     text = _PATH.sub(lambda found: ' d="' + _AROUND.sub(r"\1", found[1]) + '"', text)
-    text = _STYLE.sub(lambda found: ' style="' + _FAMILY.sub("", found[1]).replace(": ", ":").replace("; ", ";") + '"', text)
+    text = _STYLE.sub(
+        lambda found: ' style="' + _FAMILY.sub("", found[1]).replace(": ", ":").replace("; ", ";") + '"', text
+    )
     return text.replace("\n", " ")
 
 

@@ -29,8 +29,8 @@ class Mark:
 
 
 def _below_one(row: Row, name: str) -> bool:
-    value = row.get(name)
-    return finite(value) and value < 1
+    value = row.get(name, 1.0)
+    return finite(value) and bool(value < 1)
 
 
 def _lowest(frame: pd.DataFrame, name: str) -> str:
@@ -40,7 +40,7 @@ def _lowest(frame: pd.DataFrame, name: str) -> str:
 
 
 def _leaks(row: Row) -> bool:
-    return any(finite(row.get(name)) and row[name] > 0 for name in ("overlap_train_test", "overlap_dev_test"))
+    return any(finite(row.get(name)) and bool(row[name] > 0) for name in ("overlap_train_test", "overlap_dev_test"))
 
 
 MARKS = (

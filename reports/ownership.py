@@ -37,7 +37,10 @@ def ownership_table(view: View, group: Group) -> Table:
             "tokens_per_s", "Tokens/s", lambda r: plain(r["tokens_per_s"]), missing="not recorded by an older version"
         ),
         Column(
-            "host_peak_bytes", "Host peak MiB", lambda r: _mib(r, "host_peak_bytes"), missing="the run did not record it"
+            "host_peak_bytes",
+            "Host peak MiB",
+            lambda r: _mib(r, "host_peak_bytes"),
+            missing="the run did not record it",
         ),
         Column(
             "peak_memory_bytes",
@@ -100,7 +103,9 @@ def _notes(records: list[dict[Any, Any]]) -> list[str]:
     notes = []
     counts = [r[name] for r in records for name in ("single_n", "best_n") if finite(r[name])]
     if counts:
-        text = "Latency of a batch from ids to answers, in milliseconds; best batch: the size with most samples a second"
+        text = (
+            "Latency of a batch from ids to answers, in milliseconds; best batch: the size with most samples a second"
+        )
         if min(counts) < _ENOUGH:
             text += f"; quantiles of as few as {whole(min(counts))} batches, whose 99th percentile is among the slowest"
         notes.append(text + ".")

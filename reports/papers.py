@@ -47,7 +47,8 @@ def _half(view: View, groups: list[Group]) -> Table | None:
     shown = view.rows[(view.rows["kind"] == "method") & view.rows["slug"].isin(list(slugs))]
     if not len(shown):
         return None
-    for record in shown.to_dict("records"):
+    for plain_record in shown.to_dict("records"):
+        record = {str(key): value for key, value in plain_record.items()}
         key = tuple(record[name] for name in identity)
         row = wide.setdefault(
             key, {name: record[name] for name in (*identity, "kind", "data", "language", "is_reference")}

@@ -119,9 +119,7 @@ def _legend(record: Mapping[str, Any], variant: str, setting: str) -> str:
     return legend + (" (bound, not a method)" if record["kind"] == "bound" else "")
 
 
-def _plot(
-    axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, look: Look, *, hollow: bool, legend: str
-) -> None:
+def _plot(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, look: Look, *, hollow: bool, legend: str) -> None:
     y = [100 * p["accuracy"] for p in points]
     low = [max(0.0, 100 * (p["accuracy"] - p["accuracy_low"])) if finite(p["accuracy_low"]) else 0.0 for p in points]
     high = [max(0.0, 100 * (p["accuracy_high"] - p["accuracy"])) if finite(p["accuracy_high"]) else 0.0 for p in points]

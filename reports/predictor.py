@@ -232,7 +232,9 @@ def _heat(canvas: Canvas, record: Mapping[str, Any], x0: float, y0: float, size:
             share = table[down][right] / total
             x, y = x0 + right * step, y0 + down * step
             if share >= _VISIBLE:
-                says = f"left at {down + 1}, predicted {right + 1}: {percent(share)} %" if share >= _WORTH_SAYING else ""
+                says = (
+                    f"left at {down + 1}, predicted {right + 1}: {percent(share)} %" if share >= _WORTH_SAYING else ""
+                )
                 canvas.rect(x, y, step, step, INK, opacity=round(20 * share**0.5) / 20 or 0.05, says=says)
             if down == right:
                 canvas.rect(x + 0.5, y + 0.5, step - 1, step - 1, "none", stroke=GREYS[0])

@@ -197,5 +197,3 @@ def add_noise(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         row["noise"] = band = bands[row["slug"], row["device"]]
         row["noise_high"] = band.high if band else None
-
-

@@ -158,7 +158,9 @@ def _cell(
         training=Training(seconds=100.0, steps=1000, layer_passes=100_000, passes_ratio=1.5, dev_accuracy=accuracy),
         checks=Checks(rounds_agree=1.0, batches_agree=1.0, state_unchanged=True),
         exit_histogram=np.bincount(exits, minlength=DEPTH + 1)[1:].tolist(),
-        latency=[Latency(batch_size=size, n=200, p50=0.01 * size, p90=0.011 * size, p99=0.013 * size) for size in (1, 32)],
+        latency=[
+            Latency(batch_size=size, n=200, p50=0.01 * size, p90=0.011 * size, p99=0.013 * size) for size in (1, 32)
+        ],
         waterfall=Waterfall(
             factors=[Factor(name=f, ratio=float(r), what="made up") for f, r in zip(_FACTORS, ratios, strict=True)],
             product=speedup,

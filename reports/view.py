@@ -84,7 +84,9 @@ class View:
     def noise_of(self, group: Group) -> str:
         """The A/A band of a dataset as text, per device where there are several; empty where none is known."""
         part = self.of(group)
-        bands = {r["device"]: r["noise"] for r in part[["device", "noise"]].to_dict("records") if r["noise"] is not None}
+        bands = {
+            r["device"]: r["noise"] for r in part[["device", "noise"]].to_dict("records") if r["noise"] is not None
+        }
         several = part["device"].nunique() > 1
         return ", ".join(f"{band}{f' on {device}' if several else ''}" for device, band in bands.items())
 

@@ -121,7 +121,9 @@ def _panel(
     def at(value: float) -> float:
         return x0 + _WIDE * math.log(value / limits[0]) / math.log(limits[1] / limits[0])
 
-    canvas.text(x0, corner[1] + 13, fitted(f"{name}: {times(one.measured)}", 10.5, _WIDE + _RIGHT), size=10.5, bold=True)
+    canvas.text(
+        x0, corner[1] + 13, fitted(f"{name}: {times(one.measured)}", 10.5, _WIDE + _RIGHT), size=10.5, bold=True
+    )
     loss = largest_loss(one)
     said = f"largest loss: {loss.name} {times(loss.ratio)}" if loss else "nothing is lost"
     canvas.text(x0, corner[1] + 26, fitted(said, 9, _WIDE + _RIGHT), size=9)

@@ -269,3 +269,11 @@ def plausible_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fabricator.plausible([("a_b & <c>", "en")], n=120)
     fabricator.plausible([("weibo", "zh")], n=120, synthetic=False)
     return fabricator.path
+
+
+@pytest.fixture(scope="session")
+def plausible_report(plausible_run: Path) -> Path:
+    """The page of the plausible run, its report written once."""
+    from reports.build import write_report
+
+    return write_report(plausible_run)

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from reports.build import write_report
-
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), "")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: the page was not opened in a browser")
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason="no Chromium on this machine: the page was not opened in a browser"
+)
 
 
 class Browser:
@@ -69,7 +71,9 @@ class Browser:
 
     def open(self, path: Path, width: int) -> None:
         """Load a file and wait for its load event."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
         self.events.clear()
         self.call("Page.navigate", url=path.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
@@ -85,7 +89,9 @@ class Browser:
         """A real mouse click in the middle of the first element that fits."""
         place = f"document.querySelector({json.dumps(selector)})"
         self.ask(f"{place}.scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})")
-        x, y = self.ask(f"(() => {{const r = {place}.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]}})()")
+        x, y = self.ask(
+            f"(() => {{const r = {place}.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]}})()"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
@@ -139,8 +145,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def page(plausible_run: Path) -> Path:
-    return write_report(plausible_run)
+def page(plausible_report: Path) -> Path:
+    return plausible_report
 
 
 @pytest.fixture
@@ -211,14 +217,17 @@ def test_filters_narrow_rows_and_figures(desk):
 def test_choosing_a_dataset_hides_the_others(desk):
     """Only the chosen dataset's section and rows stay, also where its name is full of markup."""
     desk.choose("#filter select[name=dataset]", "a_b & <c> (synthetic)")
-    shown = desk.ask("[...document.querySelectorAll('section[data-group]')].filter(s => !s.hidden).map(s => s.dataset.group)")
+    shown = desk.ask(
+        "[...document.querySelectorAll('section[data-group]')].filter(s => !s.hidden).map(s => s.dataset.group)"
+    )
     assert shown == ["a_b & <c> (synthetic)"]
     assert set(desk.ask(f"{VISIBLE}.map(r => r.cells[0].textContent)")) == {"a_b & <c>"}
 
 
 def test_points_name_themselves(desk):
     """Every point of an accuracy figure says what it is, and a click writes it under the figure."""
-    spots = desk.ask("[...document.querySelectorAll('section[data-group] .figures svg')[0].querySelectorAll('.spot title')].map(t => t.textContent)")
+    first = "document.querySelector('section[data-group] .figures svg').querySelectorAll('.spot title')"
+    spots = desk.ask(f"[...{first}].map(t => t.textContent)")
     assert len(spots) == len(set(spots)) >= 20
     assert all("accuracy" in text and "speed-up" in text for text in spots)
     desk.click(".spot")

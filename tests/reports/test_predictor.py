@@ -43,7 +43,9 @@ def make(fabricate, **geep):
     run.cell("bert", correct=[YES] * 4)
     options = {"exits": [1, 2, 2, 6], "predicted": [1, 2, 2, 6], "correct": [YES, YES, NO, YES], **geep}
     run.cell("geep", "speed=0.5", layers=2.75, unseen_tokens=0.125, **options)
-    run.cell("control-constant", "speed=0.5", kind="control", layers=3, exits=[3] * 4, predicted=[3] * 4, correct=[YES] * 4)
+    run.cell(
+        "control-constant", "speed=0.5", kind="control", layers=3, exits=[3] * 4, predicted=[3] * 4, correct=[YES] * 4
+    )
     run.cell(
         "control-sequential", "speed=0.5", kind="control", layers=2.5, exits=SEQUENTIAL, correct=[YES, YES, YES, NO]
     )

@@ -100,7 +100,9 @@ def test_a_figure_per_method(fabricate):
     assert "<&> 0.500×" in " ".join(ElementTree.fromstring(falls["fastbert"].svg).itertext())
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(list(LOSSES)), st.floats(1e-3, 1e3), min_size=1), min_size=1, max_size=7))
+@given(
+    st.lists(st.dictionaries(st.sampled_from(list(LOSSES)), st.floats(1e-3, 1e3), min_size=1), min_size=1, max_size=7)
+)
 def test_any_ratios_can_be_drawn(several):
     """Whatever the factors are, the figure is well-formed and nothing in it lies outside its frame."""
     svg, _ = draw_waterfalls("t", [(f"p{i}", make(one)) for i, one in enumerate(several)], Noise(0.9, 1 / 0.9, 9))
