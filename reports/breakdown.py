@@ -17,7 +17,7 @@ from reports.contents import (
 )
 from reports.coordinates import SETTING
 from reports.marks import footnotes, marked
-from reports.numbers import fixed, percent, points, times
+from reports.numbers import fixed, minus, percent, points, times
 from reports.predictor import SEQUENTIAL
 from reports.tables import Column, Table
 from reports.view import Group, View
@@ -151,7 +151,7 @@ def predictor_table(view: View, group: Group) -> Table | None:
         Column("method", "Method", lambda r: marked(str(r["method"]), r), numeric=False),
         Column("point", "Point", lambda r: r["point"], numeric=False),
         *setting_columns(view),
-        Column("tau_b", "Kendall tau-b", lambda r: fixed(r["tau_b"]), missing=constant),
+        Column("tau_b", "Kendall tau-b", lambda r: minus(fixed(r["tau_b"])), missing=constant),
         share("hit", "Hits %"),
         share("within_one", "Within one layer %"),
         share("early", "Too early %"),
@@ -200,8 +200,9 @@ _AGAINST = {"sequential": "Against sequential:", "oracle": "Against oracle:"}
 
 
 def _signed(value: object) -> str:
+    """A difference with its sign; none at zero."""
     text = fixed(value)
-    return text.replace("-", "−") if text.startswith("-") else f"+{text}" if text[:1].isdigit() else text
+    return minus(text) if not text[:1].isdigit() or not float(text.replace(",", "")) else f"+{text}"
 
 
 def predictor_records(view: View, group: Group) -> list[dict[str, Any]]:

@@ -11,17 +11,20 @@ def _number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
+_WORDS = 99
+
+
 class Canvas:
     """Collects shapes in pixels, origin at the top left.
 
-    Shapes of one style are one layer of the file, which keeps it small; layers lie in the order in which their styles were first
-    used.
+    Shapes of one height and style are one group of the file, which keeps it small. Heights say what lies on what; words lie
+    on everything.
     """
 
     def __init__(self, width: float, height: float, title: str) -> None:
         self.width, self.height, self.title = width, height, title
-        self._layers: dict[str, list[str]] = {}
-        self._paths: dict[str, list[str]] = {}
+        self._shapes: dict[tuple[int, str], list[str]] = {}
+        self._paths: dict[tuple[int, str], list[str]] = {}
 
     def rect(
         self,
@@ -34,6 +37,7 @@ class Canvas:
         stroke: str = "",
         opacity: float = 1.0,
         says: str = "",
+        above: int = 0,
     ) -> None:
         """A rectangle; ``says`` shows when it is pointed at."""
         wide, high = _number(max(width, 0.5)), _number(height)
@@ -41,16 +45,14 @@ class Canvas:
         style = f'fill="{fill}"' + (f' stroke="{stroke}"' if stroke else "")
         style += f' opacity="{opacity:.2g}"' if opacity < 1 else ""
         if says:
-            self._add(style, f'<path d="{path}"><title>{escape(says)}</title></path>')
+            shape = f'<path d="{path}"><title>{escape(says)}</title></path>'
+            self._shapes.setdefault((above, style), []).append(shape)
         else:
-            self._layers.setdefault(style, [])
-            self._paths.setdefault(style, []).append(path)
+            self._paths.setdefault((above, style), []).append(path)
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, color: str = INK) -> None:
+    def line(self, x1: float, y1: float, x2: float, y2: float, color: str = INK, *, above: int = 0) -> None:
         """A thin line."""
-        style = f'fill="none" stroke="{color}"'
-        self._layers.setdefault(style, [])
-        self._paths.setdefault(style, []).append(f"M{_number(x1)} {_number(y1)}L{_number(x2)} {_number(y2)}")
+        self._paths.setdefault((above, f'fill="none" stroke="{color}"'), []).append(f"M{_number(x1)} {_number(y1)}L{_number(x2)} {_number(y2)}")
 
     def text(
         self,
@@ -67,18 +69,17 @@ class Canvas:
         style = f'font-size="{size:g}" fill="{color}"'
         style += f' text-anchor="{anchor}"' if anchor != "start" else ""
         style += ' font-weight="600"' if bold else ""
-        self._add(style, f'<text x="{_number(x)}" y="{_number(y)}">{escape(text)}</text>')
-
-    def _add(self, style: str, shape: str) -> None:
-        self._layers.setdefault(style, []).append(shape)
+        words = f'<text x="{_number(x)}" y="{_number(y)}">{escape(text)}</text>'
+        self._shapes.setdefault((_WORDS, style), []).append(words)
 
     def svg(self) -> str:
         """The file. Its background is left out: the paper shows through."""
         body = []
-        for style, shapes in self._layers.items():
-            if paths := self._paths.get(style):
+        for key in sorted(dict.fromkeys([*self._paths, *self._shapes]), key=lambda key: key[0]):
+            style = key[1]
+            if paths := self._paths.get(key):
                 body.append(f'<path d="{"".join(paths)}" {style}/>')
-            if shapes:
+            if shapes := self._shapes.get(key):
                 body.append("\n".join([f"<g {style}>", *shapes, "</g>"]))
         return (
             '<?xml version="1.0" encoding="utf-8"?>\n'

@@ -85,8 +85,8 @@ def inline_svg(drawing: Drawing) -> str:
     for color, variable in ((INK, "var(--ink)"), (FAINT, "var(--line)"), (PAPER, "var(--card)")):
         text = re.sub(color, variable, text, flags=re.IGNORECASE)
     head, end, body = text.partition(">")
-    # Files drawn by hand say their size in pixels: no need to blow them up beyond it.
+    # Files drawn by hand say their size in pixels, at which their words can be read.
     natural = re.search(r'\swidth="([\d.]+)"', head)
-    size = f' style="max-width:{natural[1]}px"' if natural else ""
+    size = f' style="width:{natural[1]}px"' if natural else ""
     head = re.sub(r'\s(?:height|width|version|font-family|role)="[^"]*"', "", head)
     return f'{head}{size} role="img" font-family="DejaVu Sans, Verdana, sans-serif" stroke-linejoin="round"{end}{body}'

@@ -18,7 +18,7 @@ from harness.results import Cell
 from reports.canvas import Canvas, fitted
 from reports.coordinates import SETTING
 from reports.marks import together
-from reports.numbers import DASH, finite, fixed, percent
+from reports.numbers import finite, fixed, minus, percent
 from reports.palette import GREYS, INK, PAPER
 
 SEQUENTIAL, ORACLE = "control-sequential", "oracle"
@@ -181,7 +181,7 @@ def _layers(row: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
 
 
 def draw_confusion(title: str, records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """A heat map per predictor: the sequential exit downwards, the predicted one to the right; darker is more samples.
+    """A heat map per predictor: the sequential exit downwards, the predicted one to the right; stronger is more samples.
 
     Returns:
         The SVG and a description in words.
@@ -194,7 +194,7 @@ def draw_confusion(title: str, records: Sequence[Mapping[str, Any]]) -> tuple[st
     canvas.text(
         6,
         31,
-        "down: layer where the sequential exit leaves; right: layer predicted; darker: more samples (numbers: %); framed: hits",
+        "down: layer where the sequential exit leaves; right: layer predicted; stronger: more samples (numbers: %); framed: hits",
         size=9.5,
     )
     line = 0
@@ -224,7 +224,7 @@ def _heat(canvas: Canvas, record: Mapping[str, Any], x0: float, y0: float, size:
     depth, total = len(table), record["n"]
     step = size / depth
     canvas.text(x0 - 14, y0 - 18, fitted(f"{record['method']} {record['point']}", 10, size + 34), size=10, bold=True)
-    tau = fixed(record["tau_b"]) if finite(record["tau_b"]) else DASH
+    tau = minus(fixed(record["tau_b"]))
     canvas.text(x0 - 14, y0 - 6, f"hits {percent(record['hit'], 0)} %, tau-b {tau}", size=9)
     canvas.rect(x0, y0, size, size, "none", stroke=INK)
     for down in range(depth):
@@ -237,7 +237,7 @@ def _heat(canvas: Canvas, record: Mapping[str, Any], x0: float, y0: float, size:
                 )
                 canvas.rect(x, y, step, step, INK, opacity=round(20 * share**0.5) / 20 or 0.05, says=says)
             if down == right:
-                canvas.rect(x + 0.5, y + 0.5, step - 1, step - 1, "none", stroke=GREYS[0])
+                canvas.rect(x + 0.5, y + 0.5, step - 1, step - 1, "none", stroke=GREYS[0], above=1)
             if share >= _WORTH_SAYING and step >= 18:
                 color = PAPER if share**0.5 > 0.5 else INK
                 canvas.text(x + step / 2, y + step / 2 + 3.5, percent(share, 0), size=9, anchor="middle", color=color)

@@ -132,9 +132,9 @@ def _panel(
             start, end = at(middle * noise.low), at(middle * noise.high)
             canvas.rect(start, top - 6, end - start, bottom - top + 6, INK, opacity=0.09)
     for tick in _ticks(*limits):
-        canvas.line(at(tick), top - 6, at(tick), bottom, FAINT)
+        canvas.line(at(tick), top - 6, at(tick), bottom, FAINT, above=1)
         canvas.text(at(tick), bottom + 12, f"{tick:g}×", size=8.5, anchor="middle")
-    canvas.line(at(1), top - 6, at(1), bottom, GREYS[0])
+    canvas.line(at(1), top - 6, at(1), bottom, GREYS[0], above=1)
     ratios = {factor.name: factor for factor in one.factors}
     reached = 1.0
     for line, label in enumerate(names):
@@ -145,13 +145,13 @@ def _panel(
             # Losses are hollow as well as orange: print without colour tells them apart.
             fill, stroke = (GAIN, GAIN) if factor.ratio >= 1 else (PAPER, LOSS)
             says = f"{factor.name} {times(factor.ratio)}: {factor.what}"
-            canvas.rect(start, y, end - start, _ROW - 4, fill, stroke=stroke, says=says)
+            canvas.rect(start, y, end - start, _ROW - 4, fill, stroke=stroke, says=says, above=2)
             canvas.text(x0 + _WIDE + 5, y + 9.5, times(factor.ratio), size=10)
             reached = after
-        canvas.line(at(reached), y + _ROW - 4, at(reached), y + _ROW, GREYS[0])
+        canvas.line(at(reached), y + _ROW - 4, at(reached), y + _ROW, GREYS[0], above=3)
     y = top + _ROW * len(names)
     start, end = sorted((at(1.0), at(one.measured)))
-    canvas.rect(start, y, end - start, _ROW - 4, INK, stroke=INK, says=f"wall time {times(one.measured)}")
+    canvas.rect(start, y, end - start, _ROW - 4, INK, stroke=INK, says=f"wall time {times(one.measured)}", above=2)
     canvas.text(x0 + _WIDE + 5, y + 9.5, times(one.measured), size=10, bold=True)
 
 

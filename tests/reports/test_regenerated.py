@@ -245,7 +245,7 @@ def predictors(tables: Mapping[str, Table], cells: Mapping[Key, dict[int, Rows]]
                 ]
                 found.append(sum(moved) / len(mine[seed]))
         n, known = len(pairs), [tau for tau in taus if tau is not None]
-        assert at["Kendall tau-b"] == (f"{fmean(known):.2f}" if known else "—")
+        assert at["Kendall tau-b"] == (f"{fmean(known):.2f}".replace("-", "−") if known else "—")
         assert at["Hits %"] == percent(sum(a == b for a, b in pairs) / n)
         assert at["Within one layer %"] == percent(sum(abs(a - b) <= 1 for a, b in pairs) / n)
         assert at["Too early %"] == percent(sum(b < a for a, b in pairs) / n)
