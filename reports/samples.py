@@ -21,23 +21,22 @@ class SampleReader:
 
     Attributes:
         problems: one sentence each, in the order met.
-        unusable: cells without usable rows.
+        stripped: there are no per-sample rows at all, as in published runs: one thing to say, not one for each cell.
     """
 
     def __init__(self, run: Run, results: Sequence[Result] = ()) -> None:
         self.run = run
         self.problems: list[str] = []
-        self.unusable: set[Cell] = set()
         self._results: Mapping[Cell, Result] = {result.cell: result for result in results}
+        self.stripped = bool(results) and not any(run.samples_path(result.cell).exists() for result in results)
+        if self.stripped:
+            self.problems.append("the run was stripped of them; paired tests, predictor quality and difficulty are missing.")
         self._kept: dict[Cell, pd.DataFrame | None] = {}
 
     def read(self, cell: Cell) -> pd.DataFrame | None:
         """:data:`COLUMNS` indexed by test row, in its order, or None where there is no usable file."""
         if cell not in self._kept:
-            frame = self._load(cell)
-            self._kept[cell] = frame
-            if frame is None:
-                self.unusable.add(cell)
+            self._kept[cell] = None if self.stripped else self._load(cell)
         return self._kept[cell]
 
     def _load(self, cell: Cell) -> pd.DataFrame | None:

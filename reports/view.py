@@ -149,7 +149,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         predictors=pd.DataFrame(predictors),
         varying=varying(rows),
         fingerprint=fingerprint_facts([result.fingerprint for result in results]),
-        caveats=gather_caveats(run, results, rows, reader.problems, doubts),
+        caveats=gather_caveats(run, results, rows, reader.problems if samples else (), doubts),
     )
 
 
@@ -203,7 +203,9 @@ def _add_marks(rows: list[dict[str, Any]], members: list[list[Cell]], reader: Sa
     for row in rows:
         seeds[row["slug"]] = max(seeds.get(row["slug"], 0), row["seeds"])
     for row, cells in zip(rows, members, strict=True):
-        row["samples_missing"] = reader is not None and any(reader.read(cell) is None for cell in cells)
+        row["samples_missing"] = bool(
+            reader and not reader.stripped and any(reader.read(cell) is None for cell in cells)
+        )
         row["partial"] = row["left_out"] or row["seeds"] < seeds[row["slug"]]
         row["marks"] = signs(row)
 

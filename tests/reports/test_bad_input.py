@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -70,6 +71,15 @@ def test_missing_samples(fabricate):
     caveats, page = told(run)
     one_line(caveats, "No per-sample rows", run.run.samples_path(geep.cell).name)
     assert "<td>geep °" in page and "cannot be compared" in page
+
+
+def test_a_run_stripped_of_its_samples(fabricate):
+    """Where no cell has rows, as in published runs, one line says so and no row is marked."""
+    run, _ = make(fabricate)
+    shutil.rmtree(run.path / "samples")
+    caveats, page = told(run)
+    one_line(caveats, "No per-sample rows", "stripped")
+    assert "°</td>" not in page and "cannot be compared" in page
 
 
 FAULTS = {
