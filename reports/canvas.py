@@ -52,7 +52,9 @@ class Canvas:
 
     def line(self, x1: float, y1: float, x2: float, y2: float, color: str = INK, *, above: int = 0) -> None:
         """A thin line."""
-        self._paths.setdefault((above, f'fill="none" stroke="{color}"'), []).append(f"M{_number(x1)} {_number(y1)}L{_number(x2)} {_number(y2)}")
+        self._paths.setdefault((above, f'fill="none" stroke="{color}"'), []).append(
+            f"M{_number(x1)} {_number(y1)}L{_number(x2)} {_number(y2)}"
+        )
 
     def text(
         self,
@@ -89,12 +91,15 @@ class Canvas:
         )
 
 
+def width_of(text: str, size: float) -> float:
+    """About how many pixels ``text`` takes at a font size; a wide character counts nearly two."""
+    return 0.58 * size * sum(1.75 if ord(char) > 0x2E7F else 1.0 for char in text)
+
+
 def fitted(text: str, size: float, width: float) -> str:
-    """``text`` cut to about ``width`` pixels at a font size; a wide character counts nearly two."""
-    room = width / (0.58 * size)
-    taken = 0.0
-    for number, char in enumerate(text):
-        taken += 1.75 if ord(char) > 0x2E7F else 1.0
-        if taken > room:
-            return text[: max(number - 1, 0)] + "…"
-    return text
+    """``text`` cut to about ``width`` pixels at a font size."""
+    if width_of(text, size) <= width:
+        return text
+    while text and width_of(text + "…", size) > width:
+        text = text[:-1]
+    return text + "…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from harness.results import Result
@@ -87,9 +88,29 @@ def gather_caveats(
     references = sorted({str(r["reference"]) for r in rows if r["reference"]})
     if len(references) > 1:
         caveats.append(f"Speed-ups refer to several references: {', '.join(references)}.")
-    caveats += _notes(rows)
+    caveats += _drift(rows) + _notes(rows)
     prefix = f"{run.path}/"
     return _merge([caveat.replace(prefix, "") for caveat in caveats])
+
+
+# Beyond this factor between cells the speed of the machine changed while the run went on.
+_STEADY = 1.25
+
+
+def _drift(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where one and the same reference took much longer beside some cells than beside others."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        key = tuple(
+            row[name] for name in ("label", "device", "protocol", "order", "batch_size", "batch_tokens", "dtype")
+        )
+        found.setdefault(key, []).extend(median(one) for one in row["reference_seconds"] if one)
+    return [
+        f"{key[0]}: passes of the reference took from {min(times):.3g} to {max(times):.3g} s from cell to cell, so the machine was "
+        "not equally fast throughout; compare speed-ups, whose passes alternate, rather than samples/s."
+        for key, times in found.items()
+        if times and min(times) > 0 and max(times) / min(times) > _STEADY
+    ]
 
 
 _CHECKS = {

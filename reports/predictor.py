@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from harness.results import Cell
-from reports.canvas import Canvas, fitted
+from reports.canvas import Canvas, fitted, width_of
 from reports.coordinates import SETTING
 from reports.marks import together
 from reports.numbers import finite, fixed, minus, percent
@@ -189,8 +189,8 @@ def draw_confusion(title: str, records: Sequence[Mapping[str, Any]]) -> tuple[st
     columns, size, gap, head = 4, 138.0, 40.0, 34.0
     blocks = [list(same) for same in _by_base(records).values()]
     lines = sum(math.ceil(len(block) / columns) for block in blocks)
-    canvas = Canvas(columns * (size + gap) + 12, 46 + lines * (size + gap + head - 10), title)
-    canvas.text(6, 16, fitted(title, 13, canvas.width - 12), size=13)
+    canvas = Canvas(max(columns * (size + gap), width_of(title, 13)) + 12, 46 + lines * (size + gap + head - 10), title)
+    canvas.text(6, 16, title, size=13)
     canvas.text(
         6,
         31,

@@ -30,7 +30,9 @@ class SampleReader:
         self._results: Mapping[Cell, Result] = {result.cell: result for result in results}
         self.stripped = bool(results) and not any(run.samples_path(result.cell).exists() for result in results)
         if self.stripped:
-            self.problems.append("the run was stripped of them; paired tests, predictor quality and difficulty are missing.")
+            self.problems.append(
+                "the run was stripped of them; paired tests, predictor quality and difficulty are missing."
+            )
         self._kept: dict[Cell, pd.DataFrame | None] = {}
 
     def read(self, cell: Cell) -> pd.DataFrame | None:

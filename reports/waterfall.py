@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.results import Factor, Waterfall
-from reports.canvas import Canvas, fitted
+from reports.canvas import Canvas, fitted, width_of
 from reports.numbers import DASH, finite, plain, times
 from reports.palette import FAINT, GAIN, GREYS, INK, LOSS, PAPER
 
@@ -78,11 +78,12 @@ def draw_waterfalls(title: str, rows: Sequence[tuple[str, Waterfall]], noise: No
     """
     names = sorted({f.name for _, one in rows for f in one.factors}, key=lambda n: _ORDER.get(n, len(_ORDER)))
     low, high = _limits([one for _, one in rows], noise)
-    columns = min(_COLUMNS, len(rows))
+    columns = 2 if len(rows) == 4 else min(_COLUMNS, len(rows))
     panel = _HEAD + _ROW * (len(names) + 1) + 22
-    width = max(_LEFT + columns * (_WIDE + _RIGHT) + 6, 330)
+    # A title is never cut: it says where data is synthetic.
+    width = max(_LEFT + columns * (_WIDE + _RIGHT) + 6, width_of(title, 12.5) + 12)
     canvas = Canvas(width, 22 + panel * math.ceil(len(rows) / columns), title)
-    canvas.text(6, 16, fitted(title, 12.5, width - 8), size=12.5)
+    canvas.text(6, 16, title, size=12.5)
     for number, (name, one) in enumerate(rows):
         x0, y0 = _LEFT + (number % columns) * (_WIDE + _RIGHT), 22.0 + panel * (number // columns)
         if number % columns == 0:

@@ -96,3 +96,13 @@ def test_marks_are_told_apart(fabricate):
     view = build_view(run.path)
     assert view.rows["marks"].tolist() == ["†§"]
     assert "bert †§" in to_markdown(Contents(view).summary[0])
+
+
+def test_the_worst_seed_counts(fabricate):
+    """A row holds only if every seed of it does."""
+    run = fabricate()
+    run.cell("geep", "speed=0.5", checks={"batches_agree": 1.0, "state_unchanged": True, "syncs": 1})
+    run.cell("geep", "speed=0.5", seed=1, checks={"batches_agree": 0.5, "state_unchanged": False, "syncs": 3})
+    run.cell("geep", "speed=0.5", seed=2, rounds_agree=0.75)
+    (table,) = checks_tables(build_view(run.path))
+    assert table.cells[0][1:] == ["geep †‡§", "1", "75.00", "50.00", "no", "3", "fails"]

@@ -81,6 +81,15 @@ def test_datasets_have_bands_of_their_own(fabricate):
     assert sorted(view.noise_of(group) for group in view.groups) == ["0.91–1.10×", "1.00–1.00×"]
 
 
+def test_a_machine_that_changes_its_speed_is_a_caveat(fabricate):
+    """Where the reference is much slower beside one cell than beside another, samples/s do not compare; noise is no drift."""
+    run = make(fabricate)
+    assert not any("not equally fast" in caveat for caveat in build_view(run.path).caveats)
+    run.cell("fastbert", "speed=0.5", reference_seconds=[4.0, 4.1, 4.0])
+    (line,) = [caveat for caveat in build_view(run.path).caveats if "not equally fast" in caveat]
+    assert "from 1.05 to 4 s" in line and line.startswith("ag_news (synthetic)")
+
+
 def test_older_results_have_none(fabricate):
     """Results without single passes show a dash with the reason."""
     run = fabricate()

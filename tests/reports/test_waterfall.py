@@ -84,6 +84,13 @@ def test_older_results_have_no_waterfall(fabricate):
     assert table is not None and [row[2] for row in table.cells] == ["2.00×", "—"]
 
 
+def test_titles_are_never_cut():
+    """However long the dataset's name is, the word synthetic at its end is drawn, within the frame."""
+    title = "Speed-up of a-method taken apart: " + "name " * 20 + "(synthetic)"
+    svg, _ = draw_waterfalls(title, [("full", make({"layers": 2.0}))], None)
+    assert f">{title}</text>" in svg and float(ElementTree.fromstring(svg).get("width")) > 700
+
+
 def test_a_figure_per_method(fabricate):
     """Each method has a figure of its own with a panel per operating point; every bar says its factor and the reason."""
     run = fabricate()
