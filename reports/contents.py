@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports import noise
 from reports.coordinates import SETTING
+from reports.intake import lost_note
 from reports.marks import footnotes, marked
 from reports.numbers import DASH, finite, fixed, flops_unit, percent, plain, span, times, whole
 from reports.tables import Column, Row, Table
@@ -160,6 +161,8 @@ def summary_tables(view: View) -> list[Table]:
         frame = view.rows[view.rows["synthetic"] == synthetic]
         if len(frame):
             columns = [*identity_columns(view, dataset=True), *_result_columns(view, frame)]
+            mine = [group for group in view.groups if group.synthetic == synthetic]
+            lost = [f"{group.dataset} {cell}" for group in mine for cell in view.lost_of(group)]
             tables.append(
                 Table(
                     "summary-synthetic" if synthetic else "summary",
@@ -167,7 +170,7 @@ def summary_tables(view: View) -> list[Table]:
                     frame,
                     columns,
                     csv_columns(),
-                    _result_notes(frame),
+                    _result_notes(frame) + lost_note(lost),
                     split="label",
                 )
             )
@@ -205,7 +208,7 @@ def results_table(view: View, group: Group) -> Table:
         frame,
         columns,
         csv_columns(),
-        _result_notes(frame),
+        _result_notes(frame) + lost_note(view.lost_of(group)),
         split="kind",
     )
 

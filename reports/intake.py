@@ -93,3 +93,23 @@ def mixed_code(results: Sequence[Result]) -> list[str]:
         for name, count in found.most_common()
     ]
     return [f"Cells were measured by different code: {'; '.join(told)}. Run with --fresh to measure all with one."]
+
+
+def lost_cells(run: Run, results: Sequence[Result]) -> dict[str, list[str]]:
+    """Cells that were broken or failed and that nobody measured again: dataset, as in file names -> what is missing."""
+    there = {run.result_path(result.cell).stem for result in results}
+    lost: dict[str, list[str]] = defaultdict(list)
+    for folder, why in (("set-aside", "broken, set aside"), ("failures", "failed")):
+        for path in sorted((run.path / folder).glob("*.json")):
+            parts = path.stem.split("--")
+            if path.stem not in there and len(parts) >= 5:
+                lost["--".join(parts[:-4])].append(f"{parts[-4]} {parts[-3]}, {parts[-2]} ({why})")
+    return dict(lost)
+
+
+def lost_note(cells: Sequence[str], most: int = 8) -> list[str]:
+    """A footnote that names rows which a table should have and has not."""
+    if not cells:
+        return []
+    more = f"; and {len(cells) - most} more" if len(cells) > most else ""
+    return [f"Missing from this table: {'; '.join(cells[:most])}{more}."]

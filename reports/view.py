@@ -17,7 +17,7 @@ from harness.results import Cell
 from harness.store import Run
 from reports.caveats import fingerprint_facts, gather_caveats
 from reports.coordinates import SETTING, facts, varying
-from reports.intake import take_in
+from reports.intake import lost_cells, take_in
 from reports.marks import signs, together
 from reports.predictor import predictor_quality
 from reports.rows import add_noise, add_ratios, averaged, flat
@@ -63,6 +63,7 @@ class View:
         varying: coordinates that differ inside a group and are therefore shown as columns.
         fingerprint: (key, value) of the machine and versions.
         caveats: what a reader must know before believing a number.
+        lost: cells that a dataset should have and has not, by its name as in files.
     """
 
     name: str
@@ -75,11 +76,16 @@ class View:
     varying: list[str]
     fingerprint: list[tuple[str, str]] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
+    lost: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def synthetic(self) -> bool:
         """Whether any number comes from embedded data."""
         return any(group.synthetic for group in self.groups)
+
+    def lost_of(self, group: Group) -> list[str]:
+        """Cells of a dataset that were broken or failed."""
+        return self.lost.get(re.sub(r"[^\w.=+-]+", "_", group.dataset), [])
 
     def noise_of(self, group: Group) -> str:
         """The A/A band of a dataset as text, per device where there are several; empty where none is known."""
@@ -149,6 +155,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         predictors=pd.DataFrame(predictors),
         varying=varying(rows),
         fingerprint=fingerprint_facts([result.fingerprint for result in results]),
+        lost=lost_cells(run, results),
         caveats=gather_caveats(run, results, rows, reader.problems if samples else (), doubts),
     )
 
