@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from harness.errors import ResultError
-from reports.figures import Drawing, draw_figures
+from reports.drawing import Drawing
+from reports.figures import draw_figures
 from reports.page import Contents, render_markdown, render_page
 from reports.tables import to_csv, to_latex, to_markdown
 from reports.view import View, build_view
@@ -86,6 +87,7 @@ def _write(view: View, folder: Path, progress: bool) -> None:
         figures[group.slug] = draw_figures(view, group)
         for drawing in figures[group.slug]:
             (folder / "figures" / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
-            (folder / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
+            if drawing.png is not None:
+                (folder / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
     (folder / "report.md").write_text(render_markdown(view, contents, figures), encoding="utf-8")
     (folder / "index.html").write_text(render_page(view, contents, figures), encoding="utf-8")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from harness.results import Result
 from harness.store import Run, failed_cell
+from reports.intake import mixed_code
 
 # Parts of fingerprint keys that change from cell to cell on one and the same machine.
 _FLEETING = ("time", "date", "load", "free", "available", "uptime", "created", "temperature", "clock", "pid")
@@ -48,9 +50,21 @@ def fingerprint_facts(fingerprints: Sequence[Mapping[str, Any]]) -> list[tuple[s
 
 
 def gather_caveats(
-    run: Run, results: Sequence[Result], rows: Sequence[Mapping[str, Any]], problems: Sequence[str]
+    run: Run,
+    results: Sequence[Result],
+    rows: Sequence[Mapping[str, Any]],
+    problems: Sequence[str],
+    doubts: Sequence[str] = (),
 ) -> list[str]:
-    """One sentence each; paths are given relative to the run folder."""
+    """One sentence each; paths are given relative to the run folder.
+
+    Args:
+        run: the run, its results read.
+        results: what is reported.
+        rows: rows of the view.
+        problems: what is wrong with per-sample rows.
+        doubts: what is wrong with results (:func:`reports.intake.take_in`).
+    """
     caveats = [f"Set aside: {message}" for message in run.broken]
     told = " ".join(run.broken)
     caveats += [
@@ -58,20 +72,15 @@ def gather_caveats(
         for path in sorted((run.path / "set-aside").glob("*.json"))
         if path.name not in told
     ]
-    caveats += _failures(run, results)
+    caveats += [*doubts, *_failures(run, results)]
     caveats += [f"No per-sample rows: {problem}" for problem in problems]
-    if shaky := sorted({f"{r['method']} {r['point']} on {r['label']}" for r in rows if r["rounds_agree"] < 1}):
-        caveats.append(
-            "Answers differed between rounds, whose sample order differs, in rows marked †: "
-            + "; ".join(shaky[:8])
-            + (f" and {len(shaky) - 8} more" if len(shaky) > 8 else "")
-            + "."
-        )
+    caveats += _failed_checks(rows)
     differing = [
         key
         for key, values in _collect([result.fingerprint for result in results]).items()
-        if len(values) > 1 and not any(word in key.lower() for word in _FLEETING)
+        if len(values) > 1 and not any(word in key.lower() for word in (*_FLEETING, "commit", "geep-bench"))
     ]
+    caveats += mixed_code(results)
     if differing:
         caveats.append(
             f"Cells were not all measured on the same machine and versions; these differ: {', '.join(differing)}."
@@ -79,9 +88,54 @@ def gather_caveats(
     references = sorted({str(r["reference"]) for r in rows if r["reference"]})
     if len(references) > 1:
         caveats.append(f"Speed-ups refer to several references: {', '.join(references)}.")
-    caveats += _notes(rows)
+    caveats += _drift(rows) + _notes(rows)
     prefix = f"{run.path}/"
     return _merge([caveat.replace(prefix, "") for caveat in caveats])
+
+
+# Beyond this factor between cells the speed of the machine changed while the run went on.
+_STEADY = 1.25
+
+
+def _drift(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where one and the same reference took much longer beside some cells than beside others."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        key = tuple(
+            row[name] for name in ("label", "device", "protocol", "order", "batch_size", "batch_tokens", "dtype")
+        )
+        found.setdefault(key, []).extend(median(one) for one in row["reference_seconds"] if one)
+    return [
+        f"{key[0]}: passes of the reference took from {min(times):.3g} to {max(times):.3g} s from cell to cell, so the machine was "
+        "not equally fast throughout; compare speed-ups, whose passes alternate, rather than samples/s."
+        for key, times in found.items()
+        if times and min(times) > 0 and max(times) / min(times) > _STEADY
+    ]
+
+
+_CHECKS = {
+    "†": "Answers differed between rounds, whose sample order differs",
+    "‡": "Answers differed between batch sizes",
+    "§": "Testing changed what was learnt",
+    "¶": "Test rows also occur in train or dev",
+}
+
+
+def _failed_checks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each kind of check that failed, with the rows where it did."""
+    lines = []
+    for sign, what in _CHECKS.items():
+        where = list(
+            dict.fromkeys(
+                str(r["label"]) if sign == "¶" else f"{r['method']} {r['point']} on {r['label']}"
+                for r in rows
+                if sign in r["marks"]
+            )
+        )
+        if where:
+            more = f" and {len(where) - 8} more" if len(where) > 8 else ""
+            lines.append(f"{what}, in rows marked {sign}: {'; '.join(where[:8])}{more}.")
+    return lines
 
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,7 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from reports import noise
 from reports.coordinates import SETTING
+from reports.intake import lost_note
+from reports.marks import footnotes, marked
 from reports.numbers import DASH, finite, fixed, flops_unit, percent, plain, span, times, whole
 from reports.tables import Column, Row, Table
 from reports.view import Group, View
@@ -26,7 +29,8 @@ _HEADINGS = {
 }
 NO_REFERENCE = "no reference method was measured in this run under the same conditions"
 BOUND = "bound, not a method"
-_IDENTITY = ("data", "language", "dataset", "kind", "method", "point", *SETTING, "seeds", "seed_list", "n")
+UNTRAINED = "nothing was trained for this row, or it uses the weights of another row"
+IDENTITY = ("data", "language", "dataset", "kind", "method", "point", *SETTING, "seeds", "seed_list", "n")
 _COSTS = ("flops_linear", "ratio_linear", "flops_full", "ratio_full", "mean_layers", "ratio_layers", "mean_heads")
 _SPEEDS = (
     "samples_per_s",
@@ -42,9 +46,8 @@ _SPEEDS = (
 
 
 def method_name(row: Row) -> str:
-    """Method as shown: bounds say what they are, doubtful rows carry a dagger."""
-    name = f"{row['method']} ({BOUND})" if row["kind"] == "bound" else str(row["method"])
-    return f"{name} †" if row.get("rounds_agree", 1.0) < 1 else name
+    """Method as shown: bounds say what they are, doubtful rows carry marks."""
+    return marked(f"{row['method']} ({BOUND})" if row["kind"] == "bound" else str(row["method"]), row)
 
 
 def setting_columns(view: View, skip: Sequence[str] = ()) -> list[Column]:
@@ -56,7 +59,7 @@ def setting_columns(view: View, skip: Sequence[str] = ()) -> list[Column]:
     return [column(name) for name in view.varying if name not in skip]
 
 
-def _identity(view: View, *, dataset: bool) -> list[Column]:
+def identity_columns(view: View, *, dataset: bool) -> list[Column]:
     first = [Column("dataset", "Dataset", lambda row: row["dataset"], numeric=False)] if dataset else []
     return [
         *first,
@@ -84,7 +87,13 @@ def _result_columns(view: View, frame: pd.DataFrame) -> list[Column]:
         Column("mean_heads", "Heads a sample", lambda r: fixed(r["mean_heads"])),
         Column("samples_per_s", "Samples/s", lambda r: plain(r["samples_per_s"])),
         Column("speedup", "Speed-up (p10–p90)", _speedup, missing=NO_REFERENCE),
+        noise_column(),
     ]
+
+
+def noise_column() -> Column:
+    """The A/A band, to be shown beside every ratio of times."""
+    return Column("noise_high", "A/A noise", lambda r: noise.show(r["noise"]), missing=noise.WHY_MISSING)
 
 
 def _accuracy(row: Row) -> str:
@@ -107,6 +116,21 @@ def reference_names(frame: pd.DataFrame) -> str:
     return " and ".join(names) or "none"
 
 
+def noise_notes(frame: pd.DataFrame) -> list[str]:
+    """What the A/A band of these rows is."""
+    bands = dict.fromkeys((r["label"], r["noise"]) for r in frame.to_dict("records") if r["noise"] is not None)
+    if not bands:
+        return []
+    pairs = [band.pairs for _, band in bands]
+    count = whole(pairs[0]) if len(set(pairs)) == 1 else f"{whole(min(pairs))} to {whole(max(pairs))}"
+    return [
+        (
+            f"A/A noise: 10th to 90th percentile of the reference over itself in neighbouring rounds ({count} pairs, cells of a "
+            "dataset pooled, both directions). A ratio inside it tells nothing apart."
+        )
+    ]
+
+
 def _result_notes(frame: pd.DataFrame) -> list[str]:
     notes = [
         (
@@ -120,20 +144,10 @@ def _result_notes(frame: pd.DataFrame) -> list[str]:
             f"Means over {' or '.join(map(str, seeds))} seeds; ± is the standard deviation over them, the interval the "
             "mean of the seeds' intervals, p10–p90 the widest over the seeds."
         )
+    notes += noise_notes(frame)
     if frame["ratio_linear"].isna().any():
         notes.append(f"{DASH} in brackets: {NO_REFERENCE}.")
-    return notes + _marks(frame)
-
-
-def _marks(frame: pd.DataFrame) -> list[str]:
-    if "rounds_agree" in frame and (frame["rounds_agree"] < 1).any():
-        return [
-            (
-                "† Labels changed between rounds, whose sample order differs (lowest agreement "
-                f"{percent(frame['rounds_agree'].min(), 2)} %): the answer of a sample depends on its neighbours."
-            )
-        ]
-    return []
+    return notes + footnotes(frame)
 
 
 def data_tag(synthetic: bool) -> str:
@@ -146,22 +160,25 @@ def summary_tables(view: View) -> list[Table]:
     for synthetic in (False, True):
         frame = view.rows[view.rows["synthetic"] == synthetic]
         if len(frame):
-            columns = [*_identity(view, dataset=True), *_result_columns(view, frame)]
+            columns = [*identity_columns(view, dataset=True), *_result_columns(view, frame)]
+            mine = [group for group in view.groups if group.synthetic == synthetic]
+            lost = [f"{group.dataset} {cell}" for group in mine for cell in view.lost_of(group)]
             tables.append(
                 Table(
                     "summary-synthetic" if synthetic else "summary",
                     f"Accuracy, cost and speed of every method{data_tag(synthetic)}",
                     frame,
                     columns,
-                    _csv(),
-                    _result_notes(frame),
+                    csv_columns(),
+                    _result_notes(frame) + lost_note(lost),
                     split="label",
                 )
             )
     return tables
 
 
-def _csv() -> tuple[str, ...]:
+def csv_columns() -> tuple[str, ...]:
+    """Raw columns of the tables of results."""
     quality = ("accuracy", "accuracy_sd", "accuracy_low", "accuracy_high", "macro_f1")
     rest = (
         "kept",
@@ -173,38 +190,39 @@ def _csv() -> tuple[str, ...]:
         "passes_ratio",
         "dev_accuracy",
     )
-    return (*_IDENTITY, *quality, *_COSTS, *_SPEEDS, *rest, "rounds_agree")
+    return (*IDENTITY, *quality, *_COSTS, *_SPEEDS, "noise_high", *rest, "rounds_agree", "marks")
 
 
-def _caption(text: str, group: Group) -> str:
+def caption(text: str, group: Group) -> str:
+    """What a table of one dataset is about, with what all its rows share."""
     return f"{text}: {group.label}; {group.facts}"
 
 
 def results_table(view: View, group: Group) -> Table:
     """All measured numbers of one dataset."""
     frame = view.of(group)
-    columns = [*_identity(view, dataset=False), *_result_columns(view, frame)]
+    columns = [*identity_columns(view, dataset=False), *_result_columns(view, frame)]
     return Table(
-        f"results-{group.slug}", _caption("Results", group), frame, columns, _csv(), _result_notes(frame), split="kind"
+        f"results-{group.slug}",
+        caption("Results", group),
+        frame,
+        columns,
+        csv_columns(),
+        _result_notes(frame) + lost_note(view.lost_of(group)),
+        split="kind",
     )
 
 
 def details_table(view: View, group: Group) -> Table:
-    """What lies behind the results of one dataset: size, memory, training, checks."""
+    """What lies behind the results of one dataset: test rows, training, rounds."""
     frame = view.of(group)
-    untrained = "nothing was trained for this row, or it uses the weights of another row"
     columns = [
-        *_identity(view, dataset=False),
+        *identity_columns(view, dataset=False),
         Column("n", "Test samples", lambda r: whole(r["n"])),
         Column("macro_f1", "Macro F1 %", lambda r: percent(r["macro_f1"])),
-        Column("dev_accuracy", "Dev accuracy %", lambda r: percent(r["dev_accuracy"]), missing=untrained),
-        Column("params", "Parameters M", lambda r: plain(r["params"] / 1e6)),
+        Column("dev_accuracy", "Dev accuracy %", lambda r: percent(r["dev_accuracy"]), missing=UNTRAINED),
         Column("valid_token_ratio", "Valid tokens %", lambda r: percent(r["valid_token_ratio"])),
-        Column(
-            "peak_memory_bytes", "Peak memory MiB", lambda r: plain(_mib(r)), missing="the device does not report it"
-        ),
-        Column("train_seconds", "Training s", lambda r: plain(r["train_seconds"]), missing=untrained),
-        Column("passes_ratio", "Layer passes vs fine-tuning", lambda r: times(r["passes_ratio"]), missing=untrained),
+        Column("passes_ratio", "Layer passes vs fine-tuning", lambda r: times(r["passes_ratio"]), missing=UNTRAINED),
         Column("rounds", "Rounds", lambda r: whole(r["rounds"])),
         Column("rounds_agree", "Rounds agree %", lambda r: percent(r["rounds_agree"], 2)),
         *(
@@ -215,69 +233,11 @@ def details_table(view: View, group: Group) -> Table:
     ]
     return Table(
         f"details-{group.slug}",
-        _caption("Behind the results", group),
+        caption("Behind the results", group),
         frame,
         columns,
-        _csv(),
-        _marks(frame),
-        split="kind",
-    )
-
-
-def _mib(row: Row) -> Any:
-    value = row["peak_memory_bytes"]
-    return value / 2**20 if value is not None else None
-
-
-def anatomy_table(view: View, group: Group) -> Table:
-    """The speed-up taken apart: layers, FLOPs, wall time, and the parts of a pass."""
-    frame = view.of(group)
-    frame = frame[~frame["is_reference"].astype(bool)]
-    names = sorted({name for phases in frame["phases"] for name in phases})
-    for name in names:
-        frame = frame.assign(**{f"phase_{name}": [phases.get(name) for phases in frame["phases"]]})
-
-    def phase(name: str) -> Column:
-        key = f"phase_{name}"
-        return Column(
-            key,
-            f"{name} %",
-            lambda r: percent(r[key]),
-            missing="the method does not time this part",
-            group="Share of pass:",
-        )
-
-    columns = [
-        *_identity(view, dataset=False),
-        Column("ratio_layers", "Layers ratio", lambda r: times(r["ratio_layers"]), missing=NO_REFERENCE),
-        Column("ratio_linear", "FLOPs ratio linear", lambda r: times(r["ratio_linear"]), missing=NO_REFERENCE),
-        Column("ratio_full", "FLOPs ratio full", lambda r: times(r["ratio_full"]), missing=NO_REFERENCE),
-        Column("speedup", "Speed-up", lambda r: times(r["speedup"]), missing=NO_REFERENCE),
-        Column("kept", "Kept %", lambda r: percent(r["kept"], 0), missing=NO_REFERENCE),
-        *(phase(name) for name in names),
-    ]
-    notes = [
-        (
-            "Kept: speed-up over linear FLOPs ratio; what is missing to 100 % went to heads, sorting, copies, "
-            "smaller batches and launch costs."
-        )
-    ]
-    csv = (
-        *_IDENTITY,
-        "ratio_layers",
-        "ratio_linear",
-        "ratio_full",
-        "speedup",
-        "kept",
-        *(f"phase_{name}" for name in names),
-    )
-    return Table(
-        f"anatomy-{group.slug}",
-        _caption("The speed-up taken apart", group),
-        frame,
-        columns,
-        csv,
-        notes + _marks(frame),
+        csv_columns(),
+        footnotes(frame),
         split="kind",
     )
 
@@ -288,7 +248,7 @@ def difficulty_table(view: View, group: Group) -> Table | None:
     if not len(long):
         return None
     levels = sorted({int(level) for level in long["difficulty"]})
-    keys = ["label", "dataset", "data", "kind", "method", "point", *SETTING, "rounds_agree"]
+    keys = ["label", "dataset", "data", "kind", "method", "point", *SETTING, "marks"]
     wide: dict[tuple[Any, ...], dict[str, Any]] = {}
     for record in long.to_dict("records"):
         row = wide.setdefault(tuple(record[key] for key in keys), {key: record[key] for key in keys})
@@ -313,10 +273,10 @@ def difficulty_table(view: View, group: Group) -> Table | None:
     ]
     return Table(
         f"difficulty-{group.slug}",
-        _caption("By true difficulty", group),
+        caption("By true difficulty", group),
         frame,
-        [*_identity(view, dataset=False), *(column for level in levels for column in columns(level))],
+        [*identity_columns(view, dataset=False), *(column for level in levels for column in columns(level))],
         (*keys, *(f"{name}_{level}" for level in levels for name in ("n", "accuracy", "exit_layer"))),
-        notes + _marks(frame),
+        notes + footnotes(frame),
         split="kind",
     )

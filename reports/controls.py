@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports.contents import data_tag, setting_columns
+from reports.contents import data_tag, noise_column, noise_notes, setting_columns
 from reports.coordinates import SETTING
+from reports.marks import footnotes, marked, together
 from reports.numbers import DASH, fixed, p_value, points, times
 from reports.tables import Column, Row, Table
 from reports.view import View
@@ -21,7 +22,7 @@ def controls_tables(view: View) -> list[Table]:
     missing = "per-sample rows are missing or share no seed"
     columns = [
         Column("dataset", "Dataset", lambda r: r["dataset"], numeric=False),
-        Column("method", "Method", lambda r: r["method"], numeric=False),
+        Column("method", "Method", lambda r: marked(str(r["method"]), r), numeric=False),
         Column("point", "Point", lambda r: r["point"], numeric=False),
         *setting_columns(view),
         Column("verdict", "Verdict", lambda r: r["verdict"].rstrip(","), numeric=False),
@@ -33,6 +34,7 @@ def controls_tables(view: View) -> list[Table]:
         Column("layer_ratio", "Layers vs control", lambda r: times(r["layer_ratio"])),
         Column("mean_heads", "Heads a sample", lambda r: f"{fixed(r['mean_heads'])} vs {fixed(r['control_heads'])}"),
         Column("speed_ratio", "Samples/s vs control", lambda r: times(r["speed_ratio"])),
+        noise_column(),
     ]
     csv = (
         "data",
@@ -58,7 +60,9 @@ def controls_tables(view: View) -> list[Table]:
         "mean_heads",
         "control_heads",
         "speed_ratio",
+        "noise_high",
         "close",
+        "marks",
     )
     notes = [
         "Won : lost counts test samples that only the method, or only the control, answers rightly; exact McNemar test"
@@ -78,7 +82,7 @@ def controls_tables(view: View) -> list[Table]:
                 part,
                 columns,
                 csv,
-                list(notes),
+                [*notes, *noise_notes(part), *footnotes(part)],
                 split="label",
             )
         )
@@ -102,6 +106,7 @@ def tally_tables(view: View) -> list[Table]:
         rows = []
         for (label, dataset, method), mine in part.groupby(["label", "dataset", "method"], sort=False):
             row: dict[str, Any] = {"data": name, "label": label, "dataset": dataset, "method": method, "equal": None}
+            row["marks"] = together(*mine["marks"])
             for control, versus in mine.groupby("control"):
                 counts = versus["verdict"].value_counts()
                 row[str(control)] = ", ".join(
@@ -118,7 +123,7 @@ def tally_tables(view: View) -> list[Table]:
 
         columns = [
             Column("dataset", "Dataset", lambda r: r["dataset"], numeric=False),
-            Column("method", "Method", lambda r: r["method"], numeric=False),
+            Column("method", "Method", lambda r: marked(str(r["method"]), r), numeric=False),
             *(
                 column(c, f"Against {c}", "not measured at the same point, or not this method's question")
                 for c in controls
@@ -126,13 +131,15 @@ def tally_tables(view: View) -> list[Table]:
             column("equal", "Keeps up: at most 0.2 points less, 5 % more layers", "asked of verified exits only"),
         ]
         synthetic = name == "synthetic"
+        frame = pd.DataFrame(rows)
         tables.append(
             Table(
                 "controls-tally-synthetic" if synthetic else "controls-tally",
                 f"Verdicts against the controls, counted over operating points{data_tag(synthetic)}",
-                pd.DataFrame(rows),
+                frame,
                 columns,
                 ("data", "dataset", "method", *controls, "equal"),
+                footnotes(frame),
                 split="label",
             )
         )

@@ -42,6 +42,11 @@ def percent(value: Any, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}" if finite(value) else DASH
 
 
+def minus(text: str) -> str:
+    """A number's hyphen as a minus sign."""
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
 def points(value: Any, digits: int = 1) -> str:
     """A difference of two shares in percentage points, with its sign."""
     if not finite(value):

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from reports.contents import (
-    anatomy_table,
-    details_table,
-    difficulty_table,
-    results_table,
-    summary_tables,
-)
+from reports.breakdown import anatomy_table, predictor_table, waterfall_table
+from reports.checks import checks_tables, overlap_table
+from reports.contents import details_table, difficulty_table, results_table, summary_tables
 from reports.controls import controls_tables, tally_tables
-from reports.figures import Drawing, inline_svg
+from reports.drawing import Drawing, inline_svg
+from reports.marks import footnotes
+from reports.ownership import ownership_table
 from reports.papers import paper_tables
 from reports.rules import RULES
 from reports.tables import Table, escape_markdown, to_markdown
@@ -29,6 +27,7 @@ class Contents:
         summary: method x dataset.
         tally: verdicts counted.
         controls: predictions against controls, one by one.
+        checks: invariance, leaks, overlaps.
         papers: the papers' form.
         datasets: slug -> tables of that dataset, by role.
     """
@@ -37,13 +36,17 @@ class Contents:
         self.summary = summary_tables(view)
         self.tally = tally_tables(view)
         self.controls = controls_tables(view)
+        self.checks = [*checks_tables(view), *([overlaps] if (overlaps := overlap_table(view)) else [])]
         self.papers = paper_tables(view)
         self.datasets: dict[str, dict[str, Table]] = {}
         for group in view.groups:
             tables = {
                 "results": results_table(view, group),
-                "difficulty": difficulty_table(view, group),
+                "waterfall": waterfall_table(view, group),
                 "anatomy": anatomy_table(view, group),
+                "predictor": predictor_table(view, group),
+                "difficulty": difficulty_table(view, group),
+                "ownership": ownership_table(view, group),
                 "details": details_table(view, group),
             }
             self.datasets[group.slug] = {
@@ -54,11 +57,12 @@ class Contents:
     def all(self) -> list[Table]:
         """Every table that is written to ``tables/``."""
         own = [table for tables in self.datasets.values() for table in tables.values()]
-        return [*self.summary, *self.tally, *self.controls, *self.papers, *own]
+        return [*self.summary, *self.tally, *self.controls, *self.checks, *self.papers, *own]
 
 
 def _context(view: View, contents: Contents, figures: dict[str, list[Drawing]]) -> dict[str, Any]:
     rows = view.rows
+    kinds = dict(zip(rows["method"], rows["kind"], strict=True))
     return {
         "view": view,
         "contents": contents,
@@ -68,7 +72,9 @@ def _context(view: View, contents: Contents, figures: dict[str, list[Drawing]]) 
         "methods": sorted(rows["method"].unique()),
         "version": __version__,
         "cells": len(view.cells),
-        "predictive": bool(len(view.verdicts)),
+        "marks": footnotes(rows),
+        "kinds": kinds,
+        "only_methods": [name for name, kind in kinds.items() if kind == "method"],
     }
 
 

@@ -19,7 +19,9 @@ from harness.errors import GeepBenchError, ResultError
 from harness.store import write_atomic
 from reports.contents import NO_REFERENCE, method_name, reference_names, setting_columns
 from reports.coordinates import SETTING
+from reports.marks import footnotes, together
 from reports.numbers import DASH, flops_unit, percent, plain, times
+from reports.quoted import quoted
 from reports.tables import Column, Row, Table, to_csv, to_latex, to_markdown
 from reports.view import Group, View, build_view, file_slug
 
@@ -41,17 +43,23 @@ def _half(view: View, groups: list[Group]) -> Table | None:
     # Backbone and source differ between datasets, not between the rows of one dataset, unless they are shown.
     identity = ("method", "point", *(name for name in SETTING if name in view.varying))
     wide: dict[tuple[Any, ...], dict[str, Any]] = {}
+    sources: dict[str, None] = {}
     shown = view.rows[(view.rows["kind"] == "method") & view.rows["slug"].isin(list(slugs))]
     if not len(shown):
         return None
-    for record in shown.to_dict("records"):
+    for plain_record in shown.to_dict("records"):
+        record = {str(key): value for key, value in plain_record.items()}
         key = tuple(record[name] for name in identity)
         row = wide.setdefault(
             key, {name: record[name] for name in (*identity, "kind", "data", "language", "is_reference")}
         )
-        row["rounds_agree"] = min(row.get("rounds_agree", 1.0), record["rounds_agree"])
+        row["marks"] = together(str(row.get("marks", "")), str(record["marks"]))
+        dataset = groups[slugs[record["slug"]]].dataset
         for name in ("accuracy", "flops_linear", "ratio_linear"):
-            row[f"{groups[slugs[record['slug']]].dataset} {name}"] = record[name]
+            row[f"{dataset} {name}"] = record[name]
+        if (known := quoted(record)) is not None:
+            row.update({f"{dataset} published accuracy": known.accuracy, f"{dataset} published flops": known.flops})
+            sources.setdefault(known.source)
     rows = sorted(wide.values(), key=lambda r: (not r["is_reference"], r["method"]))
     frame = pd.DataFrame(rows).astype(object)
     frame = frame.where(frame.notna(), None)
@@ -64,18 +72,24 @@ def _half(view: View, groups: list[Group]) -> Table | None:
         *setting_columns(view),
         *(column for group in groups for column in _dataset_columns(group, frame)),
     ]
-    numbers = [f"{g.dataset} {n}" for g in groups for n in ("accuracy", "flops_linear", "ratio_linear")]
+    kept = ("accuracy", "flops_linear", "ratio_linear", "published accuracy", "published flops")
+    numbers = [name for g in groups for n in kept if (name := f"{g.dataset} {n}") in frame]
     caption = f"{name} datasets in the form of FastBERT's Table 2" + (", synthetic data" if synthetic else "")
     notes = [
         (
             f"FLOPs per sample, linear layers only, with the FLOPs ratio to {reference_names(shown)} in brackets. "
-            "FastBERT prints that ratio as its speed-up; it is not wall time. All numbers were measured in this run."
+            "FastBERT prints that ratio as its speed-up; it is not wall time. All numbers were measured in this run"
+            + (", but those headed published." if sources else ".")
         )
     ]
+    if sources:
+        notes.append(
+            f"Published (quoted, not measured here): {'; '.join(sources)}; BERT-base padded to 128 tokens, the authors' training "
+            "and test rows, FLOPs in the same convention."
+        )
     if int(shown["seeds"].max()) > 1:
         notes.append(f"Means over {int(shown['seeds'].max())} seeds.")
-    if (frame["rounds_agree"] < 1).any():
-        notes.append("† Labels changed between rounds, whose sample order differs.")
+    notes += footnotes(frame)
     if set(shown["protocol"]) != {"paper"}:
         notes.append(
             f"Protocol {', '.join(sorted(set(shown['protocol'])))}: the paper pads every sample to 128 tokens, "
@@ -97,10 +111,20 @@ def _dataset_columns(group: Group, frame: pd.DataFrame) -> list[Column]:
 
     # A bare dash is a cell that was not measured; a dash in the brackets is a missing reference.
     reference = "" if frame[ratio].notna().any() else f"; in brackets: {NO_REFERENCE}"
-    return [
+    columns = [
         Column(accuracy, "Acc. %", lambda row: percent(row[accuracy], 2), missing=why, group=group.dataset),
         Column(flops, "FLOPs (FLOPs ratio)", cost, missing=why + reference, group=group.dataset),
     ]
+    told, told_flops = f"{group.dataset} published accuracy", f"{group.dataset} published flops"
+    if told not in frame:
+        return columns
+
+    def published(row: Row) -> str:
+        size = f"; {plain(row[told_flops] / 1e9)}G" if row[told_flops] is not None else ""
+        return percent(row[told], 2) + size if row[told] is not None else DASH
+
+    why = "no verified published value for this row"
+    return [*columns, Column(told, "published: acc. %; FLOPs", published, missing=why, group=group.dataset)]
 
 
 def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:

@@ -71,11 +71,9 @@ class Table:
         self.notes += [f"{DASH} in {', '.join(headings)}: {reason}." for reason, headings in reasons.items()]
 
     def sort_value(self, record: Row, column: Column) -> str:
-        """The raw value behind a cell as text; empty where there is no finite number."""
+        """The raw value of a numeric cell as text; empty where there is no finite number."""
         value = record.get(column.key)
-        if column.numeric:
-            return repr(float(value)) if value is not None and finite(_number(value)) else ""
-        return str(value)
+        return f"{float(value):.7g}" if value is not None and finite(_number(value)) else ""
 
 
 def _number(value: Any) -> Any:
@@ -132,6 +130,12 @@ _LATEX = {
     "×": r"$\times$",
     "±": r"$\pm$",
     "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "§": r"\textsection{}",
+    "¶": r"\textparagraph{}",
+    "°": r"\textdegree{}",
+    "’": "'",
+    "…": r"\textellipsis{}",
     "−": r"$-$",
     "“": "``",
     "”": "''",

@@ -6,6 +6,7 @@ import unicodedata
 from pathlib import Path
 
 from reports.contents import method_name
+from reports.marks import footnotes
 from reports.numbers import fixed, percent, plain, times
 from reports.tables import Row
 from reports.view import View, build_view
@@ -50,9 +51,14 @@ def render(view: View) -> str:
         records = view.records(group)
         shown = [record for record in records if record["kind"] == "method"] or records
         hidden += len(records) - len(shown)
-        lines += ["", _line(f"{group.label}", heads), fit(f"  {group.facts}", WIDTH).rstrip(), "-" * 106]
+        lines += ["", _line(f"{group.label}", heads), fit(f"  {group.facts}", WIDTH).rstrip()]
+        if noise := view.noise_of(group):
+            text = f"  noise of a speed-up (A/A, reference over itself, 10th to 90th percentile): {noise}"
+            lines.append(fit(text, WIDTH).rstrip())
+        lines.append("-" * 106)
         lines += [_line(_name(view, record), _numbers(record)) for record in shown]
     lines.append("")
+    lines += [fit(note, WIDTH).rstrip() for note in footnotes(view.rows)]
     if hidden:
         lines.append(f"{hidden} rows of controls and bounds are in the report.")
     if view.caveats:

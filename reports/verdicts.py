@@ -78,14 +78,19 @@ def compare_with_controls(
                 "control_accuracy": other["accuracy"],
                 "mean_layers": row["mean_layers"],
                 "control_layers": other["mean_layers"],
-                "layer_ratio": row["mean_layers"] / other["mean_layers"] if other["mean_layers"] else None,
+                "layer_ratio": _ratio(row["mean_layers"], other["mean_layers"]),
                 "mean_heads": row["mean_heads"],
                 "control_heads": other["mean_heads"],
-                "speed_ratio": row["samples_per_s"] / other["samples_per_s"] if other["samples_per_s"] else None,
+                "speed_ratio": _ratio(row["samples_per_s"], other["samples_per_s"]),
             }
             verdicts.append(verdict)
     _judge(verdicts)
     return verdicts
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    """``ours / theirs``; None where either is missing."""
+    return ours / theirs if ours is not None and theirs else None
 
 
 def _series(ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader) -> tuple[list[pd.Series], list[pd.Series], int]:

@@ -10,7 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.results import SAMPLE_COLUMNS, Cell, Checks, Cost, Quality, Result, Speed, Training
+from harness.results import (
+    SAMPLE_COLUMNS,
+    Cell,
+    Checks,
+    Cost,
+    Factor,
+    Footprint,
+    Latency,
+    Overlaps,
+    Quality,
+    Result,
+    Speed,
+    Training,
+    Waterfall,
+)
 from harness.store import Run
 
 DEPTH = 6
@@ -48,6 +62,18 @@ class Fabricator:
         samples: bool = True,
         notes: Sequence[str] = (),
         fingerprint: dict[str, Any] | None = None,
+        exits: Sequence[int] | None = None,
+        predicted: Sequence[int] | None = None,
+        difficulty: Sequence[int] | None = None,
+        factors: dict[str, float] | None = None,
+        checks: dict[str, Any] | None = None,
+        overlaps: dict[str, int] | None = None,
+        latency: Sequence[tuple[int, int, float, float, float]] = (),
+        footprint: dict[str, Any] | None = None,
+        unseen_tokens: float | None = None,
+        reference_seconds: Sequence[float] = (),
+        depth: int = DEPTH,
+        speed: dict[str, Any] | None = None,
         **cell: Any,
     ) -> Result:
         """Save one result with its samples."""
@@ -55,10 +81,12 @@ class Fabricator:
         right = np.asarray(correct, dtype=bool) if correct is not None else np.arange(n) < round(n * (accuracy or 0.9))
         n = len(right)
         share = float(right.mean()) if accuracy is None else accuracy
-        if histogram is None:
-            exits = np.clip(np.round(rng.normal(layers, 0.0 if layers == DEPTH else 1.0, n)), 1, DEPTH).astype(int)
+        if exits is not None:
+            exits = np.asarray(exits)
+        elif histogram is None:
+            exits = np.clip(np.round(rng.normal(layers, 0.0 if layers == depth else 1.0, n)), 1, depth).astype(int)
         else:
-            exits = np.repeat(np.arange(1, DEPTH + 1), histogram)[:n]
+            exits = np.repeat(np.arange(1, depth + 1), histogram)[:n]
         flops = FULL * layers / DEPTH if flops is None else flops
         coordinates = {
             "backbone": "embedded-mini",
@@ -87,7 +115,7 @@ class Fabricator:
                 params=1_000_000,
                 mean_layers=layers,
                 mean_heads=heads,
-                depth=DEPTH,
+                depth=depth,
                 valid_token_ratio=0.97,
             ),
             speed=Speed(
@@ -101,21 +129,39 @@ class Fabricator:
                 speedup_p10=wide(0.9),
                 speedup_p90=wide(1.1),
                 phases={"predict": 0.004, "schedule": 0.003} if method.startswith("geep") else {},
+                round_seconds=[n / samples_per_s * wobble for wobble in (1.0, 1.01, 0.98)],
+                reference_seconds=list(reference_seconds),
+                **(speed or {}),
             ),
             training=None
             if kind != "method"
             else Training(seconds=12.5, steps=100, layer_passes=1200, passes_ratio=1.5, dev_accuracy=share),
-            checks=Checks(rounds_agree=rounds_agree),
-            exit_histogram=np.bincount(exits, minlength=DEPTH + 1)[1:].tolist(),
+            checks=Checks(**{"rounds_agree": rounds_agree, **(checks or {})}),
+            exit_histogram=np.bincount(exits, minlength=depth + 1)[1:].tolist(),
+            latency=[Latency(batch_size=b, n=count, p50=a, p90=c, p99=d) for b, count, a, c, d in latency],
+            waterfall=self.waterfall(factors) if factors else None,
+            footprint=Footprint(**footprint) if footprint else None,
+            overlaps=Overlaps(**overlaps) if overlaps else None,
+            unseen_tokens=unseen_tokens,
             notes=list(notes),
             fingerprint=fingerprint or {"machine": {"cpu": "a test CPU", "cores": 2}, "versions": {"torch": "2.13.0"}},
         )
-        if samples:
-            self.run.save(result, self.samples(right, exits, synthetic))
-        else:
-            self.run.save(result, self.samples(right, exits, synthetic))
+        frame = self.samples(right, exits, synthetic)
+        if predicted is not None:
+            frame["predicted_exit"] = np.asarray(predicted, dtype=np.int16)
+        if difficulty is not None:
+            frame["difficulty"] = np.asarray(difficulty, dtype=np.int8)
+        self.run.save(result, frame)
+        if not samples:
             self.run.samples_path(result.cell).unlink()
         return result
+
+    @staticmethod
+    def waterfall(factors: dict[str, float]) -> Waterfall:
+        """Factors as given, their product measured."""
+        product = float(np.prod(list(factors.values())))
+        steps = [Factor(name=name, ratio=ratio, what=f"about {name}") for name, ratio in factors.items()]
+        return Waterfall(factors=steps, product=product, measured=product)
 
     @staticmethod
     def samples(right: np.ndarray, exits: np.ndarray, synthetic: bool) -> pd.DataFrame:
@@ -148,28 +194,62 @@ class Fabricator:
                 def right(accuracy: float) -> list[bool]:
                     return list(rng.random(n) < accuracy)
 
-                common: dict[str, Any] = {"dataset": dataset, "language": language, "seed": seed, **cell}
-                self.cell("bert", correct=right(0.9), **common)
-                self.cell("distilbert", layers=3, correct=right(0.86), speedup=1.9, samples_per_s=190, **common)
-                self.cell(
-                    "tinybert", layers=3, correct=right(0.83), speedup=5.2, samples_per_s=520, flops=FULL / 9, **common
-                )
+                def passes() -> list[float]:
+                    return list(np.exp(rng.normal(0, 0.03, 3)))
+
+                def measured(speedup: float, layers: float = DEPTH) -> dict[str, Any]:
+                    """Speed, its factors, latency and size of a method as fast as this."""
+                    ratio = DEPTH / layers
+                    parts = {"layers": ratio, "length": 1.02, "attention and padding": 0.98, "heads": 0.97}
+                    parts["prediction"], parts["sorting"] = 0.999, 0.995
+                    parts["kernels"] = speedup / float(np.prod(list(parts.values()))) / 0.99
+                    ms = 0.004 / speedup
+                    return {
+                        "layers": layers,
+                        "speedup": speedup,
+                        "samples_per_s": 100 * speedup,
+                        "factors": {**parts, "rest": 0.99},
+                        "latency": [(1, 120, ms, 1.1 * ms, 1.4 * ms), (32, 40, 20 * ms, 21 * ms, 24 * ms)],
+                        "footprint": {"disk_bytes": 4_000_000, "host_peak_bytes": 900_000_000},
+                        "speed": {"tokens_per_s": 2000.0 * speedup},
+                        "reference_seconds": passes(),
+                    }
+
+                common: dict[str, Any] = {
+                    "dataset": dataset,
+                    "language": language,
+                    "seed": seed,
+                    "checks": {"batches_agree": 1.0, "state_unchanged": True},
+                    "overlaps": {"train_test": 0, "dev_test": 0, "train_dev": 2, "within_test": 1},
+                    **cell,
+                }
+                self.cell("bert", correct=right(0.9), reference_seconds=passes(), **common)
+                self.cell("distilbert", correct=right(0.86), **measured(1.9, 3), **common)
+                self.cell("tinybert", correct=right(0.83), flops=FULL / 9, **measured(5.2, 3), **common)
                 for speed, layers in ((0.2, 5.1), (0.5, 3.9), (0.8, 2.4)):
                     accuracy, ratio = 0.9 - 0.02 * (6 - layers), 6 / layers
                     at = f"speed={speed}"
-                    fast = {**common, "layers": layers, "speedup": 0.8 * ratio, "samples_per_s": 80 * ratio}
-                    good = {**common, "layers": layers, "speedup": 0.95 * ratio, "samples_per_s": 95 * ratio}
-                    self.cell("fastbert", at, correct=right(accuracy), heads=layers, **fast)
+                    fast, good = measured(0.8 * ratio, layers), measured(0.95 * ratio, layers)
+                    self.cell("fastbert", at, correct=right(accuracy), heads=layers, **fast, **common)
+                    left = np.clip(np.round(rng.normal(layers, 1.2, n)), 1, DEPTH).astype(int)
+                    said = np.clip(left + rng.integers(-1, 2, n), 1, DEPTH)
+                    guesses = {
+                        "constant": np.full(n, round(layers)),
+                        "random": rng.permutation(said),
+                        "length": np.sort(said),
+                    }
+                    predicting = {**good, **common, "exits": said, "predicted": said, "unseen_tokens": 0.031}
                     for variant in ("", "/shared"):
-                        self.cell("geep", at + variant, correct=right(accuracy - 0.02), **good)
-                        for name, loss in (("constant", 0.05), ("random", 0.02), ("length", 0.09)):
-                            self.cell(
-                                f"control-{name}", at + variant, kind="control", correct=right(accuracy - loss), **good
-                            )
-                    self.cell("control-sequential", at, kind="control", correct=right(accuracy), heads=layers, **fast)
+                        self.cell("geep", at + variant, correct=right(accuracy - 0.02), **predicting)
+                    for name, loss in (("constant", 0.05), ("random", 0.02), ("length", 0.09)):
+                        control = {**good, **common, "exits": guesses[name], "predicted": guesses[name]}
+                        self.cell(f"control-{name}", at, kind="control", correct=right(accuracy - loss), **control)
+                    sequential = {**fast, **common, "exits": left, "heads": layers}
+                    self.cell("control-sequential", at, kind="control", correct=right(accuracy), **sequential)
                     for variant in ("once", "steps"):
-                        self.cell("geep-verified", f"{at}/{variant}", correct=right(accuracy), heads=1.4, **good)
-                    self.cell("oracle", at, kind="bound", correct=right(0.97), **good)
+                        verified = {**good, **common, "exits": left, "predicted": said, "unseen_tokens": 0.031}
+                        self.cell("geep-verified", f"{at}/{variant}", correct=right(accuracy), heads=1.4, **verified)
+                self.cell("oracle", "agree", kind="bound", correct=right(0.97), **measured(4, 1.3), **common)
 
 
 @pytest.fixture
@@ -189,3 +269,11 @@ def plausible_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fabricator.plausible([("a_b & <c>", "en")], n=120)
     fabricator.plausible([("weibo", "zh")], n=120, synthetic=False)
     return fabricator.path
+
+
+@pytest.fixture(scope="session")
+def plausible_report(plausible_run: Path) -> Path:
+    """The page of the plausible run, its report written once."""
+    from reports.build import write_report
+
+    return write_report(plausible_run)

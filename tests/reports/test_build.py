@@ -15,9 +15,9 @@ from reports.build import write_report
 
 
 @pytest.fixture(scope="module")
-def report(plausible_run: Path) -> Path:
+def report(plausible_report: Path) -> Path:
     """The report of the plausible run."""
-    return write_report(plausible_run).parent
+    return plausible_report.parent
 
 
 @pytest.fixture(scope="module")

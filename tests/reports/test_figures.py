@@ -5,7 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.figures import draw_figures, inline_svg, looks, short_point
+from reports.drawing import inline_svg
+from reports.figures import draw_figures
+from reports.pareto import short_point
+from reports.sheet import looks
 from reports.view import build_view
 
 

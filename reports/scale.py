@@ -1,0 +1,206 @@
+"""How long a report takes and how large its page is, on a made-up run: ``python -m reports.scale``.
+
+The run has the shape of a full comparison: by default twelve datasets, eleven methods at up to six operating points and three
+seeds. Its numbers are random and say nothing, so all of it is marked synthetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from harness.errors import GeepBenchError
+from harness.results import (
+    SAMPLE_COLUMNS,
+    Cell,
+    Checks,
+    Cost,
+    Factor,
+    Footprint,
+    Latency,
+    Overlaps,
+    Quality,
+    Result,
+    Speed,
+    Training,
+    Waterfall,
+)
+from harness.store import Run
+from reports.build import write_report
+
+DEPTH = 12
+_FULL = 2.2e10  # FLOPs of full depth
+_FACTORS = (
+    *("layers", "length", "attention and padding", "heads", "kernels"),
+    *("prediction", "sorting", "answers", "rest"),
+)
+_SPEEDS = (0.1, 0.5)
+
+
+def points_of(method: str) -> list[str]:
+    """Operating points, as the methods of the project name theirs."""
+    if method in ("bert", "distilbert", "tinybert"):
+        return ["full"]
+    if method == "oracle":
+        return ["agree"]
+    variants = {"geep": ("", "/shared"), "geep-verified": ("/once", "/steps")}.get(method, ("",))
+    return [f"speed={speed:g}{variant}" for speed in _SPEEDS for variant in variants]
+
+
+METHODS = (
+    *("bert", "distilbert", "tinybert", "fastbert", "geep", "geep-verified"),
+    *("control-constant", "control-random", "control-length", "control-sequential", "oracle"),
+)
+
+
+def make_run(path: Path, *, datasets: int, seeds: int, samples: int) -> int:
+    """Write a made-up run; returns the number of its cells.
+
+    Args:
+        path: the run folder.
+        datasets: how many, half of them Chinese.
+        seeds: of each cell.
+        samples: test rows of each dataset.
+
+    Raises:
+        ResultError: the folder cannot be written.
+    """
+    run = Run.create(path)
+    rng = np.random.default_rng(0)
+    cells = 0
+    for number in range(datasets):
+        for seed in range(seeds):
+            left = rng.integers(1, DEPTH + 1, samples)
+            for method in METHODS:
+                for point in points_of(method):
+                    run.save(*_cell(rng, f"dataset_{number}", "zh" if number % 2 else "en", method, point, seed, left))
+                    cells += 1
+    return cells
+
+
+def _cell(
+    rng: np.random.Generator, dataset: str, language: str, method: str, point: str, seed: int, left: np.ndarray
+) -> tuple[Result, pd.DataFrame]:
+    """One result and its rows: exits scatter around ``left``, those of the sequential exit."""
+    n = len(left)
+    kind: Literal["method", "control", "bound"] = (
+        "bound" if method == "oracle" else "control" if method.startswith("control") else "method"
+    )
+    full = point == "full"
+    exits = np.full(n, DEPTH) if full else np.clip(left + rng.integers(-3, 3, n), 1, DEPTH)
+    correct = rng.random(n) < rng.uniform(0.8, 0.95)
+    accuracy, mean = float(correct.mean()), float(exits.mean())
+    ratios = np.exp(rng.normal(0, 0.1, len(_FACTORS)))
+    speedup = float(np.prod(ratios))
+    passes = list(np.exp(rng.normal(0, 0.03, 9)))
+    predicts = not full and method not in ("fastbert", "control-sequential")
+    frame = pd.DataFrame(
+        {
+            "index": np.arange(n, dtype=np.int64),
+            "length": rng.integers(5, 128, n).astype(np.int32),
+            "label": np.zeros(n, dtype=np.int64),
+            "prediction": np.where(correct, 0, 1).astype(np.int64),
+            "correct": correct,
+            "confidence": rng.random(n).astype(np.float32),
+            "exit_layer": exits.astype(np.int16),
+            "predicted_exit": (exits if predicts else np.zeros(n)).astype(np.int16),
+            "difficulty": (np.arange(n) * 3 // n).astype(np.int8),
+        }
+    )
+    coordinates: dict[str, Any] = {"source": "embedded", "backbone": "made-up", "protocol": "modern", "order": "length"}
+    coordinates.update(executor="made-up", batch_size=32, device="cpu", dtype="float32")
+    result = Result(
+        schema=1,
+        cell=Cell(method=method, dataset=dataset, seed=seed, point=point, **coordinates),
+        kind=kind,
+        synthetic=True,
+        language=language,
+        params={},
+        quality=Quality(
+            accuracy=accuracy,
+            accuracy_low=accuracy - 0.01,
+            accuracy_high=min(1.0, accuracy + 0.01),
+            macro_f1=accuracy,
+            n=n,
+        ),
+        cost=Cost(
+            flops_linear=_FULL * mean / DEPTH,
+            flops_full=1.03 * _FULL * mean / DEPTH,
+            params=110_000_000,
+            mean_layers=mean,
+            mean_heads=1.0,
+            depth=DEPTH,
+            valid_token_ratio=0.98,
+        ),
+        speed=Speed(
+            samples_per_s=100 * speedup,
+            seconds=n / 100 / speedup,
+            seconds_p10=0.95 * n / 100 / speedup,
+            seconds_p90=1.05 * n / 100 / speedup,
+            rounds=9,
+            reference="bert",
+            speedup=speedup,
+            speedup_p10=0.95 * speedup,
+            speedup_p90=1.05 * speedup,
+            phases={"predict": 0.001, "schedule": 0.002, "layers": 0.99},
+            tokens_per_s=4000 * speedup,
+            round_seconds=passes,
+            reference_seconds=passes,
+        ),
+        training=Training(seconds=100.0, steps=1000, layer_passes=100_000, passes_ratio=1.5, dev_accuracy=accuracy),
+        checks=Checks(rounds_agree=1.0, batches_agree=1.0, state_unchanged=True),
+        exit_histogram=np.bincount(exits, minlength=DEPTH + 1)[1:].tolist(),
+        latency=[
+            Latency(batch_size=size, n=200, p50=0.01 * size, p90=0.011 * size, p99=0.013 * size) for size in (1, 32)
+        ],
+        waterfall=Waterfall(
+            factors=[Factor(name=f, ratio=float(r), what="made up") for f, r in zip(_FACTORS, ratios, strict=True)],
+            product=speedup,
+            measured=speedup,
+        ),
+        footprint=Footprint(disk_bytes=440_000_000, host_peak_bytes=2_000_000_000),
+        overlaps=Overlaps(train_test=0, dev_test=0, train_dev=1, within_test=2),
+        unseen_tokens=0.02 if method.startswith("geep") else None,
+        fingerprint={"cpu": "made up", "commit": "made-up"},
+    )
+    return result, frame[list(SAMPLE_COLUMNS)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make a run, report it, print seconds and bytes; 2 with one line on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m reports.scale", description=str(__doc__).split("\n\n")[0])
+    parser.add_argument("--datasets", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=2000, help="test rows of a dataset (default 2000)")
+    parser.add_argument("--out", type=Path, help="keep the run here (default: a temporary folder)")
+    options = parser.parse_args(arguments)
+    if min(options.datasets, options.seeds, options.samples) < 1:
+        parser.error("--datasets, --seeds and --samples must be 1 or more")
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.out or Path(folder) / "run"
+        try:
+            cells = make_run(path, datasets=options.datasets, seeds=options.seeds, samples=options.samples)
+            start = perf_counter()
+            page = write_report(path)
+            seconds = perf_counter() - start
+        except GeepBenchError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        files = [file for file in page.parent.rglob("*") if file.is_file()]
+        print(
+            f"{cells} cells of {options.samples} samples: report in {seconds:.1f} s; page {page.stat().st_size / 1e6:.2f} MB; "
+            f"{len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Run folders that something happened to: each fault is one line, the rest is reported, and what is missing is marked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+
+from reports.build import write_report
+from reports.contents import results_table
+from reports.view import build_view
+
+
+def edit(path, change):
+    """Rewrite a result file."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    change(data)
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def make(fabricate):
+    run = fabricate()
+    run.cell("bert")
+    run.cell("control-sequential", "speed=0.5", kind="control")
+    return run, run.cell("geep", "speed=0.5", predicted=[3] * 200)
+
+
+def told(run):
+    """The caveats, each one line, after a whole report was written."""
+    page = write_report(run.path).read_text(encoding="utf-8")
+    caveats = build_view(run.path).caveats
+    assert all("\n" not in caveat for caveat in caveats)
+    for method in ("bert", "control-sequential"):
+        assert f"<td>{method}" in page
+    return caveats, page
+
+
+def one_line(caveats, *words):
+    found = [caveat for caveat in caveats if all(word in caveat for word in words)]
+    assert len(found) == 1, caveats
+    return found[0]
+
+
+def test_truncated_json(fabricate):
+    """Half a result is set aside and named; the other rows are reported."""
+    run, geep = make(fabricate)
+    path = run.run.result_path(geep.cell)
+    path.write_text(path.read_text(encoding="utf-8")[:300], encoding="utf-8")
+    caveats, page = told(run)
+    one_line(caveats, path.name, "Set aside")
+    assert "<td>geep" not in page
+    # The tables that should have had the row say so, until somebody measures it again.
+    missing = "Missing from this table: {}geep speed=0.5, seed0 (broken, set aside)."
+    assert missing.format("ag_news ") in page and missing.format("") in page
+    make(fabricate)
+    assert "Missing from this table" not in told(run)[1]
+
+
+def test_a_seed_that_broke_marks_the_mean(fabricate):
+    """Where one of two seeds is lost, the row says that its mean is over fewer seeds than its neighbours'."""
+    run, _ = make(fabricate)
+    for method, point in (("bert", "full"), ("geep", "speed=0.5")):
+        lost = run.cell(method, point, seed=1)
+    run.run.result_path(lost.cell).write_text("{", encoding="utf-8")
+    caveats, page = told(run)
+    one_line(caveats, "seed1")
+    assert "<td>geep #" in page and "# A mean over fewer seeds" in page and "<td>bert #" not in page
+
+
+def test_a_failed_cell_is_missed_in_its_tables(fabricate):
+    """A method that raised leaves a line and a footnote in the tables of its dataset, and none elsewhere."""
+    run, _ = make(fabricate)
+    other = run.cell("bert", dataset="other")
+    run.run.fail(other.cell.model_copy(update={"method": "tinybert"}), "Traceback\nValueError: no such layer")
+    caveats, _ = told(run)
+    one_line(caveats, "Failed and missing", "other / tinybert / full")
+    view = build_view(run.path)
+    notes = {group.dataset: results_table(view, group).notes for group in view.groups}
+    assert any("tinybert full, seed0 (failed)" in note for note in notes["other"])
+    assert not any("Missing" in note for note in notes["ag_news"])
+
+
+def test_missing_samples(fabricate):
+    """A result whose rows are gone keeps its numbers, with a mark and a line."""
+    run, geep = make(fabricate)
+    run.run.samples_path(geep.cell).unlink()
+    caveats, page = told(run)
+    one_line(caveats, "No per-sample rows", run.run.samples_path(geep.cell).name)
+    assert "<td>geep °" in page and "cannot be compared" in page
+
+
+def test_a_run_stripped_of_its_samples(fabricate):
+    """Where no cell has rows, as in published runs, one line says so and no row is marked."""
+    run, _ = make(fabricate)
+    shutil.rmtree(run.path / "samples")
+    caveats, page = told(run)
+    one_line(caveats, "No per-sample rows", "stripped")
+    assert "°</td>" not in page and "cannot be compared" in page
+
+
+FAULTS = {
+    "has 150 rows": lambda frame: frame.iloc[:150],
+    "of one and the same test sample": lambda frame: frame.assign(index=0),
+    "has no column exit_layer": lambda frame: frame.drop(columns="exit_layer"),
+    "has empty values in column exit_layer": lambda frame: frame.assign(
+        exit_layer=frame["exit_layer"].astype("Int16").where(frame["index"] > 3)
+    ),
+    "has something else than numbers in column exit_layer": lambda frame: frame.assign(exit_layer="x"),
+    "they are not of one measurement": lambda frame: frame.assign(correct=False),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_samples_that_cannot_be_those_of_the_result(fabricate, fault):
+    """Rows that are cut, doubled, incomplete or of another measurement are named and not used."""
+    run, geep = make(fabricate)
+    path = run.run.samples_path(geep.cell)
+    FAULTS[fault](pd.read_parquet(path)).to_parquet(path, index=False)
+    caveats, page = told(run)
+    assert fault in one_line(caveats, "No per-sample rows", path.name)
+    assert "<td>geep °" in page
+
+
+def test_garbage_instead_of_samples(fabricate):
+    """A file that is no Parquet at all is named, too."""
+    run, geep = make(fabricate)
+    run.run.samples_path(geep.cell).write_bytes(b"")
+    one_line(told(run)[0], "No per-sample rows")
+
+
+@pytest.mark.parametrize("differ", [True, False])
+def test_two_cells_with_one_key(fabricate, differ):
+    """A copied result is not averaged in as if it were another seed: the file named after the cell counts."""
+    run, geep = make(fabricate)
+    path = run.run.result_path(geep.cell)
+    copy = path.with_name("a copy.json")
+    copy.write_bytes(path.read_bytes())
+    if differ:
+        edit(copy, lambda data: data["quality"].update(accuracy=0.1))
+    caveats, _ = told(run)
+    line = one_line(caveats, "2 results", "geep speed=0.5 on ag_news, seed 0")
+    assert path.name in line and ("differ" in line) == differ
+    row = build_view(run.path).rows.set_index("method").loc["geep"]
+    assert (row["seeds"], row["accuracy"]) == (1, 0.9)
+
+
+def test_two_cells_with_one_key_and_no_file_of_that_name(fabricate):
+    """Where no file has the cell's name the first counts, and the line says so."""
+    run, geep = make(fabricate)
+    path = run.run.result_path(geep.cell)
+    for name in ("one.json", "two.json"):
+        path.with_name(name).write_bytes(path.read_bytes())
+    path.unlink()
+    assert "the first by name is used" in one_line(told(run)[0], "2 results")
+
+
+def test_mixed_machines(fabricate):
+    """Cells of two machines are reported with a line that names what differs."""
+    run, _ = make(fabricate)
+    run.cell("fastbert", "speed=0.5", fingerprint={"machine": {"cpu": "another", "cores": 2}})
+    one_line(told(run)[0], "not all measured on the same machine", "machine.cpu")
+
+
+def test_mixed_code(fabricate):
+    """Cells of two states of the code are counted by state, apart from the machine."""
+    run = fabricate()
+    same = {"machine": {"cpu": "x"}, "versions": {"geep-bench": "0.1.0"}}
+    run.cell("bert", fingerprint={**same, "commit": "aaa"})
+    run.cell("control-sequential", "speed=0.5", kind="control", fingerprint={**same, "commit": "bbb"})
+    run.cell("geep", "speed=0.5", fingerprint={**same, "commit": "bbb"})
+    caveats, _ = told(run)
+    line = one_line(caveats, "different code")
+    assert "version 0.1.0 bbb (2 cells: ag_news)" in line and "version 0.1.0 aaa (1 cell: ag_news)" in line
+    assert not any("same machine" in caveat for caveat in caveats)
+
+
+@pytest.mark.parametrize("part, name", [("quality", "accuracy"), ("cost", "flops_linear"), ("speed", "samples_per_s")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_a_number(fabricate, part, name, value):
+    """A metric that is no number is a dash with a mark, named in one line; figures and other rows stand."""
+    run, geep = make(fabricate)
+    edit(run.run.result_path(geep.cell), lambda data: data[part].update({name: value}))
+    caveats, page = told(run)
+    assert name in one_line(caveats, "Not a number in geep speed=0.5 on ag_news, seed 0")
+    assert "<td>geep #" in page and not re.search(r"<td[^>]*>(nan|inf)", page)
+
+
+def test_no_number_at_all(fabricate):
+    """A result whose every fraction is NaN leaves a row of dashes."""
+    run, geep = make(fabricate)
+    path = run.run.result_path(geep.cell)
+    path.write_text(re.sub(r": -?\d+\.\d+", ": NaN", path.read_text(encoding="utf-8")), encoding="utf-8")
+    caveats, _ = told(run)
+    one_line(caveats, "Not a number in geep")
+    row = build_view(run.path).rows.set_index("method").loc["geep"]
+    assert not any(isinstance(row[name], float) and row[name] > 0 for name in ("accuracy", "mean_layers", "speedup"))
+
+
+def test_everything_at_once(fabricate):
+    """Faults do not hide each other."""
+    run, geep = make(fabricate)
+    second = run.cell("fastbert", "speed=0.5")
+    third = run.cell("tinybert")
+    edit(run.run.result_path(geep.cell), lambda data: data["quality"].update(macro_f1=float("nan")))
+    run.run.samples_path(second.cell).unlink()
+    run.run.result_path(third.cell).write_text("", encoding="utf-8")
+    run.run.result_path(second.cell).with_name("copy.json").write_bytes(run.run.result_path(second.cell).read_bytes())
+    caveats, _ = told(run)
+    for words in ("Not a number", "No per-sample rows", "Set aside", "2 results"):
+        one_line(caveats, words)

@@ -1,0 +1,296 @@
+"""Every number that per-sample rows determine, computed again from the rows alone, agrees with the report to the last digit.
+
+The arithmetic here is its own: plain loops over the Parquet rows, nothing imported from the statistics of the project.
+
+Determined by rows: test samples, accuracy with its interval, macro F1, spread over seeds, exit histograms, accuracy and
+mean exit by difficulty, wins, losses, exact and adjusted p-values and the verdict's sign, hits and errors of predictors,
+differences to the sequential exit and to the oracle. Not determined by rows, and therefore not compared: FLOPs, executed
+layers (an answer may run a layer more than its exit), heads, seconds and everything made of them, parameters, memory,
+training, dev accuracy, unseen tokens, checks.
+
+``GEEP_BENCH_RUN=FOLDER`` makes the same comparison with a run of one's own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+
+from harness.measure.quality import quality
+from harness.store import Run
+from reports.page import Contents
+from reports.tables import Table
+from reports.view import View, build_view
+
+Rows = list[dict[str, Any]]
+Key = tuple[str, ...]  # method, point, then whatever else the tables tell rows apart by
+
+
+def binomial_quantile(level: float, n: int, p: float) -> int:
+    """Smallest k with P(X <= k) >= level."""
+    if p in (0.0, 1.0):
+        return round(n * p)
+    total = 0.0
+    for k in range(n + 1):
+        log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        total += math.exp(log + k * math.log(p) + (n - k) * math.log1p(-p))
+        if total >= level:
+            return k
+    return n
+
+
+def macro_f1(rows: Rows) -> float:
+    """Mean over the classes that occur as label or prediction."""
+    hit, said, true = Counter(), Counter(), Counter()
+    for row in rows:
+        said[row["prediction"]] += 1
+        true[row["label"]] += 1
+        hit[row["label"]] += row["label"] == row["prediction"]
+    return fmean(2 * hit[c] / (said[c] + true[c]) for c in {*said, *true})
+
+
+def exact_p(wins: int, losses: int) -> float:
+    """Two-sided sign test."""
+    n, least = wins + losses, min(wins, losses)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
+
+
+def holm(values: list[float]) -> list[float]:
+    """Step-down adjustment."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    adjusted, highest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def tau_b(pairs: list[tuple[int, int]]) -> float | None:
+    """Kendall's tau-b, over pairs of distinct values with their counts."""
+    counts = list(Counter(pairs).items())
+    score = 0
+    for i, ((a, b), m) in enumerate(counts):
+        for (c, d), k in counts[:i]:
+            score += m * k * ((a > c) - (a < c)) * ((b > d) - (b < d))
+
+    def untied(values: Iterable[int]) -> int:
+        n = len(pairs)
+        return (n * n - sum(k * k for k in Counter(values).values())) // 2
+
+    under = untied(a for a, _ in pairs) * untied(b for _, b in pairs)
+    return score / math.sqrt(under) if under else None
+
+
+class Stored:
+    """Rows of a run, read without the reader of the reports: dataset -> (method, point) -> seed -> rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows: dict[tuple[str, bool], dict[Key, dict[int, Rows]]] = defaultdict(lambda: defaultdict(dict))
+        self.settings: set[str] = set()
+        for file in sorted((path / "results").glob("*.json")):
+            result = json.loads(file.read_text(encoding="utf-8"))
+            cell = result["cell"]
+            rows = parquet.read_table(path / "samples" / f"{file.stem}.parquet").to_pylist()
+            self.rows[cell["dataset"], result["synthetic"]][cell["method"], cell["point"]][cell["seed"]] = rows
+            self.settings.add(json.dumps({k: cell[k] for k in ("backbone", "device", "dtype", "order", "batch_size")}))
+
+
+def column(table: Table, heading: str) -> int:
+    return next(i for i, c in enumerate(table.columns) if c.heading == heading)
+
+
+def shown(table: Table, heading: str) -> dict[Key, str]:
+    """Cells of a column by (method, point)."""
+    at = column(table, heading)
+    return {(r["method"], r["point"]): row[at] for r, row in zip(table.records, table.cells, strict=True)}
+
+
+def accuracy(rows: Rows) -> float:
+    return sum(row["label"] == row["prediction"] for row in rows) / len(rows)
+
+
+def interval(rows: Rows) -> tuple[float, float]:
+    n, p = len(rows), accuracy(rows)
+    return binomial_quantile(0.025, n, p) / n, binomial_quantile(0.975, n, p) / n
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    text = f"{100 * value:+.2f}"
+    return text.replace("-", "−") if float(text) else "0.00"
+
+
+def p_text(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def compare(path: Path) -> int:
+    """Compare everything; returns how many cells of tables were compared."""
+    stored, view = Stored(path), build_view(path)
+    contents = Contents(view)
+    compared = 0
+    for group in view.groups:
+        cells = stored.rows[group.dataset, group.synthetic]
+        tables = contents.datasets[group.slug]
+        expected: dict[tuple[str, str], Mapping[Key, str]] = {}
+        expected["details", "Test samples"] = {k: f"{min(len(r) for r in s.values()):,}" for k, s in cells.items()}
+        expected["details", "Macro F1 %"] = {k: percent(fmean(map(macro_f1, s.values()))) for k, s in cells.items()}
+        accuracies = {k: [accuracy(r) for r in s.values()] for k, s in cells.items()}
+        limits = {k: [fmean(ends) for ends in zip(*map(interval, s.values()), strict=True)] for k, s in cells.items()}
+        expected["results", "Accuracy % (95 % interval)"] = {
+            k: f"{percent(fmean(a))} ({percent(limits[k][0])}–{percent(limits[k][1])})" for k, a in accuracies.items()
+        }
+        if view.rows["seeds"].max() > 1:
+            expected["results", "± (seeds)"] = {
+                k: f"{percent(stdev(a), 2) if len(a) > 1 else '—'} ({len(a)})" for k, a in accuracies.items()
+            }
+        expected |= difficulty(cells) if "difficulty" in tables else {}
+        for (name, heading), values in expected.items():
+            assert shown(tables[name], heading) == dict(values), (group.label, heading)
+            compared += len(values)
+        summary = next(t for t in contents.summary if (t.name == "summary-synthetic") == group.synthetic)
+        mine = [row for r, row in zip(summary.records, summary.cells, strict=True) if r["slug"] == group.slug]
+        at = column(summary, "Accuracy % (95 % interval)")
+        assert sorted(row[at] for row in mine) == sorted(expected["results", "Accuracy % (95 % interval)"].values())
+        paper = next(
+            t
+            for t in contents.papers
+            if any(c.group == group.dataset for c in t.columns) and (("synthetic" in t.name) == group.synthetic)
+        )
+        for key, text in shown(paper, f"{group.dataset} Acc. %").items():
+            assert text == (percent(fmean(accuracies[key]), 2) if key in accuracies else "—")
+            compared += 1
+        for record in view.records(group):
+            rows = [row for r in cells[record["method"], record["point"]].values() for row in r]
+            counts = Counter(row["exit_layer"] for row in rows)
+            assert {i: n for i, n in enumerate(record["histogram"], start=1) if n} == dict(counts)
+            compared += 1
+        compared += verdicts(view, group.slug, cells) + predictors(tables, cells)
+    return compared
+
+
+def difficulty(cells: Mapping[Key, dict[int, Rows]]) -> dict[tuple[str, str], dict[Key, str]]:
+    """The table by true difficulty, rows of all seeds together."""
+    expected: dict[tuple[str, str], dict[Key, str]] = defaultdict(dict)
+    for key, seeds in cells.items():
+        rows = [row for same in seeds.values() for row in same if row["difficulty"] >= 0]
+        for level in {row["difficulty"] for row in rows}:
+            part = [row for row in rows if row["difficulty"] == level]
+            expected["difficulty", f"Difficulty {level} accuracy %"][key] = percent(accuracy(part))
+            mean = fmean(row["exit_layer"] for row in part)
+            expected["difficulty", f"Difficulty {level} exit layer"][key] = f"{mean:.2f}"
+    return expected
+
+
+def paired(ours: dict[int, Rows], theirs: dict[int, Rows]) -> tuple[float, int, int]:
+    """Mean difference in accuracy, and test rows won and lost over the seeds that both have."""
+    balance: Counter[int] = Counter()
+    differences = []
+    for seed in sorted(ours.keys() & theirs.keys()):
+        right = {row["index"]: row["correct"] for row in theirs[seed]}
+        deltas = {row["index"]: row["correct"] - right[row["index"]] for row in ours[seed]}
+        balance.update(deltas)
+        differences.append(fmean(deltas.values()))
+    return fmean(differences), sum(v > 0 for v in balance.values()), sum(v < 0 for v in balance.values())
+
+
+def verdicts(view: View, slug: str, cells: Mapping[Key, dict[int, Rows]]) -> int:
+    """The table of controls: every paired test of a dataset."""
+    tables = [t for t in Contents(view).controls if slug in {r["slug"] for r in t.records}]
+    lines = [(r, row, t) for t in tables for r, row in zip(t.records, t.cells, strict=True) if r["slug"] == slug]
+    tests = [paired(cells[r["method"], r["point"]], cells[r["control"], r["control_point"]]) for r, _, _ in lines]
+    p_values = [exact_p(wins, losses) for _, wins, losses in tests]
+    for (record, row, table), (difference, wins, losses), p, adjusted in zip(
+        lines, tests, p_values, holm(p_values), strict=True
+    ):
+        at = {c.heading: text for c, text in zip(table.columns, row, strict=True)}
+        assert at["Won : lost"] == f"{wins} : {losses}"
+        assert at["Accuracy difference, points"] == signed(difference)
+        assert (at["p exact"], at["p adjusted"]) == (p_text(p), p_text(adjusted))
+        word = "no better" if adjusted >= 0.05 or not difference else "worse" if difference < 0 else "beats"
+        assert at["Verdict"].startswith(word), record["sentence"]
+    return 5 * len(lines)
+
+
+def predictors(tables: Mapping[str, Table], cells: Mapping[Key, dict[int, Rows]]) -> int:
+    """The table of predicted exits."""
+    if "predictor" not in tables:
+        return 0
+    table = tables["predictor"]
+    for record, row in zip(table.records, table.cells, strict=True):
+        mine, other = cells[record["method"], record["point"]], cells["control-sequential", record["compared_with"]]
+        at = {c.heading: text for c, text in zip(table.columns, row, strict=True)}
+        pairs, taus, early, late = [], [], [], []
+        for seed in sorted(mine.keys() & other.keys()):
+            left = {r["index"]: r for r in other[seed]}
+            both = [(r, left[r["index"]]) for r in mine[seed] if r["predicted_exit"] > 0]
+            these = [(b["exit_layer"], a["predicted_exit"]) for a, b in both]
+            taus.append(tau_b(these))
+            pairs += these
+            for found, sign in ((early, -1), (late, 1)):
+                moved = [
+                    a["correct"] - b["correct"] for a, b in both if sign * (a["predicted_exit"] - b["exit_layer"]) > 0
+                ]
+                found.append(sum(moved) / len(mine[seed]))
+        n, known = len(pairs), [tau for tau in taus if tau is not None]
+        assert at["Kendall tau-b"] == (f"{fmean(known):.2f}".replace("-", "−") if known else "—")
+        assert at["Hits %"] == percent(sum(a == b for a, b in pairs) / n)
+        assert at["Within one layer %"] == percent(sum(abs(a - b) <= 1 for a, b in pairs) / n)
+        assert at["Too early %"] == percent(sum(b < a for a, b in pairs) / n)
+        assert at["Too late %"] == percent(sum(b > a for a, b in pairs) / n)
+        assert at["Against sequential: accuracy, points"] == signed(paired(mine, other)[0])
+        assert at["Against sequential: of it, too early"] == signed(fmean(early))
+        assert at["Against sequential: of it, too late"] == signed(fmean(late))
+        if ("oracle", "agree") in cells:
+            assert at["Against oracle: accuracy, points"] == signed(paired(mine, cells["oracle", "agree"])[0])
+    return 9 * len(table.records)
+
+
+@pytest.fixture(scope="module")
+def run_path(plausible_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plausible run whose labels have three classes and whose stored quality is that of the harness, two seeds on one set."""
+    import shutil
+
+    path = tmp_path_factory.mktemp("runs") / "consistent"
+    shutil.copytree(plausible_run, path, ignore=shutil.ignore_patterns("report"))
+    run = Run(path)
+    for result in run.results():
+        frame = run.samples(result.cell)
+        frame["label"] = frame["index"] % 3
+        frame["prediction"] = (frame["label"] + ~frame["correct"]) % 3
+        exact = quality(frame["prediction"].to_numpy(), frame["label"].to_numpy())
+        run.save(result.model_copy(update={"quality": exact}), frame)
+    for result in run.results():
+        if result.cell.dataset == "weibo":
+            frame = run.samples(result.cell)
+            frame["correct"] = frame["correct"].sample(frac=1, random_state=3).to_numpy()
+            frame["prediction"] = (frame["label"] + ~frame["correct"]) % 3
+            exact = quality(frame["prediction"].to_numpy(), frame["label"].to_numpy())
+            second = {"cell": result.cell.model_copy(update={"seed": 1}), "quality": exact}
+            run.save(result.model_copy(update=second), frame)
+    return path
+
+
+def test_tables_follow_from_rows_alone(run_path):
+    """Hundreds of printed numbers, recomputed from Parquet rows by other code, are the same strings."""
+    assert compare(run_path) > 500
+
+
+def test_own_run_follows_from_rows_alone():
+    """The same for a run that the environment names."""
+    path = os.environ.get("GEEP_BENCH_RUN")
+    if not path:
+        pytest.skip("GEEP_BENCH_RUN names no run folder to compare")
+    assert compare(Path(path)) > 0

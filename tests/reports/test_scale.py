@@ -1,0 +1,29 @@
+"""The made-up run of full size, in small."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from reports.scale import METHODS, main, points_of
+from reports.view import build_view
+
+
+def test_a_small_one_has_the_shape_of_a_large_one(tmp_path, capsys):
+    """Every method at every point and seed is there, marked synthetic, and a report of everything is made and measured."""
+    assert main(["--datasets", "1", "--seeds", "2", "--samples", "60", "--out", str(tmp_path / "run")]) == 0
+    points = sum(len(points_of(method)) for method in METHODS)
+    said = re.fullmatch(r"(\d+) cells of 60 samples: report in [\d.]+ s; page [\d.]+ MB; .*\n", capsys.readouterr().out)
+    assert said and int(said[1]) == 2 * points
+    view = build_view(tmp_path / "run")
+    assert view.synthetic and len(view.rows) == points and len(view.verdicts) and len(view.predictors)
+    assert view.caveats == [] and set(view.rows["marks"]) == {""}
+
+
+@pytest.mark.parametrize("option", ["--datasets", "--seeds", "--samples"])
+def test_nothing_to_make_is_bad_input(option, capsys):
+    """Less than one is refused with one line."""
+    with pytest.raises(SystemExit) as stopped:
+        main([option, "0"])
+    assert stopped.value.code == 2 and "must be 1 or more" in capsys.readouterr().err
