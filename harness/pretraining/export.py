@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.encoder import checkpoint
 from harness.encoder.shape import EncoderShape
+from harness.errors import ResultError
 from harness.pretraining import vocabulary
 from harness.pretraining.model import MaskedWordModel
 from harness.store import write_atomic, write_json
@@ -87,7 +88,10 @@ def write(folder: Path, model: MaskedWordModel, shape: EncoderShape, tokenizer: 
         weights = {tensor: name for name, piece in zip(names, pieces, strict=True) for tensor in piece}
         total = sum(tensor.nbytes for tensor in tensors.values())
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
-    vocabulary.save(tokenizer, folder, shape.max_positions)
+    try:
+        vocabulary.save(tokenizer, folder, shape.max_positions)
+    except OSError as error:
+        raise ResultError(f"cannot write {folder}: {error.strerror}: free space, then run again") from error
     # Written in half precision to be small; to be computed in float32, unless somebody says otherwise.
     config = {**shape.to_hf(), "architectures": ["BertForMaskedLM"], "dtype": "float32", "tie_word_embeddings": True}
     text = json.dumps(config, indent=1)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, ResultError
 from harness.measure import clock
 from harness.measure.ceiling import matrix_rate
 from harness.pretraining import snapshot
@@ -69,9 +69,13 @@ class Curve:
 
     def add(self, first: int, losses: list[float], norms: list[float]) -> None:
         """Append steps ``first`` ... (counted from 1)."""
-        with self.path.open("a", encoding="utf-8") as handle:
-            for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=first):
-                handle.write(json.dumps({"step": number, "loss": loss, "norm": norm}) + "\n")
+        rows = enumerate(zip(losses, norms, strict=True), start=first)
+        text = "".join(json.dumps({"step": number, "loss": loss, "norm": norm}) + "\n" for number, (loss, norm) in rows)
+        try:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(text)
+        except OSError as error:
+            raise ResultError(f"cannot write {self.path}: {error.strerror}: free space, then run again") from error
 
 
 class Trainer:
