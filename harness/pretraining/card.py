@@ -2,7 +2,7 @@
 
 Accuracy is added when it has been measured, from what ``python -m suites.depth --out depth.json`` wrote::
 
-    python -m harness.pretraining.card BACKBONE --accuracy depth.json
+    python -m harness.pretraining.card BACKBONE --accuracy depth.json --control depth-untrained.json
 """
 
 from __future__ import annotations
@@ -63,16 +63,22 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> str:
             "Not measured yet: `python -m suites.depth` with this backbone, then `python -m harness.pretraining.card`."
         )
     lines = [
-        "| data set | method | last layer | first layer | gain in points | by layer |",
-        "| --- | --- | ---: | ---: | ---: | --- |",
+        "| data set | rows | heads | last layer | first layer | gain | untrained: last layer | gain | by layer |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in rows:
         found = [100 * value for value in row["accuracy"]]
         layers = " ".join(f"{layer}: {value:.1f}" for layer, value in zip(row["layers"], found, strict=True))
+        control = row.get("control")
+        rival = f"{100 * control['accuracy'][-1]:.1f} | {control['gain_points']:+.1f}" if control else "- | -"
         lines.append(
-            f"| {row['dataset']} | {row['method']} | {found[-1]:.1f} | {found[0]:.1f} | {row['gain_points']:+.1f} | {layers} |"
+            f"| {row['dataset']} | {_count(row['train_rows'])} / {_count(row['test_rows'])} | {row['method']} | {found[-1]:.1f} | "
+            f"{found[0]:.1f} | {row['gain_points']:+.1f} | {rival} | {layers} |"
         )
-    return "Test accuracy in %, a head after every layer, fine-tuned from this backbone:\n\n" + "\n".join(lines)
+    return (
+        "Test accuracy in %, with heads at several depths, fine-tuned from this backbone, and from an untrained one of the same "
+        "shape and vocabulary. Rows are those of train and test; a gain is last layer less first, in points.\n\n"
+    ) + "\n".join(lines)
 
 
 def _sources(facts: Mapping[str, Any]) -> str:
@@ -177,15 +183,20 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
     write_atomic(folder / CARD, lambda place: place.write_text(text, encoding="utf-8"))
 
 
-def add_accuracy(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add per-layer accuracies (rows of ``suites.depth``); a data set and method measured again replaces what was there.
+def add_accuracy(folder: Path, rows: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Add per-layer accuracies; a data set and method measured again replaces what was there.
+
+    Args:
+        rows: of ``suites.depth``, with this backbone.
+        control: the same with an untrained one.
 
     Raises:
         ResultError: the folder has no facts, or the rows are not what ``suites.depth`` writes.
     """
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        new = {(row["dataset"], row["method"]): dict(row) for row in rows}
+        rivals = {(row["dataset"], row["method"]): dict(row) for row in control}
+        new = {key: {**row, "control": rivals.get(key)} for row in rows for key in [(row["dataset"], row["method"])]}
         old = [row for row in facts.get("accuracy", []) if (row["dataset"], row["method"]) not in new]
         write(folder, {**facts, "accuracy": [*old, *new.values()]})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -195,6 +206,16 @@ def add_accuracy(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         ) from error
 
 
+def _rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultError(f"cannot read {path} ({error!r}): give what suites.depth --out wrote") from error
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m harness.pretraining.card", description="Write a model card again.")
@@ -202,15 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--accuracy", type=Path, action="append", default=[], help="JSON of suites.depth; may be repeated"
     )
+    parser.add_argument("--control", type=Path, action="append", default=[], help="the same with an untrained backbone")
     args = parser.parse_args(arguments)
     try:
-        rows = []
-        for path in args.accuracy:
-            try:
-                rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ResultError(f"cannot read {path} ({error!r}): give what suites.depth --out wrote") from error
-        add_accuracy(args.folder, rows)
+        add_accuracy(args.folder, _rows(args.accuracy), _rows(args.control))
     except GeepBenchError as error:
         print(f"card: {error}", file=sys.stderr)
         return error.exit_code

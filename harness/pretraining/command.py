@@ -28,6 +28,7 @@ from harness.encoder.model import parameters_of
 from harness.encoder.shape import EncoderShape
 from harness.errors import ConfigError, DeviceError, ResultError
 from harness.fingerprint import fingerprint
+from harness.measure import clock
 from harness.pretraining import card, corpus, export, shards, snapshot, start, vocabulary
 from harness.pretraining.batches import Stream
 from harness.pretraining.evaluate import perplexity
@@ -151,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.out is None and not args.shards_only:
         raise ConfigError("say where the backbone shall go with --out DIR (or make shards only, with --shards-only)")
+    began = clock.now()
     device = args.device or default_device()
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
@@ -170,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
     assert work is not None
     shape = start.shape_for(args.layers, args.width, args.heads, args.intermediate, data.vocab_size, data.length)
     try:
-        return _train(args, data, shape, recipe, work, device)
+        return _train(args, data, shape, recipe, work, device, began)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             f"the device's memory ran out with --rows {args.rows}: halve it and double --accumulate (with --fresh)"
@@ -178,7 +180,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(
-    args: argparse.Namespace, data: shards.Shards, shape: EncoderShape, recipe: PretrainRecipe, work: Path, device: str
+    args: argparse.Namespace,
+    data: shards.Shards,
+    shape: EncoderShape,
+    recipe: PretrainRecipe,
+    work: Path,
+    device: str,
+    began: float,
 ) -> int:
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -211,7 +219,7 @@ def _train(
         f"step {trainer.progress.step:,} of {plan['steps']:,} on {device}"
     )
     if trainer.progress.step < plan["steps"]:
-        limit = 60 * args.stop_after if args.stop_after else math.inf
+        limit = 60 * args.stop_after - (clock.now() - began) if args.stop_after else math.inf
         if not trainer.train(save_every=args.save_every, stop_after=limit):
             _say(f"stopped at step {trainer.progress.step:,} of {plan['steps']:,}; the same command goes on from there")
             return UNFINISHED

@@ -30,7 +30,7 @@ def test_without_blank_lines_every_line_is_a_document(tmp_path: Path) -> None:
 
 def test_packed_text_is_read(tmp_path: Path) -> None:
     """As if it were not packed."""
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("eins\n\nzwei".encode()))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"eins\n\nzwei"))
     assert read(tmp_path / "a.txt.gz") == ["eins", "zwei"]
 
 
