@@ -33,6 +33,8 @@ from harness.training import has_bfloat16
 _WINDOW = 20  # steps between looks at the loss, which wait for the device
 _LINE_SECONDS = 30.0  # between lines, where there is no terminal for a bar
 _MEASURED_SECONDS, _WARM = 5.0, 3  # of the rate; steps before
+_EARLY = 100  # batches among which either kind is looked for
+_PEAKS = 3  # measurements of the peak, of which the best counts: others may be using the machine
 _RESERVE = 0.03  # of the time, for states and looks
 
 Forward = Callable[..., Tensor]
@@ -121,19 +123,31 @@ class Trainer:
         return losses.mean()
 
     def prepare(self) -> None:
-        """Compile, if asked to, by running once on the first batch; measure the device's peak."""
+        """Compile, if asked to, by running once on a batch of either kind; measure the device's peak."""
         self.model.train()
         if self.compiled:
-            self.forward = torch.compile(self.model, dynamic=False)
+            self.forward = torch.compile(self.model, dynamic=False, fullgraph=True)
             try:
-                self.loss(self.stream.batch(0)).backward()
+                for batch in self._either_kind():
+                    self.loss(batch).backward()
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # whatever the compiler of this machine lacks
                 print(f"torch.compile failed, going on without: {str(error).splitlines()[0]}", file=sys.stderr)
                 self.forward, self.compiled = self.model, False
             self.optimizer.zero_grad(set_to_none=True)
-        self.peak = matrix_rate(str(self.device), torch.bfloat16 if self.bf16 else torch.float32)
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.peak = max(matrix_rate(str(self.device), dtype) for _ in range(_PEAKS))
+
+    def _either_kind(self) -> list[Batch]:
+        """The first batch that needs no mask in attention, and the first that does, if they come early."""
+        found: dict[bool, Batch] = {}
+        for number in range(min(self.stream.per_epoch, _EARLY)):
+            batch = self.stream.batch(number)
+            found.setdefault(batch.pieces is None, batch)
+            if len(found) == 2:
+                break
+        return list(found.values())
 
     def resume(self) -> bool:
         """Go on from the newest state, if there is one.

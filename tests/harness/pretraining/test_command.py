@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from harness import cli
 from harness.encoder.checkpoint import read_folder
-from harness.errors import ConfigError, GeepBenchError, ResultError
+from harness.errors import ConfigError, DeviceError, GeepBenchError, ResultError
 from harness.pretraining import command, loop, snapshot, start
 from harness.pretraining.batches import Stream
 from harness.pretraining.model import MaskedWordModel
@@ -344,3 +344,44 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "--help"])
     assert "exit code 3" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize("reason", ["no compiler", None])
+def test_compiled_or_not_it_learns_the_same(
+    reason: str | None,
+    pretrain: Pretrain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the compiler is given runs both kinds of batches; where it fails, a line says so and the run goes on."""
+    seen: list[bool] = []
+
+    def compiler(model: MaskedWordModel, **_: object) -> Callable[..., torch.Tensor]:
+        def compiled(*args: torch.Tensor) -> torch.Tensor:
+            if reason:
+                raise RuntimeError(reason)
+            seen.append(args[2] is None)
+            return model(*args)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    pretrain(tmp_path / "plain", "--steps", "4")
+    pretrain(tmp_path / "compiled", "--steps", "4", "--compile", "on")
+    assert_same(tmp_path / "plain", tmp_path / "compiled")
+    assert ("torch.compile failed, going on without: no compiler" in capsys.readouterr().err) == bool(reason)
+    assert set(seen[:2]) == (set() if reason else {True, False})
+
+
+def test_too_little_memory_is_told_with_what_helps(
+    pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a traceback."""
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(MaskedWordModel, "forward", full)
+    with pytest.raises(DeviceError, match="memory ran out with --rows 8: halve it and double --accumulate"):
+        pretrain(tmp_path / "b", "--steps", "2")

@@ -110,7 +110,7 @@ def test_losses_are_those_of_every_layer(model: MaskedWordModel) -> None:
 def test_nothing_masked_is_no_loss(model: MaskedWordModel) -> None:
     """Not a division by zero."""
     batch = make(ROWS, np.zeros(40, np.uint8), 0.3, np.random.default_rng(0), torch.device("cpu"))
-    assert float(model(batch.ids, batch.positions, batch.pieces, batch.where, batch.labels)) == 0.0
+    assert model(batch.ids, batch.positions, batch.pieces, batch.where, batch.labels).item() == 0.0
 
 
 @pytest.mark.parametrize("every", [False, True])

@@ -44,7 +44,7 @@ def test_layers_and_embeddings_are_copied(teacher: Path) -> None:
     drawn = model.encoder.position.weight.clone()
     assert start.take_from(model, teacher, WORDS) == ([0, 2, 5], True)
     _, state = checkpoint.read_folder(teacher)
-    assert [float(layer.out.bias[0]) for layer in model.encoder.layers] == [0, 2, 5]
+    assert [layer.out.bias[0].item() for layer in model.encoder.layers] == [0, 2, 5]
     assert torch.equal(model.encoder.layers[1].qkv.weight, state["layers.2.qkv.weight"])
     assert torch.equal(model.encoder.word.weight, state["word.weight"])
     assert torch.equal(model.encoder.position.weight[:8], state["position.weight"])
@@ -57,7 +57,7 @@ def test_of_another_vocabulary_only_layers_are_taken(teacher: Path) -> None:
     before = model.encoder.word.weight.clone()
     assert start.take_from(model, teacher, [*WORDS[:-1], "other"]) == ([0, 5], False)
     assert torch.equal(model.encoder.word.weight, before)
-    assert float(model.encoder.layers[1].out.bias[0]) == 5
+    assert model.encoder.layers[1].out.bias[0].item() == 5
 
 
 @pytest.mark.parametrize(("width", "heads", "inner"), [(32, 2, 64), (16, 4, 64), (16, 2, 32)])
