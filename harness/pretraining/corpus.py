@@ -38,10 +38,12 @@ class Source:
     packed: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Name, size in bytes and SHA-256, for the record; no path."""
+        """Name, size in bytes and SHA-256, for the record; no path, but that of a data set in its folder."""
         with self.path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        return {"name": self.path.name, "bytes": self.path.stat().st_size, "sha256": digest}
+        path = self.path.resolve()
+        name = path.name if self.form == "txt" else f"{path.parent.name}/{path.name}"  # many are called train
+        return {"name": name, "bytes": self.path.stat().st_size, "sha256": digest}
 
 
 def source(path: Path) -> Source:

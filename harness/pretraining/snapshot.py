@@ -44,7 +44,8 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
             held = optimizer.state[parameter].get(moment)
             tensors[f"{moment}.{name}"] = torch.zeros_like(parameter) if held is None else held
     # As bytes first: so what goes wrong on disk is an OSError that says so.
-    content = to_bytes({name: tensor.contiguous() for name, tensor in tensors.items()}, {"facts": json.dumps(facts)})
+    here = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    content = to_bytes(here, {"facts": json.dumps(facts)})
     path = folder / f"state-{step:09d}.safetensors"
     write_atomic(path, lambda temporary: temporary.write_bytes(content))
     for old in files(folder)[:-_KEPT]:

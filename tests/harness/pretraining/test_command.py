@@ -181,7 +181,7 @@ def test_from_chinese_text_by_time(
     assert plan["steps"] == len(curve(out)) >= 1
     assert pretrain(out, *options, shards_from=None) == 0
     assert plan == json.loads((out / "training" / "plan.json").read_text(encoding="utf-8"))
-    assert "`train.parquet`" in (out / "README.md").read_text(encoding="utf-8")
+    assert f"`{tmp_path.name}/train.parquet`" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_measuring_the_rate_leaves_no_trace(english: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
