@@ -23,8 +23,8 @@ class PretrainRecipe:
         dropout: while pretraining; the written config keeps BERT's 0.1 for fine-tuning. None by default: a small
             model on its corpus is far from learning it by heart.
         multi_exit: the loss is the mean of the losses from every layer's states, each through the same decoder, as
-            ElasticBERT (arXiv 2110.07038) adds one loss per layer. Weights are equal, since the optimiser's steps do not
-            depend on the scale of a loss.
+            ElasticBERT (arXiv 2110.07038) adds one loss per layer. All layers weigh the same, since none is known to be
+            the one that is left from; a mean or a sum is the same to AdamW, whose steps do not depend on a loss's scale.
         precision: as in :class:`harness.training.Recipe`.
     """
 
