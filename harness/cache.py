@@ -27,11 +27,18 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(
+    folder: Path,
+    fill: Callable[[Path], None],
+    advice: str = "point GEEP_BENCH_CACHE to a folder with space that you may write",
+) -> None:
     """Let ``fill`` write into a temporary neighbour, then move it into place: whole, or not there at all.
 
+    Args:
+        advice: what to do if the folder cannot be written.
+
     Raises:
-        ConfigError: the cache folder cannot be written.
+        ConfigError: the folder cannot be written.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -42,8 +49,6 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     except OSError as error:
-        raise ConfigError(
-            f"cannot write {folder}: {error.strerror}: point GEEP_BENCH_CACHE to a folder with space that you may write"
-        ) from error
+        raise ConfigError(f"cannot write {folder}: {error.strerror}: {advice}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

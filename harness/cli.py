@@ -1,4 +1,4 @@
-"""``geep-bench``: run, report, compare, pack, list, flops."""
+"""``geep-bench``: run, report, compare, pack, list, flops, pretrain."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from harness import __version__, profile, registry
 from harness.errors import ConfigError, GeepBenchError
+from harness.pretraining import options
 
 EXAMPLES = """examples:
   geep-bench run --profile quick                      embedded data, CPU, no network; minutes
@@ -23,6 +24,7 @@ EXAMPLES = """examples:
   geep-bench compare suites/expected/quick.json runs/quick --gate
   geep-bench list methods
   geep-bench flops --backbone bert-base-uncased --labels 2 --seq-len 128 --json
+  geep-bench pretrain --corpus wiki.txt.zst --lang en --minutes 60 --out my-backbone
 
 A run goes on where it was stopped; finished cells are not run again (unless --fresh).
 Exit codes: 0 done, 1 some cells failed or (compare --gate) got worse, 2 unusable input (one line says what and how to mend it)."""
@@ -162,6 +164,15 @@ def parser() -> argparse.ArgumentParser:
         "--exit", type=_count, metavar="K", help="leave after layer K (counted from 1) instead of the last"
     )
     flops.add_argument("--json", action="store_true", help="print one JSON object")
+
+    options.add(
+        commands.add_parser(
+            "pretrain",
+            help="a backbone of your own, from raw text",
+            description=options.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     return top
 
 
@@ -313,7 +324,21 @@ def _flops(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "report": _report, "compare": _compare, "pack": _pack, "list": _list, "flops": _flops}
+def _pretrain(args: argparse.Namespace) -> int:
+    from harness.pretraining import command
+
+    return command.run(args)
+
+
+COMMANDS = {
+    "run": _run,
+    "report": _report,
+    "compare": _compare,
+    "pack": _pack,
+    "list": _list,
+    "flops": _flops,
+    "pretrain": _pretrain,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -331,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"geep-bench: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("geep-bench: stopped; run the same command again to go on from the last finished cell", file=sys.stderr)
+        print("geep-bench: stopped; run the same command again to go on from what is finished", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes

@@ -3,9 +3,11 @@
 ::
 
     python -m suites.depth --profile quick
+    python -m suites.depth --method geep --profile mini --data DATA --datasets ag_news --backbone en=BACKBONE --max-test 1000
 
-Heads are FastBERT's: on a frozen, fine-tuned backbone, so that they show what each layer holds. Takes the fits that
-``geep-bench run`` has cached, or makes them.
+Heads are FastBERT's: on a frozen, fine-tuned backbone, so that they show what each layer holds; or those of ``--method``
+(``geep``: trained together with the backbone, all at once). Takes the other options of ``geep-bench run``, and the fits that
+it has cached, or makes them.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from harness import profile
-from harness.bench import Bench, Settings, check
+from harness.bench import Bench, check
+from harness.cli import parser, settings_of
 from harness.encoder.executors import exit_logits
 from harness.encoder.exits import first_exit
-from harness.errors import GeepBenchError
+from harness.encoder.multi_exit import MultiExitModel
+from harness.errors import ConfigError, GeepBenchError
 from harness.fingerprint import fingerprint
 from harness.store import write_json
 
@@ -31,6 +34,8 @@ from harness.store import write_json
 def depth_of(bench: Bench, method: str, speed: float) -> dict[str, Any]:
     """Accuracy per answering layer (index order), and mean exit layer (from 1) and accuracy by true difficulty."""
     fitted: Any = bench.fitted(method)
+    if not isinstance(getattr(fitted, "model", None), MultiExitModel) or not fitted.model.exits:
+        raise ConfigError(f"--method {method} has no heads at several depths: choose fastbert or geep")
     test = bench.prepared.test
     logits = exit_logits(fitted.model, test.tokens, replace(bench.settings.execution, batch_size=64))
     correct = (logits.argmax(-1) == test.labels).numpy()
@@ -40,6 +45,9 @@ def depth_of(bench: Bench, method: str, speed: float) -> dict[str, Any]:
         "dataset": bench.dataset,
         "source": bench.settings.source,
         "method": method,
+        "backbone": Path(bench.backbone_name).name,
+        "train_rows": len(bench.prepared.task.train),
+        "test_rows": len(test),
         "layers": [answer + 1 for answer in fitted.model.answers],
         "accuracy": [float(value) for value in correct.mean(1)],
         "gain_points": 100 * float(correct[-1].mean() - correct[0].mean()),
@@ -52,14 +60,18 @@ def depth_of(bench: Bench, method: str, speed: float) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m suites.depth", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="quick")
-    parser.add_argument("--method", default="fastbert", help="a method with a head per layer")
-    parser.add_argument("--speed", type=float, default=0.5, help="entropy threshold for the exits by difficulty")
-    parser.add_argument("--out", type=Path, help="also write JSON here")
-    args = parser.parse_args(arguments)
+    own = argparse.ArgumentParser(
+        prog="python -m suites.depth",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    own.add_argument("--method", default="fastbert", help="a method with heads at several depths")
+    own.add_argument("--speed", type=float, default=0.5, help="entropy threshold for the exits by difficulty")
+    own.add_argument("--out", type=Path, help="also write JSON here")
+    args, rest = own.parse_known_args(arguments)
     try:
-        settings = Settings(profile.load(args.profile), Path("."))
+        settings = settings_of(parser().parse_args(["run", *rest]))
         check(settings)
         rows = [
             depth_of(Bench(settings, name, settings.profile.seeds[0]), args.method, args.speed)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from harness.encoder.engine import DTYPES
 from harness.errors import ConfigError, GeepBenchError
 from harness.fingerprint import fingerprint
 from harness.measure import clock
+from harness.measure.ceiling import matrix_rate
 from harness.store import write_atomic, write_json
 from suites.world import EXECUTORS, World
 
@@ -40,20 +40,6 @@ COMPUTE: tuple[Compute, ...] = ("eager", "compiled", "graphs", "compiled-graphs"
 ROOF_BATCH, ROOF_TOKENS = 256, 128
 ROOF_LEAST = 0.45  # of the matrix rate: what a tuned full-depth BERT reaches on a GPU
 MOST = 4096  # samples in a batch that is bounded by its tokens
-
-
-def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product of random numbers: the ceiling."""
-    size = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(12):
-        phases = clock.Phases(device)
-        clock.synchronise(device)
-        with phases("product"):
-            a @ b
-        seconds.append(phases.seconds()["product"])
-    return 2 * size**3 / float(np.median(seconds[2:]))
 
 
 def measure(

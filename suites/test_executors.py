@@ -16,7 +16,7 @@ import pytest
 from harness.encoder.backbone import default_device
 from harness.encoder.engine import DTYPES
 from harness.measure import clock
-from suites.executors import matrix_rate
+from harness.measure.ceiling import matrix_rate
 from suites.world import EXECUTORS, World
 
 WINDOWS = (256, 1024, 0)

@@ -57,8 +57,12 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
     return pd.DataFrame({key: pd.Series([row.get(key) for row in rows], dtype=object) for key in columns})
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """The table in ``path``; texts such as "NA" and "null" stay texts."""
+def read_table(path: Path) -> pd.DataFrame:
+    """The table in ``path`` (Parquet, CSV, TSV or JSON lines); texts such as "NA" and "null" stay texts.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     form = path.suffix[1:]
     try:
         if form == "parquet":
@@ -101,7 +105,7 @@ def read_split(path: Path) -> RawSplit:
     Raises:
         DataError: it is broken, lacks a column, has no row, an empty text or a label that is not an integer.
     """
-    table, where = _read(path), str(path)
+    table, where = read_table(path), str(path)
     if not len(table.columns):
         raise DataError(f"{where}: the file is empty: give it a header and at least one row")
     for column in ("text", "label"):

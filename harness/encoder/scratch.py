@@ -8,22 +8,19 @@ For languages or domains without a checkpoint at hand, and as the control that s
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
-from tokenizers.implementations import BertWordPieceTokenizer
 
 from harness.cache import write_folder
 from harness.encoder import checkpoint
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 from harness.errors import ConfigError, DataError, GeepBenchError
-
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+from harness.pretraining import vocabulary
 
 
 def read_texts(path: Path) -> list[str]:
@@ -58,31 +55,14 @@ def make_scratch(
         BackboneError: the dimensions do not fit together.
         ConfigError: the folder cannot be written.
     """
-    tokenizer = BertWordPieceTokenizer(handle_chinese_chars=True, lowercase=True)
-    tokenizer.train_from_iterator(
-        iter(texts),
-        vocab_size=vocab,
-        min_frequency=2,
-        limit_alphabet=vocab,
-        special_tokens=list(SPECIALS),
-        show_progress=False,
-    )
+    tokenizer = vocabulary.train(texts, vocab)
     shape = EncoderShape(layers, width, heads, 4 * width, tokenizer.get_vocab_size())
     torch.manual_seed(seed)
     state = Encoder(shape).state_dict()
 
     def fill(place: Path) -> None:
         checkpoint.write_folder(place, shape, state)
-        words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        (place / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
-        tokenizer.save(str(place / "tokenizer.json"))
-        facts = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": True,
-            "model_max_length": shape.max_positions,
-            **{f"{name[1:-1].lower()}_token": name for name in SPECIALS},
-        }
-        (place / "tokenizer_config.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        vocabulary.save(tokenizer, place, shape.max_positions)
 
     write_folder(folder, fill)
 

@@ -1,0 +1,158 @@
+"""Batches that follow from a seed and a number alone, so that a run can go on anywhere as if it had never stopped.
+
+Every epoch goes through all rows in a new order. Rows that hold one piece and those that hold several come in batches of
+their own (but for the last ones of an epoch): the former need no mask in attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.encoder import transfer
+from harness.pretraining.masking import mask
+from harness.pretraining.shards import Shards
+from harness.pretraining.vocabulary import CLS, PAD
+
+_AHEAD, _WORKERS = 8, 2
+# Streams of random numbers.
+_ORDER, _MASKS, _HELD_OUT = range(3)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T tokens on a device.
+
+    Attributes:
+        ids: int32 [B, T], with masks.
+        positions: int64 [B, T], in their piece.
+        pieces: int32 [B, T], number of the piece from 1, 0 for padding; ``None`` where every row is one piece.
+        where, labels: int64 [B * P], see :class:`harness.pretraining.masking.Masked`.
+        tokens: that are no padding.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    pieces: Tensor | None
+    where: Tensor
+    labels: Tensor
+    tokens: int
+
+
+def places(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in their piece (int64 [B, T]) and numbers of pieces (int32 [B, T], padding 0) of rows of ids."""
+    begins = ids == CLS
+    here = np.arange(ids.shape[1])
+    last = np.maximum.accumulate(np.where(begins, here, 0), axis=1)
+    pieces = np.cumsum(begins, axis=1, dtype=np.int32)
+    pieces[ids == PAD] = 0
+    return here - last, pieces
+
+
+def make(
+    ids: np.ndarray, kinds: np.ndarray, share: float, generator: np.random.Generator, device: torch.device
+) -> Batch:
+    """Mask rows uint16 [B, T] and bring them to ``device``."""
+    positions, pieces = places(ids)
+    masked = mask(ids, kinds, share, generator)
+
+    def there(values: np.ndarray) -> Tensor:
+        return transfer.upload(values, device)
+
+    return Batch(
+        there(masked.ids.astype(np.int32)),
+        there(positions),
+        None if (pieces == 1).all() else there(pieces),
+        there(masked.where),
+        there(masked.labels),
+        int((pieces > 0).sum()),
+    )
+
+
+class Stream:
+    """Batches to train on, by number.
+
+    Args:
+        size: rows of a batch.
+        share: of tokens to guess.
+    """
+
+    def __init__(self, shards: Shards, *, size: int, share: float, seed: int, device: torch.device | str) -> None:
+        self.kinds, self.size, self.share, self.seed = shards.kinds, size, share, seed
+        self.device = torch.device(device)
+        self._full, self._parts = shards.rows("full"), shards.rows("full", "shared")
+        self._full_rows = sum(map(len, self._full))
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        return int(self._starts[-1])
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch; the last one is filled up with rows of the same epoch."""
+        return math.ceil(self.rows / self.size)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Rows of every batch of an epoch, int64 [batches, size]."""
+        generator = np.random.default_rng([self.seed, _ORDER, epoch])
+        full = generator.permutation(self._full_rows)
+        shared = self._full_rows + generator.permutation(self.rows - self._full_rows)
+        whole = [part[: len(part) // self.size * self.size] for part in (full, shared)]
+        rest = np.concatenate([full[len(whole[0]) :], shared[len(whole[1]) :]])
+        generator.shuffle(rest)
+        everything = np.concatenate([*whole, rest])
+        missing = -len(everything) % self.size
+        everything = np.concatenate([everything, np.resize(generator.permutation(self.rows), missing)])
+        batches = everything.reshape(-1, self.size)
+        generator.shuffle(batches)
+        return batches
+
+    def _rows(self, index: np.ndarray) -> np.ndarray:
+        part = np.searchsorted(self._starts, index, side="right") - 1
+        found = np.empty((len(index), self._parts[0].shape[1]), dtype=np.uint16)
+        for number in np.unique(part):
+            mine = part == number
+            found[mine] = self._parts[number][index[mine] - self._starts[number]]
+        return found
+
+    def batch(self, number: int) -> Batch:
+        """The batch with this number, from 0; the same whenever it is asked for."""
+        epoch, place = divmod(number, self.per_epoch)
+        ids = self._rows(self.order(epoch)[place])
+        return make(ids, self.kinds, self.share, np.random.default_rng([self.seed, _MASKS, number]), self.device)
+
+
+def held_out(shards: Shards, *, size: int, share: float, device: torch.device | str, most: int) -> Iterator[Batch]:
+    """Batches of the held-out rows (at most ``most`` rows), masked in one and the same way for everybody."""
+    rows = np.concatenate(shards.rows("heldout"))
+    rows = rows[np.random.default_rng(_HELD_OUT).permutation(len(rows))[:most]]
+    for start in range(0, len(rows), size):
+        generator = np.random.default_rng([_HELD_OUT, start])
+        yield make(rows[start : start + size], shards.kinds, share, generator, torch.device(device))
+
+
+def ahead(make_one: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """Batches ``start`` .. ``stop - 1`` in order, a few made ahead by other threads."""
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for number in range(start, stop):
+                waiting.append(pool.submit(make_one, number))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

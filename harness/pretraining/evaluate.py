@@ -1,0 +1,66 @@
+"""How well a model guesses words it was never trained on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.pretraining.batches import held_out
+from harness.pretraining.masking import ABSENT
+from harness.pretraining.model import MaskedWordModel
+from harness.pretraining.shards import TRAIN_KINDS, Shards
+from harness.pretraining.vocabulary import SPECIAL
+
+MOST_ROWS = 4000
+_ROWS = 64
+
+
+def _frequencies(shards: Shards) -> np.ndarray:
+    """Nats of every token by its frequency in the training rows, add-one smoothed: float64 [V]."""
+    counts = np.ones(shards.vocab_size)
+    for part in shards.rows(*TRAIN_KINDS):
+        counts += np.bincount(part.reshape(-1), minlength=shards.vocab_size)
+    counts[shards.kinds == SPECIAL] = 1
+    return -np.log(counts / counts.sum())
+
+
+@torch.no_grad()
+def perplexity(model: MaskedWordModel, shards: Shards, *, share: float, every: bool) -> dict[str, Any]:
+    """Perplexity (e to the mean cross-entropy) of masked tokens in at most 4,000 held-out rows, in float32.
+
+    Args:
+        share: of tokens to guess.
+        every: also of every layer through the decoder, which means something after multi-exit pretraining.
+
+    Returns:
+        ``perplexity``, ``loss`` (nats), ``guesses``; ``by_frequency``: the perplexity of knowing how frequent words are
+        and nothing else; ``by_layer``, if asked for. Numbers are ``None`` where nothing could be masked.
+    """
+    model.eval()
+    device = model.bias.device
+    sums, guesses, blind = np.zeros(model.encoder.depth if every else 1), 0, 0.0
+    nats = _frequencies(shards)
+    for batch in held_out(shards, size=_ROWS, share=share, device=device, most=MOST_ROWS):
+        count = int((batch.labels != ABSENT).sum())
+        losses = model(batch.ids, batch.positions, batch.pieces, batch.where, batch.labels, every)
+        sums += count * losses.double().cpu().numpy()
+        blind += float(nats[batch.labels[:count].cpu().numpy()].sum())
+        guesses += count
+    if not guesses:
+        return {"perplexity": None, "loss": None, "guesses": 0, "by_frequency": None}
+    found: dict[str, Any] = {
+        "perplexity": _exp(sums[-1] / guesses),
+        "loss": float(sums[-1] / guesses),
+        "guesses": guesses,
+        "by_frequency": _exp(blind / guesses),
+    }
+    if every:
+        found["by_layer"] = [_exp(value / guesses) for value in sums]
+    return found
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(float(nats), 700.0))

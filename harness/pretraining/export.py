@@ -1,0 +1,99 @@
+"""A pretrained model as a folder that ``--backbone`` and transformers' ``AutoModel`` and ``AutoModelForMaskedLM`` read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from harness.encoder import checkpoint
+from harness.encoder.shape import EncoderShape
+from harness.errors import ResultError
+from harness.pretraining import vocabulary
+from harness.pretraining.model import MaskedWordModel
+from harness.store import write_atomic, write_json
+
+PIECE = 16 * 2**20  # bytes; no file of weights is as large, so that it passes where larger ones do not
+_HEADER = 64 * 2**10  # at least as large as the header of a piece
+INDEX = "model.safetensors.index.json"
+
+
+def tensors_of(model: MaskedWordModel, shape: EncoderShape) -> dict[str, Tensor]:
+    """All weights in float16 in the naming of ``BertForMaskedLM``; the decoder is tied, and therefore left out.
+
+    No text was ever on the second segment: it is written as a copy of the first.
+    """
+    state = {name: value.detach().cpu() for name, value in model.encoder.state_dict().items()}
+    state["segment.weight"] = state["segment.weight"][:1].repeat(shape.type_vocab, 1)
+    found = {f"bert.{name}": value for name, value in checkpoint.to_hf(state, shape).items()}
+    head = "cls.predictions"
+    found |= {
+        f"{head}.transform.dense.weight": model.dense.weight,
+        f"{head}.transform.dense.bias": model.dense.bias,
+        f"{head}.transform.LayerNorm.weight": model.norm.weight,
+        f"{head}.transform.LayerNorm.bias": model.norm.bias,
+        f"{head}.bias": model.bias,
+    }
+    return {name: value.detach().cpu().half().contiguous() for name, value in found.items()}
+
+
+def pieces_of(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Tensors in their order, in pieces below ``limit`` bytes; a tensor that is larger is a piece of its own."""
+    pieces: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if pieces[-1] and size + tensor.nbytes > limit - _HEADER:
+            pieces.append({})
+            size = 0
+        pieces[-1][name] = tensor
+        size += tensor.nbytes
+    return pieces
+
+
+def round_to_half(model: MaskedWordModel) -> None:
+    """What float16 keeps of the weights, so that what is measured is what is written."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+
+
+def write(folder: Path, model: MaskedWordModel, shape: EncoderShape, tokenizer: Any, limit: int = PIECE) -> list[str]:
+    """Config, tokenizer and weights into an existing folder; the config, without which nobody reads it, last.
+
+    Args:
+        shape: as it shall be read, with the dropout for fine-tuning.
+
+    Returns:
+        Names of the files of weights.
+
+    Raises:
+        ResultError: the folder cannot be written.
+    """
+    tensors = tensors_of(model, shape)
+    pieces = pieces_of(tensors, limit)
+    for old in [folder / "config.json", folder / INDEX, *folder.glob("model*.safetensors")]:
+        old.unlink(missing_ok=True)
+    names = ["model.safetensors"]
+    if len(pieces) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(pieces):05d}.safetensors" for i in range(len(pieces))]
+    for name, piece in zip(names, pieces, strict=True):
+        content = to_bytes(piece, {"format": "pt"})
+        write_atomic(folder / name, lambda place, content=content: place.write_bytes(content))  # type: ignore[misc]
+    if len(pieces) > 1:
+        weights = {tensor: name for name, piece in zip(names, pieces, strict=True) for tensor in piece}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
+    try:
+        vocabulary.save(tokenizer, folder, shape.max_positions)
+    except OSError as error:
+        raise ResultError(f"cannot write {folder}: {error.strerror}: free space, then run again") from error
+    # Written in half precision to be small; to be computed in float32, unless somebody says otherwise.
+    config = {**shape.to_hf(), "architectures": ["BertForMaskedLM"], "dtype": "float32", "tie_word_embeddings": True}
+    text = json.dumps(config, indent=1)
+    write_atomic(folder / "config.json", lambda place: place.write_text(text, encoding="utf-8"))
+    return names

@@ -1,0 +1,319 @@
+"""The loop: masked words, AdamW, and a state on disk that it goes on from as if nothing had happened.
+
+Batches follow from seed and number (:mod:`harness.pretraining.batches`), dropout from seed and step, so that weights, moments
+and step are the whole state. A run that was killed and started again has the same losses and the same weights, bit for bit
+on a CPU; on a GPU as far as its kernels repeat themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from harness.errors import ConfigError, ResultError
+from harness.measure import clock
+from harness.measure.ceiling import matrix_rate
+from harness.pretraining import snapshot
+from harness.pretraining.batches import Batch, Stream, ahead
+from harness.pretraining.model import MaskedWordModel, training_flops
+from harness.pretraining.recipe import PretrainRecipe
+from harness.store import write_atomic
+from harness.training import has_bfloat16
+
+_WINDOW = 20  # steps between looks at the loss, which wait for the device
+_LINE_SECONDS = 30.0  # between lines, where there is no terminal for a bar
+_MEASURED_SECONDS, _WARM = 5.0, 3  # of the rate; steps before
+_EARLY = 100  # batches among which either kind is looked for
+_PEAKS = 3  # measurements of the peak, of which the best counts: others may be using the machine
+_RESERVE = 0.03  # of the time, for states and looks
+
+Forward = Callable[..., Tensor]
+
+
+@dataclass
+class Progress:
+    """How far a run is; kept in its states.
+
+    Attributes:
+        step: optimiser steps done.
+        tokens: seen, padding not counted.
+        seconds: spent in the loop, over all starts.
+        loss: mean of the last window, in nats.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+
+
+class Curve:
+    """Losses by step, one JSON line each; lines behind a state are cut when a run goes on from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def cut(self, step: int) -> None:
+        """Keep the first ``step`` steps."""
+        if self.path.exists():
+            kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]
+            write_atomic(self.path, lambda place: place.write_text("".join(kept), encoding="utf-8"))
+
+    def add(self, first: int, losses: list[float], norms: list[float]) -> None:
+        """Append steps ``first`` ... (counted from 1)."""
+        rows = enumerate(zip(losses, norms, strict=True), start=first)
+        text = "".join(json.dumps({"step": number, "loss": loss, "norm": norm}) + "\n" for number, (loss, norm) in rows)
+        try:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(text)
+        except OSError as error:
+            raise ResultError(f"cannot write {self.path}: {error.strerror}: free space, then run again") from error
+
+
+class Trainer:
+    """A model, its data and its optimiser.
+
+    Args:
+        folder: where states and the curve lie; must exist.
+        compiled: run forward and backward through ``torch.compile``; where that fails, eagerly, and say so.
+    """
+
+    def __init__(
+        self, model: MaskedWordModel, stream: Stream, recipe: PretrainRecipe, folder: Path, *, compiled: bool = False
+    ) -> None:
+        self.model, self.stream, self.recipe, self.folder = model, stream, recipe, folder
+        self.device = stream.device
+        self.bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_bfloat16(self.device))
+        self.progress = Progress()
+        self.curve = Curve(folder / "curve.jsonl")
+        self.forward: Forward = model
+        self.compiled = compiled
+        self.optimizer = self._optimizer()
+        self.peak = 0.0
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        """AdamW as in BERT: norms and biases are not decayed."""
+        parameters = list(self.model.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        fused = self.device.type == "cuda"
+        return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=fused)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss to be minimised: of the last layer, or the mean over all."""
+        with self._precision():
+            losses = self.forward(
+                batch.ids, batch.positions, batch.pieces, batch.where, batch.labels, self.recipe.multi_exit
+            )
+        return losses.mean()
+
+    def prepare(self) -> None:
+        """Compile, if asked to, by running once on a batch of either kind; measure the device's peak."""
+        self.model.train()
+        if self.compiled:
+            self.forward = torch.compile(self.model, dynamic=False, fullgraph=True)
+            try:
+                for batch in self._either_kind():
+                    self.loss(batch).backward()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # whatever the compiler of this machine lacks
+                print(f"torch.compile failed, going on without: {str(error).splitlines()[0]}", file=sys.stderr)
+                self.forward, self.compiled = self.model, False
+            self.optimizer.zero_grad(set_to_none=True)
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.peak = max(matrix_rate(str(self.device), dtype) for _ in range(_PEAKS))
+
+    def _either_kind(self) -> list[Batch]:
+        """The first batch that needs no mask in attention, and the first that does, if they come early."""
+        found: dict[bool, Batch] = {}
+        for number in range(min(self.stream.per_epoch, _EARLY)):
+            batch = self.stream.batch(number)
+            found.setdefault(batch.pieces is None, batch)
+            if len(found) == 2:
+                break
+        return list(found.values())
+
+    def resume(self) -> bool:
+        """Go on from the newest state, if there is one.
+
+        Raises:
+            ResultError: it is damaged, or of another shape.
+        """
+        found = snapshot.files(self.folder)
+        if found:
+            self.progress = Progress(**snapshot.load(found[-1], self.model, self.optimizer))
+        self.curve.cut(self.progress.step)
+        return bool(found)
+
+    def save(self) -> None:
+        snapshot.save(self.folder, self.progress.step, self.model, self.optimizer, vars(self.progress))
+
+    def _update(self, step: int, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        """One step; its loss and the norm of its gradient, on the device."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + step)  # dropout
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self.loss(batch) / len(batches)
+            loss.backward()
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total, norm
+
+    def seconds_per_step(self) -> float:
+        """Measured on this device, by real steps that are then undone."""
+        self.model.train()
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        size, step, start, done = self.recipe.accumulate, 0, 0.0, 0
+        waiting: list[Batch] = []
+        for batch in ahead(self.stream.batch, 0, 10**6):
+            waiting.append(batch)
+            if len(waiting) < size:
+                continue
+            self._update(step, waiting)
+            waiting, step = [], step + 1
+            if step == _WARM:
+                clock.synchronise(self.device)
+                start = clock.now()
+            if step > _WARM and (step % 5 == 0 or clock.now() - start > _MEASURED_SECONDS):
+                clock.synchronise(self.device)
+                done = step - _WARM
+                if clock.now() - start > _MEASURED_SECONDS:
+                    break
+        seconds = clock.now() - start
+        self.model.load_state_dict(before)
+        self.optimizer = self._optimizer()
+        return seconds / done
+
+    def flops_per_step(self) -> int:
+        return self.recipe.accumulate * training_flops(
+            self.model.encoder.shape,
+            rows=self.recipe.rows,
+            length=self.model.encoder.shape.max_positions,
+            share=self.recipe.mask_share,
+            every=self.recipe.multi_exit,
+        )
+
+    def train(self, *, save_every: float = 60.0, stop_after: float = math.inf, show: bool = True) -> bool:
+        """Train to the end.
+
+        Args:
+            save_every: seconds between states; 0 for one after every step.
+            stop_after: seconds after which to save and stop.
+
+        Returns:
+            Whether the end was reached.
+
+        Raises:
+            ConfigError: the loss or its gradient became NaN or infinite; the last good state is kept.
+            ResultError: a state could not be written; the one before it is kept.
+        """
+        recipe, progress = self.recipe, self.progress
+        self.model.train()
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        waiting: list[Batch] = []
+        start = mark = clock.now()
+        saved = mark
+        tokens, done_before = 0, progress.step
+        size = recipe.accumulate
+        with _Bar(recipe.steps, progress.step, show) as bar:
+
+            def look() -> None:
+                """Wait for the steps since the last look; note them, or stop if one went wrong."""
+                nonlocal tokens, mark, done_before
+                if not losses:
+                    return
+                values, sizes = torch.stack(losses).tolist(), torch.stack(norms).tolist()
+                for number, pair in enumerate(zip(values, sizes, strict=True), start=done_before + 1):
+                    if not all(map(math.isfinite, pair)):
+                        kept = snapshot.files(self.folder)
+                        where = f"the state in {kept[-1].name} is kept" if kept else "no state was written yet"
+                        raise ConfigError(
+                            f"the loss is not finite at step {number} of {recipe.steps}; {where}: start anew with --fresh and "
+                            "a lower --learning-rate"
+                        )
+                self.curve.add(done_before + 1, values, sizes)
+                now = clock.now()
+                progress.loss = sum(values) / len(values)
+                progress.tokens += tokens
+                progress.seconds += now - mark
+                bar.show(
+                    progress, tokens / (now - mark), len(values) * self.flops_per_step() / (now - mark) / self.peak
+                )
+                done_before, mark, tokens = progress.step, now, 0
+                losses.clear()
+                norms.clear()
+
+            for batch in ahead(self.stream.batch, progress.step * size, recipe.steps * size):
+                waiting.append(batch)
+                if len(waiting) < size:
+                    continue
+                loss, norm = self._update(progress.step, waiting)
+                losses.append(loss)
+                norms.append(norm)
+                progress.step += 1
+                tokens += sum(one.tokens for one in waiting)
+                waiting = []
+                now = clock.now()
+                ends = progress.step == recipe.steps or now - start >= stop_after
+                if ends or now - saved >= save_every:
+                    look()
+                    self.save()
+                    saved = mark = clock.now()
+                elif len(losses) >= _WINDOW:
+                    look()
+                if ends:
+                    break
+        return progress.step == recipe.steps
+
+
+class _Bar:
+    """A bar on a terminal; else a line now and then."""
+
+    def __init__(self, steps: int, done: int, show: bool) -> None:
+        self._steps, self._show = steps, show
+        self._bar = tqdm(total=steps, initial=done, desc="pretraining", unit="step", disable=None if show else True)
+        self._told, self._began, self._first = clock.now(), clock.now(), done
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, progress: Progress, rate: float, share: float) -> None:
+        """Tokens per second and share of the peak since the last time; the bar itself tells what is left."""
+        facts = f"loss {progress.loss:.3f}, {rate:,.0f} tokens/s, {share:.1%} of peak"
+        self._bar.update(progress.step - self._bar.n)
+        self._bar.set_postfix_str(facts)
+        now = clock.now()
+        if self._show and self._bar.disable and now - self._told >= _LINE_SECONDS:
+            self._told = now
+            left = (now - self._began) / (progress.step - self._first) * (self._steps - progress.step)
+            line = f"pretraining: step {progress.step:,} of {self._steps:,}, {facts}, {left / 60:.1f} minutes left"
+            print(line, file=sys.stderr, flush=True)
+
+
+def steps_for(minutes: float, seconds_per_step: float) -> int:
+    """Steps that fit into ``minutes``, with a reserve for states; at least 1."""
+    return max(1, int(minutes * 60 * (1 - _RESERVE) / seconds_per_step))

@@ -1,0 +1,109 @@
+"""BERT's masked language model on our encoder: transform, decoder tied to the word embeddings, bias.
+
+Attention stays within a piece of text (see :mod:`harness.pretraining.packing`): where every row is one piece, fused attention
+runs without a mask, else with one that is block-diagonal per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.encoder.model import Encoder, init_weights
+from harness.encoder.shape import ACTIVATIONS, EncoderShape
+from harness.measure.work import LayerCost, Tally
+from harness.pretraining.masking import ABSENT, budget
+
+
+class RowAttention:
+    """Self-attention within the pieces of B rows of T tokens; what :class:`~harness.encoder.model.EncoderLayer` asks for.
+
+    Args:
+        pieces: int [B, T], numbers of pieces, 0 for padding; ``None`` where every row is one piece.
+    """
+
+    def __init__(self, count: int, length: int, pieces: Tensor | None) -> None:
+        self.count, self.length = count, length
+        # Padding attends to padding, so that no row of the mask is empty.
+        self.mask = None if pieces is None else (pieces[:, None, :, None] == pieces[:, None, None, :])  # [B, 1, T, T]
+
+    @property
+    def first(self) -> Tensor:
+        """Rows of hidden states that rows of text begin with, int64 [B]."""
+        return torch.arange(self.count) * self.length
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        """[B * T, 3 D] -> [B * T, D]."""
+        q, k, v = qkv.view(self.count, self.length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, d]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)
+        return out.transpose(1, 2).reshape(self.count * self.length, -1)
+
+    def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        """No head looks from the first tokens of rows in pretraining.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("rows of several pieces have no single first token")
+
+
+class MaskedWordModel(nn.Module):
+    """Encoder and decoder. Everything is on one segment, the first."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        shape = encoder.shape
+        self.encoder = encoder
+        self.activation = ACTIVATIONS[shape.activation]
+        self.dense = nn.Linear(shape.width, shape.width)
+        self.norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(shape.vocab_size))
+        init_weights(self.dense)
+
+    def states(self, ids: Tensor, positions: Tensor, pieces: Tensor | None) -> Iterator[Tensor]:
+        """Hidden states after every layer, each [B * T, D], from [B, T] each."""
+        encoder = self.encoder
+        attention = RowAttention(ids.shape[0], ids.shape[1], pieces)
+        hidden = encoder.word(ids) + encoder.position(positions) + encoder.segment.weight[0]
+        hidden = F.dropout(encoder.norm(hidden), encoder.shape.dropout, self.training).flatten(0, 1)
+        for layer in encoder.layers:
+            hidden = layer(hidden, attention)
+            yield hidden
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """[n, D] -> logits [n, V]."""
+        x = self.dense(hidden)
+        x = F.relu(x) if self.activation == "relu" else F.gelu(x, approximate=self.activation)
+        return F.linear(self.norm(x), self.encoder.word.weight, self.bias)
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, pieces: Tensor | None, where: Tensor, labels: Tensor, every: bool = False
+    ) -> Tensor:
+        """Mean cross-entropy (nats) of the masked tokens, float32 [1], or [L] with a loss per layer.
+
+        Args:
+            ids, positions, pieces, where, labels: see :class:`harness.pretraining.batches.Batch`.
+            every: through the one decoder from every layer's states, not the last one's only.
+        """
+        states = list(self.states(ids, positions, pieces))
+        losses = []
+        # Where nothing is masked, the sum is 0 and so is the loss.
+        count = (labels != ABSENT).sum().clamp(min=1)
+        for hidden in states if every else states[-1:]:
+            logits = self.scores(hidden.index_select(0, where))
+            losses.append(F.cross_entropy(logits.float(), labels, ignore_index=ABSENT, reduction="sum") / count)
+        return torch.stack(losses)
+
+
+def training_flops(shape: EncoderShape, *, rows: int, length: int, share: float, every: bool) -> int:
+    """FLOPs of one training step on ``rows`` rows: matrix products of forward and backward (twice as much), nothing else."""
+    tokens = rows * length
+    layers = shape.layers * LayerCost(shape.width, shape.intermediate).flops(
+        Tally(rows, tokens, tokens, rows * length**2), "full"
+    )
+    guesses = rows * budget(share, length)
+    decoder = 2 * guesses * shape.width * (shape.width + shape.vocab_size)
+    return 3 * (layers + decoder * (shape.layers if every else 1))

@@ -1,0 +1,81 @@
+"""Documents -> rows of a fixed number of tokens.
+
+A document is cut into *pieces*, ``[CLS] tokens [SEP]``, of at most one row. Pieces that fill a row exactly have it for
+themselves; the ends of documents, and short documents, share rows, as many as fit, and padding fills what is left. What
+begins with [CLS] is a piece, so that ids alone say where pieces are: positions restart there, and attention never leaves
+a piece (:mod:`harness.pretraining.batches`, :mod:`harness.pretraining.model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.pretraining.vocabulary import CLS, PAD, SEP
+
+SHORTEST = 2  # tokens; from less nothing can be learned
+
+
+def full_pieces(ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a document.
+
+    Args:
+        ids: uint16 [n], without special tokens.
+        length: tokens of a row.
+
+    Returns:
+        Rows uint16 [m, length] that it fills, and what is left (uint16, maybe nothing).
+    """
+    inside = length - 2
+    count = len(ids) // inside
+    rows = np.empty((count, length), dtype=np.uint16)
+    rows[:, 0], rows[:, -1] = CLS, SEP
+    rows[:, 1:-1] = ids[: count * inside].reshape(count, inside)
+    return rows, ids[count * inside :]
+
+
+def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Which pieces share a row: longest first, each into the fullest row that it still fits (best-fit decreasing).
+
+    Args:
+        lengths: of the pieces, each in 1 .. ``room``.
+        room: of a row.
+
+    Returns:
+        Numbers of the pieces, per row.
+    """
+    rows: list[list[int]] = []
+    open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # by the room that is left in them
+    there = 0  # bit r is set where a row with r left exists
+    for piece in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        size = lengths[piece]
+        fitting = there >> size
+        if fitting:
+            left = size + (fitting & -fitting).bit_length() - 1
+            row = open_rows[left].pop()
+            if not open_rows[left]:
+                there &= ~(1 << left)
+        else:
+            left, row = room, len(rows)
+            rows.append([])
+        rows[row].append(piece)
+        if left - size:
+            open_rows[left - size].append(row)
+            there |= 1 << (left - size)
+    return rows
+
+
+def shared_rows(leftovers: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Rows uint16 [n, length] out of pieces (uint16, without special tokens, at most ``length - 2`` each)."""
+    plan = best_fit([len(piece) + 2 for piece in leftovers], length)
+    rows = np.full((len(plan), length), PAD, dtype=np.uint16)
+    for row, members in zip(rows, plan, strict=True):
+        place = 0
+        for number in members:
+            piece = leftovers[number]
+            end = place + len(piece) + 2
+            row[place], row[end - 1] = CLS, SEP
+            row[place + 1 : end - 1] = piece
+            place = end
+    return rows

@@ -1,0 +1,91 @@
+"""The state of a run on disk: one safetensors file, written beside the one before it.
+
+A file holds the weights, both moments of AdamW and, as JSON in its header, the step and what else has to be known. Random
+numbers follow from seed and step (:mod:`harness.pretraining.loop`), so that they need no state. The two newest files are
+kept: whatever happens while one is written, the one before it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from harness.errors import ResultError
+from harness.store import write_atomic
+
+_KEPT = 2
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def files(folder: Path) -> list[Path]:
+    """States in a folder, oldest first."""
+    return sorted(folder.glob("state-*.safetensors"))
+
+
+def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
+    """Write the state after ``step`` steps; then delete all but the newest two.
+
+    Args:
+        facts: JSON values to be handed back by :func:`load`.
+
+    Raises:
+        ResultError: it cannot be written; files that were there before still are.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach()
+        for moment in _MOMENTS:
+            held = optimizer.state[parameter].get(moment)
+            tensors[f"{moment}.{name}"] = torch.zeros_like(parameter) if held is None else held
+    # As bytes first: so what goes wrong on disk is an OSError that says so.
+    here = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    content = to_bytes(here, {"facts": json.dumps(facts)})
+    path = folder / f"state-{step:09d}.safetensors"
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
+    for old in files(folder)[:-_KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a state back in place; the facts that were saved with it.
+
+    Raises:
+        ResultError: the file is damaged, or of another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts: dict[str, Any] = json.loads(file.metadata()["facts"])
+            names = set(file.keys())
+            for name, parameter in model.named_parameters():
+                wanted = {f"{part}.{name}" for part in ("model", *_MOMENTS)}
+                shape = file.get_slice(f"model.{name}").get_shape() if wanted <= names else None
+                if shape != list(parameter.shape):
+                    raise ResultError(
+                        f"{path} is the state of a model of another shape ('{name}' is {shape or 'missing'}, wanted "
+                        f"{list(parameter.shape)}): name another folder with --out, or start anew with --fresh"
+                    )
+            step = torch.tensor(float(facts["step"]))
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(file.get_tensor(f"model.{name}"))
+                    state: dict[str, Any] = {"step": step.to(_step_device(optimizer, parameter)).clone()}
+                    for moment in _MOMENTS:
+                        state[moment] = file.get_tensor(f"{moment}.{name}").to(parameter.device)
+                    optimizer.state[parameter] = state
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(
+            f"{path} is damaged ({error}): delete it; the same command then goes on from the state before it"
+        ) from error
+    return facts
+
+
+def _step_device(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
+    """Fused AdamW counts its steps on the device, any other on the host."""
+    return parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")

@@ -1,0 +1,105 @@
+"""A small corpus in each language, its shards, and the command on them."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from harness.cli import parser
+from harness.pretraining import command, corpus, loop, shards
+from harness.pretraining.shards import Shards
+
+VOCAB, LENGTH = 90, 16
+ENGLISH = (
+    *("old", "river", "stone", "house", "green", "light", "winter", "summer"),
+    *("garden", "mountain", "story", "answer", "question", "letter", "morning", "evening"),
+)
+CHINESE = "山水花鸟天地人风雨春秋冬夏书画诗酒茶"
+
+
+def _text(language: str, count: int) -> list[str]:
+    """Words in a fixed order, from any of them on: each follows from its neighbours, and from nothing else."""
+    draw = random.Random(language)
+    words, between = (ENGLISH, " ") if language == "en" else (CHINESE, "")
+    texts = []
+    for _ in range(count):
+        first = draw.randrange(len(words))
+        texts.append(between.join(words[(first + i) % len(words)] for i in range(draw.randint(3, 60))))
+    return texts
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """300 documents per language, separated by blank lines."""
+    folder = tmp_path_factory.mktemp("corpora")
+    files = {}
+    for language in ("en", "zh"):
+        files[language] = folder / f"{language}.txt"
+        files[language].write_text("\n\n".join(_text(language, 300)) + "\n", encoding="utf-8")
+    return files
+
+
+@pytest.fixture(scope="session")
+def shard_folders(corpora: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Rows of 16 tokens, 90 WordPieces (Chinese: the 18 characters and the special tokens)."""
+    folders = {}
+    for language, vocab in (("en", VOCAB), ("zh", 23)):
+        folders[language] = tmp_path_factory.mktemp("shards") / language
+        shards.make(
+            [corpus.source(corpora[language])], folders[language], language=language, vocab=vocab, length=LENGTH
+        )
+    return folders
+
+
+@pytest.fixture(scope="session")
+def english(shard_folders: dict[str, Path]) -> Shards:
+    return Shards.open(shard_folders["en"])
+
+
+@pytest.fixture(scope="session")
+def chinese(shard_folders: dict[str, Path]) -> Shards:
+    return Shards.open(shard_folders["zh"])
+
+
+@pytest.fixture
+def pretrain(shard_folders: dict[str, Path]) -> Callable[..., int]:
+    """The command, with a model of 3 x 16 on the English shards unless told otherwise; saves after every step."""
+
+    def run(out: Path, *options: str, shards_from: str | None = "en") -> int:
+        given = ["pretrain", "--layers", "3", "--width", "16", "--heads", "2", "--rows", "8", "--save-every", "0"]
+        given += ["--precision", "float32", "--device", "cpu", "--learning-rate", "3e-3", "--out", str(out)]
+        if shards_from:
+            given += ["--shards", str(shard_folders[shards_from])]
+        return command.run(parser().parse_args([*given, *options]))
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring the rate of a matrix product takes longer than most runs here."""
+    monkeypatch.setattr(loop, "matrix_rate", lambda *_: 1e9)
+
+
+@contextmanager
+def _no_space() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """Inside it no file may grow beyond 100 bytes: the kernel refuses writes in the middle, as on a full disk."""
+    return _no_space

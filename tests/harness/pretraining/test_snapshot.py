@@ -1,0 +1,86 @@
+"""States on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from harness.errors import ResultError
+from harness.pretraining import snapshot
+
+
+def trained(width: int = 6, steps: int = 3) -> tuple[nn.Module, torch.optim.AdamW]:
+    """A little model after some steps."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, width)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        step(model, optimizer)
+    return model, optimizer
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model(torch.arange(8.0).view(2, 4)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def test_a_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Weights, moments and the count of steps: the next steps are the same."""
+    model, optimizer = trained()
+    path = snapshot.save(tmp_path, 3, model, optimizer, {"step": 3, "loss": 0.5})
+    other, fresh = trained(steps=0)
+    assert snapshot.load(path, other, fresh) == {"step": 3, "loss": 0.5}
+    for _ in range(2):
+        step(model, optimizer)
+        step(other, fresh)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_two_newest_are_kept(tmp_path: Path) -> None:
+    """By number, also where numbers grow longer."""
+    model, optimizer = trained()
+    for number in (8, 9, 10, 100):
+        snapshot.save(tmp_path, number, model, optimizer, {"step": number})
+    assert [path.name for path in snapshot.files(tmp_path)] == [
+        "state-000000010.safetensors",
+        "state-000000100.safetensors",
+    ]
+
+
+def test_a_full_disk_leaves_the_old_state(
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """One line says so, nothing half-written stays, and the old state loads."""
+    model, optimizer = trained()
+    old = snapshot.save(tmp_path, 3, model, optimizer, {"step": 3})
+    with full_disk(), pytest.raises(ResultError, match="cannot write .*state-000000004.*free space"):
+        snapshot.save(tmp_path, 4, model, optimizer, {"step": 4})
+    assert list(tmp_path.iterdir()) == [old]
+    assert snapshot.load(old, model, optimizer) == {"step": 3}
+
+
+def test_another_shape_is_refused(tmp_path: Path) -> None:
+    """With both shapes in the message, and nothing loaded."""
+    path = snapshot.save(tmp_path, 3, *trained(), {"step": 3})
+    model, optimizer = trained(width=7)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ResultError, match=r"another shape .*\[6, 4\], wanted \[7, 4\]"):
+        snapshot.load(path, model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", None])
+def test_a_damaged_state_is_said(content: bytes | None, tmp_path: Path) -> None:
+    """Empty, foreign, or cut."""
+    model, optimizer = trained()
+    path = snapshot.save(tmp_path, 3, model, optimizer, {"step": 3})
+    path.write_bytes(path.read_bytes()[:-10] if content is None else content)
+    with pytest.raises(ResultError, match="is damaged .*: delete it"):
+        snapshot.load(path, model, optimizer)
