@@ -243,7 +243,10 @@ def rivals(tables: list[Table], stored: Stored) -> int:
     compared = 0
     for table in tables:
         tests, families = [], defaultdict(list)
-        for i, r in enumerate(table.records):
+        lines = [
+            pair for pair in zip(table.records, table.cells, strict=True) if isinstance(pair[0]["rival_point"], str)
+        ]
+        for i, (r, _) in enumerate(lines):
             cells = stored.rows[r["dataset"], r["data"] == "synthetic"]
             ours, theirs = cells[r["method"], r["point"]], cells[r["rival"], r["rival_point"]]
             tests.append((ours, theirs, paired(ours, theirs)))
@@ -252,7 +255,7 @@ def rivals(tables: list[Table], stored: Stored) -> int:
         adjusted = {
             i: p for same in families.values() for i, p in zip(same, holm([p_values[i] for i in same]), strict=True)
         }
-        for i, (r, row, (ours, theirs, found)) in enumerate(zip(table.records, table.cells, tests, strict=True)):
+        for i, ((r, row), (ours, theirs, found)) in enumerate(zip(lines, tests, strict=True)):
             at = {c.heading: text for c, text in zip(table.columns, row, strict=True)}
             assert at["Test rows"] == f"{len({x['index'] for s in ours.keys() & theirs.keys() for x in ours[s]}):,}"
             assert at["Accuracy difference, points (95 % interval)"].startswith(signed(found[0]) + " (")
