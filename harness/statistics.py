@@ -365,6 +365,7 @@ def faster_and_not_worse(
     *,
     margin: float,
     alpha: float = 0.05,
+    draws: int = 100_000,
 ) -> Verdict:
     """Is a method faster than the reference while its accuracy is worse by less than ``margin``?
 
@@ -378,8 +379,9 @@ def faster_and_not_worse(
         ratios: float [rounds]: reference seconds / own seconds.
         pairs: A/A log ratios of passes like these.
         margin: accuracy that may be lost, 0..1; to be stated before looking.
+        draws: of :func:`median_noise`.
     """
     lowest = worst_case(wins, losses, n, alpha)
-    chance = float(np.quantile(median_noise(pairs, len(ratios)), 1 - alpha))
+    chance = float(np.quantile(median_noise(pairs, len(ratios), draws), 1 - alpha))
     slowest = float(np.exp(np.log(np.median(ratios)) - chance))
     return Verdict(lowest > -margin, slowest > 1, lowest, slowest)

@@ -27,6 +27,11 @@ class Noise:
         return f"{fixed(self.low)}–{fixed(self.high)}×"
 
 
+def usable(passes: Iterable[Sequence[float]]) -> list[Sequence[float]]:
+    """Series of seconds that a logarithm can be taken of: not empty, finite, above zero."""
+    return [one for one in passes if len(one) and np.isfinite(one).all() and min(one) > 0]
+
+
 def noise_band(passes: Iterable[Sequence[float]]) -> Noise | None:
     """The p10-p90 band of A/A ratios, or None where there are too few.
 
@@ -36,8 +41,7 @@ def noise_band(passes: Iterable[Sequence[float]]) -> Noise | None:
     Args:
         passes: reference seconds of each cell, in the order in which they ran; each cell once.
     """
-    whole = [one for one in passes if len(one) and np.isfinite(one).all() and min(one) > 0]
-    logs = self_ratios(whole)
+    logs = self_ratios(usable(passes))
     if len(logs) < FEWEST:
         return None
     high = float(np.exp(np.quantile(np.concatenate([logs, -logs]), 0.9)))

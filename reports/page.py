@@ -15,6 +15,7 @@ from reports.marks import footnotes
 from reports.ownership import ownership_table
 from reports.papers import paper_tables
 from reports.rules import RULES
+from reports.significance import curve_tables, rival_tables
 from reports.tables import Table, escape_markdown, to_markdown
 from reports.verdicts import headlines
 from reports.view import View
@@ -27,6 +28,8 @@ class Contents:
         summary: method x dataset.
         tally: verdicts counted.
         controls: predictions against controls, one by one.
+        rivals: every method against bert and fastbert.
+        curves: areas and scores of accuracy/FLOPs curves.
         checks: invariance, leaks, overlaps.
         papers: the papers' form.
         datasets: slug -> tables of that dataset, by role.
@@ -36,6 +39,8 @@ class Contents:
         self.summary = summary_tables(view)
         self.tally = tally_tables(view)
         self.controls = controls_tables(view)
+        self.rivals = rival_tables(view)
+        self.curves = curve_tables(view)
         self.checks = [*checks_tables(view), *([overlaps] if (overlaps := overlap_table(view)) else [])]
         self.papers = paper_tables(view)
         self.datasets: dict[str, dict[str, Table]] = {}
@@ -57,7 +62,16 @@ class Contents:
     def all(self) -> list[Table]:
         """Every table that is written to ``tables/``."""
         own = [table for tables in self.datasets.values() for table in tables.values()]
-        return [*self.summary, *self.tally, *self.controls, *self.checks, *self.papers, *own]
+        return [
+            *self.summary,
+            *self.tally,
+            *self.controls,
+            *self.rivals,
+            *self.curves,
+            *self.checks,
+            *self.papers,
+            *own,
+        ]
 
 
 def _context(view: View, contents: Contents, figures: dict[str, list[Drawing]]) -> dict[str, Any]:

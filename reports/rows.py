@@ -110,6 +110,7 @@ def averaged(results: list[Result]) -> tuple[list[dict[str, Any]], list[list[Cel
         row["left_out"] = any(f[name] is not None and not math.isfinite(f[name]) for f in every for name in _MEANS)
         row["waterfall"] = over_seeds([f["waterfall"] for f in every if f["waterfall"] is not None])
         row["latency"] = _latency([f["latency"] for f in every])
+        row["round_seconds"] = [f["round_seconds"] for f in every]
         row["reference_seconds"] = [f["reference_seconds"] for f in every]
         row["reference"] = next((f["reference"] for f in every if f["reference"]), None)
         layers = max(len(f["histogram"]) for f in every)

@@ -18,7 +18,7 @@ SAME_COST = (0.95, 1.05)
 # A verified exit is meant to keep up with the sequential one: at most this much less accurate, at most 5 % more layers.
 CLOSE_ACCURACY = 0.002
 # What must be the same for a pair to be comparable; the executor belongs to the method.
-_SAME = ("slug", "source", "backbone", "protocol", "order", "batch_size", "batch_tokens", "device", "dtype", "compute")
+SAME = ("slug", "source", "backbone", "protocol", "order", "batch_size", "batch_tokens", "device", "dtype", "compute")
 
 Reader = Callable[[Cell], "pd.DataFrame | None"]
 
@@ -39,7 +39,7 @@ def _matching(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict
     base = row["point"].partition("/")[0]
     found: dict[str, tuple[tuple[bool, bool], int]] = {}
     for index, other in enumerate(rows):
-        if other["kind"] != "control" or any(other[name] != row[name] for name in _SAME):
+        if other["kind"] != "control" or any(other[name] != row[name] for name in SAME):
             continue
         if other["point"] not in (row["point"], base) or (is_verified(row) and other["method"] != SEQUENTIAL):
             continue
@@ -65,14 +65,14 @@ def compare_with_controls(
             continue
         for name, other_index in _matching(row, rows).items():
             other = rows[other_index]
-            ours, theirs, seeds = _series(members[index], members[other_index], read)
+            ours, theirs, seeds = series_of(members[index], members[other_index], read)
             verdict = {
-                **{key: row[key] for key in ("label", "dataset", "data", "method", "point", "executor", *_SAME)},
+                **{key: row[key] for key in ("label", "dataset", "data", "method", "point", "executor", *SAME)},
                 "kind": row["kind"],
                 "control": name,
                 "control_point": other["point"],
                 "verified": is_verified(row),
-                "seeds": seeds,
+                "seeds": len(seeds),
                 **paired(ours, theirs),
                 "accuracy": row["accuracy"],
                 "control_accuracy": other["accuracy"],
@@ -93,10 +93,12 @@ def _ratio(ours: float | None, theirs: float | None) -> float | None:
     return ours / theirs if ours is not None and theirs else None
 
 
-def _series(ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader) -> tuple[list[pd.Series], list[pd.Series], int]:
-    """Correctness of both sides for every seed that both have and can be read."""
+def series_of(
+    ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader
+) -> tuple[list[pd.Series], list[pd.Series], list[int]]:
+    """Correctness of both sides for every seed that both have and can be read, and these seeds."""
     by_seed = {cell.seed: cell for cell in theirs}
-    left, right = [], []
+    left, right, seeds = [], [], []
     for cell in ours:
         if cell.seed not in by_seed:
             continue
@@ -104,7 +106,8 @@ def _series(ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader) -> tuple
         if a is not None and b is not None:
             left.append(a["correct"])
             right.append(b["correct"])
-    return left, right, len(left)
+            seeds.append(cell.seed)
+    return left, right, seeds
 
 
 def _judge(verdicts: list[dict[str, Any]]) -> None:

@@ -17,9 +17,11 @@ from harness.results import Cell
 from harness.store import Run
 from reports.caveats import fingerprint_facts, gather_caveats
 from reports.coordinates import SETTING, facts, varying
+from reports.curves import measure_curves
 from reports.intake import lost_cells, take_in
 from reports.marks import signs, together
 from reports.predictor import predictor_quality
+from reports.rivals import compare_with_rivals
 from reports.rows import add_noise, add_ratios, averaged, flat
 from reports.samples import SampleReader
 from reports.verdicts import compare_with_controls
@@ -60,6 +62,8 @@ class View:
         difficulty: one row per (row, true difficulty): ``n``, ``accuracy``, ``exit_layer`` (mean, 1..depth).
         verdicts: one row per comparison of a predicting method with a control (:mod:`reports.verdicts`).
         predictors: one row per row that predicts exits (:mod:`reports.predictor`).
+        rivals: one row per method's row and rival (:mod:`reports.rivals`).
+        curves: one row per accuracy/FLOPs curve (:mod:`reports.curves`).
         varying: coordinates that differ inside a group and are therefore shown as columns.
         fingerprint: (key, value) of the machine and versions.
         caveats: what a reader must know before believing a number.
@@ -73,6 +77,8 @@ class View:
     difficulty: pd.DataFrame
     verdicts: pd.DataFrame
     predictors: pd.DataFrame
+    rivals: pd.DataFrame
+    curves: pd.DataFrame
     varying: list[str]
     fingerprint: list[tuple[str, str]] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
@@ -145,6 +151,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     for verdict in verdicts:
         _carry(verdict, rows)
     predictors = predictor_quality(rows, members, reader.read) if samples else []
+    rivals = compare_with_rivals(rows, members, reader.read) if samples else []
     return View(
         name=run.path.resolve().name,
         groups=groups,
@@ -153,6 +160,8 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         difficulty=pd.DataFrame(difficulty),
         verdicts=pd.DataFrame(verdicts),
         predictors=pd.DataFrame(predictors),
+        rivals=pd.DataFrame(rivals),
+        curves=pd.DataFrame(measure_curves(rows, varying(rows))),
         varying=varying(rows),
         fingerprint=fingerprint_facts([result.fingerprint for result in results]),
         lost=lost_cells(run, results),

@@ -35,6 +35,7 @@ def test_every_promised_file_exists(report):
         "summary-synthetic",
         "controls",
         "controls-synthetic",
+        *(f"{kind}{tail}" for kind in ("rivals", "curves") for tail in ("", "-synthetic")),
         "paper-zh",
         "paper-en-synthetic",
         "difficulty-a_b_c-synthetic",

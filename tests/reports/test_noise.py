@@ -55,12 +55,13 @@ def test_band_stands_beside_every_ratio_of_times(fabricate):
     timed = [
         table
         for table in contents.all
-        if {"speedup", "measured", "speed_ratio"} & {column.key for column in table.columns}
+        if {"speedup", "measured", "speed_ratio", "rival_speedup"} & {column.key for column in table.columns}
     ]
-    assert {table.name.split("-")[0] for table in timed} == {"summary", "results", "waterfall", "anatomy", "controls"}
+    wanted = {"summary", "results", "waterfall", "anatomy", "controls", "rivals"}
+    assert {table.name.split("-")[0] for table in timed} == wanted
     for table in timed:
         keys = [column.key for column in table.columns]
-        ratio = max(keys.index(key) for key in ("speedup", "measured", "speed_ratio") if key in keys)
+        ratio = max(keys.index(key) for key in ("speedup", "measured", "speed_ratio", "rival_speedup") if key in keys)
         assert keys[ratio + 1] == "noise_high", table.name
         assert "0.91–1.10×" in to_markdown(table)
     for table in (*contents.summary, *(t for t in timed if t.name.startswith("waterfall"))):

@@ -3,10 +3,11 @@
 The arithmetic here is its own: plain loops over the Parquet rows, nothing imported from the statistics of the project.
 
 Determined by rows: test samples, accuracy with its interval, macro F1, spread over seeds, exit histograms, accuracy and
-mean exit by difficulty, wins, losses, exact and adjusted p-values and the verdict's sign, hits and errors of predictors,
+mean exit by difficulty, wins, losses, exact and adjusted p-values and the verdict's sign, the same against bert and fastbert,
+whether a loss of accuracy stays within the margin in every seed, hits and errors of predictors,
 differences to the sequential exit and to the oracle. Not determined by rows, and therefore not compared: FLOPs, executed
 layers (an answer may run a layer more than its exit), heads, seconds and everything made of them, parameters, memory,
-training, dev accuracy, unseen tokens, checks.
+training, dev accuracy, unseen tokens, checks. Limits of the paired bootstrap are draws: held against its normal limit only.
 
 ``GEEP_BENCH_RUN=FOLDER`` makes the same comparison with a run of one's own.
 """
@@ -178,7 +179,7 @@ def compare(path: Path) -> int:
             assert {i: n for i, n in enumerate(record["histogram"], start=1) if n} == dict(counts)
             compared += 1
         compared += verdicts(view, group.slug, cells) + predictors(tables, cells)
-    return compared
+    return compared + rivals(contents.rivals, stored)
 
 
 def difficulty(cells: Mapping[Key, dict[int, Rows]]) -> dict[tuple[str, str], dict[Key, str]]:
@@ -222,6 +223,58 @@ def verdicts(view: View, slug: str, cells: Mapping[Key, dict[int, Rows]]) -> int
         word = "no better" if adjusted >= 0.05 or not difference else "worse" if difference < 0 else "beats"
         assert at["Verdict"].startswith(word), record["sentence"]
     return 5 * len(lines)
+
+
+def tango_lower(wins: int, losses: int, n: int) -> float:
+    """Least difference that Tango's score test at 5 % does not refuse, by bisection on its constrained estimate."""
+    low, high = -1 + 1e-12, (wins - losses) / n
+    for _ in range(80):
+        d = (low + high) / 2
+        # The likelihood's root for the chance of a loss: 2n x^2 + (b) x - losses d (d - 1) = 0 with d negated for losses.
+        b = (2 * n - wins + losses) * d - wins - losses
+        chance = (math.sqrt(b * b + 8 * n * losses * d * (1 - d)) - b) / (4 * n)
+        z = (wins - losses - n * d) / math.sqrt(n * (2 * chance + d * (1 - d)))
+        low, high = (d, high) if z > 1.6448536269514722 else (low, d)
+    return (low + high) / 2
+
+
+def rivals(tables: list[Table], stored: Stored) -> int:
+    """The tables against bert and fastbert: tests, families, intervals, bounds."""
+    compared = 0
+    for table in tables:
+        tests, families = [], defaultdict(list)
+        lines = [
+            pair for pair in zip(table.records, table.cells, strict=True) if isinstance(pair[0]["rival_point"], str)
+        ]
+        for i, (r, _) in enumerate(lines):
+            cells = stored.rows[r["dataset"], r["data"] == "synthetic"]
+            ours, theirs = cells[r["method"], r["point"]], cells[r["rival"], r["rival_point"]]
+            tests.append((ours, theirs, paired(ours, theirs)))
+            families[r["method"], r["rival"]].append(i)
+        p_values = [exact_p(wins, losses) for _, _, (_, wins, losses) in tests]
+        adjusted = {
+            i: p for same in families.values() for i, p in zip(same, holm([p_values[i] for i in same]), strict=True)
+        }
+        for i, ((r, row), (ours, theirs, found)) in enumerate(zip(lines, tests, strict=True)):
+            at = {c.heading: text for c, text in zip(table.columns, row, strict=True)}
+            assert at["Test rows"] == f"{len({x['index'] for s in ours.keys() & theirs.keys() for x in ours[s]}):,}"
+            assert at["Accuracy difference, points (95 % interval)"].startswith(signed(found[0]) + " (")
+            assert (at["p exact"], at["p adjusted"]) == (p_text(p_values[i]), p_text(adjusted[i]))
+            balance: Counter[int] = Counter()
+            bounds, seeds = [], sorted(ours.keys() & theirs.keys())
+            for seed in seeds:
+                balance.update({x["index"]: x["correct"] / len(seeds) for x in ours[seed]})
+                balance.subtract({x["index"]: x["correct"] / len(seeds) for x in theirs[seed]})
+                _, wins, losses = paired({0: ours[seed]}, {0: theirs[seed]})
+                bounds.append(tango_lower(wins, losses, len(ours[seed])))
+            error = math.sqrt(sum((v - found[0]) ** 2 for v in balance.values())) / len(balance)
+            limits = [found[0] - 1.96 * error, found[0] + 1.96 * error]
+            assert [r["difference_low"], r["difference_high"]] == pytest.approx(limits, abs=0.25 * error + 1e-9)
+            if at["At worst: accuracy, points"] != "—":
+                assert r["lowest_difference"] == pytest.approx(min(bounds), abs=1e-9)
+                assert r["not_worse"] == (min(bounds) > -0.005)
+            compared += 5
+    return compared
 
 
 def predictors(tables: Mapping[str, Table], cells: Mapping[Key, dict[int, Rows]]) -> int:
