@@ -150,8 +150,8 @@ def test_sizes_are_few_and_near(size: int, least: int) -> None:
 
 
 def test_there_are_few_sizes() -> None:
-    """All batches of up to 32,768 rows come in 151 sizes."""
-    assert len({rounded(size, 64) for size in range(1, 32769)}) < 160
+    """All batches of up to 32,768 rows come in 96 sizes."""
+    assert len({rounded(size, 64) for size in range(1, 32769)}) == 96
 
 
 @settings(max_examples=100, deadline=None)
