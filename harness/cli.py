@@ -125,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
     run.add_argument("--max-train", type=_count, metavar="N", help="at most N train rows (stratified, seed 0)")
     run.add_argument("--max-test", type=_count, metavar="N", help="at most N test rows (stratified, seed 0)")
+    run.add_argument("--rounds", type=_count, metavar="N", help="timed passes per cell")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
     run.add_argument("--fresh", action="store_true", help="fit and measure again what is there already")
 
@@ -193,7 +194,7 @@ def settings_of(args: argparse.Namespace) -> Any:
     chosen = profile.load(args.profile)
     changes: dict[str, Any] = {
         key: value
-        for key in ("methods", "datasets", "seeds", "max_train", "max_test")
+        for key in ("methods", "datasets", "seeds", "max_train", "max_test", "rounds")
         if (value := getattr(args, key)) is not None
     }
     way = {

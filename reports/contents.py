@@ -75,7 +75,7 @@ def _result_columns(view: View, frame: pd.DataFrame) -> list[Column]:
     full, full_unit = flops_unit(frame["flops_full"].max())
     columns = [Column("accuracy", "Accuracy % (95 % interval)", _accuracy)]
     if view.rows["seeds"].max() > 1:
-        columns.append(Column("accuracy_sd", "± (seeds)", _over_seeds, missing="one seed only"))
+        columns.append(Column("accuracy_sd", "± (seeds; 95 % of their mean)", _over_seeds, missing="one seed only"))
 
     def cost(kind: str, divisor: float) -> Callable[[Row], str]:
         return lambda r: f"{plain(r[f'flops_{kind}'] / divisor)} ({times(r[f'ratio_{kind}'])})"
@@ -101,7 +101,8 @@ def _accuracy(row: Row) -> str:
 
 
 def _over_seeds(row: Row) -> str:
-    return f"{percent(row['accuracy_sd'], 2)} ({row['seeds']})"
+    limits = span(row["accuracy_seeds_low"], row["accuracy_seeds_high"], percent)
+    return f"{percent(row['accuracy_sd'], 2)} ({row['seeds']}; {limits})"
 
 
 def _speedup(row: Row) -> str:
@@ -141,8 +142,9 @@ def _result_notes(frame: pd.DataFrame) -> list[str]:
     if frame["seeds"].max() > 1:
         seeds = sorted({int(count) for count in frame["seeds"]})
         notes.append(
-            f"Means over {' or '.join(map(str, seeds))} seeds; ± is the standard deviation over them, the interval the "
-            "mean of the seeds' intervals, p10–p90 the widest over the seeds."
+            f"Means over {' or '.join(map(str, seeds))} seeds; ± is the standard deviation over them, with Student's 95 % interval "
+            "of their mean (training varies; test rows are shared); the interval beside the accuracy is the mean of the seeds' "
+            "intervals, p10–p90 the widest over the seeds."
         )
     notes += noise_notes(frame)
     if frame["ratio_linear"].isna().any():
@@ -179,7 +181,15 @@ def summary_tables(view: View) -> list[Table]:
 
 def csv_columns() -> tuple[str, ...]:
     """Raw columns of the tables of results."""
-    quality = ("accuracy", "accuracy_sd", "accuracy_low", "accuracy_high", "macro_f1")
+    quality = (
+        "accuracy",
+        "accuracy_sd",
+        "accuracy_seeds_low",
+        "accuracy_seeds_high",
+        "accuracy_low",
+        "accuracy_high",
+        "macro_f1",
+    )
     rest = (
         "kept",
         "params",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from harness.results import Cell, Latency, Overlaps, Result
+from harness.statistics import Spread, spread
 from reports.coordinates import SAME_REFERENCE, SETTING
 from reports.noise import noise_band
 from reports.waterfall import over_seeds
@@ -76,10 +77,10 @@ def _mean(values: list[Any]) -> float | None:
     return fmean(good) if good else None
 
 
-def _spread(values: list[Any]) -> float | None:
-    """Sample standard deviation; None below two values."""
+def _spread(values: list[Any]) -> Spread:
+    """Deviation and interval of the mean of the finite values; None each below two of them."""
     good = [value for value in values if value is not None and math.isfinite(value)]
-    return stdev(good) if len(good) > 1 else None
+    return spread(good) if good else Spread(math.nan, None, None, None, 0)
 
 
 def averaged(results: list[Result]) -> tuple[list[dict[str, Any]], list[list[Cell]]]:
@@ -99,7 +100,11 @@ def averaged(results: list[Result]) -> tuple[list[dict[str, Any]], list[list[Cel
         row.update(seeds=len(every), seed_list=" ".join(str(seed) for seed in sorted(f["seed"] for f in every)))
         row.update({name: _mean([f[name] for f in every]) for name in _MEANS})
         for name in ("accuracy", "samples_per_s", "speedup"):
-            row[f"{name}_sd"] = _spread([f[name] for f in every])
+            row[f"{name}_sd"] = _spread([f[name] for f in every]).sd
+        of_seeds = _spread([f["accuracy"] for f in every])
+        for end in ("low", "high"):  # of a share, so what lies beyond 0 and 1 is cut off
+            limit = getattr(of_seeds, end)
+            row[f"accuracy_seeds_{end}"] = None if limit is None else min(1.0, max(0.0, limit))
         # Over seeds: the envelope, so that an average never looks steadier than its parts.
         low, high = (
             [v for f in every if (v := f[n]) is not None and math.isfinite(v)] for n in ("speedup_p10", "speedup_p90")

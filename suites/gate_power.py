@@ -11,7 +11,8 @@ runs of profile ``quick`` on two shared cores show. What is planted: nothing; 10
 shares of discordant samples, since that is what decides whether such a loss can be seen at all.
 
 Real: ``--repetitions`` + 1 runs of ``bert`` and ``geep`` on one embedded dataset, each in a process of its own (kept in DIR, so
-that the command goes on where it stopped), neighbours compared; planted by scaling measured passes and by turning answers.
+that the command goes on where it stopped), neighbours compared; planted by scaling measured passes and by turning answers. What
+fewer rounds would have shown is read from the first rounds of the same passes.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from harness.store import write_json
 SAMPLES = 2000
 LOSS = 0.015
 SLOWDOWN = 1.1
+FEWER = (3, 5, 7)  # rounds, of real passes that were measured in more
 DATASETS = ("one", "two", "three", "four")
 # Method -> operating points, as profile quick has them: 22 cells a dataset.
 POINTS = {"bert": 1, **{f"m{number}": 1 for number in (1, 2, 3)}, **{f"m{number}": 2 for number in (4, 5, 6, 7, 8)}}
@@ -265,6 +267,15 @@ def real(folder: Path, repetitions: int, dataset: str, rounds: int) -> list[Row]
     def slower(cell: PackedCell) -> dict[str, Any]:
         return {"round_seconds": [SLOWDOWN * seconds for seconds in cell.round_seconds]}
 
+    def first(run: Packed, n: int) -> Packed:
+        cells = [
+            cell.model_copy(
+                update={"round_seconds": cell.round_seconds[:n], "reference_seconds": cell.reference_seconds[:n]}
+            )
+            for cell in run.cells
+        ]
+        return run.model_copy(update={"cells": cells})
+
     def plant(rng: np.random.Generator) -> Callable[[PackedCell], dict[str, Any]]:
         def worse(cell: PackedCell) -> dict[str, Any]:
             assert cell.correct is not None  # these runs have just been made
@@ -272,14 +283,22 @@ def real(folder: Path, repetitions: int, dataset: str, rounds: int) -> list[Row]
 
         return worse
 
+    rows = []
+    for n in sorted({rounds, *(fewer for fewer in FEWER if fewer < rounds)}):
+        short = [first(run, n) for run in runs]
+
+        def itself(i: int, short: list[Packed] = short) -> tuple[Packed, Packed]:
+            return short[i], short[i + 1]
+
+        def slowed(i: int, short: list[Packed] = short) -> tuple[Packed, Packed]:
+            return short[i], changed(short[i + 1], slower)
+
+        what = f"real passes, {n} rounds"
+        rows.append(repeat(f"{what}, nothing planted", repetitions, itself))
+        cells = sum(cell.cell.method == "geep" for cell in runs[0].cells)
+        rows.append(repeat(f"{what}, 10 % slower: {cells} cells", repetitions, slowed, "geep"))
     return [
-        repeat(f"real passes, {rounds} rounds, nothing planted", repetitions, lambda i: (runs[i], runs[i + 1])),
-        repeat(
-            f"real passes, {rounds} rounds, 10 % slower: 4 cells",
-            repetitions,
-            lambda i: (runs[i], changed(runs[i + 1], slower)),
-            "geep",
-        ),
+        *rows,
         repeat(
             f"real answers of {runs[0].cells[0].n} samples, 1.5 points less accurate, discordant 2 %",
             repetitions,
@@ -299,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--real", type=Path, metavar="DIR", help="real runs, kept in this folder, instead of fabricated"
     )
     parser.add_argument("--dataset", default="chnsenticorp", help="embedded dataset of the real runs")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds of the real runs")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of the real runs")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # one real run, in a process of its own
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args(arguments)

@@ -18,13 +18,14 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
+from scipy.stats import t as student
 
 from harness.measure.quality import quality
 from harness.store import Run
@@ -137,6 +138,16 @@ def p_text(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def over_seeds(accuracies: Sequence[float]) -> str:
+    n = len(accuracies)
+    if n < 2:
+        return f"— ({n}; —)"
+    sd = stdev(accuracies)
+    half = student.ppf(0.975, n - 1) * sd / n**0.5
+    low, high = max(0, fmean(accuracies) - half), min(1, fmean(accuracies) + half)
+    return f"{percent(sd, 2)} ({n}; {percent(low)}–{percent(high)})"
+
+
 def compare(path: Path) -> int:
     """Compare everything; returns how many cells of tables were compared."""
     stored, view = Stored(path), build_view(path)
@@ -154,9 +165,7 @@ def compare(path: Path) -> int:
             k: f"{percent(fmean(a))} ({percent(limits[k][0])}–{percent(limits[k][1])})" for k, a in accuracies.items()
         }
         if view.rows["seeds"].max() > 1:
-            expected["results", "± (seeds)"] = {
-                k: f"{percent(stdev(a), 2) if len(a) > 1 else '—'} ({len(a)})" for k, a in accuracies.items()
-            }
+            expected["results", "± (seeds; 95 % of their mean)"] = {k: over_seeds(a) for k, a in accuracies.items()}
         expected |= difficulty(cells) if "difficulty" in tables else {}
         for (name, heading), values in expected.items():
             assert shown(tables[name], heading) == dict(values), (group.label, heading)

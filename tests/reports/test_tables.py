@@ -133,4 +133,4 @@ def test_number_of_seeds_is_stated(fabricate):
         run.cell("bert", seed=seed, accuracy=0.8 + 0.1 * seed)
     (table,) = summary_tables(build_view(run.path))
     assert any("Means over 2 seeds" in note for note in table.notes)
-    assert "7.07 (2)" in table.cells[0]
+    assert "7.07 (2; 21.5–100.0)" in table.cells[0]

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from harness.errors import ResultError
+from reports.contents import results_table
 from reports.view import build_view
 
 
@@ -36,6 +37,19 @@ def test_seeds_are_averaged_and_counted(fabricate):
     assert bert["accuracy"] == pytest.approx(0.84)
     assert bert["accuracy_sd"] == pytest.approx(0.04)
     assert (bert["seeds"], bert["seed_list"]) == (3, "0 1 2")
+
+
+def test_the_interval_over_seeds_is_students(fabricate):
+    """Three seeds at 80, 84 and 88 %: 84 +- 4.303 x 4 / sqrt(3) points, in the table with the deviation."""
+    run = fabricate()
+    for seed, accuracy in enumerate((0.80, 0.84, 0.88)):
+        run.cell("bert", seed=seed, accuracy=accuracy)
+    view = build_view(run.path)
+    bert = row(view, "bert")
+    assert bert["accuracy_seeds_low"] == pytest.approx(0.84 - 4.302653 * 0.04 / math.sqrt(3), abs=1e-6)
+    assert bert["accuracy_seeds_high"] == pytest.approx(0.84 + 4.302653 * 0.04 / math.sqrt(3), abs=1e-6)
+    column = next(c for c in results_table(view, view.groups[0]).columns if c.key == "accuracy_sd")
+    assert column.show(bert) == "4.00 (3; 74.1–93.9)"
 
 
 def test_one_seed_has_no_spread(fabricate):

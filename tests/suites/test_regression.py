@@ -60,7 +60,7 @@ def test_it_runs_and_compares(
     monkeypatch.setattr("harness.cli.main", main)
     out = tmp_path / "out"
     assert regression.main(["--out", str(out), "--fresh"]) == expected
-    assert asked[0] == ["run", "--profile", "quick", "--out", str(out), "--fresh"]
+    assert asked[0] == ["run", "--profile", "quick", "--rounds", "7", "--out", str(out), "--fresh"]
     assert os.environ["GEEP_BENCH_CACHE"] == str(out / "cache")
     assert asked[1:] == ([] if ran == 2 else [["compare", str(regression.expected("quick")), str(out), "--gate"]])
 
