@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # (method, variant, setting): points that one line may join.
 Key = tuple[str, str, str]
 Label = tuple[float, float, str, str]
+# More lines than this in a figure: what others dominate steps back, and only what nothing dominates is named in words.
+CROWD = 14
 
 
 def series(records: Sequence[dict[str, Any]], varying: Sequence[str]) -> dict[Key, list[dict[str, Any]]]:
@@ -28,6 +30,24 @@ def series(records: Sequence[dict[str, Any]], varying: Sequence[str]) -> dict[Ke
         setting = " ".join(str(record[name]) for name in varying)
         together.setdefault((record["method"], variant, setting), []).append(record)
     return together
+
+
+def frontier(records: Sequence[Mapping[str, Any]], cost: str) -> list[int]:
+    """Indices of methods' points that no other method's point dominates, from the cheapest on.
+
+    A point is dominated by one that is at least as accurate and as cheap, and better in one of the two. Controls and bounds
+    take no part. ``samples_per_s`` is a cost in reverse.
+    """
+
+    def worth(at: int) -> tuple[float, float]:
+        price = records[at][cost]
+        return (-price if cost == "samples_per_s" else price), -records[at]["accuracy"]
+
+    found: list[int] = []
+    for at in sorted((i for i, r in enumerate(records) if r["kind"] == "method"), key=worth):
+        if not found or worth(at)[1] < worth(found[-1])[1] or worth(at) == worth(found[-1]):
+            found.append(at)
+    return found
 
 
 def short_point(point: str) -> str:
@@ -57,19 +77,32 @@ def draw_pareto(view: View, group: Group, chosen: dict[str, Look], cost: str, wo
     variants = {name: sorted({key[1] for key in lines if key[0] == name}) for name in {key[0] for key in lines}}
     noise = _noise_spans(records) if word == "throughput" else []
     entries = {(key[0], key[2]) if chosen[key[0]].line == "--" else key for key in lines}
-    legend_rows = math.ceil((len(entries) + bool(noise)) / 2)
+    legend_rows = math.ceil((len(entries) + bool(noise) + 1) / 2)
     height = 4.2 + 0.16 * legend_rows
     figure, axes = new_figure(6.0, height)
     axes.set_position((0.11, (0.16 * legend_rows + 0.55) / height, 0.86, 3.3 / height))
     labels: list[Label] = []
     named: set[str] = set()
+    best = [records[at] for at in frontier(records, cost)]
+    crowded = len(entries) > CROWD
+    if len(best) > 1:
+        x, y = [r[cost] for r in best], [100 * r["accuracy"] for r in best]
+        axes.plot(x, y, color=INK, alpha=0.18, lw=3, drawstyle="steps-post", zorder=1, label="dominated by none")
     for (method, variant, setting), points in lines.items():
         points = sorted(points, key=lambda r: r[cost])
         second = variants[method].index(variant) % 2 == 1
         legend = _legend(points[0], variant, setting)
-        _plot(axes, points, cost, chosen[method], hollow=second, legend="_" if legend in named else legend)
+        behind = crowded and not any(p in best or p["is_reference"] for p in points)
+        shown = "_" if legend in named else legend
+        _plot(axes, points, cost, chosen[method], hollow=second, legend=shown, behind=behind)
         named.add(legend)
-        if points[0]["kind"] == "method" and variant == variants[method][0]:
+        if crowded:
+            labels += [
+                (p[cost], 100 * p["accuracy"], f"{method} {_setting_of(p)}".strip(), chosen[method].color)
+                for p in points
+                if p in best or p["is_reference"]
+            ]
+        elif points[0]["kind"] == "method" and variant == variants[method][0]:
             labels += _labels(points, cost, chosen[method])
     for number, (low, high) in enumerate(noise):
         axes.axvspan(low, high, color=INK, alpha=0.09, lw=0, label="_" if number else "reference against itself (A/A)")
@@ -119,7 +152,20 @@ def _legend(record: Mapping[str, Any], variant: str, setting: str) -> str:
     return legend + (" (bound, not a method)" if record["kind"] == "bound" else "")
 
 
-def _plot(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, look: Look, *, hollow: bool, legend: str) -> None:
+def _setting_of(record: Mapping[str, Any]) -> str:
+    return short_point(record["point"]) if "=" in record["point"] else ""
+
+
+def _plot(
+    axes: Axes,
+    points: Sequence[Mapping[str, Any]],
+    cost: str,
+    look: Look,
+    *,
+    hollow: bool,
+    legend: str,
+    behind: bool,
+) -> None:
     y = [100 * p["accuracy"] for p in points]
     low = [max(0.0, 100 * (p["accuracy"] - p["accuracy_low"])) if finite(p["accuracy_low"]) else 0.0 for p in points]
     high = [max(0.0, 100 * (p["accuracy_high"] - p["accuracy"])) if finite(p["accuracy_high"]) else 0.0 for p in points]
@@ -132,14 +178,14 @@ def _plot(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, look: Look
         marker=look.marker,
         markersize=9 if look.marker == "*" else 5,
         linestyle=look.line,
-        linewidth=1.2 if front else 0.8,
+        linewidth=1.2 if front and not behind else 0.8,
         elinewidth=0.5,
         markerfacecolor=PAPER if hollow or look.hollow else look.color,
         markeredgecolor=look.color,
         markeredgewidth=1.0,
         label=legend,
         zorder=3 if front else 2,
-        alpha=1.0 if front else 0.9,
+        alpha=0.35 if behind else 1.0 if front else 0.9,
     )
 
 

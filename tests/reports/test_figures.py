@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reports.drawing import inline_svg
 from reports.figures import draw_figures
-from reports.pareto import short_point
+from reports.pareto import CROWD, frontier, short_point
 from reports.sheet import looks
 from reports.view import build_view
 
@@ -47,3 +48,43 @@ def test_short_point_is_never_longer(text):
 def test_short_point():
     """A label is the value of the setting."""
     assert [short_point(p) for p in ("speed=0.5", "speed=0.5/once", "full")] == ["0.5", "0.5", "full"]
+
+
+POINTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "kind": st.sampled_from(["method", "control", "bound"]),
+            "flops_linear": st.sampled_from([1.0, 2.0, 3.0]),
+            "samples_per_s": st.sampled_from([10.0, 20.0, 30.0]),
+            "accuracy": st.sampled_from([0.7, 0.8, 0.9]),
+        }
+    )
+)
+
+
+@pytest.mark.parametrize(("cost", "sign"), [("flops_linear", 1), ("samples_per_s", -1)])
+@given(points=POINTS)
+def test_the_frontier_is_what_no_method_dominates(points, cost, sign):
+    """All such points of methods and no others, the cheapest first; controls and bounds neither stand on it nor dominate."""
+
+    def dominates(a, b):
+        cheap, right = sign * (b[cost] - a[cost]), a["accuracy"] - b["accuracy"]
+        return cheap >= 0 and right >= 0 and (cheap > 0 or right > 0)
+
+    methods = [i for i, p in enumerate(points) if p["kind"] == "method"]
+    expected = {i for i in methods if not any(dominates(points[j], points[i]) for j in methods)}
+    found = frontier(points, cost)
+    assert len(found) == len(set(found)) and set(found) == expected
+    assert [sign * points[i][cost] for i in found] == sorted(sign * points[i][cost] for i in found)
+
+
+def test_in_a_crowd_only_what_nothing_dominates_is_named(fabricate):
+    """Twenty methods: two on the frontier have their names beside their points, all others in the legend alone."""
+    run = fabricate()
+    run.cell("bert", accuracy=0.9, flops=4e9)
+    run.cell("best", accuracy=0.89, flops=1e9)
+    for number in range(CROWD + 4):
+        run.cell(f"other-{number}", accuracy=0.7 + number / 1000, flops=(2 + number / 100) * 1e9)
+    view = build_view(run.path)
+    svg = next(d for d in draw_figures(view, view.groups[0]) if d.name.startswith("pareto-flops")).svg
+    assert svg.count(">best<") == 2 and svg.count(">other-3<") == 1
