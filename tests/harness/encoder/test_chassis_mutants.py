@@ -281,7 +281,7 @@ BUGS = {
             "self.logits.index_copy_(0, transfer.upload(samples, self.device), logits)",
             "self.logits[: len(samples)] = logits"),
         "exits in another order": ("self.exits[samples] = exit_layer", "self.exits[: len(logits)] = exit_layer"),
-        "sorted once more": ("out[self._arranged.order] = values", "out = values[self._arranged.order]"),
+        "sorted once more": ("out[self.arranged.order] = values", "out = values[self.arranged.order]"),
         "one buffer for two climbs": ("advance(make(lane), lane, None)", "advance(make(0), lane, None)"),
         "lanes are not freed": ("            free.append(lane)\n", "            pass\n"),
         "those who leave stay a layer longer": (
