@@ -153,7 +153,6 @@ def _climb(run: Pass, first: int, last: int, exits: TokenExits, places: Tensor) 
     for index in range(whole):
         hidden = run.layer(index, hidden, layout)
     if whole <= final:
-        hidden = run.keep(hidden)  # ours to write to
         rows = slice(int(run.arranged.starts[first]), int(run.arranged.starts[last]))
         place = exits.rows(places[rows], layout, run.arranged.positions[rows])
         some, active, stage = None, hidden, 0

@@ -196,6 +196,16 @@ def test_exits_known_beforehand_take_two_copies(
     assert copies[-1].shape == (N, 3)
 
 
+@pytest.mark.parametrize("window", [0, 6])
+def test_a_cascade_takes_a_copy_per_window(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], window: int
+) -> None:
+    """Beside those two, the host gets a bool per sample and window, however many batches there are."""
+    RUNS["cascade"](make_model(shape=SHAPE), tokens, torch.zeros(N), Execution(batch_size=2, window=window))
+    assert [copy.shape for copy in copies if copy.dtype == bool] == ([(6,)] * 3 + [(5,)] if window else [(N,)])
+    assert len(copies) == 2 + (4 if window else 1)
+
+
 def test_verified_exits_take_a_copy_per_look(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray]
 ) -> None:
