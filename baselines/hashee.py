@@ -205,6 +205,8 @@ class HashEE:
     there is, as the paper's 6 of 12), ``first_exit`` and ``buckets`` make variants. Special tokens run to the last layer,
     and so do those that ``frequency`` or ``mi`` never saw; ``random`` and ``clustered`` know all ids.
 
+    The paper's backbone is ElasticBERT, pretrained with exits; here it is that of every other method.
+
     Slips of the released code are not copied: it attends to padding, leaves the remainder of the vocabulary beyond its last
     bucket, and selects on test.
 
