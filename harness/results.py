@@ -49,7 +49,8 @@ class Cost(_Strict):
     """Mean executed cost of a sample.
 
     ``flops_linear``: 2 x MACs of linear layers, as FastBERT counts. ``flops_full``: all matrix products that ran.
-    ``mean_layers``: Transformer layers executed; ``mean_heads``: exit heads executed; ``depth``: layers of the model.
+    ``mean_layers``: Transformer layers executed, where tokens leave one by one those of its mean token; ``mean_heads``: exit
+    heads executed; ``depth``: layers of the model.
     """
 
     flops_linear: float

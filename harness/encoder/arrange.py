@@ -49,6 +49,19 @@ class Arranged:
         offsets = whole.offsets[begin : end + 1] - whole.offsets[begin]
         return TokenSet(whole.ids[rows], offsets, whole.segments[rows], whole.special), self.positions[rows]
 
+    def select(self, samples: np.ndarray) -> Arranged:
+        """Some of them (int64 [M] on the host, places in running order), gathered on the device without a wait."""
+        lengths, whole = self.lengths[samples], self.tokens
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        total = int(starts[-1])
+        chosen, offsets = (transfer.upload(part, whole.device) for part in (samples.astype(np.int64), starts))
+        shift = torch.repeat_interleave(
+            whole.offsets[chosen] - offsets[:-1], offsets[1:] - offsets[:-1], output_size=total
+        )
+        index = shift + torch.arange(total, device=whole.device)
+        tokens = TokenSet(whole.ids[index], offsets, whole.segments[index], whole.special)
+        return Arranged(self.order[samples], lengths, self.columns[samples], starts, tokens, self.positions[index])
+
 
 def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns: Tensor | None = None) -> Arranged:
     """Order samples by their first column, deepest first, then by length if the execution says so, window by window.

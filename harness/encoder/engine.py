@@ -16,12 +16,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from harness.contracts import Execution, TokenSet
 from harness.encoder import varlen
 from harness.encoder.layout import Attention, Layout
 from harness.encoder.model import EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.some import SomeQueries
 from harness.errors import ConfigError
 from harness.measure.work import Tally
 
@@ -81,6 +83,23 @@ class Engine:
         # A single row would be compiled for itself, as sizes 0 and 1 are no free sizes to the compiler.
         close = self._close if len(hidden) > 1 else EncoderLayer.close
         return close(layer, hidden, attention.attend(layer.qkv(hidden), layer.heads))
+
+    def run_some(self, index: int, active: Tensor, hidden: Tensor, attention: SomeQueries) -> Tensor:
+        """Layer ``index`` for some rows, which attend to all: active [A, width], hidden [rows, width] -> [A, width].
+
+        The rows' number is the data's, so this is launched as it is, also where whole layers are graphs.
+        """
+        layer: Any = self.model.encoder.layers[index]
+        weight, bias, width = layer.qkv.weight, layer.qkv.bias, hidden.shape[1]
+        query = F.linear(active, weight[:width], bias[:width])
+        context = attention.attend(query, F.linear(hidden, weight[width:], bias[width:]), layer.heads)
+        close = self._close if len(active) > 1 else EncoderLayer.close
+        return close(layer, active, context)
+
+    def some_tally(self, attention: SomeQueries) -> Tally:
+        """What :meth:`run_some` executes for those rows; see :meth:`SomeQueries.left` for the others."""
+        ragged = self._layer_ragged and not attention.layout.pad_to
+        return attention.tally(ragged=ragged)
 
     def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
         """The head itself, whatever memory it runs in."""

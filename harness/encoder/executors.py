@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness.contracts import Execution, Predictions, TokenSet
 from harness.encoder import transfer
-from harness.encoder.arrange import arrange, cut, windows
+from harness.encoder.arrange import Arranged, arrange, cut, windows
 from harness.encoder.engine import SIDE, engine_for
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
@@ -60,6 +60,8 @@ class Pass:
         columns: int64 [N, S] on the host: exits or looks, as given.
         logits: float32 [N, C] on the device, filled as samples are answered.
         exits: int16 [N] on the host.
+        arranged: the samples in running order.
+        engine: runs the blocks.
     """
 
     def __init__(
@@ -70,14 +72,29 @@ class Pass:
         columns: Tensor | None = None,
         phases: Phases | None = None,
     ) -> None:
-        self.model, self.execution, self.device = model, execution, tokens.device
-        self.phases = phases or Phases(tokens.device)
-        with self.phases("schedule"):
-            self._arranged = arrange(tokens, execution, model.encoder.shape, columns)
-        self.lengths, self.columns = self._arranged.lengths, self._arranged.columns
-        self._engine = engine_for(model, execution, int(self.lengths.max(initial=1)))
-        self.logits = torch.zeros(len(tokens), model.labels, dtype=torch.float32, device=tokens.device)
-        self.exits = np.zeros(len(tokens), dtype=np.int16)
+        phases = phases or Phases(tokens.device)
+        with phases("schedule"):
+            arranged = arrange(tokens, execution, model.encoder.shape, columns)
+        self._prepare(model, arranged, execution, phases, int(arranged.lengths.max(initial=1)))
+
+    @classmethod
+    def over(cls, model: MultiExitModel, samples: np.ndarray, other: Pass) -> Pass:
+        """A pass of another model over some samples (int64 [M], rising) of another pass, in that one's order."""
+        new = cls.__new__(cls)
+        longest = int(other.lengths.max(initial=1))  # one engine for all parts of a set
+        new._prepare(model, other.arranged.select(samples), other.execution, other.phases, longest)
+        return new
+
+    def _prepare(
+        self, model: MultiExitModel, arranged: Arranged, execution: Execution, phases: Phases, longest: int
+    ) -> None:
+        self.model, self.execution, self.device = model, execution, arranged.tokens.device
+        self.arranged, self.phases = arranged, phases
+        self.lengths, self.columns = arranged.lengths, arranged.columns
+        self.engine = engine_for(model, execution, longest)
+        count = len(self.lengths)
+        self.logits = torch.zeros(count, model.labels, dtype=torch.float32, device=self.device)
+        self.exits = np.zeros(count, dtype=np.int16)
         self.work = Work()
 
     def batches(self) -> Iterator[tuple[int, int]]:
@@ -87,20 +104,20 @@ class Pass:
 
     def begin(self, first: int, last: int, lane: int = 0) -> tuple[Tensor, Layout]:
         """Embeddings h^0 and layout of samples ``first`` .. ``last - 1``."""
-        tokens, positions = self._arranged.batch(first, last)
+        tokens, positions = self.arranged.batch(first, last)
         pad_to = self.execution.max_length if self.execution.protocol == "paper" else None
         layout = Layout(self.lengths[first:last], pad_to, self.device, tokens.offsets)
-        return self._engine.embed(tokens, layout, positions, lane), layout
+        return self.engine.embed(tokens, layout, positions, lane), layout
 
     def layer(self, index: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
         """Run and count layer ``index``."""
-        self.work.add(f"layer.{index}", self._engine.layer_tally(layout))
-        return self._engine.layer(index, hidden, layout, lane)
+        self.work.add(f"layer.{index}", self.engine.layer_tally(layout))
+        return self.engine.layer(index, hidden, layout, lane)
 
     def head(self, exit_layer: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
         """Run and count the head after layer ``exit_layer``: float32 [B, C]."""
-        self.work.add(f"head.{exit_layer}", self._engine.head_tally(layout))
-        return self._engine.head(exit_layer, hidden, layout, lane)
+        self.work.add(f"head.{exit_layer}", self.engine.head_tally(layout))
+        return self.engine.head(exit_layer, hidden, layout, lane)
 
     def shared(self, hidden: Tensor, layout: Layout) -> Tensor:
         """``C_T(F_L(h))`` for samples that leave: float32 [B, C]."""
@@ -109,7 +126,7 @@ class Pass:
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Hidden states or logits that are wanted after the next block was run."""
-        return self._engine.keep(tensor)
+        return self.engine.keep(tensor)
 
     def answer(self, samples: slice | np.ndarray, logits: Tensor, exit_layer: int) -> None:
         """Store the logits of samples that leave after ``exit_layer``; a later answer replaces an earlier one."""
@@ -122,7 +139,7 @@ class Pass:
     def in_input_order(self, values: np.ndarray) -> np.ndarray:
         """Undo the sorting: [..., N, ...] along the first axis."""
         out = np.empty_like(values)
-        out[self._arranged.order] = values
+        out[self.arranged.order] = values
         return out
 
     def predictions(self) -> Predictions:

@@ -138,8 +138,8 @@ class Layout:
     def _from_grid(self) -> Tensor:
         return self._tensor(np.flatnonzero(self._valid_grid.reshape(-1)))
 
-    def _grid(self, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-        """[rows, parts * D] -> ``parts`` tensors [B, heads, T, D / heads]."""
+    def grid(self, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+        """Rows on the grid that attention runs on: [rows, parts * D] -> ``parts`` tensors [B, heads, T, D / heads]."""
         if self._to_grid is not None:
             x = x.index_select(0, self._to_grid)
         return x.view(self.count, self.longest, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -148,21 +148,21 @@ class Layout:
         """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
         if not self.pad_to and varlen.fits(qkv.device, qkv.dtype, qkv.shape[1] // (3 * heads), dropout):
             return varlen.attend(qkv, heads, self.bounds, self.longest)
-        q, k, v = self._grid(qkv, 3, heads)
+        q, k, v = self.grid(qkv, 3, heads)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)  # [B, H, T, d]
         out = out.transpose(1, 2).reshape(self.count * self.longest, -1)
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
     def scores(self, query_key: Tensor, heads: int) -> Tensor:
         """Scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
-        q, k = self._grid(query_key, 2, heads)
+        q, k = self.grid(query_key, 2, heads)
         return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """Attention of one query per sample over its tokens: query [B, D], kv [rows, 2 D] -> [B, D]."""
         if not self.pad_to and varlen.fits(kv.device, kv.dtype, kv.shape[1] // (2 * heads), dropout):
             return varlen.attend_first(query, kv, heads, self.bounds, self.longest)
-        k, v = self._grid(kv, 2, heads)
+        k, v = self.grid(kv, 2, heads)
         q = query.view(self.count, heads, 1, -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)  # [B, H, 1, d]
         return out.reshape(self.count, -1)

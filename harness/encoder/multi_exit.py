@@ -14,7 +14,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import HEADS, Encoder, FastBertHead, LinearHead, parameters_of
 from harness.encoder.shape import EncoderShape
 from harness.errors import ConfigError, ResultError
-from harness.measure.work import ModelCost
+from harness.measure.work import KeyValueCost, ModelCost
 
 
 class MultiExitModel(nn.Module):
@@ -66,9 +66,12 @@ class MultiExitModel(nn.Module):
 
     def cost(self) -> ModelCost:
         """FLOPs per block; parameters of all heads included, as all of them must be kept at hand."""
-        return ModelCost(
-            {"layer": self.encoder.cost(), "head": self.teacher.cost()}, depth=self.depth, params=parameters_of(self)
-        )
+        blocks = {
+            "layer": self.encoder.cost(),
+            "head": self.teacher.cost(),
+            "keys": KeyValueCost(self.encoder.shape.width),
+        }
+        return ModelCost(blocks, depth=self.depth, params=parameters_of(self))
 
     def save(self, folder: Path) -> None:
         """``model.safetensors`` and ``model.json`` into an existing folder."""

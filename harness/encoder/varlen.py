@@ -44,9 +44,21 @@ def attend(qkv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
 
 def attend_first(query: Tensor, kv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
     """One query per sequence over that sequence: query [B, D], kv [rows, 2 D] -> [B, D]. See :func:`attend`."""
-    k, v = kv.view(len(kv), 2, heads, -1).unbind(1)
     each = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
-    return _kernel(query.view(len(query), heads, -1), k, v, each, bounds, 1, longest)
+    return attend_some(query, kv, heads, each, bounds, 1, longest)
+
+
+def attend_some(
+    query: Tensor, kv: Tensor, heads: int, q_bounds: Tensor, bounds: Tensor, q_longest: int, longest: int
+) -> Tensor:
+    """Some queries per sequence over that sequence: query [A, D], kv [rows, 2 D] -> [A, D]. See :func:`attend`.
+
+    Args:
+        q_bounds: int32 [B + 1], where the queries of each sequence begin, and how many there are.
+        q_longest: at least the queries of any sequence.
+    """
+    k, v = kv.view(len(kv), 2, heads, -1).unbind(1)
+    return _kernel(query.view(len(query), heads, -1), k, v, q_bounds, bounds, q_longest, longest)
 
 
 def _kernel(

@@ -36,9 +36,13 @@ class Side:
     phases: Mapping[str, float]
     cost: ModelCost
 
+    def of(self, kind: str) -> Work:
+        """The part of the work that is blocks of one kind."""
+        return Work({name: tally for name, tally in self.work.blocks.items() if name.split(".")[0] == kind})
+
     def layers(self) -> Work:
         """The part of the work that is layers."""
-        return Work({name: tally for name, tally in self.work.blocks.items() if name.split(".")[0] == "layer"})
+        return self.of("layer")
 
     def useful(self) -> float:
         """Linear FLOPs of the layers over tokens that are no padding."""
@@ -89,6 +93,14 @@ def waterfall(own: Side, reference: Side, samples: int) -> Waterfall:
             ref_run / ref_useful / (run / useful),
             f"{run / useful - 1:.1%} on top of linear FLOPs of real tokens, {ref_run / ref_useful - 1:.1%} there",
         )
+        kept, ref_kept = (float(side.cost.flops(side.of("keys"), "full")) for side in (own, reference))
+        if kept or ref_kept:
+            add(
+                "kept tokens",
+                (ref_run + ref_kept) / ref_run / ((run + kept) / run),
+                f"keys and values of tokens that have left: {kept / run:.1%} on top, {ref_kept / ref_run:.1%} there",
+            )
+            run, ref_run = run + kept, ref_run + ref_kept
         add(
             "heads",
             ref_flops / ref_run / (flops / run),

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Convention = Literal["linear", "full"]
+# Shares of samples are rounded to multiples of this, so that their sums are exact in any order.
+SHARE = 2.0**-20
 
 
 @dataclass
@@ -28,14 +30,14 @@ class Tally:
     """Executed amounts of one block.
 
     Attributes:
-        rows: samples.
+        rows: samples; of a sample some of whose tokens have left, the share that ran (multiples of :data:`SHARE`).
         tokens: tokens that went through its linear layers, padding included.
         valid: those of them that are not padding.
         pairs: query-key pairs of its attention, padding included.
         calls: how often the block was run.
     """
 
-    rows: int = 0
+    rows: float = 0
     tokens: int = 0
     valid: int = 0
     pairs: int = 0
@@ -66,8 +68,11 @@ class Work:
         for block, tally in other.blocks.items():
             self.add(block, tally, tally.calls)
 
-    def rows(self, kind: str) -> int:
-        """Sample passes through all blocks of a kind: ``rows("layer") / N`` is the mean number of layers."""
+    def rows(self, kind: str) -> float:
+        """Sample passes through all blocks of a kind: ``rows("layer") / N`` is the mean number of layers.
+
+        Where tokens leave one by one, that is the mean over samples of the mean over their tokens.
+        """
         return sum(tally.rows for block, tally in self.blocks.items() if block.split(".")[0] == kind)
 
     def valid_token_ratio(self) -> float:
@@ -99,6 +104,16 @@ class LayerCost:
 
 
 @dataclass(frozen=True)
+class KeyValueCost:
+    """Keys and values of tokens that have left and are still attended to: two ``width x width`` projections."""
+
+    width: int
+
+    def flops(self, tally: Tally, convention: Convention) -> int:
+        return 4 * self.width**2 * tally.tokens
+
+
+@dataclass(frozen=True)
 class FastBertHeadCost:
     """FastBERT's classifier: ``width -> inner`` on all tokens, self-attention at ``inner``, two layers on [CLS]."""
 
@@ -107,12 +122,12 @@ class FastBertHeadCost:
     labels: int
 
     def flops(self, tally: Tally, convention: Convention) -> int:
-        narrow = 2 * self.width * self.inner * tally.tokens
+        narrow, rows = 2 * self.width * self.inner * tally.tokens, int(tally.rows)
         square = 2 * self.inner**2
         if convention == "linear":
-            return narrow + 4 * square * tally.tokens + square * tally.rows
-        executed = 2 * square * tally.tokens + 3 * square * tally.rows + 4 * self.inner * tally.pairs
-        return narrow + executed + 2 * self.inner * self.labels * tally.rows
+            return narrow + 4 * square * tally.tokens + square * rows
+        executed = 2 * square * tally.tokens + 3 * square * rows + 4 * self.inner * tally.pairs
+        return narrow + executed + 2 * self.inner * self.labels * rows
 
 
 @dataclass(frozen=True)
@@ -123,8 +138,9 @@ class LinearHeadCost:
     labels: int
 
     def flops(self, tally: Tally, convention: Convention) -> int:
-        dense = 2 * self.width**2 * tally.rows
-        return dense if convention == "linear" else dense + 2 * self.width * self.labels * tally.rows
+        rows = int(tally.rows)
+        dense = 2 * self.width**2 * rows
+        return dense if convention == "linear" else dense + 2 * self.width * self.labels * rows
 
 
 @dataclass(frozen=True)

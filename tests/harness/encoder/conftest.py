@@ -18,18 +18,34 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.encoder import (
     arrange,
+    cascade,
     engine,
     executors,
     graphs,
     layout,
     sequential,
+    some,
+    token_exits,
     transfer,
     varlen,
     verified,
 )
 
 # In the order in which they import each other.
-CHASSIS = (transfer, varlen, layout, arrange, engine, graphs, executors, sequential, verified)
+CHASSIS = (
+    transfer,
+    varlen,
+    layout,
+    arrange,
+    some,
+    engine,
+    graphs,
+    executors,
+    sequential,
+    verified,
+    token_exits,
+    cascade,
+)
 
 
 class _Tape(TorchDispatchMode):

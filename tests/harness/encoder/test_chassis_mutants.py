@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,16 @@ import pytest
 import torch
 
 from harness.contracts import Execution, Predictions, TokenSet
-from harness.encoder import arrange, executors, sequential, verified
+from harness.distillation import take_layers
+from harness.encoder import arrange, cascade, executors, sequential, token_exits, verified
 from harness.encoder.exits import entropy_rule, first_exit, normalised_entropy
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.errors import ConfigError
 
-N, DEPTH, END = 23, 4, 2
+N, DEPTH, END, SMALL = 23, 4, 2, 2
+TOKENS = torch.from_numpy(np.random.default_rng(7).integers(0, DEPTH - 1, 50))  # nobody but [CLS] runs to the end
 SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
 EXITS = np.random.default_rng(5).integers(0, DEPTH, N).astype(np.int16)
 LOOKS = np.stack([EXITS, np.random.default_rng(6).integers(0, DEPTH, N)], 1).astype(np.int16)
@@ -45,12 +48,16 @@ CUTS = [
 
 @dataclass
 class World:
-    """A model, samples, every layer's answers [L, N, C] to them one by one, and a threshold that no entropy is near."""
+    """A model, samples, every layer's answers [L, N, C] to them one by one, and a threshold that no entropy is near.
+
+    ``hashed`` [N, C] are the answers where tokens leave after the layers of ``TOKENS``.
+    """
 
     model: MultiExitModel
     tokens: TokenSet
     student: torch.Tensor
     shared: torch.Tensor
+    hashed: torch.Tensor
     speed: float
 
     def at(self, exits: np.ndarray, shared: bool = False) -> np.ndarray:
@@ -75,11 +82,13 @@ class World:
 @pytest.fixture(scope="module")
 def world(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> World:
     model = make_model(shape=SHAPE)
-    student, shared = torch.zeros(DEPTH, N, 3), torch.zeros(DEPTH, N, 3)
+    student, shared, hashed = torch.zeros(DEPTH, N, 3), torch.zeros(DEPTH, N, 3), torch.zeros(N, 3)
     with torch.no_grad():
         for sample in range(N):
             one = tokens.select([sample])
             layout = Layout(one.lengths.numpy(), None, "cpu")
+            state = token_exits.masked_state(model.encoder, one, layout, token_exits.TokenExits.of(TOKENS, DEPTH))
+            hashed[sample] = model.teacher(state, layout)[0]
             states = list(model.encoder.states(one, layout))[1:]
             for index, hidden in enumerate(states):
                 student[index, sample] = model.student(index)(hidden, layout)[0]
@@ -88,7 +97,7 @@ def world(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> World:
     entropies = normalised_entropy(student).flatten().sort().values
     middle = entropies[len(entropies) // 3 : -len(entropies) // 3]
     widest = int(middle.diff().argmax())
-    return World(model, tokens, student, shared, float(middle[widest : widest + 2].mean()))
+    return World(model, tokens, student, shared, hashed, float(middle[widest : widest + 2].mean()))
 
 
 def check_order(world: World) -> None:
@@ -143,6 +152,14 @@ def check_refusals() -> None:
             arrange.arrange(TokenSet.from_lists(rows, segments), Execution(), SHAPE)
 
 
+@cache
+def small(model: MultiExitModel) -> MultiExitModel:
+    """The first layers as a model of its own, its head the student there."""
+    made = MultiExitModel(take_layers(model.encoder, range(SMALL)), model.labels)
+    made.teacher.load_state_dict(model.student(SMALL - 1).state_dict())
+    return made.eval()
+
+
 def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[], Predictions], np.ndarray, np.ndarray]]:
     """All executors, with the exits and logits they have to give."""
     model, tokens, rule = world.model, world.tokens, entropy_rule(world.speed)
@@ -157,6 +174,11 @@ def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[],
     )
     yield lambda: sequential.run_sequential(model, tokens, execution, rule), sure, world.at(sure)
     yield lambda: sequential.run_faithful(model, tokens, execution, rule), sure, world.at(sure)
+    hashed = token_exits.TokenExits.of(TOKENS, DEPTH)
+    yield lambda: token_exits.run_token_exits(model, tokens, hashed, execution), full, world.hashed.numpy()
+    sure = (normalised_entropy(world.student[SMALL - 1]) <= world.speed).numpy()
+    where = np.where(sure, SMALL - 1, DEPTH - 1)
+    yield lambda: cascade.run_cascade(small(model), model, tokens, execution, rule), where, world.at(where)
     for end in (DEPTH - 1, END):
         where = world.verified(end)
         yield (
@@ -281,7 +303,7 @@ BUGS = {
             "self.logits.index_copy_(0, transfer.upload(samples, self.device), logits)",
             "self.logits[: len(samples)] = logits"),
         "exits in another order": ("self.exits[samples] = exit_layer", "self.exits[: len(logits)] = exit_layer"),
-        "sorted once more": ("out[self._arranged.order] = values", "out = values[self._arranged.order]"),
+        "sorted once more": ("out[self.arranged.order] = values", "out = values[self.arranged.order]"),
         "one buffer for two climbs": ("advance(make(lane), lane, None)", "advance(make(0), lane, None)"),
         "lanes are not freed": ("            free.append(lane)\n", "            pass\n"),
         "those who leave stay a layer longer": (
@@ -315,6 +337,29 @@ BUGS = {
         "joined without their lengths": (
             "np.concatenate([group.layout.lengths for group in groups])",
             "np.concatenate([group.layout.lengths for group in groups][::-1])"),
+    },
+    "some": {
+        "rows that have left": ("torch.where(active, active", "torch.where(~active, (~active)"),
+        "queries of other samples": ("self._starts[:-1, None] + cell", "cell"),
+        "bounds of the whole batch": ("self.bounds, layout.bounds", "layout.bounds, layout.bounds"),
+        "no mask": ("attn_mask=layout.mask", "attn_mask=None"),
+        "pairs of the whole batch": ("self.counts * layout.lengths", "layout.lengths * layout.lengths"),
+    },
+    "token_exits": {
+        "a layer too few": ("return bisect_left(self.layers, layer)", "return bisect_left(self.layers, layer + 1)"),
+        "a layer too many": ("return bisect_left(self.layers, layer)", "return bisect_left(self.layers, layer - 1)"),
+        "the first token leaves": ("index_fill_(0, first,", "index_fill_(0, first[:0],"),
+        "exits in order of arrival": ("exits.places(run.arranged.tokens)", "exits.places(tokens)"),
+        "what is attended to stays as it left": ("            hidden.index_copy_(0, some.index, active)\n", ""),
+        "the state of those who run on is lost": (
+            "active = hidden.index_select(0, some.index)", "active = hidden[: some.rows]"),
+        "padding is a token": ("every >= lengths[:, None]", "every >= 0 * lengths[:, None]"),
+    },
+    "cascade": {
+        "everybody goes on": ("np.flatnonzero(~(yield", "np.flatnonzero((yield"),
+        "those of the first window": ("(torch.cat(sure)))) + begin", "(torch.cat(sure)))) + 0 * begin"),
+        "the small model again": ("Pass.over(whole, going, run)", "Pass.over(run.model, going, run)"),
+        "answers of others": ("run.answer(going, second", "run.answer(going[::-1].copy(), second"),
     },
 }  # fmt: skip
 CASES = [(module, bug) for module, bugs in BUGS.items() for bug in bugs]

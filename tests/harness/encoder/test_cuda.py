@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from harness.contracts import Execution, Predictions, TokenSet
 from harness.encoder import varlen
+from harness.encoder.cascade import run_cascade
 from harness.encoder.engine import engine_for
 from harness.encoder.executors import run_assigned, run_full
 from harness.encoder.exits import entropy_rule
@@ -22,6 +23,7 @@ from harness.encoder.graphs import GraphEngine
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.sequential import run_sequential
 from harness.encoder.shape import EncoderShape
+from harness.encoder.token_exits import TokenExits, run_token_exits
 from harness.encoder.transfer import download, upload
 from harness.encoder.verified import run_verified
 
@@ -52,12 +54,15 @@ def tokens(make_tokens: Callable[..., TokenSet]) -> TokenSet:
 def every_run(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> dict[str, Callable[[], Predictions]]:
     exits = (torch.arange(len(tokens), device="cuda") % DEPTH).to(torch.int16)
     looks = torch.stack([exits, exits.clamp(min=3)], 1)
+    hashed = TokenExits.of(torch.arange(SHAPE.vocab_size) % DEPTH, DEPTH).to("cuda")
     return {
         "full": lambda: run_full(model, tokens, execution),
         "assigned": lambda: run_assigned(model, tokens, exits, execution),
         "shared": lambda: run_assigned(model, tokens, exits, execution, answer="shared"),
         "shrink": lambda: run_sequential(model, tokens, execution, RULE),
         "verified": lambda: run_verified(model, tokens, looks, execution, RULE),
+        "tokens": lambda: run_token_exits(model, tokens, hashed, execution),
+        "cascade": lambda: run_cascade(model, model, tokens, execution, RULE),
     }
 
 

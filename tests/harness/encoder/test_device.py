@@ -21,16 +21,19 @@ from torch.utils._pytree import tree_leaves
 
 from harness.contracts import Execution, Predictions, TokenSet
 from harness.encoder import engine, executors, graphs, transfer, varlen
+from harness.encoder.cascade import run_cascade
 from harness.encoder.executors import run_assigned, run_full
 from harness.encoder.exits import entropy_rule
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.sequential import run_faithful, run_sequential
 from harness.encoder.shape import EncoderShape
+from harness.encoder.token_exits import TokenExits, run_token_exits
 from harness.encoder.verified import run_verified
 
 N, DEPTH = 23, 4
 RULE = entropy_rule(0.97)
+HASHED = {device: TokenExits.of(torch.arange(50) % DEPTH, DEPTH).to(device) for device in ("cpu", "meta")}
 SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
 
 
@@ -78,6 +81,10 @@ RUNS: dict[str, Callable[[MultiExitModel, TokenSet, Tensor, Execution], Predicti
     "verified": lambda model, tokens, exits, execution: run_verified(
         model, tokens, torch.stack([exits, exits.clamp(min=2)], 1), execution, RULE
     ),
+    "tokens": lambda model, tokens, exits, execution: run_token_exits(
+        model, tokens, HASHED[tokens.device.type], execution
+    ),
+    "cascade": lambda model, tokens, exits, execution: run_cascade(model, model, tokens, execution, RULE),
 }
 
 
@@ -179,7 +186,7 @@ def test_the_released_loop_does_look(
         run_faithful(twin, far, Execution(batch_size=5), RULE)
 
 
-@pytest.mark.parametrize("name", ["full", "ladder", "exact-k", "shared"])
+@pytest.mark.parametrize("name", ["full", "ladder", "exact-k", "shared", "tokens"])
 def test_exits_known_beforehand_take_two_copies(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], name: str
 ) -> None:
@@ -187,6 +194,16 @@ def test_exits_known_beforehand_take_two_copies(
     RUNS[name](make_model(shape=SHAPE), tokens, torch.arange(N, dtype=torch.int16) % DEPTH, Execution(batch_size=3))
     assert len(copies) == 2
     assert copies[-1].shape == (N, 3)
+
+
+@pytest.mark.parametrize("window", [0, 6])
+def test_a_cascade_takes_a_copy_per_window(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], window: int
+) -> None:
+    """Beside those two, the host gets a bool per sample and window, however many batches there are."""
+    RUNS["cascade"](make_model(shape=SHAPE), tokens, torch.zeros(N), Execution(batch_size=2, window=window))
+    assert [copy.shape for copy in copies if copy.dtype == bool] == ([(6,)] * 3 + [(5,)] if window else [(N,)])
+    assert len(copies) == 2 + (4 if window else 1)
 
 
 def test_verified_exits_take_a_copy_per_look(

@@ -12,11 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.cli import main
 from harness.contracts import Execution, Predictions, TokenSet
+from harness.encoder.cascade import run_cascade
 from harness.encoder.executors import run_assigned, run_full
 from harness.encoder.exits import entropy_rule
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.sequential import run_sequential
 from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
+from harness.encoder.token_exits import TokenExits, run_token_exits
 from harness.encoder.verified import run_verified
 from harness.errors import ConfigError
 from harness.measure.flops import closed_form
@@ -87,6 +89,10 @@ def runs(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> dict[
         "shared": lambda: run_assigned(model, tokens, exits, execution, answer="shared"),
         "verified once": lambda: run_verified(model, tokens, exits[:, None], execution, rule),
         "verified steps": lambda: run_verified(model, tokens, looks, execution, rule),
+        "tokens": lambda: run_token_exits(
+            model, tokens, TokenExits.of(torch.arange(50) % model.depth, model.depth), execution
+        ),
+        "cascade": lambda: run_cascade(model, model, tokens, execution, rule),
     }
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.measure.waterfall import Side, waterfall
-from harness.measure.work import FastBertHeadCost, LayerCost, ModelCost, Tally, Work
+from harness.measure.work import FastBertHeadCost, KeyValueCost, LayerCost, ModelCost, Tally, Work
 
 COST = ModelCost({"layer": LayerCost(8, 32), "head": FastBertHeadCost(8, 4, 3)}, depth=4, params=1)
 NARROW = ModelCost({"layer": LayerCost(4, 16), "head": FastBertHeadCost(4, 2, 3)}, depth=2, params=1)
@@ -86,6 +86,18 @@ def test_each_cause_has_its_factor() -> None:
     assert predicted["prediction"] == pytest.approx(4 / 5)
     assert predicted["rest"] == pytest.approx(1)
     assert factors(side(4, 5.0, layers=4.0), reference)["rest"] == pytest.approx(4 / 5)
+
+
+def test_kept_tokens_have_a_factor_of_their_own() -> None:
+    """Keys and values of tokens that have left are neither heads nor padding; without any, nobody hears of them."""
+    cost = ModelCost({**COST.blocks, "keys": KeyValueCost(8)}, depth=4, params=1)
+    own = side(4, 4.0, layers=4.0, cost=cost)
+    layers = cost.flops(own.layers(), "full")
+    own.work.add("keys.1", Tally(0, 20, 20))
+    found = factors(own, side(4, 4.0, layers=4.0))
+    assert found["kept tokens"] == pytest.approx(layers / (layers + 4 * 8 * 8 * 20))
+    assert found["attention and padding"] == pytest.approx(1)
+    assert "kept tokens" not in factors(side(2, 4.0), side(4, 4.0))
 
 
 def test_it_says_what_ran() -> None:
