@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +25,26 @@ from harness.training import Recipe, own_settings, train
 DEFAULTS: dict[str, Any] = {
     "distill_epochs": 5,
     "distill_learning_rate": None,  # 10 x learning_rate, as published
+    "schedule": "intended",
+    "divergence": "teacher-student",
+    "teacher_dropout": False,
     "speeds": SPEEDS,
 }
+SCHEDULES = ("intended", "released")
+DIVERGENCES = ("teacher-student", "student-teacher")
+
+
+def divergence(student: Tensor, teacher: Tensor, direction: str) -> Tensor:
+    """Distance of two answers, logits [B, C] each, mean over samples.
+
+    Args:
+        direction: ``"teacher-student"`` is KL(p_t || p_s), as in the released code; ``"student-teacher"`` is
+            KL(p_s || p_t), as in the paper.
+    """
+    log_s, log_t = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
+    if direction == "student-teacher":
+        log_s, log_t = log_t, log_s
+    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
 @register
@@ -32,12 +52,13 @@ class FastBert:
     """A head after every layer, distilled from the frozen, fine-tuned model; sure samples leave layer by layer.
 
     Step 1 is the method ``bert`` itself; step 2 trains students on every layer but the last against its soft answer.
-    The released code's slips are not copied: the learning rate decays over all distillation epochs, weight decay is
-    applied, and the teacher answers without dropout. Direction of the divergence as in its code: KL(p_t || p_s).
-    Inference shrinks the batch without a synchronisation per sample ("tuned").
+    The released code's slips are not copied unless asked for: by default the learning rate decays over all distillation
+    epochs, weight decay is applied, and the teacher answers without dropout. Direction of the divergence as in its code:
+    KL(p_t || p_s). Inference shrinks the batch without a synchronisation per sample ("tuned").
 
     Config: :data:`DEFAULTS`, and the keys of :class:`~harness.training.Recipe` for step 2. Heads are of the teacher's
-    kind.
+    kind. To have the slips: ``schedule = "released"`` (the rate falls to 0 over as many steps as step 1 took, and stays
+    there), ``teacher_dropout = true``, ``weight_decay = 0``. ``divergence = "student-teacher"`` is the paper's direction.
     """
 
     name = "fastbert"
@@ -55,6 +76,10 @@ class FastBert:
         """
         own = own_settings(self.name, config, DEFAULTS)
         speeds = checked_speeds(self.name, own["speeds"])
+        for key, known in (("schedule", SCHEDULES), ("divergence", DIVERGENCES), ("teacher_dropout", (False, True))):
+            if own[key] not in known or type(own[key]) is not type(known[0]):
+                choice = " or ".join(json.dumps(one) for one in known)
+                raise ConfigError(f"method 'fastbert': {key} = {own[key]!r} is unknown: choose {choice}")
         base, rate = Recipe.of(config), own["distill_learning_rate"]
         recipe = replace(
             base,
@@ -77,23 +102,21 @@ class FastBert:
         model.teacher.requires_grad_(False)
 
         def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-            model.encoder.eval()  # frozen: no dropout in what students and teacher look at
-            model.teacher.eval()
+            # Frozen: no dropout in what students and teacher look at, unless it is asked for.
+            model.encoder.train(own["teacher_dropout"])
+            model.teacher.train(own["teacher_dropout"])
             with torch.no_grad():
                 states = list(model.encoder.states(tokens, layout))[1:]
-                target = model.teacher(states[-1], layout).float().log_softmax(-1)
-            divergences = [
-                F.kl_div(
-                    model.student(i)(states[i], layout).float().log_softmax(-1),
-                    target,
-                    reduction="batchmean",
-                    log_target=True,
-                )
-                for i in model.exits
-            ]
-            return torch.stack(divergences).sum()
+                target = model.teacher(states[-1], layout)
+            answers = [model.student(i)(states[i], layout) for i in model.exits]
+            return torch.stack([divergence(answer, target, own["divergence"]) for answer in answers]).sum()
 
-        report = train(model, loss, task.train, recipe, seed=seed, name=f"fastbert {task.name}")
+        horizon = None
+        if own["schedule"] == "released":
+            horizon = math.ceil(len(task.train) / base.batch_size) * base.epochs
+            if tuned.training is not None:
+                horizon = tuned.training.steps
+        report = train(model, loss, task.train, recipe, seed=seed, name=f"fastbert {task.name}", horizon=horizon)
         if tuned.training is not None:
             report = tuned.training + report  # step 1 is part of what FastBERT costs
         model.requires_grad_(True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from harness.contracts import Execution, Split, TokenSet
 from harness.encoder.executors import exit_logits
 from harness.encoder.layout import Layout
-from harness.encoder.model import EncoderLayer, FastBertHead, LinearHead
+from harness.encoder.model import EncoderLayer, ExitGate, FastBertHead, LinearHead
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError
 from harness.measure.clock import now, synchronise
@@ -131,6 +131,11 @@ class TrainingReport:
         )
 
 
+def rate_at(step: int, steps: int, warm: int) -> float:
+    """Share of the learning rate at a step (from 0): linear warm-up over ``warm`` steps, linear decay to 0 at ``steps``."""
+    return min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
+
+
 class LayerPasses:
     """Counts sample passes through every :class:`EncoderLayer` inside ``modules`` while it is open, and their FLOPs."""
 
@@ -168,9 +173,8 @@ def shuffled_batches(tokens: TokenSet, batch_size: int, generator: torch.Generat
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Trainable parameters by (head or not, decayed or not); norms and biases (one-dimensional) are not decayed."""
-    heads = {
-        p for module in model.modules() if isinstance(module, FastBertHead | LinearHead) for p in module.parameters()
-    }
+    kinds = FastBertHead | LinearHead | ExitGate
+    heads = {p for module in model.modules() if isinstance(module, kinds) for p in module.parameters()}
     groups = []
     for is_head, rate in ((False, recipe.learning_rate), (True, recipe.learning_rate * recipe.head_rate)):
         ours = [p for p in model.parameters() if p.requires_grad and (p in heads) == is_head]
@@ -208,6 +212,7 @@ def train(
     name: str,
     evaluate: Callable[[], float] | None = None,
     teachers: Sequence[nn.Module] = (),
+    horizon: int | None = None,
 ) -> TrainingReport:
     """Minimise ``loss_fn(tokens, layout, labels)`` over ``split``.
 
@@ -218,6 +223,7 @@ def train(
         evaluate: a score on dev after each epoch; the weights of the best (earliest on ties) are kept. Without it, the
             last weights are.
         teachers: frozen modules that ``loss_fn`` runs, so that their layer passes are counted.
+        horizon: steps that the learning rate is scheduled over, warm-up included, 0 from then on; all steps by default.
 
     Raises:
         ConfigError: the loss became NaN or infinite, with the step at which it did.
@@ -227,11 +233,10 @@ def train(
     tokens, device = split.tokens, split.tokens.device
     labels = split.labels.to(device)
     steps = math.ceil(len(split) / recipe.batch_size) * recipe.epochs
-    warm = max(1, round(recipe.warmup * steps))
+    scheduled = steps if horizon is None else horizon
+    warm = max(1, round(recipe.warmup * scheduled))
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, scheduled, warm))
     bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_bfloat16(device))
     scores: list[float] = []
     best: dict[str, Tensor] | None = None

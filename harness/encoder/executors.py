@@ -24,11 +24,12 @@ from harness.encoder import transfer
 from harness.encoder.arrange import Arranged, arrange, cut, windows
 from harness.encoder.engine import SIDE, engine_for
 from harness.encoder.layout import Layout
+from harness.encoder.model import ExitGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.transfer import HostCopy
 from harness.errors import ConfigError
 from harness.measure.clock import Phases
-from harness.measure.work import Work
+from harness.measure.work import Tally, Work
 
 LeaveRule = Callable[[Tensor], Tensor]
 Answer = Literal["student", "shared"]
@@ -118,6 +119,11 @@ class Pass:
         """Run and count the head after layer ``exit_layer``: float32 [B, C]."""
         self.work.add(f"head.{exit_layer}", self.engine.head_tally(layout))
         return self.engine.head(exit_layer, hidden, layout, lane)
+
+    def gate(self, exit_layer: int, gate: ExitGate, hidden: Tensor, layout: Layout) -> Tensor:
+        """Run and count a gate after layer ``exit_layer``: float32 [B], in a few kernels that no engine prepares."""
+        self.work.add(f"gate.{exit_layer}", Tally(layout.count, layout.count, layout.count))
+        return gate(hidden, layout)
 
     def shared(self, hidden: Tensor, layout: Layout) -> Tensor:
         """``C_T(F_L(h))`` for samples that leave: float32 [B, C]."""
@@ -274,10 +280,23 @@ def exit_logits(model: MultiExitModel, tokens: TokenSet, execution: Execution, *
 
     Not a way to predict but the material to tune thresholds and to build tables with: one pass serves all of them.
     """
+    return exit_evidence(model, tokens, execution, answer=answer)[0]
+
+
+def exit_evidence(
+    model: MultiExitModel,
+    tokens: TokenSet,
+    execution: Execution,
+    *,
+    answer: Answer = "student",
+    gate: ExitGate | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What :func:`exit_logits` says, and the gate's verdicts in the same pass, float32 [len(model.answers), N]."""
     with inference(model):
         # Weights may still be changing, so nothing is prepared for another pass.
         run = Pass(model, tokens, replace(execution, compute="eager"))
-        out = torch.zeros(len(model.answers), len(tokens), model.labels, device=tokens.device)
+        labels = model.labels
+        out = torch.zeros(len(model.answers), len(tokens), labels + (gate is not None), device=tokens.device)
         for first, last in run.batches():
             hidden, layout = run.begin(first, last)
             for index in range(model.depth):
@@ -285,6 +304,12 @@ def exit_logits(model: MultiExitModel, tokens: TokenSet, execution: Execution, *
                 if index in model.answers:
                     shared = answer == "shared" and index != model.depth - 1
                     logits = run.shared(hidden, layout) if shared else run.head(index, hidden, layout)
-                    out[model.answers.index(index), first:last] = logits
+                    place = model.answers.index(index)
+                    out[place, first:last, :labels] = logits
+                    if gate is not None:
+                        out[place, first:last, labels] = run.gate(index, gate, hidden, layout)
         found = transfer.download(out.transpose(0, 1).contiguous()).wait()
-        return torch.from_numpy(run.in_input_order(found)).transpose(0, 1).contiguous()
+        evidence = torch.from_numpy(run.in_input_order(found)).transpose(0, 1).contiguous()
+        if gate is None:
+            return evidence, None
+        return evidence[..., :labels].contiguous(), evidence[..., labels].contiguous()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from harness.contracts import TokenSet
 from harness.encoder.layout import Attention, Layout
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
-from harness.measure.work import BlockCost, FastBertHeadCost, LayerCost, LinearHeadCost
+from harness.measure.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost
 
 
 class EncoderLayer(nn.Module):
@@ -183,6 +183,24 @@ class LinearHead(nn.Module):
 
     def cost(self) -> BlockCost:
         return LinearHeadCost(self.width, self.labels)
+
+
+class ExitGate(nn.Module):
+    """BERxiT's learning-to-exit module (EACL 2021): how likely a head is wrong, from [CLS]; one for all exits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.wrong = nn.Linear(width, 1)
+        init_head(self, width)
+
+    def forward(self, hidden: Tensor, layout: Attention) -> Tensor:
+        """[rows, width] -> float32 [B], in 0..1; computed in the type of its own weights."""
+        first = hidden.index_select(0, layout.first).to(self.wrong.weight.dtype)
+        return torch.sigmoid(self.wrong(first)).squeeze(-1).float()
+
+    def cost(self) -> GateCost:
+        return GateCost(self.width)
 
 
 HEADS: dict[str, type[FastBertHead] | type[LinearHead]] = {"fastbert": FastBertHead, "linear": LinearHead}

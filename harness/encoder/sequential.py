@@ -1,7 +1,7 @@
-"""FastBERT's inference: ask a head after every exit layer, let the sure samples leave, go on with the others.
+"""Ask a head after every exit layer, let the samples leave that a rule lets go, go on with the others.
 
-:func:`run_sequential` is the loop as we would tune it. :func:`run_faithful` is the released one; it exists to show what the
-tuning is worth.
+:func:`run_sequential` is the loop as we would tune it, for any rule. :func:`run_faithful` is the one that FastBERT released; it
+exists to show what the tuning is worth.
 """
 
 from __future__ import annotations
@@ -17,43 +17,55 @@ from harness.contracts import Execution, Predictions, TokenSet
 from harness.encoder import transfer
 from harness.encoder.executors import Climb, LeaveRule, Pass, inference, interleave
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.rules import ExitRule, Stateless
 
 
-def run_sequential(model: MultiExitModel, tokens: TokenSet, execution: Execution, leaves: LeaveRule) -> Predictions:
+def run_sequential(
+    model: MultiExitModel, tokens: TokenSet, execution: Execution, leaves: LeaveRule | ExitRule
+) -> Predictions:
     """Batches shrink layer by layer. Equal to batch size 1.
 
-    Hidden states, lengths and mask shrink together, on the device. The host gets one bool per active sample, exit layer and
-    batch, and while it waits for it another batch computes.
+    Hidden states, lengths, mask and whatever the rule remembers shrink together, on the device. The host gets one bool per
+    active sample, exit layer and batch, and while it waits for it another batch computes.
 
     Args:
-        leaves: logits [B, C] -> bool [B], true for samples that leave.
+        leaves: a rule; or logits [B, C] -> bool [B], true for samples that leave.
     """
+    rule = leaves if isinstance(leaves, ExitRule) else Stateless(leaves)
     with inference(model):
         run = Pass(model, tokens, execution)
         with run.phases("layers"):
-            interleave((partial(_shrink, run, leaves, first, last) for first, last in run.batches()), run.device)
+            interleave((partial(_shrink, run, rule, first, last) for first, last in run.batches()), run.device)
         return run.predictions()
 
 
-def _shrink(run: Pass, leaves: LeaveRule, first: int, last: int, lane: int) -> Climb:
+def _shrink(run: Pass, rule: ExitRule, first: int, last: int, lane: int) -> Climb:
     """One batch of :func:`run_sequential`."""
     hidden, layout = run.begin(first, last, lane)
+    memory = rule.begin(last - first, run.device)
     samples: slice | np.ndarray = slice(first, last)
     for index in range(run.model.depth):
         hidden = run.layer(index, hidden, layout, lane)
-        if index not in run.model.answers:
+        end = index == run.model.depth - 1
+        if index not in run.model.answers or not (end or rule.asks(run.model.answers.index(index))):
             continue
         logits = run.head(index, hidden, layout, lane)
         # Everybody is answered; who stays is answered again later. So nobody has to be picked out.
         run.answer(samples, logits, index)
-        if index == run.model.depth - 1:
+        if end:
             return
-        stay = ~(yield transfer.download(leaves(logits)))
+        doubt = None if rule.gate is None else run.gate(index, rule.gate, hidden, layout)
+        leaves, memory = rule.look(run.model.answers.index(index), logits, doubt, memory)
+        stay = ~(yield transfer.download(leaves))
         if stay.all():
             continue
         if not stay.any():
             return
-        hidden, layout = layout.select(hidden, np.flatnonzero(stay))
+        staying = np.flatnonzero(stay)
+        hidden, layout = layout.select(hidden, staying)
+        if memory:
+            rows = transfer.upload(staying, run.device)
+            memory = tuple(part.index_select(0, rows) for part in memory)
         samples = (np.arange(first, last) if isinstance(samples, slice) else samples)[stay]
 
 

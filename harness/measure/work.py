@@ -144,6 +144,16 @@ class LinearHeadCost:
 
 
 @dataclass(frozen=True)
+class GateCost:
+    """BERxiT's learning-to-exit module: one number from the state of [CLS]."""
+
+    width: int
+
+    def flops(self, tally: Tally, convention: Convention) -> int:
+        return 2 * self.width * int(tally.rows)
+
+
+@dataclass(frozen=True)
 class ModelCost:
     """Cost of every kind of block of one fitted method.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import baselines.fastbert as module
 from baselines.bert import Bert
-from baselines.fastbert import FastBert
+from baselines.fastbert import DEFAULTS, FastBert, divergence
 from harness.contracts import Execution, OperatingPoint, Split, Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.executors import exit_logits
@@ -124,6 +125,80 @@ def test_teacher_answers_without_dropout(signal_task: Task, small_backbone: Back
     assert modes == [(False, True)]
 
 
+@pytest.mark.parametrize("dropout", [False, True])
+def test_teacher_can_answer_as_released(
+    dropout: bool, signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``teacher_dropout`` frozen parts run in train mode, dropout included, and still get no gradient."""
+    shape = replace(small_backbone.shape, dropout=0.5)
+    torch.manual_seed(0)
+    noisy = Backbone("noisy", shape, Encoder(shape).state_dict(), None)
+    bert = FullDepth(MultiExitModel(noisy.encoder(), 3, (), "linear").eval())
+    seen: dict[str, Any] = {}
+
+    def caught(model: MultiExitModel, loss: Any, split: Split, recipe: Recipe, **_: Any) -> TrainingReport:
+        model.train()
+        for student in model.students.values():
+            student.dropout = 0.0
+        tokens = split.tokens.select(range(6))
+        losses = [loss(tokens, Layout(tokens.lengths.numpy(), None, "cpu"), split.labels[:6]) for _ in range(2)]
+        losses[0].backward()
+        seen.update(losses=[one.item() for one in losses], encoder=model.encoder)
+        return TrainingReport(0.0, 0, 0, 0)
+
+    monkeypatch.setattr(module, "train", caught)
+    FastBert().fit(signal_task, noisy, {"bert": bert}, config={"teacher_dropout": dropout}, seed=0)
+    assert (seen["losses"][0] != seen["losses"][1]) == dropout
+    assert all(parameter.grad is None for parameter in seen["encoder"].parameters())
+
+
+def test_divergence_in_both_directions() -> None:
+    """By hand: the teacher says 1/2, 1/2, the student 1/4, 3/4; then both agree, so that the mean is half."""
+    teacher = torch.tensor([[0.5, 0.5], [0.2, 0.8]]).log()
+    student = torch.tensor([[0.25, 0.75], [0.2, 0.8]]).log()
+    forward = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    backward = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert divergence(student, teacher, "teacher-student").item() == pytest.approx(forward / 2, rel=1e-5)
+    assert divergence(student, teacher, "student-teacher").item() == pytest.approx(backward / 2, rel=1e-5)
+    assert DEFAULTS["divergence"] == "teacher-student"
+
+
+def test_released_schedule_ends_with_the_steps_of_fine_tuning(
+    signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate is scheduled over as many steps as step 1 took, or would have taken; by default over all steps."""
+    horizons: list[int | None] = []
+
+    def caught(*_: Any, horizon: int | None = None, **__: Any) -> TrainingReport:
+        horizons.append(horizon)
+        return TrainingReport(0.0, 0, 0, 0)
+
+    monkeypatch.setattr(module, "train", caught)
+    unknown = FullDepth(trained_bert.model)
+    for bert, config in (
+        (trained_bert, {}),
+        (trained_bert, {"schedule": "released"}),
+        (unknown, {"schedule": "released", "batch_size": 20}),
+    ):
+        FastBert().fit(signal_task, small_backbone, {"bert": bert}, config=config, seed=0)
+    assert trained_bert.training is not None
+    assert horizons == [None, trained_bert.training.steps, 5 * 3]  # 96 rows are 5 batches of 20, in 3 epochs
+
+
+def test_released_schedule_stands_still_from_epoch_4(signal_task: Task, small_backbone: Backbone) -> None:
+    """After 3 epochs of fine-tuning, epochs 4 and 5 of distillation change no weight: 5 end where 3 do."""
+    recipe = {"learning_rate": 1e-3, "batch_size": 16, "epochs": 3, "weight_decay": 0.0}
+    bert = Bert().fit(signal_task, small_backbone, {}, config={**recipe, "head": "linear"}, seed=0)
+
+    def distilled(epochs: int, schedule: str) -> dict[str, torch.Tensor]:
+        config = {**recipe, "distill_epochs": epochs, "schedule": schedule}
+        return FastBert().fit(signal_task, small_backbone, {"bert": bert}, config=config, seed=0).model.state_dict()
+
+    three, five, intended = distilled(3, "released"), distilled(5, "released"), distilled(5, "intended")
+    assert all(torch.equal(three[key], value) for key, value in five.items())
+    assert not torch.equal(intended["students.0.label.weight"], five["students.0.label.weight"])
+
+
 def test_costs_both_steps(fitted: SequentialExits, trained_bert: FullDepth) -> None:
     """What it cost is fine-tuning and L layers per sample and epoch of distillation; its last epoch is kept."""
     assert fitted.training is not None
@@ -218,6 +293,10 @@ def test_damage_is_told(
         ({"speeds": 0.5}, "list"),
         ({"speeds": [0.1, 0.1]}, "twice"),
         ({"head": "fastbert"}, "linear"),
+        ({"schedule": "published"}, "intended"),
+        ({"divergence": "forward"}, "student-teacher"),
+        ({"teacher_dropout": 1}, "teacher_dropout"),
+        ({"teacher_dropout": "yes"}, "teacher_dropout"),
     ],
 )
 def test_nonsense_is_refused_before_training(

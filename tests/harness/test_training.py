@@ -158,6 +158,16 @@ def test_the_rate_warms_up_and_decays(model: MultiExitModel, toy: Split, rates: 
     assert heads == pytest.approx([2 * rate for rate in layers])
 
 
+def test_the_rate_stays_at_zero_beyond_its_horizon(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
+    """FastBERT's released schedule: that of 3 epochs, warm-up included, in a run of 5; 0 from epoch 4 on."""
+    recipe = replace(RECIPE, epochs=5, warmup=0.25)
+    train(model, loss_of(model), toy, recipe, seed=0, name="toy", horizon=12)  # 4 steps an epoch
+    layers = [step[0] / RECIPE.learning_rate for step in rates]
+    assert layers[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert layers[3:12] == pytest.approx([(12 - step) / 9 for step in range(3, 12)])
+    assert layers[12:] == [0.0] * 8
+
+
 def test_a_single_step_is_enough(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
     """One batch, one epoch: the full rate is used once."""
     train(model, loss_of(model), toy, replace(RECIPE, epochs=1, batch_size=64), seed=0, name="toy")

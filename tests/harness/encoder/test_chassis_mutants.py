@@ -23,6 +23,7 @@ from harness.encoder import arrange, cascade, executors, sequential, token_exits
 from harness.encoder.exits import entropy_rule, first_exit, normalised_entropy
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.rules import Patience
 from harness.encoder.shape import EncoderShape
 from harness.errors import ConfigError
 
@@ -63,6 +64,11 @@ class World:
     def at(self, exits: np.ndarray, shared: bool = False) -> np.ndarray:
         table = self.shared if shared else self.student
         return table[torch.from_numpy(exits.astype(np.int64)), torch.arange(N)].numpy()
+
+    def patient(self) -> np.ndarray:
+        """Where samples leave whose last two heads agree."""
+        same = (self.student[1:-1].argmax(-1) == self.student[:-2].argmax(-1)).numpy()
+        return np.where(same.any(0), same.argmax(0) + 1, DEPTH - 1)
 
     def verified(self, end: int) -> np.ndarray:
         """Where samples leave that look at ``LOOKS``."""
@@ -173,6 +179,8 @@ def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[],
         world.at(EXITS, shared=True),
     )
     yield lambda: sequential.run_sequential(model, tokens, execution, rule), sure, world.at(sure)
+    patient = world.patient()
+    yield lambda: sequential.run_sequential(model, tokens, execution, Patience(1)), patient, world.at(patient)
     yield lambda: sequential.run_faithful(model, tokens, execution, rule), sure, world.at(sure)
     hashed = token_exits.TokenExits.of(TOKENS, DEPTH)
     yield lambda: token_exits.run_token_exits(model, tokens, hashed, execution), full, world.hashed.numpy()
@@ -322,6 +330,8 @@ BUGS = {
             "run.layer(index, hidden, layout, lane)", "run.layer(index, hidden, layout)"),
         "embeddings of every climb in one lane": ("run.begin(first, last, lane)", "run.begin(first, last)"),
         "all leave if one does": ("if not stay.any():", "if not stay.all():"),
+        "memories of others": ("part.index_select(0, rows)", "part[: len(rows)]"),
+        "a memory that forgets": ("leaves, memory = rule.look(", "leaves, _ = rule.look("),
         "faithful to those who stay": ("logits[torch.tensor(going, device=logits.device)]", "logits[: len(going)]"),
     },
     "verified": {

@@ -7,6 +7,7 @@ the host that are meant are answered with what the same pass copied on the CPU.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -24,8 +25,9 @@ from harness.encoder import engine, executors, graphs, transfer, varlen
 from harness.encoder.cascade import run_cascade
 from harness.encoder.executors import run_assigned, run_full
 from harness.encoder.exits import entropy_rule
-from harness.encoder.model import Encoder
+from harness.encoder.model import Encoder, ExitGate
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.rules import Confidence, Learned, Patience, PatienceConfidence, Static
 from harness.encoder.sequential import run_faithful, run_sequential
 from harness.encoder.shape import EncoderShape
 from harness.encoder.token_exits import TokenExits, run_token_exits
@@ -35,6 +37,8 @@ N, DEPTH = 23, 4
 RULE = entropy_rule(0.97)
 HASHED = {device: TokenExits.of(torch.arange(50) % DEPTH, DEPTH).to(device) for device in ("cpu", "meta")}
 SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
+GATE = ExitGate(SHAPE.width)
+GATES = {"cpu": GATE, "meta": copy.deepcopy(GATE).to("meta")}
 
 
 class OneDevice(TorchDispatchMode):
@@ -78,6 +82,17 @@ RUNS: dict[str, Callable[[MultiExitModel, TokenSet, Tensor, Execution], Predicti
     ),
     "shared": lambda model, tokens, exits, execution: run_assigned(model, tokens, exits, execution, answer="shared"),
     "shrink": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, RULE),
+    "patience": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, Patience(1)),
+    "sure twice": lambda model, tokens, exits, execution: run_sequential(
+        model, tokens, execution, PatienceConfidence(0.97, 2)
+    ),
+    "calibrated": lambda model, tokens, exits, execution: run_sequential(
+        model, tokens, execution, Confidence(0.5, (0.5, 2.0, 1.0, 1.0))
+    ),
+    "learned": lambda model, tokens, exits, execution: run_sequential(
+        model, tokens, execution, Learned(0.5, GATES[tokens.device.type])
+    ),
+    "static": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, Static(1)),
     "verified": lambda model, tokens, exits, execution: run_verified(
         model, tokens, torch.stack([exits, exits.clamp(min=2)], 1), execution, RULE
     ),
@@ -206,10 +221,21 @@ def test_a_cascade_takes_a_copy_per_window(
     assert len(copies) == 2 + (4 if window else 1)
 
 
+@pytest.mark.parametrize("name", ["shrink", "patience", "sure twice", "calibrated", "learned"])
+def test_a_rule_waits_for_a_bool_per_active_sample(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], name: str
+) -> None:
+    """What a rule remembers, and what its gate says, stays on the device: per exit and batch, one copy of bools."""
+    found = RUNS[name](make_model(shape=SHAPE), tokens, torch.zeros(N, dtype=torch.int16), Execution(batch_size=5))
+    verdicts = [one for one in copies if one.dtype.kind == "b"]
+    assert len(copies) == len(verdicts) + 2  # who runs when, and the answers
+    assert sum(map(len, verdicts)) == sum(min(int(exit_layer), DEPTH - 2) + 1 for exit_layer in found.exit_layer)
+
+
 def test_verified_exits_take_a_copy_per_look(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray]
 ) -> None:
     """One chunk, two looks: a copy of a bool per sample that asked at the first, one for those who asked again."""
     RUNS["verified"](make_model(shape=SHAPE), tokens, torch.zeros(N, dtype=torch.int16), Execution(batch_size=3))
-    assert [copy.dtype.kind for copy in copies].count("b") <= 3
+    assert [one.dtype.kind for one in copies].count("b") <= 3
     assert copies[1].shape == (N,)

@@ -22,7 +22,7 @@ from harness.encoder.token_exits import TokenExits, run_token_exits
 from harness.encoder.verified import run_verified
 from harness.errors import ConfigError
 from harness.measure.flops import closed_form
-from harness.measure.work import LayerCost, ModelCost, Tally, Work
+from harness.measure.work import FastBertHeadCost, LayerCost, ModelCost, Tally, Work
 
 BASE = ["flops", "--backbone", "bert-base-uncased", "--labels", "2", "--seq-len", "128"]
 
@@ -41,6 +41,18 @@ def test_bert_base_is_what_fastbert_publishes(capsys: pytest.CaptureFixture[str]
 def test_every_head_costs_the_same_per_layer(capsys: pytest.CaptureFixture[str], layer: int) -> None:
     """Leaving at layer k after k heads costs k x 1,853,915,136, FastBERT's unit."""
     assert facts(capsys, "--exit", str(layer))["linear_every_head"] == layer * 1_853_915_136
+
+
+def test_the_published_parts_add_up() -> None:
+    """FastBERT's units at 128 tokens: a layer 1,811,939,328, a head 41.98 M; one layer and head is 11.75 times cheaper."""
+    shape, tokens = KNOWN_SHAPES["bert-base-uncased"], Tally(1, 128, 128, 128**2)
+    layer = LayerCost(shape.width, shape.intermediate).flops(tokens, "linear")
+    head = FastBertHeadCost(shape.width, 128, 2).flops(tokens, "linear")
+    assert layer == 1_811_939_328
+    assert head == 25_165_824 + 16_777_216 + 32_768  # narrow, attention, dense: 41.98 M
+    every = [closed_form(shape, 2, 128, exit_layer=k, heads="every")["linear"] for k in range(1, 13)]
+    assert every == [k * 1_853_915_136 for k in range(1, 13)]
+    assert round((12 * layer + head) / every[0], 2) == 11.75
 
 
 def test_text_form_names_both_conventions(capsys: pytest.CaptureFixture[str]) -> None:
