@@ -97,7 +97,9 @@ class Encoder(nn.Module):
             ids = ids.new_zeros(layout.rows).index_copy_(0, target, ids)
             segments = segments.new_zeros(layout.rows).index_copy_(0, target, segments)
             position = position.new_zeros(layout.rows).index_copy_(0, target, position)
-        hidden = self.word(ids) + self.position(position) + self.segment(segments.int())
+        # Where one segment is all there is, as in DistilBERT, the second text of a pair is on it, too.
+        segment = self.segment(segments.int()) if self.shape.type_vocab > 1 else self.segment.weight[0]
+        hidden = self.word(ids) + self.position(position) + segment
         hidden = self.norm(hidden)
         return F.dropout(hidden, self.shape.dropout, self.training)
 
