@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.contracts import TokenSet
-from harness.encoder.layout import Attention, Layout
+from harness.encoder.layout import Attention, Layout, Scored
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
 from harness.measure.work import BlockCost, FastBertHeadCost, LayerCost, LinearHeadCost
 
@@ -49,7 +49,7 @@ class EncoderLayer(nn.Module):
         inner = F.relu(inner) if self.activation == "relu" else F.gelu(inner, approximate=self.activation)
         return self.norm_output(hidden + self._drop(self.down(inner)))
 
-    def scores(self, hidden: Tensor, layout: Layout) -> Tensor:
+    def scores(self, hidden: Tensor, layout: Scored) -> Tensor:
         """Attention scores before softmax of this layer on its input: [rows, width] -> [B, heads, T, T].
 
         Projects query and key once more, so that :meth:`forward` need not keep them; for distillation of attention.

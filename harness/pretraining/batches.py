@@ -94,6 +94,11 @@ class Stream:
         self.order = lru_cache(maxsize=2)(self._order)
 
     @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return int(self._parts[0].shape[1])
+
+    @property
     def rows(self) -> int:
         """Rows of an epoch."""
         return int(self._starts[-1])

@@ -46,7 +46,12 @@ def distilbert(**change: Any) -> DistilBertConfig:
 
 
 def bert(vocab: int = 50, width: int = 16, layers: int = 2, heads: int = 2, inner: int = 20) -> BertConfig:
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": inner}
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+    }
     return BertConfig(vocab_size=vocab, max_position_embeddings=16, **sizes)
 
 
