@@ -1,7 +1,7 @@
 """TinyBERT (Jiao et al. 2020, arXiv 1909.10351): thinner and shallower, taught layer by layer, then by logits.
 
 Both stages of the paper's task distillation, on the task's train split. The paper's student comes out of general distillation
-on raw text beforehand, and its train split is augmented (``augment``, 20 for most of GLUE). Give such a student with
+on raw text beforehand, and its train split is augmented (``augment``, 10 to 30 copies). Give such a student with
 ``student``: a public one (huawei-noah/TinyBERT_General_4L_312D) or one of :meth:`TinyBert.general_distillation`. Without,
 embeddings start from the teacher's, projected on the leading singular directions of the word embeddings, and layers at
 random: expect less than the published figures. The head always starts at random.
