@@ -155,16 +155,20 @@ class Bench:
     def fit_key(self, name: str) -> str:
         """Content key of a fitted method: everything its weights follow from."""
         method = registry.get(name)
+        config = self.settings.profile.config(name)
+        identity = getattr(method, "identity", None)
+        named = None if identity is None else identity(config)
         return content_key(
             CHASSIS_VERSION,
             name,
             method.version,
-            self.settings.profile.config(name),
+            config,
             self.seed,
             self.prepared.task.fingerprint,
             self.backbone.fingerprint,
             self.settings.device,
             [self.fit_key(need) for need in method.needs],
+            *([] if named is None else [named]),
         )
 
     def fitted(self, name: str) -> Fitted:

@@ -1,4 +1,4 @@
-"""``geep-bench``: run, report, compare, pack, list, flops, pretrain."""
+"""``geep-bench``: run, report, compare, pack, list, flops, pretrain, distill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import __version__, profile, registry
 from harness.errors import ConfigError, GeepBenchError
-from harness.pretraining import options
+from harness.pretraining import distill_options, options
 
 EXAMPLES = """examples:
   geep-bench run --profile quick                      embedded data, CPU, no network; minutes
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   geep-bench list methods
   geep-bench flops --backbone bert-base-uncased --labels 2 --seq-len 128 --json
   geep-bench pretrain --corpus wiki.txt.zst --lang en --minutes 60 --out my-backbone
+  geep-bench distill distilbert --teacher my-backbone --corpus wiki.txt.zst --lang en --layers 6 --out my-student
 
 A run goes on where it was stopped; finished cells are not run again (unless --fresh).
 Exit codes: 0 done, 1 some cells failed or (compare --gate) got worse, 2 unusable input (one line says what and how to mend it)."""
@@ -171,6 +172,14 @@ def parser() -> argparse.ArgumentParser:
             "pretrain",
             help="a backbone of your own, from raw text",
             description=options.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    distill_options.add(
+        commands.add_parser(
+            "distill",
+            help="a student of your own, from a teacher and raw text",
+            description=distill_options.DESCRIPTION,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
@@ -331,6 +340,12 @@ def _pretrain(args: argparse.Namespace) -> int:
     return command.run(args)
 
 
+def _distill(args: argparse.Namespace) -> int:
+    from harness.pretraining import distill
+
+    return distill.run(args)
+
+
 COMMANDS = {
     "run": _run,
     "report": _report,
@@ -339,6 +354,7 @@ COMMANDS = {
     "list": _list,
     "flops": _flops,
     "pretrain": _pretrain,
+    "distill": _distill,
 }
 
 

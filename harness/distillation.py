@@ -5,15 +5,17 @@ Losses are scalars, in float32 also under autocast; the teacher's side gets no g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from harness.contracts import Fitted, TokenSet
-from harness.encoder.layout import Layout
+from harness.encoder.layout import Layout, Scored
 from harness.encoder.model import Encoder, EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError
@@ -33,6 +35,32 @@ def fitted_teacher(teachers: Mapping[str, Fitted], name: str = "bert") -> Fitted
         )
     fitted.model.eval()
     return fitted
+
+
+def checked_temperature(method: str, temperature: Any) -> float:
+    """The softening of both answers.
+
+    Raises:
+        ConfigError: it is no number above 0.
+    """
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ConfigError(f"{method}: temperature {temperature} makes no sense: choose one above 0")
+    return temperature
+
+
+def checked_weights(method: str, own: Mapping[str, Any], *names: str) -> tuple[float, ...]:
+    """Weights of the terms of a loss.
+
+    Raises:
+        ConfigError: one is no number or below 0, or none is above 0.
+    """
+    weights = tuple(own[name] for name in names)
+    right = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
+    if not right or not max(weights) > 0:
+        raise ConfigError(
+            f"{method}: weights {', '.join(names)} = {', '.join(map(str, weights))} make no sense: none below 0, one above 0"
+        )
+    return weights
 
 
 def states_and_logits(model: MultiExitModel, tokens: TokenSet, layout: Layout) -> tuple[list[Tensor], Tensor]:
@@ -70,9 +98,10 @@ def uniform_map(teacher: int, student: int) -> list[int]:
     return [m * teacher // student for m in range(student + 1)]
 
 
-def take_layers(encoder: Encoder, layers: Sequence[int]) -> Encoder:
-    """A new encoder with copies of the embeddings and of the named layers, in that order."""
-    student = Encoder(replace(encoder.shape, layers=len(layers))).to(encoder.device)
+def take_layers(encoder: Encoder, layers: Sequence[int], dropout: float | None = None) -> Encoder:
+    """A new encoder with copies of the embeddings and of the named layers, in that order; the same dropout, if none is said."""
+    shape = replace(encoder.shape, layers=len(layers))
+    student = Encoder(shape if dropout is None else replace(shape, dropout=dropout)).to(encoder.device)
     for part in ("word", "position", "segment", "norm"):
         getattr(student, part).load_state_dict(getattr(encoder, part).state_dict())
     for new, old in zip(student.layers, layers, strict=True):
@@ -80,7 +109,7 @@ def take_layers(encoder: Encoder, layers: Sequence[int]) -> Encoder:
     return student
 
 
-def layer_scores(encoder: Encoder, index: int, states: Sequence[Tensor], layout: Layout) -> Tensor:
+def layer_scores(encoder: Encoder, index: int, states: Sequence[Tensor], layout: Scored) -> Tensor:
     """Attention scores before softmax of layer ``index``, [B, heads, T, T], given its input among h^0, h^1, ..."""
     layer = encoder.layers[index]
     assert isinstance(layer, EncoderLayer)

@@ -35,6 +35,8 @@ class Backbone:
         state: weights of :class:`~harness.encoder.model.Encoder`, float32 on the CPU.
         tokenizer: a fast tokenizer of transformers.
         device: where methods shall train and predict.
+        head: state of the masked-word head that came with the encoder, if one did
+            (see :class:`~harness.encoder.checkpoint.Checkpoint`); no part of the fingerprint.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Backbone:
     state: dict[str, Tensor]
     tokenizer: Any
     device: str = "cpu"
+    head: dict[str, Tensor] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -102,12 +105,14 @@ def embedded_folder(language: str, *, progress: bool = True) -> Path:
 
 
 def _hub_folder(name: str) -> Path:
+    """Files of a hub repository, ``id`` or ``id@revision``, on this machine."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", "model*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
+    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         near = difflib.get_close_matches(name, [EMBEDDED, *KNOWN_SHAPES], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -115,23 +120,39 @@ def _hub_folder(name: str) -> Path:
             f"backbone '{name}' is neither a folder here nor reachable on the hub ({type(error).__name__}): "
             f"{hint}give a local folder, or 'embedded'; shapes known by name: {', '.join(KNOWN_SHAPES)}"
         ) from error
+    if (folder / "config.json").is_file() and not any(folder.glob("model*.safetensors")):
+        raise BackboneError(
+            f"hub repository '{name}' has no safetensors (a pytorch_model.bin may hold code and is never read): take a "
+            f"converted revision if its page lists one, as {repository}@refs/pr/1, or convert it with transformers' "
+            "AutoModelForMaskedLM.from_pretrained(ID).save_pretrained(DIR) and give DIR"
+        )
+    return folder
+
+
+def _folder(name: str, language: str, *, progress: bool = True) -> Path:
+    """Where the files of a backbone are."""
+    if name == EMBEDDED:
+        return embedded_folder(language, progress=progress)
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else _hub_folder(name)
+
+
+def content_of(name: str, language: str) -> str:
+    """Content hash of the files behind a name, without loading them; see :func:`load_backbone`."""
+    return checkpoint.content_of(_folder(name, language))
 
 
 def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bool = True) -> Backbone:
-    """A backbone by ``"embedded"``, folder or hub id.
+    """A backbone by ``"embedded"``, folder or hub id (``id@revision`` for another revision than the newest).
 
     Raises:
         BackboneError: it cannot be found or read, or its tokenizer does not fit its embeddings.
     """
     from transformers import AutoTokenizer
 
-    if name == EMBEDDED:
-        folder = embedded_folder(language, progress=progress)
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
-    else:
-        folder = _hub_folder(name)
-    shape, state = checkpoint.read_folder(folder)
+    folder = _folder(name, language, progress=progress)
+    found = checkpoint.read(folder)
+    shape = found.shape
     # Without these transformers makes up a tokenizer that knows no word, and does not complain.
     if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
         raise BackboneError(f"no usable tokenizer in {folder}: add tokenizer.json or vocab.txt")
@@ -146,7 +167,8 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the embeddings {shape.vocab_size}: they do not belong together"
         )
     shown = name if name == EMBEDDED or not Path(name).expanduser().is_dir() else folder.resolve().name
-    return Backbone(shown, shape, {k: v.contiguous() for k, v in state.items()}, tokenizer, device)
+    state = {k: v.contiguous() for k, v in found.state.items()}
+    return Backbone(shown, shape, state, tokenizer, device, found.head)
 
 
 def shape_of(name: str) -> EncoderShape:

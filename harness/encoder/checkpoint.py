@@ -1,9 +1,12 @@
-"""Weights in and out in Hugging Face's BERT naming; safetensors only."""
+"""Weights in and out in Hugging Face's naming, BERT's and DistilBERT's; safetensors only."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ EMBEDDINGS = {
     "norm.weight": "embeddings.LayerNorm.weight",
     "norm.bias": "embeddings.LayerNorm.bias",
 }
+QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
 LAYER = {
     "out": "attention.output.dense",
     "norm_attention": "attention.output.LayerNorm",
@@ -29,34 +33,84 @@ LAYER = {
     "down": "output.dense",
     "norm_output": "output.LayerNorm",
 }
+# Masked-word head: our names (harness.pretraining.model) and theirs.
+HEAD = {
+    "dense": "cls.predictions.transform.dense",
+    "norm": "cls.predictions.transform.LayerNorm",
+    "bias": "cls.predictions.bias",
+    "decoder": "cls.predictions.decoder.weight",
+}
+_DISTILBERT_QKV = tuple(f"attention.{part}_lin" for part in "qkv")
+_DISTILBERT_LAYER = {
+    "out": "attention.out_lin",
+    "norm_attention": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "down": "ffn.lin2",
+    "norm_output": "output_layer_norm",
+}
+_DISTILBERT_HEAD = {
+    "dense": "vocab_transform",
+    "norm": "vocab_layer_norm",
+    "bias": "vocab_projector.bias",
+    "decoder": "vocab_projector.weight",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds.
+
+    Attributes:
+        shape: dimensions.
+        state: of :class:`~harness.encoder.model.Encoder`, float32 on the CPU.
+        head: of the masked-word head (``dense``, ``norm``, ``bias`` of
+            :class:`~harness.pretraining.model.MaskedWordModel`); ``None`` where there is none, where its decoder is not
+            the word embeddings, and in TinyBERT's general students, whose folders carry one that nobody trained.
+    """
+
+    shape: EncoderShape
+    state: dict[str, Tensor]
+    head: dict[str, Tensor] | None = None
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix that task checkpoints have; very old ones call norms gamma and beta."""
+    return {
+        name.removeprefix("distilbert.")
+        .removeprefix("bert.")
+        .replace("LayerNorm.gamma", "LayerNorm.weight")
+        .replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
-    """Hugging Face BERT tensors -> state of :class:`~harness.encoder.model.Encoder`, in float32.
+    """Hugging Face tensors of BERT or DistilBERT -> state of :class:`~harness.encoder.model.Encoder`, in float32.
+
+    DistilBERT has no segment embeddings; its one segment is of zeros.
 
     Raises:
         BackboneError: a tensor is missing or of another shape than the config says.
     """
-    # Task checkpoints prefix the encoder with "bert."; very old ones call norms gamma and beta.
-    plain = {
-        name.removeprefix("bert.")
-        .replace("LayerNorm.gamma", "LayerNorm.weight")
-        .replace("LayerNorm.beta", "LayerNorm.bias"): t
-        for name, t in tensors.items()
-    }
+    plain = _plain(tensors)
+    distilled = any(name.startswith("transformer.layer.") for name in plain)
+    layers, qkv, names = (
+        ("transformer.layer.", _DISTILBERT_QKV, _DISTILBERT_LAYER) if distilled else ("encoder.layer.", QKV, LAYER)
+    )
 
     def take(name: str) -> Tensor:
         if name not in plain:
             raise BackboneError(f"the checkpoint has no tensor '{name}': it is not BERT-shaped, choose another one")
         return plain[name].float()
 
+    if distilled:
+        plain.setdefault(EMBEDDINGS["segment.weight"], torch.zeros(1, shape.width))
     state = {ours: take(theirs) for ours, theirs in EMBEDDINGS.items()}
     for i in range(shape.layers):
-        prefix = f"encoder.layer.{i}."
+        prefix = f"{layers}{i}."
         for kind in ("weight", "bias"):
-            parts = [take(f"{prefix}attention.self.{part}.{kind}") for part in ("query", "key", "value")]
-            state[f"layers.{i}.qkv.{kind}"] = torch.cat(parts)
-            for ours, theirs in LAYER.items():
+            state[f"layers.{i}.qkv.{kind}"] = torch.cat([take(f"{prefix}{part}.{kind}") for part in qkv])
+            for ours, theirs in names.items():
                 state[f"layers.{i}.{ours}.{kind}"] = take(f"{prefix}{theirs}.{kind}")
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in Encoder(shape).state_dict().items()}
@@ -68,31 +122,63 @@ def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Ten
     return state
 
 
+def head_from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor] | None:
+    """The masked-word head among Hugging Face tensors, in float32; ``None`` as :class:`Checkpoint` says."""
+    plain = _plain(tensors)
+    names = HEAD if HEAD["bias"] in plain else _DISTILBERT_HEAD
+    parts = {f"{part}.{kind}": f"{names[part]}.{kind}" for part in ("dense", "norm") for kind in ("weight", "bias")}
+    parts["bias"] = names["bias"]
+    # "fit_dense" is the matrix of TinyBERT's general distillation, which never touches the head beside it.
+    if any(name.startswith("fit_dense.") for name in plain) or not all(theirs in plain for theirs in parts.values()):
+        return None
+    words = plain[EMBEDDINGS["word.weight"]]
+    if not torch.equal(plain.get(names["decoder"], words), words):
+        return None
+    head = {ours: plain[theirs].float().contiguous() for ours, theirs in parts.items()}
+    fits = head["bias"].shape == (shape.vocab_size,) and head["dense.weight"].shape == (shape.width, shape.width)
+    return head if fits else None
+
+
 def to_hf(state: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
     """The inverse of :func:`from_hf`, for ``transformers.BertModel``."""
     tensors = {theirs: state[ours].contiguous() for ours, theirs in EMBEDDINGS.items()}
     for i in range(shape.layers):
         prefix = f"encoder.layer.{i}."
         for kind in ("weight", "bias"):
-            for part, value in zip(("query", "key", "value"), state[f"layers.{i}.qkv.{kind}"].chunk(3), strict=True):
-                tensors[f"{prefix}attention.self.{part}.{kind}"] = value.clone()
+            for part, value in zip(QKV, state[f"layers.{i}.qkv.{kind}"].chunk(3), strict=True):
+                tensors[f"{prefix}{part}.{kind}"] = value.clone()
             for ours, theirs in LAYER.items():
                 tensors[f"{prefix}{theirs}.{kind}"] = state[f"layers.{i}.{ours}.{kind}"].contiguous()
     return tensors
 
 
-def read_folder(folder: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
-    """Shape and state from a folder in ``save_pretrained`` layout (one file or sharded).
+def _files(folder: Path) -> list[Path]:
+    """Config and weights.
 
     Raises:
-        BackboneError: a file is missing or damaged, or the checkpoint is not BERT-shaped.
+        BackboneError: a file is missing.
     """
     config = folder / "config.json"
     if not config.is_file():
         raise BackboneError(f"no config.json in {folder}: give a folder as written by transformers' save_pretrained")
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise BackboneError(f"no model.safetensors in {folder}: convert the weights to safetensors (no pickle is read)")
+        pickled = next(folder.glob("pytorch_model*.bin"), None)
+        there = f", only {pickled.name}, which may hold code and is never read" if pickled else ""
+        raise BackboneError(
+            f"no model.safetensors in {folder}{there}: convert the weights to safetensors, with transformers' "
+            "AutoModelForMaskedLM.from_pretrained(A).save_pretrained(B)"
+        )
+    return [config, *files]
+
+
+def read(folder: Path) -> Checkpoint:
+    """A folder in ``save_pretrained`` layout (one file or sharded).
+
+    Raises:
+        BackboneError: a file is missing or damaged, or the checkpoint is not BERT-shaped.
+    """
+    config, *files = _files(folder)
     try:
         shape = EncoderShape.from_hf(json.loads(config.read_text(encoding="utf-8")))
         tensors: dict[str, Tensor] = {}
@@ -100,7 +186,32 @@ def read_folder(folder: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
             tensors.update(load_file(file))
     except (ValueError, OSError, SafetensorError) as error:
         raise BackboneError(f"cannot read the checkpoint in {folder}: {error}: fetch it again") from error
-    return shape, from_hf(tensors, shape)
+    return Checkpoint(shape, from_hf(tensors, shape), head_from_hf(tensors, shape))
+
+
+def read_folder(folder: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
+    """Shape and state only; see :func:`read`."""
+    found = read(folder)
+    return found.shape, found.state
+
+
+def content_of(folder: Path) -> str:
+    """16 hex digits that change whenever config, weights or vocabulary of a folder do.
+
+    Raises:
+        BackboneError: a file is missing.
+    """
+    extra = [folder / name for name in ("vocab.txt", "tokenizer.json")]
+    files = [*_files(folder), *(path for path in extra if path.is_file())]
+    hashes = [f"{path.name} {_hash(path, path.stat().st_size, path.stat().st_mtime_ns)}" for path in files]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """Hash of a file; size and time of change are in the key, so that it is read once as long as it is the same."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def write_folder(folder: Path, shape: EncoderShape, state: Mapping[str, Tensor]) -> None:

@@ -42,6 +42,19 @@ class Attention(Protocol):
         ...
 
 
+class Scored(Protocol):
+    """What distillation of attention asks of a batch's layout."""
+
+    @property
+    def pairs(self) -> Tensor:
+        """True where query and key are both tokens of one text, bool [B, 1, T, T]."""
+        ...
+
+    def scores(self, query_key: Tensor, heads: int) -> Tensor:
+        """Scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]."""
+        ...
+
+
 class Layout:
     """Layout of B samples.
 

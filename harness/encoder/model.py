@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.contracts import TokenSet
-from harness.encoder.layout import Attention, Layout
+from harness.encoder.layout import Attention, Layout, Scored
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
 from harness.measure.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost
 
@@ -49,7 +49,7 @@ class EncoderLayer(nn.Module):
         inner = F.relu(inner) if self.activation == "relu" else F.gelu(inner, approximate=self.activation)
         return self.norm_output(hidden + self._drop(self.down(inner)))
 
-    def scores(self, hidden: Tensor, layout: Layout) -> Tensor:
+    def scores(self, hidden: Tensor, layout: Scored) -> Tensor:
         """Attention scores before softmax of this layer on its input: [rows, width] -> [B, heads, T, T].
 
         Projects query and key once more, so that :meth:`forward` need not keep them; for distillation of attention.
@@ -97,7 +97,9 @@ class Encoder(nn.Module):
             ids = ids.new_zeros(layout.rows).index_copy_(0, target, ids)
             segments = segments.new_zeros(layout.rows).index_copy_(0, target, segments)
             position = position.new_zeros(layout.rows).index_copy_(0, target, position)
-        hidden = self.word(ids) + self.position(position) + self.segment(segments.int())
+        # Where one segment is all there is, as in DistilBERT, the second text of a pair is on it, too.
+        segment = self.segment(segments.int()) if self.shape.type_vocab > 1 else self.segment.weight[0]
+        hidden = self.word(ids) + self.position(position) + segment
         hidden = self.norm(hidden)
         return F.dropout(hidden, self.shape.dropout, self.training)
 

@@ -10,6 +10,24 @@ from harness.errors import BackboneError
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "relu": "relu"}
 
+# What dimensions are called in config.json.
+_BERT = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "intermediate": "intermediate_size",
+    "activation": "hidden_act",
+    "dropout": "hidden_dropout_prob",
+}
+_DISTILBERT = {
+    "layers": "n_layers",
+    "width": "dim",
+    "heads": "n_heads",
+    "intermediate": "hidden_dim",
+    "activation": "activation",
+    "dropout": "dropout",
+}
+
 
 @dataclass(frozen=True)
 class EncoderShape:
@@ -45,7 +63,7 @@ class EncoderShape:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> EncoderShape:
-        """Read a ``config.json`` of a BERT-shaped checkpoint.
+        """Read a ``config.json`` of a BERT-shaped checkpoint: BERT's own, or DistilBERT's.
 
         Raises:
             BackboneError: a dimension is missing or the architecture is not BERT's.
@@ -54,22 +72,26 @@ class EncoderShape:
             raise BackboneError("config.json holds no JSON object: choose a BERT-shaped checkpoint")
         # RoBERTa and its kin name their tensors as BERT does but count positions from 2: silently wrong as BERT.
         kind = config.get("model_type", "bert")
-        if kind != "bert":
-            raise BackboneError(f"config.json is that of '{kind}': choose a checkpoint whose model_type is 'bert'")
+        if kind not in ("bert", "distilbert"):
+            raise BackboneError(
+                f"config.json is that of '{kind}': choose a checkpoint whose model_type is 'bert' or 'distilbert'"
+            )
+        names = _DISTILBERT if kind == "distilbert" else _BERT
         if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
             raise BackboneError("only encoders with absolute positions are supported: choose a BERT-shaped checkpoint")
         try:
             return cls(
-                layers=int(config["num_hidden_layers"]),
-                width=int(config["hidden_size"]),
-                heads=int(config["num_attention_heads"]),
-                intermediate=int(config["intermediate_size"]),
+                layers=int(config[names["layers"]]),
+                width=int(config[names["width"]]),
+                heads=int(config[names["heads"]]),
+                intermediate=int(config[names["intermediate"]]),
                 vocab_size=int(config["vocab_size"]),
                 max_positions=int(config["max_position_embeddings"]),
-                type_vocab=int(config.get("type_vocab_size", 2)),
-                norm_eps=float(config.get("layer_norm_eps", 1e-12)),
-                activation=str(config.get("hidden_act", "gelu")),
-                dropout=float(config.get("hidden_dropout_prob", 0.1)),
+                # DistilBERT has no segments: one for all, of zeros (see harness.encoder.checkpoint).
+                type_vocab=int(config.get("type_vocab_size", 2)) if kind == "bert" else 1,
+                norm_eps=float(config.get("layer_norm_eps", 1e-12)) if kind == "bert" else 1e-12,
+                activation=str(config.get(names["activation"], "gelu")),
+                dropout=float(config.get(names["dropout"], 0.1)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BackboneError(
@@ -110,6 +132,10 @@ KNOWN_SHAPES: dict[str, EncoderShape] = {
     "bert-base-chinese": _bert(12, 768, 21128),
     "bert-base-multilingual-cased": _bert(12, 768, 119547),
     "hfl/chinese-roberta-wwm-ext": _bert(12, 768, 21128),
+    "distilbert-base-uncased": EncoderShape(6, 768, 12, 3072, 30522, type_vocab=1),
+    "distilbert-base-multilingual-cased": EncoderShape(6, 768, 12, 3072, 119547, type_vocab=1),
+    "huawei-noah/TinyBERT_General_4L_312D": EncoderShape(4, 312, 12, 1200, 30522),
+    "huawei-noah/TinyBERT_General_6L_768D": EncoderShape(6, 768, 12, 3072, 30522),
     "google/bert_uncased_L-2_H-128_A-2": _bert(2, 128),
     "google/bert_uncased_L-4_H-256_A-4": _bert(4, 256),
     "google/bert_uncased_L-4_H-512_A-8": _bert(4, 512),

@@ -20,8 +20,9 @@ from torch import Tensor
 from harness.encoder import transfer
 from harness.pretraining.masking import mask
 from harness.pretraining.shards import Shards
-from harness.pretraining.vocabulary import CLS, PAD
+from harness.pretraining.vocabulary import Specials
 
+_OWN = Specials()
 _AHEAD, _WORKERS = 8, 2
 # Streams of random numbers.
 _ORDER, _MASKS, _HELD_OUT = range(3)
@@ -47,22 +48,27 @@ class Batch:
     tokens: int
 
 
-def places(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def places(ids: np.ndarray, special: Specials = _OWN) -> tuple[np.ndarray, np.ndarray]:
     """Positions in their piece (int64 [B, T]) and numbers of pieces (int32 [B, T], padding 0) of rows of ids."""
-    begins = ids == CLS
+    begins = ids == special.cls
     here = np.arange(ids.shape[1])
     last = np.maximum.accumulate(np.where(begins, here, 0), axis=1)
     pieces = np.cumsum(begins, axis=1, dtype=np.int32)
-    pieces[ids == PAD] = 0
+    pieces[ids == special.pad] = 0
     return here - last, pieces
 
 
 def make(
-    ids: np.ndarray, kinds: np.ndarray, share: float, generator: np.random.Generator, device: torch.device
+    ids: np.ndarray,
+    kinds: np.ndarray,
+    share: float,
+    generator: np.random.Generator,
+    device: torch.device,
+    special: Specials = _OWN,
 ) -> Batch:
     """Mask rows uint16 [B, T] and bring them to ``device``."""
-    positions, pieces = places(ids)
-    masked = mask(ids, kinds, share, generator)
+    positions, pieces = places(ids, special)
+    masked = mask(ids, kinds, share, generator, special.mask)
 
     def there(values: np.ndarray) -> Tensor:
         return transfer.upload(values, device)
@@ -87,11 +93,17 @@ class Stream:
 
     def __init__(self, shards: Shards, *, size: int, share: float, seed: int, device: torch.device | str) -> None:
         self.kinds, self.size, self.share, self.seed = shards.kinds, size, share, seed
+        self.special = shards.special
         self.device = torch.device(device)
         self._full, self._parts = shards.rows("full"), shards.rows("full", "shared")
         self._full_rows = sum(map(len, self._full))
         self._starts = np.cumsum([0, *map(len, self._parts)])
         self.order = lru_cache(maxsize=2)(self._order)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return int(self._parts[0].shape[1])
 
     @property
     def rows(self) -> int:
@@ -130,7 +142,8 @@ class Stream:
         """The batch with this number, from 0; the same whenever it is asked for."""
         epoch, place = divmod(number, self.per_epoch)
         ids = self._rows(self.order(epoch)[place])
-        return make(ids, self.kinds, self.share, np.random.default_rng([self.seed, _MASKS, number]), self.device)
+        generator = np.random.default_rng([self.seed, _MASKS, number])
+        return make(ids, self.kinds, self.share, generator, self.device, self.special)
 
 
 def held_out(shards: Shards, *, size: int, share: float, device: torch.device | str, most: int) -> Iterator[Batch]:
@@ -139,7 +152,7 @@ def held_out(shards: Shards, *, size: int, share: float, device: torch.device | 
     rows = rows[np.random.default_rng(_HELD_OUT).permutation(len(rows))[:most]]
     for start in range(0, len(rows), size):
         generator = np.random.default_rng([_HELD_OUT, start])
-        yield make(rows[start : start + size], shards.kinds, share, generator, torch.device(device))
+        yield make(rows[start : start + size], shards.kinds, share, generator, torch.device(device), shards.special)
 
 
 def ahead(make_one: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:

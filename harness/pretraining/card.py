@@ -94,6 +94,11 @@ def _start(start: Mapping[str, Any] | None) -> str:
     return f"layers {layers} of `{start['name']}`, its embeddings {'too' if start['embeddings'] else 'not'}"
 
 
+def licence_text(licence: str) -> str:
+    """What a licence asks, by its name; a warning where none was named."""
+    return LICENCES.get(licence, f"`{licence}`" if licence else _UNSTATED)
+
+
 def render(facts: Mapping[str, Any]) -> str:
     """The card as Markdown, from what :mod:`harness.pretraining.command` wrote down."""
     shape, recipe, train, run = facts["shape"], facts["recipe"], facts["train"], facts["run"]
@@ -165,7 +170,7 @@ Documents are cut into pieces of at most {shape["max_positions"]} tokens; pieces
 
 ## Licence
 
-{LICENCES.get(licence, f"`{licence}`" if licence else _UNSTATED)}
+{licence_text(licence)}
 
 ## Limits
 

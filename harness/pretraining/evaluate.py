@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from harness.pretraining.batches import held_out
+from harness.pretraining.distillation import Distillation
 from harness.pretraining.masking import ABSENT
 from harness.pretraining.model import MaskedWordModel
 from harness.pretraining.shards import TRAIN_KINDS, Shards
@@ -60,6 +61,19 @@ def perplexity(model: MaskedWordModel, shards: Shards, *, share: float, every: b
     if every:
         found["by_layer"] = [_exp(value / guesses) for value in sums]
     return found
+
+
+@torch.no_grad()
+def held_out_loss(model: Distillation, shards: Shards, *, share: float) -> float | None:
+    """What a student was trained to minimise, on the same held-out rows: mean over batches, weighted by their tokens."""
+    model.eval()
+    total, tokens = 0.0, 0
+    device = model.encoder.device
+    for batch in held_out(shards, size=_ROWS, share=share, device=device, most=MOST_ROWS):
+        loss = model(batch.ids, batch.positions, batch.pieces, batch.where, batch.labels)
+        total += batch.tokens * float(loss)
+        tokens += batch.tokens
+    return total / tokens if tokens else None
 
 
 def _exp(nats: float) -> float:

@@ -1,4 +1,5 @@
-"""A pretrained model as a folder that ``--backbone`` and transformers' ``AutoModel`` and ``AutoModelForMaskedLM`` read."""
+"""A pretrained model, or a distilled student, as a folder that ``--backbone`` and transformers read (``AutoModel``,
+``AutoModelForMaskedLM``)."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.encoder import checkpoint
+from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 from harness.errors import ResultError
 from harness.pretraining import vocabulary
@@ -23,22 +25,24 @@ _HEADER = 64 * 2**10  # at least as large as the header of a piece
 INDEX = "model.safetensors.index.json"
 
 
-def tensors_of(model: MaskedWordModel, shape: EncoderShape) -> dict[str, Tensor]:
-    """All weights in float16 in the naming of ``BertForMaskedLM``; the decoder is tied, and therefore left out.
+def tensors_of(model: MaskedWordModel | Encoder, shape: EncoderShape, *, one_segment: bool = True) -> dict[str, Tensor]:
+    """All weights in float16 in the naming of ``BertForMaskedLM``, or of ``BertModel`` where there is no head to guess words.
 
-    No text was ever on the second segment: it is written as a copy of the first.
+    The decoder is tied, and therefore left out.
+
+    Args:
+        one_segment: no text was ever on the second segment: it is written as a copy of the first.
     """
-    state = {name: value.detach().cpu() for name, value in model.encoder.state_dict().items()}
-    state["segment.weight"] = state["segment.weight"][:1].repeat(shape.type_vocab, 1)
-    found = {f"bert.{name}": value for name, value in checkpoint.to_hf(state, shape).items()}
-    head = "cls.predictions"
-    found |= {
-        f"{head}.transform.dense.weight": model.dense.weight,
-        f"{head}.transform.dense.bias": model.dense.bias,
-        f"{head}.transform.LayerNorm.weight": model.norm.weight,
-        f"{head}.transform.LayerNorm.bias": model.norm.bias,
-        f"{head}.bias": model.bias,
-    }
+    encoder, prefix = (model, "") if isinstance(model, Encoder) else (model.encoder, "bert.")
+    state = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
+    if one_segment:
+        state["segment.weight"] = state["segment.weight"][:1].repeat(shape.type_vocab, 1)
+    found = {f"{prefix}{name}": value for name, value in checkpoint.to_hf(state, shape).items()}
+    if isinstance(model, MaskedWordModel):
+        for part in ("dense", "norm"):
+            for kind in ("weight", "bias"):
+                found[f"{checkpoint.HEAD[part]}.{kind}"] = getattr(getattr(model, part), kind)
+        found[checkpoint.HEAD["bias"]] = model.bias
     return {name: value.detach().cpu().half().contiguous() for name, value in found.items()}
 
 
@@ -55,18 +59,28 @@ def pieces_of(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tenso
     return pieces
 
 
-def round_to_half(model: MaskedWordModel) -> None:
+def round_to_half(model: nn.Module) -> None:
     """What float16 keeps of the weights, so that what is measured is what is written."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
 
 
-def write(folder: Path, model: MaskedWordModel, shape: EncoderShape, tokenizer: Any, limit: int = PIECE) -> list[str]:
+def write(
+    folder: Path,
+    model: MaskedWordModel | Encoder,
+    shape: EncoderShape,
+    tokenizer: Any,
+    limit: int = PIECE,
+    *,
+    one_segment: bool = True,
+) -> list[str]:
     """Config, tokenizer and weights into an existing folder; the config, without which nobody reads it, last.
 
     Args:
         shape: as it shall be read, with the dropout for fine-tuning.
+        limit: bytes that no file of weights reaches.
+        one_segment: see :func:`tensors_of`.
 
     Returns:
         Names of the files of weights.
@@ -74,7 +88,7 @@ def write(folder: Path, model: MaskedWordModel, shape: EncoderShape, tokenizer: 
     Raises:
         ResultError: the folder cannot be written.
     """
-    tensors = tensors_of(model, shape)
+    tensors = tensors_of(model, shape, one_segment=one_segment)
     pieces = pieces_of(tensors, limit)
     for old in [folder / "config.json", folder / INDEX, *folder.glob("model*.safetensors")]:
         old.unlink(missing_ok=True)
@@ -93,7 +107,8 @@ def write(folder: Path, model: MaskedWordModel, shape: EncoderShape, tokenizer: 
     except OSError as error:
         raise ResultError(f"cannot write {folder}: {error.strerror}: free space, then run again") from error
     # Written in half precision to be small; to be computed in float32, unless somebody says otherwise.
-    config = {**shape.to_hf(), "architectures": ["BertForMaskedLM"], "dtype": "float32", "tie_word_embeddings": True}
+    kind = "BertModel" if isinstance(model, Encoder) else "BertForMaskedLM"
+    config = {**shape.to_hf(), "architectures": [kind], "dtype": "float32", "tie_word_embeddings": True}
     text = json.dumps(config, indent=1)
     write_atomic(folder / "config.json", lambda place: place.write_text(text, encoding="utf-8"))
     return names

@@ -1,4 +1,4 @@
-"""The loop: masked words, AdamW, and a state on disk that it goes on from as if nothing had happened.
+"""The loop: masked words or a teacher's, AdamW, and a state on disk that it goes on from as if nothing had happened.
 
 Batches follow from seed and number (:mod:`harness.pretraining.batches`), dropout from seed and step, so that weights, moments
 and step are the whole state. A run that was killed and started again has the same losses and the same weights, bit for bit
@@ -25,7 +25,8 @@ from harness.measure import clock
 from harness.measure.ceiling import matrix_rate
 from harness.pretraining import snapshot
 from harness.pretraining.batches import Batch, Stream, ahead
-from harness.pretraining.model import MaskedWordModel, training_flops
+from harness.pretraining.distillation import Distillation
+from harness.pretraining.model import MaskedWordModel
 from harness.pretraining.recipe import PretrainRecipe
 from harness.store import write_atomic
 from harness.training import has_bfloat16
@@ -89,7 +90,13 @@ class Trainer:
     """
 
     def __init__(
-        self, model: MaskedWordModel, stream: Stream, recipe: PretrainRecipe, folder: Path, *, compiled: bool = False
+        self,
+        model: MaskedWordModel | Distillation,
+        stream: Stream,
+        recipe: PretrainRecipe,
+        folder: Path,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.model, self.stream, self.recipe, self.folder = model, stream, recipe, folder
         self.device = stream.device
@@ -205,10 +212,9 @@ class Trainer:
         return seconds / done
 
     def flops_per_step(self) -> int:
-        return self.recipe.accumulate * training_flops(
-            self.model.encoder.shape,
+        return self.recipe.accumulate * self.model.training_flops(
             rows=self.recipe.rows,
-            length=self.model.encoder.shape.max_positions,
+            length=self.stream.length,
             share=self.recipe.mask_share,
             every=self.recipe.multi_exit,
         )

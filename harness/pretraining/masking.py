@@ -76,13 +76,16 @@ def choose(ids: np.ndarray, kinds: np.ndarray, share: float, generator: np.rando
     return (taken[number] & maskable).reshape(count, length)
 
 
-def mask(ids: np.ndarray, kinds: np.ndarray, share: float, generator: np.random.Generator) -> Masked:
+def mask(
+    ids: np.ndarray, kinds: np.ndarray, share: float, generator: np.random.Generator, mask_id: int = MASK
+) -> Masked:
     """Choose, hide, and remember.
 
     Args:
         ids: uint16 [B, T].
         kinds: uint8 [V], see :func:`harness.pretraining.vocabulary.kinds`.
         share: of tokens to guess, 0 .. 1.
+        mask_id: of [MASK].
     """
     chosen = np.flatnonzero(choose(ids, kinds, share, generator))
     most = ids.shape[0] * budget(share, ids.shape[1])
@@ -94,5 +97,5 @@ def mask(ids: np.ndarray, kinds: np.ndarray, share: float, generator: np.random.
     fate = generator.random(len(chosen))
     others = generator.integers(len(SPECIALS), max(len(kinds), len(SPECIALS) + 1), len(chosen))
     kept = flat[chosen]
-    flat[chosen] = np.where(fate < _MASKED, MASK, np.where(fate < _SWAPPED, others, kept)).astype(np.uint16)
+    flat[chosen] = np.where(fate < _MASKED, mask_id, np.where(fate < _SWAPPED, others, kept)).astype(np.uint16)
     return Masked(flat.reshape(ids.shape), where, labels)

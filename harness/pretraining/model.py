@@ -6,12 +6,13 @@ runs without a mask, else with one that is block-diagonal per row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder, init_weights
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
 from harness.measure.work import LayerCost, Tally
@@ -23,10 +24,14 @@ class RowAttention:
 
     Args:
         pieces: int [B, T], numbers of pieces, 0 for padding; ``None`` where every row is one piece.
+        device: of the rows.
     """
 
-    def __init__(self, count: int, length: int, pieces: Tensor | None) -> None:
-        self.count, self.length = count, length
+    def __init__(
+        self, count: int, length: int, pieces: Tensor | None, device: torch.device | str | None = None
+    ) -> None:
+        self.device = device
+        self.count, self.length, self.pieces = count, length, pieces
         # Padding attends to padding, so that no row of the mask is empty.
         self.mask = None if pieces is None else (pieces[:, None, :, None] == pieces[:, None, None, :])  # [B, 1, T, T]
 
@@ -41,6 +46,18 @@ class RowAttention:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)
         return out.transpose(1, 2).reshape(self.count * self.length, -1)
 
+    def scores(self, query_key: Tensor, heads: int) -> Tensor:
+        """Scaled attention scores before softmax, unmasked: [B * T, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
+        q, k = query_key.view(self.count, self.length, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+    @property
+    def pairs(self) -> Tensor:
+        """True where query and key are tokens of one piece, bool [B, 1, T, T]."""
+        if self.pieces is None or self.mask is None:
+            return torch.ones(self.count, 1, self.length, self.length, dtype=torch.bool, device=self.device)
+        return self.mask & (self.pieces > 0)[:, None, :, None]
+
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """No head looks from the first tokens of rows in pretraining.
 
@@ -48,6 +65,15 @@ class RowAttention:
             NotImplementedError: always.
         """
         raise NotImplementedError("rows of several pieces have no single first token")
+
+
+def row_states(encoder: Encoder, ids: Tensor, positions: Tensor, attention: RowAttention) -> list[Tensor]:
+    """h^0 (embeddings) .. h^L of rows of text, each [B * T, D], from ids and positions [B, T]; all on the first segment."""
+    hidden = encoder.word(ids) + encoder.position(positions) + encoder.segment.weight[0]
+    states = [F.dropout(encoder.norm(hidden), encoder.shape.dropout, encoder.training).flatten(0, 1)]
+    for layer in encoder.layers:
+        states.append(layer(states[-1], attention))
+    return states
 
 
 class MaskedWordModel(nn.Module):
@@ -63,15 +89,9 @@ class MaskedWordModel(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape.vocab_size))
         init_weights(self.dense)
 
-    def states(self, ids: Tensor, positions: Tensor, pieces: Tensor | None) -> Iterator[Tensor]:
+    def states(self, ids: Tensor, positions: Tensor, pieces: Tensor | None) -> list[Tensor]:
         """Hidden states after every layer, each [B * T, D], from [B, T] each."""
-        encoder = self.encoder
-        attention = RowAttention(ids.shape[0], ids.shape[1], pieces)
-        hidden = encoder.word(ids) + encoder.position(positions) + encoder.segment.weight[0]
-        hidden = F.dropout(encoder.norm(hidden), encoder.shape.dropout, self.training).flatten(0, 1)
-        for layer in encoder.layers:
-            hidden = layer(hidden, attention)
-            yield hidden
+        return row_states(self.encoder, ids, positions, RowAttention(ids.shape[0], ids.shape[1], pieces))[1:]
 
     def scores(self, hidden: Tensor) -> Tensor:
         """[n, D] -> logits [n, V]."""
@@ -88,14 +108,31 @@ class MaskedWordModel(nn.Module):
             ids, positions, pieces, where, labels: see :class:`harness.pretraining.batches.Batch`.
             every: through the one decoder from every layer's states, not the last one's only.
         """
-        states = list(self.states(ids, positions, pieces))
-        losses = []
-        # Where nothing is masked, the sum is 0 and so is the loss.
-        count = (labels != ABSENT).sum().clamp(min=1)
-        for hidden in states if every else states[-1:]:
-            logits = self.scores(hidden.index_select(0, where))
-            losses.append(F.cross_entropy(logits.float(), labels, ignore_index=ABSENT, reduction="sum") / count)
-        return torch.stack(losses)
+        states = self.states(ids, positions, pieces)
+        return torch.stack(
+            [guessing_loss(self, hidden, where, labels) for hidden in (states if every else states[-1:])]
+        )
+
+    def training_flops(self, *, rows: int, length: int, share: float, every: bool) -> int:
+        """See :func:`training_flops`."""
+        return training_flops(self.encoder.shape, rows=rows, length=length, share=share, every=every)
+
+
+def guessing_loss(model: MaskedWordModel, hidden: Tensor, where: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy (nats) of masked tokens, from hidden states [n, D]; 0 where nothing is masked."""
+    # Where nothing is masked, the sum is 0 and so is the loss.
+    count = (labels != ABSENT).sum().clamp(min=1)
+    logits = model.scores(hidden.index_select(0, where))
+    return F.cross_entropy(logits.float(), labels, ignore_index=ABSENT, reduction="sum") / count
+
+
+def masked_word_model(backbone: Backbone) -> MaskedWordModel | None:
+    """A copy of a backbone with its masked-word head, on its device; ``None`` where it came without one."""
+    if backbone.head is None:
+        return None
+    model = MaskedWordModel(backbone.encoder())
+    model.load_state_dict({**model.state_dict(), **backbone.head})
+    return model.to(backbone.device)
 
 
 def training_flops(shape: EncoderShape, *, rows: int, length: int, share: float, every: bool) -> int:

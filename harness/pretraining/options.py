@@ -13,14 +13,14 @@ DESCRIPTION = """Pretrain a backbone of your own: masked words, from raw text to
 The same command again goes on where it was stopped or killed, exactly. Exit code 3: --stop-after came first."""
 
 
-def _paths(text: str) -> list[Path]:
+def paths(text: str) -> list[Path]:
     found = [Path(part.strip()) for part in text.split(",") if part.strip()]
     if not found:
         raise argparse.ArgumentTypeError("give at least one file")
     return found
 
 
-def _size(text: str) -> int:
+def size(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
@@ -30,8 +30,8 @@ def _size(text: str) -> int:
     return number
 
 
-def _length(text: str) -> int:
-    if (number := _size(text)) < 8:
+def length(text: str) -> int:
+    if (number := size(text)) < 8:
         raise argparse.ArgumentTypeError(f"'{text}': rows hold at least 8 tokens")
     return number
 
@@ -54,32 +54,27 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add them to a parser."""
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--corpus", type=_paths, metavar="FILE,FILE", help=".txt (.gz, .zst), or .parquet/.csv/.tsv/.jsonl with text"
+        "--corpus", type=paths, metavar="FILE,FILE", help=".txt (.gz, .zst), or .parquet/.csv/.tsv/.jsonl with text"
     )
     data.add_argument("--lang", choices=("en", "zh"), help="language of the corpus; needed to make shards")
     data.add_argument(
         "--shards", type=Path, metavar="DIR", help="token ids: read if they are there, else written there"
     )
     data.add_argument("--shards-only", action="store_true", help="make the shards and stop")
-    data.add_argument("--vocab", type=_size, default=20_000, metavar="N", help="WordPieces; default 20000")
+    data.add_argument("--vocab", type=size, default=20_000, metavar="N", help="WordPieces; default 20000")
     data.add_argument("--vocab-from", type=Path, metavar="DIR", help="take the vocabulary of this folder instead")
-    data.add_argument("--length", type=_length, default=128, metavar="T", help="tokens of a row; default 128")
+    data.add_argument("--length", type=length, default=128, metavar="T", help="tokens of a row; default 128")
     data.add_argument("--about", default="", metavar="TEXT", help="for the model card: what the texts are, and whose")
     data.add_argument("--licence", default="", metavar="ID", help="for the model card, e.g. cc-by-sa-4.0")
 
     shape = parser.add_argument_group("model")
-    shape.add_argument("--layers", type=_size, default=12, metavar="N")
-    shape.add_argument("--width", type=_size, default=256, metavar="N")
-    shape.add_argument("--heads", type=_size, metavar="N", help="default: width / 64")
-    shape.add_argument("--intermediate", type=_size, metavar="N", help="default: 4 x width")
+    shape.add_argument("--layers", type=size, default=12, metavar="N")
+    shape.add_argument("--width", type=size, default=256, metavar="N")
+    shape.add_argument("--heads", type=size, metavar="N", help="default: width / 64")
+    shape.add_argument("--intermediate", type=size, metavar="N", help="default: 4 x width")
     shape.add_argument("--init-from", type=Path, metavar="DIR", help="start from evenly spread layers of this backbone")
 
-    amount = parser.add_argument_group("how much").add_mutually_exclusive_group()
-    amount.add_argument(
-        "--steps", type=int, metavar="N", help="optimiser steps (default 10000); 0: an untrained control"
-    )
-    amount.add_argument("--tokens", type=_above_zero, metavar="N", help="as many steps as see N tokens, e.g. 1e9")
-    amount.add_argument("--minutes", type=_above_zero, metavar="M", help="as many steps as fit, by the measured rate")
+    add_amount(parser)
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--rows", type=int, default=256, metavar="N", help="rows on the device at a time; default 256")
@@ -94,11 +89,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     recipe.add_argument("--seed", type=int, default=0, metavar="N")
 
+    run = add_run(parser)
+    run.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: on CUDA")
+
+
+def add_amount(parser: argparse.ArgumentParser) -> None:
+    """How long to train."""
+    amount = parser.add_argument_group("how much").add_mutually_exclusive_group()
+    amount.add_argument(
+        "--steps", type=int, metavar="N", help="optimiser steps (default 10000); 0: an untrained control"
+    )
+    amount.add_argument("--tokens", type=_above_zero, metavar="N", help="as many steps as see N tokens, e.g. 1e9")
+    amount.add_argument("--minutes", type=_above_zero, metavar="M", help="as many steps as fit, by the measured rate")
+
+
+def add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Where, and how often to save."""
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, metavar="DIR", help="the backbone's folder")
     run.add_argument("--work", type=Path, metavar="DIR", help="where shards and states lie; default OUT/training")
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    run.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: on CUDA")
     run.add_argument(
         "--save-every", type=_seconds, default=60.0, metavar="S", help="seconds between states; 0: every step"
     )
@@ -106,3 +116,4 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--stop-after", type=_above_zero, metavar="M", help="minutes after which to save the state and stop"
     )
     run.add_argument("--fresh", action="store_true", help="throw the states away and start anew (shards are kept)")
+    return run

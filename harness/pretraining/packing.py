@@ -12,17 +12,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.pretraining.vocabulary import CLS, PAD, SEP
+from harness.pretraining.vocabulary import Specials
 
+_OWN = Specials()
 SHORTEST = 2  # tokens; from less nothing can be learned
 
 
-def full_pieces(ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def full_pieces(ids: np.ndarray, length: int, special: Specials = _OWN) -> tuple[np.ndarray, np.ndarray]:
     """Cut a document.
 
     Args:
         ids: uint16 [n], without special tokens.
         length: tokens of a row.
+        special: ids of special tokens.
 
     Returns:
         Rows uint16 [m, length] that it fills, and what is left (uint16, maybe nothing).
@@ -30,7 +32,7 @@ def full_pieces(ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     inside = length - 2
     count = len(ids) // inside
     rows = np.empty((count, length), dtype=np.uint16)
-    rows[:, 0], rows[:, -1] = CLS, SEP
+    rows[:, 0], rows[:, -1] = special.cls, special.sep
     rows[:, 1:-1] = ids[: count * inside].reshape(count, inside)
     return rows, ids[count * inside :]
 
@@ -66,16 +68,16 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
-def shared_rows(leftovers: Sequence[np.ndarray], length: int) -> np.ndarray:
+def shared_rows(leftovers: Sequence[np.ndarray], length: int, special: Specials = _OWN) -> np.ndarray:
     """Rows uint16 [n, length] out of pieces (uint16, without special tokens, at most ``length - 2`` each)."""
     plan = best_fit([len(piece) + 2 for piece in leftovers], length)
-    rows = np.full((len(plan), length), PAD, dtype=np.uint16)
+    rows = np.full((len(plan), length), special.pad, dtype=np.uint16)
     for row, members in zip(rows, plan, strict=True):
         place = 0
         for number in members:
             piece = leftovers[number]
             end = place + len(piece) + 2
-            row[place], row[end - 1] = CLS, SEP
+            row[place], row[end - 1] = special.cls, special.sep
             row[place + 1 : end - 1] = piece
             place = end
     return rows

@@ -29,7 +29,7 @@ from harness.cache import content_key, write_folder
 from harness.errors import DataError
 from harness.pretraining import corpus, vocabulary
 from harness.pretraining.packing import SHORTEST, full_pieces, shared_rows
-from harness.pretraining.vocabulary import PAD
+from harness.pretraining.vocabulary import Specials
 
 FORMAT = 1
 LARGEST_FILE = 60 * 2**20  # bytes
@@ -74,8 +74,8 @@ class _Writer:
 class _Pool:
     """Pieces that wait for others to share a row with."""
 
-    def __init__(self, writer: _Writer) -> None:
-        self.writer = writer
+    def __init__(self, writer: _Writer, special: Specials) -> None:
+        self.writer, self.special = writer, special
         self.pieces: list[np.ndarray] = []
 
     def add(self, piece: np.ndarray) -> None:
@@ -86,7 +86,7 @@ class _Pool:
 
     def flush(self) -> None:
         if self.pieces:
-            self.writer.add(shared_rows(self.pieces, self.writer.length))
+            self.writer.add(shared_rows(self.pieces, self.writer.length, self.special))
         self.pieces = []
 
 
@@ -109,7 +109,8 @@ def write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, length: i
         DataError: too few documents to hold one out.
     """
     writers = {kind: _Writer(folder, kind, length) for kind in (*TRAIN_KINDS, "heldout")}
-    train, held = _Pool(writers["shared"]), _Pool(writers["heldout"])
+    special = Specials.of(tokenizer)
+    train, held = _Pool(writers["shared"], special), _Pool(writers["heldout"], special)
     facts = dict.fromkeys(("documents", "characters", "tokens", "unknown", "repeats"), 0)
     held_facts = dict.fromkeys(("documents", "characters", "tokens", "unknown"), 0)
     seen: set[bytes] = set()
@@ -124,7 +125,7 @@ def write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, length: i
         encodings = tokenizer.encode_batch_fast([text for text, _ in fresh], add_special_tokens=False)
         for (text, out), encoding in zip(fresh, encodings, strict=True):
             ids = np.array(encoding.ids, dtype=np.uint16)
-            rows, rest = full_pieces(ids, length)
+            rows, rest = full_pieces(ids, length, special)
             if len(rows):
                 writers["heldout" if out else "full"].add(rows)
             (held if out else train).add(rest)
@@ -132,7 +133,7 @@ def write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, length: i
             counts["documents"] += 1
             counts["characters"] += len(text)
             counts["tokens"] += len(ids)
-            counts["unknown"] += int((ids == vocabulary.UNK).sum())
+            counts["unknown"] += int((ids == special.unk).sum())
     train.flush()
     held.flush()
     files = [file for writer in writers.values() for file in writer.close()]
@@ -243,6 +244,11 @@ class Shards:
         return int(self.facts["length"])
 
     @property
+    def special(self) -> Specials:
+        """Ids of the special tokens."""
+        return Specials.of(self.tokenizer)
+
+    @property
     def vocab_size(self) -> int:
         return int(self.facts["vocab_size"])
 
@@ -257,4 +263,4 @@ class Shards:
 
     def train_tokens(self) -> int:
         """Tokens in rows to train on, [CLS] and [SEP] included, padding not."""
-        return sum(int((part != PAD).sum()) for part in self.rows(*TRAIN_KINDS))
+        return sum(int((part != self.special.pad).sum()) for part in self.rows(*TRAIN_KINDS))

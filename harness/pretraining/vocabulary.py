@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,32 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
+from harness.encoder.backbone import Backbone
 from harness.errors import BackboneError, ConfigError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))
+PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))  # in vocabularies that are trained here
 LARGEST = 2**16  # ids are kept in 16 bits
 # Kinds of tokens.
 SPECIAL, WORD, CONTINUES, CHARACTER = range(4)
 # Characters that get a token each: those of Latin scripts in English; in Chinese as many as are not rare.
 _ALPHABET = {"en": 1000, "zh": 8000}
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Ids of the special tokens of a vocabulary."""
+
+    pad: int = PAD
+    unk: int = UNK
+    cls: int = CLS
+    sep: int = SEP
+    mask: int = MASK
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Specials:
+        """Those of a tokenizer that has them all."""
+        return cls(*(tokenizer.token_to_id(name) for name in SPECIALS))
 
 
 def train(texts: Iterable[str], size: int, alphabet: int | None = None, least: int = 2) -> BertWordPieceTokenizer:
@@ -73,9 +91,12 @@ def save(tokenizer: Any, folder: Path, longest: int) -> None:
     """``vocab.txt``, ``tokenizer.json`` and ``tokenizer_config.json`` into an existing folder."""
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words(tokenizer)), encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
+    normalizer = json.loads(tokenizer.to_str()).get("normalizer") or {}
     facts = {
         "tokenizer_class": "BertTokenizer",
-        "do_lower_case": True,
+        "do_lower_case": normalizer.get("lowercase", True),
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
         "model_max_length": longest,
         **{f"{name[1:-1].lower()}_token": name for name in SPECIALS},
     }
@@ -86,10 +107,10 @@ FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer that :func:`save` wrote, or another lower-casing BERT's whose special tokens come first.
+    """The tokenizer that :func:`save` wrote, or another BERT's.
 
     Raises:
-        BackboneError: there is none, it is damaged, or its special tokens are not the first five.
+        BackboneError: there is none, it is damaged, lacks a special token, or is larger than 16 bits can number.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -98,10 +119,25 @@ def load(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise BackboneError(f"cannot read {path} ({error}): write that folder again") from error
-    if tuple(words(tokenizer)[: len(SPECIALS)]) != SPECIALS or tokenizer.get_vocab_size() > LARGEST:
+    return _usable(tokenizer, str(folder))
+
+
+def of_backbone(backbone: Backbone) -> Tokenizer:
+    """A copy of a backbone's tokenizer.
+
+    Raises:
+        BackboneError: as :func:`load`.
+    """
+    return _usable(Tokenizer.from_str(backbone.tokenizer.backend_tokenizer.to_str()), backbone.name)
+
+
+def _usable(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    lacking = [special for special in SPECIALS if tokenizer.token_to_id(special) is None]
+    size = tokenizer.get_vocab_size()
+    if lacking or size > LARGEST or max(tokenizer.get_vocab().values()) != size - 1:
         raise BackboneError(
-            f"the vocabulary in {folder} does not begin with {' '.join(SPECIALS)}, or is larger than {LARGEST}: train one "
-            "instead (leave out --vocab-from)"
+            f"the vocabulary of {name} {f'lacks {chr(32).join(lacking)}' if lacking else f'has {size} entries or gaps'}: ids are "
+            f"kept in 16 bits, and {' '.join(SPECIALS)} are needed; train one instead, or choose another backbone"
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
