@@ -169,7 +169,7 @@ class DistilBert:
     name = "distilbert"
     kind: Kind = "method"
     needs: tuple[str, ...] = ("bert",)
-    version = 1
+    version = 2
 
     def identity(self, config: Mapping[str, Any]) -> str | None:
         """Content of the student that is named, if one is."""
@@ -230,8 +230,9 @@ class DistilBert:
             total = weights[0] * soft_kl(logits, soft, temperature) + weights[1] * F.cross_entropy(
                 logits.float(), labels
             )
-            # Where a layout pads, padding counts, too: little, as batches are of similar length.
-            return total + weights[2] * cosine_distance(states[-1], wanted[-1]) if weights[2] else total
+            if weights[2]:
+                total = total + weights[2] * cosine_distance(layout.tokens(states[-1]), layout.tokens(wanted[-1]))
+            return total
 
         told = f"{task.name} {self.name}"
         split, made = augmentation.augment(task.train, backbone, how, seed=seed, name=told)

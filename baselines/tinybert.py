@@ -126,10 +126,6 @@ def checked_student(given: Backbone, teacher: EncoderShape) -> None:
         )
 
 
-def _all(rows: Tensor) -> Tensor:
-    return rows
-
-
 class Imitation(nn.Module):
     """Stage 1: embeddings, hidden states and attention scores of ``g(m) = m N / M`` (equations 7 to 9, equal weights).
 
@@ -153,10 +149,10 @@ class Imitation(nn.Module):
         """Sum over the embeddings and every student layer; means over tokens, or over pairs of tokens."""
         with torch.no_grad():
             taught = list(self._teacher[0].states(tokens, layout))
-        return self.distance(list(self.student.states(tokens, layout)), taught, layout)
+        return self.distance(list(self.student.states(tokens, layout)), taught, layout, layout.tokens)
 
     def distance(
-        self, states: list[Tensor], taught: list[Tensor], layout: Scored, valid: Callable[[Tensor], Tensor] = _all
+        self, states: list[Tensor], taught: list[Tensor], layout: Scored, valid: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """How far the student's states h^0 .. h^M [rows, width] are from the teacher's h^0 .. h^N.
 
@@ -213,7 +209,7 @@ class TinyBert:
     name = "tinybert"
     kind: Kind = "method"
     needs: tuple[str, ...] = ("bert",)
-    version = 1
+    version = 2
 
     def identity(self, config: Mapping[str, Any]) -> str | None:
         """Content of the student that is named, if one is."""

@@ -151,6 +151,10 @@ class Layout:
     def _from_grid(self) -> Tensor:
         return self._tensor(np.flatnonzero(self._valid_grid.reshape(-1)))
 
+    def tokens(self, hidden: Tensor) -> Tensor:
+        """Rows that are tokens and no padding: [rows, D] -> [valid, D]."""
+        return hidden if not self.pad_to or self.even else hidden.index_select(0, self._from_grid)
+
     def grid(self, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
         """Rows on the grid that attention runs on: [rows, parts * D] -> ``parts`` tensors [B, heads, T, D / heads]."""
         if self._to_grid is not None:

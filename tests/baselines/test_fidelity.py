@@ -147,7 +147,7 @@ def test_masked_positions_do_not_count(batch: Split) -> None:
             rest = nn.functional.mse_loss(imitation.embedding(states[0]), taught[0])
             for m in range(1, 5):
                 rest = rest + nn.functional.mse_loss(imitation.hidden(states[m]), taught[3 * m])
-            return (imitation.distance(states, taught, layout) - rest).item()
+            return (imitation.distance(states, taught, layout, layout.tokens) - rest).item()
 
     apart = [attention_only(tokens.select([i])) for i in range(2)]
     together = attention_only(tokens)
@@ -212,3 +212,21 @@ def test_flops_of_the_students() -> None:
     tiny = layers_only(student_shape(BASE, None, None, None))
     assert tiny == 4 * 2 * 128 * (4 * 312**2 + 2 * 312 * 1200)
     assert layers_only(BASE) / tiny == pytest.approx(18.66, abs=0.01)  # published: 22.5B to 1.2B
+
+
+def test_padding_does_not_count_in_any_loss(batch: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of unlike lengths: each loss is the same whether rows are packed or padded, and padded further than needed."""
+    tokens = TokenSet.from_lists([batch.tokens.ids[:LENGTH].tolist(), [5, 9, 7], [8, 6]], None, (0, 1, 2))
+    labels, lengths = batch.labels[:3], tokens.lengths.numpy()
+    layouts = [Layout(lengths, pad_to, "cpu") for pad_to in (None, LENGTH, LENGTH + 5)]
+    for method, module in ((DistilBert(), distilbert), (TinyBert(), tinybert)):
+        *_, loss = fitted(method, module, batch, monkeypatch)
+        with torch.no_grad():
+            found = [loss(tokens, layout, labels).item() for layout in layouts]
+        assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-4)
+    teacher = twelve_layers().eval()
+    student, basis = projected_encoder(teacher, student_shape(teacher.shape, 4, 8, None))
+    imitation = Imitation(student, teacher, basis).eval()
+    with torch.no_grad():
+        found = [imitation.loss(tokens, layout, labels).item() for layout in layouts]
+    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-4)
