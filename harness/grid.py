@@ -60,6 +60,8 @@ def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
     if not points or not all(isinstance(point, OperatingPoint) for point in points):
         raise MethodError(f"operating_points returned {points!r}: return at least one OperatingPoint(name, params)")
     names = [point.name for point in points]
+    if not all(isinstance(name, str) and name for name in names):
+        raise MethodError(f'operating points are named {names}: give each a name, e.g. "speed=0.5"')
     if len(set(names)) < len(names):
         raise MethodError(f"operating points share a name: {names}: name each after its settings")
     for point in points:
