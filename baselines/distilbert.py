@@ -171,7 +171,7 @@ class DistilBert:
     needs: tuple[str, ...] = ("bert",)
     version = 2
 
-    def identity(self, config: Mapping[str, Any]) -> str | None:
+    def named_content(self, config: Mapping[str, Any]) -> str | None:
         """Content of the student that is named, if one is."""
         return student_identity(config)
 

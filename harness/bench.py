@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +13,18 @@ from typing import Any
 
 import torch
 
-from harness import registry
 from harness.cache import cache_root, content_key, write_folder
 from harness.contracts import Compute, DType, Execution, Fitted, Method, OperatingPoint
 from harness.data.prepare import Prepared, check_names, load_raw, prepare
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
-from harness.errors import ConfigError, DeviceError, ResultError
+from harness.errors import ConfigError, DeviceError, MethodError, ResultError, concerns_all, told
 from harness.fitted import ASSIGNED
 from harness.profile import Profile
 from harness.results import Cell
 
 # Raised whenever a change of the chassis or of the training loop changes what methods learn.
 CHASSIS_VERSION = 1
+FITTED_PARTS = ("operating_points", "predict", "save", "cost")
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,12 @@ def check(settings: Settings) -> None:
         GeepBenchError: something asked for does not exist.
     """
     profile = settings.profile
-    registry.in_order([*profile.methods])
-    for name in profile.method:  # a typo there would otherwise change nothing, silently
-        registry.get(name)
+    # Tables of settings, too: a typo there would otherwise change nothing, silently.
+    for name in dict.fromkeys([*profile.methods, profile.reference, *profile.method]):
+        try:
+            profile.in_order([name])
+        except MethodError:  # its cells will fail and say so; those of others need not
+            continue
     if not profile.methods or not profile.datasets or not profile.seeds:
         raise ConfigError("nothing to run: name at least one method, one dataset and one seed")
     if settings.source == "local" and settings.data is None:
@@ -103,6 +107,20 @@ def check(settings: Settings) -> None:
             )
 
 
+def checked_fit(fitted: Fitted, name: str) -> Fitted:
+    """``fitted``, if it has all parts.
+
+    Raises:
+        MethodError: it lacks one.
+    """
+    missing = [part for part in FITTED_PARTS if not hasattr(fitted, part)]
+    if missing:
+        raise MethodError(
+            f"method '{name}' gives a fitted {type(fitted).__name__} that lacks {', '.join(missing)}: see harness/contracts.py"
+        )
+    return fitted
+
+
 class Bench:
     """One dataset with one seed: its data, its backbone, and the methods fitted on it so far.
 
@@ -112,6 +130,7 @@ class Bench:
     def __init__(self, settings: Settings, dataset: str, seed: int) -> None:
         self.settings, self.dataset, self.seed = settings, dataset, seed
         self._fitted: dict[str, Fitted] = {}
+        self._failed: dict[str, str] = {}
 
     @cached_property
     def _raw(self) -> Any:
@@ -154,15 +173,13 @@ class Bench:
 
     def fit_key(self, name: str) -> str:
         """Content key of a fitted method: everything its weights follow from."""
-        method = registry.get(name)
-        config = self.settings.profile.config(name)
-        identity = getattr(method, "identity", None)
-        named = None if identity is None else identity(config)
+        profile = self.settings.profile
+        method, named = profile.method_of(name), profile.named_content(name)
         return content_key(
             CHASSIS_VERSION,
-            name,
+            profile.identity(name),
             method.version,
-            config,
+            profile.config(name),
             self.seed,
             self.prepared.task.fingerprint,
             self.backbone.fingerprint,
@@ -172,22 +189,57 @@ class Bench:
         )
 
     def fitted(self, name: str) -> Fitted:
-        """The fitted method: from this process, from the cache, or trained now."""
+        """The fitted method or variant: from this process, from the cache, or trained now.
+
+        Raises:
+            ConfigError: a setting that makes no sense.
+            MethodError: it cannot be used, or one that it learns from cannot.
+            Exception: whatever its code raises beside.
+        """
         if name in self._fitted:
             return self._fitted[name]
-        method = registry.get(name)
-        teachers = {need: self.fitted(need) for need in method.needs}
+        if name in self._failed:  # nobody waits twice for the same failure
+            raise MethodError(self._failed[name])
+        try:
+            self._fitted[name] = self._fit(name)
+        except Exception as error:
+            self._failed[name] = told(error)
+            raise
+        return self._fitted[name]
+
+    def _fit(self, name: str) -> Fitted:
+        profile = self.settings.profile
+        method = profile.method_of(name)
+        task, backbone = self.prepared.task, self.backbone
+        teachers = {need: self._teacher(name, need) for need in method.needs}
         folder = cache_root() / "fits" / f"{self.dataset}--{name}--{self.fit_key(name)}"
         if self.settings.fresh:
             shutil.rmtree(folder, ignore_errors=True)
-        fitted = self._load(method, folder, teachers)
-        if fitted is None:
-            fitted = method.fit(
-                self.prepared.task, self.backbone, teachers, config=self.settings.profile.config(name), seed=self.seed
-            )
-            write_folder(folder, fitted.save)
-        self._fitted[name] = fitted
+        with self.naming(name):
+            loaded = self._load(method, folder, teachers)
+            if loaded is not None:
+                return checked_fit(loaded, name)
+            fitted = method.fit(task, backbone, teachers, config=profile.config(name), seed=self.seed)
+        write_folder(folder, checked_fit(fitted, name).save)
         return fitted
+
+    def _teacher(self, name: str, need: str) -> Fitted:
+        try:
+            return self.fitted(need)
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            raise MethodError(f"method '{name}' learns from '{need}', which failed: {told(error)}") from error
+
+    @contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        """A variant's code knows the name of its method only; complaints from inside also bear the variant's."""
+        try:
+            yield
+        except ConfigError as error:
+            if name not in self.settings.profile.variants:
+                raise
+            raise type(error)(f"variant '{name}': {error}") from error
 
     def _load(self, method: Method, folder: Path, teachers: Mapping[str, Fitted]) -> Fitted | None:
         if not folder.is_dir():

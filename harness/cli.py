@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__, profile, registry
-from harness.errors import ConfigError, GeepBenchError
+from harness.errors import ConfigError, GeepBenchError, MethodError, told
 from harness.pretraining import distill_options, options
 
 EXAMPLES = """examples:
@@ -157,6 +157,11 @@ def parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="what there is to choose from")
     listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"))
+    listing.add_argument(
+        "--profile",
+        metavar="P",
+        help="with 'methods': the variants of this profile only; default: of all installed ones",
+    )
 
     flops = commands.add_parser("flops", help="FLOPs of one sample in closed form, in both conventions")
     flops.add_argument("--backbone", required=True, metavar="ID", help="known name (offline), folder or hub id")
@@ -227,9 +232,13 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 def _run(args: argparse.Namespace) -> int:
     from harness.grid import Grid
+    from harness.store import Run
 
     settings = settings_of(args)
     outcome = Grid(settings).execute()
+    if outcome.failed and not Run.open(settings.out).results():
+        print(f"cells: none measured, {outcome.failed} failed; why is told above, and in {settings.out / 'failures'}")
+        return 1
     page = _hook("report")(settings.out, progress=sys.stderr.isatty())
     print(_hook("summary")(settings.out))
     print(f"cells: {outcome.measured} measured, {outcome.kept} kept from before, {outcome.failed} failed")
@@ -272,19 +281,32 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    for row in _rows(args.what):
+    for row in _rows(args.what, args.profile):
         print("  ".join(row).rstrip())
     return 0
 
 
-def _rows(what: str) -> list[tuple[str, ...]]:
+def _method_rows(named: str | None) -> list[tuple[str, ...]]:
+    """Registered methods, broken plug-ins among them, then variants."""
+    rows: list[tuple[str, ...]] = []
+    for name in registry.names():
+        try:
+            method = registry.get(name)
+        except MethodError as error:
+            rows.append((name, "broken", told(error)))
+        else:
+            rows.append((name, method.kind, (type(method).__doc__ or "").strip().partition("\n")[0]))
+    for chosen in [profile.load(name) for name in ([named] if named else profile.names())]:
+        for name in chosen.variants:
+            own = ", ".join(f"{key} = {json.dumps(value)}" for key, value in chosen.method[name].items())
+            rows.append((name, "variant", f"{own} (profile {chosen.name})"))
+    return rows
+
+
+def _rows(what: str, named: str | None = None) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]]
     if what == "methods":
-        methods = [registry.get(name) for name in registry.names()]
-        rows = [
-            (m.name, m.kind, (type(m).__doc__ or "").strip().splitlines()[0] if type(m).__doc__ else "")
-            for m in methods
-        ]
+        rows = _method_rows(named)
     elif what == "datasets":
         from harness.data.cards import CARDS
 

@@ -243,5 +243,5 @@ class Method(Protocol):
 
     # A method may also have ``point_names(config) -> Sequence[str]``: the names of its operating points as far as the
     # settings tell, so that a front end can list its cells before anything is fitted. Without it, its first point is taken.
-    # And ``identity(config) -> JSON value | None``: the content of what the settings only name, a folder say, so that a fit
+    # And ``named_content(config) -> JSON value | None``: the content of what the settings only name, a folder say, so that a fit
     # is not found again when that has changed. And ``general_distillation``, see harness/pretraining/distillation.py.

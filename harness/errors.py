@@ -8,6 +8,7 @@
     ├── BackboneError         a checkpoint, config or tokenizer that cannot be used
     ├── DeviceError           a device that this machine does not have, or too little memory
     ├── ConfigError           a profile, option or hyper-parameter that makes no sense
+    │   └── MethodError       one method cannot be used, for which a grid goes on with the others
     └── ResultError           a run folder or result file that cannot be read or written
 """
 
@@ -55,5 +56,21 @@ class ConfigError(GeepBenchError):
     """A profile, an option or a hyper-parameter that makes no sense."""
 
 
+class MethodError(ConfigError):
+    """One method cannot be used here: its plug-in, its answers, something it needs. The cells of others are not concerned."""
+
+
 class ResultError(GeepBenchError):
     """A run folder or a result file that cannot be read or written."""
+
+
+def concerns_all(error: BaseException) -> bool:
+    """Whether a person has to mend something before it makes sense to go on; else one method failed, and others may not."""
+    return isinstance(error, GeepBenchError) and not isinstance(error, MethodError)
+
+
+def told(error: BaseException) -> str:
+    """An error in one line: its message, and its type where that is none of ours."""
+    if isinstance(error, GeepBenchError):
+        return " ".join(str(error).split())
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,13 +71,18 @@ class FittedModel:
         (folder / "training.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def load_model(folder: Path, device: str) -> tuple[MultiExitModel, TrainingReport | None]:
+def load_model(
+    folder: Path, device: str, prepare: Callable[[MultiExitModel], object] | None = None
+) -> tuple[MultiExitModel, TrainingReport | None]:
     """What :meth:`FittedModel.save` wrote.
+
+    Args:
+        prepare: see :meth:`MultiExitModel.load`.
 
     Raises:
         ResultError: a file is missing or damaged.
     """
-    model = MultiExitModel.load(folder, device)
+    model = MultiExitModel.load(folder, device, prepare)
     try:
         facts: dict[str, Any] | None = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         if facts is not None:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from harness import registry
 from harness.bench import CHASSIS_VERSION, Bench, Settings, check
 from harness.cache import content_key
 from harness.contracts import Fitted, OperatingPoint
 from harness.data.prepare import source_identity
-from harness.errors import GeepBenchError
+from harness.errors import MethodError, concerns_all, told
 from harness.measure import clock
 from harness.measure.beside import Beside, look_beside
 from harness.measure.device import advice, check_alive
@@ -49,6 +49,27 @@ class Outcome:
 
 def plan_path(run: Run, dataset: str, method: str, seed: int) -> Path:
     return run.path / "plan" / f"{dataset}--{method}--seed{seed}.json"
+
+
+def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
+    """Operating points as cells can be made of.
+
+    Raises:
+        MethodError: there is none, one is something else, two share a name, or a setting is nothing that JSON can hold.
+    """
+    if not points or not all(isinstance(point, OperatingPoint) for point in points):
+        raise MethodError(f"operating_points returned {points!r}: return at least one OperatingPoint(name, params)")
+    names = [point.name for point in points]
+    if not all(isinstance(name, str) and name for name in names):
+        raise MethodError(f'operating points are named {names}: give each a name, e.g. "speed=0.5"')
+    if len(set(names)) < len(names):
+        raise MethodError(f"operating points share a name: {names}: name each after its settings")
+    for point in points:
+        try:
+            json.dumps(dict(point.params), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise MethodError(f"operating point '{point.name}': params {error}: use plain numbers and text") from error
+    return list(points)
 
 
 class Grid:
@@ -100,21 +121,26 @@ class Grid:
         profile = self.settings.profile
         if dataset not in self._identities:
             self._identities[dataset] = source_identity(dataset, self.settings.source, self.settings.data)
-        names = registry.in_order([method, profile.reference])
+        names = profile.in_order([method, profile.reference])
+        named = {name: content for name in names if (content := profile.named_content(name)) is not None}
         return content_key(
             CHASSIS_VERSION,
-            [(name, registry.get(name).version, profile.config(name)) for name in names],
+            [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
             self._identities[dataset],
             profile.model_dump(include={"reference", "rounds", "max_length", "max_train", "max_test", "backbones"}),
             asdict(self.settings.execution),
             self.settings.device,
+            *([named] if named else []),
         )
 
     def _finished(self, dataset: str, method: str, seed: int) -> bool:
         """All cells of this method are stored and were made with these settings."""
         path = plan_path(self.run, dataset, method, seed)
         plan = self._plan(path)
-        if self.settings.fresh or plan is None or plan["key"] != self._key(dataset, method):
+        try:
+            if self.settings.fresh or plan is None or plan["key"] != self._key(dataset, method):
+                return False
+        except MethodError:  # told when its turn comes
             return False
         done = [(self.run.path / "results" / f"{name}.json").is_file() for name in plan["cells"]]
         if all(done):
@@ -133,22 +159,25 @@ class Grid:
 
     def _measure(self, bench: Bench, name: str, bar: Any) -> None:
         """Fit one method and measure its cells, those that are missing."""
-        key = self._key(bench.dataset, name)
         path = plan_path(self.run, bench.dataset, name, bench.seed)
         plan = self._plan(path)
         placeholder = bench.cell(name, OperatingPoint("fit"))
+        key = ""
         try:
+            key = self._key(bench.dataset, name)
             fitted = bench.fitted(name)
-            points = list(fitted.operating_points(bench.prepared.task.dev))
-            if len({point.name for point in points}) < len(points):
-                raise ValueError(f"operating points share a name: {[point.name for point in points]}")
-        except GeepBenchError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a plug-in's bug must not take the other cells with it
+            with bench.naming(name):
+                points = checked_points(fitted.operating_points(bench.prepared.task.dev))
+            cells = {bench.cell(name, point, fitted): point for point in points}
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            if plan and key and plan["key"] != key:  # results of other settings are no results of these
+                for outdated in plan["cells"]:
+                    self.run.forget_result(outdated)
             self._failed(placeholder, error)
             return
         self.run.forget_failure(placeholder)
-        cells = {bench.cell(name, point, fitted): point for point in points}
         if plan is None or plan["key"] != key:
             # Results of other settings must neither pass for these when this run is killed, nor stand beside them.
             for outdated in {*(plan["cells"] if plan else ()), *(self.run.result_path(cell).stem for cell in cells)}:
@@ -162,18 +191,19 @@ class Grid:
             bar.set_postfix_str(point.name)
             try:
                 reference = self._reference(bench)
-                before = before or State.of(fitted)
-                start = clock.now()
-                measured = self.measure_cell(bench, fitted, point, reference)
-                beside = self._beside(bench, name, Contender(fitted, self._executed(point)), measured, before)
-                result = build_result(cell, fitted, point, measured, bench.prepared, beside)
-                rows = sample_rows(measured, bench.prepared)
-            except GeepBenchError:
-                raise
-            except Exception as error:  # noqa: BLE001 - as above
+                with bench.naming(name):
+                    before = before or State.of(fitted)
+                    start = clock.now()
+                    measured = self.measure_cell(bench, fitted, point, reference)
+                    beside = self._beside(bench, name, Contender(fitted, self._executed(point)), measured, before)
+                kind = self.settings.profile.method_of(name).kind
+                result = build_result(cell, fitted, point, measured, bench.prepared, beside, kind=kind)
+                self.run.save(result, sample_rows(measured, bench.prepared))
+            except Exception as error:
+                if concerns_all(error):
+                    raise
                 self._failed(cell, error)
                 continue
-            self.run.save(result, rows)
             self.run.forget_failure(cell)
             self.outcome.measured += 1
             self.outcome.seconds += clock.now() - start
@@ -186,12 +216,9 @@ class Grid:
             DeviceError: the device is gone, so that nothing else would work.
         """
         self.outcome.failed += 1
-        where = self.run.fail(cell, "".join(traceback.format_exception(error)))
-        what = f"{type(error).__name__}: {error}".splitlines()[0]  # CUDA's go on for lines
-        print(
-            f"{cell.dataset} {cell.method} {cell.point}: {what}{advice(error)} (see {where}); going on",
-            file=sys.stderr,
-        )
+        reason = f"{told(error)}{advice(error)}"
+        where = self.run.fail(cell, "".join(traceback.format_exception(error)), reason)
+        print(f"{cell.dataset} {cell.method} {cell.point}: {reason} (see {where}); going on", file=sys.stderr)
         check_alive(self.settings.device)
 
     def _reference(self, bench: Bench) -> Contender | None:
@@ -199,24 +226,30 @@ class Grid:
         profile = self.settings.profile
         if profile.reference not in profile.methods:
             return None
-        rival = bench.fitted(profile.reference)
-        point = rival.operating_points(bench.prepared.task.dev)[0]
-        return Contender(rival, self._executed(point))
+        try:
+            rival = bench.fitted(profile.reference)
+            points = checked_points(rival.operating_points(bench.prepared.task.dev))
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            # Measured without it, cells would lack their speed-ups for good.
+            raise MethodError(f"no speed-up without the reference '{profile.reference}': {told(error)}") from error
+        return Contender(rival, self._executed(points[0]))
 
     def _executed(self, point: OperatingPoint) -> OperatingPoint:
         return replace(point, execution=self.settings.execution)
 
     def _beside(self, bench: Bench, name: str, contender: Contender, measured: Measured, before: State) -> Beside:
         """What is looked at beside the rounds of a cell."""
-        borrowed = 0
+        method, borrowed = self.settings.profile.method_of(name), 0
         if not before.weights:  # then another's are needed at inference
-            borrowed = sum(State.of(bench.fitted(need)).size for need in registry.get(name).needs)
+            borrowed = sum(State.of(bench.fitted(need)).size for need in method.needs)
         return look_beside(
             contender,
             bench.prepared.test.tokens,
             measured.predictions.logits.argmax(1),
             before,
-            control=registry.get(name).kind == "control",
+            control=method.kind == "control",
             borrowed=borrowed,
             host_peak=measured.host_peak_bytes,
             seed=bench.seed,

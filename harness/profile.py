@@ -6,6 +6,7 @@ Profiles are found in packages named by the entry-point group ``geep.profiles``,
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness import registry, variants
+from harness.contracts import Method
 from harness.errors import ConfigError, UnknownNameError
 
 GROUP = "geep.profiles"
@@ -42,14 +45,14 @@ class Profile(BaseModel):
         title: one line for people.
         source: where data comes from.
         datasets: names.
-        methods: names; what they need is fitted, too, but only these are measured.
+        methods: names of methods and variants; what they need is fitted, too, but only these are measured.
         reference: the method that speed-ups are measured against.
         speeds: entropy thresholds (FastBERT's speed) at which early-exit methods are measured.
         rounds: timed passes per cell.
         max_length: tokens per sample.
         backbones: language -> ``"embedded"``, folder or hub id.
         training: hyper-parameters for every method (see :class:`harness.training.Recipe`), ``head``.
-        method: settings per method, on top of ``training``.
+        method: settings per method, on top of ``training``; with ``like``, a variant (:mod:`harness.variants`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,8 +74,36 @@ class Profile(BaseModel):
     method: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def config(self, method: str) -> dict[str, Any]:
-        """Settings for one method: the common ones and its own."""
-        return {"speeds": self.speeds, **self.training, **self.method.get(method, {})}
+        """Settings for one method or variant: the common ones and its own."""
+        return {"speeds": self.speeds, **self.training, **variants.settings(self.method, method)}
+
+    def method_of(self, name: str) -> Method:
+        """The method or variant called ``name``.
+
+        Raises:
+            UnknownNameError: there is none, or it is like, or needs, one that does not exist.
+            ConfigError: a variant makes no sense.
+            MethodError: its plug-in cannot be imported or lacks a part of the contract.
+        """
+        return variants.method_of(self.method, name)
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """``names`` and everything they need, each after what it needs (:func:`harness.registry.in_order`)."""
+        return registry.in_order(names, self.method_of)
+
+    def identity(self, name: str) -> Any:
+        """What tells a method or variant from all others in content keys, its settings aside; JSON."""
+        return getattr(self.method_of(name), "identity", name)
+
+    def named_content(self, name: str) -> Any:
+        """What its settings only name, a folder of weights say, as the method tells (JSON); ``None`` where there is nothing."""
+        tell = getattr(self.method_of(name), "named_content", None)
+        return None if tell is None else tell(self.config(name))
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of its variants."""
+        return [name for name in self.method if variants.is_variant(self.method, name)]
 
 
 def _found() -> dict[str, Any]:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from harness import registry
-from harness.contracts import Fitted, OperatingPoint
+from harness.contracts import Fitted, Kind, OperatingPoint
 from harness.data.prepare import Prepared
+from harness.errors import MethodError
 from harness.fingerprint import fingerprint
 from harness.measure.beside import Beside
 from harness.measure.quality import quality
@@ -23,19 +23,23 @@ def build_result(
     measured: Measured,
     prepared: Prepared,
     beside: Beside | None = None,
+    *,
+    kind: Kind = "method",
 ) -> Result:
     """The stored form of one measurement.
 
     Args:
+        kind: what the method says of itself.
         beside: what was looked at beside the rounds, if it was.
 
     Raises:
-        ValueError: the logits do not have the task's classes.
+        MethodError: the logits do not have the task's classes.
     """
     predictions, cost = measured.predictions, fitted.cost
     if predictions.logits.shape[1] != prepared.task.num_labels:
-        raise ValueError(
-            f"predict returned {predictions.logits.shape[1]} classes, the task has {prepared.task.num_labels}"
+        raise MethodError(
+            f"predict returned {predictions.logits.shape[1]} classes, the task has {prepared.task.num_labels}: "
+            "return logits [N, task.num_labels]"
         )
     work, n = predictions.work, len(predictions.exit_layer)
     report = getattr(fitted, "training", None)
@@ -53,7 +57,7 @@ def build_result(
     return Result(
         schema=SCHEMA,
         cell=cell,
-        kind="bound" if measured.foresees else registry.get(cell.method).kind,
+        kind="bound" if measured.foresees else kind,
         synthetic=cell.source == "embedded",
         language=prepared.task.language,
         params=dict(point.params),

@@ -8,12 +8,12 @@ A third-party package registers a method with these lines of its ``pyproject.tom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import TypeVar, get_args
 
-from harness.contracts import Method
-from harness.errors import ConfigError, UnknownNameError
+from harness.contracts import Kind, Method
+from harness.errors import ConfigError, MethodError, UnknownNameError, told
 
 GROUP = "geep.methods"
 REQUIRED = ("name", "kind", "needs", "version", "fit", "load")
@@ -24,12 +24,19 @@ M = TypeVar("M", bound=type)
 
 
 def _checked(name: str, method: object) -> Method:
+    whose = f"method '{name}' ({type(method).__module__})"
     missing = [attribute for attribute in REQUIRED if not hasattr(method, attribute)]
     if missing:
-        raise ConfigError(
-            f"method '{name}' ({type(method).__module__}) lacks {', '.join(missing)}: see harness/contracts.py"
-        )
-    return method  # type: ignore[return-value]  # checked by name just above
+        raise MethodError(f"{whose} lacks {', '.join(missing)}: see harness/contracts.py")
+    found: Method = method  # type: ignore[assignment]  # checked by name just above
+    if found.kind not in get_args(Kind):
+        raise MethodError(f"{whose}: kind = {found.kind!r} is not one of {', '.join(get_args(Kind))}")
+    # A string would be taken for the names of its letters.
+    if not isinstance(found.needs, tuple | list) or not all(isinstance(need, str) for need in found.needs):
+        raise MethodError(f'{whose}: needs = {found.needs!r} is not a tuple of names: write needs = ("bert",) or ()')
+    if not callable(found.fit) or not callable(found.load):
+        raise MethodError(f"{whose}: fit and load have to be functions: see harness/contracts.py")
+    return found
 
 
 def register(cls: M) -> M:
@@ -57,12 +64,17 @@ def names() -> list[str]:
     return sorted({*_registered, *_entry_points()})
 
 
+def known(name: str) -> bool:
+    """Whether there is a method of that name, working or not."""
+    return name in _registered or name in _entry_points()
+
+
 def get(name: str) -> Method:
     """The method called ``name``.
 
     Raises:
         UnknownNameError: nobody registered it; the message suggests the nearest names.
-        ConfigError: its plug-in cannot be imported or lacks a part of the contract.
+        MethodError: its plug-in cannot be imported or lacks a part of the contract.
     """
     if name in _registered:
         return _registered[name]
@@ -71,20 +83,24 @@ def get(name: str) -> Method:
         raise UnknownNameError("method", name, names())
     try:
         plugin = points[name].load()()
-    except Exception as error:  # a plug-in may raise anything on import; the user needs to know which one
-        raise ConfigError(
-            f"method '{name}' from '{points[name].value}' cannot be imported ({type(error).__name__}: {error}): "
+    # A plug-in may raise anything on import, or end the process; the user needs to know which one.
+    except (Exception, SystemExit) as error:
+        raise MethodError(
+            f"method '{name}' from '{points[name].value}' cannot be imported ({told(error)}): "
             "mend or uninstall that plug-in"
         ) from error
     method = _checked(name, plugin)
     if method.name != name:
-        raise ConfigError(f"entry point '{name}' gives a method that calls itself '{method.name}': make the two equal")
+        raise MethodError(f"entry point '{name}' gives a method that calls itself '{method.name}': make the two equal")
     _registered[name] = method
     return method
 
 
-def in_order(wanted: Iterable[str]) -> list[str]:
+def in_order(wanted: Iterable[str], find: Callable[[str], Method] = get) -> list[str]:
     """``wanted`` and everything it needs, each after what it needs.
+
+    Args:
+        find: the method of a name; a profile also knows its variants.
 
     Raises:
         UnknownNameError: a name is not known.
@@ -96,7 +112,7 @@ def in_order(wanted: Iterable[str]) -> list[str]:
         if name in path:
             raise ConfigError(f"methods need each other in a circle: {' -> '.join([*path, name])}")
         if name not in done:
-            for need in get(name).needs:
+            for need in find(name).needs:
                 visit(need, [*path, name])
             done.append(name)
 

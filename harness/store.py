@@ -183,10 +183,10 @@ class Run:
         except (OSError, ValueError) as error:
             raise ResultError(f"cannot read {path}: {error}: delete {self.result_path(cell)} and run again") from error
 
-    def fail(self, cell: Cell, traceback: str) -> Path:
-        """Record that a method raised in this cell."""
+    def fail(self, cell: Cell, traceback: str, reason: str = "") -> Path:
+        """Record that a method raised in this cell, and why in one line."""
         path = self.path / "failures" / f"{stem(cell)}.json"
-        write_json(path, {"cell": cell.model_dump(), "traceback": traceback})
+        write_json(path, {"cell": cell.model_dump(), "traceback": traceback, **({"reason": reason} if reason else {})})
         return path
 
     def failures(self) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from reports.intake import mixed_code
 # Parts of fingerprint keys that change from cell to cell on one and the same machine.
 _FLEETING = ("time", "date", "load", "free", "available", "uptime", "created", "temperature", "clock", "pid")
 _LONGEST = 200
+_LONGEST_REASON = 500
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -169,9 +170,10 @@ def _failures(run: Run, results: Sequence[Result]) -> list[str]:
             continue
         record = failure if isinstance(failure, dict) else {}
         cell = record["cell"] if isinstance(record.get("cell"), dict) else {}
-        last = (str(record.get("traceback", "")).strip().splitlines() or ["no traceback"])[-1]
+        # Records of older versions give no reason.
+        reason = record.get("reason") or (str(record.get("traceback", "")).strip().splitlines() or ["no traceback"])[-1]
         where = " / ".join(str(cell.get(key, "?")) for key in ("dataset", "method", "point"))
-        lines.append(f"Failed and missing: {where}, seed {cell.get('seed', '?')}: {last[:_LONGEST]}")
+        lines.append(f"Failed and missing: {where}, seed {cell.get('seed', '?')}: {str(reason)[:_LONGEST_REASON]}")
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.results import Cell, Result
@@ -113,3 +113,36 @@ def lost_note(cells: Sequence[str], most: int = 8) -> list[str]:
         return []
     more = f"; and {len(cells) - most} more" if len(cells) > most else ""
     return [f"Missing from this table: {'; '.join(cells[:most])}{more}."]
+
+
+def read_variants(run: Run, methods: Collection[str]) -> list[dict[str, Any]]:
+    """The variants of the run's profile that are among ``methods``: ``method``, ``like``, ``needs``, ``settings`` (text).
+
+    ``run.json`` is informative: where it is missing or says nothing, nothing is known.
+    """
+    try:
+        asked = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+        tables = asked["profile"]["method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    found = []
+    for name, table in tables.items() if isinstance(tables, Mapping) else ():
+        if name in methods and isinstance(table, Mapping) and "like" in table:
+            own = {key: value for key, value in table.items() if key not in ("like", "needs")}
+            found.append(
+                {
+                    "method": name,
+                    "like": str(table["like"]),
+                    "needs": _needs(table.get("needs")),
+                    "settings": ", ".join(
+                        f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in own.items()
+                    ),
+                }
+            )
+    return found
+
+
+def _needs(given: Any) -> str:
+    if isinstance(given, Mapping):
+        return ", ".join(f"{name} as {role}" for role, name in given.items())
+    return ", ".join(str(name) for name in given) if isinstance(given, list) else ""

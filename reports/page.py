@@ -17,6 +17,7 @@ from reports.papers import paper_tables
 from reports.rules import RULES
 from reports.significance import curve_tables, rival_tables
 from reports.tables import Table, escape_markdown, to_markdown
+from reports.variants import variants_tables
 from reports.verdicts import headlines
 from reports.view import View
 
@@ -26,6 +27,7 @@ class Contents:
 
     Attributes:
         summary: method x dataset.
+        variants: what rows that are no registered methods are.
         tally: verdicts counted.
         controls: predictions against controls, one by one.
         rivals: every method against bert and fastbert.
@@ -37,6 +39,7 @@ class Contents:
 
     def __init__(self, view: View) -> None:
         self.summary = summary_tables(view)
+        self.variants = variants_tables(view)
         self.tally = tally_tables(view)
         self.controls = controls_tables(view)
         self.rivals = rival_tables(view)
@@ -64,6 +67,7 @@ class Contents:
         own = [table for tables in self.datasets.values() for table in tables.values()]
         return [
             *self.summary,
+            *self.variants,
             *self.tally,
             *self.controls,
             *self.rivals,

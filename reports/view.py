@@ -18,7 +18,7 @@ from harness.store import Run
 from reports.caveats import fingerprint_facts, gather_caveats
 from reports.coordinates import SETTING, facts, varying
 from reports.curves import measure_curves
-from reports.intake import lost_cells, take_in
+from reports.intake import lost_cells, read_variants, take_in
 from reports.marks import signs, together
 from reports.predictor import predictor_quality
 from reports.rivals import compare_with_rivals
@@ -68,6 +68,7 @@ class View:
         fingerprint: (key, value) of the machine and versions.
         caveats: what a reader must know before believing a number.
         lost: cells that a dataset should have and has not, by its name as in files.
+        variants: what the variants among the methods are (:func:`reports.intake.read_variants`).
     """
 
     name: str
@@ -83,6 +84,7 @@ class View:
     fingerprint: list[tuple[str, str]] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
     lost: dict[str, list[str]] = field(default_factory=dict)
+    variants: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def synthetic(self) -> bool:
@@ -165,6 +167,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         varying=varying(rows),
         fingerprint=fingerprint_facts([result.fingerprint for result in results]),
         lost=lost_cells(run, results),
+        variants=read_variants(run, {row["method"] for row in rows}),
         caveats=gather_caveats(run, results, rows, reader.problems if samples else (), doubts),
     )
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from harness import registry
 from harness.bench import Bench, Settings
 from harness.contracts import OperatingPoint
-from harness.errors import ConfigError
+from harness.errors import ConfigError, MethodError
 from harness.measure.throughput import Contender
+from harness.profile import Profile
 
 FIRST = "first"
 
@@ -28,10 +27,13 @@ class CellId:
         return f"{self.dataset}-{self.method}-{self.point}" + (f"-seed{self.seed}" if self.seed else "")
 
 
-def point_names(method: str, config: Mapping[str, Any]) -> Sequence[str]:
-    """Operating points of a method as far as its settings tell; :data:`FIRST` where it does not say."""
-    named = getattr(registry.get(method), "point_names", None)
-    return [FIRST] if named is None else list(named(config))
+def point_names(profile: Profile, method: str) -> Sequence[str]:
+    """Operating points of a method or variant as far as its settings tell; :data:`FIRST` where it does not say."""
+    try:
+        named = getattr(profile.method_of(method), "point_names", None)
+    except MethodError:  # its benchmark will fail and say why; those of others go on
+        return [FIRST]
+    return [FIRST] if named is None else list(named(profile.config(method)))
 
 
 def cells_of(settings: Settings) -> list[CellId]:
@@ -42,7 +44,7 @@ def cells_of(settings: Settings) -> list[CellId]:
         for dataset in profile.datasets
         for seed in profile.seeds
         for method in profile.methods
-        for point in point_names(method, profile.config(method))
+        for point in point_names(profile, method)
     ]
 
 

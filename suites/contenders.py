@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import registry
 from harness.bench import Bench, Settings
 from harness.contracts import Execution, Fitted, Kind, OperatingPoint, TokenSet
 from harness.encoder.exits import entropy_rule
@@ -99,7 +98,7 @@ def entries(bench: Bench, methods: Sequence[str], speed: float) -> Iterator[Entr
         points = list(fitted.operating_points(bench.prepared.task.dev))
         point = point_at(name, points, speed)
         own = getattr(fitted, "executor", "own")
-        kind: Kind = "bound" if hasattr(fitted, "foresee") else registry.get(name).kind
+        kind: Kind = "bound" if hasattr(fitted, "foresee") else bench.settings.profile.method_of(name).kind
         given = bench.settings.execution.executor
         ways = (own,) if own != ASSIGNED else EXECUTORS if kind == "method" else (given,)
         for way in ways:

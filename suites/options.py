@@ -15,7 +15,6 @@ from harness.cli import parser, settings_of
 from harness.data.prepare import source_identity
 from harness.errors import ConfigError, GeepBenchError
 from harness.fingerprint import fingerprint
-from harness.registry import get, in_order
 
 
 class Options(argparse.ArgumentParser):
@@ -120,7 +119,7 @@ def read(own: Options, arguments: Sequence[str] | None) -> tuple[argparse.Namesp
 def asked(settings: Settings, **options: Any) -> dict[str, Any]:
     """What results follow from, to tell whether kept ones are still these: readable, and a key of all of it."""
     profile, machine = settings.profile, fingerprint()
-    names = in_order([*profile.methods, profile.reference])
+    names = profile.in_order([*profile.methods, profile.reference])
     return {
         "cpu": machine["cpu"],
         "gpu": (machine["gpu"] or {}).get("name"),
@@ -136,7 +135,7 @@ def asked(settings: Settings, **options: Any) -> dict[str, Any]:
         **options,
         "key": content_key(
             CHASSIS_VERSION,
-            [(name, get(name).version, profile.config(name)) for name in names],
+            [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
             [source_identity(name, settings.source, settings.data) for name in profile.datasets],
             profile.model_dump(mode="json"),
         ),

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from harness import registry
 from harness.bench import Bench, Settings
 from harness.measure.throughput import TimedPass
 from harness.store import write_atomic
@@ -99,7 +98,7 @@ def shown_by_default(bench: Bench) -> list[str]:
 
     def sorts(name: str) -> bool:
         known = {"ladder", "exact-k", "assigned", "verified"}
-        return registry.get(name).kind == "method" and getattr(bench.fitted(name), "executor", "own") in known
+        return profile.method_of(name).kind == "method" and getattr(bench.fitted(name), "executor", "own") in known
 
     return [name for name in profile.methods if name == profile.reference or sorts(name)] or profile.methods
 

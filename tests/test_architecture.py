@@ -36,7 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "harness.packed",
     ),
 }
-HEAVY = ("cupy", "datasets", "ray")
+HEAVY = ("cupy", "datasets", "ray", "onnx", "onnxscript", "onnxruntime")
 
 
 def shown(path: Path) -> str:
@@ -123,13 +123,13 @@ def test_arrows_are_seen() -> None:
 
 @every("path")
 def test_heavy_imports_are_lazy(path: Path) -> None:
-    """No module imports cupy, datasets or ray when it is imported itself; they are optional."""
+    """No module imports cupy, datasets, ray or ONNX when it is imported itself; they are optional."""
     now = imports(path, nodes=at_import_time(tree(path)))
     assert not [name for name in now if name.split(".")[0] in HEAVY]
 
 
 def test_importing_everything_imports_nothing_heavy() -> None:
-    """A fresh interpreter that imports every module of the rooms has not loaded cupy, datasets or ray by then."""
+    """A fresh interpreter that imports every module of the rooms has not loaded cupy, datasets, ray or ONNX by then."""
     names = [dotted(path) for path in MODULES if path.relative_to(ROOT).parts[0] != "suites"]
     names = [name for name in names if not name.endswith("__main__")]
     code = (

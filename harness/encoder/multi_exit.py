@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -85,8 +85,13 @@ class MultiExitModel(nn.Module):
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> MultiExitModel:
+    def load(
+        cls, folder: Path, device: str = "cpu", prepare: Callable[[MultiExitModel], object] | None = None
+    ) -> MultiExitModel:
         """What :meth:`save` wrote.
+
+        Args:
+            prepare: makes of a new model, before its weights are read, what was saved.
 
         Raises:
             ResultError: the files are missing or damaged.
@@ -95,6 +100,8 @@ class MultiExitModel(nn.Module):
             facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
             encoder = Encoder(EncoderShape(**facts["shape"]))
             model = cls(encoder, facts["labels"], facts["exits"], facts["head"])
+            if prepare is not None:
+                prepare(model)
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ResultError(

@@ -15,6 +15,7 @@ import torch
 from harness.contracts import Fitted
 from harness.measure import clock
 
+WEIGHTS = (".safetensors", ".onnx")
 WINDOW = 2.0  # seconds; NVML's energy counter moves about ten times a second
 
 
@@ -43,7 +44,7 @@ class State:
                     content = path.read_bytes()
                     digest.update(f"{path.relative_to(place)} {len(content)}".encode() + content)
                     size += len(content)
-                    weights |= path.suffix == ".safetensors"
+                    weights |= path.suffix in WEIGHTS
         return cls(digest.hexdigest(), size, weights)
 
 

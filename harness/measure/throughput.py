@@ -11,6 +11,7 @@ import torch
 
 from harness.contracts import Fitted, OperatingPoint, Predictions, TokenSet
 from harness.measure import clock
+from harness.measure.answers import check_answers, check_work
 from harness.measure.footprint import host_peak, reset_host_peak
 from harness.measure.waterfall import Side, waterfall
 from harness.results import Speed, Waterfall
@@ -81,7 +82,7 @@ def timed_pass(contender: Contender, tokens: TokenSet) -> TimedPass:
     """Predict once, timed.
 
     Raises:
-        ValueError: the predictions are not one row per sample, or not finite.
+        MethodError: the predictions are not as the contract says.
     """
     point = contender.point
     foresee = getattr(contender.fitted, "foresee", None)
@@ -97,13 +98,7 @@ def timed_pass(contender: Contender, tokens: TokenSet) -> TimedPass:
         predictions = contender.fitted.predict(tokens, at=point)
         clock.synchronise(tokens.device)
         seconds = clock.now() - start
-    shape = predictions.logits.shape
-    if len(shape) != 2 or shape[0] != len(tokens) or len(predictions.exit_layer) != len(tokens):
-        raise ValueError(
-            f"predict returned logits {shape} and {len(predictions.exit_layer)} exits for {len(tokens)} samples"
-        )
-    if not np.isfinite(predictions.logits).all():
-        raise ValueError("predict returned logits that are not finite")
+    check_answers(predictions, len(tokens))
     return TimedPass(seconds, foreseeing, predictions)
 
 
@@ -132,12 +127,17 @@ def measure(
         seed: of the orders.
         reference: what speed-ups are measured against.
         reference_name: its name.
+
+    Raises:
+        MethodError: what the contender returns is not as the contract says.
     """
     rng = np.random.default_rng(seed)
     # Compiled code and graphs are made when a shape first occurs: there, every shape has to.
-    some = len(tokens) if contender.point.execution.compute != "eager" else 4 * contender.point.execution.batch_size
+    compute = getattr(contender.fitted, "compute", None) or contender.point.execution.compute
+    some = len(tokens) if compute != "eager" else 4 * contender.point.execution.batch_size
     warm = tokens.select(np.arange(min(len(tokens), some)))
     warm_up = timed_pass(contender, warm)
+    check_work(warm_up.predictions, contender.fitted.cost)
     predicting = warm_up.seconds + warm_up.foreseeing
     if reference is not None:
         predicting += timed_pass(reference, warm).seconds
@@ -159,6 +159,7 @@ def measure(
             other = timed_pass(reference, shuffled)
         done = timed_pass(contender, shuffled)
         seconds, predictions = done.seconds, done.predictions
+        check_work(predictions, contender.fitted.cost)
         if reference is not None and number % 2 == 1:
             other = timed_pass(reference, shuffled)
         own.append(seconds)

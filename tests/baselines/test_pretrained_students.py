@@ -405,10 +405,10 @@ def test_fits_are_cached_by_what_the_student_is(
     assert _bench(backbone, tmp_path, student=folder).fit_key(method) != first
     plain = _bench(backbone, tmp_path)
     key = plain.fit_key(method)
-    identity = METHODS[method][0].identity
-    assert identity({}) is None and identity({"student": ""}) is None
+    named = METHODS[method][0].named_content
+    assert named({}) is None and named({"student": ""}) is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(type(METHODS[method][0]), "identity")
+        patch.delattr(type(METHODS[method][0]), "named_content")
         assert plain.fit_key(method) == key
 
 

@@ -1,22 +1,31 @@
-"""Tiny models and token sets for the tests of the harness, none of them trained; and made-up packed runs."""
+"""Tiny models, none of them trained, token sets and fake methods for the tests of the harness; and made-up packed runs."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from harness.contracts import TokenSet
+from harness import bench, registry
+from harness.bench import Settings
+from harness.contracts import Fitted, OperatingPoint, Predictions, Split, Task, TokenSet
+from harness.data import prepare
+from harness.data.embedded import load_embedded
 from harness.encoder import miniature
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
+from harness.fitted import FullDepth
 from harness.packed import Machine, Packed, PackedCell
+from harness.profile import ExecutionSettings, Profile
 from harness.results import Cell
 
 
@@ -154,3 +163,119 @@ def make_packed() -> Callable[..., Packed]:
         return Packed(**{"name": "made-up", "commits": ["c0ffee"], "machines": [HERE], "cells": list(cells), **change})
 
     return make
+
+
+@dataclass
+class Stage:
+    """What fakes did, and what they shall do."""
+
+    fits: list[str] = field(default_factory=list)
+    passes: list[str] = field(default_factory=list)
+    raises: dict[str, BaseException] = field(default_factory=dict)
+    points: tuple[str, ...] = ("a", "b")
+    loads: int = 0
+    configs: dict[str, Any] = field(default_factory=dict)
+    taught: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, name: str, *needs: str, **attributes: Any) -> Fake:
+        """A registered fake."""
+        fake = Fake(name, self, *needs)
+        vars(fake).update(attributes)
+        registry._registered[name] = fake
+        return fake
+
+    @property
+    def foreseeing(self) -> type[FakeFitted]:
+        """What a fake has to give to be a bound."""
+        return Foreseeing
+
+    def act(self, name: str, step: str) -> None:
+        """Raise what was asked for: ``"two fit"``, ``"two b"``, or ``"two"`` for any of its points."""
+        error = self.raises.get(f"{name} {step}") or (self.raises.get(name) if step != "fit" else None)
+        if error:
+            raise error
+
+
+class FakeFitted(FullDepth):
+    """An untrained model at full depth."""
+
+    def __init__(self, name: str, stage: Stage, model: MultiExitModel) -> None:
+        super().__init__(model)
+        self.name, self.stage = name, stage
+
+    def operating_points(self, dev: Split) -> list[OperatingPoint]:
+        return [OperatingPoint(point, {"width": len(point)}) for point in self.stage.points]
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        self.stage.passes.append(f"{self.name} {at.name}")
+        self.stage.act(self.name, at.name)
+        return super().predict(tokens, at=at)
+
+
+class Foreseeing(FakeFitted):
+    """Says of itself that it is a method, but looks ahead."""
+
+    def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
+        return torch.zeros(len(tokens), dtype=torch.int16)
+
+
+class Fake:
+    """Fits nothing, and tells the stage."""
+
+    kind = "method"
+    version = 1
+    fitted: type[FakeFitted] = FakeFitted
+    any_teachers = False
+
+    def __init__(self, name: str, stage: Stage, *needs: str) -> None:
+        self.name, self.stage, self.needs = name, stage, needs
+
+    def fit(
+        self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
+    ) -> FakeFitted:
+        assert self.any_teachers or set(teachers) == set(self.needs)
+        self.stage.taught.append({role: getattr(fitted, "name", "") for role, fitted in teachers.items()})
+        self.stage.fits.append(f"{self.name} {task.name} {seed}")
+        self.stage.configs[self.name] = dict(config)
+        self.stage.act(self.name, "fit")
+        torch.manual_seed(seed)
+        return self.fitted(self.name, self.stage, MultiExitModel(backbone.encoder(), task.num_labels).eval())
+
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FakeFitted:
+        return self.fitted(self.name, self.stage, MultiExitModel.load(folder))
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone]) -> Stage:
+    """Two fakes, ``one`` and ``two``; ``three`` learns from ``one``. Small data, random backbone, no pretraining."""
+    made = Stage()
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "_entry_points", dict)
+    for names in (["one"], ["two"], ["three", "one"]):
+        made.add(*names)
+    monkeypatch.setattr(prepare, "load_embedded", lambda name: load_embedded(name, sizes=(30, 10, 12)))
+
+    def load(name: str, language: str, *, device: str) -> Backbone:
+        made.loads += 1
+        return replace(make_backbone(language), name=name)
+
+    monkeypatch.setattr(bench, "load_backbone", load)
+    return made
+
+
+@pytest.fixture
+def grid_settings(tmp_path: Path) -> Settings:
+    """Two datasets, all fakes; the reference is ``one``."""
+    chosen = Profile(
+        name="test",
+        title="fakes",
+        source="embedded",
+        datasets=["ag_news", "lcqmc"],
+        methods=["one", "two", "three"],
+        reference="one",
+        rounds=2,
+        max_length=16,
+        backbones={"en": "embedded", "zh": "embedded"},
+        execution=ExecutionSettings(batch_size=5),
+    )
+    return Settings(chosen, tmp_path / "run")

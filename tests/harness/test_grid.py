@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,121 +11,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
 
 from harness import bench, registry
 from harness.bench import Settings
-from harness.contracts import Fitted, OperatingPoint, Predictions, Split, Task, TokenSet
-from harness.data import prepare
-from harness.data.embedded import load_embedded
-from harness.encoder.backbone import Backbone
-from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError, DataError, DeviceError, ResultError, UnknownNameError
-from harness.fitted import FullDepth
 from harness.grid import Grid, Outcome
 from harness.measure import device
-from harness.profile import ExecutionSettings, Profile
+from harness.profile import ExecutionSettings
 from harness.results import SCHEMA
 from harness.store import Run
 
-TEST_ROWS = 12
-
-
-@dataclass
-class Stage:
-    """What fakes did, and what they shall do."""
-
-    fits: list[str] = field(default_factory=list)
-    passes: list[str] = field(default_factory=list)
-    raises: dict[str, BaseException] = field(default_factory=dict)
-    points: tuple[str, ...] = ("a", "b")
-    loads: int = 0
-
-    def act(self, name: str, step: str) -> None:
-        """Raise what was asked for: ``"two fit"``, ``"two b"``, or ``"two"`` for any of its points."""
-        error = self.raises.get(f"{name} {step}") or (self.raises.get(name) if step != "fit" else None)
-        if error:
-            raise error
-
-
-class FakeFitted(FullDepth):
-    """An untrained model at full depth."""
-
-    def __init__(self, name: str, stage: Stage, model: MultiExitModel) -> None:
-        super().__init__(model)
-        self.name, self.stage = name, stage
-
-    def operating_points(self, dev: Split) -> list[OperatingPoint]:
-        return [OperatingPoint(point, {"width": len(point)}) for point in self.stage.points]
-
-    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        self.stage.passes.append(f"{self.name} {at.name}")
-        self.stage.act(self.name, at.name)
-        return super().predict(tokens, at=at)
-
-
-class Foreseeing(FakeFitted):
-    """Says of itself that it is a method, but looks ahead."""
-
-    def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
-        return torch.zeros(len(tokens), dtype=torch.int16)
-
-
-class Fake:
-    """Fits nothing, and tells the stage."""
-
-    kind = "method"
-    version = 1
-    fitted: type[FakeFitted] = FakeFitted
-
-    def __init__(self, name: str, stage: Stage, *needs: str) -> None:
-        self.name, self.stage, self.needs = name, stage, needs
-
-    def fit(
-        self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
-    ) -> FakeFitted:
-        assert set(teachers) == set(self.needs)
-        self.stage.fits.append(f"{self.name} {task.name} {seed}")
-        self.stage.act(self.name, "fit")
-        torch.manual_seed(seed)
-        return self.fitted(self.name, self.stage, MultiExitModel(backbone.encoder(), task.num_labels).eval())
-
-    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FakeFitted:
-        return self.fitted(self.name, self.stage, MultiExitModel.load(folder))
+TEST_ROWS = 12  # of a dataset of the stage
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone]) -> Stage:
-    """Two fakes, ``one`` and ``two``; ``three`` learns from ``one``. Small data, random backbone, no pretraining."""
-    made = Stage()
-    fakes = [Fake("one", made), Fake("two", made), Fake("three", made, "one")]
-    monkeypatch.setattr(registry, "_registered", {fake.name: fake for fake in fakes})
-    monkeypatch.setattr(registry, "_entry_points", dict)
-    monkeypatch.setattr(prepare, "load_embedded", lambda name: load_embedded(name, sizes=(30, 10, TEST_ROWS)))
-
-    def load(name: str, language: str, *, device: str) -> Backbone:
-        made.loads += 1
-        return replace(make_backbone(language), name=name)
-
-    monkeypatch.setattr(bench, "load_backbone", load)
-    return made
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    chosen = Profile(
-        name="test",
-        title="fakes",
-        source="embedded",
-        datasets=["ag_news", "lcqmc"],
-        methods=["one", "two", "three"],
-        reference="one",
-        rounds=2,
-        max_length=16,
-        backbones={"en": "embedded", "zh": "embedded"},
-        execution=ExecutionSettings(batch_size=5),
-    )
-    return Settings(chosen, tmp_path / "run")
+def settings(grid_settings: Settings) -> Settings:
+    return grid_settings
 
 
 def change(settings: Settings, **profile: Any) -> Settings:
@@ -151,7 +51,7 @@ def expected(settings: Settings, points: tuple[str, ...] = ("a", "b")) -> list[s
     return sorted(f"{d} {m} {q} {s}" for d in p.datasets for m in p.methods for q in points for s in p.seeds)
 
 
-def test_every_cell_is_measured_and_stored(stage: Stage, settings: Settings) -> None:
+def test_every_cell_is_measured_and_stored(stage: Any, settings: Settings) -> None:
     """Dataset x seed x method x point, each with its result and its rows; every method is fitted once."""
     settings = change(settings, seeds=[0, 3])
     assert counts(run(settings)) == (24, 0, 0)
@@ -161,7 +61,7 @@ def test_every_cell_is_measured_and_stored(stage: Stage, settings: Settings) -> 
     assert json.loads((settings.out / "run.json").read_text())["profile"]["name"] == "test"
 
 
-def test_what_a_result_says(stage: Stage, settings: Settings) -> None:
+def test_what_a_result_says(stage: Any, settings: Settings) -> None:
     """Its numbers follow from its rows; embedded data is marked; reference and machine are named."""
     run(settings)
     stored = Run.open(settings.out)
@@ -193,7 +93,7 @@ def test_what_a_result_says(stage: Stage, settings: Settings) -> None:
         assert len(result.speed.round_seconds) == len(result.speed.reference_seconds) == 2
 
 
-def test_a_second_run_does_nothing(stage: Stage, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_does_nothing(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps every cell and loads neither data nor backbone."""
     run(settings)
     passes = len(stage.passes)
@@ -207,7 +107,7 @@ def test_a_second_run_does_nothing(stage: Stage, settings: Settings, monkeypatch
     assert len(stage.passes) == passes
 
 
-def test_more_methods_and_seeds_measure_only_what_is_new(stage: Stage, settings: Settings) -> None:
+def test_more_methods_and_seeds_measure_only_what_is_new(stage: Any, settings: Settings) -> None:
     """A run grows: what is there is kept."""
     run(change(settings, methods=["one"], datasets=["ag_news"]))
     assert counts(run(change(settings, methods=["one", "two"], datasets=["ag_news"]))) == (2, 2, 0)
@@ -224,7 +124,7 @@ def test_more_methods_and_seeds_measure_only_what_is_new(stage: Stage, settings:
         {"execution": ExecutionSettings(batch_size=5, window=6)},
     ],
 )
-def test_changed_settings_measure_again(stage: Stage, settings: Settings, update: dict) -> None:
+def test_changed_settings_measure_again(stage: Any, settings: Settings, update: dict) -> None:
     """Whatever results follow from is part of their key; no result of other settings stays beside the new ones."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
@@ -232,7 +132,7 @@ def test_changed_settings_measure_again(stage: Stage, settings: Settings, update
     assert cells(settings) == ["ag_news one a 0", "ag_news one b 0"]
 
 
-def test_a_new_version_of_a_method_is_fitted_again(stage: Stage, settings: Settings) -> None:
+def test_a_new_version_of_a_method_is_fitted_again(stage: Any, settings: Settings) -> None:
     """Its own cells are measured again, and so are those of methods that learn from it; others are kept."""
     settings = change(settings, datasets=["ag_news"], reference="two")
     run(settings)
@@ -241,7 +141,7 @@ def test_a_new_version_of_a_method_is_fitted_again(stage: Stage, settings: Setti
     assert stage.fits.count("one ag_news 0") == stage.fits.count("three ag_news 0") == 2
 
 
-def test_points_that_are_gone_leave_no_result(stage: Stage, settings: Settings) -> None:
+def test_points_that_are_gone_leave_no_result(stage: Any, settings: Settings) -> None:
     """Changed settings may move the operating points: results at the old ones go."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
@@ -254,7 +154,7 @@ def test_points_that_are_gone_leave_no_result(stage: Stage, settings: Settings) 
 
 @pytest.mark.parametrize("where", ["two fit", "two", "two b"])
 def test_a_method_that_raises_does_not_stop_the_others(
-    stage: Stage, settings: Settings, capsys: pytest.CaptureFixture[str], where: str
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
     """Its failure is recorded with the traceback and told in one line; mended, only its cells are measured."""
     settings = change(settings, datasets=["ag_news"])
@@ -275,9 +175,7 @@ def test_a_method_that_raises_does_not_stop_the_others(
     assert Run.open(settings.out).failures() == []
 
 
-def test_a_device_that_disappears_ends_the_run(
-    stage: Stage, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_that_disappears_ends_the_run(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is finished stays, nothing else is tried, and run again it goes on from there."""
     stage.raises["two a"] = RuntimeError("CUDA error: unspecified launch failure")
 
@@ -294,7 +192,7 @@ def test_a_device_that_disappears_ends_the_run(
 
 
 def test_memory_that_runs_out_is_told_with_what_helps(
-    stage: Stage, settings: Settings, capsys: pytest.CaptureFixture[str]
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The cell fails, the others go on."""
     stage.raises["two a"] = torch.OutOfMemoryError("CUDA out of memory")
@@ -302,7 +200,7 @@ def test_memory_that_runs_out_is_told_with_what_helps(
     assert "lower --batch-size" in capsys.readouterr().err
 
 
-def test_a_reference_that_cannot_be_fitted_spares_the_rest_of_the_run(stage: Stage, settings: Settings) -> None:
+def test_a_reference_that_cannot_be_fitted_spares_the_rest_of_the_run(stage: Any, settings: Settings) -> None:
     """Its bug is recorded for every cell that needed it; the run comes to its end."""
     stage.raises["one fit"] = RuntimeError("broken")
     settings = change(settings, datasets=["ag_news"], methods=["two", "one"])
@@ -313,7 +211,7 @@ def test_a_reference_that_cannot_be_fitted_spares_the_rest_of_the_run(stage: Sta
     assert counts(run(settings)) == (4, 0, 0)
 
 
-def test_unusable_input_stops_the_run(stage: Stage, settings: Settings) -> None:
+def test_unusable_input_stops_the_run(stage: Any, settings: Settings) -> None:
     """What a person must mend is no failure of a cell; finished cells stay."""
     stage.raises["two fit"] = ConfigError("method 'two' has no setting 'x'")
     with pytest.raises(ConfigError, match="no setting 'x'"):
@@ -322,7 +220,7 @@ def test_unusable_input_stops_the_run(stage: Stage, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("where", ["one b", "two fit", "two a", "three b"])
-def test_a_killed_run_loses_only_the_cell_in_hand(stage: Stage, settings: Settings, where: str) -> None:
+def test_a_killed_run_loses_only_the_cell_in_hand(stage: Any, settings: Settings, where: str) -> None:
     """Started again it measures the rest, fits nothing that was fitted, and ends as if nothing had happened."""
     settings = change(settings, datasets=["ag_news"])
     stage.raises[where] = KeyboardInterrupt()
@@ -340,7 +238,7 @@ def test_a_killed_run_loses_only_the_cell_in_hand(stage: Stage, settings: Settin
     assert Run.open(settings.out).failures() == []
 
 
-def test_killed_after_a_change_of_settings_no_stale_result_passes_for_new(stage: Stage, settings: Settings) -> None:
+def test_killed_after_a_change_of_settings_no_stale_result_passes_for_new(stage: Any, settings: Settings) -> None:
     """The second run dies before it measures anything: the third must not keep what the first measured."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
@@ -353,7 +251,7 @@ def test_killed_after_a_change_of_settings_no_stale_result_passes_for_new(stage:
     assert {result.speed.rounds for result in Run.open(settings.out).results()} == {3}
 
 
-def test_fresh_fits_and_measures_again(stage: Stage, settings: Settings) -> None:
+def test_fresh_fits_and_measures_again(stage: Any, settings: Settings) -> None:
     """Nothing of before is used."""
     settings = change(settings, datasets=["ag_news"])
     run(settings)
@@ -362,7 +260,7 @@ def test_fresh_fits_and_measures_again(stage: Stage, settings: Settings) -> None
     assert sorted(stage.fits) == ["one ag_news 0", "three ag_news 0", "two ag_news 0"]
 
 
-def test_fits_are_shared_between_runs(stage: Stage, settings: Settings, tmp_path: Path) -> None:
+def test_fits_are_shared_between_runs(stage: Any, settings: Settings, tmp_path: Path) -> None:
     """Another run folder measures anew but loads what was fitted."""
     run(settings)
     stage.fits.clear()
@@ -371,7 +269,7 @@ def test_fits_are_shared_between_runs(stage: Stage, settings: Settings, tmp_path
 
 
 def test_a_broken_fit_in_the_cache_is_fitted_again(
-    stage: Stage, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stage: Any, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Damage on disk costs a fit and a line, not the run."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
@@ -386,7 +284,7 @@ def test_a_broken_fit_in_the_cache_is_fitted_again(
 
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("content", ["{half", "[]", '{"key": 1}', '{"key": "x", "cells": [3]}'])
-def test_a_broken_plan_only_costs_measuring(stage: Stage, settings: Settings, content: str, fresh: bool) -> None:
+def test_a_broken_plan_only_costs_measuring(stage: Any, settings: Settings, content: str, fresh: bool) -> None:
     """Whatever stands in it, the run goes on."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
@@ -395,9 +293,7 @@ def test_a_broken_plan_only_costs_measuring(stage: Stage, settings: Settings, co
     assert counts(run(replace(settings, fresh=fresh))) == (2, 0, 0)
 
 
-def test_a_broken_result_is_measured_again(
-    stage: Stage, settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_result_is_measured_again(stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     """It is set aside and told; the others are kept."""
     run(settings)
     path = next((settings.out / "results").iterdir())
@@ -407,7 +303,7 @@ def test_a_broken_result_is_measured_again(
     assert cells(settings) == expected(settings)
 
 
-def test_results_of_another_schema_are_refused_before_any_work(stage: Stage, settings: Settings) -> None:
+def test_results_of_another_schema_are_refused_before_any_work(stage: Any, settings: Settings) -> None:
     """Nothing is fitted, nothing is touched."""
     run(settings)
     stage.fits.clear()
@@ -419,15 +315,15 @@ def test_results_of_another_schema_are_refused_before_any_work(stage: Stage, set
     assert path.is_file()
 
 
-def test_who_looks_ahead_is_a_bound(stage: Stage, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_looks_ahead_is_a_bound(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the method says of itself."""
-    monkeypatch.setattr(Fake, "fitted", Foreseeing)
+    monkeypatch.setattr(registry.get("one"), "fitted", stage.foreseeing)
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
     assert {result.kind for result in Run.open(settings.out).results()} == {"bound"}
 
 
-def test_without_the_reference_there_is_no_speed_up(stage: Stage, settings: Settings) -> None:
+def test_without_the_reference_there_is_no_speed_up(stage: Any, settings: Settings) -> None:
     """A run of other methods alone is a run, too."""
     settings = change(settings, datasets=["ag_news"], methods=["two"])
     run(settings)
@@ -442,7 +338,7 @@ def write_local(folder: Path, text: str, rows: int = 20) -> Path:
     return folder
 
 
-def test_local_data_and_one_test_row(stage: Stage, settings: Settings, tmp_path: Path) -> None:
+def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: Path) -> None:
     """A user's own folder is a dataset; one test row is enough; changing a file measures again."""
     data = write_local(tmp_path / "data", "good 🙂 混合")
     backbones = {"en": "some-folder", "zh": "some-folder"}
@@ -456,14 +352,14 @@ def test_local_data_and_one_test_row(stage: Stage, settings: Settings, tmp_path:
     assert counts(run(settings)) == (2, 0, 0)
 
 
-def test_the_embedded_backbone_reads_no_real_text(stage: Stage, settings: Settings, tmp_path: Path) -> None:
+def test_the_embedded_backbone_reads_no_real_text(stage: Any, settings: Settings, tmp_path: Path) -> None:
     """It does not know the words; the message says what to give."""
     data = write_local(tmp_path / "data", "a real text")
     with pytest.raises(ConfigError, match="--backbone en=DIR_OR_ID"):
         run(replace(change(settings, datasets=["mine"]), data=data))
 
 
-def test_a_language_without_backbone_is_told(stage: Stage, settings: Settings) -> None:
+def test_a_language_without_backbone_is_told(stage: Any, settings: Settings) -> None:
     """The message names dataset, language and option."""
     with pytest.raises(ConfigError, match=r"'lcqmc' is zh .*--backbone zh="):
         run(change(settings, backbones={"en": "embedded"}, datasets=["lcqmc"]))
@@ -481,16 +377,14 @@ def test_a_language_without_backbone_is_told(stage: Stage, settings: Settings) -
         ({"source": "local"}, ConfigError, "--data DIR"),
     ],
 )
-def test_nothing_starts_that_cannot_end(
-    stage: Stage, settings: Settings, update: dict, error: type, words: str
-) -> None:
+def test_nothing_starts_that_cannot_end(stage: Any, settings: Settings, update: dict, error: type, words: str) -> None:
     """Names and options are checked before anything is fitted."""
     with pytest.raises(error, match=words):
         run(change(settings, **update))
     assert stage.fits == []
 
 
-def test_devices_and_folders_are_checked_first(stage: Stage, settings: Settings, tmp_path: Path) -> None:
+def test_devices_and_folders_are_checked_first(stage: Any, settings: Settings, tmp_path: Path) -> None:
     """CUDA where there is none, data that is not there, a run folder that cannot be written."""
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="--device cpu"):

@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from harness import profile
+from harness import profile, registry
 from harness.bench import Settings
 from harness.encoder.scratch import make_scratch
-from suites.cells import cells_of
+from suites.cells import FIRST, cells_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,3 +103,23 @@ def test_cells_of_quick_are_those_that_run_measures() -> None:
     assert ("geep", "speed=0.5/shared") in one
     assert ("geep-verified", "speed=0.1/steps") in one
     assert ("oracle", "agree") in one
+
+
+def test_variants_have_cells_of_their_own() -> None:
+    """A variant's own speeds make its points; a method whose plug-in is broken keeps a cell, to fail in."""
+    tables = {"fastbert-one": {"like": "fastbert", "speeds": [0.3]}, "short": {"like": "distilbert", "layers": 2}}
+    changes = {"method": tables, "methods": ["fastbert", "fastbert-one", "short"], "datasets": ["lcqmc"]}
+    cells = cells_of(Settings(profile.load("quick").model_copy(update=changes), Path()))
+    assert [(cell.method, cell.point) for cell in cells] == [
+        *(("fastbert", "speed=0.1"), ("fastbert", "speed=0.5")),
+        *(("fastbert-one", "speed=0.3"), ("short", FIRST)),
+    ]
+
+
+def test_a_broken_plug_in_leaves_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails when it is run; the cells of others are collected."""
+    point = EntryPoint("bad", "no_such_module_at_all:Bad", registry.GROUP)
+    monkeypatch.setattr(registry, "_entry_points", lambda: {"bad": point})
+    changes = {"method": {}, "methods": ["bad"], "datasets": ["lcqmc"]}
+    (cell,) = cells_of(Settings(profile.load("quick").model_copy(update=changes), Path()))
+    assert (cell.method, cell.point) == ("bad", FIRST)

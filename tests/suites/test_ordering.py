@@ -20,6 +20,7 @@ from harness.errors import ConfigError
 from harness.fitted import FullDepth
 from harness.measure import clock
 from harness.measure.work import Work
+from harness.profile import load
 from suites.contenders import Entry, Samples, point_at
 from suites.ordering import ORDERS, PREDICTING, SORTING, InOrder, around, execution_for, pointless
 from suites.orders import facts_of, timed_in_order
@@ -32,7 +33,7 @@ class Bench:
 
     def __init__(self, task: Task, test: Split, fitted: dict[str, Fitted]) -> None:
         self.prepared = SimpleNamespace(test=test, task=task)
-        self.settings = SimpleNamespace(execution=Execution(max_length=16))
+        self.settings = SimpleNamespace(execution=Execution(max_length=16), profile=load("quick"))
         self._fitted = fitted
 
     def fitted(self, name: str) -> Fitted:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Execution, OperatingPoint, Predictions, TokenSet
+from harness.errors import MethodError
 from harness.measure import clock
 from harness.measure.throughput import Contender, measure, timed_pass
 from harness.measure.work import LayerCost, ModelCost, Tally, Work
@@ -171,6 +172,10 @@ def broken(change: Callable[[Predictions], None]) -> type[Fake]:
     return Broken
 
 
+def _exits(name: str, layer: int) -> Callable[[Predictions], None]:
+    return lambda found: setattr(found, name, np.full(len(found.logits), layer, np.int16))
+
+
 def _set(name: str, value: object) -> Callable[[Predictions], None]:
     return lambda found: setattr(found, name, value)
 
@@ -180,7 +185,11 @@ def _set(name: str, value: object) -> Callable[[Predictions], None]:
     [
         (_set("logits", np.zeros((3, 2), np.float32)), "for 40 samples"),
         (_set("logits", np.zeros(40, np.float32)), "for 40 samples"),
-        (_set("exit_layer", np.zeros(39, np.int16)), "39 exits for 40"),
+        (_set("logits", [[0.0, 1.0]] * 40), "as list: return float32"),
+        (_set("logits", np.zeros((40, 2))), "as ndarray of float64: return float32"),
+        (_set("exit_layer", np.zeros(39, np.int16)), r"exit_layer \(39,\) for 40 samples"),
+        (_set("exit_layer", np.zeros(40)), "exit_layer as ndarray of float64: return int16"),
+        (_set("predicted_exit", np.zeros(41, np.int16)), r"predicted_exit \(41,\) for 40"),
         (_set("logits", np.full((40, 2), np.nan, np.float32)), "not finite"),
         (_set("logits", np.full((40, 2), -np.inf, np.float32)), "not finite"),
     ],
@@ -188,9 +197,27 @@ def _set(name: str, value: object) -> Callable[[Predictions], None]:
 def test_predictions_that_cannot_be_right_are_refused(
     time: Time, calls: list, samples: TokenSet, change: Callable[[Predictions], None], words: str
 ) -> None:
-    """Rows missing, a dimension missing or logits that are no numbers are the method's bug, named as such."""
-    with pytest.raises(ValueError, match=words):
+    """Rows missing, a dimension missing, another type or logits that are no numbers are the method's bug, named as such."""
+    with pytest.raises(MethodError, match=words):
         timed_pass(contender(broken(change)("own", time, calls, [1])), samples)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_exits("exit_layer", 1), r"exit_layer from 1 to 1 for a model of 1 layers: .*0\.\.0"),
+        (_exits("exit_layer", -1), "exit_layer from -1"),
+        (_exits("predicted_exit", 7), "predicted_exit from 7"),
+        (_set("work", Work()), "counted no layer"),
+        (_set("work", Work({"layer.0": Tally(1, 1, 1, 1), "gate.0": Tally(1, 1, 1, 1)})), "kind gate, .*knows layer"),
+    ],
+)
+def test_work_that_no_flops_can_come_from_is_refused(
+    time: Time, calls: list, samples: TokenSet, change: Callable[[Predictions], None], words: str
+) -> None:
+    """Exits outside the model, no layer at all, or blocks without a cost are told before a round is timed."""
+    with pytest.raises(MethodError, match=words):
+        measure(contender(broken(change)("own", time, calls, [1] * 9)), samples, rounds=1, seed=0)
 
 
 def test_methods_predict_in_inference_mode_and_in_the_dtype_asked_for(

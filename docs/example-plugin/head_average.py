@@ -1,0 +1,50 @@
+"""A method for GEEP bench in a file of its own: no sample exits early, but the last heads answer together.
+
+An ensemble that costs a few heads beside full depth: the mean of the heads' log-probabilities (a product of experts; Hinton
+2002), on the weights of ``fastbert``, whose heads have all learnt to answer.
+"""
+
+import torch
+
+from harness.contracts import OperatingPoint, Predictions, Split, TokenSet
+from harness.distillation import fitted_teacher
+from harness.encoder.executors import Pass, inference
+from harness.fitted import FullDepth
+from harness.training import own_settings
+
+
+class LastHeads(FullDepth):
+    """Another's model at full depth; nothing learnt, nothing stored."""
+
+    def operating_points(self, dev: Split) -> list[OperatingPoint]:
+        return [OperatingPoint(f"heads={n}", {"heads": n}) for n in (2, 3)]
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        voters = self.model.answers[-at.params["heads"] :]
+        with inference(self.model):
+            run = Pass(self.model, tokens, at.execution)  # orders the samples, runs and counts blocks
+            for first, last in run.batches():
+                hidden, layout = run.begin(first, last)
+                votes = []
+                for index in range(self.model.depth):
+                    hidden = run.layer(index, hidden, layout)
+                    if index in voters:
+                        votes.append(run.head(index, hidden, layout).log_softmax(-1))
+                run.answer(slice(first, last), torch.stack(votes).mean(0), self.model.depth - 1)
+            return run.predictions()
+
+    def save(self, folder) -> None:
+        """Nothing of its own to keep."""
+
+
+class HeadAverage:
+    """The last two and the last three heads of ``fastbert`` vote after full depth."""
+
+    name, kind, needs, version = "head-average", "method", ("fastbert",), 1
+
+    def fit(self, task, backbone, teachers, *, config, seed) -> LastHeads:
+        own_settings(self.name, config, {})  # refuses settings that nobody reads
+        return LastHeads(fitted_teacher(teachers, "fastbert").model)
+
+    def load(self, folder, task, backbone, teachers) -> LastHeads:
+        return LastHeads(fitted_teacher(teachers, "fastbert").model)

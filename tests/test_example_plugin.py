@@ -1,0 +1,146 @@
+"""The example of a third-party method: installed as anybody would, found, measured; and as short as is said."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tokenize
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from harness.data.embedded import load_embedded
+from harness.encoder.scratch import make_scratch
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = ROOT / "docs" / "example-plugin"
+MOST = 30  # lines of code
+PROFILE = """
+title = "the example beside bert"
+source = "embedded"
+datasets = ["ag_news"]
+methods = ["bert", "head-average"]
+rounds = 1
+max_length = 32
+max_train = 60
+max_test = 20
+speeds = [0.5]
+[training]
+epochs = 1
+batch_size = 16
+head = "linear"
+precision = "float32"
+[method.fastbert]
+distill_epochs = 1
+"""
+
+
+def code_lines(source: str) -> int:
+    """Lines that hold code: neither blank, nor comments, nor docstrings."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            docstrings |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    found: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in layout:
+            found |= set(range(token.start[0], token.end[0] + 1))
+    return len(found - docstrings)
+
+
+def test_lines_of_code_are_counted() -> None:
+    """Statements over several lines count each; docstrings, comments and blanks do not; text that is no docstring does."""
+    assert (
+        code_lines(
+            '"""Doc\nmore."""\n# no\n\nx = (1,\n     2)\ndef f():\n    """Doc."""\n    return """a\nb"""  # no\n'
+        )
+        == 5
+    )
+
+
+def test_the_example_is_short() -> None:
+    """At most thirty lines of code."""
+    assert code_lines((EXAMPLE / "head_average.py").read_text(encoding="utf-8")) <= MOST
+
+
+def test_the_example_stands_on_the_harness_alone() -> None:
+    """It imports what a package outside of this repository may: torch and the harness, nothing private."""
+    tree = ast.parse((EXAMPLE / "head_average.py").read_text(encoding="utf-8"))
+    names = [n for node in ast.walk(tree) if isinstance(node, ast.Import) for n in (a.name for a in node.names)]
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    packages = {name.split(".")[0] for name in [*names, *(node.module or "" for node in froms)]}
+    assert packages <= {"__future__", "typing", "torch", "harness"}
+    assert not [alias.name for node in froms for alias in node.names if alias.name.startswith("_")]
+
+
+def test_what_the_guide_links_to_is_there() -> None:
+    """No link of the guide leads nowhere."""
+    text = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert links
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+
+
+def pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example's wheel unpacked into it; built from a copy, without a network."""
+    pytest.importorskip("setuptools", minversion="77")
+    place = tmp_path_factory.mktemp("example")
+    shutil.copytree(EXAMPLE, place / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    offline = ["--no-deps", "--no-index"]
+    pip("wheel", "-q", *offline, "--no-build-isolation", "--wheel-dir", str(place / "wheels"), str(place / "source"))
+    (wheel,) = (place / "wheels").glob("*.whl")
+    pip("install", "-q", *offline, "--target", str(place / "target"), str(wheel))
+    return place / "target"
+
+
+def geep_bench(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which has the plug-in on its path."""
+    path = os.pathsep.join([str(installed), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GEEP_BENCH_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "harness.cli", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def test_its_wheel_registers_it(installed: Path, tmp_path: Path) -> None:
+    """Once it is installed, the list of methods has it under the name of its entry point."""
+    declared = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))
+    assert list(declared["project"]["entry-points"]["geep.methods"]) == ["head-average"]
+    done = geep_bench(installed, tmp_path, "list", "methods")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^head-average +method +The last two", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_it_is_measured_beside_bert(installed: Path, tmp_path: Path) -> None:
+    """A plain run has its rows: full depth, two or three heads a sample, answers that no batch changes."""
+    texts = load_embedded("ag_news").train.texts
+    make_scratch(list(texts), tmp_path / "backbone", layers=4, width=16, heads=2, vocab=200, seed=0)
+    (tmp_path / "example.toml").write_text(PROFILE, encoding="utf-8")
+    options = ["--profile", "example.toml", "--backbone", "en=backbone", "--device", "cpu", "--out", "out"]
+    done = geep_bench(installed, tmp_path, "run", *options)
+    assert done.returncode == 0, done.stderr
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "out" / "results").glob("*.json")]
+    rows = {(cell["cell"]["method"], cell["cell"]["point"]): cell for cell in cells}
+    assert set(rows) == {("bert", "full"), ("head-average", "heads=2"), ("head-average", "heads=3")}
+    for (method, point), cell in rows.items():
+        heads = 1 if method == "bert" else int(point[-1])
+        assert (cell["cost"]["mean_layers"], cell["cost"]["mean_heads"]) == (4, heads)
+        assert cell["quality"]["n"] == 20 and cell["synthetic"]
+        assert cell["checks"]["rounds_agree"] == cell["checks"]["batches_agree"] == 1
+    assert "head-average" in (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
