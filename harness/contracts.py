@@ -234,7 +234,15 @@ class Method(Protocol):
         config: Mapping[str, Any],
         seed: int,
     ) -> Fitted:
-        """Learn from ``task.train``, choose on ``task.dev``."""
+        """Learn from ``task.train``, choose on ``task.dev``.
+
+        Args:
+            teachers: by the names in ``needs``; in a profile's variant (:mod:`harness.variants`) others may play these roles.
+
+        Raises:
+            ConfigError: a setting that makes no sense; it ends the run.
+            MethodError: the method cannot be used here (a library, a device); its cells fail, those of others go on.
+        """
         ...
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> Fitted:
