@@ -12,183 +12,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from harness import __version__, profile, registry
+from harness import profile, registry
+from harness.arguments import parser
 from harness.errors import ConfigError, GeepBenchError, MethodError, told
-from harness.pretraining import distill_options, options
-
-EXAMPLES = """examples:
-  geep-bench run --profile quick                      embedded data, CPU, no network; minutes
-  geep-bench run --profile mini --data my-data --backbone en=my-backbone --datasets ag_news
-  geep-bench run --profile quick --methods bert,geep --datasets lcqmc --seeds 0,1,2
-  geep-bench report runs/quick                        make the report again from a run folder
-  geep-bench compare suites/expected/quick.json runs/quick --gate
-  geep-bench list methods
-  geep-bench flops --backbone bert-base-uncased --labels 2 --seq-len 128 --json
-  geep-bench pretrain --corpus wiki.txt.zst --lang en --minutes 60 --out my-backbone
-  geep-bench distill distilbert --teacher my-backbone --corpus wiki.txt.zst --lang en --layers 6 --out my-student
-
-A run goes on where it was stopped; finished cells are not run again (unless --fresh).
-Exit codes: 0 done, 1 some cells failed or (compare --gate) got worse, 2 unusable input (one line says what and how to mend it)."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that ends in our own exception, so that there is one way to complain."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-
-def names(text: str) -> list[str]:
-    """``"a,b"`` -> its names, each once."""
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
-        raise argparse.ArgumentTypeError("give at least one name")
-    return list(dict.fromkeys(found))
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(part) for part in names(text)]
-    except ValueError:
-        seeds = [-1]
-    if min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers such as 0,1,2")
-    return seeds
-
-
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return number
-
-
-def _share(text: str) -> float:
-    """``"5"`` (percent, or points of accuracy) -> 0.05."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 100:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
-    return number / 100
-
-
-def backbones(text: str) -> dict[str, str]:
-    """``"en=A,zh=B"`` -> backbone per language; a bare name serves both."""
-    found = {}
-    for part in names(text):
-        language, separator, place = part.partition("=")
-        if not separator:
-            found.update({"en": part, "zh": part})
-        elif language in ("en", "zh") and place:
-            found[language] = place
-        else:
-            raise argparse.ArgumentTypeError(f"'{part}' is not en=DIR_OR_ID or zh=DIR_OR_ID")
-    return found
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line, all of it."""
-    top = _Parser(
-        prog="geep-bench",
-        description="Efficient BERT inference, refereed: accuracy, FLOPs and throughput from one pass over real data.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--version", action="version", version=f"geep-bench {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-
-    run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
-    run.add_argument(
-        "--profile", default="quick", metavar="P", help="name (see 'list profiles') or TOML file; default quick"
-    )
-    run.add_argument("--methods", type=names, metavar="a,b", help="measure these methods only")
-    run.add_argument("--datasets", type=names, metavar="x,y", help="on these datasets only")
-    run.add_argument(
-        "--data", type=Path, metavar="DIR", help="local data: DIR/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}"
-    )
-    run.add_argument(
-        "--backbone", type=backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
-    )
-    run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    run.add_argument("--batch-size", type=_count, metavar="N", help="samples per batch")
-    run.add_argument("--batch-tokens", type=_count, metavar="N", help="a batch also ends before it holds more tokens")
-    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights and hidden states")
-    run.add_argument(
-        "--compute",
-        choices=("auto", "eager", "compiled", "graphs", "compiled-graphs"),
-        help="how blocks are run; auto: CUDA graphs where there is a device, else eager",
-    )
-    run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
-    run.add_argument("--max-train", type=_count, metavar="N", help="at most N train rows (stratified, seed 0)")
-    run.add_argument("--max-test", type=_count, metavar="N", help="at most N test rows (stratified, seed 0)")
-    run.add_argument("--rounds", type=_count, metavar="N", help="timed passes per cell")
-    run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
-    run.add_argument("--fresh", action="store_true", help="fit and measure again what is there already")
-
-    report = commands.add_parser("report", help="make the report of a run folder again")
-    report.add_argument("run", type=Path, metavar="RUN")
-
-    comparing = commands.add_parser(
-        "compare",
-        help="what changed between two runs, and is any of it a regression",
-        description="What changed between two runs: accuracy on the same samples, FLOPs, layers, speed-up over the reference.",
-    )
-    comparing.add_argument("base", type=Path, metavar="BASE", help="run folder or packed reference")
-    comparing.add_argument("new", type=Path, metavar="NEW", help="run folder or packed reference")
-    comparing.add_argument("--gate", action="store_true", help="exit with 1 where something got worse")
-    comparing.add_argument(
-        "--margin",
-        type=_share,
-        metavar="POINTS",
-        help="accuracy that may be lost beside chance; default 0.5, and 3 between different machines",
-    )
-    comparing.add_argument(
-        "--slower", type=_share, metavar="PERCENT", help="time that may be added, relative to the reference; default 5"
-    )
-
-    packing = commands.add_parser("pack", help="a run in one small file, to compare others with")
-    packing.add_argument("run", type=Path, metavar="RUN")
-    packing.add_argument("file", type=Path, metavar="FILE")
-
-    listing = commands.add_parser("list", help="what there is to choose from")
-    listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"))
-    listing.add_argument(
-        "--profile",
-        metavar="P",
-        help="with 'methods': the variants of this profile only; default: of all installed ones",
-    )
-
-    flops = commands.add_parser("flops", help="FLOPs of one sample in closed form, in both conventions")
-    flops.add_argument("--backbone", required=True, metavar="ID", help="known name (offline), folder or hub id")
-    flops.add_argument("--labels", type=_count, default=2, metavar="N")
-    flops.add_argument("--seq-len", type=_count, default=128, metavar="T", help="tokens, padding included")
-    flops.add_argument(
-        "--exit", type=_count, metavar="K", help="leave after layer K (counted from 1) instead of the last"
-    )
-    flops.add_argument("--json", action="store_true", help="print one JSON object")
-
-    options.add(
-        commands.add_parser(
-            "pretrain",
-            help="a backbone of your own, from raw text",
-            description=options.DESCRIPTION,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    )
-    distill_options.add(
-        commands.add_parser(
-            "distill",
-            help="a student of your own, from a teacher and raw text",
-            description=distill_options.DESCRIPTION,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    )
-    return top
 
 
 def _hook(name: str) -> Any:
@@ -235,6 +61,10 @@ def _run(args: argparse.Namespace) -> int:
     from harness.store import Run
 
     settings = settings_of(args)
+    if args.fit_only:
+        ready, failed = Grid(settings).fit()
+        print(f"fits: {ready} ready, {failed} failed; run the same command without --fit-only to measure")
+        return 1 if failed else 0
     outcome = Grid(settings).execute()
     if outcome.failed and not Run.open(settings.out).results():
         print(f"cells: none measured, {outcome.failed} failed; why is told above, and in {settings.out / 'failures'}")

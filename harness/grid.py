@@ -109,6 +109,27 @@ class Grid:
                     print(f"[{done}/{len(jobs)}] {dataset} {method} seed {seed}", file=sys.stderr, flush=True)
         return self.outcome
 
+    def fit(self) -> tuple[int, int]:
+        """Fit all methods, with whatever they learn from, and measure nothing: how many are in the cache now, how many failed.
+
+        Raises:
+            GeepBenchError: the input cannot be used; finished fits stay.
+        """
+        profile = self.settings.profile
+        jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
+        ready, bench = 0, None
+        for dataset, seed, method in tqdm(jobs, desc="fits", unit="method", disable=None):
+            if bench is None or (bench.dataset, bench.seed) != (dataset, seed):
+                bench = Bench(self.settings, dataset, seed)
+            try:
+                bench.fitted(method)
+                ready += 1
+            except Exception as error:
+                if concerns_all(error):
+                    raise
+                self._failed(bench.cell(method, OperatingPoint("fit")), error)
+        return ready, self.outcome.failed
+
     def _facts(self) -> dict[str, Any]:
         """What was asked, without any path of this machine."""
         settings = self.settings

@@ -45,8 +45,8 @@ def varying(rows: list[dict[str, Any]]) -> list[str]:
     """Coordinates that must be shown beside the method for a row to be told from its neighbours."""
     shown = []
     for name in SETTING:
-        # The executor belongs to the method; it tells rows apart only where one method ran with two.
-        scope = ("slug", "method", "point") if name == "executor" else ("slug",)
+        # These may belong to the method (FastBERT's loop, compiled blocks); they tell rows apart where one ran with two.
+        scope = ("slug", "method", "point") if name in ("executor", "compute") else ("slug",)
         values: dict[tuple[Any, ...], set[Any]] = {}
         for row in rows:
             values.setdefault(tuple(row[key] for key in scope), set()).add(row[name])

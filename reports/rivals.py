@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,9 @@ def compare_with_rivals(
 ) -> list[dict[str, Any]]:
     """Every row of kind method against every rival that its dataset has.
 
-    The rival's row shares dataset and setting. Its point is the same, or its base (``speed=0.5`` of ``speed=0.5/once``), or, where
-    one of the two has no speeds, the rival's most accurate one. ``rival_point`` is None where there is none.
+    The rival's row shares dataset and setting, how blocks are run aside. Its point is the same, or its base (``speed=0.5`` of
+    ``speed=0.5/once``); where its points are of another kind (speeds against budgets), the nearest in mean layers; where one of
+    the two has nothing to choose, the rival's most accurate one. ``rival_point`` is None where there is none.
 
     Args:
         rows: rows of the view, with their marks and noise.
@@ -77,21 +79,26 @@ def compare_with_rivals(
 def _rival_of(row: Record, rival: str, rows: Sequence[Record]) -> int | None:
     """Index of the rival's row that ``row`` is held against."""
     base = row["point"].partition("/")[0]
-    able = [i for i, o in enumerate(rows) if o["method"] == rival and all(o[name] == row[name] for name in SAME)]
+    alike = [name for name in SAME if name != "compute"]
+    able = [i for i, o in enumerate(rows) if o["method"] == rival and all(o[name] == row[name] for name in alike)]
     near = [i for i in able if rows[i]["point"] in (row["point"], base)]
-    if not near and "=" in base and any("=" in rows[i]["point"] for i in able):
-        return None
+    settings = [i for i in able if "=" in rows[i]["point"]]
 
-    def rank(i: int) -> tuple[bool, bool, float]:
-        other = rows[i]
-        accuracy = other["accuracy"] if finite(other["accuracy"]) else -1.0
-        return other["point"] == row["point"], other["executor"] == row["executor"], accuracy
+    def same_way(i: int) -> tuple[bool, bool]:
+        return rows[i]["compute"] == row["compute"], rows[i]["executor"] == row["executor"]
 
-    def best(i: int) -> tuple[float, bool]:
-        _, executor, accuracy = rank(i)
-        return accuracy, executor
+    def accuracy(i: int) -> float:
+        return rows[i]["accuracy"] if finite(rows[i]["accuracy"]) else -1.0
 
-    return max(near, key=rank) if near else max(able, key=best, default=None)
+    if near:
+        return max(near, key=lambda i: (rows[i]["point"] == row["point"], same_way(i), accuracy(i)))
+    if "=" not in base or not settings:
+        return max(able, key=lambda i: (accuracy(i), same_way(i)), default=None)
+    mean = row["mean_layers"]
+    if any(rows[i]["point"].partition("=")[0] == base.partition("=")[0] for i in settings) or not mean:
+        return None  # that very speed was not measured of the rival
+    apart = {i: abs(math.log(layers / mean)) for i in settings if (layers := rows[i]["mean_layers"])}
+    return min(apart, key=lambda i: (apart[i], *(not yes for yes in same_way(i))), default=None)
 
 
 def _accuracies(left: Sequence[pd.Series], right: Sequence[pd.Series]) -> dict[str, Any]:

@@ -59,8 +59,9 @@ def rival_tables(view: View) -> list[Table]:
     several = view.rivals["seeds"].max() > 1
     notes = [
         (
-            "The rival stands at the same point, or at its base (speed=0.5 of speed=0.5/once); a method without speeds meets "
-            "the rival's most accurate point. Difference: method less rival on the same test rows, interval by paired bootstrap"
+            "The rival stands at the same point, or at its base (speed=0.5 of speed=0.5/once); budgets meet the speed nearest in "
+            "mean layers; a method without either meets the rival's most accurate point. Difference: method less rival on the "
+            "same test rows, interval by paired bootstrap"
             + (" of rows with all their seeds" if several else "")
             + "; p: exact McNemar test"
             + (", over seeds a sign test on each row's wins minus losses" if several else "")

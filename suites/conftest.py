@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from harness import profile
+from harness.arguments import backbones, names
 from harness.bench import Settings, check
-from harness.cli import backbones, names
 from harness.encoder.backbone import default_device
 from harness.errors import GeepBenchError
 from harness.fingerprint import fingerprint

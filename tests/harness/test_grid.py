@@ -268,6 +268,21 @@ def test_fits_are_shared_between_runs(stage: Any, settings: Settings, tmp_path: 
     assert stage.fits == []
 
 
+def test_fitting_first_leaves_only_measuring(
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All fits end in the cache, none is measured, one that raises does not stop the others; the run then fits nothing."""
+    stage.raises["two fit"] = RuntimeError("a plug-in's bug")
+    assert Grid(settings).fit() == (4, 2)
+    assert capsys.readouterr().err.count("going on") == 2
+    stage.raises.clear()
+    assert Grid(settings).fit() == (6, 0)
+    assert cells(settings) == []
+    fits = len(stage.fits)
+    assert counts(run(settings))[0] == len(expected(settings))
+    assert len(stage.fits) == fits
+
+
 def test_a_broken_fit_in_the_cache_is_fitted_again(
     stage: Any, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

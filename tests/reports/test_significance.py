@@ -98,6 +98,29 @@ def test_which_row_of_the_rival(fabricate):
     assert shown(table, method="distilbert", rival="fastbert")["Rival"] == "fastbert at speed=0.5"
 
 
+def test_budgets_meet_the_speed_nearest_in_layers(fabricate):
+    """Speeds and budgets are no points of one another; cost brings them together. A missing budget stays missing."""
+    run = fabricate()
+    run.cell("bert")
+    run.cell("fastbert", "speed=0.1", layers=5.0)
+    run.cell("fastbert", "speed=0.5", layers=2.0)
+    run.cell("pabee", "budget=0.5", layers=2.9)
+    run.cell("pabee", "budget=0.75", layers=4.0)
+    found = against(run)
+    assert found["pabee", "budget=0.5", "fastbert"]["rival_point"] == "speed=0.5"
+    assert found["pabee", "budget=0.75", "fastbert"]["rival_point"] == "speed=0.1"
+
+
+def test_blocks_that_are_run_otherwise_are_still_compared(fabricate):
+    """Compiled blocks, or a loop that must run eagerly: the same test rows, the same weights, held side by side."""
+    run = fabricate()
+    run.cell("bert", compute="eager")
+    run.cell("bert-compiled", compute="compiled")
+    view = build_view(run.path)
+    assert against(run)["bert-compiled", "full", "bert"]["rival_point"] == "full"
+    assert "compute" not in view.varying
+
+
 def test_speedup_over_a_rival(fabricate):
     """Against the reference it is the speed-up itself, else a ratio of speed-ups that says so, else a dash."""
     run = fabricate()
