@@ -7,7 +7,8 @@
 
 takes the options of ``geep-bench run``, and tries every combination on every method that ``--methods`` names. A
 comparison is fair when every rival was given the same candidates. Fits are cached, so that a stopped search goes on
-where it was. The score is the mean accuracy of the layers that answer, by which the best epoch is chosen, too.
+where it was. The score is the mean accuracy on dev over the operating points; where those are given speeds, at which exits move
+with training, over the layers that answer.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.arguments import parser
 from harness.bench import Bench, Settings, check
-from harness.cli import parser, settings_of
-from harness.encoder.multi_exit import MultiExitModel
+from harness.cli import settings_of
+from harness.contracts import Execution
 from harness.errors import ConfigError, GeepBenchError
 from harness.fingerprint import fingerprint
+from harness.fitted import FittedModel
 from harness.store import write_json
 from harness.training import dev_accuracies
+
+TUNING = Execution(batch_size=64)
 
 
 def candidate(text: str) -> tuple[str, list[Any]]:
@@ -57,12 +62,19 @@ def with_settings(settings: Settings, method: str, changes: Mapping[str, Any]) -
 
 
 def score(settings: Settings, dataset: str, seed: int, method: str) -> dict[str, Any]:
-    """Accuracy on dev of every layer that answers, and what the fit took."""
+    """Accuracy on dev of every point, or of every layer that answers, and what the fit took."""
     bench = Bench(settings, dataset, seed)
     fitted: Any = bench.fitted(method)
-    if not isinstance(getattr(fitted, "model", None), MultiExitModel) or getattr(fitted, "training", None) is None:
+    if getattr(fitted, "training", None) is None:
         raise ConfigError(f"method '{method}' trains no model of its own here: name those that do with --methods")
-    accuracy = dev_accuracies(fitted.model, bench.prepared.task.dev)
+    dev = bench.prepared.task.dev
+    points = fitted.operating_points(dev)
+    if all("speed" in point.params for point in points) and isinstance(fitted, FittedModel):
+        accuracy = dev_accuracies(fitted.model, dev)
+    else:
+        gold = dev.labels.numpy()
+        said = [fitted.predict(dev.tokens, at=replace(point, execution=TUNING)).logits.argmax(1) for point in points]
+        accuracy = [float((one == gold).mean()) for one in said]
     return {
         "dev_rows": len(bench.prepared.task.dev),
         "accuracy": accuracy,
@@ -77,7 +89,7 @@ def line(row: Mapping[str, Any]) -> str:
     chosen = " ".join(f"{name}={value}" for name, value in row["settings"].items())
     layers = " ".join(f"{100 * value:.1f}" for value in row["accuracy"])
     return (
-        f"{row['dataset']:16} {row['method']:12} {chosen:40} dev {100 * row['score']:.1f}   layers {layers}   "
+        f"{row['dataset']:16} {row['method']:12} {chosen:40} dev {100 * row['score']:.1f}   each {layers}   "
         f"epoch {row['best_epoch']}   {row['fit_seconds']:.0f} s"
     )
 
