@@ -21,7 +21,10 @@ def _hook(name: str) -> Any:
     """A function of the reports, found through the entry-point group ``geep.reporters``."""
     points = {point.name: point for point in entry_points(group="geep.reporters")}
     if name not in points:
-        raise ConfigError(f"no reporter '{name}' is installed: install the project with 'pip install -e .'")
+        raise ConfigError(
+            f"no reporter '{name}' is installed: install the project with 'pip install -e .', and delete an older "
+            "geep_bench.egg-info from this folder"
+        )
     return points[name].load()
 
 
