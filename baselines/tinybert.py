@@ -46,7 +46,7 @@ from harness.training import Recipe, dev_accuracies, own_settings, train
 
 DEFAULTS: dict[str, Any] = {
     "layers": None,  # a third of the teacher's, as 4 of 12: the largest divisor of its depth up to that
-    "width": None,  # 312 / 768 of the teacher's, rounded to a multiple of its heads
+    "width": None,  # a number, or a share of the teacher's such as 1.0, rounded to a multiple of its heads; 312 / 768
     "intermediate": None,  # 1200 / 312 of the width; the teacher's own at its width
     "student": "",  # a folder or hub id to start from instead
     "temperature": 1.0,
@@ -60,9 +60,9 @@ GENERAL: dict[str, Any] = {"layers": None, "width": None, "intermediate": None}
 
 
 def student_shape(
-    teacher: EncoderShape, layers: int | None, width: int | None, intermediate: int | None
+    teacher: EncoderShape, layers: int | None, width: float | None, intermediate: int | None
 ) -> EncoderShape:
-    """Dimensions of the student; it keeps the teacher's heads, so that attention can be compared head by head.
+    """Dimensions of the student; a width that is no whole number is a share of the teacher's. It keeps the teacher's heads, so that attention can be compared head by head.
 
     For BERT-base: 4 layers, width 312, 12 heads, intermediate 1200, TinyBERT-4's; 6 layers of width 768 are TinyBERT-6's,
     with 3072 inside.
@@ -73,12 +73,13 @@ def student_shape(
     if layers is None:
         layers = max(m for m in range(1, max(1, teacher.layers // 3) + 1) if teacher.layers % m == 0)
     uniform_map(teacher.layers, layers)
-    if width is None:
-        width = teacher.heads * max(1, int(312 * teacher.width / 768 / teacher.heads + 0.5))
+    share = 312 / 768 if width is None else width
+    if isinstance(share, float) and 0 < share <= 1:
+        width = teacher.heads * max(1, int(share * teacher.width / teacher.heads + 0.5))
     if not isinstance(width, int) or not 0 < width <= teacher.width or width % teacher.heads:
         raise ConfigError(
             f"tinybert: width {width} does not fit: choose a multiple of {teacher.heads} (the teacher's heads) "
-            f"of at most {teacher.width}"
+            f"of at most {teacher.width}, or a share of that from 0.0 to 1.0"
         )
     if intermediate is None:
         intermediate = teacher.intermediate if width == teacher.width else round(width * 1200 / 312)

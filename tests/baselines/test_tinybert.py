@@ -61,6 +61,17 @@ def naive_scores(layer: EncoderLayer, hidden: Tensor) -> Tensor:
     return out
 
 
+def test_a_width_may_be_a_share_of_the_teachers() -> None:
+    """1.0 is TinyBERT-6's shape on any backbone; others are rounded to a multiple of the heads; beyond 1 is refused."""
+    base = KNOWN_SHAPES["bert-base-uncased"]
+    assert student_shape(base, 6, 1.0, None) == replace(base, layers=6)
+    assert student_shape(base, 4, 0.41, None).width == 312
+    assert student_shape(base, 4, 0.0001, None).width == 12
+    for wrong in (1.5, 0.0, -0.5, float("nan")):
+        with pytest.raises(ConfigError, match="width"):
+            student_shape(base, 4, wrong, None)
+
+
 def test_bert_base_gives_tinybert_4() -> None:
     """The default student of BERT-base has the published four layers, width 312, 12 heads and 1200 inside."""
     shape = student_shape(KNOWN_SHAPES["bert-base-uncased"], None, None, None)
