@@ -62,8 +62,9 @@ GENERAL: dict[str, Any] = {"layers": None, "width": None, "intermediate": None}
 def student_shape(
     teacher: EncoderShape, layers: int | None, width: float | None, intermediate: int | None
 ) -> EncoderShape:
-    """Dimensions of the student; a width that is no whole number is a share of the teacher's. It keeps the teacher's heads, so that attention can be compared head by head.
+    """Dimensions of the student; a width that is no whole number is a share of the teacher's.
 
+    It keeps the teacher's heads, so that attention can be compared head by head.
     For BERT-base: 4 layers, width 312, 12 heads, intermediate 1200, TinyBERT-4's; 6 layers of width 768 are TinyBERT-6's,
     with 3072 inside.
 
