@@ -3,8 +3,8 @@
 #
 #   bash suites/gpu_check.sh OUT [STEP ...]
 #
-# Steps, in this order by default: tests sanitizer table executors quick; and mini, with DATA (a folder of local data) and
-# EN_BACKBONE in the environment. Each writes into OUT: *.txt and *.json, and runs as *.tar.gz, laid out as in
+# Steps, in this order by default: tests sanitizer table executors quick; and mini and rivals, with DATA (a folder of local
+# data) and EN_BACKBONE in the environment; rivals also takes ZH_BACKBONE, and then the Chinese datasets, too. Each writes into OUT: *.txt and *.json, and runs as *.tar.gz, laid out as in
 # reports/published/. A step that fails does not stop the others; the last line says which did, with exit code 1.
 # Needs the packages of pyproject.toml, not an installation: it runs from the checkout.
 set -uo pipefail
@@ -14,12 +14,12 @@ shift
 steps=("$@")
 if [ ${#steps[@]} -eq 0 ]; then
   steps=(tests sanitizer table executors quick)
-  if [ -n "${DATA:-}" ]; then steps+=(mini); fi
+  if [ -n "${DATA:-}" ]; then steps+=(mini rivals); fi
 fi
 for step in "${steps[@]}"; do
   case $step in
-    tests | sanitizer | table | executors | quick | mini) ;;
-    *) echo "gpu_check: unknown step '$step': choose from tests sanitizer table executors quick mini" >&2; exit 2 ;;
+    tests | sanitizer | table | executors | quick | mini | rivals) ;;
+    *) echo "gpu_check: unknown step '$step': choose from tests sanitizer table executors quick mini rivals" >&2; exit 2 ;;
   esac
 done
 mkdir -p "$out"
@@ -106,6 +106,17 @@ step_quick() { run_folder quick --profile quick; }
 step_mini() {
   run_folder mini --profile mini --data "${DATA:?mini needs DATA}" --backbone "en=${EN_BACKBONE:?mini needs EN_BACKBONE}" \
     --methods bert,distilbert,tinybert,fastbert,fastbert-faithful,geep,geep-verified,control-constant,control-random,control-length,control-sequential,oracle
+}
+
+step_rivals() {
+  local backbones="en=${EN_BACKBONE:?rivals needs EN_BACKBONE}" datasets=ag_news,yelp_polarity methods
+  if [ -n "${ZH_BACKBONE:-}" ]; then backbones+=",zh=$ZH_BACKBONE"; datasets+=,book_review,lcqmc; fi
+  # Those that run on a CPU only are left out.
+  methods=$(python3 -c "
+from harness import profile
+print(','.join(name for name in profile.load('rivals').methods if not name.startswith(('bert-int8', 'bert-onnx'))))") || return 1
+  run_folder rivals --profile rivals --data "${DATA:?rivals needs DATA}" --backbone "$backbones" --datasets "$datasets" \
+    --methods "$methods"
 }
 
 failures=()
