@@ -50,16 +50,6 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return number
-
-
 def _share(text: str) -> float:
     """``"5"`` (percent, or points of accuracy) -> 0.05."""
     try:
@@ -109,8 +99,10 @@ def parser() -> argparse.ArgumentParser:
         "--backbone", type=backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
     )
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    run.add_argument("--batch-size", type=_count, metavar="N", help="samples per batch")
-    run.add_argument("--batch-tokens", type=_count, metavar="N", help="a batch also ends before it holds more tokens")
+    run.add_argument("--batch-size", type=options.size, metavar="N", help="samples per batch")
+    run.add_argument(
+        "--batch-tokens", type=options.size, metavar="N", help="a batch also ends before it holds more tokens"
+    )
     run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights and hidden states")
     run.add_argument(
         "--compute",
@@ -118,9 +110,9 @@ def parser() -> argparse.ArgumentParser:
         help="how blocks are run; auto: CUDA graphs where there is a device, else eager",
     )
     run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
-    run.add_argument("--max-train", type=_count, metavar="N", help="at most N train rows (stratified, seed 0)")
-    run.add_argument("--max-test", type=_count, metavar="N", help="at most N test rows (stratified, seed 0)")
-    run.add_argument("--rounds", type=_count, metavar="N", help="timed passes per cell")
+    run.add_argument("--max-train", type=options.size, metavar="N", help="at most N train rows (stratified, seed 0)")
+    run.add_argument("--max-test", type=options.size, metavar="N", help="at most N test rows (stratified, seed 0)")
+    run.add_argument("--rounds", type=options.size, metavar="N", help="timed passes per cell")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
     run.add_argument("--fit-only", action="store_true", help="fit and cache, and measure later, on a quiet machine")
     run.add_argument("--fresh", action="store_true", help="fit and measure again what is there already")
@@ -160,10 +152,13 @@ def parser() -> argparse.ArgumentParser:
 
     flops = commands.add_parser("flops", help="FLOPs of one sample in closed form, in both conventions")
     flops.add_argument("--backbone", required=True, metavar="ID", help="known name (offline), folder or hub id")
-    flops.add_argument("--labels", type=_count, default=2, metavar="N")
-    flops.add_argument("--seq-len", type=_count, default=128, metavar="T", help="tokens, padding included")
+    flops.add_argument("--labels", type=options.size, default=2, metavar="N")
+    flops.add_argument("--seq-len", type=options.size, default=128, metavar="T", help="tokens, padding included")
     flops.add_argument(
-        "--exit", type=_count, metavar="K", help="leave after layer K (counted from 1) instead of the last"
+        "--exit",
+        type=options.size,
+        metavar="K",
+        help="leave after layer K (counted from 1) instead of the last",
     )
     flops.add_argument("--json", action="store_true", help="print one JSON object")
 
