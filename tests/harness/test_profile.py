@@ -30,7 +30,7 @@ def write(tmp_path: Path, text: str | bytes) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["quick", "mini", "paper"])
+@pytest.mark.parametrize("name", ["quick", "mini", "paper", "scratch", "rivals"])
 def test_official_profiles_load(name: str) -> None:
     """Each is valid, bears its name, and measures its reference."""
     found = profile.load(name)

@@ -1,0 +1,77 @@
+"""Profile ``rivals``: every method and variant in it fits with the settings that stand there, and answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness import profile
+from harness.contracts import Fitted, Task
+from harness.encoder import miniature
+from harness.encoder.backbone import Backbone
+from harness.encoder.model import Encoder
+from harness.encoder.shape import EncoderShape
+from harness.profile import Profile
+
+# A row of each is enough here, and one epoch of each stage.
+SHORT = dict.fromkeys(("epochs", "distill_epochs", "intermediate_epochs", "ramp_epochs"), 1)
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    """Six layers, as the profile expects, with a tokenizer for augmented data."""
+    torch.manual_seed(0)
+    tokenizer = miniature.tokenizer("en")
+    encoder = Encoder(EncoderShape(6, 16, 4, 24, len(tokenizer), 12))
+    return Backbone("tiny", encoder.shape, {k: v.clone() for k, v in encoder.state_dict().items()}, tokenizer)
+
+
+def short(rivals: Profile, name: str) -> dict[str, Any]:
+    """The settings of a method, its epochs cut down."""
+    config = rivals.config(name)
+    return {**config, **{key: value for key, value in SHORT.items() if key in config}}
+
+
+def test_every_rival_fits_and_answers_as_the_profile_has_it(backbone: Backbone, random_task: Task) -> None:
+    """No setting is refused, the points are those told beforehand, and each gives one finite answer per sample."""
+    rivals = profile.load("rivals")
+    fitted: dict[str, Fitted] = {}
+    for name in rivals.in_order(set(rivals.methods) - {"bert-onnxruntime"}):  # slow to export, and tested by itself
+        method = rivals.method_of(name)
+        teachers = {need: fitted[need] for need in method.needs}
+        made = method.fit(random_task, backbone, teachers, config=short(rivals, name), seed=0)
+        fitted[name] = made
+        points = list(made.operating_points(random_task.dev))
+        told = getattr(method, "point_names", None)
+        if told is not None:
+            assert [point.name for point in points] == list(told(short(rivals, name)))
+        if hasattr(made, "foresee"):
+            continue
+        found = made.predict(random_task.dev.tokens, at=points[0])
+        assert found.logits.shape == (len(random_task.dev), 3) and np.isfinite(found.logits).all()
+        assert found.work.rows("layer") > 0
+    assert set(rivals.methods) - set(fitted) == {"bert-onnxruntime"}
+
+
+def test_variants_are_of_the_sizes_they_are_named_for(backbone: Backbone, random_task: Task) -> None:
+    """Layers of the students, and the width of the wide one, on a backbone of six layers."""
+    rivals = profile.load("rivals")
+    bert = rivals.method_of("bert").fit(random_task, backbone, {}, config=short(rivals, "bert"), seed=0)
+    sizes = {}
+    for name in ("bert-truncated", "bert-truncated-1l", "distilbert", "distilbert-2l", "tinybert", "tinybert-wide"):
+        made: Any = rivals.method_of(name).fit(
+            random_task, backbone, {"bert": bert}, config=short(rivals, name), seed=0
+        )
+        shape = made.model.encoder.shape
+        sizes[name] = (shape.layers, shape.width)
+    assert sizes == {
+        "bert-truncated": (3, 16),
+        "bert-truncated-1l": (1, 16),
+        "distilbert": (3, 16),
+        "distilbert-2l": (2, 16),
+        "tinybert": (2, 8),
+        "tinybert-wide": (3, 16),
+    }
