@@ -80,7 +80,8 @@ class CallLinear(Int8Linear):
                 warnings.simplefilter("ignore")  # of quantised tensors, which are deprecated
                 weight = torch._make_per_channel_quantized_tensor(self.weight, self.scale.double(), zeros, 0)
                 self._packed = torch.ops.quantized.linear_prepack(weight, self.bias)
-        found: Tensor = torch.ops.quantized.linear_dynamic(x, self._packed)
+        # As there, with seven bits for activations, so that no sum of two products overflows where a CPU adds them in 16 bits.
+        found: Tensor = torch.ops.quantized.linear_dynamic(x, self._packed, True)
         return found
 
 

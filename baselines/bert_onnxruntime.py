@@ -82,7 +82,9 @@ class _Padded(nn.Module):
 
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
         encoder, grid = self.encoder, _Grid(mask)
-        hidden = encoder.word(ids) + encoder.position.weight[: grid.longest] + encoder.segment(segments)
+        # As in Encoder.embed.
+        segment = encoder.segment(segments) if encoder.shape.type_vocab > 1 else encoder.segment.weight[0]
+        hidden = encoder.word(ids) + encoder.position.weight[: grid.longest] + segment
         hidden = encoder.norm(hidden).flatten(0, 1)
         for layer in encoder.layers:
             hidden = layer(hidden, grid)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.contracts import Execution, Fitted, Kind, OperatingPoint, Predictions, Split, Task, TokenSet
-from harness.distillation import take_layers
+from harness.distillation import fine_tuned, take_layers
 from harness.encoder.backbone import Backbone
 from harness.encoder.cascade import confidence, confidence_rule, run_cascade
 from harness.encoder.executors import run_full
@@ -23,7 +23,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import parameters_of
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError, ResultError
-from harness.fitted import FittedModel, FullDepth, load_model
+from harness.fitted import FittedModel, load_model
 from harness.measure.work import ModelCost
 from harness.points import BUDGETS, Candidate, at_budgets, budget_name, checked_budgets
 from harness.registry import register
@@ -221,10 +221,13 @@ class CascadeBert:
         own = own_settings(self.name, config, DEFAULTS)
         budgets = checked_budgets(self.name, own["budgets"])
         recipe = Recipe.of(config, epochs=5, batch_size=16)
-        tuned = teachers.get("bert")
-        if not isinstance(tuned, FullDepth):
-            raise ConfigError(f"cascadebert needs a fine-tuned full-depth 'bert', got {type(tuned).__name__}")
+        tuned = fine_tuned(self.name, teachers)
         bert = tuned.model
+        if replace(bert.encoder.shape, layers=1) != replace(backbone.shape, layers=1):
+            raise ConfigError(
+                f"cascadebert: layers of 'bert' (width {bert.encoder.shape.width}) are not of the backbone's shape (width "
+                f"{backbone.shape.width}): both of its models need layers alike, so name a 'bert' of this backbone"
+            )
         layers = small_layers(own["layers"], bert.depth)
         if config.get("head", bert.head_kind) != bert.head_kind:
             raise ConfigError(f"cascadebert: head '{config['head']}' is not 'bert's '{bert.head_kind}': set both alike")

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.contracts import Fitted, Kind, Task, TokenSet
+from harness.distillation import fine_tuned, take_layers
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError
-from harness.fitted import FullDepth
 from harness.points import BUDGETS, budget_name, checked_budgets
 from harness.registry import register
 from harness.rule_exits import RuleExits, under_rule
@@ -54,17 +54,15 @@ class DeeBert:
         budgets = checked_budgets(self.name, own["budgets"])
         changes = {"epochs": own["ramp_epochs"], "learning_rate": own["ramp_learning_rate"]}
         recipe = replace(Recipe.of(config), **{key: value for key, value in changes.items() if value is not None})
-        tuned = teachers["bert"]
-        if not isinstance(tuned, FullDepth):
-            raise ConfigError(f"deebert needs a fine-tuned full-depth 'bert', got {type(tuned).__name__}")
+        tuned = fine_tuned(self.name, teachers)
         bert = tuned.model
         if bert.depth < 2:
             raise ConfigError("deebert needs a 'bert' of at least 2 layers: a single one leaves nowhere to exit early")
         if config.get("head", bert.head_kind) != bert.head_kind:
             raise ConfigError(f"deebert: head '{config['head']}' is not 'bert's '{bert.head_kind}': set both alike")
         torch.manual_seed(seed)
-        model = MultiExitModel(backbone.encoder(), task.num_labels, range(bert.depth - 1), bert.head_kind)
-        model.encoder.load_state_dict(bert.encoder.state_dict())
+        encoder = take_layers(bert.encoder, range(bert.depth))
+        model = MultiExitModel(encoder, task.num_labels, range(bert.depth - 1), bert.head_kind)
         model.teacher.load_state_dict(bert.teacher.state_dict())
         start = {key: value for key, value in bert.teacher.state_dict().items() if not key.startswith("label.")}
         for ramp in model.students.values():

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.contracts import Fitted, Kind, Task, TokenSet
+from harness.distillation import fine_tuned, take_layers
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError
-from harness.fitted import SPEEDS, FullDepth, SequentialExits, checked_speeds
+from harness.fitted import SPEEDS, SequentialExits, checked_speeds
 from harness.registry import register
 from harness.training import Recipe, own_settings, train
 
@@ -86,17 +87,15 @@ class FastBert:
             epochs=own["distill_epochs"],
             learning_rate=10 * base.learning_rate if rate is None else rate,
         )
-        tuned = teachers["bert"]
-        if not isinstance(tuned, FullDepth):
-            raise ConfigError(f"fastbert needs a fine-tuned full-depth 'bert', got {type(tuned).__name__}")
+        tuned = fine_tuned(self.name, teachers)
         bert = tuned.model
         if bert.depth < 2:
             raise ConfigError("fastbert needs a 'bert' of at least 2 layers: a single one leaves nowhere to exit early")
         if config.get("head", bert.head_kind) != bert.head_kind:
             raise ConfigError(f"fastbert: head '{config['head']}' is not 'bert's '{bert.head_kind}': set both alike")
         torch.manual_seed(seed)
-        model = MultiExitModel(backbone.encoder(), task.num_labels, range(bert.depth - 1), bert.head_kind)
-        model.encoder.load_state_dict(bert.encoder.state_dict())
+        encoder = take_layers(bert.encoder, range(bert.depth))
+        model = MultiExitModel(encoder, task.num_labels, range(bert.depth - 1), bert.head_kind)
         model.teacher.load_state_dict(bert.teacher.state_dict())
         model.encoder.requires_grad_(False)
         model.teacher.requires_grad_(False)

@@ -186,6 +186,7 @@ class Bench:
             self.settings.device,
             [self.fit_key(need) for need in method.needs],
             *([] if named is None else [named]),
+            *([self.backbone.head_fingerprint] if profile.config(name).get("augment") else []),
         )
 
     def fitted(self, name: str) -> Fitted:

@@ -19,7 +19,7 @@ from harness.encoder.layout import Layout, Scored
 from harness.encoder.model import Encoder, EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError
-from harness.fitted import FittedModel
+from harness.fitted import FittedModel, FullDepth
 
 
 def fitted_teacher(teachers: Mapping[str, Fitted], name: str = "bert") -> FittedModel:
@@ -33,7 +33,23 @@ def fitted_teacher(teachers: Mapping[str, Fitted], name: str = "bert") -> Fitted
         raise ConfigError(
             f"teacher '{name}' is {type(fitted).__name__}, not a fitted encoder: add it to the method's needs"
         )
+    whole = [str(weight.dtype) for weight in fitted.model.parameters() if not weight.is_floating_point()]
+    if whole:
+        raise ConfigError(f"teacher '{name}' has weights of type {whole[0]}: name one whose weights are real numbers")
     fitted.model.eval()
+    return fitted
+
+
+def fine_tuned(method: str, teachers: Mapping[str, Fitted], name: str = "bert") -> FullDepth:
+    """The full-depth model that a method starts from, in eval mode.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind.
+    """
+    fitted = teachers.get(name)
+    if not isinstance(fitted, FullDepth):
+        raise ConfigError(f"{method} needs a fine-tuned full-depth '{name}', got {type(fitted).__name__}")
+    fitted_teacher(teachers, name)
     return fitted
 
 

@@ -47,6 +47,10 @@ class Outcome:
     predicting: float = 0.0
 
 
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and Path(value).expanduser().is_dir()
+
+
 def plan_path(run: Run, dataset: str, method: str, seed: int) -> Path:
     return run.path / "plan" / f"{dataset}--{method}--seed{seed}.json"
 
@@ -134,7 +138,8 @@ class Grid:
         """What was asked, without any path of this machine."""
         settings = self.settings
         facts = settings.profile.model_dump(mode="json")
-        facts["backbones"] = {k: Path(v).name if Path(v).is_dir() else v for k, v in settings.profile.backbones.items()}
+        for table in (facts["backbones"], *facts["method"].values()):
+            table.update({key: Path(value).expanduser().name for key, value in table.items() if _is_folder(value)})
         return {"profile": facts, "source": settings.source, "device": settings.device, "dtype": settings.dtype}
 
     def _key(self, dataset: str, method: str) -> str:

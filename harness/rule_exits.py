@@ -53,6 +53,7 @@ RULES: dict[str, type[ExitRule]] = {
 }
 SETTINGS = ("threshold", "patience", "place")
 THRESHOLDS = 200  # tried per rule, at most
+APART = 1e-5  # scores nearer than this are told apart by rounding only
 _AT_ONCE = 2_000_000  # decisions that a replay holds in memory
 # Calibration stays within these temperatures: where dev is separated without a mistake, any smaller one is better yet.
 COLDEST, HOTTEST = 0.05, 20.0
@@ -105,11 +106,11 @@ def calibrate(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
 def cuts(scores: Tensor, ends: tuple[float, float]) -> list[float]:
     """Thresholds worth trying, rising: ``ends``, and at most :data:`THRESHOLDS` half way between scores that occur.
 
-    Half way, so that rounding, which differs from batch to batch, cannot tip a sample of dev to the other side. They
-    are float32 numbers, as scores are.
+    Half way, and never between scores nearer than :data:`APART`, so that rounding, which differs from batch to batch, cannot
+    tip a sample of dev to the other side. They are float32 numbers, as scores are.
     """
     values = scores.unique().numpy()
-    between = (values[1:] + values[:-1]) / 2
+    between = ((values[1:] + values[:-1]) / 2)[np.diff(values) > APART]
     if len(between) > THRESHOLDS:
         between = between[np.linspace(0, len(between) - 1, THRESHOLDS).round().astype(int)]
     return np.unique(np.append(between, ends).astype(np.float32)).tolist()

@@ -85,11 +85,17 @@ def own_settings(method: str, config: Mapping[str, Any], defaults: Mapping[str, 
             near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise ConfigError(f"method '{method}' has no setting '{key}': {hint}known: {', '.join(known)}")
+    if not isinstance(config.get("head", ""), str):
+        raise ConfigError(
+            f"method '{method}': head = {config['head']!r} is not the name of one: write head = \"fastbert\""
+        )
     own = {key: config.get(key, default) for key, default in defaults.items()}
     for key, value in own.items():
         if isinstance(defaults[key], list | tuple):
             if not isinstance(value, list | tuple):
                 raise ConfigError(f"method '{method}': {key} = {value!r} is not a list: write {key} = [...]")
+        elif isinstance(value, list | tuple | dict) and defaults[key] is not None:
+            raise ConfigError(f"method '{method}': {key} = {value!r} is a list: write one value")
         elif isinstance(value, bool | str) and not isinstance(defaults[key], bool | str):
             raise ConfigError(f"method '{method}': {key} = {value!r} is not a number: write it without quotes")
     return own

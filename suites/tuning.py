@@ -65,7 +65,8 @@ def score(settings: Settings, dataset: str, seed: int, method: str) -> dict[str,
     """Accuracy on dev of every point, or of every layer that answers, and what the fit took."""
     bench = Bench(settings, dataset, seed)
     fitted: Any = bench.fitted(method)
-    if getattr(fitted, "training", None) is None:
+    borrowed = [getattr(bench.fitted(need), "training", None) for need in settings.profile.method_of(method).needs]
+    if getattr(fitted, "training", None) in (None, *borrowed):
         raise ConfigError(f"method '{method}' trains no model of its own here: name those that do with --methods")
     dev = bench.prepared.task.dev
     points = fitted.operating_points(dev)

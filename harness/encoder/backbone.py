@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,14 @@ from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
 from harness.errors import BackboneError
 
 EMBEDDED = "embedded"
+
+
+def _content(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name].numpy()).data)
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +56,13 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Content hash of shape and weights."""
-        digest = hashlib.sha256(repr(self.shape).encode())
-        for name in sorted(self.state):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(self.state[name].numpy()).data)
-        return digest.hexdigest()[:16]
+        """Content hash of shape and weights, the masked-word head aside, which few methods look at."""
+        return _content(repr(self.shape), self.state)
+
+    @cached_property
+    def head_fingerprint(self) -> str:
+        """Content hash of the masked-word head; empty where there is none."""
+        return "" if self.head is None else _content("", self.head)
 
     def encoder(self) -> Encoder:
         """A fresh copy of the encoder on :attr:`device`."""
