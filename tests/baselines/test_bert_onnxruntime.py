@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from baselines.bert_onnxruntime import GRAPH, BertOnnxRuntime, OnnxGraph
 from harness.contracts import Execution, OperatingPoint, Split, Task
 from harness.encoder.backbone import Backbone
+from harness.encoder.model import Encoder
+from harness.encoder.multi_exit import MultiExitModel
 from harness.errors import ConfigError, MethodError, ResultError
 from harness.fitted import FullDepth
 from harness.measure.footprint import State
@@ -46,8 +48,6 @@ def test_the_published_head_is_exported_too(
     """FastBERT's head attends from the first token; its graph answers as the model does."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from harness.encoder.multi_exit import MultiExitModel
-
     torch.manual_seed(3)
     model = MultiExitModel(small_backbone.encoder(), 3, (), "fastbert").eval()
     bert = FullDepth(model)
@@ -143,3 +143,17 @@ def test_what_it_cannot_do_fails_its_own_cells(
         exported.predict(unseen.tokens, at=replace(FULL, execution=Execution(dtype="bfloat16")))
     with pytest.raises(ConfigError, match="no setting 'opset'"):
         fit(signal_task, small_backbone, {"bert": trained_bert}, config={"opset": 18}, seed=0)
+
+
+def test_an_encoder_of_one_segment_reads_pairs(
+    exported: OnnxGraph, signal_task: Task, small_backbone: Backbone, unseen: Split
+) -> None:
+    """DistilBERT's encoders know one segment; the second text of a pair is on it, in the graph as in the model."""
+    torch.manual_seed(3)
+    encoder = Encoder(replace(small_backbone.shape, type_vocab=1))
+    bert = FullDepth(MultiExitModel(encoder, 3, (), "linear").eval())
+    ours = BertOnnxRuntime().fit(signal_task, small_backbone, {"bert": bert}, config={}, seed=0)
+    pairs = replace(unseen.tokens, segments=torch.arange(len(unseen.tokens.ids)).to(torch.int8) % 2)
+    np.testing.assert_allclose(
+        ours.predict(pairs, at=FULL).logits, bert.predict(pairs, at=FULL).logits, rtol=1e-4, atol=1e-5
+    )

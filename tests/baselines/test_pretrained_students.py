@@ -420,3 +420,11 @@ def test_weights_that_are_damaged_are_told(
     save_file({"a": torch.ones(1)}, folder / "model.safetensors")
     with pytest.raises(BackboneError, match="not BERT-shaped"):
         fit("tinybert", random_task, backbone, teacher, student=str(folder))
+
+
+def test_augmented_fits_are_cached_by_the_head_that_augments(backbone: Backbone, tmp_path: Path) -> None:
+    """The same encoder with another masked-word head, or with none: other augmented texts, so another key; else the same."""
+    heads = [None, {"bias": torch.zeros(3)}, {"bias": torch.ones(3)}]
+    plain = {_bench(replace(backbone, head=head), tmp_path).fit_key("tinybert") for head in heads}
+    augmented = {_bench(replace(backbone, head=head), tmp_path, augment=1).fit_key("tinybert") for head in heads}
+    assert (len(plain), len(augmented)) == (1, 3)

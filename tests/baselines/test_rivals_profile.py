@@ -75,3 +75,17 @@ def test_variants_are_of_the_sizes_they_are_named_for(backbone: Backbone, random
         "tinybert": (2, 8),
         "tinybert-wide": (3, 16),
     }
+
+
+def test_the_released_schedule_ends_before_the_training_does() -> None:
+    """FastBERT's release reaches a rate of 0 after 3 of 5 epochs; a variant in which it does not would be released in name only."""
+    rivals = profile.load("rivals")
+    ends = rivals.config("bert")["epochs"] / rivals.config("fastbert-released")["distill_epochs"]
+    assert ends == pytest.approx(3 / 5, abs=0.05)
+
+
+def test_rivals_of_one_table_have_heads_of_one_kind() -> None:
+    """But for the row that shows what the other kind costs."""
+    rivals = profile.load("rivals")
+    other = [name for name in rivals.methods if rivals.config(name)["head"] != rivals.config("bert")["head"]]
+    assert other == ["elasticbert-linear"]

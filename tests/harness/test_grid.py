@@ -93,6 +93,17 @@ def test_what_a_result_says(stage: Any, settings: Settings) -> None:
         assert len(result.speed.round_seconds) == len(result.speed.reference_seconds) == 2
 
 
+def test_folders_are_kept_by_name_only(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """What a run says of its settings goes into reports: no path of the machine, in backbones or in a method's settings."""
+    folder = tmp_path / "my-student"
+    folder.mkdir()
+    tables = {"one": {"student": str(folder), "other": "x"}}
+    run(change(settings, datasets=["ag_news"], methods=["two"], method=tables))
+    text = (settings.out / "run.json").read_text()
+    assert json.loads(text)["profile"]["method"]["one"] == {"student": "my-student", "other": "x"}
+    assert str(tmp_path) not in text
+
+
 def test_a_second_run_does_nothing(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps every cell and loads neither data nor backbone."""
     run(settings)

@@ -242,6 +242,12 @@ def test_own_settings_are_checked() -> None:
         own_settings("m", {"alpa": 2}, {"alpha": 1.0})
     with pytest.raises(ConfigError, match="without quotes"):
         own_settings("m", {"alpha": "2"}, {"alpha": 1.0})
+    for default, given in ((1.0, [2.0]), ("a", ["a"]), (False, [True])):
+        with pytest.raises(ConfigError, match="is a list: write one value"):
+            own_settings("m", {"alpha": given}, {"alpha": default})
+    assert own_settings("m", {"alpha": [1, 2]}, {"alpha": None}) == {"alpha": [1, 2]}
+    with pytest.raises(ConfigError, match="head = .* is not the name of one"):
+        own_settings("m", {"head": ["linear"]}, {})
 
 
 def test_reports_of_two_stages_add_up() -> None:

@@ -79,3 +79,9 @@ def test_bad_input_is_one_line(toy: list[str], capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as ended:
         tuning.main(["--try", "epochs", *toy])
     assert ended.value.code == 2
+
+
+def test_borrowed_weights_have_nothing_to_tune(toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """int8 carries bert's training report, and would score every candidate alike."""
+    assert tuning.main(["--try", "epochs=1,2", "--methods", "bert-int8", *toy]) == 2
+    assert "trains no model of its own" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""Who may play the fine-tuned teacher (``needs = {bert = ...}`` of a variant), and who is refused in one line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from baselines.bert_int8 import quantise
+from baselines.bert_truncated import BertTruncated
+from baselines.cascadebert import CascadeBert
+from baselines.deebert import DeeBert
+from baselines.distilbert import DistilBert
+from baselines.fastbert import FastBert
+from baselines.tinybert import TinyBert
+from harness.contracts import Task
+from harness.encoder.backbone import Backbone
+from harness.encoder.model import Encoder
+from harness.encoder.multi_exit import MultiExitModel
+from harness.errors import ConfigError
+from harness.fitted import FullDepth
+
+LEARNERS: tuple[Any, ...] = (FastBert(), DeeBert(), CascadeBert(), DistilBert(), TinyBert())
+QUICK: dict[str, Any] = {"epochs": 1, "head": "fastbert"}
+
+
+@pytest.mark.parametrize("learner", [FastBert(), DeeBert()], ids=lambda learner: learner.name)
+def test_a_shallower_teacher_is_learnt_from(learner: Any, random_task: Task, tiny_backbone: Backbone) -> None:
+    """Heads are made for the layers that the teacher has, and its weights are kept."""
+    teacher = BertTruncated().fit(random_task, tiny_backbone, {}, config={**QUICK, "layers": 3}, seed=0)
+    made = learner.fit(random_task, tiny_backbone, {"bert": teacher}, config=QUICK, seed=0)
+    assert made.model.answers == (0, 1, 2)
+    for name, value in teacher.model.encoder.state_dict().items():
+        assert torch.equal(made.model.encoder.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.name)
+def test_a_teacher_of_integers_is_refused(
+    learner: Any, random_task: Task, tiny_backbone: Backbone, tuned_bert: FullDepth
+) -> None:
+    """Weights in int8 have no gradient and cannot be copied; said before anything is trained."""
+    teacher = FullDepth(quantise(tuned_bert.model))
+    with pytest.raises(ConfigError, match=r"'bert' has weights of type torch.int8: name one"):
+        learner.fit(random_task, tiny_backbone, {"bert": teacher}, config=QUICK, seed=0)
+
+
+def test_a_cascade_has_layers_of_one_size(random_task: Task, tiny_backbone: Backbone) -> None:
+    """Otherwise the layers of the small model would be counted at the price of the whole one's."""
+    narrow = MultiExitModel(Encoder(replace(tiny_backbone.shape, width=8)), 3, (), "fastbert")
+    with pytest.raises(ConfigError, match=r"layers of 'bert' \(width 8\) are not of the backbone's shape \(width 16\)"):
+        CascadeBert().fit(random_task, tiny_backbone, {"bert": FullDepth(narrow)}, config=QUICK, seed=0)
