@@ -298,7 +298,7 @@ class _Bar:
 
     def __init__(self, steps: int, done: int, show: bool) -> None:
         self._steps, self._show = steps, show
-        self._bar = tqdm(total=steps, initial=done, desc="pretraining", unit="step", disable=None if show else True)
+        self._bar = tqdm(total=steps, initial=done, desc="training", unit="step", disable=None if show else True)
         self._told, self._began, self._first = clock.now(), clock.now(), done
 
     def __enter__(self) -> _Bar:
@@ -316,7 +316,7 @@ class _Bar:
         if self._show and self._bar.disable and now - self._told >= _LINE_SECONDS:
             self._told = now
             left = (now - self._began) / (progress.step - self._first) * (self._steps - progress.step)
-            line = f"pretraining: step {progress.step:,} of {self._steps:,}, {facts}, {left / 60:.1f} minutes left"
+            line = f"training: step {progress.step:,} of {self._steps:,}, {facts}, {left / 60:.1f} minutes left"
             print(line, file=sys.stderr, flush=True)
 
 
