@@ -12,6 +12,9 @@ that this command does not know go to ``geep-bench run``.
 It takes :data:`ROUNDS` timed rounds where the profile takes fewer: with three, 10 % more time in the four cells of one method
 is caught in 15 of 20 cases on a quiet machine, with seven in 20 of 20 (``python -m suites.gate_power --real DIR``).
 
+Both sides must come about the same way: a process that has just trained measures otherwise than one that found its fits in a
+cache (``bert`` 14 % slower, ``tinybert`` 10 % more so), which the gate would call a regression. Make the reference in one go.
+
 The reference was made on one machine. On another one, times are not compared, and retraining gives other weights: there the
 gate sees gross damage to accuracy, FLOPs and layers only (:class:`harness.compare.Limits`).
 """
