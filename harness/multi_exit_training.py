@@ -7,6 +7,7 @@ a model under the authors' exit rule.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,7 +77,7 @@ def weighted_mean(losses: Tensor, weights: Sequence[float]) -> Tensor:
     return (scale * losses).sum() / scale.sum()
 
 
-class JointMethod:
+class JointMethod(ABC):
     """A method that trains all its exits in one model and runs it under its authors' rule.
 
     Config: :attr:`settings`, ``budgets``, the keys of :class:`~harness.training.Recipe`, and ``head`` (``"linear"`` unless
@@ -98,15 +99,15 @@ class JointMethod:
     needs: tuple[str, ...] = ()
     version = 1
 
+    @abstractmethod
     def objective(self, model: MultiExitModel, gate: ExitGate | None, own: Mapping[str, Any]) -> LossFn:
         """The loss of one batch. It is called once per step, in order."""
-        raise NotImplementedError
 
     def exits(self, depth: int, own: Mapping[str, Any]) -> Sequence[int]:
         """Layer indices of the early exits, out of 0 .. depth-2."""
         return range(depth - 1)
 
-    def check(self, own: Mapping[str, Any]) -> None:
+    def check(self, own: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to complain about
         """Complain about settings before anything is trained.
 
         Raises:

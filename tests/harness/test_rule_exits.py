@@ -24,6 +24,7 @@ from harness.encoder.rules import scores_of
 from harness.errors import ConfigError, ResultError
 from harness.points import checked_budgets
 from harness.rule_exits import (
+    APART,
     COLDEST,
     HOTTEST,
     RULES,
@@ -122,7 +123,8 @@ def test_everything_between_at_once_and_never_is_tried(fit: Callable[[str], Rule
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=600))
 def test_cuts_lie_between_scores(values: list[float]) -> None:
-    """Rising float32 numbers with both ends, not too many; up to that many, any two scores are told apart."""
+    """Rising float32 numbers with both ends, not too many; none so near a score that rounding could tip it, and up to that
+    many, any two scores further apart than that are told apart."""
     scores = torch.tensor(values)
     found = cuts(scores, (0.0, 1.0))
     assert found == sorted(set(found))
@@ -132,7 +134,16 @@ def test_cuts_lie_between_scores(values: list[float]) -> None:
     unique = scores.unique().tolist()
     if len(unique) <= THRESHOLDS:
         for low, high in zip(unique[:-1], unique[1:], strict=True):
-            assert any(low <= cut <= high for cut in found)
+            assert any(low <= cut <= high for cut in found) or high - low <= 1.01 * APART
+    for cut in set(found) - {0.0, 1.0}:
+        assert min(abs(cut - score) for score in unique) > 0.4 * APART
+
+
+def test_scores_that_only_rounding_tells_apart_share_a_side() -> None:
+    """Saturated confidences lie one float32 step apart: no threshold is set between them."""
+    one = np.float32(1.0)
+    near = [float(np.nextafter(one, np.float32(0))), 1.0]
+    assert cuts(torch.tensor([0.5, *near]), (0.0, 1.0)) == [0.0, 0.75, 1.0]
 
 
 def test_patience_stops_short_of_the_last_head() -> None:
