@@ -47,7 +47,7 @@ from harness.training import Recipe, dev_accuracies, own_settings, train
 DEFAULTS: dict[str, Any] = {
     "layers": None,  # half of the teacher's
     "layer_map": None,  # teacher layer index each student layer starts from; evenly spread
-    "student": "",  # a folder or hub id to start from instead
+    "student": {},  # a folder or hub id to start from instead, or one per language: {en = "...", zh = "..."}
     "start": "teacher",  # whose layers are copied: the fine-tuned "teacher"'s, or those of the pretrained "backbone"
     "temperature": 2.0,
     "alpha_ce": 5.0,
@@ -202,7 +202,7 @@ class DistilBert:
             raise ConfigError("distilbert: start and student both say where layers come from: leave one out")
         if given is not None and weights[2] and given.shape.width != teacher.encoder.shape.width:
             raise ConfigError(
-                f"distilbert: student '{own['student']}' is {given.shape.width} wide, its teacher "
+                f"distilbert: student '{given.name}' is {given.shape.width} wide, its teacher "
                 f"{teacher.encoder.shape.width}, and the cosine loss compares their states: set alpha_cos = 0, or choose "
                 "a student of equal width"
             )

@@ -48,7 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "layers": None,  # a third of the teacher's, as 4 of 12: the largest divisor of its depth up to that
     "width": None,  # a number, or a share of the teacher's such as 1.0, rounded to a multiple of its heads; 312 / 768
     "intermediate": None,  # 1200 / 312 of the width; the teacher's own at its width
-    "student": "",  # a folder or hub id to start from instead
+    "student": {},  # a folder or hub id to start from instead, or one per language: {en = "...", zh = "..."}
     "temperature": 1.0,
     "alpha_hard": 0.0,  # weight of cross-entropy on labels beside the soft one in stage 2; none as released
     "labels_only": False,  # the same student trained on labels alone, as long as stage 2: what distillation is worth

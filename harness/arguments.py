@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def backbones(text: str) -> dict[str, str]:
     return found
 
 
+def setting(text: str) -> tuple[str, str, Any]:
+    """``"tinybert.augment=2"`` -> method, key and value; a value that is no TOML (or a date in it) is text."""
+    left, separator, right = text.partition("=")
+    table, _, key = left.strip().rpartition(".")
+    if not separator or not table or not key or not right.strip():
+        raise argparse.ArgumentTypeError(f"'{text}' is not METHOD.SETTING=VALUE, e.g. tinybert.augment=2")
+    try:
+        value = tomllib.loads(f"value = {right}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = None
+    return table, key, value if isinstance(value, bool | int | float | str | list | dict) else right.strip()
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line, all of it."""
     top = _Parser(
@@ -97,6 +111,14 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--backbone", type=backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
+    )
+    run.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="M.KEY=VALUE",
+        help="a setting of a method (or of 'training': of all), as in the profile; M.like=NAME makes a variant; repeatable",
     )
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     run.add_argument("--batch-size", type=options.size, metavar="N", help="samples per batch")

@@ -49,6 +49,12 @@ def settings_of(args: argparse.Namespace) -> Any:
         changes["execution"] = chosen.execution.model_copy(update=way)
     if args.backbone:
         changes["backbones"] = {**chosen.backbones, **args.backbone}
+    if args.set:
+        tables = {"training": dict(chosen.training), **{name: dict(own) for name, own in chosen.method.items()}}
+        for table, key, value in args.set:
+            tables.setdefault(table, {})[key] = value
+        changes["training"] = tables.pop("training")
+        changes["method"] = tables
     chosen = chosen.model_copy(update=changes)
     return Settings(
         profile=chosen,

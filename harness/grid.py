@@ -138,7 +138,9 @@ class Grid:
         """What was asked, without any path of this machine."""
         settings = self.settings
         facts = settings.profile.model_dump(mode="json")
-        for table in (facts["backbones"], *facts["method"].values()):
+        tables = [facts["backbones"], *facts["method"].values()]
+        tables += [value for table in tables for value in table.values() if isinstance(value, dict)]  # one per language
+        for table in tables:
             table.update({key: Path(value).expanduser().name for key, value in table.items() if _is_folder(value)})
         return {"profile": facts, "source": settings.source, "device": settings.device, "dtype": settings.dtype}
 

@@ -1,4 +1,4 @@
-"""Pretrained weights for students to start from: a folder or hub id in a method's setting ``student``."""
+"""Pretrained weights for students to start from: a folder or hub id, or one per language, in a method's setting ``student``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,37 @@ from harness.encoder.shape import EncoderShape
 from harness.errors import ConfigError
 
 
-def student_identity(config: Mapping[str, Any]) -> str | None:
-    """Content hash of the student that a config names, for the key of its fit; ``None`` where it names none.
+def student_identity(config: Mapping[str, Any]) -> Any:
+    """Content hash of the student that a config names, or one per language, for the key of its fit; ``None``: it names none.
 
     Raises:
         BackboneError: there is no such folder or repository, or a file is missing.
     """
-    name = config.get("student")
-    return content_of(name, "en") if isinstance(name, str) and name else None
+    named = config.get("student")
+    if isinstance(named, Mapping):
+        return {
+            language: content_of(name, language) for language, name in named.items() if isinstance(name, str)
+        } or None
+    return content_of(named, "en") if isinstance(named, str) and named else None
+
+
+def student_for(method: str, named: Any, language: str) -> str:
+    """The name of the student for a language; empty where none is named.
+
+    Args:
+        named: the setting: one name for all languages, or a table such as ``{en = "A", zh = "B"}``.
+
+    Raises:
+        ConfigError: it is neither, or the table lacks the language.
+    """
+    if isinstance(named, Mapping) and named and language not in named:
+        raise ConfigError(
+            f"{method}: student = {dict(named)!r} names none for language '{language}': add {language} = \"...\""
+        )
+    name = named.get(language, "") if isinstance(named, Mapping) else named
+    if not isinstance(name, str):
+        raise ConfigError(f"{method}: student = {name!r} is no name: give a folder or a hub id in quotes")
+    return name
 
 
 def load_student(
@@ -35,12 +58,10 @@ def load_student(
 
     Raises:
         ConfigError: it does not go with the teacher: another vocabulary, more layers, a larger width; it has fewer positions
-            than the longest sample; or its shape is asked for, too.
+            than the longest sample; its shape is asked for, too; or as :func:`student_for`.
         BackboneError: it cannot be found or read.
     """
-    name = own["student"]
-    if not isinstance(name, str):
-        raise ConfigError(f"{method}: student = {name!r} is no name: give a folder or a hub id in quotes")
+    name = student_for(method, own["student"], task.language)
     if not name:
         return None
     for key in shaping:

@@ -76,7 +76,7 @@ def own_settings(method: str, config: Mapping[str, Any], defaults: Mapping[str, 
 
     Raises:
         ConfigError: a key that nobody reads, with the nearest ones that are read; text where a number belongs, or
-            anything else where a list does.
+            anything else where a list or (default: a table) a name or a table of names does.
     """
     common = {f.name for f in fields(Recipe)} | {"head", "speeds"}
     for key in config:
@@ -91,7 +91,13 @@ def own_settings(method: str, config: Mapping[str, Any], defaults: Mapping[str, 
         )
     own = {key: config.get(key, default) for key, default in defaults.items()}
     for key, value in own.items():
-        if isinstance(defaults[key], list | tuple):
+        if isinstance(defaults[key], dict):
+            if not isinstance(value, str | dict):
+                raise ConfigError(
+                    f"method '{method}': {key} = {value!r} is no name: write {key} = \"...\", or one per language: "
+                    f'{key} = {{en = "...", zh = "..."}}'
+                )
+        elif isinstance(defaults[key], list | tuple):
             if not isinstance(value, list | tuple):
                 raise ConfigError(f"method '{method}': {key} = {value!r} is not a list: write {key} = [...]")
         elif isinstance(value, list | tuple | dict) and defaults[key] is not None:

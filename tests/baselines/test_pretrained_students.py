@@ -259,6 +259,28 @@ def test_a_missing_student_is_told(
         fit(method, random_task, backbone, teacher, student=str(tmp_path / "empty"))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_per_language(
+    method: str,
+    backbone: Backbone,
+    random_task: Task,
+    teacher: FullDepth,
+    student: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one of the task's language is taken; a table without it is refused, and so is one that names no names."""
+    untouched(monkeypatch)
+    other = "zh" if random_task.language == "en" else "en"
+    folder = student(random_task.language, "mine")
+    fitted = fit(method, random_task, backbone, teacher, student={random_task.language: folder, other: "nowhere"})
+    _, state = checkpoint.read_folder(Path(folder))
+    assert torch.equal(fitted.model.encoder.word.weight, state["word.weight"])
+    with pytest.raises(ConfigError, match=f"names none for language '{random_task.language}'"):
+        fit(method, random_task, backbone, teacher, student={other: folder})
+    with pytest.raises(ConfigError, match="student = 3 is no name"):
+        fit(method, random_task, backbone, teacher, student={random_task.language: 3})
+
+
 def test_a_narrower_student_learns_answers_without_the_cosine(
     backbone: Backbone, random_task: Task, teacher: FullDepth, student: Callable[..., str]
 ) -> None:
@@ -403,6 +425,9 @@ def test_fits_are_cached_by_what_the_student_is(
     shape, state = checkpoint.read_folder(Path(folder))
     checkpoint.write_folder(Path(folder), shape, {name: value + 1 for name, value in state.items()})
     assert _bench(backbone, tmp_path, student=folder).fit_key(method) != first
+    both = {"en": folder, "zh": student("zh", "other")}
+    one, other = (_bench(backbone, tmp_path, student=named).fit_key(method) for named in (both, {"en": folder}))
+    assert one != other
     plain = _bench(backbone, tmp_path)
     key = plain.fit_key(method)
     named = METHODS[method][0].named_content

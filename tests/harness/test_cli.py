@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from harness import cli
+from harness.arguments import parser
 from harness.cli import main
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
@@ -118,6 +119,10 @@ REFUSED: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "max-train zero": (run(max_train="0"), ("'0'", "at least 1")),
     "max-test no number": (run(max_test="many"), ("'many'",)),
     "max-train leaves one class": (run(max_train="1"), ("--max-train 1", "one class")),
+    "setting without a value": (run(set="bert.epochs"), ("bert.epochs", "METHOD.SETTING=VALUE")),
+    "setting of nobody": (run(set="brt.epochs=3"), ("unknown method 'brt'", "did you mean bert")),
+    "setting that nobody reads": (run(set="bert.epoch=3"), ("no setting 'epoch'", "did you mean epochs")),
+    "setting of another type": (run(set="bert.epochs=many"), ("epochs",)),
     "out below a file": (run(out="tiny.toml/out"), ("cannot write the run folder", "--out")),
     "out is a file": (run(out="tiny.toml"), ("cannot write the run folder", "--out")),
     "list of what": (["list", "cheese"], ("cheese", "methods")),
@@ -184,6 +189,40 @@ def test_bad_settings_are_one_line(place: Path, change: str, capsys: pytest.Capt
     """A hyper-parameter that nobody reads, or that makes no sense, stops the run with one line."""
     (place / "tiny.toml").write_text(PROFILE + change)
     refused(run(methods="bert"), capsys, "epoch")
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("text", "table", "key", "value"),
+    [
+        ("bert.epochs=3", "bert", "epochs", 3),
+        ("bert.learning_rate = 2e-4", "bert", "learning_rate", 2e-4),
+        ("bert.head=linear", "bert", "head", "linear"),
+        ('bert.head="linear"', "bert", "head", "linear"),
+        ("longer-0.5.like=bert", "longer-0.5", "like", "bert"),
+        ("distilbert.student=some/where=1", "distilbert", "student", "some/where=1"),
+        ("distilbert.student=2026-01-01", "distilbert", "student", "2026-01-01"),
+        ('distilbert.student={en = "a", zh = "b"}', "distilbert", "student", {"en": "a", "zh": "b"}),
+        ("righttool.layers=[0, 2]", "righttool", "layers", [0, 2]),
+    ],
+)
+def test_settings_on_the_command_line(text: str, table: str, key: str, value: object) -> None:
+    """What --set says is what the profile might have said; everything else stays."""
+    chosen = cli.settings_of(parser().parse_args(run(set=text))).profile
+    assert chosen.method[table][key] == value
+    assert chosen.method["fastbert"] == {"distill_epochs": 1}
+    assert chosen.training == {"epochs": 1, "learning_rate": 1e-3, "batch_size": 16}
+
+
+@pytest.mark.usefixtures("place")
+def test_settings_of_all_and_several() -> None:
+    """They come one after the other, the last one wins; ``training`` is everybody's; a variant is a row of its own."""
+    settings = ["training.epochs=2", "long.like=bert", "long.epochs=3", "long.epochs=4"]
+    arguments = [word for text in settings for word in ("--set", text)]
+    chosen = cli.settings_of(parser().parse_args([*run(methods="long"), *arguments])).profile
+    assert chosen.config("fastbert")["epochs"] == 2
+    assert chosen.config("long")["epochs"] == 4
+    assert chosen.variants == ["long"]
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

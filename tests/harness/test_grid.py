@@ -95,10 +95,14 @@ def test_folders_are_kept_by_name_only(stage: Any, settings: Settings, tmp_path:
     """What a run says of its settings goes into reports: no path of the machine, in backbones or in a method's settings."""
     folder = tmp_path / "my-student"
     folder.mkdir()
-    tables = {"one": {"student": str(folder), "other": "x"}}
+    tables = {"one": {"student": str(folder), "other": "x", "more": {"en": str(folder), "zh": "y"}}}
     run(change(settings, datasets=["ag_news"], methods=["two"], method=tables))
     text = (settings.out / "run.json").read_text()
-    assert json.loads(text)["profile"]["method"]["one"] == {"student": "my-student", "other": "x"}
+    assert json.loads(text)["profile"]["method"]["one"] == {
+        "student": "my-student",
+        "other": "x",
+        "more": {"en": "my-student", "zh": "y"},
+    }
     assert str(tmp_path) not in text
 
 
