@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -82,8 +83,9 @@ def check(settings: Settings) -> None:
         GeepBenchError: something asked for does not exist.
     """
     profile = settings.profile
-    # Tables of settings, too: a typo there would otherwise change nothing, silently.
-    for name in dict.fromkeys([*profile.methods, profile.reference, *profile.method]):
+    # Tables of settings and comparisons, too: a typo there would otherwise change nothing, silently.
+    compared = itertools.chain(profile.compare, *profile.compare.values())
+    for name in dict.fromkeys([*profile.methods, profile.reference, *profile.method, *compared]):
         try:
             profile.in_order([name])
         except MethodError:  # its cells will fail and say so; those of others need not

@@ -52,6 +52,8 @@ class Profile(BaseModel):
         max_length: tokens per sample.
         backbones: language -> ``"embedded"``, folder or hub id.
         training: hyper-parameters for every method (see :class:`harness.training.Recipe`), ``head``.
+        compare: method -> others that the report holds it against, beside ``bert`` and ``fastbert``: the same without its
+            idea, for example.
         method: settings per method, on top of ``training``; with ``like``, a variant (:mod:`harness.variants`).
     """
 
@@ -71,6 +73,7 @@ class Profile(BaseModel):
     backbones: dict[str, str] = Field(default_factory=dict)
     execution: ExecutionSettings = ExecutionSettings()
     training: dict[str, Any] = Field(default_factory=dict)
+    compare: dict[str, list[str]] = Field(default_factory=dict)
     method: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def config(self, method: str) -> dict[str, Any]:

@@ -115,18 +115,25 @@ def lost_note(cells: Sequence[str], most: int = 8) -> list[str]:
     return [f"Missing from this table: {'; '.join(cells[:most])}{more}."]
 
 
-def read_variants(run: Run, methods: Collection[str]) -> list[dict[str, Any]]:
-    """The variants of the run's profile that are among ``methods``: ``method``, ``like``, ``needs``, ``settings`` (text).
-
-    ``run.json`` is informative: where it is missing or says nothing, nothing is known.
-    """
+def _asked(run: Run, key: str) -> Mapping[str, Any]:
+    """A table of the run's profile. ``run.json`` is informative: where it is missing or says nothing, nothing is known."""
     try:
-        asked = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
-        tables = asked["profile"]["method"]
+        table = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["profile"][key]
     except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return {}
+    return table if isinstance(table, Mapping) else {}
+
+
+def read_compared(run: Run) -> dict[str, list[str]]:
+    """Method -> others that the run's profile wants it compared with."""
+    named = {str(method): others for method, others in _asked(run, "compare").items() if isinstance(others, list)}
+    return {method: [str(other) for other in others] for method, others in named.items()}
+
+
+def read_variants(run: Run, methods: Collection[str]) -> list[dict[str, Any]]:
+    """The variants of the run's profile that are among ``methods``: ``method``, ``like``, ``needs``, ``settings`` (text)."""
     found = []
-    for name, table in tables.items() if isinstance(tables, Mapping) else ():
+    for name, table in _asked(run, "method").items():
         if name in methods and isinstance(table, Mapping) and "like" in table:
             own = {key: value for key, value in table.items() if key not in ("like", "needs")}
             found.append(

@@ -30,7 +30,7 @@ class Contents:
         variants: what rows that are no registered methods are.
         tally: verdicts counted.
         controls: predictions against controls, one by one.
-        rivals: every method against bert and fastbert.
+        rivals: every method against its rivals.
         curves: areas and scores of accuracy/FLOPs curves.
         checks: invariance, leaks, overlaps.
         papers: the papers' form.

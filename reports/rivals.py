@@ -1,4 +1,4 @@
-"""Every method against ``bert`` and against ``fastbert``: paired tests, and whether it is faster and not worse."""
+"""Every method against ``bert``, ``fastbert`` and whom the profile names: paired tests, and whether it is faster and not worse."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ Record = Mapping[str, Any]
 
 
 def compare_with_rivals(
-    rows: Sequence[Record], members: Sequence[Sequence[Cell]], read: Reader
+    rows: Sequence[Record],
+    members: Sequence[Sequence[Cell]],
+    read: Reader,
+    named: Mapping[str, Sequence[str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Every row of kind method against every rival that its dataset has.
 
@@ -40,6 +43,7 @@ def compare_with_rivals(
         rows: rows of the view, with their marks and noise.
         members: the cells (one per seed) behind each row.
         read: per-sample rows of a cell.
+        named: method -> rivals beside :data:`RIVALS`.
 
     Returns:
         One record per (row, rival): ``difference`` (accuracy minus the rival's, 0..1) with its 95 % interval
@@ -52,7 +56,7 @@ def compare_with_rivals(
     for index, row in enumerate(rows):
         if row["kind"] != "method":
             continue
-        for rival in RIVALS:
+        for rival in dict.fromkeys((*RIVALS, *(named or {}).get(row["method"], ()))):
             if row["method"] == rival or not any(o["method"] == rival and o["slug"] == row["slug"] for o in rows):
                 continue
             at = _rival_of(row, rival, rows)

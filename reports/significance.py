@@ -1,4 +1,4 @@
-"""Tables of significance: every method against bert and fastbert, and curves of accuracy against FLOPs."""
+"""Tables of significance: every method against its rivals, and curves of accuracy against FLOPs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def significance_tables(view: View) -> list[Table]:
 
 
 def rival_tables(view: View) -> list[Table]:
-    """Every method against bert and fastbert."""
+    """Every method against bert, fastbert and whom the profile names."""
     tables: list[Table] = []
     if not len(view.rivals):
         return tables
@@ -84,7 +84,7 @@ def rival_tables(view: View) -> list[Table]:
         tables.append(
             Table(
                 "rivals-synthetic" if synthetic else "rivals",
-                "Against bert and fastbert: p adjusted (Holm) over the datasets and points of one method and one rival"
+                "Against rivals: p adjusted (Holm) over the datasets and points of one method and one rival"
                 + data_tag(synthetic),
                 part,
                 columns,

@@ -18,7 +18,7 @@ from harness.store import Run
 from reports.caveats import fingerprint_facts, gather_caveats
 from reports.coordinates import SETTING, facts, varying
 from reports.curves import measure_curves
-from reports.intake import lost_cells, read_variants, take_in
+from reports.intake import lost_cells, read_compared, read_variants, take_in
 from reports.marks import signs, together
 from reports.predictor import predictor_quality
 from reports.rivals import compare_with_rivals
@@ -153,7 +153,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     for verdict in verdicts:
         _carry(verdict, rows)
     predictors = predictor_quality(rows, members, reader.read) if samples else []
-    rivals = compare_with_rivals(rows, members, reader.read) if samples else []
+    rivals = compare_with_rivals(rows, members, reader.read, read_compared(run)) if samples else []
     return View(
         name=run.path.resolve().name,
         groups=groups,

@@ -78,6 +78,8 @@ def test_a_language_without_backbone_is_told(stage: Any, settings: Settings) -> 
         ({"datasets": []}, ConfigError, "nothing to run"),
         ({"seeds": []}, ConfigError, "nothing to run"),
         ({"reference": "on"}, UnknownNameError, "did you mean one"),
+        ({"compare": {"on": ["two"]}}, UnknownNameError, "did you mean one"),
+        ({"compare": {"one": ["tw"]}}, UnknownNameError, "did you mean two"),
         ({"source": "local"}, ConfigError, "--data DIR"),
     ],
 )

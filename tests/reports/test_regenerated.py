@@ -3,7 +3,7 @@
 The arithmetic here is its own: plain loops over the Parquet rows, nothing imported from the statistics of the project.
 
 Determined by rows: test samples, accuracy with its interval, macro F1, spread over seeds, exit histograms, accuracy and
-mean exit by difficulty, wins, losses, exact and adjusted p-values and the verdict's sign, the same against bert and fastbert,
+mean exit by difficulty, wins, losses, exact and adjusted p-values and the verdict's sign, the same against rivals,
 whether a loss of accuracy stays within the margin in every seed, hits and errors of predictors,
 differences to the sequential exit and to the oracle. Not determined by rows, and therefore not compared: FLOPs, executed
 layers (an answer may run a layer more than its exit), heads, seconds and everything made of them, parameters, memory,
@@ -248,7 +248,7 @@ def tango_lower(wins: int, losses: int, n: int) -> float:
 
 
 def rivals(tables: list[Table], stored: Stored) -> int:
-    """The tables against bert and fastbert: tests, families, intervals, bounds."""
+    """The tables against rivals: tests, families, intervals, bounds."""
     compared = 0
     for table in tables:
         tests, families = [], defaultdict(list)

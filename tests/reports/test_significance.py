@@ -1,6 +1,8 @@
-"""Every method against bert and fastbert, and curves in one number: cases that can be reckoned by hand."""
+"""Every method against its rivals, and curves in one number: cases that can be reckoned by hand."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
@@ -42,6 +44,35 @@ def test_difference_and_exact_p(fabricate):
     # 8 of 200: a Binomial(200, 0.04) has 2.5 % and 97.5 % quantiles 3 and 14.
     assert (loss["difference_low"], loss["difference_high"]) == pytest.approx((-14 / 200, -3 / 200), abs=1 / 200)
     assert len(found) == 2
+
+
+def test_rivals_that_the_profile_names(fabricate):
+    """They join bert and fastbert, for the method that names them; who was not measured is left out."""
+    run = fabricate()
+    run.cell("bert", correct=answers(200, 0))
+    run.cell("distilbert", correct=answers(200, 2))
+    run.cell("distilbert-labels", correct=answers(200, 10))
+    named = {"distilbert": ["distilbert-labels", "bert", "tinybert"], "tinybert": ["bert"]}
+    (run.path / "run.json").write_text(json.dumps({"profile": {"compare": named}}))
+    found = against(run)
+    assert set(found) == {
+        ("distilbert", "full", "bert"),
+        ("distilbert", "full", "distilbert-labels"),
+        ("distilbert-labels", "full", "bert"),
+    }
+    gain = found["distilbert", "full", "distilbert-labels"]
+    assert (gain["wins"], gain["losses"]) == (8, 0)
+    assert gain["p"] == gain["p_holm"] == pytest.approx(2 / 2**8)
+
+
+@pytest.mark.parametrize("table", [[], {"distilbert": "bert"}, {"distilbert": [3]}, None])
+def test_a_table_of_rivals_that_makes_no_sense_changes_nothing(fabricate, table):
+    """``run.json`` is informative: a report is made all the same."""
+    run = fabricate()
+    run.cell("bert", correct=answers(20, 0))
+    run.cell("distilbert", correct=answers(20, 2))
+    (run.path / "run.json").write_text(json.dumps({"profile": {"compare": table}}))
+    assert set(against(run)) == {("distilbert", "full", "bert")}
 
 
 def test_same_answers_differ_by_nothing(fabricate):
@@ -269,7 +300,7 @@ def test_all_formats_carry_both_tables(fabricate):
     page = write_report(run.path)
     text, markdown = page.read_text("utf-8"), (page.parent / "report.md").read_text("utf-8")
     section = text[text.index('<section id="controls">') : text.index('<section id="summary">')]
-    for name, caption in (("rivals", "Against bert and fastbert"), ("curves", "Curves of accuracy against FLOPs")):
+    for name, caption in (("rivals", "Against rivals"), ("curves", "Curves of accuracy against FLOPs")):
         assert caption in section and f"tables/{name}-synthetic.csv" in section
         assert caption in markdown[: markdown.index("## Summary")]
     first, second = (Contents(build_view(run.path)) for _ in range(2))
