@@ -97,7 +97,7 @@ class WordDistillation(Distillation):
         masked_only: soft words of masked tokens only.
     """
 
-    _TOGETHER = 4096  # tokens whose soft words are computed at a time, for the sake of memory
+    _TOGETHER = 2**27  # scores of soft words that are computed at a time, for the sake of memory
 
     def __init__(
         self,
@@ -134,7 +134,8 @@ class WordDistillation(Distillation):
                 soft = self.teacher.scores(wanted)
             return soft_kl(self.student.scores(own), soft, self.temperature) * len(own)
 
-        parts = zip(states.split(self._TOGETHER), taught.split(self._TOGETHER), strict=True)
+        size = max(1, self._TOGETHER // self.encoder.shape.vocab_size)
+        parts = zip(states.split(size), taught.split(size), strict=True)
         sums = [checkpoint(part, *both, use_reentrant=False, preserve_rng_state=False) for both in parts]
         return torch.stack(sums).sum() / max(1, len(states))
 

@@ -66,7 +66,7 @@ def make(
     device: torch.device,
     special: Specials = _OWN,
 ) -> Batch:
-    """Mask rows uint16 [B, T] and bring them to ``device``."""
+    """Mask rows of ids [B, T] and bring them to ``device``."""
     positions, pieces = places(ids, special)
     masked = mask(ids, kinds, share, generator, special.mask)
 
@@ -132,7 +132,7 @@ class Stream:
 
     def _rows(self, index: np.ndarray) -> np.ndarray:
         part = np.searchsorted(self._starts, index, side="right") - 1
-        found = np.empty((len(index), self._parts[0].shape[1]), dtype=np.uint16)
+        found = np.empty((len(index), self._parts[0].shape[1]), dtype=self._parts[0].dtype)
         for number in np.unique(part):
             mine = part == number
             found[mine] = self._parts[number][index[mine] - self._starts[number]]

@@ -27,7 +27,7 @@ class Masked:
     """Rows to guess in.
 
     Attributes:
-        ids: uint16 [B, T], with masks.
+        ids: unsigned [B, T], with masks.
         where: int64 [B * P], flat places to guess at, first those that count; P is a row's largest budget.
         labels: int64 [B * P], what was there; :data:`ABSENT` behind those that count.
     """
@@ -82,7 +82,7 @@ def mask(
     """Choose, hide, and remember.
 
     Args:
-        ids: uint16 [B, T].
+        ids: unsigned [B, T].
         kinds: uint8 [V], see :func:`harness.pretraining.vocabulary.kinds`.
         share: of tokens to guess, 0 .. 1.
         mask_id: of [MASK].
@@ -97,5 +97,5 @@ def mask(
     fate = generator.random(len(chosen))
     others = generator.integers(len(SPECIALS), max(len(kinds), len(SPECIALS) + 1), len(chosen))
     kept = flat[chosen]
-    flat[chosen] = np.where(fate < _MASKED, mask_id, np.where(fate < _SWAPPED, others, kept)).astype(np.uint16)
+    flat[chosen] = np.where(fate < _MASKED, mask_id, np.where(fate < _SWAPPED, others, kept)).astype(ids.dtype)
     return Masked(flat.reshape(ids.shape), where, labels)

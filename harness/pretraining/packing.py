@@ -22,16 +22,16 @@ def full_pieces(ids: np.ndarray, length: int, special: Specials = _OWN) -> tuple
     """Cut a document.
 
     Args:
-        ids: uint16 [n], without special tokens.
+        ids: unsigned [n], without special tokens.
         length: tokens of a row.
         special: ids of special tokens.
 
     Returns:
-        Rows uint16 [m, length] that it fills, and what is left (uint16, maybe nothing).
+        Rows [m, length] that it fills, and what is left (maybe nothing), of the same type.
     """
     inside = length - 2
     count = len(ids) // inside
-    rows = np.empty((count, length), dtype=np.uint16)
+    rows = np.empty((count, length), dtype=ids.dtype)
     rows[:, 0], rows[:, -1] = special.cls, special.sep
     rows[:, 1:-1] = ids[: count * inside].reshape(count, inside)
     return rows, ids[count * inside :]
@@ -69,9 +69,9 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def shared_rows(leftovers: Sequence[np.ndarray], length: int, special: Specials = _OWN) -> np.ndarray:
-    """Rows uint16 [n, length] out of pieces (uint16, without special tokens, at most ``length - 2`` each)."""
+    """Rows [n, length] out of pieces (of one unsigned type, without special tokens, at most ``length - 2`` each)."""
     plan = best_fit([len(piece) + 2 for piece in leftovers], length)
-    rows = np.full((len(plan), length), special.pad, dtype=np.uint16)
+    rows = np.full((len(plan), length), special.pad, dtype=leftovers[0].dtype if plan else np.uint16)
     for row, members in zip(rows, plan, strict=True):
         place = 0
         for number in members:

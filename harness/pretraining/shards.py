@@ -3,7 +3,7 @@
 ::
 
     SHARDS/shards.json               what is there, from what, with hashes
-    SHARDS/full-0000.npy ...         uint16 [rows, length], rows of one piece each (see packing)
+    SHARDS/full-0000.npy ...         uint16 (uint32 from 65,537 words on) [rows, length], rows of one piece each (see packing)
     SHARDS/shared-0000.npy ...       rows that hold several pieces, or padding
     SHARDS/heldout-0000.npy          rows of documents that are never trained on
     SHARDS/vocab.txt, tokenizer*.json
@@ -43,12 +43,12 @@ TRAIN_KINDS = ("full", "shared")
 class _Writer:
     """Rows of one kind into numbered files."""
 
-    def __init__(self, folder: Path, kind: str, length: int) -> None:
+    def __init__(self, folder: Path, kind: str, length: int, ids: type[np.unsignedinteger[Any]]) -> None:
         self.folder, self.kind, self.length = folder, kind, length
         self.files: list[dict[str, Any]] = []
         self._waiting: list[np.ndarray] = []
         self._count = 0
-        self._most = (LARGEST_FILE - 1024) // (2 * length)
+        self._most = (LARGEST_FILE - 1024) // (np.dtype(ids).itemsize * length)
 
     def add(self, rows: np.ndarray) -> None:
         self._waiting.append(rows)
@@ -108,7 +108,8 @@ def write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, length: i
     Raises:
         DataError: too few documents to hold one out.
     """
-    writers = {kind: _Writer(folder, kind, length) for kind in (*TRAIN_KINDS, "heldout")}
+    ids_as = vocabulary.id_type(tokenizer.get_vocab_size())
+    writers = {kind: _Writer(folder, kind, length, ids_as) for kind in (*TRAIN_KINDS, "heldout")}
     special = Specials.of(tokenizer)
     train, held = _Pool(writers["shared"], special), _Pool(writers["heldout"], special)
     facts = dict.fromkeys(("documents", "characters", "tokens", "unknown", "repeats"), 0)
@@ -124,7 +125,7 @@ def write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, length: i
                 seen.add(digest)
         encodings = tokenizer.encode_batch_fast([text for text, _ in fresh], add_special_tokens=False)
         for (text, out), encoding in zip(fresh, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=np.uint16)
+            ids = np.array(encoding.ids, dtype=ids_as)
             rows, rest = full_pieces(ids, length, special)
             if len(rows):
                 writers["heldout" if out else "full"].add(rows)
@@ -234,7 +235,7 @@ class Shards:
 
     def _map(self, file: dict[str, Any]) -> np.ndarray:
         rows = np.load(self.folder / str(file["name"]), mmap_mode="r", allow_pickle=False)
-        if rows.shape != (file["rows"], self.length) or rows.dtype != np.uint16:
+        if rows.shape != (file["rows"], self.length) or rows.dtype != vocabulary.id_type(self.vocab_size):
             raise ValueError(f"{file['name']} is {rows.dtype} {rows.shape}")
         return rows
 
@@ -258,7 +259,7 @@ class Shards:
         return content_key(self.facts["vocabulary"], [(file["kind"], file["sha256"]) for file in self.facts["files"]])
 
     def rows(self, *which: str) -> list[np.ndarray]:
-        """Files of these kinds, each uint16 [rows, length], as memory maps."""
+        """Files of these kinds, each uint16 or uint32 [rows, length], as memory maps."""
         return [self._map(file) for kind in which for file in self.facts["files"] if file["kind"] == kind]
 
     def train_tokens(self) -> int:

@@ -21,7 +21,7 @@ from harness.errors import BackboneError, ConfigError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))  # in vocabularies that are trained here
-LARGEST = 2**16  # ids are kept in 16 bits
+LARGEST = 2**20  # far beyond any BERT vocabulary
 # Kinds of tokens.
 SPECIAL, WORD, CONTINUES, CHARACTER = range(4)
 # Characters that get a token each: those of Latin scripts in English; in Chinese as many as are not rare.
@@ -67,10 +67,10 @@ def train_exactly(texts: Iterable[str], size: int, language: str) -> Tokenizer:
     """A vocabulary of exactly ``size`` entries.
 
     Raises:
-        ConfigError: the corpus does not support as many, or ids would not fit 16 bits.
+        ConfigError: the corpus does not support as many, or that is beyond :data:`LARGEST`.
     """
     if not len(SPECIALS) < size <= LARGEST:
-        raise ConfigError(f"--vocab {size} is outside {len(SPECIALS) + 1}..{LARGEST}: ids are kept in 16 bits")
+        raise ConfigError(f"--vocab {size} is outside {len(SPECIALS) + 1}..{LARGEST}")
     tokenizer = train(texts, size, min(size, _ALPHABET[language]))
     found = tokenizer.get_vocab_size()
     if found < size:
@@ -110,7 +110,7 @@ def load(folder: Path) -> Tokenizer:
     """The tokenizer that :func:`save` wrote, or another BERT's.
 
     Raises:
-        BackboneError: there is none, it is damaged, lacks a special token, or is larger than 16 bits can number.
+        BackboneError: there is none, it is damaged, lacks a special token, has gaps, or is beyond :data:`LARGEST`.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -136,12 +136,18 @@ def _usable(tokenizer: Tokenizer, name: str) -> Tokenizer:
     size = tokenizer.get_vocab_size()
     if lacking or size > LARGEST or max(tokenizer.get_vocab().values()) != size - 1:
         raise BackboneError(
-            f"the vocabulary of {name} {f'lacks {chr(32).join(lacking)}' if lacking else f'has {size} entries or gaps'}: ids are "
-            f"kept in 16 bits, and {' '.join(SPECIALS)} are needed; train one instead, or choose another backbone"
+            f"the vocabulary of {name} {f'lacks {chr(32).join(lacking)}' if lacking else f'has {size} entries or gaps'}: "
+            f"{' '.join(SPECIALS)} are needed, and ids 0 up to at most {LARGEST - 1} without gaps; train one instead, or choose "
+            "another backbone"
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def id_type(size: int) -> type[np.unsignedinteger[Any]]:
+    """The type that ids of a vocabulary of ``size`` words are kept in."""
+    return np.uint16 if size <= 2**16 else np.uint32
 
 
 def fingerprint(tokenizer: Any) -> str:

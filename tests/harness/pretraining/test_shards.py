@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import BertTokenizer
 
+from harness.encoder.backbone import Backbone
+from harness.encoder.shape import EncoderShape
 from harness.errors import DataError
 from harness.pretraining import corpus, shards, vocabulary
+from harness.pretraining.batches import Stream
 from harness.pretraining.packing import SHORTEST
 from harness.pretraining.shards import Shards
-from harness.pretraining.vocabulary import CLS, PAD, SEP
+from harness.pretraining.vocabulary import CLS, PAD, SEP, SPECIALS
 
 
 def test_every_document_is_trained_on_or_held_out(english: Shards, corpora: dict[str, Path]) -> None:
@@ -48,6 +52,23 @@ def test_repeats_are_dropped_and_files_stay_small(
     assert len(full) > 1 and max(file["rows"] for file in full) == 5
     rows = np.concatenate([np.load(tmp_path / file["name"]) for file in full])
     assert len(rows) == sum(file["rows"] for file in full) == len(rows.reshape(-1)) // 16
+
+
+def test_large_vocabularies_have_room(tmp_path: Path) -> None:
+    """Beyond 16 bits ids are kept in 32: those of the last words come back, masked batches included."""
+    words = [*SPECIALS, *(f"w{i}" for i in range(70_000))]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    many = vocabulary.of_backbone(Backbone("many", EncoderShape(1, 4, 1, 4, len(words), 16), {}, tokenizer))
+    last = range(69_800, 70_000)
+    texts = [" ".join(f"w{i}" for i in part) for part in (last, reversed(last), [*last, *last])]
+    (tmp_path / "c.txt").write_text("\n".join(texts), encoding="utf-8")
+    shards.make([corpus.source(tmp_path / "c.txt")], tmp_path / "s", language="en", vocab=1, length=16, tokenizer=many)
+    found = Shards.open(tmp_path / "s")
+    rows = np.concatenate([rows.reshape(-1) for rows in found.rows("full", "shared", "heldout")])
+    assert rows.dtype == np.uint32
+    assert set(rows.tolist()) >= {len(SPECIALS) + i for i in last}
+    batch = Stream(found, size=4, share=0.15, seed=0, device="cpu").batch(0)
+    assert int(batch.ids.max()) > 2**16 and int(batch.labels.max()) > 2**16
 
 
 def test_too_little_text_is_refused(english: Shards, tmp_path: Path) -> None:
