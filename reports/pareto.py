@@ -20,6 +20,7 @@ Key = tuple[str, str, str]
 Label = tuple[float, float, str, str]
 # More lines than this in a figure: what others dominate steps back, and only what nothing dominates is named in words.
 CROWD = 14
+FAR = 2
 
 
 def series(records: Sequence[dict[str, Any]], varying: Sequence[str]) -> dict[Key, list[dict[str, Any]]]:
@@ -48,6 +49,23 @@ def frontier(records: Sequence[Mapping[str, Any]], cost: str) -> list[int]:
         if not found or worth(at)[1] < worth(found[-1])[1] or worth(at) == worth(found[-1]):
             found.append(at)
     return found
+
+
+def floor_of(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Where the axis of accuracy is cut, in 0..1, so that a few that failed do not press all others into a line.
+
+    Below the cut lies at most a tenth of the points, farther from the others than :data:`FAR` times what those span. ``None``
+    where there are no such points.
+    """
+    ranked = sorted(records, key=lambda r: r["accuracy"])
+    values = [r["accuracy"] for r in ranked]
+    for below in range(len(values) // 10, 0, -1):
+        span = values[-1] - values[below]
+        if span > 0 and values[below] - values[below - 1] > FAR * span:
+            rest = [r["accuracy_low"] if finite(r["accuracy_low"]) else r["accuracy"] for r in ranked[below:]]
+            floor = min(rest) - span / 4
+            return float(floor) if floor > values[below - 1] else None
+    return None
 
 
 def short_point(point: str) -> str:
@@ -97,16 +115,22 @@ def draw_pareto(view: View, group: Group, chosen: dict[str, Look], cost: str, wo
         _plot(axes, points, cost, chosen[method], hollow=second, legend=shown, behind=behind)
         named.add(legend)
         if crowded:
+            told = [p for p in points if p in best or p["is_reference"]]
+            # Budgets that chose one and the same setting are one point: on a FLOPs axis exactly, named once.
+            once = {(p["accuracy"], p["flops_linear"]): p for p in reversed(told)}
             labels += [
                 (p[cost], 100 * p["accuracy"], f"{method} {_setting_of(p)}".strip(), chosen[method].color)
-                for p in points
-                if p in best or p["is_reference"]
+                for p in told
+                if once[p["accuracy"], p["flops_linear"]] is p
             ]
         elif points[0]["kind"] == "method" and variant == variants[method][0]:
             labels += _labels(points, cost, chosen[method])
     for number, (low, high) in enumerate(noise):
         axes.axvspan(low, high, color=INK, alpha=0.09, lw=0, label="_" if number else "reference against itself (A/A)")
     _scale(axes, [r[cost] for r in records], word)
+    floor = floor_of(records)
+    if floor is not None:
+        labels += _cut(axes, records, cost, chosen, floor)
     axes.set_ylabel("accuracy %, 95 % interval")
     axes.set_title(title)
     if lines:
@@ -124,7 +148,8 @@ def draw_pareto(view: View, group: Group, chosen: dict[str, Look], cost: str, wo
     _place_labels(axes, labels)
     spots: list[Spot] = []
     if records:
-        pixels = axes.transData.transform([(r[cost], 100 * r["accuracy"]) for r in records])
+        shown_at = [max(r["accuracy"], floor or 0.0) for r in records]
+        pixels = axes.transData.transform([(r[cost], 100 * y) for r, y in zip(records, shown_at, strict=True)])
         # Points of a 72nd inch, from the top.
         spots = [
             (72 * px / figure.dpi, 72 * (height - py / figure.dpi), describe(record, view.varying))
@@ -187,6 +212,23 @@ def _plot(
         zorder=3 if front else 2,
         alpha=0.35 if behind else 1.0 if front else 0.9,
     )
+
+
+def _cut(
+    axes: Axes, records: Sequence[Mapping[str, Any]], cost: str, chosen: Mapping[str, Look], floor: float
+) -> list[Label]:
+    """End the axis at ``floor``; what lies below stands on it as an arrow and says how low it is."""
+    top = max(r["accuracy_high"] if finite(r["accuracy_high"]) else r["accuracy"] for r in records)
+    axes.set_ylim(100 * floor, 100 * (top + (top - floor) / 20))
+    found: list[Label] = []
+    for r in records:
+        if r["accuracy"] >= floor:
+            continue
+        color = chosen[r["method"]].color
+        axes.plot([r[cost]], [100 * floor], marker=7, markersize=7, color=color, clip_on=False, zorder=4, label="_")
+        name = f"{r['method']} {_setting_of(r)}".strip()
+        found.append((r[cost], 100 * (floor + (top - floor) / 20), f"{name}: {percent(r['accuracy'])} %", color))
+    return found
 
 
 def _labels(points: Sequence[Mapping[str, Any]], cost: str, look: Look) -> list[Label]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reports.drawing import inline_svg
 from reports.figures import draw_figures
-from reports.pareto import CROWD, frontier, short_point
+from reports.pareto import CROWD, FAR, floor_of, frontier, short_point
 from reports.sheet import looks
 from reports.view import build_view
 
@@ -37,6 +37,34 @@ def test_no_histogram_where_everything_leaves_at_one_layer(fabricate):
     run.cell("bert", histogram=[0, 0, 0, 0, 0, 200])
     view = build_view(run.path)
     assert [drawing.name.split("-")[0] for drawing in draw_figures(view, view.groups[0])] == ["pareto", "pareto"]
+
+
+def accuracies(*values: float) -> list[dict[str, float]]:
+    return [{"accuracy": value, "accuracy_low": value - 0.02} for value in values]
+
+
+def test_what_failed_does_not_press_the_others_into_a_line():
+    """One of twenty far below the rest: the axis ends under the rest's intervals. Nothing is cut where many or near ones fall."""
+    rest = [0.80 + i / 100 for i in range(11)]
+    assert floor_of(accuracies(0.45, *rest)) == pytest.approx(0.78 - 0.1 / 4)
+    assert floor_of(accuracies(*rest)) is None
+    assert floor_of(accuracies(0.65, *rest)) is None, "not far enough"
+    assert floor_of(accuracies(0.45, 0.46, *rest)) is None, "two of thirteen are no exception"
+    assert floor_of(accuracies(0.45, 0.46, *rest, *rest)) == pytest.approx(0.78 - 0.1 / 4)
+    assert floor_of(accuracies(0.5, *[0.9] * 12)) is None, "without a span nothing can be far"
+    assert floor_of([]) is None
+
+
+@given(st.lists(st.floats(0, 1), max_size=40))
+def test_a_cut_hides_at_most_a_tenth(values):
+    """And those lie far below; everything else stays above the floor."""
+    records = [{"accuracy": value, "accuracy_low": None} for value in values]
+    floor = floor_of(records)
+    below = [value for value in values if floor is not None and value < floor]
+    assert len(below) <= len(values) / 10
+    if floor is not None:
+        above = [value for value in values if value >= floor]
+        assert below and min(above) - max(below) > FAR * (max(above) - min(above))
 
 
 @given(st.text(max_size=20))
@@ -88,3 +116,16 @@ def test_in_a_crowd_only_what_nothing_dominates_is_named(fabricate):
     view = build_view(run.path)
     svg = next(d for d in draw_figures(view, view.groups[0]) if d.name.startswith("pareto-flops")).svg
     assert svg.count(">best<") == 2 and svg.count(">other-3<") == 1
+
+
+def test_what_lies_below_the_axis_says_how_low(fabricate):
+    """An arrow on the axis bears name and value; pointing at it tells the rest."""
+    run = fabricate()
+    run.cell("failed", accuracy=0.3, flops=5e8)
+    for number in range(12):
+        run.cell(f"other-{number}", accuracy=0.8 + number / 1000, flops=(2 + number / 100) * 1e9)
+    view = build_view(run.path)
+    for drawing in draw_figures(view, view.groups[0]):
+        if drawing.name.startswith("pareto"):
+            assert "failed: 30.0 %" in drawing.svg
+            assert "failed full: accuracy 30.0 %" in drawing.svg
