@@ -36,6 +36,7 @@ class Batch:
         ids: int32 [B, T], with masks.
         positions: int64 [B, T], in their piece.
         pieces: int32 [B, T], number of the piece from 1, 0 for padding; ``None`` where every row is one piece.
+        segments: int64 [B, T], 1 for the second text of a pair; ``None`` where there are no pairs.
         where, labels: int64 [B * P], see :class:`harness.pretraining.masking.Masked`.
         tokens: that are no padding.
     """
@@ -43,9 +44,15 @@ class Batch:
     ids: Tensor
     positions: Tensor
     pieces: Tensor | None
+    segments: Tensor | None
     where: Tensor
     labels: Tensor
     tokens: int
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+        """What a model takes, in its order."""
+        return self.ids, self.positions, self.pieces, self.segments, self.where, self.labels
 
 
 def places(ids: np.ndarray, special: Specials = _OWN) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +65,14 @@ def places(ids: np.ndarray, special: Specials = _OWN) -> tuple[np.ndarray, np.nd
     return here - last, pieces
 
 
+def segments(ids: np.ndarray, special: Specials = _OWN) -> np.ndarray:
+    """Segments of rows of ids, int64 [B, T]: 1 behind the first [SEP] of a piece, where its second text is, else 0."""
+    ends = ids == special.sep
+    before = np.cumsum(ends, axis=1) - ends  # [SEP]s in the row so far
+    at_start = np.maximum.accumulate(np.where(ids == special.cls, before, 0), axis=1)
+    return np.where(ids == special.pad, 0, np.minimum(before - at_start, 1)).astype(np.int64)
+
+
 def make(
     ids: np.ndarray,
     kinds: np.ndarray,
@@ -65,8 +80,9 @@ def make(
     generator: np.random.Generator,
     device: torch.device,
     special: Specials = _OWN,
+    paired: bool = False,
 ) -> Batch:
-    """Mask rows of ids [B, T] and bring them to ``device``."""
+    """Mask rows of ids [B, T] and bring them to ``device``; ``paired``: some hold pairs."""
     positions, pieces = places(ids, special)
     masked = mask(ids, kinds, share, generator, special.mask)
 
@@ -77,6 +93,7 @@ def make(
         there(masked.ids.astype(np.int32)),
         there(positions),
         None if (pieces == 1).all() else there(pieces),
+        there(segments(ids, special)) if paired else None,
         there(masked.where),
         there(masked.labels),
         int((pieces > 0).sum()),
@@ -93,7 +110,7 @@ class Stream:
 
     def __init__(self, shards: Shards, *, size: int, share: float, seed: int, device: torch.device | str) -> None:
         self.kinds, self.size, self.share, self.seed = shards.kinds, size, share, seed
-        self.special = shards.special
+        self.special, self.paired = shards.special, shards.paired
         self.device = torch.device(device)
         self._full, self._parts = shards.rows("full"), shards.rows("full", "shared")
         self._full_rows = sum(map(len, self._full))
@@ -143,7 +160,7 @@ class Stream:
         epoch, place = divmod(number, self.per_epoch)
         ids = self._rows(self.order(epoch)[place])
         generator = np.random.default_rng([self.seed, _MASKS, number])
-        return make(ids, self.kinds, self.share, generator, self.device, self.special)
+        return make(ids, self.kinds, self.share, generator, self.device, self.special, self.paired)
 
 
 def held_out(shards: Shards, *, size: int, share: float, device: torch.device | str, most: int) -> Iterator[Batch]:
@@ -152,7 +169,8 @@ def held_out(shards: Shards, *, size: int, share: float, device: torch.device | 
     rows = rows[np.random.default_rng(_HELD_OUT).permutation(len(rows))[:most]]
     for start in range(0, len(rows), size):
         generator = np.random.default_rng([_HELD_OUT, start])
-        yield make(rows[start : start + size], shards.kinds, share, generator, torch.device(device), shards.special)
+        part = rows[start : start + size]
+        yield make(part, shards.kinds, share, generator, torch.device(device), shards.special, shards.paired)
 
 
 def ahead(make_one: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:

@@ -132,6 +132,13 @@ def render(facts: Mapping[str, Any]) -> str:
         ),
         ("last training loss (nats)", f"{run['loss']:.3f}" if run["loss"] is not None else "-"),
     ]
+    paired = train.get("pairs", 0)
+    pairs = f"{_count(paired)} of them are pairs of texts, read together. " if paired else ""
+    second = (
+        "The second segment was only seen in pairs."
+        if paired
+        else "All training text was on the first segment; the second is a copy of it."
+    )
     untrained = "" if steps else "\n**Untrained**: random weights, a control for what pretraining is worth.\n"
     return f"""{chr(10).join(head)}
 
@@ -148,7 +155,7 @@ def render(facts: Mapping[str, Any]) -> str:
 
 {_count(train["documents"])} documents ({_count(train["characters"])} characters, {_count(train["tokens"])} tokens, \
 {train["unknown"] / max(1, train["tokens"]):.2%} unknown) to train on; {_count(facts["heldout"]["documents"])} held out; \
-{_count(train["repeats"])} repeats dropped. No dev or test split of any data set.
+{_count(train["repeats"])} repeats dropped. {pairs}No dev or test split of any data set.
 
 ## Recipe
 
@@ -176,7 +183,7 @@ Documents are cut into pieces of at most {shape["max_positions"]} tokens; pieces
 
 * Small, and trained on little text: it knows less than BERT-base, and is made to study inference, not to be relied on.
 * It repeats what its texts say, errors and prejudices included.
-* Text beyond {shape["max_positions"]} tokens does not fit. All training text was on the first segment; the second is a copy of it.
+* Text beyond {shape["max_positions"]} tokens does not fit. {second}
 * Lower-cased and without accents: it cannot tell names from words by their capitals.
 """
 

@@ -121,7 +121,8 @@ def _finish(
     recipe, progress = trainer.recipe, trainer.progress
     export.round_to_half(model)
     held = perplexity(model, data, share=recipe.mask_share, every=recipe.multi_exit)
-    names = export.write(args.out, model, shape, data.tokenizer)  # with the dropout that fine-tuning is used to
+    # With the dropout that fine-tuning is used to.
+    names = export.write(args.out, model, shape, data.tokenizer, one_segment=not data.paired)
     machine = fingerprint()
     cpu = f"{machine['cpu']}, {machine['torch_threads']} threads"
     before = _facts(args.out) if kept else {}

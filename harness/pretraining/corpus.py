@@ -2,7 +2,8 @@
 
 * ``.txt`` (also ``.txt.gz`` and ``.txt.zst``): documents are separated by blank lines. A file without a blank line in its
   first 10,000 lines holds one document per line.
-* ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``: every row of the columns ``text`` and ``text_pair`` is a document.
+* ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``: every row is a document, its column ``text``; where ``text_pair`` holds something,
+  too, a pair of texts that are read together.
 
 A file that is called a test or dev split is refused, always: what methods are judged by must not be in a backbone. (Rename
 it if it is no split of a data set.)
@@ -24,6 +25,7 @@ import pyarrow as pa
 from harness.data.local import FORMATS, read_table
 from harness.errors import DataError
 
+Document = str | tuple[str, str]  # a text, or a pair of texts
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 _LOOK = 10_000  # lines among which a blank one would be, if there are any
 _SPLIT = re.compile(r"(^|[^a-z])(test|dev|valid|validation|eval)([^a-z]|$)")
@@ -102,7 +104,7 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
         yield " ".join(paragraph)
 
 
-def read(given: Source) -> Iterator[str]:
+def read(given: Source) -> Iterator[Document]:
     """Documents of one file, in its order; none is empty.
 
     Raises:
@@ -118,16 +120,17 @@ def read(given: Source) -> Iterator[str]:
         if "text" not in table.columns:
             found = ", ".join(map(str, table.columns[:8]))
             raise DataError(f"{given.path}: no column 'text' (columns: {found}): rename the one that holds the text")
-        for column in ("text", "text_pair"):
-            for value in table[column].tolist() if column in table.columns else ():
-                if isinstance(value, str) and value.strip():
-                    empty = False
-                    yield value.strip()
+        columns = [table[name].tolist() for name in ("text", "text_pair") if name in table.columns]
+        for row in zip(*columns, strict=True):
+            texts = [value.strip() for value in row if isinstance(value, str) and value.strip()]
+            if texts:
+                empty = False
+                yield texts[0] if len(texts) == 1 else (texts[0], texts[1])
     if empty:
         raise DataError(f"{given.path} holds no text: give a file that does, or leave it out")
 
 
-def documents(sources: Sequence[Source]) -> Iterator[str]:
+def documents(sources: Sequence[Source]) -> Iterator[Document]:
     """Documents of all files, one file after the other. See :func:`read`."""
     for given in sources:
         yield from read(given)

@@ -50,7 +50,8 @@ class Rows:
 class Distillation(nn.Module, ABC):
     """A student, and whatever else is trained with it, beside a frozen teacher.
 
-    All text is on the first segment. The student's segments are frozen: so the second stays where it was, beside the first.
+    The student's segments are frozen: so that the second stays where it was, beside the
+    first, also where no pair is ever seen.
 
     Attributes:
         objective: one line for the card.
@@ -84,18 +85,25 @@ class Distillation(nn.Module, ABC):
         """What is minimised, float32 [1]."""
 
     def forward(
-        self, ids: Tensor, positions: Tensor, pieces: Tensor | None, where: Tensor, labels: Tensor, every: bool = False
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        pieces: Tensor | None,
+        segments: Tensor | None,
+        where: Tensor,
+        labels: Tensor,
+        every: bool = False,
     ) -> Tensor:
         """The loss, float32 [1].
 
         Args:
-            ids, positions, pieces, where, labels: see :class:`harness.pretraining.batches.Batch`.
+            ids, positions, pieces, segments, where, labels: see :class:`harness.pretraining.batches.Batch`.
             every: of no meaning here.
         """
         attention = RowAttention(ids.shape[0], ids.shape[1], pieces, ids.device)
         with torch.no_grad():
-            taught = row_states(self.teacher.encoder, ids, positions, attention)
-        states = row_states(self.encoder, ids, positions, attention)
+            taught = row_states(self.teacher.encoder, ids, positions, attention, segments)
+        states = row_states(self.encoder, ids, positions, attention, segments)
         valid = None if pieces is None else torch.nonzero(pieces.reshape(-1) > 0).squeeze(1)
         return self.loss(Rows(states, taught, attention, valid, where, labels)).reshape(1)
 

@@ -46,7 +46,7 @@ def perplexity(model: MaskedWordModel, shards: Shards, *, share: float, every: b
     nats = _frequencies(shards)
     for batch in held_out(shards, size=_ROWS, share=share, device=device, most=MOST_ROWS):
         count = int((batch.labels != ABSENT).sum())
-        losses = model(batch.ids, batch.positions, batch.pieces, batch.where, batch.labels, every)
+        losses = model(*batch.inputs, every)
         sums += count * losses.double().cpu().numpy()
         blind += float(nats[batch.labels[:count].cpu().numpy()].sum())
         guesses += count
@@ -70,7 +70,7 @@ def held_out_loss(model: Distillation, shards: Shards, *, share: float) -> float
     total, tokens = 0.0, 0
     device = model.encoder.device
     for batch in held_out(shards, size=_ROWS, share=share, device=device, most=MOST_ROWS):
-        loss = model(batch.ids, batch.positions, batch.pieces, batch.where, batch.labels)
+        loss = model(*batch.inputs)
         total += batch.tokens * float(loss)
         tokens += batch.tokens
     return total / tokens if tokens else None

@@ -124,9 +124,7 @@ class Trainer:
     def loss(self, batch: Batch) -> Tensor:
         """Loss to be minimised: of the last layer, or the mean over all."""
         with self._precision():
-            losses = self.forward(
-                batch.ids, batch.positions, batch.pieces, batch.where, batch.labels, self.recipe.multi_exit
-            )
+            losses = self.forward(*batch.inputs, self.recipe.multi_exit)
         return losses.mean()
 
     def prepare(self) -> None:

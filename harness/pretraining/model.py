@@ -67,9 +67,15 @@ class RowAttention:
         raise NotImplementedError("rows of several pieces have no single first token")
 
 
-def row_states(encoder: Encoder, ids: Tensor, positions: Tensor, attention: RowAttention) -> list[Tensor]:
-    """h^0 (embeddings) .. h^L of rows of text, each [B * T, D], from ids and positions [B, T]; all on the first segment."""
-    hidden = encoder.word(ids) + encoder.position(positions) + encoder.segment.weight[0]
+def row_states(
+    encoder: Encoder, ids: Tensor, positions: Tensor, attention: RowAttention, segments: Tensor | None = None
+) -> list[Tensor]:
+    """h^0 (embeddings) .. h^L of rows of text, each [B * T, D], from ids, positions and segments [B, T]
+    (``None``: all text is on the first)."""
+    # Where one segment is all there is, as in DistilBERT, the second text of a pair is on it, too.
+    one = segments is None or encoder.shape.type_vocab == 1
+    segment = encoder.segment.weight[0] if one else encoder.segment(segments)
+    hidden = encoder.word(ids) + encoder.position(positions) + segment
     states = [F.dropout(encoder.norm(hidden), encoder.shape.dropout, encoder.training).flatten(0, 1)]
     for layer in encoder.layers:
         states.append(layer(states[-1], attention))
@@ -77,7 +83,7 @@ def row_states(encoder: Encoder, ids: Tensor, positions: Tensor, attention: RowA
 
 
 class MaskedWordModel(nn.Module):
-    """Encoder and decoder. Everything is on one segment, the first."""
+    """Encoder and decoder."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -89,9 +95,12 @@ class MaskedWordModel(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape.vocab_size))
         init_weights(self.dense)
 
-    def states(self, ids: Tensor, positions: Tensor, pieces: Tensor | None) -> list[Tensor]:
+    def states(
+        self, ids: Tensor, positions: Tensor, pieces: Tensor | None, segments: Tensor | None = None
+    ) -> list[Tensor]:
         """Hidden states after every layer, each [B * T, D], from [B, T] each."""
-        return row_states(self.encoder, ids, positions, RowAttention(ids.shape[0], ids.shape[1], pieces))[1:]
+        attention = RowAttention(ids.shape[0], ids.shape[1], pieces)
+        return row_states(self.encoder, ids, positions, attention, segments)[1:]
 
     def scores(self, hidden: Tensor) -> Tensor:
         """[n, D] -> logits [n, V]."""
@@ -100,15 +109,22 @@ class MaskedWordModel(nn.Module):
         return F.linear(self.norm(x), self.encoder.word.weight, self.bias)
 
     def forward(
-        self, ids: Tensor, positions: Tensor, pieces: Tensor | None, where: Tensor, labels: Tensor, every: bool = False
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        pieces: Tensor | None,
+        segments: Tensor | None,
+        where: Tensor,
+        labels: Tensor,
+        every: bool = False,
     ) -> Tensor:
         """Mean cross-entropy (nats) of the masked tokens, float32 [1], or [L] with a loss per layer.
 
         Args:
-            ids, positions, pieces, where, labels: see :class:`harness.pretraining.batches.Batch`.
+            ids, positions, pieces, segments, where, labels: see :class:`harness.pretraining.batches.Batch`.
             every: through the one decoder from every layer's states, not the last one's only.
         """
-        states = self.states(ids, positions, pieces)
+        states = self.states(ids, positions, pieces, segments)
         return torch.stack(
             [guessing_loss(self, hidden, where, labels) for hidden in (states if every else states[-1:])]
         )

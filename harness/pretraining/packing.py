@@ -1,9 +1,10 @@
 """Documents -> rows of a fixed number of tokens.
 
-A document is cut into *pieces*, ``[CLS] tokens [SEP]``, of at most one row. Pieces that fill a row exactly have it for
-themselves; the ends of documents, and short documents, share rows, as many as fit, and padding fills what is left. What
-begins with [CLS] is a piece, so that ids alone say where pieces are: positions restart there, and attention never leaves
-a piece (:mod:`harness.pretraining.batches`, :mod:`harness.pretraining.model`).
+A document is cut into *pieces*, ``[CLS] tokens [SEP]``, of at most one row. A pair that fits into one is one piece,
+``[CLS] tokens [SEP] tokens [SEP]``, of which the second half is on the second segment; one that does not is two documents.
+Pieces that fill a row exactly have it for themselves; the ends of documents, and short documents, share rows, as many as
+fit, and padding fills what is left. What begins with [CLS] is a piece, so that ids alone say where pieces are: positions
+restart there, and attention never leaves a piece (:mod:`harness.pretraining.batches`, :mod:`harness.pretraining.model`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ def full_pieces(ids: np.ndarray, length: int, special: Specials = _OWN) -> tuple
     rows[:, 0], rows[:, -1] = special.cls, special.sep
     rows[:, 1:-1] = ids[: count * inside].reshape(count, inside)
     return rows, ids[count * inside :]
+
+
+def paired(first: np.ndarray, second: np.ndarray, length: int, special: Specials = _OWN) -> np.ndarray | None:
+    """What a piece of two texts holds between [CLS] and the last [SEP]; ``None`` where they do not fit into ``length`` tokens."""
+    if len(first) + len(second) + 3 > length:
+        return None
+    return np.concatenate([first, np.array([special.sep], dtype=first.dtype), second])
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:

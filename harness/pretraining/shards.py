@@ -28,7 +28,8 @@ from tokenizers import Tokenizer
 from harness.cache import content_key, write_folder
 from harness.errors import DataError
 from harness.pretraining import corpus, vocabulary
-from harness.pretraining.packing import SHORTEST, full_pieces, shared_rows
+from harness.pretraining.corpus import Document
+from harness.pretraining.packing import SHORTEST, full_pieces, paired, shared_rows
 from harness.pretraining.vocabulary import Specials
 
 FORMAT = 1
@@ -90,19 +91,23 @@ class _Pool:
         self.pieces = []
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[Document]) -> Iterator[list[Document]]:
     iterator = iter(texts)
     while batch := list(itertools.islice(iterator, _TOGETHER)):
         yield batch
 
 
-def _chosen(text: str) -> tuple[bytes, bool]:
-    """Hash of a text, and whether it is held out."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+def _texts(document: Document) -> tuple[str, ...]:
+    return (document,) if isinstance(document, str) else document
+
+
+def _chosen(document: Document) -> tuple[bytes, bool]:
+    """Hash of a document, and whether it is held out."""
+    digest = hashlib.blake2b("\0".join(_texts(document)).encode(), digest_size=8).digest()
     return digest, int.from_bytes(digest[:4], "big") % HELD_OUT == 0
 
 
-def write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, length: int) -> dict[str, Any]:
+def write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, *, length: int) -> dict[str, Any]:
     """Rows of all documents into an existing folder; facts for ``shards.json``.
 
     Raises:
@@ -112,29 +117,37 @@ def write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, length: i
     writers = {kind: _Writer(folder, kind, length, ids_as) for kind in (*TRAIN_KINDS, "heldout")}
     special = Specials.of(tokenizer)
     train, held = _Pool(writers["shared"], special), _Pool(writers["heldout"], special)
-    facts = dict.fromkeys(("documents", "characters", "tokens", "unknown", "repeats"), 0)
-    held_facts = dict.fromkeys(("documents", "characters", "tokens", "unknown"), 0)
+    facts = dict.fromkeys(("documents", "characters", "tokens", "unknown", "repeats", "pairs"), 0)
+    held_facts = dict.fromkeys(("documents", "characters", "tokens", "unknown", "pairs"), 0)
     seen: set[bytes] = set()
-    for batch in _batches(texts):
-        fresh: list[tuple[str, bool]] = []
-        for text in batch:
-            digest, out = _chosen(text)
+    for batch in _batches(documents):
+        fresh: list[tuple[Document, bool]] = []
+        for document in batch:
+            digest, out = _chosen(document)
             facts["repeats"] += digest in seen
             if digest not in seen:
-                fresh.append((text, out or not seen))
+                fresh.append((document, out or not seen))
                 seen.add(digest)
-        encodings = tokenizer.encode_batch_fast([text for text, _ in fresh], add_special_tokens=False)
-        for (text, out), encoding in zip(fresh, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=ids_as)
-            rows, rest = full_pieces(ids, length, special)
-            if len(rows):
-                writers["heldout" if out else "full"].add(rows)
-            (held if out else train).add(rest)
-            counts = held_facts if out else facts
+        flat = [text for document, _ in fresh for text in _texts(document)]
+        encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        for document, out in fresh:
+            texts = _texts(document)
+            parts = [np.array(next(encodings).ids, dtype=ids_as) for _ in texts]
+            pool, counts = (held, held_facts) if out else (train, facts)
+            both = paired(parts[0], parts[1], length, special) if len(parts) == 2 else None
+            if both is not None:
+                pool.add(both)
+            else:
+                for ids in parts:
+                    rows, rest = full_pieces(ids, length, special)
+                    if len(rows):
+                        writers["heldout" if out else "full"].add(rows)
+                    pool.add(rest)
             counts["documents"] += 1
-            counts["characters"] += len(text)
-            counts["tokens"] += len(ids)
-            counts["unknown"] += int((ids == special.unk).sum())
+            counts["pairs"] += both is not None
+            counts["characters"] += sum(map(len, texts))
+            counts["tokens"] += sum(map(len, parts))
+            counts["unknown"] += sum(int((ids == special.unk).sum()) for ids in parts)
     train.flush()
     held.flush()
     files = [file for writer in writers.values() for file in writer.close()]
@@ -146,15 +159,15 @@ def write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, length: i
     return {"train": facts, "heldout": held_facts, "files": files}
 
 
-def _sample(texts: Iterable[str]) -> Iterator[str]:
-    """Documents up to :data:`SAMPLE` characters, without those held out."""
+def _sample(documents: Iterable[Document]) -> Iterator[str]:
+    """Texts of documents up to :data:`SAMPLE` characters, without those held out."""
     room = SAMPLE
-    for text in texts:
+    for document in documents:
         if room <= 0:
             return
-        if not _chosen(text)[1]:
-            room -= len(text)
-            yield text
+        if not _chosen(document)[1]:
+            room -= sum(map(len, _texts(document)))
+            yield from _texts(document)
 
 
 def make(
@@ -248,6 +261,11 @@ class Shards:
     def special(self) -> Specials:
         """Ids of the special tokens."""
         return Specials.of(self.tokenizer)
+
+    @property
+    def paired(self) -> bool:
+        """Whether some pieces are pairs, so that the second segment is used."""
+        return bool(self.facts["train"].get("pairs"))
 
     @property
     def vocab_size(self) -> int:

@@ -40,7 +40,8 @@ def spread(count: int, depth: int) -> list[int]:
 
 
 def fresh(shape: EncoderShape, dropout: float, seed: int) -> MaskedWordModel:
-    """Random weights. The second segment begins as the first, and is written as it (see :mod:`harness.pretraining.export`)."""
+    """Random weights. The second segment begins as the first; without pairs it is written as it, too
+    (see :mod:`harness.pretraining.export`)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MaskedWordModel(Encoder(replace(shape, dropout=dropout)))
@@ -59,7 +60,8 @@ def _words(folder: Path) -> list[str] | None:
 
 
 def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> tuple[list[int], bool]:
-    """Copy evenly spread layers of the teacher in ``folder``; and its embeddings, if its vocabulary is ``words``.
+    """Copy evenly spread layers of the teacher in ``folder``; if its vocabulary is ``words``, also its embeddings, and its
+    masked-word head, where it has one.
 
     A teacher with fewer layers gives some of them twice.
 
@@ -69,7 +71,8 @@ def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> tuple[l
     Raises:
         BackboneError: the teacher cannot be read, or its layers are of another width, inner width, or number of heads.
     """
-    theirs, state = checkpoint.read_folder(folder)
+    found = checkpoint.read(folder)
+    theirs, state = found.shape, found.state
     ours = model.encoder.shape
     for name in ("width", "heads", "intermediate", "activation"):
         if getattr(theirs, name) != getattr(ours, name):
@@ -88,6 +91,9 @@ def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> tuple[l
             model.encoder.word.weight.copy_(state["word.weight"])
             known = min(ours.max_positions, theirs.max_positions)
             model.encoder.position.weight[:known] = state["position.weight"][:known]
-            model.encoder.segment.weight[:] = state["segment.weight"][0]
+            segments = state["segment.weight"]
+            model.encoder.segment.weight[:] = segments if len(segments) == ours.type_vocab else segments[0]
             model.encoder.norm.load_state_dict({kind: state[f"norm.{kind}"] for kind in ("weight", "bias")})
+            if found.head is not None:
+                model.load_state_dict(found.head, strict=False)
     return chosen, same

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.pretraining.batches import Batch, Stream, ahead, held_out, places
+from harness.pretraining.batches import Batch, Stream, ahead, held_out, places, segments
 from harness.pretraining.masking import ABSENT
 from harness.pretraining.shards import Shards
 from harness.pretraining.vocabulary import CLS, PAD, SEP
@@ -19,7 +19,7 @@ def stream(data: Shards, size: int = 8, seed: int = 0) -> Stream:
 def same(one: Batch, other: Batch) -> bool:
     return all(
         (a is None and b is None) or torch.equal(a, b)
-        for name in ("ids", "positions", "pieces", "where", "labels")
+        for name in ("ids", "positions", "pieces", "segments", "where", "labels")
         for a, b in [(getattr(one, name), getattr(other, name))]
     )
 
@@ -60,6 +60,14 @@ def test_places_restart_with_every_piece() -> None:
     positions, pieces = places(ids)
     assert positions[0, :7].tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert pieces.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0]]
+
+
+def test_the_second_text_of_a_pair_is_on_the_second_segment() -> None:
+    """As in BERT: the first [SEP] belongs to the first text, the last one to the second; a piece of one text has one."""
+    ids = np.array([[CLS, 9, SEP, CLS, 9, SEP, 8, SEP, CLS, 7, SEP, PAD]], dtype=np.uint16)
+    assert segments(ids).tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]]
+    spelt = np.array([[CLS, 9, SEP, 9, SEP, 9, SEP, PAD]], dtype=np.uint16)  # a text that says [SEP] itself
+    assert segments(spelt).tolist() == [[0, 0, 0, 1, 1, 1, 1, 0]]
 
 
 def test_held_out_rows_are_masked_alike_for_everybody(english: Shards) -> None:

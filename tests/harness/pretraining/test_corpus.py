@@ -12,7 +12,7 @@ from harness.errors import DataError
 from harness.pretraining import corpus
 
 
-def read(path: Path) -> list[str]:
+def read(path: Path) -> list[corpus.Document]:
     return list(corpus.read(corpus.source(path)))
 
 
@@ -36,8 +36,8 @@ def test_packed_text_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
 def test_rows_of_tables_are_documents(form: str, tmp_path: Path) -> None:
-    """Both texts of a pair are; labels are not looked at."""
-    table = pd.DataFrame({"text": ["a b", "c"], "text_pair": ["d", ""], "label": [0, 1]})
+    """A row with two texts is a pair, in whichever column the only one stands; labels are not looked at."""
+    table = pd.DataFrame({"text": ["a b", "c", ""], "text_pair": ["d", "", "e"], "label": [0, 1, 1]})
     path = tmp_path / f"train.{form}"
     if form == "parquet":
         table.to_parquet(path)
@@ -45,7 +45,7 @@ def test_rows_of_tables_are_documents(form: str, tmp_path: Path) -> None:
         table.to_json(path, orient="records", lines=True)
     else:
         table.to_csv(path, sep="," if form == "csv" else "\t", index=False)
-    assert read(path) == ["a b", "c", "d"]
+    assert read(path) == [("a b", "d"), "c", "e"]
 
 
 @pytest.mark.parametrize(

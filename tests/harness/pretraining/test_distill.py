@@ -228,7 +228,7 @@ def test_distilberts_loss_on_text(rows: Batch, whole: Backbone, soft_on: str) ->
     words = nn.CrossEntropyLoss()(s[masked], labels)
     last = [torch.cat([states[-1] for states in run]) for run in (own_states, taught_states)]
     cosine = nn.CosineEmbeddingLoss()(*last, torch.ones(len(s)))
-    found = model(rows.ids, rows.positions, rows.pieces, rows.where, rows.labels)
+    found = model(*rows.inputs)
     assert found.item() == pytest.approx((5 * kl + 2 * words + cosine).item(), rel=1e-4)
 
 
@@ -247,7 +247,7 @@ def test_tinyberts_loss_on_text(rows: Batch, whole: Backbone) -> None:
             a, b = _scores(student, m - 1, own[m - 1]), _scores(teacher, 2 * m - 1, his[2 * m - 1])
             squares.setdefault(f"a{m}", []).append((a - b).square().reshape(-1))
     expected = sum(torch.cat(parts).mean().item() for parts in squares.values())
-    found = model(rows.ids, rows.positions, rows.pieces, rows.where, rows.labels)
+    found = model(*rows.inputs)
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -279,7 +279,7 @@ def _scores(encoder: Any, layer: int, hidden: torch.Tensor) -> torch.Tensor:
 def test_only_the_student_learns(method: Any, rows: Batch, whole: Backbone) -> None:
     """Gradients reach all of it but what is frozen, and never the teacher, which is neither saved nor in training mode."""
     model: Distillation = method.general_distillation(whole, config={"layers": 2}, dropout=0.1).train()
-    model(rows.ids, rows.positions, rows.pieces, rows.where, rows.labels).sum().backward()
+    model(*rows.inputs).sum().backward()
     without = {
         name.split("encoder.")[-1].split("student.")[-1] for name, p in model.named_parameters() if p.grad is None
     }

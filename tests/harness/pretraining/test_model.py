@@ -93,12 +93,11 @@ def test_losses_are_those_of_every_layer(model: MaskedWordModel) -> None:
     kinds = np.array([0] * 5 + [1] * 35, dtype=np.uint8)
     batch = make(ROWS, kinds, 0.3, np.random.default_rng(0), torch.device("cpu"))
     assert batch.tokens == 30
-    given = (batch.ids, batch.positions, batch.pieces, batch.where, batch.labels)
-    every, last = model(*given, True), model(*given)
+    every, last = model(*batch.inputs, True), model(*batch.inputs)
     assert every.shape == (3,) and last.shape == (1,)
     torch.testing.assert_close(every[-1:], last)
     count = int((batch.labels != ABSENT).sum())
-    for number, hidden in enumerate(model.states(*given[:3])):
+    for number, hidden in enumerate(model.states(*batch.inputs[:4])):
         scores = model.scores(hidden[batch.where[:count]]).log_softmax(-1)
         by_hand = -scores[torch.arange(count), batch.labels[:count]].mean()
         torch.testing.assert_close(every[number], by_hand)
@@ -110,7 +109,7 @@ def test_losses_are_those_of_every_layer(model: MaskedWordModel) -> None:
 def test_nothing_masked_is_no_loss(model: MaskedWordModel) -> None:
     """Not a division by zero."""
     batch = make(ROWS, np.zeros(40, np.uint8), 0.3, np.random.default_rng(0), torch.device("cpu"))
-    assert model(batch.ids, batch.positions, batch.pieces, batch.where, batch.labels).item() == 0.0
+    assert model(*batch.inputs).item() == 0.0
 
 
 @pytest.mark.parametrize("every", [False, True])
@@ -119,6 +118,6 @@ def test_flops_are_those_that_run(every: bool) -> None:
     model = start.fresh(SHAPE, 0.0, 0)
     batch = make(ROWS, np.array([0] * 5 + [1] * 35, dtype=np.uint8), 0.2, np.random.default_rng(0), torch.device("cpu"))
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(batch.ids, batch.positions, batch.pieces, batch.where, batch.labels, every)
+        model(*batch.inputs, every)
     assert counter.get_total_flops() * 3 == training_flops(SHAPE, rows=2, length=16, share=0.2, every=every)
     assert len(batch.where) == 2 * budget(0.2, 16)
