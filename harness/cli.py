@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from harness import profile, registry
+from harness import profile, registry, variants
 from harness.arguments import parser
 from harness.errors import ConfigError, GeepBenchError, MethodError, told
 
@@ -55,6 +55,9 @@ def settings_of(args: argparse.Namespace) -> Any:
             tables.setdefault(table, {})[key] = value
         changes["training"] = tables.pop("training")
         changes["method"] = tables
+        if args.methods is None:  # a variant that is made here is there to be run
+            made = [name for name in tables if variants.is_variant(tables, name) and name not in chosen.method]
+            changes["methods"] = [*chosen.methods, *made]
     chosen = chosen.model_copy(update=changes)
     return Settings(
         profile=chosen,

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from harness import cli
+from harness import cli, profile
 from harness.arguments import parser
 from harness.cli import main
 from harness.encoder import checkpoint
@@ -223,6 +223,18 @@ def test_settings_of_all_and_several() -> None:
     assert chosen.config("fastbert")["epochs"] == 2
     assert chosen.config("long")["epochs"] == 4
     assert chosen.variants == ["long"]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_variant_made_on_the_command_line_is_run() -> None:
+    """After all that the profile runs; with --methods, what is named there and nothing else."""
+    options = ["--set", "long.like=bert", "--set", "longer.like=long", "--set", "bert.epochs=2"]
+    assert cli.settings_of(parser().parse_args(["run", "--profile", "tiny.toml", *options])).profile.methods == [
+        *profile.load("tiny.toml").methods,
+        "long",
+        "longer",
+    ]
+    assert cli.settings_of(parser().parse_args([*run(methods="bert,long"), *options])).profile.methods == ["bert", "long"]
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
