@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="M.KEY=VALUE",
-        help="a setting of a method (or of 'training': of all), as in the profile; M.like=NAME makes a variant, which is run, too; repeatable",
+        help="a setting of a method (or of 'training': of all); M.like=NAME makes a variant, which is run, too; repeatable",
     )
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     run.add_argument("--batch-size", type=options.size, metavar="N", help="samples per batch")

@@ -234,7 +234,10 @@ def test_a_variant_made_on_the_command_line_is_run() -> None:
         "long",
         "longer",
     ]
-    assert cli.settings_of(parser().parse_args([*run(methods="bert,long"), *options])).profile.methods == ["bert", "long"]
+    assert cli.settings_of(parser().parse_args([*run(methods="bert,long"), *options])).profile.methods == [
+        "bert",
+        "long",
+    ]
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
