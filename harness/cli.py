@@ -56,7 +56,8 @@ def settings_of(args: argparse.Namespace) -> Any:
         changes["training"] = tables.pop("training")
         changes["method"] = tables
         if args.methods is None:  # a variant that is made here is there to be run
-            made = [name for name in tables if variants.is_variant(tables, name) and name not in chosen.method]
+            known = {*chosen.methods, *chosen.method}
+            made = [name for name in tables if variants.is_variant(tables, name) and name not in known]
             changes["methods"] = [*chosen.methods, *made]
     chosen = chosen.model_copy(update=changes)
     return Settings(

@@ -125,9 +125,14 @@ def _asked(run: Run, key: str) -> Mapping[str, Any]:
 
 
 def read_compared(run: Run) -> dict[str, list[str]]:
-    """Method -> others that the run's profile wants it compared with."""
-    named = {str(method): others for method, others in _asked(run, "compare").items() if isinstance(others, list)}
-    return {method: [str(other) for other in others] for method, others in named.items()}
+    """Method -> others that the run's profile wants it compared with; a variant always with what it is like."""
+    compared: dict[str, list[str]] = defaultdict(list)
+    for method, others in _asked(run, "compare").items():
+        compared[str(method)] += map(str, others) if isinstance(others, list) else []
+    for method, table in _asked(run, "method").items():
+        if isinstance(table, Mapping) and "like" in table:
+            compared[str(method)].append(str(table["like"]))
+    return dict(compared)
 
 
 def read_variants(run: Run, methods: Collection[str]) -> list[dict[str, Any]]:

@@ -91,7 +91,9 @@ def _start(start: Mapping[str, Any] | None) -> str:
     if not start:
         return "random"
     layers = ", ".join(str(layer + 1) for layer in start["layers"])
-    return f"layers {layers} of `{start['name']}`, its embeddings {'too' if start['embeddings'] else 'not'}"
+    return f"layers {layers} of `{start['name']}`, its embeddings {'too' if start['embeddings'] else 'not'}" + (
+        ", and its masked-word head" if start.get("head") else ""
+    )
 
 
 def licence_text(licence: str) -> str:
@@ -134,12 +136,14 @@ def render(facts: Mapping[str, Any]) -> str:
     ]
     paired = train.get("pairs", 0)
     pairs = f"{_count(paired)} of them are pairs of texts, read together. " if paired else ""
-    second = (
-        "The second segment was only seen in pairs."
-        if paired
-        else "All training text was on the first segment; the second is a copy of it."
-    )
-    untrained = "" if steps else "\n**Untrained**: random weights, a control for what pretraining is worth.\n"
+    begun = facts["start"] or {}
+    if paired:
+        second = "The second segment was only seen in pairs, whose second texts may recur."
+    elif begun.get("embeddings"):
+        second = f"All training text was on the first segment; the second is that of `{begun['name']}`."
+    else:
+        second = "All training text was on the first segment; the second is a copy of it."
+    untrained = "" if steps or begun else "\n**Untrained**: random weights, a control for what pretraining is worth.\n"
     return f"""{chr(10).join(head)}
 
 # {LANGUAGES[facts["language"]]} miniature BERT, {shape["layers"]} x {shape["width"]}

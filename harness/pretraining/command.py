@@ -84,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
     model = start.fresh(shape, recipe.dropout, recipe.seed)
     origin: dict[str, Any] | None = None
     if args.init_from:
-        layers, same = start.take_from(model, args.init_from, vocabulary.words(data.tokenizer))
-        origin = {"name": args.init_from.resolve().name, "layers": layers, "embeddings": same}
+        origin = start.take_from(model, args.init_from, vocabulary.words(data.tokenizer))
     found = plan.carry_out(
         args,
         data,
@@ -121,8 +120,9 @@ def _finish(
     recipe, progress = trainer.recipe, trainer.progress
     export.round_to_half(model)
     held = perplexity(model, data, share=recipe.mask_share, every=recipe.multi_exit)
-    # With the dropout that fine-tuning is used to.
-    names = export.write(args.out, model, shape, data.tokenizer, one_segment=not data.paired)
+    two = data.paired or (origin is not None and origin["embeddings"])
+    # The shape is that with the dropout that fine-tuning is used to.
+    names = export.write(args.out, model, shape, data.tokenizer, one_segment=not two)
     machine = fingerprint()
     cpu = f"{machine['cpu']}, {machine['torch_threads']} threads"
     before = _facts(args.out) if kept else {}

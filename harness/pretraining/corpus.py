@@ -2,8 +2,8 @@
 
 * ``.txt`` (also ``.txt.gz`` and ``.txt.zst``): documents are separated by blank lines. A file without a blank line in its
   first 10,000 lines holds one document per line.
-* ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``: every row is a document, its column ``text``; where ``text_pair`` holds something,
-  too, a pair of texts that are read together.
+* ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``: every row is a document, what its column ``text`` (or ``text_pair``) holds; where
+  both hold something, a pair of texts that are read together.
 
 A file that is called a test or dev split is refused, always: what methods are judged by must not be in a backbone. (Rename
 it if it is no split of a data set.)

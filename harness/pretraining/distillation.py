@@ -50,8 +50,7 @@ class Rows:
 class Distillation(nn.Module, ABC):
     """A student, and whatever else is trained with it, beside a frozen teacher.
 
-    The student's segments are frozen: so that the second stays where it was, beside the
-    first, also where no pair is ever seen.
+    The student's segments are frozen, so that the second stays where it was beside the first, whether pairs are seen or not.
 
     Attributes:
         objective: one line for the card.

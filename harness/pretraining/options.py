@@ -72,7 +72,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--width", type=size, default=256, metavar="N")
     shape.add_argument("--heads", type=size, metavar="N", help="default: width / 64")
     shape.add_argument("--intermediate", type=size, metavar="N", help="default: 4 x width")
-    shape.add_argument("--init-from", type=Path, metavar="DIR", help="start from evenly spread layers of this backbone")
+    shape.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="DIR",
+        help="start from evenly spread layers of this backbone; of one vocabulary: and from all else it has",
+    )
 
     add_amount(parser)
 

@@ -85,6 +85,10 @@ def shards_for(
             "--out"
         )
     if args.corpus:
+        if "pairs" not in found.facts["train"] and any(corpus.source(path).form != "txt" for path in args.corpus):
+            say(
+                f"the shards in {folder} are of a version that read the texts of a pair one by one; delete them for pairs"
+            )
         asked = sorted((one["name"], one["sha256"]) for one in (corpus.source(path).facts() for path in args.corpus))
         if asked != sorted((one["name"], one["sha256"]) for one in found.facts["sources"]):
             raise ConfigError(

@@ -9,7 +9,7 @@
     SHARDS/vocab.txt, tokenizer*.json
 
 No file exceeds 60 MiB. Held out are the first document and one in :data:`HELD_OUT`, by a hash of its text. Repeats of a
-text are dropped.
+text are dropped. A pair is held out by its first text, and is a repeat where both are the same: a second text may recur.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class _Pool:
         self.pieces = []
 
 
-def _batches(texts: Iterable[Document]) -> Iterator[list[Document]]:
-    iterator = iter(texts)
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    iterator = iter(documents)
     while batch := list(itertools.islice(iterator, _TOGETHER)):
         yield batch
 
@@ -101,10 +101,23 @@ def _texts(document: Document) -> tuple[str, ...]:
     return (document,) if isinstance(document, str) else document
 
 
-def _chosen(document: Document) -> tuple[bytes, bool]:
-    """Hash of a document, and whether it is held out."""
-    digest = hashlib.blake2b("\0".join(_texts(document)).encode(), digest_size=8).digest()
-    return digest, int.from_bytes(digest[:4], "big") % HELD_OUT == 0
+def _digest(document: Document) -> bytes:
+    return hashlib.blake2b("\0".join(_texts(document)).encode(), digest_size=8).digest()
+
+
+def _held_out(document: Document) -> bool:
+    """By a hash of its text; of a pair, of the first text, so that all pairs that it begins are on one side."""
+    return int.from_bytes(_digest(_texts(document)[0])[:4], "big") % HELD_OUT == 0
+
+
+def _units(
+    document: Document, parts: list[np.ndarray], length: int, special: Specials
+) -> list[tuple[Document, np.ndarray]]:
+    """A document with its ids; a pair that does not fit into a row is two documents."""
+    if isinstance(document, str):
+        return [(document, parts[0])]
+    both = paired(*parts, length, special)
+    return [(document, both)] if both is not None else list(zip(document, parts, strict=True))
 
 
 def write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, *, length: int) -> dict[str, Any]:
@@ -120,34 +133,30 @@ def write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, *, 
     facts = dict.fromkeys(("documents", "characters", "tokens", "unknown", "repeats", "pairs"), 0)
     held_facts = dict.fromkeys(("documents", "characters", "tokens", "unknown", "pairs"), 0)
     seen: set[bytes] = set()
+    opening = ""  # the first text of all
     for batch in _batches(documents):
-        fresh: list[tuple[Document, bool]] = []
+        texts = [text for document in batch for text in _texts(document)]
+        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         for document in batch:
-            digest, out = _chosen(document)
-            facts["repeats"] += digest in seen
-            if digest not in seen:
-                fresh.append((document, out or not seen))
+            parts = [np.array(next(encodings).ids, dtype=ids_as) for _ in _texts(document)]
+            for one, ids in _units(document, parts, length, special):
+                digest = _digest(one)
+                if digest in seen:
+                    facts["repeats"] += 1
+                    continue
+                opening = opening or _texts(one)[0]
+                out = _held_out(one) or _texts(one)[0] == opening
                 seen.add(digest)
-        flat = [text for document, _ in fresh for text in _texts(document)]
-        encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
-        for document, out in fresh:
-            texts = _texts(document)
-            parts = [np.array(next(encodings).ids, dtype=ids_as) for _ in texts]
-            pool, counts = (held, held_facts) if out else (train, facts)
-            both = paired(parts[0], parts[1], length, special) if len(parts) == 2 else None
-            if both is not None:
-                pool.add(both)
-            else:
-                for ids in parts:
-                    rows, rest = full_pieces(ids, length, special)
-                    if len(rows):
-                        writers["heldout" if out else "full"].add(rows)
-                    pool.add(rest)
-            counts["documents"] += 1
-            counts["pairs"] += both is not None
-            counts["characters"] += sum(map(len, texts))
-            counts["tokens"] += sum(map(len, parts))
-            counts["unknown"] += sum(int((ids == special.unk).sum()) for ids in parts)
+                rows, rest = full_pieces(ids, length, special)
+                if len(rows):
+                    writers["heldout" if out else "full"].add(rows)
+                (held if out else train).add(rest)
+                counts, is_pair = held_facts if out else facts, not isinstance(one, str)
+                counts["documents"] += 1
+                counts["pairs"] += is_pair
+                counts["characters"] += sum(map(len, _texts(one)))
+                counts["tokens"] += len(ids) - is_pair  # its inner [SEP]
+                counts["unknown"] += int((ids == special.unk).sum())
     train.flush()
     held.flush()
     files = [file for writer in writers.values() for file in writer.close()]
@@ -165,7 +174,7 @@ def _sample(documents: Iterable[Document]) -> Iterator[str]:
     for document in documents:
         if room <= 0:
             return
-        if not _chosen(document)[1]:
+        if not any(map(_held_out, _texts(document))):
             room -= sum(map(len, _texts(document)))
             yield from _texts(document)
 

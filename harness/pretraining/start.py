@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,14 +60,14 @@ def _words(folder: Path) -> list[str] | None:
     return None
 
 
-def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> tuple[list[int], bool]:
+def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> dict[str, Any]:
     """Copy evenly spread layers of the teacher in ``folder``; if its vocabulary is ``words``, also its embeddings, and its
     masked-word head, where it has one.
 
     A teacher with fewer layers gives some of them twice.
 
     Returns:
-        Which of its layers (from 0), and whether the embeddings were taken.
+        Its ``name``, which of its ``layers`` (from 0) were taken, and whether ``embeddings`` and ``head`` were.
 
     Raises:
         BackboneError: the teacher cannot be read, or its layers are of another width, inner width, or number of heads.
@@ -92,8 +93,13 @@ def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> tuple[l
             known = min(ours.max_positions, theirs.max_positions)
             model.encoder.position.weight[:known] = state["position.weight"][:known]
             segments = state["segment.weight"]
-            model.encoder.segment.weight[:] = segments if len(segments) == ours.type_vocab else segments[0]
+            model.encoder.segment.weight[:] = segments[: ours.type_vocab] if len(segments) > 1 else segments[0]
             model.encoder.norm.load_state_dict({kind: state[f"norm.{kind}"] for kind in ("weight", "bias")})
             if found.head is not None:
-                model.load_state_dict(found.head, strict=False)
-    return chosen, same
+                model.load_state_dict({**model.state_dict(), **found.head})
+    return {
+        "name": folder.resolve().name,
+        "layers": chosen,
+        "embeddings": same,
+        "head": same and found.head is not None,
+    }

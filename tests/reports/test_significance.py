@@ -46,6 +46,21 @@ def test_difference_and_exact_p(fabricate):
     assert len(found) == 2
 
 
+def test_a_variant_is_held_against_what_it_is_like(fabricate):
+    """What its settings are worth, without anybody naming it; variants like a method that was not measured are not."""
+    run = fabricate()
+    run.cell("bert", correct=answers(200, 0))
+    run.cell("distilbert", correct=answers(200, 2))
+    run.cell("distilbert-2l", correct=answers(200, 10))
+    run.cell("bert-patience", correct=answers(200, 4))
+    tables = {"distilbert-2l": {"like": "distilbert", "layers": 2}, "bert-patience": {"like": "exit-rule"}}
+    (run.path / "run.json").write_text(json.dumps({"profile": {"method": tables}}))
+    assert set(against(run)) == {
+        *((method, "full", "bert") for method in ("distilbert", "distilbert-2l", "bert-patience")),
+        ("distilbert-2l", "full", "distilbert"),
+    }
+
+
 def test_rivals_that_the_profile_names(fabricate):
     """They join bert and fastbert, for the method that names them; who was not measured is left out."""
     run = fabricate()

@@ -42,7 +42,8 @@ def test_layers_and_embeddings_are_copied(teacher: Path) -> None:
     """Positions as far as the teacher has them; the rest as it was drawn."""
     model = start.fresh(start.shape_for(3, 16, 2, None, 25, 12), 0.0, 0)
     drawn = model.encoder.position.weight.clone()
-    assert start.take_from(model, teacher, WORDS) == ([0, 2, 5], True)
+    taken = {"name": teacher.name, "layers": [0, 2, 5], "embeddings": True, "head": False}  # its folder has no head
+    assert start.take_from(model, teacher, WORDS) == taken
     _, state = checkpoint.read_folder(teacher)
     assert [layer.out.bias[0].item() for layer in model.encoder.layers] == [0, 2, 5]
     assert torch.equal(model.encoder.layers[1].qkv.weight, state["layers.2.qkv.weight"])
@@ -55,7 +56,8 @@ def test_of_another_vocabulary_only_layers_are_taken(teacher: Path) -> None:
     """Words would get the embeddings of other words."""
     model = start.fresh(start.shape_for(2, 16, 2, None, 25, 8), 0.0, 0)
     before = model.encoder.word.weight.clone()
-    assert start.take_from(model, teacher, [*WORDS[:-1], "other"]) == ([0, 5], False)
+    taken = start.take_from(model, teacher, [*WORDS[:-1], "other"])
+    assert taken["layers"] == [0, 5] and not taken["embeddings"] and not taken["head"]
     assert torch.equal(model.encoder.word.weight, before)
     assert model.encoder.layers[1].out.bias[0].item() == 5
 
