@@ -1,4 +1,5 @@
-"""Every method against ``bert``, ``fastbert`` and whom the profile names: paired tests, and whether it is faster and not worse."""
+"""Every method against ``bert``, ``fastbert``, whom the profile names and, a variant, what it is like: paired tests, and whether it
+is faster and not worse."""
 
 from __future__ import annotations
 

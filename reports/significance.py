@@ -21,7 +21,7 @@ def significance_tables(view: View) -> list[Table]:
 
 
 def rival_tables(view: View) -> list[Table]:
-    """Every method against bert, fastbert and whom the profile names."""
+    """Every method against bert, fastbert, whom the profile names and, a variant, what it is like."""
     tables: list[Table] = []
     if not len(view.rivals):
         return tables

@@ -72,10 +72,11 @@ def row_states(
 ) -> list[Tensor]:
     """h^0 (embeddings) .. h^L of rows of text, each [B * T, D], from ids, positions and segments [B, T]
     (``None``: all text is on the first)."""
-    # Where one segment is all there is, as in DistilBERT, the second text of a pair is on it, too.
     table = encoder.segment.weight
-    one = segments is None or len(table) == 1
-    segment = table[0] if one else torch.where((segments > 0)[..., None], table[1], table[0])
+    segment = table[0]
+    # Where one segment is all there is, as in DistilBERT, the second text of a pair is on it, too.
+    if segments is not None and len(table) > 1:
+        segment = torch.where((segments > 0)[..., None], table[1], table[0])
     hidden = encoder.word(ids) + encoder.position(positions) + segment
     states = [F.dropout(encoder.norm(hidden), encoder.shape.dropout, encoder.training).flatten(0, 1)]
     for layer in encoder.layers:

@@ -116,7 +116,7 @@ def _units(
     """A document with its ids; a pair that does not fit into a row is two documents."""
     if isinstance(document, str):
         return [(document, parts[0])]
-    both = paired(*parts, length, special)
+    both = paired(parts[0], parts[1], length, special)
     return [(document, both)] if both is not None else list(zip(document, parts, strict=True))
 
 
