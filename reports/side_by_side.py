@@ -1,0 +1,186 @@
+"""Several runs in one table: a row per method and point, and per dataset accuracy, layers, speed-up and the paired test.
+
+``python -m reports.side_by_side RUN RUN ... --out FOLDER`` writes ``side-by-side.{md,csv,tex}`` there and prints the Markdown.
+It reads the CSV files of the runs' reports and nothing else, so that published runs, which have no per-sample rows, will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import GeepBenchError, ResultError
+from reports.contents import data_tag, method_name
+from reports.marks import footnotes, together
+from reports.numbers import DASH, fixed, p_value, percent, points, span, times, whole
+from reports.papers import write_tables
+from reports.tables import Column, Row, Table, to_markdown
+
+NAME = "side-by-side"
+IDENTITY = ("method", "point")
+COSTS = ("n", "accuracy", "accuracy_low", "accuracy_high", "mean_layers", "speedup", "ratio_linear", "samples_per_s")
+TESTED = ("difference", "difference_low", "difference_high", "p", "p_holm")
+
+
+Parts = dict[str, tuple[Path, pd.DataFrame]]  # dataset -> its run, and its rows there
+
+
+def _read(run: Path, name: str) -> pd.DataFrame:
+    """A table of a run's report, of real and of synthetic data; empty where it has none."""
+    folder = run / "report" / "tables"
+    if not folder.is_dir():
+        raise ResultError(f"no report in {run}: make it with 'geep-bench report {run}'")
+    paths = [path for end in ("", "-synthetic") if (path := folder / f"{name}{end}.csv").is_file()]
+    try:
+        return pd.concat(
+            [pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths] or [pd.DataFrame()]
+        )
+    except (OSError, ValueError) as error:
+        raise ResultError(
+            f"cannot read {paths[0]} ({error}): make the report with 'geep-bench report {run}'"
+        ) from error
+
+
+def _rows(run: Path) -> pd.DataFrame:
+    """Rows of a run's summary, each with its paired test against the run's reference, if one was made."""
+    summary, tests = _read(run, "summary"), _read(run, "rivals")
+    try:
+        again = summary.duplicated(["data", "dataset", *IDENTITY])
+        if again.any():
+            row = summary[again].iloc[0]
+            raise ResultError(
+                f"{run} has {row['method']} {row['point']} on {row['dataset']} in several settings: give runs of one setting"
+            )
+        keys = ["data", "dataset", *IDENTITY]
+        if tests.empty:
+            tests = pd.DataFrame(columns=[*keys, "rival", *TESTED])
+        reference = summary.groupby("dataset")["reference"].first()
+        tests = tests[tests["rival"] == tests["dataset"].map(reference)]
+        joined = summary.merge(tests[[*keys, *TESTED]], how="left", on=keys, validate="one_to_one")
+        return joined[[*keys, "kind", "backbone", "reference", "marks", *COSTS, *TESTED]]
+    except (KeyError, ValueError) as error:
+        raise ResultError(f"the report of {run} is of another version ({error}): make it again") from error
+
+
+def side_by_side(runs: Sequence[Path]) -> list[Table]:
+    """The table; real and synthetic data apart.
+
+    Raises:
+        ResultError: a run has no report, or one of another version; a dataset is in two runs, or in one run under several
+            settings.
+    """
+    found: dict[str, Parts] = {}
+    for run in runs:
+        rows = _rows(run)
+        for data, dataset in dict.fromkeys(zip(rows["data"], rows["dataset"], strict=True)):
+            parts = found.setdefault(data, {})
+            if dataset in parts:
+                raise ResultError(f"{dataset} is in {parts[dataset][0]} and in {run}: give one of them")
+            parts[dataset] = run, rows[(rows["data"] == data) & (rows["dataset"] == dataset)]
+    return [_table(parts, data == "synthetic") for data, parts in sorted(found.items())]
+
+
+def _table(parts: Parts, synthetic: bool) -> Table:
+    wide: dict[tuple[str, ...], dict[str, Any]] = {}
+    for dataset, (_, rows) in parts.items():
+        for plain_record in rows.astype(object).where(rows.notna(), None).to_dict("records"):
+            record = {str(key): value for key, value in plain_record.items()}
+            row = wide.setdefault(
+                tuple(record[name] for name in IDENTITY), {name: record[name] for name in ("kind", *IDENTITY)}
+            )
+            row["marks"] = together(row.get("marks", ""), record["marks"] or "")
+            row.update({f"{dataset} {name}": record[name] for name in (*COSTS, *TESTED)})
+    kinds = ("method", "control", "bound")
+    ordered: list[dict[str, Any]] = sorted(wide.values(), key=lambda one: kinds.index(one["kind"]))
+    frame = pd.DataFrame(ordered).astype(object)
+    frame = frame.where(frame.notna(), None)
+    columns = [
+        Column("method", "Method", method_name, numeric=False),
+        Column("point", "Point", lambda row: row["point"], numeric=False),
+        *(column for dataset in parts for column in _columns(dataset)),
+    ]
+    numbers = [f"{dataset} {name}" for dataset in parts for name in (*COSTS, *TESTED)]
+    return Table(
+        NAME + ("-synthetic" if synthetic else ""),
+        "Every method on every dataset" + data_tag(synthetic),
+        frame,
+        columns,
+        ("kind", *IDENTITY, *numbers, "marks"),
+        [*_notes(parts), *footnotes(frame)],
+        split="kind",
+    )
+
+
+def _columns(dataset: str) -> list[Column]:
+    def key(name: str) -> str:
+        return f"{dataset} {name}"
+
+    def accuracy(row: Row) -> str:
+        low, high = row[key("accuracy_low")], row[key("accuracy_high")]
+        text = percent(row[key("accuracy")])
+        return text if text == DASH else f"{text} ({span(low, high, percent)})"
+
+    def difference(row: Row) -> str:
+        text = points(row[key("difference")])
+        return text if text == DASH else f"{text} ({p_value(row[key('p_holm')])})"
+
+    why = "the method was not measured on this dataset at this point"
+    return [
+        Column(key("accuracy"), "accuracy % (95 %)", accuracy, missing=why, group=dataset),
+        Column(key("mean_layers"), "layers", lambda row: fixed(row[key("mean_layers")]), missing=why, group=dataset),
+        Column(key("speedup"), "speed-up", lambda row: times(row[key("speedup")]), missing=why, group=dataset),
+        Column(
+            key("difference"),
+            "points (p adjusted)",
+            difference,
+            missing="not tested: the reference itself, a control or bound, or not measured at this point",
+            group=dataset,
+        ),
+    ]
+
+
+def _notes(parts: Parts) -> list[str]:
+    names = sorted({str(name) for _, rows in parts.values() for name in rows["reference"].dropna()})
+    each = [f"{dataset}: {_sizes(rows)} test rows, {rows['backbone'].iloc[0]}" for dataset, (_, rows) in parts.items()]
+    return [
+        f"{'; '.join(each)}.",
+        (
+            f"Speed-up: wall time of {' or '.join(names) or 'a reference'} over the method's, same rounds. Points: accuracy less "
+            "that of the reference on the same test rows; p: exact McNemar test, adjusted (Holm) within its own run, where "
+            "one family is one method over its points."
+        ),
+        "Between datasets backbone, training rows and machine may differ; each run's own report says which.",
+    ]
+
+
+def _sizes(rows: pd.DataFrame) -> str:
+    low, high = int(rows["n"].min()), int(rows["n"].max())
+    return whole(low) if low == high else span(low, high, whole)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tables and print their Markdown; 2 with one line on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m reports.side_by_side", description=str(__doc__).split("\n\n")[0])
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folders with reports, published or your own"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the table here, as Markdown, CSV and LaTeX")
+    options = parser.parse_args(arguments)
+    try:
+        tables = side_by_side(options.runs)
+        if options.out is not None:
+            write_tables(tables, options.out)
+    except GeepBenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    sys.stdout.write("\n".join(to_markdown(table) for table in tables))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Several runs in one table."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from reports.build import write_report
+from reports.side_by_side import main, side_by_side
+from reports.tables import to_markdown
+
+
+def answers(n: int, wrong: int) -> list[bool]:
+    return [i >= wrong for i in range(n)]
+
+
+@pytest.fixture
+def runs(fabricate: Callable[..., Any]) -> list[Path]:
+    """Two datasets: fastbert is measured on both, geep on one, the oracle on the other."""
+    made = []
+    for name, wrong in (("first", 8), ("second", 0)):
+        run = fabricate(name)
+        run.cell("bert", dataset=name, correct=answers(200, 0))
+        run.cell("fastbert", "speed=0.5", dataset=name, correct=answers(200, wrong), layers=3.0, speedup=2.0)
+        if name == "first":
+            run.cell("geep", "speed=0.5", dataset=name, correct=answers(200, 1), layers=1.5, speedup=4.0)
+        else:
+            run.cell("oracle", "agree", dataset=name, kind="bound", correct=answers(200, 0))
+        write_report(run.path)
+        shutil.rmtree(run.path / "samples")  # as in published runs
+        made.append(run.path)
+    return made
+
+
+def test_a_row_per_method_and_point(runs: list[Path]) -> None:
+    """What is not measured on a dataset is a dash there; tests against the reference come from the runs' own reports."""
+    (table,) = side_by_side(runs)
+    cells = {(row[0], row[1]): row[2:] for row in table.cells}
+    assert list(cells) == [
+        ("bert", "full"),
+        ("fastbert", "speed=0.5"),
+        ("geep", "speed=0.5"),
+        ("oracle (bound, not a method)", "agree"),
+    ]
+    # Eight losses and no win: two-sided p = 2 / 2^8, the only point of its family.
+    assert cells["fastbert", "speed=0.5"][1:4] == ["3.00", "2.00×", "−4.0 (0.008)"]
+    assert cells["fastbert", "speed=0.5"][4:] == [cells["bert", "full"][4], "3.00", "2.00×", "0.0 (1.000)"]
+    assert (
+        cells["geep", "speed=0.5"][4:] == ["—"] * 4 and cells["oracle (bound, not a method)", "agree"][:4] == ["—"] * 4
+    )
+    assert cells["bert", "full"][3] == "—"
+    assert cells["fastbert", "speed=0.5"][0].startswith("96.0 (")
+    text = to_markdown(table)
+    assert "not measured on this dataset at this point" in text and "first: 200 test rows" in text
+
+
+def test_real_and_synthetic_data_are_apart(
+    runs: list[Path], fabricate: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The latter say so in caption and names of files, which hold the raw numbers, too; nobody tested, nobody's p."""
+    real = fabricate("real")
+    real.cell("bert", dataset="third", synthetic=False)
+    write_report(real.path)
+    assert main([*map(str, [*runs, real.path]), "--out", str(tmp_path / "out")]) == 0
+    captions = [line for line in capsys.readouterr().out.splitlines() if line.startswith("**")]
+    assert captions == ["**Every method on every dataset**", "**Every method on every dataset (synthetic data)**"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"side-by-side{end}.{suffix}" for suffix in ("csv", "md", "tex") for end in ("", "-synthetic")
+    }
+    frame = pd.read_csv(tmp_path / "out" / "side-by-side-synthetic.csv").set_index("method")
+    assert frame.loc["fastbert", ["first p", "second p"]].tolist() == [2 / 2**8, 1.0]
+    assert pd.read_csv(tmp_path / "out" / "side-by-side.csv")["third p"].isna().all()
+
+
+def test_what_does_not_belong_together_is_refused(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, with exit code 2: a dataset twice, no report, another version's, two settings in one run."""
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    (other / "report" / "tables" / "summary-synthetic.csv").write_text("method,point\nbert,full\n")
+    twice = shutil.copytree(runs[1], tmp_path / "twice")
+    summary = twice / "report" / "tables" / "summary-synthetic.csv"
+    lines = summary.read_text(encoding="utf-8").splitlines()
+    summary.write_text("\n".join([*lines, lines[1]]) + "\n", encoding="utf-8")
+    for given, said in (
+        ([runs[0], runs[0]], "first is in"),
+        ([runs[0], tmp_path / "none"], "geep-bench report"),
+        ([other], "another version"),
+        ([twice], "bert full on second in several settings"),
+    ):
+        assert main([str(path) for path in given]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and said in error and error.count("\n") == 1
