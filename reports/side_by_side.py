@@ -16,7 +16,7 @@ import pandas as pd
 
 from harness.errors import GeepBenchError, ResultError
 from reports.contents import data_tag, method_name
-from reports.marks import footnotes, together
+from reports.marks import footnotes, marked
 from reports.numbers import DASH, fixed, p_value, percent, points, span, times, whole
 from reports.papers import write_tables
 from reports.tables import Column, Row, Table, to_markdown
@@ -87,14 +87,15 @@ def side_by_side(runs: Sequence[Path]) -> list[Table]:
 
 def _table(parts: Parts, synthetic: bool) -> Table:
     wide: dict[tuple[str, ...], dict[str, Any]] = {}
+    carried: list[str] = []
     for dataset, (_, rows) in parts.items():
         for plain_record in rows.astype(object).where(rows.notna(), None).to_dict("records"):
             record = {str(key): value for key, value in plain_record.items()}
             row = wide.setdefault(
                 tuple(record[name] for name in IDENTITY), {name: record[name] for name in ("kind", *IDENTITY)}
             )
-            row["marks"] = together(row.get("marks", ""), record["marks"] or "")
-            row.update({f"{dataset} {name}": record[name] for name in (*COSTS, *TESTED)})
+            carried.append(record["marks"] or "")
+            row.update({f"{dataset} {name}": record[name] for name in (*COSTS, *TESTED, "marks")})
     kinds = ("method", "control", "bound")
     ordered: list[dict[str, Any]] = sorted(wide.values(), key=lambda one: kinds.index(one["kind"]))
     frame = pd.DataFrame(ordered).astype(object)
@@ -104,14 +105,14 @@ def _table(parts: Parts, synthetic: bool) -> Table:
         Column("point", "Point", lambda row: row["point"], numeric=False),
         *(column for dataset in parts for column in _columns(dataset)),
     ]
-    numbers = [f"{dataset} {name}" for dataset in parts for name in (*COSTS, *TESTED)]
+    numbers = [f"{dataset} {name}" for dataset in parts for name in (*COSTS, *TESTED, "marks")]
     return Table(
         NAME + ("-synthetic" if synthetic else ""),
         "Every method on every dataset" + data_tag(synthetic),
         frame,
         columns,
-        ("kind", *IDENTITY, *numbers, "marks"),
-        [*_notes(parts), *footnotes(frame)],
+        ("kind", *IDENTITY, *numbers),
+        [*_notes(parts), *footnotes(pd.DataFrame({"marks": carried}))],
         split="kind",
     )
 
@@ -123,7 +124,7 @@ def _columns(dataset: str) -> list[Column]:
     def accuracy(row: Row) -> str:
         low, high = row[key("accuracy_low")], row[key("accuracy_high")]
         text = percent(row[key("accuracy")])
-        return text if text == DASH else f"{text} ({span(low, high, percent)})"
+        return text if text == DASH else marked(f"{text} ({span(low, high, percent)})", {"marks": row[key("marks")]})
 
     def difference(row: Row) -> str:
         text = points(row[key("difference")])
