@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness import profile
+from harness.bench import Settings, check
 from harness.errors import ConfigError, UnknownNameError
 
 GOOD = """
@@ -31,9 +32,15 @@ def write(tmp_path: Path, text: str | bytes) -> str:
 
 
 @pytest.mark.parametrize("name", ["quick", "mini", "paper", "scratch", "rivals"])
-def test_official_profiles_load(name: str) -> None:
-    """Each is valid, bears its name, and measures its reference."""
+def test_official_profiles_load(name: str, tmp_path: Path) -> None:
+    """Each is valid, bears its name, measures its reference, and names nobody who does not exist, in no table."""
     found = profile.load(name)
+    data = tmp_path if found.source == "local" else None
+    if data:
+        for dataset in found.datasets:
+            (data / dataset).mkdir()
+            (data / dataset / "train.csv").touch()  # nobody reads it yet
+    check(Settings(found, tmp_path / "run", data))
     assert found.name == name
     assert name in profile.names()
     assert found.reference in found.methods
