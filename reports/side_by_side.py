@@ -50,13 +50,13 @@ def _rows(run: Path) -> pd.DataFrame:
     """Rows of a run's summary, each with its paired test against the run's reference, if one was made."""
     summary, tests = _read(run, "summary"), _read(run, "rivals")
     try:
-        again = summary.duplicated(["data", "dataset", *IDENTITY])
+        keys = ["data", "dataset", *IDENTITY]
+        again = summary.duplicated(keys)
         if again.any():
             row = summary[again].iloc[0]
             raise ResultError(
                 f"{run} has {row['method']} {row['point']} on {row['dataset']} in several settings: give runs of one setting"
             )
-        keys = ["data", "dataset", *IDENTITY]
         if tests.empty:
             tests = pd.DataFrame(columns=[*keys, "rival", *TESTED])
         reference = summary.groupby("dataset")["reference"].first()
