@@ -60,9 +60,9 @@ def ownership_table(view: View, group: Group) -> Table:
         Column("passes_ratio", "Layer passes vs fine-tuning", lambda r: times(r["passes_ratio"]), missing=UNTRAINED),
         Column(
             "train_flops",
-            f"Training {unit}FLOPs, forward",
+            f"Training {unit}FLOPs",
             lambda r: plain(r["train_flops"] / divisor) if finite(r["train_flops"]) else DASH,
-            missing=UNTRAINED,
+            missing=f"{UNTRAINED}, or an older version did not count them",
         ),
     ]
     csv = (
@@ -111,7 +111,7 @@ def _notes(records: list[dict[Any, Any]]) -> list[str]:
         notes.append(text + ".")
     if any(finite(r["train_flops"]) for r in records):
         notes.append(
-            "Training FLOPs are an estimate: layer passes of training times linear FLOPs of one layer pass over the test "
-            "samples; backward passes come on top, up to twice as much. Teachers that a method borrows are not in it."
+            "Training FLOPs are those of the layers, forward and backward, counted while fitting (linear convention). Teachers "
+            "count where they run beside a student; their own training is in their own row."
         )
     return notes

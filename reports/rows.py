@@ -23,11 +23,10 @@ def flat(result: Result) -> dict[str, Any]:
     phases = speed.pop("phases")
     data.update(speed, phases=phases, **result.checks.model_dump())
     training, footprint = result.training, result.footprint
-    per_pass = result.cost.flops_linear / result.cost.mean_layers if result.cost.mean_layers else None
     data.update(
         **{name: getattr(footprint, name, None) for name in ("disk_bytes", "host_peak_bytes", "joules_per_1000")},
         layer_passes=training.layer_passes if training else None,
-        train_flops=training.layer_passes * per_pass if training and per_pass else None,
+        train_flops=training.flops if training else None,
         unseen_tokens=result.unseen_tokens,
         latency=result.latency,
         waterfall=result.waterfall,

@@ -155,7 +155,9 @@ def _cell(
             round_seconds=passes,
             reference_seconds=passes,
         ),
-        training=Training(seconds=100.0, steps=1000, layer_passes=100_000, passes_ratio=1.5, dev_accuracy=accuracy),
+        training=Training(
+            seconds=100.0, steps=1000, layer_passes=100_000, passes_ratio=1.5, dev_accuracy=accuracy, flops=3e15
+        ),
         checks=Checks(rounds_agree=1.0, batches_agree=1.0, state_unchanged=True),
         exit_histogram=np.bincount(exits, minlength=DEPTH + 1)[1:].tolist(),
         latency=[

@@ -1,7 +1,9 @@
 """Several runs in one table: a row per method and point, and per dataset accuracy, layers, speed-up and the paired test.
 
 ``python -m reports.side_by_side RUN RUN ... --out FOLDER`` writes ``side-by-side.{md,csv,tex}`` there and prints the Markdown.
-It reads the CSV files of the runs' reports and nothing else, so that published runs, which have no per-sample rows, will do.
+It reads the CSV files of the runs' reports, and results for what training took, so that published runs, which have no
+per-sample rows, will do.
+A dataset may be in several runs of one setting, say when a method came later: the first has a row's say, the others add methods.
 """
 
 from __future__ import annotations
@@ -10,14 +12,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from harness.errors import GeepBenchError, ResultError
-from reports.contents import data_tag, method_name
+from harness.store import Run
+from reports.contents import UNTRAINED, data_tag, method_name
 from reports.marks import footnotes, marked
-from reports.numbers import DASH, fixed, p_value, percent, points, span, times, whole
+from reports.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
 from reports.papers import write_tables
 from reports.tables import Column, Row, Table, to_markdown
 
@@ -25,9 +29,9 @@ NAME = "side-by-side"
 IDENTITY = ("method", "point")
 COSTS = ("n", "accuracy", "accuracy_low", "accuracy_high", "mean_layers", "speedup", "ratio_linear", "samples_per_s")
 TESTED = ("difference", "difference_low", "difference_high", "p", "p_holm")
+TRAINING = ("train_flops", "train_ratio")
 
-
-Parts = dict[str, tuple[Path, pd.DataFrame]]  # dataset -> its run, and its rows there
+Parts = dict[str, tuple[Path, pd.DataFrame, list[str]]]  # dataset -> its first run, its rows, notes on the other runs
 
 
 def _read(run: Path, name: str) -> pd.DataFrame:
@@ -62,40 +66,80 @@ def _rows(run: Path) -> pd.DataFrame:
         reference = summary.groupby("dataset")["reference"].first()
         tests = tests[tests["rival"] == tests["dataset"].map(reference)]
         joined = summary.merge(tests[[*keys, *TESTED]], how="left", on=keys, validate="one_to_one")
-        return joined[[*keys, "kind", "backbone", "reference", "marks", *COSTS, *TESTED]]
+        learnt = _training(run)
+        for name, whose in (("train_flops", "method"), ("reference_flops", "reference")):
+            pairs = zip(joined["dataset"], joined[whose], strict=True)
+            joined[name] = pd.Series([learnt.get(pair) for pair in pairs], dtype=float)
+        joined["train_ratio"] = joined["train_flops"] / joined["reference_flops"]
+        return joined[[*keys, "kind", "backbone", "reference", "marks", *COSTS, *TESTED, *TRAINING]]
     except (KeyError, ValueError) as error:
         raise ResultError(f"the report of {run} is of another version ({error}): make it again") from error
+
+
+def _training(run: Path) -> dict[tuple[str, str], float]:
+    """Dataset and method -> FLOPs of its training, mean of its seeds, where something was trained and counted."""
+    opened = Run(run)
+    found: dict[tuple[str, str], list[float]] = {}
+    for result in opened.results():
+        if result.training is not None and result.training.flops is not None:
+            found.setdefault((result.cell.dataset, result.cell.method), []).append(result.training.flops)
+    if opened.broken:
+        raise ResultError(f"{opened.broken[0]}; then make the report again with 'geep-bench report {run}'")
+    return {pair: fmean(flops) for pair, flops in found.items()}
 
 
 def side_by_side(runs: Sequence[Path]) -> list[Table]:
     """The table; real and synthetic data apart.
 
     Raises:
-        ResultError: a run has no report, or one of another version; a dataset is in two runs, or in one run under several
-            settings.
+        ResultError: a run has no report, or one of another version; a dataset is in one run under several settings, or in
+            two runs that are of different ones or have all their methods in common.
     """
     found: dict[str, Parts] = {}
     for run in runs:
         rows = _rows(run)
         for data, dataset in dict.fromkeys(zip(rows["data"], rows["dataset"], strict=True)):
             parts = found.setdefault(data, {})
-            if dataset in parts:
-                raise ResultError(f"{dataset} is in {parts[dataset][0]} and in {run}: give one of them")
-            parts[dataset] = run, rows[(rows["data"] == data) & (rows["dataset"] == dataset)]
+            own = rows[(rows["data"] == data) & (rows["dataset"] == dataset)]
+            parts[dataset] = _joined(dataset, *parts[dataset], run, own) if dataset in parts else (run, own, [])
     return [_table(parts, data == "synthetic") for data, parts in sorted(found.items())]
+
+
+def _joined(
+    dataset: str, first: Path, rows: pd.DataFrame, notes: list[str], run: Path, others: pd.DataFrame
+) -> tuple[Path, pd.DataFrame, list[str]]:
+    """Rows of a dataset, and of another run those of methods that are not among them."""
+    here, there = (_setting(one) for one in (rows, others))
+    if here != there:
+        raise ResultError(
+            f"{dataset} is in {first} and in {run}, which differ ({here}; {there}): give runs of one setting and one reference"
+        )
+    more = others[~others["method"].isin(rows["method"])]
+    if more.empty:
+        raise ResultError(f"{dataset} is in {first} and in {run}, which has no other methods: give one of them")
+    names = ", ".join(dict.fromkeys(more["method"]))
+    note = f"{dataset}: measured in another run, against a {more['reference'].iloc[0]} of its own: {names}."
+    return first, pd.concat([rows, more]), [*notes, note]
+
+
+def _setting(rows: pd.DataFrame) -> str:
+    """What two runs must have in common to stand in one column: rows, backbone, and the very accuracy of the reference."""
+    reference = rows[rows["method"] == rows["reference"]]["accuracy"]
+    scored = ", ".join(f"{rows['reference'].iloc[0]} {percent(value)} %" for value in reference) or "no reference"
+    return f"{_sizes(rows)} test rows, {rows['backbone'].iloc[0]}, {scored}"
 
 
 def _table(parts: Parts, synthetic: bool) -> Table:
     wide: dict[tuple[str, ...], dict[str, Any]] = {}
     carried: list[str] = []
-    for dataset, (_, rows) in parts.items():
+    for dataset, (_, rows, _) in parts.items():
         for plain_record in rows.astype(object).where(rows.notna(), None).to_dict("records"):
             record = {str(key): value for key, value in plain_record.items()}
             row = wide.setdefault(
                 tuple(record[name] for name in IDENTITY), {name: record[name] for name in ("kind", *IDENTITY)}
             )
             carried.append(record["marks"] or "")
-            row.update({f"{dataset} {name}": record[name] for name in (*COSTS, *TESTED, "marks")})
+            row.update({f"{dataset} {name}": record[name] for name in (*COSTS, *TESTED, *TRAINING, "marks")})
     kinds = ("method", "control", "bound")
     ordered: list[dict[str, Any]] = sorted(wide.values(), key=lambda one: kinds.index(one["kind"]))
     frame = pd.DataFrame(ordered).astype(object)
@@ -103,9 +147,10 @@ def _table(parts: Parts, synthetic: bool) -> Table:
     columns = [
         Column("method", "Method", method_name, numeric=False),
         Column("point", "Point", lambda row: row["point"], numeric=False),
+        Column("training", "Training", lambda row: _times(row, parts), missing=f"{UNTRAINED}, or it was not counted"),
         *(column for dataset in parts for column in _columns(dataset)),
     ]
-    numbers = [f"{dataset} {name}" for dataset in parts for name in (*COSTS, *TESTED, "marks")]
+    numbers = [f"{dataset} {name}" for dataset in parts for name in (*COSTS, *TESTED, *TRAINING, "marks")]
     return Table(
         NAME + ("-synthetic" if synthetic else ""),
         "Every method on every dataset" + data_tag(synthetic),
@@ -115,6 +160,16 @@ def _table(parts: Parts, synthetic: bool) -> Table:
         [*_notes(parts), *footnotes(pd.DataFrame({"marks": carried}))],
         split="kind",
     )
+
+
+def _times(row: Row, parts: Parts) -> str:
+    """FLOPs of training over those of the reference: one number, or the least and the most of the datasets."""
+    ratios: list[Any] = [row.get(f"{dataset} train_ratio") for dataset in parts]
+    ratios = [ratio for ratio in ratios if finite(ratio)]
+    if not ratios:
+        return DASH
+    low, high = fixed(min(ratios)), fixed(max(ratios))
+    return f"{low}×" if low == high else f"{low}–{high}×"
 
 
 def _columns(dataset: str) -> list[Column]:
@@ -146,14 +201,23 @@ def _columns(dataset: str) -> list[Column]:
 
 
 def _notes(parts: Parts) -> list[str]:
-    names = sorted({str(name) for _, rows in parts.values() for name in rows["reference"].dropna()})
-    each = [f"{dataset}: {_sizes(rows)} test rows, {rows['backbone'].iloc[0]}" for dataset, (_, rows) in parts.items()]
+    names = sorted({str(name) for _, rows, _ in parts.values() for name in rows["reference"].dropna()})
+    reference = " or ".join(names) or "a reference"
+    each = [
+        f"{dataset}: {_sizes(rows)} test rows, {rows['backbone'].iloc[0]}" for dataset, (_, rows, _) in parts.items()
+    ]
     return [
         f"{'; '.join(each)}.",
+        *(note for _, _, notes in parts.values() for note in notes),
         (
-            f"Speed-up: wall time of {' or '.join(names) or 'a reference'} over the method's, same rounds. Points: accuracy less "
+            f"Speed-up: wall time of {reference} over the method's, same rounds. Points: accuracy less "
             "that of the reference on the same test rows; p: exact McNemar test, adjusted (Holm) within its own run, where "
             "one family is one method over its points."
+        ),
+        (
+            f"Training: FLOPs of the layers, forward and backward, over those of {reference}, from the least to the "
+            "most of the datasets. Teachers count where they run beside the student, not for their own training; general "
+            "distillation, augmenting text and choosing thresholds are not in it."
         ),
         "Between datasets backbone, training rows and machine may differ; each run's own report says which.",
     ]

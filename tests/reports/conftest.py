@@ -59,6 +59,7 @@ class Fabricator:
         samples_per_s: float = 100.0,
         histogram: list[int] | None = None,
         flops: float | None = None,
+        train_flops: float | None = 7.5e9,
         samples: bool = True,
         notes: Sequence[str] = (),
         fingerprint: dict[str, Any] | None = None,
@@ -135,7 +136,9 @@ class Fabricator:
             ),
             training=None
             if kind != "method"
-            else Training(seconds=12.5, steps=100, layer_passes=1200, passes_ratio=1.5, dev_accuracy=share),
+            else Training(
+                seconds=12.5, steps=100, layer_passes=1200, passes_ratio=1.5, dev_accuracy=share, flops=train_flops
+            ),
             checks=Checks(**{"rounds_agree": rounds_agree, **(checks or {})}),
             exit_histogram=np.bincount(exits, minlength=depth + 1)[1:].tolist(),
             latency=[Latency(batch_size=b, n=count, p50=a, p90=c, p99=d) for b, count, a, c, d in latency],

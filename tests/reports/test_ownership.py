@@ -34,8 +34,7 @@ def test_every_cost_has_a_column(fabricate):
     assert shown["Host peak MiB"] == "1,024" and shown["On disk MiB"] == "3.00"
     assert shown["J per 1,000 samples"] == "12.5" and shown["Parameters M"] == "1.00"
     assert shown["Training s"] == "12.5" and shown["Layer passes vs fine-tuning"] == "1.50×"
-    # 1200 layer passes of a sixth of 2 MFLOPs.
-    assert shown["Training MFLOPs, forward"] == "400"
+    assert shown["Training GFLOPs"] == "7.50"
 
 
 def test_what_is_missing_is_a_dash_with_its_reason(fabricate):

@@ -34,9 +34,12 @@ def runs(fabricate: Callable[..., Any]) -> list[Path]:
             layers=3.0,
             speedup=2.0,
             rounds_agree=agree,
+            train_flops=15e9 if wrong else 22.5e9,
         )
         if name == "first":
-            run.cell("geep", "speed=0.5", dataset=name, correct=answers(200, 1), layers=1.5, speedup=4.0)
+            run.cell(
+                "geep", "speed=0.5", dataset=name, correct=answers(200, 1), layers=1.5, speedup=4.0, train_flops=None
+            )
         else:
             run.cell("oracle", "agree", dataset=name, kind="bound", correct=answers(200, 0))
         write_report(run.path)
@@ -48,7 +51,7 @@ def runs(fabricate: Callable[..., Any]) -> list[Path]:
 def test_a_row_per_method_and_point(runs: list[Path]) -> None:
     """What is not measured on a dataset is a dash there; tests against the reference come from the runs' own reports."""
     (table,) = side_by_side(runs)
-    cells = {(row[0], row[1]): row[2:] for row in table.cells}
+    cells = {(row[0], row[1]): row[3:] for row in table.cells}
     assert list(cells) == [
         ("bert", "full"),
         ("fastbert", "speed=0.5"),
@@ -62,6 +65,8 @@ def test_a_row_per_method_and_point(runs: list[Path]) -> None:
         cells["geep", "speed=0.5"][4:] == ["—"] * 4 and cells["oracle (bound, not a method)", "agree"][:4] == ["—"] * 4
     )
     assert cells["bert", "full"][3] == "—"
+    # Training over bert's: least and most of the datasets; nothing trained, nothing counted.
+    assert [row[2] for row in table.cells] == ["1.00×", "2.00–3.00×", "—", "—"]
     # A mark stands at the dataset that earned it.
     first, second = cells["fastbert", "speed=0.5"][0], cells["fastbert", "speed=0.5"][4]
     assert first.startswith("96.0 (") and first.endswith(") †") and "†" not in second
@@ -88,18 +93,40 @@ def test_real_and_synthetic_data_are_apart(
     assert pd.read_csv(tmp_path / "out" / "side-by-side.csv")["third p"].isna().all()
 
 
+def test_methods_of_another_run_join_their_dataset(runs: list[Path], fabricate: Callable[..., Any]) -> None:
+    """Measured later, beside the same reference: only what is new is taken, and the table says whence."""
+    later = fabricate("later")
+    later.cell("bert", dataset="first", correct=answers(200, 0), speedup=0.9)
+    later.cell("fastbert", "speed=0.5", dataset="first", correct=answers(200, 100), speedup=9.0)
+    later.cell("tinybert", dataset="first", correct=answers(200, 8), layers=2.0, speedup=8.0, train_flops=3.75e9)
+    write_report(later.path)
+    alone, joined = side_by_side(runs), side_by_side([*runs, later.path])
+    assert joined[0].cells[: len(alone[0].cells) - 1] == alone[0].cells[:-1]  # the bound comes last
+    (new,) = [row for row in joined[0].cells if row not in alone[0].cells]
+    assert new[:3] == ["tinybert", "full", "0.50×"] and new[4:7] == ["2.00", "8.00×", "−4.0 (0.008)"]
+    assert "first: measured in another run, against a bert of its own: tinybert." in joined[0].notes
+
+
 def test_what_does_not_belong_together_is_refused(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], fabricate: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one line, with exit code 2: a dataset twice, no report, another version's, two settings in one run."""
+    """In one line, with exit code 2: a run twice, two of other rows, no report, another version's, two settings, damage."""
     other = shutil.copytree(runs[1], tmp_path / "other")
     (other / "report" / "tables" / "summary-synthetic.csv").write_text("method,point\nbert,full\n")
     twice = shutil.copytree(runs[1], tmp_path / "twice")
     summary = twice / "report" / "tables" / "summary-synthetic.csv"
     lines = summary.read_text(encoding="utf-8").splitlines()
     summary.write_text("\n".join([*lines, lines[1]]) + "\n", encoding="utf-8")
+    fewer = fabricate("fewer")
+    fewer.cell("bert", dataset="first", correct=answers(100, 0))
+    fewer.cell("pabee", dataset="first", correct=answers(100, 0))
+    write_report(fewer.path)
+    damaged = shutil.copytree(runs[1], tmp_path / "damaged")
+    next((damaged / "results").iterdir()).write_text("{", encoding="utf-8")
     for given, said in (
-        ([runs[0], runs[0]], "first is in"),
+        ([runs[0], runs[0]], "which has no other methods"),
+        ([runs[0], fewer.path], "which differ (200 test rows"),
+        ([damaged], "broken result"),
         ([runs[0], tmp_path / "none"], "geep-bench report"),
         ([other], "another version"),
         ([twice], "bert full on second in several settings"),
