@@ -131,7 +131,11 @@ class TrainingReport:
     flops: float = 0.0
 
     def __add__(self, other: TrainingReport) -> TrainingReport:
-        """Costs of two stages, one after the other; epoch and scores are those of the later one."""
+        """Costs of two stages, one after the other; epoch and scores are those of the later one.
+
+        FLOPs are 0, not counted, where those of a stage with layer passes are: half a sum would look like a whole one.
+        """
+        counted = all(stage.flops or not stage.layer_passes for stage in (self, other))
         return TrainingReport(
             self.seconds + other.seconds,
             self.steps + other.steps,
@@ -139,7 +143,7 @@ class TrainingReport:
             self.sample_passes + other.sample_passes,
             other.best_epoch,
             other.dev_scores,
-            self.flops + other.flops,
+            self.flops + other.flops if counted else 0.0,
         )
 
 

@@ -111,7 +111,7 @@ def _notes(records: list[dict[Any, Any]]) -> list[str]:
         notes.append(text + ".")
     if any(finite(r["train_flops"]) for r in records):
         notes.append(
-            "Training FLOPs are those of the layers, forward and backward, counted while fitting (linear convention). Teachers "
-            "count where they run beside a student; their own training is in their own row."
+            "Training FLOPs are those of the layers, forward and backward, counted while fitting (linear convention), with the "
+            "fine-tuning of the model that a method starts or learns from, and its passes beside a student."
         )
     return notes

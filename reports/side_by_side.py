@@ -3,7 +3,7 @@
 ``python -m reports.side_by_side RUN RUN ... --out FOLDER`` writes ``side-by-side.{md,csv,tex}`` there and prints the Markdown.
 It reads the CSV files of the runs' reports, and results for what training took, so that published runs, which have no
 per-sample rows, will do.
-A dataset may be in several runs of one setting, say when a method came later: the first has a row's say, the others add methods.
+A dataset may be in several runs of one setting, say when a method came later: the first run's methods stand, the others add theirs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import GeepBenchError, ResultError
-from harness.store import Run
+from harness.results import Result
 from reports.contents import UNTRAINED, data_tag, method_name
 from reports.marks import footnotes, marked
 from reports.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
@@ -30,6 +30,7 @@ IDENTITY = ("method", "point")
 COSTS = ("n", "accuracy", "accuracy_low", "accuracy_high", "mean_layers", "speedup", "ratio_linear", "samples_per_s")
 TESTED = ("difference", "difference_low", "difference_high", "p", "p_holm")
 TRAINING = ("train_flops", "train_ratio")
+SETTING = ("source", "backbone", "protocol", "device", "dtype", "seed_list", "reference")  # that a dataset's runs share
 
 Parts = dict[str, tuple[Path, pd.DataFrame, list[str]]]  # dataset -> its first run, its rows, notes on the other runs
 
@@ -71,20 +72,24 @@ def _rows(run: Path) -> pd.DataFrame:
             pairs = zip(joined["dataset"], joined[whose], strict=True)
             joined[name] = pd.Series([learnt.get(pair) for pair in pairs], dtype=float)
         joined["train_ratio"] = joined["train_flops"] / joined["reference_flops"]
-        return joined[[*keys, "kind", "backbone", "reference", "marks", *COSTS, *TESTED, *TRAINING]]
+        return joined[[*keys, "kind", *SETTING, "marks", *COSTS, *TESTED, *TRAINING]]
     except (KeyError, ValueError) as error:
         raise ResultError(f"the report of {run} is of another version ({error}): make it again") from error
 
 
 def _training(run: Path) -> dict[tuple[str, str], float]:
     """Dataset and method -> FLOPs of its training, mean of its seeds, where something was trained and counted."""
-    opened = Run(run)
     found: dict[tuple[str, str], list[float]] = {}
-    for result in opened.results():
+    paths = sorted((run / "results").glob("*.json"))
+    if not paths:
+        raise ResultError(f"no results in {run / 'results'}: give a run folder with results and report")
+    for path in paths:  # not Run.results, which moves broken files away: here a run is read, not mended
+        try:
+            result = Result.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ResultError(f"cannot read {path}: mend the run with 'geep-bench report {run}'") from error
         if result.training is not None and result.training.flops is not None:
             found.setdefault((result.cell.dataset, result.cell.method), []).append(result.training.flops)
-    if opened.broken:
-        raise ResultError(f"{opened.broken[0]}; then make the report again with 'geep-bench report {run}'")
     return {pair: fmean(flops) for pair, flops in found.items()}
 
 
@@ -110,23 +115,29 @@ def _joined(
 ) -> tuple[Path, pd.DataFrame, list[str]]:
     """Rows of a dataset, and of another run those of methods that are not among them."""
     here, there = (_setting(one) for one in (rows, others))
-    if here != there:
+    if differ := [f"{name} {here[name]} and {there[name]}" for name in here if here[name] != there[name]]:
         raise ResultError(
-            f"{dataset} is in {first} and in {run}, which differ ({here}; {there}): give runs of one setting and one reference"
+            f"{dataset} is in {first} and in {run}, which differ ({'; '.join(differ)}): give runs of one setting and one reference"
         )
+    if here["accuracy of the reference"] is None:
+        raise ResultError(f"{dataset} is in {first} and in {run}, which have no reference in common: give one of them")
     more = others[~others["method"].isin(rows["method"])]
     if more.empty:
         raise ResultError(f"{dataset} is in {first} and in {run}, which has no other methods: give one of them")
     names = ", ".join(dict.fromkeys(more["method"]))
-    note = f"{dataset}: measured in another run, against a {more['reference'].iloc[0]} of its own: {names}."
+    note = f"{dataset}: measured in another run, beside the same {more['reference'].iloc[0]} timed again: {names}."
     return first, pd.concat([rows, more]), [*notes, note]
 
 
-def _setting(rows: pd.DataFrame) -> str:
-    """What two runs must have in common to stand in one column: rows, backbone, and the very accuracy of the reference."""
-    reference = rows[rows["method"] == rows["reference"]]["accuracy"]
-    scored = ", ".join(f"{rows['reference'].iloc[0]} {percent(value)} %" for value in reference) or "no reference"
-    return f"{_sizes(rows)} test rows, {rows['backbone'].iloc[0]}, {scored}"
+def _setting(rows: pd.DataFrame) -> dict[str, Any]:
+    """What runs must have in common to stand in one column; the reference's accuracy and training tell its weights and rows."""
+    own = rows[rows["method"] == rows["reference"]]
+    return {
+        "test rows": _sizes(rows),
+        **{name: ", ".join(map(str, rows[name].unique())) for name in SETTING},
+        "accuracy of the reference": own["accuracy"].iloc[0] if len(own) else None,
+        "training of the reference": own["train_flops"].iloc[0] if own["train_flops"].notna().any() else None,
+    }
 
 
 def _table(parts: Parts, synthetic: bool) -> Table:
@@ -216,10 +227,10 @@ def _notes(parts: Parts) -> list[str]:
         ),
         (
             f"Training: FLOPs of the layers, forward and backward, over those of {reference}, from the least to the "
-            "most of the datasets. Teachers count where they run beside the student, not for their own training; general "
-            "distillation, augmenting text and choosing thresholds are not in it."
+            "most of the datasets that have them, with the fine-tuning of the model that a method starts or learns from. "
+            "Heads, general distillation, choosing thresholds and filling GEEP's table are not in it."
         ),
-        "Between datasets backbone, training rows and machine may differ; each run's own report says which.",
+        "Between datasets backbone, training rows and machine may differ, between runs the machine; their own reports say which.",
     ]
 
 

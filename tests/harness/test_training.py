@@ -254,6 +254,10 @@ def test_reports_of_two_stages_add_up() -> None:
     """Costs are summed; epoch and scores are the later stage's."""
     first, second = TrainingReport(1.0, 2, 3, 4, 1, (0.5,)), TrainingReport(10.0, 20, 30, 40, None, ())
     assert first + second == TrainingReport(11.0, 22, 33, 44, None, ())
+    # FLOPs: a stage that did not count them leaves the sum uncounted; one without passes has none to count.
+    counted, nothing = TrainingReport(1.0, 2, 3, 4, flops=5.0), TrainingReport(1.0, 0, 0, 0)
+    assert [(a + b).flops for a, b in ((counted, counted), (counted, nothing), (nothing, counted))] == [10.0, 5.0, 5.0]
+    assert (counted + second).flops == (first + counted).flops == 0.0
 
 
 def test_flops_are_those_of_forward_and_backward(model: MultiExitModel, toy: Split) -> None:

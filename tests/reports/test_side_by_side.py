@@ -104,7 +104,7 @@ def test_methods_of_another_run_join_their_dataset(runs: list[Path], fabricate: 
     assert joined[0].cells[: len(alone[0].cells) - 1] == alone[0].cells[:-1]  # the bound comes last
     (new,) = [row for row in joined[0].cells if row not in alone[0].cells]
     assert new[:3] == ["tinybert", "full", "0.50×"] and new[4:7] == ["2.00", "8.00×", "−4.0 (0.008)"]
-    assert "first: measured in another run, against a bert of its own: tinybert." in joined[0].notes
+    assert "first: measured in another run, beside the same bert timed again: tinybert." in joined[0].notes
 
 
 def test_what_does_not_belong_together_is_refused(
@@ -123,10 +123,27 @@ def test_what_does_not_belong_together_is_refused(
     write_report(fewer.path)
     damaged = shutil.copytree(runs[1], tmp_path / "damaged")
     next((damaged / "results").iterdir()).write_text("{", encoding="utf-8")
+    unlike = shutil.copytree(fewer.path, tmp_path / "unlike")
+    less = fabricate("less")
+    for method in ("bert", "pabee"):
+        less.cell(method, dataset="first", correct=answers(200, 1), train_flops=1e9)
+    write_report(less.path)
+    alone = []
+    for method in ("pabee", "berxit"):
+        alone.append(fabricate(method))
+        alone[-1].cell(method, dataset="first", reference=None, speedup=None, correct=answers(200, 0))
+        write_report(alone[-1].path)
+    shutil.rmtree(unlike / "results")
     for given, said in (
+        ([unlike], "no results in"),
+        (
+            [runs[0], less.path],
+            "accuracy of the reference 1.0 and 0.995; training of the reference 7500000000.0 and 1000000000.0",
+        ),
+        ([alone[0].path, alone[1].path], "no reference in common"),
         ([runs[0], runs[0]], "which has no other methods"),
-        ([runs[0], fewer.path], "which differ (200 test rows"),
-        ([damaged], "broken result"),
+        ([runs[0], fewer.path], "which differ (test rows 200 and 100)"),
+        ([damaged], "cannot read"),
         ([runs[0], tmp_path / "none"], "geep-bench report"),
         ([other], "another version"),
         ([twice], "bert full on second in several settings"),
