@@ -122,7 +122,8 @@ def test_what_does_not_belong_together_is_refused(
     fewer.cell("pabee", dataset="first", correct=answers(100, 0))
     write_report(fewer.path)
     damaged = shutil.copytree(runs[1], tmp_path / "damaged")
-    next((damaged / "results").iterdir()).write_text("{", encoding="utf-8")
+    broken = next((damaged / "results").iterdir())
+    broken.write_text("{", encoding="utf-8")
     unlike = shutil.copytree(fewer.path, tmp_path / "unlike")
     less = fabricate("less")
     for method in ("bert", "pabee"):
@@ -151,3 +152,4 @@ def test_what_does_not_belong_together_is_refused(
         assert main([str(path) for path in given]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert broken.read_text(encoding="utf-8") == "{"  # read, not moved
