@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from geep.exit_table import ExitTable
-from geep.exit_table.files import MAX_LAYERS
 from geep.exit_table.keys import MAX_NGRAM
 from geep.exit_table.rows import COUNT_LIMIT
+from geep.exit_table.storage import MAX_LAYERS
 from geep.objective import shared_exit_loss
 from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
-from harness.contracts import Execution, Fitted, Kind, OperatingPoint, Split, Task, TokenSet
+from harness.contracts import Execution, Fitted, Kind, OperatingPoint
+from harness.core.errors import ConfigError, ResultError
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
-from harness.encoder.executors import Answer, exit_logits
 from harness.encoder.multi_exit import MultiExitModel
-from harness.errors import ConfigError, ResultError
-from harness.fitted import SPEEDS, AssignedExits, checked_speeds, load_model
+from harness.execution.executors import Answer, exit_logits
 from harness.registry import register
-from harness.training import Recipe, dev_accuracies, own_settings, train
+from harness.toolkit.fitted import SPEEDS, AssignedExits, checked_speeds, load_model
+from harness.toolkit.training import Recipe, dev_accuracies, own_settings, train
 
 TUNING = Execution(batch_size=64)
 DEFAULTS: dict[str, Any] = {
@@ -84,7 +85,7 @@ class FittedGeep(AssignedExits):
 class Geep:
     """One-step shared exit loss; exits predicted from tokens; batches sorted by predicted exit.
 
-    Config: :data:`DEFAULTS`, the keys of :class:`~harness.training.Recipe`, and ``head``. ``exits`` is E, 1 .. L-2;
+    Config: :data:`DEFAULTS`, the keys of :class:`~harness.toolkit.training.Recipe`, and ``head``. ``exits`` is E, 1 .. L-2;
     ``speeds`` are the entropy thresholds at which tables are built; ``holdout`` is the fraction of train kept out of
     training to build the tables from.
     """

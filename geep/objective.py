@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.contracts import TokenSet
+from harness.core.tokens import TokenSet
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 

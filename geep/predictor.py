@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from geep.exit_table import ExitTable
-from harness.contracts import TokenSet
-from harness.encoder.exits import first_exit, normalised_entropy
+from harness.core.tokens import TokenSet
+from harness.execution.entropy_exit import first_exit, normalised_entropy
 
 QUANTILES = tuple(range(5, 1001, 5))  # per mille
 

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar, get_args
 
 from harness.contracts import Kind, Method
-from harness.errors import ConfigError, MethodError, UnknownNameError, told
+from harness.core.errors import ConfigError, MethodError, UnknownNameError, told
 
 GROUP = "geep.methods"
 REQUIRED = ("name", "kind", "needs", "version", "fit", "load")

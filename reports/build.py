@@ -6,12 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
-from harness.errors import ResultError
-from reports.drawing import Drawing
-from reports.figures import draw_figures
+from harness.core.errors import ResultError
+from reports.analysis.view import View, build_view
+from reports.figures.all_figures import draw_figures
+from reports.figures.drawing import Drawing
 from reports.page import Contents, render_markdown, render_page
-from reports.tables import to_csv, to_latex, to_markdown
-from reports.view import View, build_view
+from reports.tables.formats import to_csv, to_latex, to_markdown
 
 
 def write_report(run_path: Path, progress: bool = False) -> Path:

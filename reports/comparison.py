@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from harness.compare import Change, Comparison
-from harness.packed import Packed
-from harness.results import Cell
-from reports.numbers import DASH, fixed, p_value, percent, points, times
+from harness.regression.compare import Change, Comparison
+from harness.results.packed_run import Packed
+from harness.results.schema import Cell
+from reports.notation.numbers import DASH, fixed, p_value, percent, points, times
 from reports.terminal import fit
 
 _NAME = 40

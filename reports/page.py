@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from reports.breakdown import anatomy_table, predictor_table, waterfall_table
-from reports.checks import checks_tables, overlap_table
-from reports.contents import details_table, difficulty_table, results_table, summary_tables
-from reports.controls import controls_tables, tally_tables
-from reports.drawing import Drawing, inline_svg
-from reports.marks import footnotes
-from reports.ownership import ownership_table
+from reports.analysis.control_tests import headlines
+from reports.analysis.view import View
+from reports.figures.drawing import Drawing, inline_svg
+from reports.notation.marks import footnotes
 from reports.papers import paper_tables
 from reports.rules import RULES
-from reports.significance import curve_tables, rival_tables
-from reports.tables import Table, escape_markdown, to_markdown
-from reports.variants import variants_tables
-from reports.verdicts import headlines
-from reports.view import View
+from reports.tables.breakdown import anatomy_table, predictor_table, waterfall_table
+from reports.tables.checks import checks_tables, overlap_table
+from reports.tables.control_tables import controls_tables, tally_tables
+from reports.tables.costs import ownership_table
+from reports.tables.formats import Table, escape_markdown, to_markdown
+from reports.tables.significance import curve_tables, rival_tables
+from reports.tables.summary import details_table, difficulty_table, results_table, summary_tables
+from reports.tables.variant_table import variants_tables
 
 
 class Contents:

@@ -15,15 +15,15 @@ from typing import Any
 
 import pandas as pd
 
-from harness.errors import GeepBenchError, ResultError
-from harness.store import write_atomic
-from reports.contents import NO_REFERENCE, method_name, reference_names, setting_columns
-from reports.coordinates import SETTING
-from reports.marks import footnotes, together
-from reports.numbers import DASH, flops_unit, percent, plain, times
-from reports.quoted import quoted
-from reports.tables import Column, Row, Table, to_csv, to_latex, to_markdown
-from reports.view import Group, View, build_view, file_slug
+from harness.core.errors import GeepBenchError, ResultError
+from harness.core.files import write_atomic
+from reports.analysis.cell_settings import SETTING
+from reports.analysis.view import Group, View, build_view, file_slug
+from reports.notation.marks import footnotes, together
+from reports.notation.numbers import DASH, flops_unit, percent, plain, times
+from reports.tables.formats import Column, Row, Table, to_csv, to_latex, to_markdown
+from reports.tables.published_values import quoted
+from reports.tables.summary import NO_REFERENCE, method_name, reference_names, setting_columns
 
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 _FIRST = ("zh", "en")

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from harness.errors import GeepBenchError
-from harness.results import (
+from harness.core.errors import GeepBenchError
+from harness.results.run_folder import Run
+from harness.results.schema import (
     SAMPLE_COLUMNS,
     Cell,
     Checks,
@@ -33,7 +34,6 @@ from harness.results import (
     Training,
     Waterfall,
 )
-from harness.store import Run
 from reports.build import write_report
 
 DEPTH = 12

@@ -17,13 +17,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.errors import GeepBenchError, ResultError
-from harness.results import Result
-from reports.contents import UNTRAINED, data_tag, method_name
-from reports.marks import footnotes, marked
-from reports.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
+from harness.core.errors import GeepBenchError, ResultError
+from harness.results.schema import Result
+from reports.notation.marks import footnotes, marked
+from reports.notation.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
 from reports.papers import write_tables
-from reports.tables import Column, Row, Table, to_markdown
+from reports.tables.formats import Column, Row, Table, to_markdown
+from reports.tables.summary import UNTRAINED, data_tag, method_name
 
 NAME = "side-by-side"
 IDENTITY = ("method", "point")

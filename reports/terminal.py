@@ -5,11 +5,11 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-from reports.contents import method_name
-from reports.marks import footnotes
-from reports.numbers import fixed, percent, plain, times
-from reports.tables import Row
-from reports.view import View, build_view
+from reports.analysis.view import View, build_view
+from reports.notation.marks import footnotes
+from reports.notation.numbers import fixed, percent, plain, times
+from reports.tables.formats import Row
+from reports.tables.summary import method_name
 
 WIDTH = 110
 _NAME = 56

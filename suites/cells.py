@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.bench import Bench, Settings
 from harness.contracts import OperatingPoint
-from harness.errors import ConfigError, MethodError
-from harness.measure.throughput import Contender
-from harness.profile import Profile
+from harness.core.errors import ConfigError, MethodError
+from harness.measure.passes import Contender
+from harness.running.profile import Profile
+from harness.running.session import Bench, Settings
 
 FIRST = "first"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from harness import profile
-from harness.arguments import backbones, names
-from harness.bench import Settings, check
+from harness.cli.run_options import backbones, names
+from harness.core.environment import fingerprint
+from harness.core.errors import GeepBenchError
 from harness.encoder.backbone import default_device
-from harness.errors import GeepBenchError
-from harness.fingerprint import fingerprint
+from harness.running import profile
+from harness.running.session import Settings, check
 from suites.cells import Benches, cells_of
 
 

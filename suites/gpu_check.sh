@@ -49,7 +49,7 @@ export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}"
 run_folder() { # NAME ARGUMENTS...: a run, packed into OUT/NAME.tar.gz without its per-sample rows
   local name=$1 folder="$site/runs/$1"
   shift
-  python3 -m harness.cli run --device cuda --out "$folder" "$@" 2> "$out/$name.log" | tee "$out/$name.txt"
+  python3 -m harness.cli.main run --device cuda --out "$folder" "$@" 2> "$out/$name.log" | tee "$out/$name.txt"
   local ended=${PIPESTATUS[0]}
   [ -d "$folder" ] && tar -C "$site/runs" --exclude samples --exclude plan -czf "$out/$name.tar.gz" "$name"
   return "$ended"
@@ -66,7 +66,7 @@ step_sanitizer() {
   for tool in memcheck racecheck synccheck; do
     echo "-- $tool"
     compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
-      python3 -m pytest tests/geep/exit_table tests/harness/encoder/test_sort.py -m gpu -q -x || echo "-- $tool failed"
+      python3 -m pytest tests/geep/exit_table tests/harness/execution/test_sort.py -m gpu -q -x || echo "-- $tool failed"
   done 2>&1 | tee "$out/sanitizer.txt"
   ! grep -Eq "ERROR SUMMARY: [1-9]|^-- .* failed$" "$out/sanitizer.txt"
 }
@@ -80,7 +80,7 @@ step_table() {
   grep -q "^-- .* failed$" "$out/table.txt" && failed=1
   # 10^9 n-grams of half as many tokens. No text is kept, so that none has to fit anywhere; it is drawn on the host, which
   # takes most of the time: some three minutes on one slow core.
-  python3 -m suites.exit_table_load --ngrams 1000000000 --backend cuda --device cuda --out "$out/exit-table-load.json" \
+  python3 -m suites.studies.exit_table_load --ngrams 1000000000 --backend cuda --device cuda --out "$out/exit-table-load.json" \
     || failed=1
   return "$failed"
 }
@@ -88,11 +88,11 @@ step_table() {
 step_executors() {
   local failed=0
   # BERT-base's shape: every way to run blocks at four batch sizes; then enough samples for batches of equal exits.
-  python3 -m suites.executors --device cuda --samples 10000 --rounds 7 --batch-size 32,128,512,2048 \
+  python3 -m suites.studies.executor_speed --device cuda --samples 10000 --rounds 7 --batch-size 32,128,512,2048 \
     --batch-tokens 16384 --compute eager,compiled,graphs,compiled-graphs --roof --profile "$out/executors-profile.txt" \
     --out "$out/executors.json" 2>> "$out/executors.log" | tee "$out/executors.txt"
   [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
-  python3 -m suites.executors --device cuda --samples 100000 --rounds 3 --batch-size 512,2048 \
+  python3 -m suites.studies.executor_speed --device cuda --samples 100000 --rounds 3 --batch-size 512,2048 \
     --batch-tokens 16384 --compute graphs \
     --out "$out/executors-100k.json" 2>> "$out/executors.log" | tee "$out/executors-100k.txt"
   [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1

@@ -81,7 +81,7 @@ enough() { # MINUTES: leave, to be called again, if fewer are left
 pretrain() { # LANGUAGE NAME OPTIONS...
   local language=$1 name=$2
   shift 2
-  python3 -m harness.cli pretrain --device "$device" --lang "$language" --shards "${shards[$language]}" --out "$out/$name" \
+  python3 -m harness.cli.main pretrain --device "$device" --lang "$language" --shards "${shards[$language]}" --out "$out/$name" \
     --work "$work/$name" "${shape[@]}" "${more[@]}" "$@" --licence cc-by-sa-4.0 --about "${about[$language]}" \
     2>> "$out/$name.log" | tee -a "$out/$name.txt"
   return "${PIPESTATUS[0]}"
@@ -112,7 +112,7 @@ if [ -n "${DATA:-}" ]; then
       # The control learns at the rates that suited untrained backbones.
       backbone="$out/$language" profile=mini
       [ $kind = untrained ] && backbone="$out/$language-untrained" profile=scratch
-      python3 -m suites.depth --method geep --profile $profile --data "$DATA" --datasets "${sets[$language]}" \
+      python3 -m suites.studies.depth --method geep --profile $profile --data "$DATA" --datasets "${sets[$language]}" \
         --backbone "$language=$backbone" --device "$device" --max-train "${MAX_TRAIN:-8000}" --max-test "${MAX_TEST:-2000}" \
         --out "$result" 2>> "$out/depth.log" | tee -a "$out/depth.txt"
       [ "${PIPESTATUS[0]}" -eq 0 ] || { failures+=("depth-$language-$kind"); tail -n 1 "$out/depth.log"; }
@@ -120,7 +120,7 @@ if [ -n "${DATA:-}" ]; then
     given=()
     [ -f "$out/depth-$language-trained.json" ] && given+=(--accuracy "$out/depth-$language-trained.json")
     [ -f "$out/depth-$language-untrained.json" ] && given+=(--control "$out/depth-$language-untrained.json")
-    python3 -m harness.pretraining.card "$out/$language" "${given[@]}" || failures+=("card-$language")
+    python3 -m harness.pretraining.model_card "$out/$language" "${given[@]}" || failures+=("card-$language")
   done
 fi
 

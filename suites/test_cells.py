@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from harness.contracts import Predictions
-from harness.measure import clock
+from harness.core import clock
+from harness.measure.passes import precision
 from harness.measure.quality import quality
-from harness.measure.throughput import precision
 from suites.cells import Benches, CellId
 
 

@@ -2,7 +2,8 @@
 
 ``pytest suites/test_executors.py --benchmark-only --shape bert-base-uncased --samples 10000 --batch-size 256 --device cuda``
 
-What counts is time and executed layers, not answers; see ``suites/world.py``. ``ladder``, ``exact-k`` and ``verified`` know
+What counts is time and executed layers, not answers; see
+``suites/workloads/random_model.py``. ``ladder``, ``exact-k`` and ``verified`` know
 exits beforehand, ``shrink`` and ``faithful`` find out layer by layer. ``roofline`` is FLOPs over time, as a fraction of the
 rate of a large matrix product in the same session.
 """
@@ -13,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from harness.core import clock
 from harness.encoder.backbone import default_device
-from harness.encoder.engine import DTYPES
-from harness.measure import clock
-from harness.measure.ceiling import matrix_rate
-from suites.world import EXECUTORS, World
+from harness.execution.engines import DTYPES
+from harness.measure.peak_rate import matrix_rate
+from suites.workloads.random_model import EXECUTORS, World
 
 WINDOWS = (256, 1024, 0)
 

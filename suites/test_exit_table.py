@@ -8,7 +8,7 @@ fraction of the copy bandwidth measured in the same session.
 What is about the hash table itself (how full it is, single tokens by hash) runs the kernels: on the device, or emulated on
 the host with at most 2^15 tokens, which shows that it works and nothing about speed. A rival for which memory does not
 suffice is skipped and says so. Text is made on the host, some ten seconds for 10^8 tokens; beyond that, use
-``suites.exit_table_load``, which keeps no text.
+``suites.studies.exit_table_load``, which keeps no text.
 """
 
 from __future__ import annotations
@@ -23,14 +23,25 @@ import torch
 from torch import Tensor
 
 from geep.exit_table import ExitTable
+from harness.core import clock
+from harness.core.errors import DeviceError
 from harness.encoder.backbone import default_device
-from harness.encoder.schedule import schedule, schedule_on_device
-from harness.errors import DeviceError
-from harness.measure import clock
-from suites import rivals
-from suites.exit_tables import LAYERS, LOADS, QUANTILE, SKEWS, SMOOTHING, Filling, Kernels, World, grams, partly_new
-from suites.exit_tables import random_exits as exits_for
-from suites.rivals import LENGTH
+from harness.execution.schedule import schedule, schedule_on_device
+from suites.workloads import exit_table_alternatives
+from suites.workloads.exit_table_alternatives import LENGTH
+from suites.workloads.exit_table_fillings import (
+    LAYERS,
+    LOADS,
+    QUANTILE,
+    SKEWS,
+    SMOOTHING,
+    Filling,
+    Kernels,
+    World,
+    grams,
+    partly_new,
+)
+from suites.workloads.exit_table_fillings import random_exits as exits_for
 
 ROW_BYTES = 32  # a frozen slot: key and twelve entries
 ROUNDS, WARM_UP = 5, 2
@@ -38,10 +49,16 @@ ROUNDS, WARM_UP = 5, 2
 # What answers, and for which n-grams it can.
 PREDICT: dict[str, tuple[Callable[[World], Tensor], tuple[int, ...]]] = {
     "table": (lambda world: world.table.predict(world.asked, QUANTILE), (1, 2)),
-    "gather_sum": (lambda world: rivals.gather_and_sum(world.asked, world.rows, QUANTILE), (1,)),
-    "embedding_bag": (lambda world: rivals.bag_of_rows(world.asked, world.rows, QUANTILE), (1,)),
-    "searchsorted": (lambda world: rivals.search_sorted(world.asked, world.rows, QUANTILE, world.ngram), (1, 2)),
-    "hashing_trick": (lambda world: rivals.hashing_trick(world.asked, world.rows, QUANTILE, world.ngram), (1, 2)),
+    "gather_sum": (lambda world: exit_table_alternatives.gather_and_sum(world.asked, world.rows, QUANTILE), (1,)),
+    "embedding_bag": (lambda world: exit_table_alternatives.bag_of_rows(world.asked, world.rows, QUANTILE), (1,)),
+    "searchsorted": (
+        lambda world: exit_table_alternatives.search_sorted(world.asked, world.rows, QUANTILE, world.ngram),
+        (1, 2),
+    ),
+    "hashing_trick": (
+        lambda world: exit_table_alternatives.hashing_trick(world.asked, world.rows, QUANTILE, world.ngram),
+        (1, 2),
+    ),
 }
 
 
@@ -176,7 +193,7 @@ def test_insert(benchmark: Any, world: World, name: str) -> None:
     benchmark.group = f"insert, {world.ngram}-grams, {world.skew}"
 
     def theirs() -> int:
-        return len(rivals.count_by_sorting(world.train, world.exits, LAYERS, world.ngram)[0])
+        return len(exit_table_alternatives.count_by_sorting(world.train, world.exits, LAYERS, world.ngram)[0])
 
     stats = world.table.stats()
     keys = _measure(

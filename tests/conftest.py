@@ -18,15 +18,16 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from baselines.bert import Bert
+from baselines.full_depth.bert import Bert
 from geep.exit_table import ExitTable
 from geep.method import FittedGeep, Geep
-from harness.contracts import Execution, Fitted, OperatingPoint, Predictions, Split, Task, TokenSet
+from harness.contracts import Execution, Fitted, OperatingPoint, Predictions
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.fitted import FullDepth
+from harness.toolkit.fitted import FullDepth
 
 LABELS = 3
 

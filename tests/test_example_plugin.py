@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.data.embedded import load_embedded
-from harness.encoder.scratch import make_scratch
+from harness.pretraining.untrained import make_scratch
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "docs" / "example-plugin"
@@ -112,7 +112,7 @@ def geep_bench(installed: Path, folder: Path, *arguments: str) -> subprocess.Com
     """The command in a process of its own, which has the plug-in on its path."""
     path = os.pathsep.join([str(installed), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GEEP_BENCH_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "harness.cli", *arguments]
+    command = [sys.executable, "-m", "harness.cli.main", *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
     )

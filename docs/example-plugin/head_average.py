@@ -6,11 +6,12 @@ An ensemble that costs a few heads beside full depth: the mean of the heads' log
 
 import torch
 
-from harness.contracts import OperatingPoint, Predictions, Split, TokenSet
-from harness.distillation import fitted_teacher
-from harness.encoder.executors import Pass, inference
-from harness.fitted import FullDepth
-from harness.training import own_settings
+from harness.contracts import OperatingPoint, Predictions
+from harness.core.tokens import Split, TokenSet
+from harness.execution.executors import Pass, inference
+from harness.toolkit.distillation import fitted_teacher
+from harness.toolkit.fitted import FullDepth
+from harness.toolkit.training import own_settings
 
 
 class LastHeads(FullDepth):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.contracts import TokenSet
-from harness.errors import ConfigError
+from harness.core.errors import ConfigError
+from harness.core.tokens import TokenSet
 
 ID_BITS = 20
 MAX_ID = (1 << ID_BITS) - 1

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from harness.errors import DeviceError
+from harness.core.errors import DeviceError
 
 
 class OutOfMemory(DeviceError):

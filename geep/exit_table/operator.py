@@ -9,8 +9,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from harness.contracts import TokenSet
-from harness.errors import ConfigError
+from harness.core.errors import ConfigError
+from harness.core.tokens import TokenSet
 
 if TYPE_CHECKING:
     from geep.exit_table.table import ExitTable

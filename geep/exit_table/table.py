@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geep.exit_table import files, operator
+from geep.exit_table import operator, storage
 from geep.exit_table.backends import Backend, Tally, make_backend
 from geep.exit_table.keys import MAX_ID, MAX_NGRAM, Packed, Tokens, pack
 from geep.exit_table.memory import OutOfMemory, in_a_line, ran_out
 from geep.exit_table.rows import COUNT_LIMIT, prior_row, to_per_mille
-from harness.contracts import TokenSet
-from harness.errors import ConfigError
+from harness.core.errors import ConfigError
+from harness.core.tokens import TokenSet
 
 T = TypeVar("T")
 
@@ -57,8 +57,8 @@ class ExitTable:
         seed: int = 0,
         special: Sequence[int] = (),
     ) -> None:
-        if not 1 <= num_layers <= files.MAX_LAYERS:
-            raise ConfigError(f"exit table: num_layers={num_layers} is outside 1..{files.MAX_LAYERS}")
+        if not 1 <= num_layers <= storage.MAX_LAYERS:
+            raise ConfigError(f"exit table: num_layers={num_layers} is outside 1..{storage.MAX_LAYERS}")
         if not 1 <= ngram <= MAX_NGRAM:
             raise ConfigError(f"exit table: ngram={ngram} is outside 1..{MAX_NGRAM}")
         if any(not 0 <= token <= MAX_ID for token in special):
@@ -79,7 +79,7 @@ class ExitTable:
         self._torn = False  # something went wrong while counting
         self._exits = np.zeros(self.num_layers, dtype=np.int64)  # samples per exit
         self._tokens = 0
-        self._frozen: files.Frozen | None = None
+        self._frozen: storage.Frozen | None = None
         self._query = Tally(0, 0)  # of the last query; read in stats(), not before
         self.handle = operator.register(self)
 
@@ -159,7 +159,7 @@ class ExitTable:
                 raise ConfigError(f"exit table: {name}={value} must be a whole number from {low} to {COUNT_LIMIT - 1}")
         if not self._exits.sum():
             raise ConfigError("exit table: nothing was inserted: insert samples before freeze")
-        frozen = files.Frozen(min_count=int(min_count), smoothing=int(smoothing))
+        frozen = storage.Frozen(min_count=int(min_count), smoothing=int(smoothing))
         self._do(lambda backend: self._freeze(backend, frozen))
         self._frozen = frozen
 
@@ -244,7 +244,7 @@ class ExitTable:
             ConfigError: see :meth:`check`.
         """
         self.check()
-        header = files.Header(
+        header = storage.Header(
             num_layers=self.num_layers,
             ngram=self.ngram,
             seed=self.seed,
@@ -253,7 +253,7 @@ class ExitTable:
             tokens=self._tokens,
             frozen=self._frozen,
         )
-        files.write(Path(folder), header, *self.counts())
+        storage.write(Path(folder), header, *self.counts())
 
     @classmethod
     def load(
@@ -278,7 +278,7 @@ class ExitTable:
             ResultError: a file is missing, damaged or of another version.
             ConfigError: the table is another than the one expected.
         """
-        header, keys, counts = files.read(Path(folder))
+        header, keys, counts = storage.read(Path(folder))
         for name, expected in (("num_layers", num_layers), ("ngram", ngram), ("seed", seed)):
             found = getattr(header, name)
             if expected is not None and found != expected:
@@ -334,7 +334,7 @@ class ExitTable:
         if self._frozen is not None:
             self._freeze(self._backend, self._frozen)
 
-    def _freeze(self, backend: Backend, frozen: files.Frozen) -> None:
+    def _freeze(self, backend: Backend, frozen: storage.Frozen) -> None:
         backend.freeze(prior_row(self._exits), frozen.min_count, frozen.smoothing)
 
     def _asked(self, tokens: Tokens) -> Packed:

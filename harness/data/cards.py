@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.errors import UnknownNameError
+from harness.core.errors import UnknownNameError
 
 _ZHANG = (
     "Zhang, Zhao, LeCun: Character-level Convolutional Networks for Text Classification. NIPS 2015. arXiv 1509.01626"

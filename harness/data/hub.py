@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from harness.core.errors import DataError
 from harness.data.cards import DatasetCard
 from harness.data.splits import (
     SPLITS,
@@ -16,7 +17,6 @@ from harness.data.splits import (
     count_labels,
     integer_labels,
 )
-from harness.errors import DataError
 
 _MEND = "use --data DIR with local files, or the embedded data (the default)"
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.core.errors import DataError, UnknownNameError
 from harness.data.cards import CARDS
 from harness.data.splits import (
     SPLITS,
@@ -26,7 +27,6 @@ from harness.data.splits import (
     count_labels,
     integer_labels,
 )
-from harness.errors import DataError, UnknownNameError
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
 _CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")

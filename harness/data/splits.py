@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import DataError
+from harness.core.errors import DataError
 
 SPLITS = ("train", "dev", "test")
 DEV_ROWS = 1000  # of dev are worth their time, however few rows there are to train on

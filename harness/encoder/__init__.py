@@ -1,1 +1,1 @@
-"""The chassis every Transformer method runs on: backbone, layers, exit heads, executors."""
+"""What a model is: shapes, weights, layers, exit heads, backbones. May import core, data and kernels."""

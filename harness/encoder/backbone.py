@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.cache import cache_root, write_folder
-from harness.contracts import TokenSet
+from harness.core.errors import BackboneError
+from harness.core.files import cache_root, write_folder
+from harness.core.tokens import TokenSet
 from harness.encoder import checkpoint
 from harness.encoder.model import Encoder
 from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
-from harness.errors import BackboneError
 
 EMBEDDED = "embedded"
 

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.core.errors import BackboneError
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
-from harness.errors import BackboneError
 
 EMBEDDINGS = {
     "word.weight": "embeddings.word_embeddings.weight",
@@ -33,7 +33,7 @@ LAYER = {
     "down": "output.dense",
     "norm_output": "output.LayerNorm",
 }
-# Masked-word head: our names (harness.pretraining.model) and theirs.
+# Masked-word head: our names (harness.encoder.masked_words) and theirs.
 HEAD = {
     "dense": "cls.predictions.transform.dense",
     "norm": "cls.predictions.transform.LayerNorm",
@@ -64,7 +64,7 @@ class Checkpoint:
         shape: dimensions.
         state: of :class:`~harness.encoder.model.Encoder`, float32 on the CPU.
         head: of the masked-word head (``dense``, ``norm``, ``bias`` of
-            :class:`~harness.pretraining.model.MaskedWordModel`); ``None`` where there is none, where its decoder is not
+            :class:`~harness.encoder.masked_words.MaskedWordModel`); ``None`` where there is none, where its decoder is not
             the word embeddings, and in TinyBERT's general students, whose folders carry one that nobody trained.
     """
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.core.errors import ConfigError
+from harness.core.work import Tally
 from harness.encoder import transfer, varlen
-from harness.errors import ConfigError
-from harness.measure.work import Tally
 
 
 class Attention(Protocol):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from harness.contracts import TokenSet
+from harness.core.tokens import TokenSet
 from harness.data.embedded import grammar, lexicon, twins
 from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder, EncoderLayer

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.contracts import TokenSet
+from harness.core.tokens import TokenSet
+from harness.core.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost
 from harness.encoder.layout import Attention, Layout, Scored
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
-from harness.measure.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost
 
 
 class EncoderLayer(nn.Module):

@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from harness.core.errors import ConfigError, ResultError
+from harness.core.work import KeyValueCost, ModelCost
 from harness.encoder.layout import Layout
 from harness.encoder.model import HEADS, Encoder, FastBertHead, LinearHead, parameters_of
 from harness.encoder.shape import EncoderShape
-from harness.errors import ConfigError, ResultError
-from harness.measure.work import KeyValueCost, ModelCost
 
 
 class MultiExitModel(nn.Module):

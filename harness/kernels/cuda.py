@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import DeviceError
+from harness.core.errors import DeviceError
 from harness.kernels.source import Source
 
 BLOCKS_PER_PROCESSOR = 8

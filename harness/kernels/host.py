@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.cache import cache_root, content_key, write_folder
-from harness.errors import ConfigError, DeviceError
+from harness.core.errors import ConfigError, DeviceError
+from harness.core.files import cache_root, content_key, write_folder
 from harness.kernels.source import Source
 
 FLAGS = (

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.errors import ConfigError, DeviceError
+from harness.core.errors import ConfigError, DeviceError
 from harness.kernels import host
 from harness.kernels.host import HostLauncher
 from harness.kernels.source import Source

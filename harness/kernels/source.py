@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import ConfigError
+from harness.core.errors import ConfigError
 
 TYPES: Mapping[str, type[np.signedinteger] | type[np.unsignedinteger]] = {
     "i64": np.int64,

@@ -1,1 +1,4 @@
-"""What is measured and how: clock, work and FLOPs, throughput, memory, quality."""
+"""What is measured and how: timed passes, validation, diagnostics, resources, statistics.
+
+May import results, execution and everything below.
+"""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import f1_score
 
-from harness.results import Quality
-from harness.statistics import bootstrap_interval
+from harness.measure.statistics import bootstrap_interval
+from harness.results.schema import Quality
 
 
 def quality(predictions: np.ndarray, labels: np.ndarray) -> Quality:

@@ -1,1 +1,1 @@
-"""From raw text to a backbone folder: vocabulary, packed shards, masked words, a training loop that resumes exactly."""
+"""Backbones and general students from raw text. May import toolkit, results and everything below."""

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.pretraining.batches import held_out
-from harness.pretraining.distillation import Distillation
-from harness.pretraining.masking import ABSENT
-from harness.pretraining.model import MaskedWordModel
-from harness.pretraining.shards import TRAIN_KINDS, Shards
-from harness.pretraining.vocabulary import SPECIAL
+from harness.encoder.masked_words import MaskedWordModel
+from harness.pretraining.general_distillation import Distillation
+from harness.pretraining.text.batches import held_out
+from harness.pretraining.text.masking import ABSENT
+from harness.pretraining.text.shards import TRAIN_KINDS, Shards
+from harness.pretraining.text.vocabulary import SPECIAL
 
 MOST_ROWS = 4000
 _ROWS = 64

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from harness.core.errors import ResultError
+from harness.core.files import write_atomic, write_json
 from harness.encoder import checkpoint
+from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
-from harness.errors import ResultError
-from harness.pretraining import vocabulary
-from harness.pretraining.model import MaskedWordModel
-from harness.store import write_atomic, write_json
+from harness.pretraining.text import vocabulary
 
 PIECE = 16 * 2**20  # bytes; no file of weights is as large, so that it passes where larger ones do not
 _HEADER = 64 * 2**10  # at least as large as the header of a piece

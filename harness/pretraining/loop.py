@@ -1,6 +1,6 @@
 """The loop: masked words or a teacher's, AdamW, and a state on disk that it goes on from as if nothing had happened.
 
-Batches follow from seed and number (:mod:`harness.pretraining.batches`), dropout from seed and step, so that weights, moments
+Batches follow from seed and number (:mod:`harness.pretraining.text.batches`), dropout from seed and step, so that weights, moments
 and step are the whole state. A run that was killed and started again has the same losses and the same weights, bit for bit
 on a CPU; on a GPU as far as its kernels repeat themselves.
 """
@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from harness.errors import ConfigError, ResultError
-from harness.measure import clock
-from harness.measure.ceiling import matrix_rate
+from harness.core import clock
+from harness.core.errors import ConfigError, ResultError
+from harness.core.files import write_atomic
+from harness.encoder.masked_words import MaskedWordModel
+from harness.measure.peak_rate import matrix_rate
 from harness.pretraining import snapshot
-from harness.pretraining.batches import Batch, Stream, ahead
-from harness.pretraining.distillation import Distillation
-from harness.pretraining.model import MaskedWordModel
+from harness.pretraining.general_distillation import Distillation
 from harness.pretraining.recipe import PretrainRecipe
-from harness.store import write_atomic
-from harness.training import has_bfloat16
+from harness.pretraining.text.batches import Batch, Stream, ahead
+from harness.toolkit.training import has_bfloat16
 
 _WINDOW = 20  # steps between looks at the loss, which wait for the device
 _LINE_SECONDS = 30.0  # between lines, where there is no terminal for a bar

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from harness.core import clock
+from harness.core.errors import ConfigError, DeviceError, ResultError
+from harness.core.files import write_json
+from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import parameters_of
-from harness.errors import ConfigError, DeviceError, ResultError
-from harness.measure import clock
-from harness.pretraining import corpus, shards, snapshot, vocabulary
-from harness.pretraining.batches import Stream
-from harness.pretraining.distillation import Distillation
+from harness.pretraining import snapshot
+from harness.pretraining.general_distillation import Distillation
 from harness.pretraining.loop import Trainer, steps_for
-from harness.pretraining.model import MaskedWordModel
 from harness.pretraining.recipe import PretrainRecipe
-from harness.store import write_json
+from harness.pretraining.text import corpus, shards, vocabulary
+from harness.pretraining.text.batches import Stream
 
 UNFINISHED = 3
 DEFAULT_STEPS = 10_000

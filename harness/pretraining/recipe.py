@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.errors import ConfigError
-from harness.training import PRECISIONS
+from harness.core.errors import ConfigError
+from harness.toolkit.training import PRECISIONS
 
 LEAST_RATE = 0.02  # of the learning rate, at the end
 
@@ -25,7 +25,7 @@ class PretrainRecipe:
         multi_exit: the loss is the mean of the losses from every layer's states, each through the same decoder, as
             ElasticBERT (arXiv 2110.07038) adds one loss per layer. All layers weigh the same, since none is known to be
             the one that is left from; a mean or a sum is the same to AdamW, whose steps do not depend on a loss's scale.
-        precision: as in :class:`harness.training.Recipe`.
+        precision: as in :class:`harness.toolkit.training.Recipe`.
     """
 
     steps: int = 10_000

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from harness.errors import ResultError
-from harness.store import write_atomic
+from harness.core.errors import ResultError
+from harness.core.files import write_atomic
 
 _KEPT = 2
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.core.errors import BackboneError, ConfigError
 from harness.encoder import checkpoint
+from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
-from harness.errors import BackboneError, ConfigError
-from harness.pretraining import vocabulary
-from harness.pretraining.model import MaskedWordModel
+from harness.pretraining.text import vocabulary
 
 
 def shape_for(

@@ -1,1 +1,1 @@
-"""Profiles: TOML files, one per way of measuring. See :mod:`harness.profile` for the keys."""
+"""Profiles: TOML files, one per way of measuring. See :mod:`harness.running.profile` for the keys."""

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.contracts import Split, Task, TokenSet
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.fitted import FullDepth
+from harness.toolkit.fitted import FullDepth
 
 
 def _split(count: int, seed: int, labels: int) -> Split:

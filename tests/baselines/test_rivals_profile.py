@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from harness import profile
-from harness.contracts import Fitted, Task
+from harness.contracts import Fitted
+from harness.core.tokens import Task
 from harness.encoder import miniature
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
-from harness.profile import Profile
+from harness.running import profile
+from harness.running.profile import Profile
 
 # A row of each is enough here, and one epoch of each stage.
 SHORT = dict.fromkeys(("epochs", "distill_epochs", "intermediate_epochs", "ramp_epochs"), 1)

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.bert_int8 import quantise
-from baselines.bert_truncated import BertTruncated
-from baselines.cascadebert import CascadeBert
-from baselines.deebert import DeeBert
-from baselines.distilbert import DistilBert
-from baselines.fastbert import FastBert
-from baselines.tinybert import TinyBert
-from harness.contracts import Task
+from baselines.distilled.distilbert import DistilBert
+from baselines.distilled.tinybert import TinyBert
+from baselines.early_exit.cascadebert import CascadeBert
+from baselines.early_exit.deebert import DeeBert
+from baselines.early_exit.fastbert import FastBert
+from baselines.full_depth.bert_int8 import quantise
+from baselines.full_depth.bert_truncated import BertTruncated
+from harness.core.errors import ConfigError
+from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
-from harness.errors import ConfigError
-from harness.fitted import FullDepth
+from harness.toolkit.fitted import FullDepth
 
 LEARNERS: tuple[Any, ...] = (FastBert(), DeeBert(), CascadeBert(), DistilBert(), TinyBert())
 QUICK: dict[str, Any] = {"epochs": 1, "head": "fastbert"}

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from geep.exit_table import ExitTable
 from geep.method import FittedGeep, Geep, split_off
-from harness.contracts import Execution, OperatingPoint, Split, Task
+from harness.contracts import Execution, OperatingPoint
+from harness.core.errors import ConfigError, ResultError
+from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
-from harness.errors import ConfigError, ResultError
 
 Check = Callable[[FittedGeep, OperatingPoint, Execution, list[int]], None]
 

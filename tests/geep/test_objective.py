@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.bert import Bert
+from baselines.full_depth.bert import Bert
 from geep.method import Geep
 from geep.objective import layer_passes, shared_exit_loss
-from harness.contracts import Split, Task, TokenSet
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.training import LayerPasses
+from harness.toolkit.training import LayerPasses
 
 
 def make(depth: int, exits: int, head: str = "fastbert") -> MultiExitModel:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from geep.exit_table import ExitTable
 from geep.method import TUNING, FittedGeep
 from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
-from harness.contracts import Execution, Task
-from harness.encoder.executors import exit_logits
-from harness.encoder.exits import entropy_rule
-from harness.encoder.sequential import run_sequential
+from harness.contracts import Execution
+from harness.core.tokens import Task
+from harness.execution.entropy_exit import entropy_rule
+from harness.execution.executors import exit_logits
+from harness.execution.sequential import run_sequential
 
 
 @pytest.fixture(scope="session")

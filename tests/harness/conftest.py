@@ -13,20 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import bench, registry
-from harness.bench import Settings
-from harness.contracts import Fitted, OperatingPoint, Predictions, Split, Task, TokenSet
-from harness.data import prepare
+from harness import registry
+from harness.contracts import Fitted, OperatingPoint, Predictions
+from harness.core.tokens import Split, Task, TokenSet
 from harness.data.embedded import load_embedded
 from harness.encoder import miniature
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.fitted import FullDepth
-from harness.packed import Machine, Packed, PackedCell
-from harness.profile import ExecutionSettings, Profile
-from harness.results import Cell
+from harness.results.packed_run import Machine, Packed, PackedCell
+from harness.results.schema import Cell
+from harness.running import session, task
+from harness.running.profile import ExecutionSettings, Profile
+from harness.running.session import Settings
+from harness.toolkit.fitted import FullDepth
 
 
 def scatter(module: torch.nn.Module, std: float, seed: int) -> None:
@@ -253,13 +254,13 @@ def stage(monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone
     monkeypatch.setattr(registry, "_entry_points", dict)
     for names in (["one"], ["two"], ["three", "one"]):
         made.add(*names)
-    monkeypatch.setattr(prepare, "load_embedded", lambda name: load_embedded(name, sizes=(30, 10, 12)))
+    monkeypatch.setattr(task, "load_embedded", lambda name: load_embedded(name, sizes=(30, 10, 12)))
 
     def load(name: str, language: str, *, device: str) -> Backbone:
         made.loads += 1
         return replace(make_backbone(language), name=name)
 
-    monkeypatch.setattr(bench, "load_backbone", load)
+    monkeypatch.setattr(session, "load_backbone", load)
     return made
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.results import (
+from harness.results.run_folder import Run
+from harness.results.schema import (
     SAMPLE_COLUMNS,
     Cell,
     Checks,
@@ -25,7 +26,6 @@ from harness.results import (
     Training,
     Waterfall,
 )
-from harness.store import Run
 
 DEPTH = 6
 FULL = 2_000_000.0

@@ -9,9 +9,9 @@ import shutil
 import pandas as pd
 import pytest
 
+from reports.analysis.view import build_view
 from reports.build import write_report
-from reports.contents import results_table
-from reports.view import build_view
+from reports.tables.summary import results_table
 
 
 def edit(path, change):

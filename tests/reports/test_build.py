@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 import reports.build
-from harness.errors import ResultError
+from harness.core.errors import ResultError
 from reports.build import write_report
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.cli import main
-from harness.compare import compare
-from harness.packed import load
+from harness.cli.main import main
+from harness.regression.compare import compare
+from harness.results.packed_run import load
+from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.comparison import render
-from reports.view import build_view
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "first-schema"
 HERE = {"cpu": "a CPU", "cores": 2, "torch_threads": 2, "versions": {"torch": "2.13"}}
@@ -42,7 +42,7 @@ def two(fabricate):
 @pytest.fixture(autouse=True)
 def hooked(monkeypatch):
     """The reporter as the entry point names it, whether or not the project was installed again since it was added."""
-    monkeypatch.setattr("harness.cli._hook", lambda name: {"comparison": render}[name])
+    monkeypatch.setattr("harness.cli.main._hook", lambda name: {"comparison": render}[name])
 
 
 def test_the_command_finds_the_reporter():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from reports.analysis.view import build_view
 from reports.papers import main, paper_tables
-from reports.tables import to_latex, to_markdown
-from reports.view import build_view
+from reports.tables.formats import to_latex, to_markdown
 
 
 def test_form_of_the_paper(fabricate):

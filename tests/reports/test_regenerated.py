@@ -28,10 +28,10 @@ import pytest
 from scipy.stats import t as student
 
 from harness.measure.quality import quality
-from harness.store import Run
+from harness.results.run_folder import Run
+from reports.analysis.view import View, build_view
 from reports.page import Contents
-from reports.tables import Table
-from reports.view import View, build_view
+from reports.tables.formats import Table
 
 Rows = list[dict[str, Any]]
 Key = tuple[str, ...]  # method, point, then whatever else the tables tell rows apart by

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from reports.analysis.view import build_view
 from reports.scale import METHODS, main, points_of
-from reports.view import build_view
 
 
 def test_a_small_one_has_the_shape_of_a_large_one(tmp_path, capsys):

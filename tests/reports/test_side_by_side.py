@@ -12,7 +12,7 @@ import pytest
 
 from reports.build import write_report
 from reports.side_by_side import main, side_by_side
-from reports.tables import to_markdown
+from reports.tables.formats import to_markdown
 
 
 def answers(n: int, wrong: int) -> list[bool]:

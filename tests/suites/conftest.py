@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.encoder.scratch import make_scratch
+from harness.pretraining.untrained import make_scratch
 
 PROFILE = """
 title = "toy"

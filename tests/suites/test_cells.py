@@ -12,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import profile, registry
-from harness.bench import Settings
-from harness.encoder.scratch import make_scratch
+from harness import registry
+from harness.pretraining.untrained import make_scratch
+from harness.running import profile
+from harness.running.session import Settings
 from suites.cells import FIRST, cells_of
 
 ROOT = Path(__file__).parents[2]

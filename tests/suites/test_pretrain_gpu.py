@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from harness.encoder.backbone import load_backbone
-from harness.pretraining import corpus, shards
+from harness.pretraining.text import corpus, shards
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "suites" / "pretrain_gpu.sh"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from geep.exit_table.keys import Packed
-from harness.errors import UnknownNameError
+from harness.core.errors import UnknownNameError
 
 BACKENDS = ("auto", "cpu", "cuda", "host", "reference")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from geep.exit_table.backends import Tally
 from geep.exit_table.keys import ID_BITS, MAX_ID, N_SHIFT, Packed
 from geep.exit_table.memory import OutOfMemory, in_a_line, memory_told, ran_out
-from harness.errors import ConfigError, DeviceError
+from harness.core.errors import ConfigError, DeviceError
 from harness.kernels import Launcher, Source
 
 DENSE_IDS = 1 << 17  # as in cpu.py: multilingual BERT fits; 12.6 MB of counts at 24 layers

@@ -14,8 +14,8 @@ from geep.exit_table import ExitTable
 from geep.exit_table.backends import _fastest, hashed
 from geep.exit_table.backends.hashed import HashedBackend
 from geep.exit_table.keys import MAX_ID
-from harness.contracts import TokenSet
-from harness.errors import ConfigError, DeviceError
+from harness.core.errors import ConfigError, DeviceError
+from harness.core.tokens import TokenSet
 from harness.kernels import cuda, host
 
 pytestmark = pytest.mark.skipif(host.problem() is not None, reason=str(host.problem()))

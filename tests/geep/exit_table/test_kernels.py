@@ -17,7 +17,7 @@ import torch
 from geep.exit_table import ExitTable
 from geep.exit_table.backends import hashed
 from geep.exit_table.backends.hashed import HashedBackend
-from harness.errors import DeviceError
+from harness.core.errors import DeviceError
 from harness.kernels import Launcher, Source, host
 from harness.kernels.replay import SANITIZERS, Recorder, problem, replay
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from geep.exit_table import ExitTable, backends
 from geep.exit_table.backends import cpu, hashed
 from geep.exit_table.keys import pack
-from harness.errors import ConfigError, DeviceError
+from harness.core.errors import ConfigError, DeviceError
 from harness.kernels import host
 
 NEEDS_COMPILER = pytest.mark.skipif(host.problem() is not None, reason=str(host.problem()))

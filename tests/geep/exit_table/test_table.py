@@ -15,8 +15,8 @@ from geep.exit_table import ExitTable, table
 from geep.exit_table.backends import cpu
 from geep.exit_table.keys import MAX_ID
 from geep.exit_table.rows import SCALE, exits_at, prior_row, smoothed_rows
-from harness.contracts import TokenSet
-from harness.errors import ConfigError, UnknownNameError
+from harness.core.errors import ConfigError, UnknownNameError
+from harness.core.tokens import TokenSet
 from harness.kernels import cuda, host
 
 USABLE = ["reference", "cpu", *["host"] * (host.problem() is None), *["cuda"] * (cuda.problem() is None)]

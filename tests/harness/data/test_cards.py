@@ -5,8 +5,8 @@ import re
 import pytest
 from pydantic import ValidationError
 
+from harness.core.errors import UnknownNameError
 from harness.data.cards import CARDS, DatasetCard, card
-from harness.errors import UnknownNameError
 
 NAMES = [
     "chnsenticorp",

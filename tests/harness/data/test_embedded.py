@@ -5,11 +5,11 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from harness.core.errors import UnknownNameError
 from harness.data.cards import CARDS
 from harness.data.embedded import embedded_names, load_embedded, pretraining_texts, vocabulary
 from harness.data.embedded.lexicon import LEXICON, SPECIALS
 from harness.data.splits import check_known_labels, check_split, count_labels
-from harness.errors import UnknownNameError
 
 FEW = (600, 100, 200)
 

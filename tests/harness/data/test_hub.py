@@ -6,9 +6,9 @@ import types
 import numpy as np
 import pytest
 
+from harness.core.errors import DataError
 from harness.data.cards import card
 from harness.data.hub import load_hub
-from harness.errors import DataError
 
 
 class FakeTable(dict):

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
+from harness.core.errors import DataError, UnknownNameError
 from harness.data.local import guess_language, load_local
-from harness.errors import DataError, UnknownNameError
 
 ROWS = [("good film", 1), ("bad film", 0)] * 10
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.core.errors import DataError
 from harness.data.splits import (
     RawDataset,
     RawSplit,
@@ -16,7 +17,6 @@ from harness.data.splits import (
     limit,
     limit_dataset,
 )
-from harness.errors import DataError
 
 
 def split_of(labels, texts=None, pairs=None):

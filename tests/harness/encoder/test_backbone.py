@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.cache import cache_root
+from harness.core.errors import BackboneError
+from harness.core.files import cache_root
 from harness.encoder import backbone as module
 from harness.encoder import checkpoint, miniature
 from harness.encoder.backbone import Backbone, embedded_folder, load_backbone, shape_of
 from harness.encoder.shape import KNOWN_SHAPES
-from harness.errors import BackboneError
 
 
 @pytest.fixture

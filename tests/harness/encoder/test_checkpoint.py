@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
+from harness.core.errors import BackboneError
 from harness.encoder.checkpoint import from_hf, read_folder, to_hf, write_folder
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
-from harness.errors import BackboneError
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from harness.core.errors import ConfigError
 from harness.encoder.layout import Layout
-from harness.errors import ConfigError
 
 HEADS, WIDTH = 2, 8
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from harness.contracts import TokenSet
+from harness.core.tokens import TokenSet
 from harness.encoder.checkpoint import from_hf
 from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder, FastBertHead, LinearHead

@@ -21,13 +21,13 @@ from transformers import (
     DistilBertModel,
 )
 
-from harness.contracts import TokenSet
+from harness.core.errors import BackboneError
+from harness.core.tokens import TokenSet
 from harness.encoder import backbone as module
 from harness.encoder import checkpoint, miniature
 from harness.encoder.backbone import load_backbone, shape_of
 from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder
-from harness.errors import BackboneError
 
 LENGTHS = [5, 1, 16, 9, 2]
 
@@ -128,7 +128,7 @@ def test_tinyberts_layout_is_read(tmp_path: Path, make_tokens: Callable[..., Tok
 )
 def test_the_masked_word_head_is_kept(make: Callable[[], Any], tmp_path: Path) -> None:
     """With it our model scores every word as transformers' does."""
-    from harness.pretraining.model import MaskedWordModel
+    from harness.encoder.masked_words import MaskedWordModel
 
     theirs = scattered(make())
     theirs.save_pretrained(tmp_path)

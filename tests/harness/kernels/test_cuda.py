@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import DeviceError
+from harness.core.errors import DeviceError
 from harness.kernels import Source, cuda
 
 SOURCE = Source(

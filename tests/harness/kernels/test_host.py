@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.errors import ConfigError, DeviceError
+from harness.core.errors import ConfigError, DeviceError
 from harness.kernels import Source, host
 
 pytestmark = pytest.mark.skipif(host.problem() is not None, reason=str(host.problem()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import ConfigError
+from harness.core.errors import ConfigError
 from harness.kernels import Parameter, Source
 
 CPU = torch.device("cpu")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import parser
-from harness.pretraining import command, corpus, loop, shards
-from harness.pretraining.shards import Shards
+from harness.cli.main import parser
+from harness.pretraining import loop, pretrain_command
+from harness.pretraining.text import corpus, shards
+from harness.pretraining.text.shards import Shards
 
 VOCAB, LENGTH = 90, 16
 ENGLISH = (
@@ -76,7 +77,7 @@ def pretrain(shard_folders: dict[str, Path]) -> Callable[..., int]:
         given += ["--precision", "float32", "--device", "cpu", "--learning-rate", "3e-3", "--out", str(out)]
         if shards_from:
             given += ["--shards", str(shard_folders[shards_from])]
-        return command.run(parser().parse_args([*given, *options]))
+        return pretrain_command.run(parser().parse_args([*given, *options]))
 
     return run
 

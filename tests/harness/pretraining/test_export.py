@@ -11,9 +11,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from harness.encoder.backbone import load_backbone
 from harness.encoder.checkpoint import read_folder
+from harness.encoder.masked_words import MaskedWordModel
 from harness.pretraining import export, start
-from harness.pretraining.model import MaskedWordModel
-from harness.pretraining.shards import Shards
+from harness.pretraining.text.shards import Shards
 
 SHAPE = start.shape_for(3, 16, 2, None, 90, 16)
 

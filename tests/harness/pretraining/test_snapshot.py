@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.errors import ResultError
+from harness.core.errors import ResultError
 from harness.pretraining import snapshot
 
 

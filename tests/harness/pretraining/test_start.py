@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.core.errors import BackboneError, ConfigError
 from harness.encoder import checkpoint
 from harness.encoder.shape import EncoderShape
-from harness.errors import BackboneError, ConfigError
 from harness.pretraining import start
-from harness.pretraining.vocabulary import SPECIALS
+from harness.pretraining.text.vocabulary import SPECIALS
 
 WORDS = [*SPECIALS, *(f"w{i}" for i in range(20))]
 TEACHER = EncoderShape(layers=6, width=16, heads=2, intermediate=64, vocab_size=25, max_positions=8)

@@ -1,0 +1,1 @@
+"""Controls on the weights of a predictor: what predicting must beat."""

@@ -1,0 +1,1 @@
+"""Methods that stop at a layer which they choose for each sample."""

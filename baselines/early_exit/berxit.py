@@ -1,0 +1,58 @@
+"""BERxiT (Xin et al., EACL 2021): alternating training, and a gate that learns when a head is wrong."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.core.tokens import TokenSet
+from harness.encoder.layout import Layout
+from harness.encoder.model import ExitGate
+from harness.encoder.multi_exit import MultiExitModel
+from harness.registry import register
+from harness.toolkit.joint_training import JointMethod, exit_answers, exit_losses
+from harness.toolkit.training import LossFn
+
+
+def gate_loss(
+    gate: ExitGate, states: Sequence[Tensor], logits: Sequence[Tensor], layout: Layout, labels: Tensor
+) -> Tensor:
+    """Squared error of the gate against 1 where a head is wrong and 0 where it is right, mean over exits and batch.
+
+    Neither states [rows, width] nor logits [B, C] get a gradient.
+    """
+    doubts = torch.stack([gate(hidden.detach(), layout) for hidden in states])
+    wrong = torch.stack([answer.detach().argmax(-1) != labels for answer in logits])
+    return F.mse_loss(doubts, wrong.float())
+
+
+@register
+class Berxit(JointMethod):
+    """Even steps (from 0): cross-entropy of the last exit; odd steps: the sum over all exits. Rule ``learned``.
+
+    The gate ("learning to exit") is one for all exits, reads the state of [CLS], and learns in every step beside
+    the rest, without a gradient into the encoder. In the released code it reads each exit's pooled state, and its targets
+    are squeezed to 0.01 and 0.63, which moves thresholds only. The last epoch is kept, as there.
+    """
+
+    name = "berxit"
+    rule = "learned"
+    gated = True
+    keeps_best = False
+
+    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: Mapping[str, Any]) -> LossFn:
+        assert gate is not None
+        steps = itertools.count()
+
+        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
+            states, logits = exit_answers(model, tokens, layout)
+            losses = exit_losses(logits, labels)
+            ours = losses[-1] if next(steps) % 2 == 0 else losses.sum()
+            return ours + gate_loss(gate, states, logits, layout, labels)
+
+        return loss

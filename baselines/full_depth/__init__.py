@@ -1,0 +1,1 @@
+"""BERT itself, and what makes it faster without changing when it stops."""

@@ -1,0 +1,229 @@
+"""BERT in ONNX Runtime, as many serve it on CPUs: the whole network as one graph, over padded batches.
+
+The graph is exported once, when it is fitted, and holds the weights; batches are those of every other row (ordered by length, cut
+the same way), padded to their longest sample. As many threads work on it as torch has. Needs the extra ``onnx``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from baselines.full_depth.bert_int8 import refuse_unless_cpu
+from harness.contracts import Fitted, Kind, OperatingPoint, Predictions
+from harness.core.clock import Phases
+from harness.core.errors import MethodError, ResultError
+from harness.core.tokens import Task, TokenSet
+from harness.core.work import Work
+from harness.encoder.backbone import Backbone
+from harness.encoder.layout import Layout
+from harness.encoder.multi_exit import MultiExitModel
+from harness.execution.arrangement import arrange, cut, windows
+from harness.registry import register
+from harness.toolkit.distillation import fitted_teacher
+from harness.toolkit.fitted import FullDepth
+from harness.toolkit.training import own_settings
+
+GRAPH = "graph.onnx"
+INPUTS = ("ids", "segments", "mask")
+
+
+def needed(name: str) -> Any:
+    """A module of the extra ``onnx``.
+
+    Raises:
+        MethodError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MethodError(f"bert-onnxruntime needs {name} ({error}): pip install 'geep-bench[onnx]'") from error
+
+
+class _Grid:
+    """Attention over samples padded to one length, in operations that a graph of any batch and length can hold."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.count, self.longest = mask.shape
+        self.first = torch.arange(self.count) * self.longest
+        self._bias = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)[:, None, None, :]
+
+    def _parts(self, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+        return x.view(self.count, self.longest, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + self._bias
+        return scores.softmax(-1) @ v  # [B, heads, queries, D / heads]
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        out = self._attend(*self._parts(qkv, 3, heads))
+        return out.transpose(1, 2).reshape(self.count * self.longest, -1)
+
+    def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        k, v = self._parts(kv, 2, heads)
+        return self._attend(query.view(self.count, heads, 1, -1), k, v).reshape(self.count, -1)
+
+
+class _Padded(nn.Module):
+    """Encoder and last head over a padded batch: ids, segments int32 [B, T] and mask bool [B, T] -> logits [B, C]."""
+
+    def __init__(self, model: MultiExitModel) -> None:
+        super().__init__()
+        self.encoder, self.head = model.encoder, model.teacher
+
+    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
+        encoder, grid = self.encoder, _Grid(mask)
+        # As in Encoder.embed.
+        segment = encoder.segment(segments) if encoder.shape.type_vocab > 1 else encoder.segment.weight[0]
+        hidden = encoder.word(ids) + encoder.position.weight[: grid.longest] + segment
+        hidden = encoder.norm(hidden).flatten(0, 1)
+        for layer in encoder.layers:
+            hidden = layer(hidden, grid)
+        return self.head(hidden, grid)
+
+
+def export(model: MultiExitModel) -> bytes:
+    """The model at full depth as an ONNX graph of any batch and length.
+
+    Raises:
+        MethodError: the exporter is not installed.
+    """
+    for name in ("onnx", "onnxscript"):
+        needed(name)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.encoder.shape.max_positions)}
+    example = (*torch.zeros(2, 2, 3, dtype=torch.int32), torch.ones(2, 3, dtype=torch.bool))
+    chatter = logging.getLogger("torch.onnx")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Padded(model).eval(),
+                example,
+                dynamo=True,
+                verbose=False,
+                input_names=INPUTS,
+                output_names=["logits"],
+                dynamic_shapes=[sizes] * 3,
+            )
+    finally:
+        chatter.setLevel(level)
+    assert program is not None
+    model_proto: Any = program.model_proto
+    graph = model_proto.graph
+    for part in (model_proto, graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]  # where on this machine each operation comes from
+        part.doc_string = ""
+    return model_proto.SerializeToString()
+
+
+@dataclass
+class OnnxGraph(FullDepth):
+    """A graph and a session over it; ``model`` is where it came from and what is counted.
+
+    Raises:
+        MethodError: ONNX Runtime is not installed.
+        ResultError: the graph is damaged.
+    """
+
+    executor = "onnxruntime"
+    compute = "eager"
+
+    graph: bytes = field(default=b"", repr=False)
+
+    def __post_init__(self) -> None:
+        runtime = needed("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+        # Threads that wait by spinning after the answer would slow down whoever is measured next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = runtime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base
+            raise ResultError(f"cannot load the graph: {str(error).splitlines()[0]}: run again with --fresh") from error
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        execution, depth = at.execution, self.model.depth
+        if execution.dtype != "float32":
+            raise MethodError(
+                f"bert-onnxruntime has a graph of float32, not {execution.dtype}: say --dtype float32, or leave it out"
+            )
+        phases, work = Phases(tokens.device), Work()
+        with phases("schedule"):
+            arranged = arrange(tokens, execution, self.model.encoder.shape)
+        logits = np.zeros((len(tokens), self.model.labels), np.float32)
+        with phases("layers"):
+            for begin, end in windows(len(tokens), execution.window):
+                for first, last in cut(arranged.lengths, begin, end, execution):
+                    lengths, packed = arranged.lengths[first:last], arranged.batch(first, last)[0]
+                    longest = execution.max_length if execution.protocol == "paper" else int(lengths.max())
+                    mask = np.arange(longest) < lengths[:, None]  # [B, T]
+                    ids, segments = np.zeros((2, *mask.shape), np.int32)
+                    # Both run sample by sample, so that the mask's cells are the packed tokens, in order.
+                    ids[mask], segments[mask] = packed.ids.numpy(), packed.segments.numpy()
+                    (found,) = self._session.run(None, dict(zip(INPUTS, (ids, segments, mask), strict=True)))
+                    logits[arranged.order[first:last]] = found
+                    layout = Layout(lengths, longest, tokens.device)
+                    for index in range(depth):
+                        work.add(f"layer.{index}", layout.tally())
+                    work.add(f"head.{depth - 1}", layout.tally("first"))
+        exits = np.full(len(tokens), depth - 1, np.int16)
+        return Predictions(logits, exits, work, phases=phases.seconds())
+
+    def save(self, folder: Path) -> None:
+        """The graph, which holds the weights."""
+        (folder / GRAPH).write_bytes(self.graph)
+
+
+@register
+class BertOnnxRuntime:
+    """``bert`` exported to ONNX and run by ONNX Runtime on the CPU, float32. No settings of its own."""
+
+    name = "bert-onnxruntime"
+    kind: Kind = "method"
+    needs: tuple[str, ...] = ("bert",)
+    version = 1
+
+    def fit(
+        self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
+    ) -> OnnxGraph:
+        """Export what ``bert`` learnt.
+
+        Raises:
+            ConfigError: a setting that nobody reads, or a ``bert`` that does not run on this chassis.
+            MethodError: the device is no CPU, or the extra ``onnx`` is not installed.
+        """
+        own_settings(self.name, config, {})
+        refuse_unless_cpu(self.name, backbone)
+        needed("onnxruntime")  # before the export, which takes a while
+        tuned = fitted_teacher(teachers)
+        return OnnxGraph(tuned.model, tuned.training, export(tuned.model))
+
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> OnnxGraph:
+        """What ``save`` wrote.
+
+        Raises:
+            MethodError: as :meth:`fit`.
+            ResultError: the graph is missing or damaged.
+        """
+        refuse_unless_cpu(self.name, backbone)
+        tuned = fitted_teacher(teachers)
+        try:
+            graph = (folder / GRAPH).read_bytes()
+        except OSError as error:
+            raise ResultError(f"cannot read {folder / GRAPH}: {error}: delete that folder and run again") from error
+        return OnnxGraph(tuned.model, tuned.training, graph)
+
+    def point_names(self, config: Mapping[str, Any]) -> list[str]:
+        return ["full"]

@@ -1,0 +1,130 @@
+"""A table on disk: counts and keys in safetensors, all else in JSON. Rows are not stored: they follow from the counts.
+
+Keys are written in rising order, so that the files do not show in which order, or on which backend, they were counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
+
+from geep.exit_table.keys import MAX_ID, MAX_NGRAM, N_SHIFT
+from geep.exit_table.rows import COUNT_LIMIT
+from harness.core.errors import ResultError
+from harness.core.files import write_atomic, write_json
+
+VERSION = 1
+MAX_LAYERS = 24
+HEADER = "exit_table.json"
+ARRAYS = "exit_table.safetensors"
+
+
+class Frozen(BaseModel):
+    """How a table was frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    min_count: int = Field(ge=1, lt=COUNT_LIMIT)
+    smoothing: int = Field(ge=0, lt=COUNT_LIMIT)
+
+
+class Header(BaseModel):
+    """The JSON file. ``exits``: samples per exit, [L]; ``tokens``: tokens taken in; ``sha256``: of the other file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    format: Literal["geep-exit-table"] = "geep-exit-table"
+    version: int = VERSION
+    num_layers: int = Field(ge=1, le=MAX_LAYERS)
+    ngram: int = Field(ge=1, le=MAX_NGRAM)
+    seed: int
+    special: list[Annotated[int, Field(ge=0, le=MAX_ID)]]
+    exits: list[Annotated[int, Field(ge=0)]]
+    tokens: int = Field(ge=0, lt=COUNT_LIMIT)
+    frozen: Frozen | None = None
+    sha256: str = ""
+
+
+def write(folder: Path, header: Header, keys: np.ndarray, counts: np.ndarray) -> None:
+    """Write both files, making the folder if need be.
+
+    Args:
+        folder: where to.
+        header: its ``sha256`` is filled in here.
+        keys: int64 [K], rising.
+        counts: uint32 [K, L].
+
+    Raises:
+        ResultError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultError(f"cannot write {folder}: {error.strerror}: choose another folder") from error
+    arrays = folder / ARRAYS
+    write_atomic(arrays, lambda temporary: save_file({"counts": counts, "keys": keys}, temporary))
+    digest = hashlib.sha256(arrays.read_bytes()).hexdigest()
+    write_json(folder / HEADER, header.model_copy(update={"sha256": digest}).model_dump(mode="json"))
+
+
+def read(folder: Path) -> tuple[Header, np.ndarray, np.ndarray]:
+    """What :func:`write` wrote.
+
+    Raises:
+        ResultError: a file is missing, damaged or of another version.
+    """
+    mend = "build and save the table again"
+    try:
+        data = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        raw = (folder / ARRAYS).read_bytes()
+    except OSError as error:
+        raise ResultError(f"no exit table in {folder}: {error.filename}: {error.strerror}: {mend}") from error
+    except ValueError as error:
+        raise ResultError(f"{folder / HEADER} is no JSON ({_line(error)}): {mend}") from error
+    version = data.get("version") if isinstance(data, dict) else None
+    if isinstance(data, dict) and (type(version) is not int or version != VERSION):
+        raise ResultError(f"{folder / HEADER} has version {version}, this program reads {VERSION}: {mend}")
+    try:
+        header = Header.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ResultError(f"{folder / HEADER} is damaged: {where}: {first['msg']}: {mend}") from error
+    if hashlib.sha256(raw).hexdigest() != header.sha256:
+        raise ResultError(f"{folder / ARRAYS} is not what {HEADER} says (other checksum): {mend}")
+    try:
+        arrays = load(raw)
+    except SafetensorError as error:
+        raise ResultError(f"{folder / ARRAYS} is damaged ({_line(error)}): {mend}") from error
+    problem = _problem(header, arrays)
+    if problem:
+        raise ResultError(f"exit table in {folder} is damaged: {problem}: {mend}")
+    return header, arrays["keys"], arrays["counts"]
+
+
+def _problem(header: Header, arrays: dict[str, np.ndarray]) -> str | None:
+    if set(arrays) != {"keys", "counts"}:
+        return "it must hold 'keys' and 'counts'"
+    keys, counts = arrays["keys"], arrays["counts"]
+    if keys.dtype != np.int64 or counts.dtype != np.uint32:
+        return "keys must be int64 and counts uint32"
+    if keys.ndim != 1 or counts.shape != (len(keys), header.num_layers) or len(header.exits) != header.num_layers:
+        return "shapes do not fit the number of layers"
+    if (np.diff(keys) <= 0).any() or (len(keys) and not 1 <= keys[0] >> N_SHIFT <= keys[-1] >> N_SHIFT <= header.ngram):
+        return "keys are out of order or out of range"
+    if len(keys) and not 1 <= counts.sum(axis=1, dtype=np.int64).min() <= counts.sum(axis=1).max() <= header.tokens:
+        return "counts do not fit the number of tokens"
+    if header.frozen and not sum(header.exits):
+        return "it is frozen but empty"
+    return None
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,262 @@
+"""Verified exits (ours): prediction says when to look, the head there says whether to stop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geep.exit_table import ExitTable
+from geep.method import TUNING, FittedGeep
+from geep.predictor import DevView
+from harness.contracts import Fitted, Kind, OperatingPoint, Predictions
+from harness.core.clock import Phases
+from harness.core.errors import ConfigError, ResultError
+from harness.core.tokens import Split, Task, TokenSet
+from harness.encoder.backbone import Backbone
+from harness.encoder.transfer import upload
+from harness.execution.entropy_exit import entropy_rule
+from harness.execution.executors import exit_logits
+from harness.execution.verified import run_verified
+from harness.registry import register
+from harness.toolkit.fitted import SPEEDS, FittedModel, checked_speeds
+from harness.toolkit.training import own_settings
+
+# How many heads a sample may ask before it is answered unsure. EVERY: at each exit from the first look on.
+EVERY = 0
+MODES: dict[str, tuple[int, ...]] = {"once": (1,), "steps": (3, EVERY)}
+SLACK = 1.03  # layers on dev, against the sequential exit
+GRID = tuple(range(25, 1000, 25))  # first quantile, per mille
+
+
+def look_quantiles(first: int, looks: int) -> list[int]:
+    """Quantiles of successive looks, per mille: each halves what is left to certainty: 600 -> 600, 800, 900."""
+    return [1000 - (1000 - first) // 2**i for i in range(looks)]
+
+
+def look_layers(table: ExitTable, tokens: TokenSet, answers: Sequence[int], quantile: int, looks: int) -> Tensor:
+    """Layer indices at which each sample asks a head: int16 [N, S], on the device of ``tokens``.
+
+    Args:
+        answers: layer indices that have a head, rising.
+        quantile: of the first look, per mille.
+        looks: S; or :data:`EVERY`, then the first look and every exit after it.
+    """
+    if looks != EVERY:
+        return table.quantiles(tokens, look_quantiles(quantile, looks))
+    exits = upload(np.array(answers, dtype=np.int16), tokens.device)
+    first = table.quantiles(tokens, [quantile])  # [N, 1]
+    # Columns before the first look repeat it, and a look that is no deeper than the one before is skipped.
+    return torch.maximum(exits.expand(len(tokens), -1), first)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A way of looking, and what it would do on dev: fractions and layers.
+
+    Attributes:
+        quantile: of the first look, per mille.
+        looks: see :func:`look_layers`.
+        end: layer index at which the unsure are answered.
+        threshold: normalised entropy up to which a sample leaves.
+        agreement: share of samples with the answer of full depth.
+    """
+
+    quantile: int
+    looks: int
+    end: int
+    threshold: float
+    agreement: float
+    accuracy: float
+    layers: float
+    heads: float
+
+
+def simulate(
+    looks: np.ndarray, view: DevView, thresholds: np.ndarray, end: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Outcome per threshold of looking at ``looks`` [N, S] (layer indices, not falling), the unsure answered at ``end``.
+
+    Returns:
+        agreement with full depth, accuracy, mean layers, mean heads; each [T].
+    """
+    stop = int(view.position(np.array(end)))
+    place = view.position(looks)  # [N, S]
+    place[:, 1:] = np.minimum(place[:, 1:], stop)
+    samples = np.arange(len(looks))
+    done = np.zeros((len(thresholds), len(looks)), dtype=bool)  # [T, N]
+    where = np.full(done.shape, stop)
+    heads = np.zeros(done.shape, dtype=np.int16)
+    deepest = np.full(len(looks), -1)
+    for at in place.T:
+        asked = ~done & (at > deepest)
+        heads += asked
+        leaving = asked & ((view.entropy[at, samples] <= thresholds[:, None]) | (at >= stop))
+        where = np.where(leaving, at, where)
+        done |= leaving
+        deepest = np.maximum(deepest, at)
+    heads += ~done
+    layers = (view.answers + 1)[where].mean(1)
+    return view.agrees[where, samples].mean(1), view.correct[where, samples].mean(1), layers, heads.mean(1)
+
+
+def cuts(entropy: np.ndarray, speed: float) -> np.ndarray:
+    """Thresholds worth trying: ``speed``, 1, and at most 256 half way between entropies that occur; float32 [T], rising.
+
+    Half way, so that rounding, which differs from batch to batch, cannot tip a sample of dev to the other side.
+    """
+    values = np.unique(entropy)
+    between = (values[1:] + values[:-1]) / 2
+    if len(between) > 256:
+        between = between[np.linspace(0, len(between) - 1, 256).round().astype(int)]
+    return np.unique(np.append(between, [speed, 1.0]).astype(np.float32))
+
+
+def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: str) -> Outcome:
+    """Where to look, how sure to be and where to stop, on dev: the best within the layers of sequential exit at ``speed``.
+
+    Best is the largest agreement with full depth, then the cheapest. Agreement needs no labels and varies less from
+    sample to sample of dev than accuracy, so that the choice fits dev's accidents less. A few per cent more layers are
+    allowed (:data:`SLACK`), because looks come in whole layers. Where nothing is as cheap as the sequential exit, the
+    cheapest is taken.
+
+    ``once`` may also stop the unsure before the last layer: where the sequential exit leaves after little more than one
+    layer, one sample sent to full depth costs what many may not. ``steps`` goes on to the last layer, but asks on its way.
+    """
+    budget = SLACK * view.sequential_layers(speed)
+    thresholds = cuts(view.entropy[:-1], speed)
+    last = int(view.answers[-1])
+    outcomes, seen = [], set()
+    for looks, first in itertools.product(MODES[mode], GRID):
+        at = look_layers(table, tokens, view.answers.tolist(), first, looks).cpu().numpy()
+        if at.tobytes() in seen:  # many quantiles look at the same layers
+            continue
+        seen.add(at.tobytes())
+        for end in view.answers[1:].tolist() if looks == 1 else [last]:
+            rows = zip(thresholds, *simulate(at, view, thresholds, end), strict=True)
+            outcomes += [Outcome(first, looks, end, *(float(value) for value in row)) for row in rows]
+    affordable = [o for o in outcomes if o.layers <= budget + 1e-9]
+    if not affordable:
+        return min(outcomes, key=lambda o: (o.layers, o.heads, -o.agreement))
+    return max(affordable, key=lambda o: (o.agreement, -o.layers, -o.heads))
+
+
+@dataclass
+class FittedVerified(FittedModel):
+    """GEEP's model and tables, looked at another way."""
+
+    executor = "verified"
+
+    tables: dict[float, ExitTable] = field(default_factory=dict)
+    points: list[OperatingPoint] = field(default_factory=list)
+
+    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
+        """Per speed, ``once`` and ``steps``; tuned when the method was fitted."""
+        return self.points
+
+    def looks(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
+        """Layer indices at which each sample asks a head, int16 [N, S]."""
+        chosen = at.params
+        return look_layers(
+            self.tables[chosen["speed"]], tokens, self.model.answers, chosen["quantile"], chosen["looks"]
+        )
+
+    def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
+        """As of GEEP, whose tables these are."""
+        self.looks(tokens, at=at)
+        return self.tables[at.params["speed"]].hits()
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        phases = Phases(tokens.device)
+        with phases("predict"):
+            looks = self.looks(tokens, at=at)
+        rule = entropy_rule(at.params["threshold"])
+        return run_verified(self.model, tokens, looks, at.execution, rule, end=at.params["end"], phases=phases)
+
+    def save(self, folder: Path) -> None:
+        """Only the points: model and tables are GEEP's and lie there."""
+        points = [{"name": point.name, "params": dict(point.params)} for point in self.points]
+        (folder / "verified.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
+
+
+def _geep(teachers: Mapping[str, Fitted]) -> FittedGeep:
+    geep = teachers["geep"]
+    if not isinstance(geep, FittedGeep):
+        raise ConfigError(f"geep-verified needs the method 'geep' of this project, got {type(geep).__name__}")
+    return geep
+
+
+@register
+class GeepVerified:
+    """Run to the predicted exit, ask one head; the sure leave, the others go on. Learns nothing beyond GEEP.
+
+    Config: ``modes``, a list out of ``once`` (one look, then on to a fixed end) and ``steps`` (a look at every next
+    predicted exit, or at every next exit, whichever dev prefers).
+    """
+
+    name = "geep-verified"
+    kind: Kind = "method"
+    needs: tuple[str, ...] = ("geep",)
+    version = 5
+
+    def fit(
+        self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
+    ) -> FittedVerified:
+        """Tune quantile and threshold on dev for every speed and mode.
+
+        Raises:
+            ConfigError: an unknown mode, or a setting that nobody reads.
+        """
+        modes = own_settings(self.name, config, {"modes": list(MODES)})["modes"]
+        if not modes or any(mode not in list(MODES) for mode in modes) or len(set(modes)) < len(modes):
+            known = ", ".join(MODES)
+            raise ConfigError(
+                f"method '{self.name}': modes = {modes} makes no sense: name one or more out of {known}, once"
+            )
+        geep = _geep(teachers)
+        model = geep.model
+        logits = exit_logits(model, task.dev.tokens, TUNING)
+        view = DevView.of(logits, task.dev.labels, model.answers, model.depth)
+        fitted = FittedVerified(model, None, geep.tables)
+        for speed, table in geep.tables.items():
+            for mode in modes:
+                chosen = tune(table, task.dev.tokens, view, speed, mode)
+                fitted.points.append(
+                    OperatingPoint(
+                        f"speed={speed:g}/{mode}",
+                        {
+                            "speed": speed,
+                            "mode": mode,
+                            "looks": chosen.looks,
+                            "quantile": chosen.quantile,
+                            "end": chosen.end,
+                            "threshold": chosen.threshold,
+                            "dev_agreement": chosen.agreement,
+                            "dev_accuracy": chosen.accuracy,
+                            "dev_mean_layers": chosen.layers,
+                            "dev_mean_heads": chosen.heads,
+                        },
+                    )
+                )
+        return fitted
+
+    def point_names(self, config: Mapping[str, Any]) -> list[str]:
+        modes = config.get("modes", MODES)
+        speeds = checked_speeds(self.name, config.get("speeds", SPEEDS))
+        return [f"speed={speed:g}/{mode}" for speed in speeds for mode in modes]
+
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FittedVerified:
+        geep = _geep(teachers)
+        try:
+            facts = json.loads((folder / "verified.json").read_text(encoding="utf-8"))
+            points = [OperatingPoint(point["name"], point["params"]) for point in facts]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultError(f"cannot load {folder}: {error}: delete that folder and run again") from error
+        return FittedVerified(geep.model, None, geep.tables, points)

@@ -1,0 +1,1 @@
+"""The command line ``geep-bench``. May import every room of the harness; no room imports it."""

@@ -1,0 +1,209 @@
+"""The command line of ``geep-bench``: what can be said, and how it is read. :mod:`harness.cli.main` does it."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from harness import __version__
+from harness.cli import distill_options, pretrain_options
+from harness.core.errors import ConfigError
+
+EXAMPLES = """examples:
+  geep-bench run --profile quick                      embedded data, CPU, no network; minutes
+  geep-bench run --profile mini --data my-data --backbone en=my-backbone --datasets ag_news
+  geep-bench run --profile quick --methods bert,geep --datasets lcqmc --seeds 0,1,2
+  geep-bench report runs/quick                        make the report again from a run folder
+  geep-bench compare suites/expected/quick.json runs/quick --gate
+  geep-bench list methods
+  geep-bench flops --backbone bert-base-uncased --labels 2 --seq-len 128 --json
+  geep-bench pretrain --corpus wiki.txt.zst --lang en --minutes 60 --out my-backbone
+  geep-bench distill distilbert --teacher my-backbone --corpus wiki.txt.zst --lang en --layers 6 --out my-student
+
+A run goes on where it was stopped; finished cells are not run again (unless --fresh).
+Exit codes: 0 done, 1 some cells failed or (compare --gate) got worse, 2 unusable input (one line says what and how to mend it)."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that ends in our own exception, so that there is one way to complain."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def names(text: str) -> list[str]:
+    """``"a,b"`` -> its names, each once."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("give at least one name")
+    return list(dict.fromkeys(found))
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in names(text)]
+    except ValueError:
+        seeds = [-1]
+    if min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers such as 0,1,2")
+    return seeds
+
+
+def _share(text: str) -> float:
+    """``"5"`` (percent, or points of accuracy) -> 0.05."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
+    return number / 100
+
+
+def backbones(text: str) -> dict[str, str]:
+    """``"en=A,zh=B"`` -> backbone per language; a bare name serves both."""
+    found = {}
+    for part in names(text):
+        language, separator, place = part.partition("=")
+        if not separator:
+            found.update({"en": part, "zh": part})
+        elif language in ("en", "zh") and place:
+            found[language] = place
+        else:
+            raise argparse.ArgumentTypeError(f"'{part}' is not en=DIR_OR_ID or zh=DIR_OR_ID")
+    return found
+
+
+def setting(text: str) -> tuple[str, str, Any]:
+    """``"tinybert.augment=2"`` -> method, key and value; a value that is no TOML (or a date in it) is text."""
+    left, separator, right = text.partition("=")
+    table, _, key = left.strip().rpartition(".")
+    if not separator or not table or not key or not right.strip():
+        raise argparse.ArgumentTypeError(f"'{text}' is not METHOD.SETTING=VALUE, e.g. tinybert.augment=2")
+    try:
+        value = tomllib.loads(f"value = {right}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = None
+    return table, key, value if isinstance(value, bool | int | float | str | list | dict) else right.strip()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, all of it."""
+    top = _Parser(
+        prog="geep-bench",
+        description="Efficient BERT inference, refereed: accuracy, FLOPs and throughput from one pass over real data.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"geep-bench {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
+    run.add_argument(
+        "--profile", default="quick", metavar="P", help="name (see 'list profiles') or TOML file; default quick"
+    )
+    run.add_argument("--methods", type=names, metavar="a,b", help="measure these methods only")
+    run.add_argument("--datasets", type=names, metavar="x,y", help="on these datasets only")
+    run.add_argument(
+        "--data", type=Path, metavar="DIR", help="local data: DIR/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}"
+    )
+    run.add_argument(
+        "--backbone", type=backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
+    )
+    run.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="M.KEY=VALUE",
+        help="a setting of a method (or of 'training': of all); M.like=NAME makes a variant, which is run, too; repeatable",
+    )
+    run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    run.add_argument("--batch-size", type=pretrain_options.size, metavar="N", help="samples per batch")
+    run.add_argument(
+        "--batch-tokens", type=pretrain_options.size, metavar="N", help="a batch also ends before it holds more tokens"
+    )
+    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights and hidden states")
+    run.add_argument(
+        "--compute",
+        choices=("auto", "eager", "compiled", "graphs", "compiled-graphs"),
+        help="how blocks are run; auto: CUDA graphs where there is a device, else eager",
+    )
+    run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
+    run.add_argument(
+        "--max-train", type=pretrain_options.size, metavar="N", help="at most N train rows (stratified, seed 0)"
+    )
+    run.add_argument(
+        "--max-test", type=pretrain_options.size, metavar="N", help="at most N test rows (stratified, seed 0)"
+    )
+    run.add_argument("--rounds", type=pretrain_options.size, metavar="N", help="timed passes per cell")
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
+    run.add_argument("--fit-only", action="store_true", help="fit and cache, and measure later, on a quiet machine")
+    run.add_argument("--fresh", action="store_true", help="fit and measure again what is there already")
+
+    report = commands.add_parser("report", help="make the report of a run folder again")
+    report.add_argument("run", type=Path, metavar="RUN")
+
+    comparing = commands.add_parser(
+        "compare",
+        help="what changed between two runs, and is any of it a regression",
+        description="What changed between two runs: accuracy on the same samples, FLOPs, layers, speed-up over the reference.",
+    )
+    comparing.add_argument("base", type=Path, metavar="BASE", help="run folder or packed reference")
+    comparing.add_argument("new", type=Path, metavar="NEW", help="run folder or packed reference")
+    comparing.add_argument("--gate", action="store_true", help="exit with 1 where something got worse")
+    comparing.add_argument(
+        "--margin",
+        type=_share,
+        metavar="POINTS",
+        help="accuracy that may be lost beside chance; default 0.5, and 3 between different machines",
+    )
+    comparing.add_argument(
+        "--slower", type=_share, metavar="PERCENT", help="time that may be added, relative to the reference; default 5"
+    )
+
+    packing = commands.add_parser("pack", help="a run in one small file, to compare others with")
+    packing.add_argument("run", type=Path, metavar="RUN")
+    packing.add_argument("file", type=Path, metavar="FILE")
+
+    listing = commands.add_parser("list", help="what there is to choose from")
+    listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"))
+    listing.add_argument(
+        "--profile",
+        metavar="P",
+        help="with 'methods': the variants of this profile only; default: of all installed ones",
+    )
+
+    flops = commands.add_parser("flops", help="FLOPs of one sample in closed form, in both conventions")
+    flops.add_argument("--backbone", required=True, metavar="ID", help="known name (offline), folder or hub id")
+    flops.add_argument("--labels", type=pretrain_options.size, default=2, metavar="N")
+    flops.add_argument(
+        "--seq-len", type=pretrain_options.size, default=128, metavar="T", help="tokens, padding included"
+    )
+    flops.add_argument(
+        "--exit",
+        type=pretrain_options.size,
+        metavar="K",
+        help="leave after layer K (counted from 1) instead of the last",
+    )
+    flops.add_argument("--json", action="store_true", help="print one JSON object")
+
+    pretrain_options.add(
+        commands.add_parser(
+            "pretrain",
+            help="a backbone of your own, from raw text",
+            description=pretrain_options.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    distill_options.add(
+        commands.add_parser(
+            "distill",
+            help="a student of your own, from a teacher and raw text",
+            description=distill_options.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    return top

@@ -1,0 +1,82 @@
+"""Files and folders: atomic writes, and the cache of backbones and fitted methods, keyed by content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import ConfigError, ResultError
+
+
+def cache_root() -> Path:
+    """``$GEEP_BENCH_CACHE``, or ``geep-bench`` in the user's cache folder."""
+    chosen = os.environ.get("GEEP_BENCH_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "geep-bench"
+
+
+def content_key(*parts: Any) -> str:
+    """16 hex digits that change whenever a part (JSON values) changes."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_folder(
+    folder: Path,
+    fill: Callable[[Path], None],
+    advice: str = "point GEEP_BENCH_CACHE to a folder with space that you may write",
+) -> None:
+    """Let ``fill`` write into a temporary neighbour, then move it into place: whole, or not there at all.
+
+    Args:
+        advice: what to do if the folder cannot be written.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise ConfigError(f"cannot write {folder}: {error.strerror}: {advice}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a temporary neighbour, flush it to disk, then move it into place.
+
+    A process killed at any moment leaves either the old file, or the new one, whole.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ResultError(
+            f"cannot write {path}: {error.strerror}: choose another folder with --out or free space"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` as indented JSON, atomically."""
+    text = json.dumps(data, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    write_atomic(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

@@ -1,0 +1,46 @@
+"""FLOPs in closed form, from a shape alone: what ``geep-bench flops`` prints."""
+
+from __future__ import annotations
+
+from harness.core.errors import ConfigError
+from harness.core.work import LayerCost, ModelCost, Tally, Work
+from harness.encoder.model import HEADS
+from harness.encoder.shape import EncoderShape
+
+
+def closed_form(
+    shape: EncoderShape,
+    labels: int,
+    seq_len: int,
+    *,
+    exit_layer: int | None = None,
+    heads: str = "one",
+    head: str = "fastbert",
+) -> dict[str, int]:
+    """FLOPs of one sample of ``seq_len`` tokens.
+
+    Args:
+        exit_layer: 1 .. L, the last layer executed; default L.
+        heads: ``"one"``: a single head, where it answers; ``"every"``: one after every layer, as FastBERT runs them.
+
+    Returns:
+        ``linear`` and ``full`` (see :mod:`harness.core.work`).
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    depth = shape.layers if exit_layer is None else exit_layer
+    if not 1 <= depth <= shape.layers:
+        raise ConfigError(f"--exit {depth} is outside 1..{shape.layers}, the layers of this backbone")
+    if labels < 2:
+        raise ConfigError(f"--labels {labels}: a classifier has at least 2")
+    if not 1 <= seq_len <= shape.max_positions:
+        raise ConfigError(f"--seq-len {seq_len} is outside 1..{shape.max_positions}, the positions of this backbone")
+    classifier = HEADS[head](shape.width, labels)
+    work = Work()
+    for index in range(depth):
+        work.add(f"layer.{index}", Tally(1, seq_len, seq_len, seq_len**2))
+        if heads == "every" or index == depth - 1:
+            work.add(f"head.{index}", Tally(1, seq_len, seq_len, seq_len))
+    cost = ModelCost({"layer": LayerCost(shape.width, shape.intermediate), "head": classifier.cost()}, shape.layers, 0)
+    return {"linear": cost.flops(work, "linear"), "full": cost.flops(work, "full")}

@@ -1,0 +1,164 @@
+"""BERT's masked language model on our encoder: transform, decoder tied to the word embeddings, bias.
+
+Attention stays within a piece of text (see :mod:`harness.pretraining.text.packing`): where every row is one piece, fused attention
+runs without a mask, else with one that is block-diagonal per row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.core.work import LayerCost, Tally
+from harness.encoder.backbone import Backbone
+from harness.encoder.model import Encoder, init_weights
+from harness.encoder.shape import ACTIVATIONS, EncoderShape
+from harness.pretraining.text.masking import ABSENT, budget
+
+
+class RowAttention:
+    """Self-attention within the pieces of B rows of T tokens; what :class:`~harness.encoder.model.EncoderLayer` asks for.
+
+    Args:
+        pieces: int [B, T], numbers of pieces, 0 for padding; ``None`` where every row is one piece.
+        device: of the rows.
+    """
+
+    def __init__(
+        self, count: int, length: int, pieces: Tensor | None, device: torch.device | str | None = None
+    ) -> None:
+        self.device = device
+        self.count, self.length, self.pieces = count, length, pieces
+        # Padding attends to padding, so that no row of the mask is empty.
+        self.mask = None if pieces is None else (pieces[:, None, :, None] == pieces[:, None, None, :])  # [B, 1, T, T]
+
+    @property
+    def first(self) -> Tensor:
+        """Rows of hidden states that rows of text begin with, int64 [B]."""
+        return torch.arange(self.count) * self.length
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        """[B * T, 3 D] -> [B * T, D]."""
+        q, k, v = qkv.view(self.count, self.length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, d]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)
+        return out.transpose(1, 2).reshape(self.count * self.length, -1)
+
+    def scores(self, query_key: Tensor, heads: int) -> Tensor:
+        """Scaled attention scores before softmax, unmasked: [B * T, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
+        q, k = query_key.view(self.count, self.length, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+    @property
+    def pairs(self) -> Tensor:
+        """True where query and key are tokens of one piece, bool [B, 1, T, T]."""
+        if self.pieces is None or self.mask is None:
+            return torch.ones(self.count, 1, self.length, self.length, dtype=torch.bool, device=self.device)
+        return self.mask & (self.pieces > 0)[:, None, :, None]
+
+    def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        """No head looks from the first tokens of rows in pretraining.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("rows of several pieces have no single first token")
+
+
+def row_states(
+    encoder: Encoder, ids: Tensor, positions: Tensor, attention: RowAttention, segments: Tensor | None = None
+) -> list[Tensor]:
+    """h^0 (embeddings) .. h^L of rows of text, each [B * T, D], from ids, positions and segments [B, T]
+    (``None``: all text is on the first)."""
+    table = encoder.segment.weight
+    segment = table[0]
+    # Where one segment is all there is, as in DistilBERT, the second text of a pair is on it, too.
+    if segments is not None and len(table) > 1:
+        segment = torch.where((segments > 0)[..., None], table[1], table[0])
+    hidden = encoder.word(ids) + encoder.position(positions) + segment
+    states = [F.dropout(encoder.norm(hidden), encoder.shape.dropout, encoder.training).flatten(0, 1)]
+    for layer in encoder.layers:
+        states.append(layer(states[-1], attention))
+    return states
+
+
+class MaskedWordModel(nn.Module):
+    """Encoder and decoder."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        shape = encoder.shape
+        self.encoder = encoder
+        self.activation = ACTIVATIONS[shape.activation]
+        self.dense = nn.Linear(shape.width, shape.width)
+        self.norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(shape.vocab_size))
+        init_weights(self.dense)
+
+    def states(
+        self, ids: Tensor, positions: Tensor, pieces: Tensor | None, segments: Tensor | None = None
+    ) -> list[Tensor]:
+        """Hidden states after every layer, each [B * T, D], from [B, T] each."""
+        attention = RowAttention(ids.shape[0], ids.shape[1], pieces)
+        return row_states(self.encoder, ids, positions, attention, segments)[1:]
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """[n, D] -> logits [n, V]."""
+        x = self.dense(hidden)
+        x = F.relu(x) if self.activation == "relu" else F.gelu(x, approximate=self.activation)
+        return F.linear(self.norm(x), self.encoder.word.weight, self.bias)
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        pieces: Tensor | None,
+        segments: Tensor | None,
+        where: Tensor,
+        labels: Tensor,
+        every: bool = False,
+    ) -> Tensor:
+        """Mean cross-entropy (nats) of the masked tokens, float32 [1], or [L] with a loss per layer.
+
+        Args:
+            ids, positions, pieces, segments, where, labels: see :class:`harness.pretraining.text.batches.Batch`.
+            every: through the one decoder from every layer's states, not the last one's only.
+        """
+        states = self.states(ids, positions, pieces, segments)
+        return torch.stack(
+            [guessing_loss(self, hidden, where, labels) for hidden in (states if every else states[-1:])]
+        )
+
+    def training_flops(self, *, rows: int, length: int, share: float, every: bool) -> int:
+        """See :func:`training_flops`."""
+        return training_flops(self.encoder.shape, rows=rows, length=length, share=share, every=every)
+
+
+def guessing_loss(model: MaskedWordModel, hidden: Tensor, where: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy (nats) of masked tokens, from hidden states [n, D]; 0 where nothing is masked."""
+    # Where nothing is masked, the sum is 0 and so is the loss.
+    count = (labels != ABSENT).sum().clamp(min=1)
+    logits = model.scores(hidden.index_select(0, where))
+    return F.cross_entropy(logits.float(), labels, ignore_index=ABSENT, reduction="sum") / count
+
+
+def masked_word_model(backbone: Backbone) -> MaskedWordModel | None:
+    """A copy of a backbone with its masked-word head, on its device; ``None`` where it came without one."""
+    if backbone.head is None:
+        return None
+    model = MaskedWordModel(backbone.encoder())
+    model.load_state_dict({**model.state_dict(), **backbone.head})
+    return model.to(backbone.device)
+
+
+def training_flops(shape: EncoderShape, *, rows: int, length: int, share: float, every: bool) -> int:
+    """FLOPs of one training step on ``rows`` rows: matrix products of forward and backward (twice as much), nothing else."""
+    tokens = rows * length
+    layers = shape.layers * LayerCost(shape.width, shape.intermediate).flops(
+        Tally(rows, tokens, tokens, rows * length**2), "full"
+    )
+    guesses = rows * budget(share, length)
+    decoder = 2 * guesses * shape.width * (shape.width + shape.vocab_size)
+    return 3 * (layers + decoder * (shape.layers if every else 1))

@@ -1,0 +1,176 @@
+"""Samples in the order in which they run, packed on their device, and what the host has to know of them.
+
+Sorting and gathering happen on the device. The host gets one small copy: who runs when, how long each sample is and where
+it is to leave. From then on it knows the shape of all work to come, and batches are slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.contracts import Execution
+from harness.core.errors import ConfigError
+from harness.core.tokens import TokenSet
+from harness.encoder import transfer
+from harness.encoder.shape import EncoderShape
+from harness.execution.schedule import schedule, schedule_on_device
+
+# Where looking at a number costs nothing, so that no bounds are needed to sort.
+AT_HAND = ("cpu",)
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """N samples in running order.
+
+    Attributes:
+        order: int64 [N] on the host: the i-th to run is sample ``order[i]``.
+        lengths: int64 [N] on the host, tokens of the i-th to run.
+        columns: int64 [N, S] on the host: its exit, or its looks; S is 0 where nothing was given.
+        starts: int64 [N + 1] on the host, where its tokens begin.
+        tokens: the samples in this order, on their device.
+        positions: int32 [total] on the device, place of every token within its sample.
+    """
+
+    order: np.ndarray
+    lengths: np.ndarray
+    columns: np.ndarray
+    starts: np.ndarray
+    tokens: TokenSet
+    positions: Tensor
+
+    def batch(self, begin: int, end: int) -> tuple[TokenSet, Tensor]:
+        """Tokens and positions (views) of those that run as ``begin`` .. ``end - 1``."""
+        whole, rows = self.tokens, slice(int(self.starts[begin]), int(self.starts[end]))
+        offsets = whole.offsets[begin : end + 1] - whole.offsets[begin]
+        return TokenSet(whole.ids[rows], offsets, whole.segments[rows], whole.special), self.positions[rows]
+
+    def select(self, samples: np.ndarray) -> Arranged:
+        """Some of them (int64 [M] on the host, places in running order), gathered on the device without a wait."""
+        lengths, whole = self.lengths[samples], self.tokens
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        total = int(starts[-1])
+        chosen, offsets = (transfer.upload(part, whole.device) for part in (samples.astype(np.int64), starts))
+        shift = torch.repeat_interleave(
+            whole.offsets[chosen] - offsets[:-1], offsets[1:] - offsets[:-1], output_size=total
+        )
+        index = shift + torch.arange(total, device=whole.device)
+        tokens = TokenSet(whole.ids[index], offsets, whole.segments[index], whole.special)
+        return Arranged(self.order[samples], lengths, self.columns[samples], starts, tokens, self.positions[index])
+
+
+def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns: Tensor | None = None) -> Arranged:
+    """Order samples by their first column, deepest first, then by length if the execution says so, window by window.
+
+    Args:
+        columns: int16 [N, S]; ``None`` or S = 0: all leave alike.
+
+    Raises:
+        ConfigError: a sample has no token, more than the encoder has positions or, in protocol ``paper``, more than it is
+            padded to; or an id or a segment has no embedding.
+    """
+    count, device = len(tokens), tokens.device
+    if columns is None:
+        columns = torch.empty(count, 0, dtype=torch.int16, device=device)
+    columns = columns.to(device)
+    first = columns[:, 0].contiguous() if columns.shape[1] else columns.new_zeros(count)
+    lengths = tokens.lengths
+    by_length = lengths if execution.order == "length" else torch.zeros_like(lengths)
+    if device.type in AT_HAND:
+        order = schedule(first.clamp(min=0), by_length, window=execution.window)
+    else:
+        # Bounds instead of a look at the numbers; what lies outside them runs, only not in its place.
+        longest = execution.max_length if execution.order == "length" else 0
+        order = schedule_on_device(
+            first, by_length, depth=shape.layers, max_length=longest, window=execution.window
+        ).order
+    facts = torch.cat([order[:, None], lengths[order][:, None], columns[order].long()], dim=1)  # [N, 2 + S]
+    copy = transfer.download(torch.cat([facts.reshape(-1).int(), _extremes(tokens)]))
+    ordered, positions = _gathered(tokens, order)  # queued while the copy is under way
+    host = copy.wait().astype(np.int64)
+    table = host[:-4].reshape(count, 2 + columns.shape[1])
+    _check(table[:, 1], table[:, 0], host[-4:], execution, shape)
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(table[:, 1])])
+    return Arranged(table[:, 0].copy(), table[:, 1].copy(), table[:, 2:].copy(), starts, ordered, positions)
+
+
+def _gathered(tokens: TokenSet, order: Tensor) -> tuple[TokenSet, Tensor]:
+    """The samples in another order, and the place of every token in its sample; nothing is looked at on the host."""
+    total, device = len(tokens.ids), tokens.device
+    lengths = tokens.lengths[order]
+    offsets = torch.zeros(len(order) + 1, dtype=torch.int64, device=device)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    owner = torch.repeat_interleave(torch.arange(len(order), device=device), lengths, output_size=total)
+    positions = torch.arange(total, device=device) - offsets[owner]
+    rows = tokens.offsets[order][owner] + positions
+    return TokenSet(tokens.ids[rows], offsets, tokens.segments[rows], tokens.special), positions.int()
+
+
+def _extremes(tokens: TokenSet) -> Tensor:
+    """Smallest and largest id and segment, int32 [4]."""
+    if not len(tokens.ids):
+        return torch.zeros(4, dtype=torch.int32, device=tokens.device)
+    return torch.stack([end.int() for part in (tokens.ids, tokens.segments) for end in torch.aminmax(part)])
+
+
+def _check(
+    lengths: np.ndarray, order: np.ndarray, extremes: np.ndarray, execution: Execution, shape: EncoderShape
+) -> None:
+    """Everything is looked up in arrays; on CUDA a number out of range takes the whole process with it."""
+    if not len(lengths):
+        return
+    empty, longest = int(lengths.argmin()), int(lengths.argmax())
+    if lengths[empty] < 1:
+        raise ConfigError(f"sample {order[empty]} has no token: give every sample at least [CLS]")
+    if lengths[longest] > shape.max_positions:
+        raise ConfigError(
+            f"sample {order[longest]} has {lengths[longest]} tokens, the encoder {shape.max_positions} positions: "
+            "cut the texts (max_length)"
+        )
+    if execution.protocol == "paper" and lengths[longest] > execution.max_length:
+        raise ConfigError(
+            f"sample {order[longest]} of {lengths[longest]} tokens does not fit {execution.max_length}: "
+            "raise max_length or cut the texts"
+        )
+    # An encoder of one segment puts everything on it, and looks none up.
+    for what, known, low, high in (
+        ("token id", shape.vocab_size, *extremes[:2]),
+        *([("segment", shape.type_vocab, *extremes[2:])] if shape.type_vocab > 1 else []),
+    ):
+        if low < 0 or high >= known:
+            raise ConfigError(
+                f"{what} {low if low < 0 else high} has no embedding, there are {known}: "
+                "use the tokenizer of this backbone"
+            )
+
+
+def cut(lengths: np.ndarray, begin: int, end: int, execution: Execution) -> Iterator[tuple[int, int]]:
+    """Cut positions ``begin`` .. ``end - 1`` into batches (first, one past the last) of the execution's size.
+
+    A batch holds at most ``batch_size`` samples and, if ``batch_tokens`` is set, at most so many tokens, padding
+    included; a sample that is longer than that runs alone.
+    """
+    if not execution.batch_tokens:
+        for first in range(begin, end, execution.batch_size):
+            yield first, min(first + execution.batch_size, end)
+        return
+    sizes = lengths[begin:end] if execution.protocol == "modern" else np.full(end - begin, execution.max_length)
+    ends = np.cumsum(sizes)
+    first = 0
+    while first < len(sizes):
+        before = ends[first - 1] if first else 0
+        fits = int(np.searchsorted(ends, before + execution.batch_tokens, side="right"))
+        last = min(max(fits, first + 1), first + execution.batch_size, len(sizes))
+        yield begin + first, begin + last
+        first = last
+
+
+def windows(count: int, window: int) -> Iterator[tuple[int, int]]:
+    """Positions of each window (first, one past the last); 0 is one window of all."""
+    for begin in range(0, count, window or max(1, count)):
+        yield begin, min(begin + (window or count), count)

@@ -1,0 +1,82 @@
+"""A cascade of complete models: a small one answers everybody, the whole one those it is unsure of (CascadeBERT)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.contracts import Execution, Predictions
+from harness.core.tokens import TokenSet
+from harness.encoder import transfer
+from harness.encoder.multi_exit import MultiExitModel
+from harness.execution.arrangement import cut, windows
+from harness.execution.executors import Climb, LeaveRule, Pass, inference, interleave
+
+
+def confidence(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Largest softmax probability, [..., C] -> float32 [...]."""
+    return (logits.float() / temperature).softmax(-1).amax(-1)
+
+
+def confidence_rule(threshold: float, temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """CascadeBERT's rule: stop where the largest probability is above ``threshold`` (1: never)."""
+
+    def leaves(logits: Tensor) -> Tensor:
+        return confidence(logits, temperature) > threshold
+
+    return leaves
+
+
+def run_cascade(
+    small: MultiExitModel, whole: MultiExitModel, tokens: TokenSet, execution: Execution, leaves: LeaveRule
+) -> Predictions:
+    """The small model over everything; then, in full batches again, the whole one over those it is unsure of.
+
+    The host gets one bool per sample and window, and while it waits for it another window computes. The second pass keeps
+    the order of the first, so it is sorted by length where that one is. Equal to batch size 1.
+
+    Layers of both models are counted; ``exit_layer`` counts layers of the model that answered.
+
+    Args:
+        small: of the same width, heads and labels as ``whole``, and with at most as many layers.
+        leaves: logits [B, C] of the small model -> bool [B], true for samples that it answers.
+    """
+    with inference(small), inference(whole):
+        run = Pass(small, tokens, execution)
+        with run.phases("layers"):
+            interleave(
+                (partial(_window, run, whole, leaves, *ends) for ends in windows(len(tokens), execution.window)),
+                run.device,
+            )
+        return run.predictions()
+
+
+def _window(run: Pass, whole: MultiExitModel, leaves: LeaveRule, begin: int, end: int, lane: int) -> Climb:
+    """Samples ``begin`` .. ``end - 1``. Nothing but answers outlives a batch, so all of them climb in one lane."""
+    if begin == end:
+        return
+    sure = []
+    for first, last in cut(run.lengths, begin, end, run.execution):
+        _answer(run, first, last)
+        sure.append(leaves(run.logits[first:last]))
+    going = np.flatnonzero(~(yield transfer.download(torch.cat(sure)))) + begin
+    if not len(going):
+        return
+    second = Pass.over(whole, going, run)
+    for first, last in second.batches():
+        _answer(second, first, last)
+    run.answer(going, second.logits, whole.depth - 1)
+    run.work.merge(second.work)
+
+
+def _answer(run: Pass, first: int, last: int) -> None:
+    """One batch, full depth."""
+    hidden, layout = run.begin(first, last)
+    for index in range(run.model.depth):
+        hidden = run.layer(index, hidden, layout)
+    final = run.model.depth - 1
+    run.answer(slice(first, last), run.head(final, hidden, layout), final)

@@ -1,0 +1,285 @@
+"""Blocks as CUDA graphs: a launch per block instead of one per kernel, whatever the batch.
+
+A graph is bound to addresses and shapes. So batches climb in fixed buffers, rows are rounded up to one of few sizes, and
+lengths are data on the device: samples beyond the batch have none, and rows beyond it hold left-overs that nobody reads.
+Layer i reads buffer i mod 2 and writes the other, hence recording a block twice does it no harm.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.contracts import Execution
+from harness.core.tokens import TokenSet
+from harness.core.work import Tally
+from harness.encoder import varlen
+from harness.encoder.layout import Attention, Layout
+from harness.encoder.multi_exit import MultiExitModel
+from harness.execution.engines import SIDE, Engine
+
+_STEPS = 16  # sizes per doubling: rounding up adds 2 % of rows on average, 6 % at most
+
+
+def rounded(size: int, least: int) -> int:
+    """``size`` rounded up to one of few sizes, all of them multiples of ``least``."""
+    step = max(least, (1 << max(0, (size - 1).bit_length() - 1)) // _STEPS // least * least)
+    return -(-size // step) * step
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The largest batch there will be.
+
+    Attributes:
+        slots: samples.
+        rows: rows of hidden states.
+        longest: tokens of the longest sample.
+        pad_to: rows of every sample; ``None`` for packed.
+    """
+
+    slots: int
+    rows: int
+    longest: int
+    pad_to: int | None
+
+    @classmethod
+    def of(cls, execution: Execution, longest: int) -> Bounds:
+        """From what an execution allows and the longest sample, rounded up so that like sets share their graphs."""
+        if execution.protocol == "paper":
+            longest = execution.max_length
+            return cls(execution.batch_size, execution.batch_size * longest, longest, longest)
+        longest = -(-longest // 64) * 64
+        rows = execution.batch_size * longest
+        if execution.batch_tokens:
+            rows = min(rows, max(execution.batch_tokens, longest))
+        return cls(execution.batch_size, rounded(rows, 64), longest, None)
+
+    def size(self, layout: Layout) -> int:
+        """Rows that a block over this batch runs on."""
+        if self.pad_to:
+            return min(rounded(layout.count, 1), self.slots) * self.pad_to
+        return min(rounded(layout.rows, 64), self.rows)
+
+
+class Recorder(Protocol):
+    """Turns a function into one that does the same again, in the same memory."""
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Record ``run``, which may be executed while being recorded, any number of times."""
+        ...
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collector meanwhile: a graph that it freed would spoil the capture of another."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class CudaRecorder:
+    """Captures CUDA graphs. They share one pool of memory, as they never run at the same time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        current = torch.cuda.current_stream(self.device)
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            run()  # libraries set themselves up, which a capture would not allow
+            with _uncollected():
+                # Not ``torch.cuda.graph``, which waits for the device and empties its cache before every capture.
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    run()
+                finally:
+                    graph.capture_end()
+        current.wait_stream(self._stream)
+        return graph.replay
+
+
+class _Packed:
+    """Attention of packed samples whose bounds lie in a buffer; those beyond ``rows`` are cut off."""
+
+    def __init__(self, bounds: Tensor, rows: int, longest: int) -> None:
+        self._rows, self._longest = rows, longest
+        self._bounds = bounds.clamp(max=rows)
+
+    @cached_property
+    def first(self) -> Tensor:
+        return self._bounds[:-1].clamp(max=self._rows - 1).long()
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        return varlen.attend(qkv, heads, self._bounds, self._longest)
+
+    def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        return varlen.attend_first(query, kv, heads, self._bounds, self._longest)
+
+
+class _Padded:
+    """Attention of ``count`` padded samples whose lengths lie in a buffer."""
+
+    def __init__(self, lengths: Tensor, count: int, pad_to: int) -> None:
+        self._count, self._pad_to = count, pad_to
+        every = torch.arange(pad_to, device=lengths.device)
+        # A slot without a sample looks at one row, as attention over nothing is no number.
+        self._mask = (every < lengths[:count, None].clamp(min=1))[:, None, None, :]
+
+    @cached_property
+    def first(self) -> Tensor:
+        return torch.arange(self._count, device=self._mask.device) * self._pad_to
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        q, k, v = qkv.view(self._count, self._pad_to, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask)
+        return out.transpose(1, 2).reshape(len(qkv), -1)
+
+    def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        k, v = kv.view(self._count, self._pad_to, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(query.view(self._count, heads, 1, -1), k, v, attn_mask=self._mask)
+        return out.reshape(self._count, -1)
+
+
+def begins_at(part: Tensor, whole: Tensor) -> bool:
+    """Whether ``part`` is the beginning of ``whole`` in memory."""
+    return part.data_ptr() == whole.data_ptr()
+
+
+class Lane:
+    """Fixed buffers for one batch at a time."""
+
+    def __init__(self, bounds: Bounds, width: int, labels: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._size = bounds
+        self.states = torch.zeros(2, bounds.rows, width, dtype=dtype, device=device)
+        self.logits = torch.zeros(bounds.slots, labels, dtype=torch.float32, device=device)
+        self._bounds = torch.zeros(bounds.slots + 1, dtype=torch.int32, device=device)
+        self._lengths = torch.zeros(bounds.slots, dtype=torch.int64, device=device)
+        self.root: Layout | None = None
+
+    def take(self, layout: Layout) -> None:
+        """Make room for the batch that ``layout`` is a prefix of, unless it is here already."""
+        root = layout.root
+        if root is self.root:
+            return
+        self.root = root
+        if root.pad_to:
+            self._lengths[: root.count].copy_(root.offsets[1:] - root.offsets[:-1])
+        else:
+            self._bounds[: root.count + 1].copy_(root.bounds)
+            self._bounds[root.count + 1 :].fill_(root.rows)
+
+    def place(self, hidden: Tensor, index: int) -> None:
+        """Hidden states that layer ``index`` (or the head before it) will read, unless they are there already."""
+        target = self.states[index % 2]
+        if not begins_at(hidden, target):
+            target[: len(hidden)].copy_(hidden)
+
+    def attention(self, rows: int) -> Attention:
+        """Of the batch in here, of which ``rows`` rows run."""
+        if self._size.pad_to:
+            return _Padded(self._lengths, rows // self._size.pad_to, self._size.pad_to)
+        return _Packed(self._bounds, rows, self._size.longest)
+
+
+class GraphEngine(Engine):
+    """Replays each block from a graph, captured when its size first occurs.
+
+    Args:
+        bounds: of all batches to come.
+        recorder: captures CUDA graphs unless told otherwise.
+    """
+
+    def __init__(
+        self, model: MultiExitModel, bounds: Bounds, *, compiled: bool = False, recorder: Recorder | None = None
+    ) -> None:
+        super().__init__(model, compiled=compiled)
+        self.bounds = bounds
+        self._recorder = recorder or CudaRecorder(model.encoder.device)
+        self._lanes: dict[int, Lane] = {}
+        self._graphs: dict[tuple[int, str, int, int], Callable[[], None]] = {}
+
+    @property
+    def recorded(self) -> int:
+        """Number of graphs so far."""
+        return len(self._graphs)
+
+    def _lane(self, number: int) -> Lane:
+        if number not in self._lanes:
+            encoder = self.model.encoder
+            weight = encoder.word.weight
+            self._lanes[number] = Lane(self.bounds, encoder.shape.width, self.model.labels, weight.dtype, weight.device)
+        return self._lanes[number]
+
+    def _replay(self, key: tuple[int, str, int, int], run: Callable[[], None]) -> None:
+        if key not in self._graphs:
+            self._graphs[key] = self._recorder.record(run)
+        self._graphs[key]()
+
+    def embed(self, tokens: TokenSet, layout: Layout, positions: Tensor, lane: int = 0) -> Tensor:
+        place = self._lane(lane)
+        place.take(layout)
+        hidden = place.states[0][: layout.rows]
+        hidden.copy_(super().embed(tokens, layout, positions))
+        return hidden
+
+    def layer(self, index: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
+        place, rows = self._lane(lane), self.bounds.size(layout)
+        place.take(layout)
+        place.place(hidden, index)
+        source, target = place.states[index % 2], place.states[1 - index % 2]
+
+        def run() -> None:
+            target[:rows].copy_(self.run_layer(index, source[:rows], place.attention(rows)))
+
+        self._replay((lane, "layer", index, rows), run)
+        return target[: layout.rows]
+
+    def head(self, exit_layer: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
+        if layout.root is not self._lane(lane).root:
+            lane = SIDE  # some of a batch that climbs on in its own lane
+        place, rows = self._lane(lane), self.bounds.size(layout)
+        place.take(layout)
+        place.place(hidden, exit_layer + 1)
+        source = place.states[(exit_layer + 1) % 2]
+
+        def run() -> None:
+            logits = self.run_head(exit_layer, source[:rows], place.attention(rows))
+            place.logits[: len(logits)].copy_(logits)
+
+        self._replay((lane, "head", exit_layer, rows), run)
+        return place.logits[: layout.count]
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    def layer_tally(self, layout: Layout) -> Tally:
+        return self._tally(layout, every=True)
+
+    def head_tally(self, layout: Layout) -> Tally:
+        return self._tally(layout, every=False)
+
+    def _tally(self, layout: Layout, *, every: bool) -> Tally:
+        """What runs, left-overs included."""
+        rows = self.bounds.size(layout)
+        if self.bounds.pad_to:
+            return Tally(layout.count, rows, layout.valid, rows * (self.bounds.pad_to if every else 1))
+        sizes = np.diff(np.minimum(layout.root.starts, rows))
+        return Tally(layout.count, rows, layout.valid, int((sizes**2).sum() if every else sizes.sum()))

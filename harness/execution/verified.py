@@ -1,0 +1,172 @@
+"""Run to a predicted exit, look there, and let only the sure ones leave; the rest go on (DESIGN section 3).
+
+Prediction decides *when to look*, not when to stop. Samples that stay are compacted once per chunk and look, with one copy
+of a bool per sample to the host, and then run from wherever they stand; meanwhile another chunk computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.contracts import Execution, Predictions
+from harness.core.clock import Phases
+from harness.core.tokens import TokenSet
+from harness.encoder import transfer
+from harness.encoder.layout import Layout
+from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.transfer import HostCopy
+from harness.execution.arrangement import cut, windows
+from harness.execution.executors import Climb, LeaveRule, Pass, inference, interleave
+
+# Samples whose hidden states are kept until the host knows who stays: bounds the memory of the second pass.
+CHUNK = 1024
+
+
+def run_verified(
+    model: MultiExitModel,
+    tokens: TokenSet,
+    looks: Tensor,
+    execution: Execution,
+    leaves: LeaveRule,
+    *,
+    end: int | None = None,
+    phases: Phases | None = None,
+) -> Predictions:
+    """Every sample runs to ``looks[:, 0]`` and asks that head; the unsure go on to ``looks[:, 1]``, ..., and to the end.
+
+    Args:
+        looks: int16 [N, S], layer indices out of ``model.answers``, not falling along S. Mode ``once`` is S = 1. A look
+            that does not lie deeper than the one before is skipped.
+        leaves: logits [B, C] -> bool [B], true for samples that may leave.
+        end: layer index out of ``model.answers`` at which whoever is still there is answered, sure or not; the last
+            layer by default. A sample whose first look lies deeper is answered there.
+
+    Raises:
+        ConfigError: a look, or the end, at a layer without a head.
+    """
+    with inference(model):
+        run = Pass(model, tokens, execution, looks, phases)
+        stop = model.depth - 1 if end is None else end
+        run.refuse_unless_answered(model.answers, stop)
+        targets = run.columns.copy()
+        targets[:, 1:] = np.minimum(targets[:, 1:], stop)
+        with run.phases("layers"):
+            interleave(
+                (partial(_climb, run, first, last, targets, leaves, stop) for first, last in _chunks(run)), run.device
+            )
+        return run.predictions()
+
+
+def _chunks(run: Pass) -> Iterator[tuple[int, int]]:
+    size = max(CHUNK, run.execution.batch_size)
+    for begin, end in windows(len(run.lengths), run.execution.window):
+        for first in range(begin, end, size):
+            yield first, min(first + size, end)
+
+
+@dataclass
+class _Group:
+    """Samples that stand after one layer, with their hidden states."""
+
+    samples: np.ndarray
+    hidden: Tensor
+    layout: Layout
+
+
+@dataclass
+class _Parked(_Group):
+    """Samples that asked a head at layer ``depth`` and wait for the verdict."""
+
+    depth: int
+    logits: Tensor
+    sure: Tensor
+
+
+def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveRule, end: int, lane: int) -> Climb:
+    """One chunk: first looks from the embeddings, then round after round from where the unsure ones stand.
+
+    What is wanted after a wait is kept, so that all chunks can climb in one lane and share its graphs.
+    """
+    parked: list[_Parked] = []
+    for begin, stop in cut(run.lengths, first, last, run.execution):
+        samples = np.arange(begin, stop)
+        hidden, layout = run.begin(begin, stop)
+        parked += _look(run, _Group(samples, hidden, layout), -1, targets[samples, 0], leaves)
+    for column in range(1, targets.shape[1] + 1):
+        if not parked:
+            return
+        # Whoever is unsure after the last look goes to the end, and there is nothing to be sure of at the end.
+        goal = targets[:, column] if column < targets.shape[1] else np.full(len(targets), end)
+        waiting = _release(run, parked, (yield _verdicts(parked)), end)
+        parked = []
+        for depth, groups in waiting.items():
+            for group in _batches(groups, goal, run.execution):
+                ends = np.maximum(goal[group.samples], depth)
+                ready = int((ends > depth).sum())  # those whose next look lies deeper come first
+                if ready:
+                    hidden, layout = group.layout.slice(group.hidden, 0, ready)
+                    some = _Group(group.samples[:ready], hidden, layout)
+                    parked += _look(run, some, depth, ends[:ready], leaves)
+                if ready < len(ends):
+                    hidden, layout = group.layout.slice(group.hidden, ready, len(ends))
+                    nobody = torch.zeros(len(ends) - ready, dtype=torch.bool, device=hidden.device)
+                    blank = torch.zeros(len(ends) - ready, run.model.labels, device=hidden.device)
+                    parked.append(_Parked(group.samples[ready:], hidden, layout, depth, blank, nobody))
+    if parked:
+        _release(run, parked, (yield _verdicts(parked)), end)
+
+
+def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveRule) -> list[_Parked]:
+    """Run samples that stand after layer ``depth`` to their ``ends`` (not rising) and ask the head there."""
+    parked = []
+    hidden, layout = group.hidden, group.layout
+    for index in range(depth + 1, int(ends[0]) + 1):
+        active = int((ends >= index).sum())
+        hidden, layout = layout.slice(hidden, 0, active)
+        hidden = run.layer(index, hidden, layout)
+        staying = int((ends > index).sum())
+        if staying < active:
+            part, its_layout = layout.slice(hidden, staying, active)
+            logits = run.keep(run.head(index, part, its_layout))
+            samples = group.samples[staying:active]
+            parked.append(_Parked(samples, run.keep(part), its_layout, index, logits, leaves(logits)))
+    return parked
+
+
+def _verdicts(parked: list[_Parked]) -> HostCopy:
+    """Who is sure: one copy to the host for all."""
+    return transfer.download(torch.cat([group.sure for group in parked]))
+
+
+def _release(run: Pass, parked: list[_Parked], sure_all: np.ndarray, end: int) -> dict[int, list[_Group]]:
+    """Answer everybody who asked; those who stay, compacted, by the layer they stand at, are answered again later."""
+    waiting: dict[int, list[_Group]] = {}
+    start = 0
+    for group in parked:
+        sure = sure_all[start : start + len(group.samples)] | (group.depth >= end)
+        start += len(group.samples)
+        run.answer(group.samples, group.logits, group.depth)
+        if not sure.all():
+            stay = np.flatnonzero(~sure)
+            hidden, layout = group.layout.select(group.hidden, stay)
+            waiting.setdefault(group.depth, []).append(_Group(group.samples[stay], hidden, layout))
+    return dict(sorted(waiting.items()))
+
+
+def _batches(groups: list[_Group], goal: np.ndarray, execution: Execution) -> Iterator[_Group]:
+    """Join groups that stand at one layer into batches of the execution's size, deepest goal first."""
+    samples = np.concatenate([group.samples for group in groups])
+    lengths = np.concatenate([group.layout.lengths for group in groups])
+    first = groups[0]
+    hidden = first.hidden if len(groups) == 1 else torch.cat([group.hidden for group in groups])
+    layout = first.layout if len(groups) == 1 else Layout(lengths, first.layout.pad_to, first.layout.device)
+    order = np.lexsort((-lengths, -goal[samples]))
+    for begin, stop in cut(lengths[order], 0, len(order), execution):
+        part = order[begin:stop]
+        yield _Group(samples[part], *layout.select(hidden, part))

@@ -1,0 +1,218 @@
+"""Timed passes that alternate with a reference, over samples in another order each round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from harness.contracts import Fitted, OperatingPoint, Predictions
+from harness.core import clock
+from harness.core.tokens import TokenSet
+from harness.measure.resources import host_peak, reset_host_peak
+from harness.measure.speedup_factors import Side, waterfall
+from harness.measure.validation import check_answers, check_work
+from harness.results.schema import Speed, Waterfall
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A fitted method at one operating point."""
+
+    fitted: Fitted
+    point: OperatingPoint
+
+    @property
+    def dtype(self) -> str:
+        """Type that the point is to be run in."""
+        return self.point.execution.dtype
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the passes of one cell gave.
+
+    Attributes:
+        predictions: of the first round, in file order.
+        speed: as stored.
+        rounds_agree: share of samples with one and the same label in all rounds.
+        foresees: the method looked ahead outside the timed region.
+        peak_memory_bytes: on CUDA, the allocator's peak over the method's passes.
+        predicting: seconds inside methods over all passes, warm-up and reference included: ``predict``, and what a
+            bound looks up before.
+        host_peak_bytes: peak memory of the process over the rounds; ``None`` where the system does not tell.
+        waterfall: of the round with the middle speed-up; ``None`` without a reference.
+    """
+
+    predictions: Predictions
+    speed: Speed
+    rounds_agree: float
+    foresees: bool
+    peak_memory_bytes: int | None
+    predicting: float
+    waterfall: Waterfall | None = None
+    host_peak_bytes: int | None = None
+
+
+def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """The context that every method predicts in: autocast for ``"bfloat16"``, nothing for ``"float32"``.
+
+    For methods with blocks of their own. Those of the chassis have weights of the type and leave it.
+    """
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+@dataclass(frozen=True)
+class TimedPass:
+    """One pass.
+
+    Attributes:
+        seconds: from ids on the device to logits on the host.
+        foreseeing: seconds in which a ``bound`` looked ahead before; never credited, never charged.
+    """
+
+    seconds: float
+    foreseeing: float
+    predictions: Predictions
+
+
+def timed_pass(contender: Contender, tokens: TokenSet) -> TimedPass:
+    """Predict once, timed.
+
+    Raises:
+        MethodError: the predictions are not as the contract says.
+    """
+    point = contender.point
+    foresee = getattr(contender.fitted, "foresee", None)
+    foreseeing = 0.0
+    with torch.inference_mode(), precision(tokens.device, contender.dtype):
+        if foresee is not None:
+            start = clock.now()
+            point = replace(point, foresight=foresee(tokens, at=point))
+            clock.synchronise(tokens.device)
+            foreseeing = clock.now() - start
+        clock.synchronise(tokens.device)
+        start = clock.now()
+        predictions = contender.fitted.predict(tokens, at=point)
+        clock.synchronise(tokens.device)
+        seconds = clock.now() - start
+    check_answers(predictions, len(tokens))
+    return TimedPass(seconds, foreseeing, predictions)
+
+
+def _quantiles(values: Iterable[float]) -> tuple[float, float, float]:
+    p10, p50, p90 = np.quantile(list(values), [0.1, 0.5, 0.9])
+    return float(p10), float(p50), float(p90)
+
+
+def measure(
+    contender: Contender,
+    tokens: TokenSet,
+    *,
+    rounds: int,
+    seed: int,
+    reference: Contender | None = None,
+    reference_name: str | None = None,
+) -> Measured:
+    """Warm up, then ``rounds`` timed passes, each next to one of the reference (A B, B A, A B, ...).
+
+    The first round runs the samples in file order; the others in random orders, which no method should notice.
+
+    Args:
+        contender: what is measured.
+        tokens: N test samples on the device.
+        rounds: timed passes, at least 1.
+        seed: of the orders.
+        reference: what speed-ups are measured against.
+        reference_name: its name.
+
+    Raises:
+        MethodError: what the contender returns is not as the contract says.
+    """
+    rng = np.random.default_rng(seed)
+    # Compiled code and graphs are made when a shape first occurs: there, every shape has to.
+    compute = getattr(contender.fitted, "compute", None) or contender.point.execution.compute
+    some = len(tokens) if compute != "eager" else 4 * contender.point.execution.batch_size
+    warm = tokens.select(np.arange(min(len(tokens), some)))
+    warm_up = timed_pass(contender, warm)
+    check_work(warm_up.predictions, contender.fitted.cost)
+    predicting = warm_up.seconds + warm_up.foreseeing
+    if reference is not None:
+        predicting += timed_pass(reference, warm).seconds
+    cuda = tokens.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(tokens.device)
+    told = reset_host_peak()
+    own: list[float] = []
+    theirs_all: list[float] = []
+    pairs: list[tuple[Side, Side]] = []
+    labels: list[np.ndarray] = []
+    phases: list[dict[str, float]] = []
+    first: Predictions | None = None
+    for number in range(rounds):
+        order = np.arange(len(tokens)) if number == 0 else rng.permutation(len(tokens))
+        shuffled = tokens if number == 0 else tokens.select(order)
+        other: TimedPass | None = None
+        if reference is not None and number % 2 == 0:
+            other = timed_pass(reference, shuffled)
+        done = timed_pass(contender, shuffled)
+        seconds, predictions = done.seconds, done.predictions
+        check_work(predictions, contender.fitted.cost)
+        if reference is not None and number % 2 == 1:
+            other = timed_pass(reference, shuffled)
+        own.append(seconds)
+        predicting += seconds + done.foreseeing + (other.seconds if other else 0.0)
+        phases.append({name: part / seconds for name, part in predictions.phases.items()})
+        if reference is not None and other is not None:
+            theirs_all.append(other.seconds)
+            pairs.append((_side(contender, done), _side(reference, other)))
+        first = first or predictions
+        label = np.empty(len(tokens), dtype=np.int64)
+        label[order] = predictions.logits.argmax(1)
+        labels.append(label)
+    assert first is not None
+    p10, p50, p90 = _quantiles(own)
+    ratios = [theirs / seconds for theirs, seconds in zip(theirs_all, own, strict=False)]  # none without one
+    low, ratio, high = _quantiles(ratios) if ratios else (None, None, None)
+    speed = Speed(
+        samples_per_s=len(tokens) / p50,
+        seconds=p50,
+        seconds_p10=p10,
+        seconds_p90=p90,
+        rounds=rounds,
+        reference=reference_name if reference is not None else None,
+        speedup=ratio,
+        speedup_p10=low,
+        speedup_p90=high,
+        phases={name: float(np.median([parts[name] for parts in phases])) for name in phases[0]},
+        tokens_per_s=int(tokens.ids.shape[0]) / p50,
+        round_seconds=own,
+        reference_seconds=theirs_all,
+    )
+    return Measured(
+        first,
+        speed,
+        float(np.all(np.stack(labels) == labels[0], axis=0).mean()),
+        hasattr(contender.fitted, "foresee"),
+        torch.cuda.max_memory_allocated(tokens.device) if cuda else None,
+        predicting,
+        _middle(pairs, ratios, len(tokens)),
+        host_peak() if told else None,
+    )
+
+
+def _side(contender: Contender, done: TimedPass) -> Side:
+    return Side(done.seconds, done.predictions.work, done.predictions.phases, contender.fitted.cost)
+
+
+def _middle(pairs: Sequence[tuple[Side, Side]], ratios: Sequence[float], samples: int) -> Waterfall | None:
+    """The waterfall of the round whose speed-up is nearest to the median."""
+    if not pairs:
+        return None
+    if not all(side.seconds and side.cost.flops(side.work, "full") for pair in pairs for side in pair):
+        return None  # a method without blocks of its own that count
+    at = int(np.abs(np.array(ratios) - np.median(ratios)).argmin())
+    return waterfall(*pairs[at], samples)

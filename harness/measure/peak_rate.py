@@ -1,0 +1,22 @@
+"""What a device can do at best: the rate of a large matrix product, that other rates are told as shares of."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from harness.core import clock
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product of random numbers: the ceiling."""
+    size = 8192 if torch.device(device).type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(12):
+        phases = clock.Phases(device)
+        clock.synchronise(device)
+        with phases("product"):
+            a @ b
+        seconds.append(phases.seconds()["product"])
+    return 2 * size**3 / float(np.median(seconds[2:]))

@@ -1,0 +1,136 @@
+"""Raw text, document by document.
+
+* ``.txt`` (also ``.txt.gz`` and ``.txt.zst``): documents are separated by blank lines. A file without a blank line in its
+  first 10,000 lines holds one document per line.
+* ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``: every row is a document, what its column ``text`` (or ``text_pair``) holds; where
+  both hold something, a pair of texts that are read together.
+
+A file that is called a test or dev split is refused, always: what methods are judged by must not be in a backbone. (Rename
+it if it is no split of a data set.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from harness.core.errors import DataError
+from harness.data.local import FORMATS, read_table
+
+Document = str | tuple[str, str]  # a text, or a pair of texts
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+_LOOK = 10_000  # lines among which a blank one would be, if there are any
+_SPLIT = re.compile(r"(^|[^a-z])(test|dev|valid|validation|eval)([^a-z]|$)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of a corpus."""
+
+    path: Path
+    form: str
+    packed: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Name, size in bytes and SHA-256, for the record; no path, but that of a data set in its folder."""
+        with self.path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        path = self.path.resolve()
+        name = path.name if self.form == "txt" else f"{path.parent.name}/{path.name}"  # many are called train
+        return {"name": name, "bytes": self.path.stat().st_size, "sha256": digest}
+
+
+def source(path: Path) -> Source:
+    """A file, by its name.
+
+    Raises:
+        DataError: it is missing, of a kind that is not read, or called a test or dev split.
+    """
+    suffixes = [part.lower() for part in path.suffixes]
+    packed = PACKED.get(suffixes[-1]) if suffixes else None
+    form = (suffixes[:-1] if packed else suffixes)[-1:]
+    kinds = ("txt", *(() if packed else FORMATS))
+    if not form or form[0][1:] not in kinds:
+        raise DataError(
+            f"{path}: no corpus: give .txt (also .txt.gz, .txt.zst), or {', '.join(f'.{kind}' for kind in FORMATS)} with a "
+            "column text"
+        )
+    if _SPLIT.search(path.name.lower()):
+        raise DataError(
+            f"{path} is called a dev or test split, and a backbone must not have seen those: leave it out (or rename it, if "
+            "it is none)"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: no such file: give the corpus with --corpus FILE[,FILE]")
+    return Source(path, form[0][1:], packed)
+
+
+def _lines(given: Source) -> Iterator[str]:
+    """Lines of a text file, decoded one by one, so that a complaint can name the line."""
+    try:
+        stream = pa.input_stream(str(given.path), compression=given.packed)
+        with io.BufferedReader(stream) as handle:
+            for number, line in enumerate(handle, start=1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{given.path} line {number}: not UTF-8 text: save the file as UTF-8") from error
+    except OSError as error:
+        cause = str(error).strip().splitlines()[0]
+        raise DataError(f"{given.path}: cannot be read ({cause}): fetch or write it again") from error
+
+
+def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+    head = list(itertools.islice(lines, _LOOK))
+    blocks = any(not line for line in "\n".join(head).strip().split("\n"))
+    paragraph: list[str] = []
+    for line in itertools.chain(head, lines):
+        if line and blocks:
+            paragraph.append(line)
+        elif line:
+            yield line
+        elif paragraph:
+            yield " ".join(paragraph)
+            paragraph = []
+    if paragraph:
+        yield " ".join(paragraph)
+
+
+def read(given: Source) -> Iterator[Document]:
+    """Documents of one file, in its order; none is empty.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, has no column ``text``, or holds no text at all.
+    """
+    empty = True
+    if given.form == "txt":
+        for document in _paragraphs(_lines(given)):
+            empty = False
+            yield document
+    else:
+        table = read_table(given.path)
+        if "text" not in table.columns:
+            found = ", ".join(map(str, table.columns[:8]))
+            raise DataError(f"{given.path}: no column 'text' (columns: {found}): rename the one that holds the text")
+        columns = [table[name].tolist() for name in ("text", "text_pair") if name in table.columns]
+        for row in zip(*columns, strict=True):
+            texts = [value.strip() for value in row if isinstance(value, str) and value.strip()]
+            if texts:
+                empty = False
+                yield texts[0] if len(texts) == 1 else (texts[0], texts[1])
+    if empty:
+        raise DataError(f"{given.path} holds no text: give a file that does, or leave it out")
+
+
+def documents(sources: Sequence[Source]) -> Iterator[Document]:
+    """Documents of all files, one file after the other. See :func:`read`."""
+    for given in sources:
+        yield from read(given)

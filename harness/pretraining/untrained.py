@@ -1,0 +1,100 @@
+"""Make an untrained backbone folder: random weights and a vocabulary from a text file.
+
+For languages or domains without a checkpoint at hand, and as the control that shows what pretraining is worth::
+
+    python -m harness.pretraining.untrained --texts train.txt --layers 6 --width 128 --out my-backbone
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from harness.core.errors import ConfigError, DataError, GeepBenchError
+from harness.core.files import write_folder
+from harness.encoder import checkpoint
+from harness.encoder.model import Encoder
+from harness.encoder.shape import EncoderShape
+from harness.pretraining.text import vocabulary
+
+
+def read_texts(path: Path) -> list[str]:
+    """Lines of a text file, or the columns ``text`` and ``text_pair`` of a Parquet file.
+
+    Raises:
+        DataError: the file cannot be read or has no text.
+    """
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+            texts = [str(value) for name in ("text", "text_pair") if name in table for value in table[name]]
+        else:
+            texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read {path}: {error}: give a UTF-8 text file or a Parquet file with a column 'text'"
+        ) from error
+    if not any(text.strip() for text in texts):
+        raise DataError(f"{path} holds no text: give one with a sample per line")
+    return texts
+
+
+def make_scratch(
+    texts: Iterable[str], folder: Path, *, layers: int, width: int, heads: int, vocab: int, seed: int
+) -> None:
+    """Write ``config.json``, random ``model.safetensors`` and a trained WordPiece tokenizer into ``folder``.
+
+    Chinese characters are tokens of their own, as in BERT.
+
+    Raises:
+        BackboneError: the dimensions do not fit together.
+        ConfigError: the folder cannot be written.
+    """
+    tokenizer = vocabulary.train(texts, vocab)
+    shape = EncoderShape(layers, width, heads, 4 * width, tokenizer.get_vocab_size())
+    torch.manual_seed(seed)
+    state = Encoder(shape).state_dict()
+
+    def fill(place: Path) -> None:
+        checkpoint.write_folder(place, shape, state)
+        vocabulary.save(tokenizer, place, shape.max_positions)
+
+    write_folder(folder, fill)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.pretraining.untrained", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--texts", type=Path, required=True, help="text file (a sample per line) or Parquet with a column text"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--vocab", type=int, default=8000, help="vocabulary size at most")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    try:
+        if args.out.exists():
+            raise ConfigError(f"{args.out} exists already: name another folder with --out")
+        texts = read_texts(args.texts)
+        make_scratch(
+            texts, args.out, layers=args.layers, width=args.width, heads=args.heads, vocab=args.vocab, seed=args.seed
+        )
+    except GeepBenchError as error:
+        print(f"scratch: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"untrained backbone written to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

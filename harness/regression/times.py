@@ -1,0 +1,244 @@
+"""Speed-ups of two runs, side by side: is a method slower than it was, relative to the reference of the same run?
+
+Times of two processes cannot be compared as such: nobody knows what the machine did meanwhile. What can, is each run's speed-up
+over the reference that ran beside it, pass for pass. How much of a change is noise, the passes say themselves: neighbouring passes
+of one series are a thing with itself (A/A), of the reference and of every method, in both runs
+(:func:`harness.measure.statistics.self_ratios`, :func:`~harness.measure.statistics.median_noise`).
+
+An alarm takes three things: (1) significance after Holm, in one of two families that share alpha: all cells, and all methods, each
+by the median over its cells, so that a slow-down of 10 % that no single cell of three rounds can prove shows in all of
+them together; (2) an estimate above the limit, since two processes differ by some percent for reasons that no pass of one can
+know; (3) the same in the best passes (Chen & Revels 2016), which a machine that stalled for two rounds of three does not spoil.
+
+What it cannot see: a change that slows the reference as much as the method. The reference's own seconds are told, not judged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import exp, log
+
+import numpy as np
+
+from harness.measure.statistics import holm, median_noise, self_ratios
+from harness.results.packed_run import Packed, PackedCell
+
+# Fewer A/A pairs than this in a run say too little about the tails of its noise.
+LEAST_PAIRS = 20
+# Enough for the smallest p-value to stay below alpha / 2 after Holm.
+DRAWS_A_CELL = 1_000
+LEAST_DRAWS = 100_000
+
+
+@dataclass
+class TimeChange:
+    """Speed-ups of one cell.
+
+    Attributes:
+        speedup: (base, new): medians over rounds, over the reference; geometric means over seeds.
+        ratio: new / base; below 1 is slower. ``low`` and ``high``: what noise alone lets it be, 95 %, around ``ratio``.
+        best: the same ratio from the best passes.
+        p: one-sided, of "not slower"; ``p_adjusted`` over cells.
+        alarm: a sentence, or nothing.
+    """
+
+    speedup: tuple[float, float]
+    ratio: float
+    low: float
+    high: float
+    best: float
+    p: float
+    p_adjusted: float = 1.0
+    alarm: str = ""
+
+
+@dataclass
+class MethodTime:
+    """A method over all of its cells: ``ratio`` and ``best`` are medians of those of the cells."""
+
+    name: str
+    cells: int
+    ratio: float
+    best: float
+    p: float
+    p_adjusted: float = 1.0
+    alarm: str = ""
+
+
+@dataclass
+class Timed:
+    """One cell in both runs, one entry per seed, and what became of its times."""
+
+    base: Packed
+    new: Packed
+    olds: Sequence[PackedCell]
+    youngs: Sequence[PackedCell]
+    change: TimeChange | None = field(default=None, init=False)
+
+    def refusal(self) -> str | None:
+        """Why the times of this cell cannot be compared; None where they can."""
+        for old, young in zip(self.olds, self.youngs, strict=True):
+            a, b = self.base.machine(old), self.new.machine(young)
+            differing = [
+                f"{name} {getattr(old.cell, name)} against {getattr(young.cell, name)}"
+                for name in ("device", "dtype", "compute", "executor")
+                if getattr(old.cell, name) != getattr(young.cell, name)
+            ]
+            differing += [
+                f"{name} {getattr(a, name)} against {getattr(b, name)}"
+                for name in type(a).model_fields
+                if getattr(a, name) != getattr(b, name)
+            ]
+            if differing:
+                return f"measured in different ways or places: {', '.join(differing)}"
+            if not a.known:
+                return "nobody knows on which machine they were measured"
+            if old.reference is None or old.reference != young.reference:
+                return "they have no common reference"
+            if not all(cell.round_seconds and cell.reference_seconds for cell in (old, young)):
+                return "the passes themselves were not kept (results of an older version)"
+            if min(*old.round_seconds, *old.reference_seconds, *young.round_seconds, *young.reference_seconds) <= 0:
+                return "some passes took no time at all"
+        return None
+
+
+def _log_ratios(cell: PackedCell) -> np.ndarray:
+    return np.log(np.array(cell.reference_seconds)) - np.log(np.array(cell.round_seconds))
+
+
+def _best(cell: PackedCell) -> float:
+    return log(min(cell.reference_seconds)) - log(min(cell.round_seconds))
+
+
+def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[list[MethodTime], list[str]]:
+    """Fill in the ``change`` of every cell whose times can be compared, and alarms where they got worse.
+
+    Args:
+        timed: all cells that both runs have.
+        slower: time that may be added, e.g. 0.05.
+        alpha: chance of any false alarm, shared by cells and methods.
+
+    Returns:
+        The methods, and remarks: one line per reason why times were not compared, and what the reference itself did.
+    """
+    refusals = [one.refusal() for one in timed]
+    remarks = [
+        f"times of {count} cells are not compared: {why}" for why, count in Counter(filter(None, refusals)).items()
+    ]
+    able = [one for one, why in zip(timed, refusals, strict=True) if why is None]
+    pools = [
+        self_ratios(
+            series for one in able for cell in side(one) for series in (cell.round_seconds, cell.reference_seconds)
+        )
+        for side in (lambda one: one.olds, lambda one: one.youngs)
+    ]
+    if able and min(map(len, pools)) < LEAST_PAIRS:
+        fewest = min(map(len, pools))
+        remarks.append(
+            f"times of {len(able)} cells are not compared: {fewest} pairs of neighbouring passes are too few to know the noise "
+            f"({LEAST_PAIRS} are needed): compare more cells, or measure more rounds"
+        )
+        return [], remarks
+    if not able:
+        return [], remarks
+    remarks += _reference(able)
+    able = [one for one in able if one.youngs[0].cell.method != one.youngs[0].reference]
+    noise = _Noise(pools, max(LEAST_DRAWS, DRAWS_A_CELL * len(able)))
+    for one in able:
+        _measure(one, noise)
+    methods = _methods(able, noise)
+    limit = -log(1 + slower)
+    families: tuple[Sequence[TimeChange | MethodTime], ...] = (
+        [one.change for one in able if one.change is not None],
+        methods,
+    )
+    for family in families:
+        for change, adjusted in zip(family, holm([change.p for change in family]), strict=True):
+            change.p_adjusted = adjusted
+            if adjusted <= alpha / 2 and log(change.ratio) < limit and log(change.best) < limit:
+                change.alarm = (
+                    f"{100 * (1 / change.ratio - 1):.1f} % slower relative to the reference (adjusted p {adjusted:.2g}; "
+                    f"{100 * slower:g} % may be added)"
+                )
+    return methods, remarks
+
+
+class _Noise:
+    """What becomes of the log of a ratio of two speed-ups when nothing changed, by A/A pairs of both runs."""
+
+    def __init__(self, pools: Sequence[np.ndarray], draws: int) -> None:
+        self.pools, self.draws = pools, draws
+        self._drawn: dict[tuple[int, int], np.ndarray] = {}
+        self._sorted: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def _draw(self, base: int, new: int) -> np.ndarray:
+        if (base, new) not in self._drawn:
+            sides = [median_noise(self.pools[i], rounds, self.draws, seed=i) for i, rounds in enumerate((base, new))]
+            self._drawn[base, new] = sides[1] - sides[0]
+        return self._drawn[base, new]
+
+    @staticmethod
+    def _rounds(one: Timed) -> tuple[tuple[int, int], ...]:
+        return tuple((len(a.round_seconds), len(b.round_seconds)) for a, b in zip(one.olds, one.youngs, strict=True))
+
+    def of_cell(self, one: Timed, start: int = 0) -> np.ndarray:
+        """Of the mean over a cell's seeds: [draws]. Another ``start`` is another draw: nothing ties one to its neighbours."""
+        parts = [np.roll(self._draw(*pair), 7919 * (start + i)) for i, pair in enumerate(self._rounds(one))]
+        return np.asarray(np.mean(parts, axis=0))
+
+    def sorted_of_cell(self, one: Timed) -> np.ndarray:
+        """The same in ascending order, kept for cells of as many rounds."""
+        rounds = self._rounds(one)
+        if rounds not in self._sorted:
+            self._sorted[rounds] = np.sort(self.of_cell(one))
+        return self._sorted[rounds]
+
+    def of_method(self, cells: Sequence[Timed]) -> np.ndarray:
+        """Of the median over cells, in ascending order: [draws]."""
+        seeds = max(len(one.olds) for one in cells)
+        return np.sort(np.median([self.of_cell(one, number * seeds) for number, one in enumerate(cells)], axis=0))
+
+
+def _p(null: np.ndarray, observed: float) -> float:
+    """Share of the sorted ``null`` that is as low as what was observed; never 0."""
+    return float((1 + np.searchsorted(null, observed, side="right")) / (1 + len(null)))
+
+
+def _measure(one: Timed, noise: _Noise) -> None:
+    base, new = (float(np.mean([np.median(_log_ratios(cell)) for cell in side])) for side in (one.olds, one.youngs))
+    best = float(np.mean([_best(b) - _best(a) for a, b in zip(one.olds, one.youngs, strict=True)]))
+    null = noise.sorted_of_cell(one)
+    low, high = (float(null[round(share * (len(null) - 1))]) for share in (0.025, 0.975))
+    shift = new - base
+    one.change = TimeChange(
+        (exp(base), exp(new)), exp(shift), exp(shift + low), exp(shift + high), exp(best), _p(null, shift)
+    )
+
+
+def _methods(able: Sequence[Timed], noise: _Noise) -> list[MethodTime]:
+    together: dict[str, list[Timed]] = defaultdict(list)
+    for one in able:
+        together[one.youngs[0].cell.method].append(one)
+    methods = []
+    for name, cells in together.items():
+        changes = [one.change for one in cells if one.change is not None]
+        ratio = float(np.median([log(change.ratio) for change in changes]))
+        best = float(np.median([log(change.best) for change in changes]))
+        methods.append(MethodTime(name, len(cells), exp(ratio), exp(best), _p(noise.of_method(cells), ratio)))
+    return methods
+
+
+def _reference(able: Sequence[Timed]) -> list[str]:
+    """What the reference's own passes did, cell by cell the median of them."""
+    shifts = [
+        float(np.median(np.log(young.reference_seconds)) - np.median(np.log(old.reference_seconds)))
+        for one in able
+        for old, young in zip(one.olds, one.youngs, strict=True)
+    ]
+    percent = 100 * (exp(float(np.median(shifts))) - 1)
+    return [
+        f"passes of the reference itself took {abs(percent):.1f} % {'more' if percent > 0 else 'less'} time than in the base: the "
+        "code or the machine, nothing ran beside them to tell; not judged"
+    ]

@@ -1,0 +1,1 @@
+"""What is stored: the result schema, run folders, packed runs. May import core only."""

@@ -1,0 +1,311 @@
+"""A run in one small file: what a comparison needs of every cell, and nothing else.
+
+A packed reference is JSON of some hundred KiB (about 1 KiB a cell of 1,000 samples), made to be committed or kept by the hundred:
+per cell its coordinates, correctness of every test sample as bits, a hash of the test rows, exact costs, and the passes.
+``geep-bench pack RUN FILE`` writes one; :func:`load` reads it, or packs a run folder on the fly.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.core.errors import ResultError
+from harness.core.files import write_atomic
+from harness.results.run_folder import Run, failed_cell
+from harness.results.schema import SCHEMA, Cell, Result
+
+PACKED = 1  # bump with any change of meaning
+SKETCHED = 64  # samples
+_SAME_CONFIDENCE = 1e-3  # one fit on two machines differs by rounding, 1e-6 or so; two fits by 0.1 in some sample
+_LEAST_SHARED = 8
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Machine(_Strict):
+    """What must be the same for two times to be comparable; the device is a coordinate of the cell."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    torch_threads: int | None = None
+    torch: str | None = None
+    gpu: str | None = None
+
+    @property
+    def known(self) -> bool:
+        return None not in (self.cpu, self.cores, self.torch)
+
+
+class PackedCell(_Strict):
+    """One cell.
+
+    ``bits``: base64 of the correctness of the ``n`` test samples, eight a byte, first sample in the highest bit; None where the run
+    has no per-sample rows. ``rows``: hash of index and label of the test rows in file order; ``tokens``: tokens of all of them.
+    ``sketch``: base64 of confidence (float32) and ``sketch_exits`` of exit layer (uint8) of up to 64 samples, evenly spaced: what
+    tells one fit from another (:func:`same_fit`). ``exits``: samples that answered from layer 1, 2, ... ``machine``: index into
+    :attr:`Packed.machines`.
+    """
+
+    cell: Cell
+    kind: Literal["method", "control", "bound"]
+    synthetic: bool
+    n: int = Field(ge=1)
+    accuracy: float
+    bits: str | None = None
+    rows: str | None = None
+    tokens: int | None = None
+    sketch: str | None = None
+    sketch_exits: str | None = None
+    flops_linear: float
+    flops_full: float
+    mean_layers: float
+    mean_heads: float
+    exits: list[int]
+    reference: str | None = None
+    speedup: float | None = None
+    round_seconds: list[float] = Field(default_factory=list)
+    reference_seconds: list[float] = Field(default_factory=list)
+    machine: int = Field(ge=0)
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
+
+    @cached_property
+    def correct(self) -> np.ndarray | None:
+        """Correctness, bool [n] in file order; None where it was not kept.
+
+        Raises:
+            ValueError: the bits are damaged, or not n of them.
+        """
+        if self.bits is None:
+            return None
+        raw = self._decode(self.bits, (self.n + 7) // 8)
+        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=self.n).astype(bool)
+
+    @cached_property
+    def sketched(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Confidences and exit layers of some samples, [up to 64] each; None where they were not kept.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        if self.sketch is None or self.sketch_exits is None:
+            return None
+        count = min(self.n, SKETCHED)
+        confidences = np.frombuffer(self._decode(self.sketch, 4 * count), dtype="<f4")
+        return confidences, np.frombuffer(self._decode(self.sketch_exits, count), dtype=np.uint8)
+
+    def _decode(self, text: str, size: int) -> bytes:
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"{self.cell.method} {self.cell.point}: {error}") from error
+        if len(raw) != size:
+            raise ValueError(
+                f"{self.cell.method} {self.cell.point}: {len(raw)} bytes are not those of {self.n} samples"
+            )
+        return raw
+
+
+class Packed(_Strict):
+    """All cells of a run.
+
+    Attributes:
+        name: of the run folder it was made of.
+        commits: of the code that measured, in order of appearance.
+        failed: cells whose method raised and that nobody measured afterwards.
+        problems: what could not be used of the run, one sentence each.
+    """
+
+    packed: int = PACKED
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    name: str
+    commits: list[str]
+    machines: list[Machine]
+    cells: list[PackedCell]
+    failed: list[Cell] = Field(default_factory=list)
+    problems: list[str] = Field(default_factory=list)
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def machine(self, cell: PackedCell) -> Machine:
+        return self.machines[cell.machine]
+
+
+def machine_of(fingerprint: Mapping[str, Any]) -> Machine:
+    """The part of a result's fingerprint that times depend on; what it does not hold is None."""
+    gpu, versions = fingerprint.get("gpu"), fingerprint.get("versions")
+    return Machine(
+        cpu=fingerprint.get("cpu"),
+        cores=fingerprint.get("cores"),
+        torch_threads=fingerprint.get("torch_threads"),
+        torch=versions.get("torch") if isinstance(versions, Mapping) else None,
+        gpu=gpu.get("name") if isinstance(gpu, Mapping) else None,
+    )
+
+
+def same_fit(old: PackedCell, young: PackedCell) -> bool | None:
+    """Whether two cells were answered with the same weights, by the confidences of samples that leave at the same layer in both.
+
+    Saturated heads can look alike: what 64 samples do not tell apart is taken for one fit. None: too few samples to say.
+    """
+    if old.sketched is None or young.sketched is None or (old.n, old.rows) != (young.n, young.rows):
+        return None
+    shared = old.sketched[1] == young.sketched[1]
+    if shared.sum() < _LEAST_SHARED:
+        return None
+    return bool(np.abs(old.sketched[0] - young.sketched[0])[shared].max() <= _SAME_CONFIDENCE)
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode("ascii")
+
+
+def _rows_hash(samples: pd.DataFrame) -> str:
+    """16 hex digits of index and label of the test rows, in file order."""
+    digest = hashlib.sha256()
+    for column in ("index", "label"):
+        digest.update(samples[column].to_numpy(dtype="<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int) -> PackedCell:
+    kept: dict[str, Any] = {}
+    if samples is not None:
+        some = samples.iloc[np.linspace(0, len(samples) - 1, min(len(samples), SKETCHED)).round().astype(int)]
+        kept = {
+            "bits": _base64(np.packbits(samples["correct"].to_numpy(dtype=bool))),
+            "sketch": _base64(some["confidence"].to_numpy(dtype="<f4")),
+            "sketch_exits": _base64(some["exit_layer"].to_numpy(dtype=np.uint8)),
+            "rows": _rows_hash(samples),
+            "tokens": int(samples["length"].sum()),
+        }
+    cost, speed = result.cost, result.speed
+    return PackedCell(
+        cell=result.cell,
+        kind=result.kind,
+        synthetic=result.synthetic,
+        n=result.quality.n,
+        accuracy=result.quality.accuracy,
+        flops_linear=cost.flops_linear,
+        flops_full=cost.flops_full,
+        mean_layers=cost.mean_layers,
+        mean_heads=cost.mean_heads,
+        exits=result.exit_histogram,
+        reference=speed.reference,
+        speedup=speed.speedup,
+        round_seconds=speed.round_seconds,
+        reference_seconds=speed.reference_seconds,
+        machine=machine,
+        **kept,
+    )
+
+
+def pack(path: Path | str) -> Packed:
+    """Pack a run folder. Per-sample rows that cannot be read are named in ``problems``; their cells have no bits.
+
+    Raises:
+        ResultError: no run there, no results in it, or results of another schema version.
+    """
+    run = Run.open(path)
+    results = run.results()
+    if not results:
+        raise ResultError(f"no results in {run.path}: measure first with 'geep-bench run --out {run.path}'")
+    machines: list[Machine] = []
+    cells, unread = [], 0
+    for result in results:
+        machine = machine_of(result.fingerprint)
+        if machine not in machines:
+            machines.append(machine)
+        try:
+            samples = run.samples(result.cell)
+        except ResultError:
+            samples = None
+        if samples is not None and (len(samples) != result.quality.n or "correct" not in samples):
+            samples = None
+        unread += samples is None
+        cells.append(_pack_cell(result, samples, machines.index(machine)))
+    done = {result.cell for result in results}
+    failed = [cell for record in run.failures() if (cell := failed_cell(record)) is not None and cell not in done]
+    problems = list(run.broken)
+    if unread:
+        problems.append(f"{unread} of {len(cells)} cells of {run.path.name} have no usable per-sample rows")
+    commits = [str(commit) for result in results if (commit := result.fingerprint.get("commit"))]
+    return Packed(
+        name=run.path.resolve().name,
+        commits=list(dict.fromkeys(commits)),
+        machines=machines,
+        cells=cells,
+        failed=failed,
+        problems=problems,
+    )
+
+
+def write(packed: Packed, path: Path) -> None:
+    """Write a packed reference, one line a cell, so that a diff shows which cells moved.
+
+    Raises:
+        ResultError: it cannot be written.
+    """
+    data = packed.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    cells = data.pop("cells")
+    head = {"packed": packed.packed, "schema": packed.schema_, **data}
+    lines = [f"{_json(name)}: {_json(value)}," for name, value in head.items()]
+    text = "\n".join(["{", *lines, '"cells": [', ",\n".join(map(_json, cells)), "]}", ""])
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def load(path: Path | str) -> Packed:
+    """A run folder or a packed reference.
+
+    Raises:
+        ResultError: neither is there, it is damaged, or it belongs to another version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return pack(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(
+            f"cannot read {path}: {error.strerror}: give a run folder, or a file made by 'geep-bench pack RUN FILE'"
+        ) from error
+    except ValueError as error:
+        raise ResultError(f"{path} is no packed reference ({error}): make it again with 'geep-bench pack'") from error
+    versions = {name: data.get(name) if isinstance(data, dict) else None for name in ("packed", "schema")}
+    if versions["packed"] is None:
+        raise ResultError(f"{path} is no packed reference: make one with 'geep-bench pack RUN {path}'")
+    if versions != {"packed": PACKED, "schema": SCHEMA}:
+        raise ResultError(
+            f"{path} is a packed reference of version {versions['packed']}, result schema {versions['schema']}; this program reads "
+            f"{PACKED} and {SCHEMA}: make it again with 'geep-bench pack'"
+        )
+    try:
+        packed = Packed.model_validate(data)
+        if not packed.cells:
+            raise ValueError("it has no cells")
+        for cell in packed.cells:
+            _ = cell.correct, cell.sketched, packed.machine(cell)
+    except (ValueError, IndexError) as error:
+        where = error.errors()[0] if isinstance(error, ValidationError) else None
+        told = f"{'.'.join(map(str, where['loc']))}: {where['msg']}" if where else str(error)
+        raise ResultError(
+            f"{path} is a damaged packed reference ({told}): make it again with 'geep-bench pack'"
+        ) from error
+    return packed

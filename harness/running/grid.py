@@ -1,0 +1,297 @@
+"""From a profile to cells: what is finished stays, what is missing is fitted, measured and stored, one cell at a time.
+
+Kept in the run folder, ``plan/<dataset>--<method>--seed<k>.json`` says which cells a fitted method has and which settings
+and data they came from. A run that finds its plan and all results does not even load the data.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from harness.contracts import Fitted, OperatingPoint
+from harness.core import clock
+from harness.core.errors import MethodError, concerns_all, told
+from harness.core.files import content_key, write_json
+from harness.measure.device_health import advice, check_alive
+from harness.measure.diagnostics import Beside, look_beside
+from harness.measure.passes import Contender, Measured, measure
+from harness.measure.resources import State
+from harness.results.run_folder import Run
+from harness.results.schema import Cell
+from harness.running.record import build_result, sample_rows
+from harness.running.session import CHASSIS_VERSION, Bench, Settings, check
+from harness.running.task import source_identity
+
+
+@dataclass
+class Outcome:
+    """How a run went: cells measured now, found finished, and failed.
+
+    Attributes:
+        seconds: wall time of the cells measured now, storing included, fitting and loading not.
+        predicting: the part of it inside ``predict``; the rest is what the harness itself costs.
+    """
+
+    measured: int = 0
+    kept: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    predicting: float = 0.0
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and Path(value).expanduser().is_dir()
+
+
+def plan_path(run: Run, dataset: str, method: str, seed: int) -> Path:
+    return run.path / "plan" / f"{dataset}--{method}--seed{seed}.json"
+
+
+def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
+    """Operating points as cells can be made of.
+
+    Raises:
+        MethodError: there is none, one is something else, two share a name, or a setting is nothing that JSON can hold.
+    """
+    if not points or not all(isinstance(point, OperatingPoint) for point in points):
+        raise MethodError(f"operating_points returned {points!r}: return at least one OperatingPoint(name, params)")
+    names = [point.name for point in points]
+    if not all(isinstance(name, str) and name for name in names):
+        raise MethodError(f'operating points are named {names}: give each a name, e.g. "speed=0.5"')
+    if len(set(names)) < len(names):
+        raise MethodError(f"operating points share a name: {names}: name each after its settings")
+    for point in points:
+        try:
+            json.dumps(dict(point.params), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise MethodError(f"operating point '{point.name}': params {error}: use plain numbers and text") from error
+    return list(points)
+
+
+class Grid:
+    """All cells of a run."""
+
+    def __init__(self, settings: Settings) -> None:
+        check(settings)
+        self.settings = settings
+        self.run = Run.create(settings.out)
+        self.outcome = Outcome()
+        self._identities: dict[str, str] = {}
+
+    def execute(self) -> Outcome:
+        """Measure what is missing. Killed at any moment and called again, it loses at most the cell in hand.
+
+        Raises:
+            GeepBenchError: the input cannot be used; finished cells stay.
+        """
+        profile = self.settings.profile
+        self.run.results()  # sets broken files aside first, and refuses another schema before any work
+        for message in self.run.broken:
+            print(message, file=sys.stderr)
+        write_json(self.run.path / "run.json", self._facts())
+        jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
+        bench: Bench | None = None
+        with tqdm(total=len(jobs), desc="run", unit="method", disable=None) as bar:
+            for done, (dataset, seed, method) in enumerate(jobs, start=1):
+                bar.set_description(f"{dataset} {method} seed {seed}")
+                if self._finished(dataset, method, seed):
+                    bar.update()
+                    continue
+                if bench is None or (bench.dataset, bench.seed) != (dataset, seed):
+                    bench = Bench(self.settings, dataset, seed)
+                self._measure(bench, method, bar)
+                bar.update()
+                if bar.disable:  # not a terminal: a line now and then instead of a bar
+                    print(f"[{done}/{len(jobs)}] {dataset} {method} seed {seed}", file=sys.stderr, flush=True)
+        return self.outcome
+
+    def fit(self) -> tuple[int, int]:
+        """Fit all methods, with whatever they learn from, and measure nothing: how many are in the cache now, how many failed.
+
+        Raises:
+            GeepBenchError: the input cannot be used; finished fits stay.
+        """
+        profile = self.settings.profile
+        jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
+        ready, bench = 0, None
+        for dataset, seed, method in tqdm(jobs, desc="fits", unit="method", disable=None):
+            if bench is None or (bench.dataset, bench.seed) != (dataset, seed):
+                bench = Bench(self.settings, dataset, seed)
+            try:
+                bench.fitted(method)
+                ready += 1
+            except Exception as error:
+                if concerns_all(error):
+                    raise
+                self._failed(bench.cell(method, OperatingPoint("fit")), error)
+        return ready, self.outcome.failed
+
+    def _facts(self) -> dict[str, Any]:
+        """What was asked, without any path of this machine."""
+        settings = self.settings
+        facts = settings.profile.model_dump(mode="json")
+        tables = [facts["backbones"], *facts["method"].values()]
+        tables += [value for table in tables for value in table.values() if isinstance(value, dict)]  # one per language
+        for table in tables:
+            table.update({key: Path(value).expanduser().name for key, value in table.items() if _is_folder(value)})
+        return {"profile": facts, "source": settings.source, "device": settings.device, "dtype": settings.dtype}
+
+    def _key(self, dataset: str, method: str) -> str:
+        """Content key of a method's cells: settings and data that results follow from."""
+        profile = self.settings.profile
+        if dataset not in self._identities:
+            self._identities[dataset] = source_identity(dataset, self.settings.source, self.settings.data)
+        names = profile.in_order([method, profile.reference])
+        named = {name: content for name in names if (content := profile.named_content(name)) is not None}
+        return content_key(
+            CHASSIS_VERSION,
+            [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
+            self._identities[dataset],
+            profile.model_dump(include={"reference", "rounds", "max_length", "max_train", "max_test", "backbones"}),
+            asdict(self.settings.execution),
+            self.settings.device,
+            *([named] if named else []),
+        )
+
+    def _finished(self, dataset: str, method: str, seed: int) -> bool:
+        """All cells of this method are stored and were made with these settings."""
+        path = plan_path(self.run, dataset, method, seed)
+        plan = self._plan(path)
+        try:
+            if self.settings.fresh or plan is None or plan["key"] != self._key(dataset, method):
+                return False
+        except MethodError:  # told when its turn comes
+            return False
+        done = [(self.run.path / "results" / f"{name}.json").is_file() for name in plan["cells"]]
+        if all(done):
+            self.outcome.kept += len(done)
+        return all(done)
+
+    def _plan(self, path: Path) -> dict[str, Any] | None:
+        """A stored plan; ``None`` where there is none. A broken one only costs asking the fitted method again."""
+        try:
+            plan = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(plan["key"], str) and all(isinstance(name, str) for name in plan["cells"]):
+                return dict(plan)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return None
+
+    def _measure(self, bench: Bench, name: str, bar: Any) -> None:
+        """Fit one method and measure its cells, those that are missing."""
+        path = plan_path(self.run, bench.dataset, name, bench.seed)
+        plan = self._plan(path)
+        placeholder = bench.cell(name, OperatingPoint("fit"))
+        key = ""
+        try:
+            key = self._key(bench.dataset, name)
+            fitted = bench.fitted(name)
+            with bench.naming(name):
+                points = checked_points(fitted.operating_points(bench.prepared.task.dev))
+            cells = {bench.cell(name, point, fitted): point for point in points}
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            if plan and key and plan["key"] != key:  # results of other settings are no results of these
+                for outdated in plan["cells"]:
+                    self.run.forget_result(outdated)
+            self._failed(placeholder, error)
+            return
+        self.run.forget_failure(placeholder)
+        if plan is None or plan["key"] != key:
+            # Results of other settings must neither pass for these when this run is killed, nor stand beside them.
+            for outdated in {*(plan["cells"] if plan else ()), *(self.run.result_path(cell).stem for cell in cells)}:
+                self.run.forget_result(outdated)
+        write_json(path, {"key": key, "cells": [self.run.result_path(cell).stem for cell in cells]})
+        before: State | None = None
+        for cell, point in cells.items():
+            if not self.settings.fresh and self.run.result_path(cell).is_file():
+                self.outcome.kept += 1
+                continue
+            bar.set_postfix_str(point.name)
+            try:
+                reference = self._reference(bench)
+                with bench.naming(name):
+                    before = before or State.of(fitted)
+                    start = clock.now()
+                    measured = self.measure_cell(bench, fitted, point, reference)
+                    beside = self._beside(bench, name, Contender(fitted, self._executed(point)), measured, before)
+                kind = self.settings.profile.method_of(name).kind
+                result = build_result(cell, fitted, point, measured, bench.prepared, beside, kind=kind)
+                self.run.save(result, sample_rows(measured, bench.prepared))
+            except Exception as error:
+                if concerns_all(error):
+                    raise
+                self._failed(cell, error)
+                continue
+            self.run.forget_failure(cell)
+            self.outcome.measured += 1
+            self.outcome.seconds += clock.now() - start
+            self.outcome.predicting += measured.predicting + beside.predicting
+
+    def _failed(self, cell: Cell, error: Exception) -> None:
+        """Record and tell what a method raised.
+
+        Raises:
+            DeviceError: the device is gone, so that nothing else would work.
+        """
+        self.outcome.failed += 1
+        reason = f"{told(error)}{advice(error)}"
+        where = self.run.fail(cell, "".join(traceback.format_exception(error)), reason)
+        print(f"{cell.dataset} {cell.method} {cell.point}: {reason} (see {where}); going on", file=sys.stderr)
+        check_alive(self.settings.device)
+
+    def _reference(self, bench: Bench) -> Contender | None:
+        """What speed-ups are measured against, if it is among the methods of this run."""
+        profile = self.settings.profile
+        if profile.reference not in profile.methods:
+            return None
+        try:
+            rival = bench.fitted(profile.reference)
+            points = checked_points(rival.operating_points(bench.prepared.task.dev))
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            # Measured without it, cells would lack their speed-ups for good.
+            raise MethodError(f"no speed-up without the reference '{profile.reference}': {told(error)}") from error
+        return Contender(rival, self._executed(points[0]))
+
+    def _executed(self, point: OperatingPoint) -> OperatingPoint:
+        return replace(point, execution=self.settings.execution)
+
+    def _beside(self, bench: Bench, name: str, contender: Contender, measured: Measured, before: State) -> Beside:
+        """What is looked at beside the rounds of a cell."""
+        method, borrowed = self.settings.profile.method_of(name), 0
+        if not before.weights:  # then another's are needed at inference
+            borrowed = sum(State.of(bench.fitted(need)).size for need in method.needs)
+        return look_beside(
+            contender,
+            bench.prepared.test.tokens,
+            measured.predictions.logits.argmax(1),
+            before,
+            control=method.kind == "control",
+            borrowed=borrowed,
+            host_peak=measured.host_peak_bytes,
+            seed=bench.seed,
+        )
+
+    def measure_cell(
+        self, bench: Bench, fitted: Fitted, point: OperatingPoint, reference: Contender | None
+    ) -> Measured:
+        """Time one cell next to the reference."""
+        return measure(
+            Contender(fitted, self._executed(point)),
+            bench.prepared.test.tokens,
+            rounds=self.settings.profile.rounds,
+            seed=bench.seed,
+            reference=reference,
+            reference_name=self.settings.profile.reference,
+        )

@@ -1,0 +1,112 @@
+"""From a measurement to what is stored: the result and its per-sample rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from harness.contracts import Fitted, Kind, OperatingPoint
+from harness.core.environment import fingerprint
+from harness.core.errors import MethodError
+from harness.measure.diagnostics import Beside
+from harness.measure.passes import Measured
+from harness.measure.quality import quality
+from harness.results.schema import SCHEMA, Cell, Checks, Cost, Result, Training
+from harness.running.task import Prepared
+
+
+def build_result(
+    cell: Cell,
+    fitted: Fitted,
+    point: OperatingPoint,
+    measured: Measured,
+    prepared: Prepared,
+    beside: Beside | None = None,
+    *,
+    kind: Kind = "method",
+) -> Result:
+    """The stored form of one measurement.
+
+    Args:
+        kind: what the method says of itself.
+        beside: what was looked at beside the rounds, if it was.
+
+    Raises:
+        MethodError: the logits do not have the task's classes.
+    """
+    predictions, cost = measured.predictions, fitted.cost
+    if predictions.logits.shape[1] != prepared.task.num_labels:
+        raise MethodError(
+            f"predict returned {predictions.logits.shape[1]} classes, the task has {prepared.task.num_labels}: "
+            "return logits [N, task.num_labels]"
+        )
+    work, n = predictions.work, len(predictions.exit_layer)
+    report = getattr(fitted, "training", None)
+    training = None
+    if report is not None:
+        training = Training(
+            seconds=report.seconds,
+            steps=report.steps,
+            layer_passes=report.layer_passes,
+            passes_ratio=report.layer_passes / (report.sample_passes * cost.depth),
+            best_epoch=report.best_epoch,
+            dev_accuracy=max(report.dev_scores, default=None),
+            flops=getattr(report, "flops", 0.0) or None,
+        )
+    return Result(
+        schema=SCHEMA,
+        cell=cell,
+        kind="bound" if measured.foresees else kind,
+        synthetic=cell.source == "embedded",
+        language=prepared.task.language,
+        params=dict(point.params),
+        quality=quality(predictions.logits.argmax(1), prepared.test.labels.numpy()),
+        cost=Cost(
+            flops_linear=cost.flops(work, "linear") / n,
+            flops_full=cost.flops(work, "full") / n,
+            params=cost.params,
+            mean_layers=work.rows("layer") / n,
+            mean_heads=work.rows("head") / n,
+            depth=cost.depth,
+            valid_token_ratio=work.valid_token_ratio(),
+        ),
+        speed=measured.speed,
+        training=training,
+        checks=Checks(
+            rounds_agree=measured.rounds_agree,
+            batches_agree=beside.batches_agree if beside else None,
+            state_unchanged=beside.state_unchanged if beside else None,
+            syncs=beside.syncs if beside else None,
+        ),
+        exit_histogram=np.bincount(predictions.exit_layer.astype(np.int64), minlength=cost.depth).tolist(),
+        peak_memory_bytes=measured.peak_memory_bytes,
+        waterfall=measured.waterfall,
+        latency=beside.latency if beside else [],
+        footprint=beside.footprint if beside else None,
+        unseen_tokens=beside.unseen_tokens if beside else None,
+        overlaps=prepared.overlaps,
+        notes=prepared.notes,
+        fingerprint=fingerprint(),
+    )
+
+
+def sample_rows(measured: Measured, prepared: Prepared) -> pd.DataFrame:
+    """One row per test sample (columns: :data:`harness.results.schema.SAMPLE_COLUMNS`)."""
+    predictions, labels = measured.predictions, prepared.test.labels.numpy()
+    probabilities = torch.from_numpy(predictions.logits).softmax(-1).numpy()
+    label = predictions.logits.argmax(1)
+    predicted = predictions.predicted_exit
+    return pd.DataFrame(
+        {
+            "index": np.arange(len(labels), dtype=np.int64),
+            "length": prepared.test.tokens.lengths.cpu().numpy().astype(np.int32),
+            "label": labels,
+            "prediction": label.astype(np.int64),
+            "correct": label == labels,
+            "confidence": probabilities.max(1).astype(np.float32),
+            "exit_layer": (predictions.exit_layer + 1).astype(np.int16),
+            "predicted_exit": (np.zeros(len(labels)) if predicted is None else predicted + 1).astype(np.int16),
+            "difficulty": prepared.difficulty.astype(np.int8),
+        }
+    )

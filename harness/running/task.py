@@ -1,0 +1,130 @@
+"""From texts to what the referee works with: a task for methods to learn from, and a test split that only it sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness.core.errors import ConfigError, DataError, UnknownNameError
+from harness.core.tokens import Split, Task
+from harness.data.cards import CARDS, card
+from harness.data.embedded import load_embedded
+from harness.data.hub import load_hub
+from harness.data.local import available, load_local
+from harness.data.splits import RawDataset, RawSplit, limit_dataset
+from harness.encoder.backbone import Backbone
+from harness.results.schema import Overlaps
+from harness.running.overlaps import overlaps
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset tokenised for one backbone.
+
+    Attributes:
+        task: train and dev, for methods.
+        test: ids and labels, for the referee.
+        difficulty: int8 [N] of the test rows; -1 where unknown.
+        notes: what a reader of results should know about the data.
+    """
+
+    task: Task
+    test: Split
+    difficulty: np.ndarray
+    notes: list[str]
+
+    @cached_property
+    def overlaps(self) -> Overlaps:
+        """Rows that stand in more than one split."""
+        return overlaps(self.task.train.tokens, self.task.dev.tokens, self.test.tokens)
+
+
+def load_raw(
+    name: str, source: str, *, data: Path | None = None, max_train: int | None = None, max_test: int | None = None
+) -> RawDataset:
+    """A dataset from one of the three sources, cut to size.
+
+    Raises:
+        GeepBenchError: it cannot be loaded; the message says how to mend it.
+    """
+    if source == "embedded":
+        raw = load_embedded(name)
+    elif source == "hub":
+        raw = load_hub(card(name))
+    elif data is None:
+        raise ConfigError(
+            "this profile measures real data: give its folder with --data DIR (<DIR>/<name>/train.parquet ...)"
+        )
+    else:
+        raw = load_local(data, name)
+    return limit_dataset(raw, max_train, max_test)
+
+
+def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
+    """Complain about an unknown dataset before anything expensive starts.
+
+    Raises:
+        UnknownNameError: a dataset is neither a card nor, for local data, a folder.
+        DataError: the folder of local data does not exist.
+    """
+    known = set(CARDS)
+    if source == "local" and data is not None:
+        folder = Path(data).expanduser()
+        if not folder.is_dir():
+            raise DataError(
+                f"data folder {folder} does not exist: give --data a folder that holds <name>/train.parquet"
+            )
+        known = set(available(folder))
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("dataset", name, known)
+
+
+def source_identity(name: str, source: str, data: Path | None) -> str:
+    """What a dataset's content follows from, without loading it: to tell whether stored results are still its own."""
+    if source == "local" and data is not None:
+        digest = hashlib.sha256()
+        for path in sorted((Path(data).expanduser() / name).glob("*.*")):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+    if source == "embedded":
+        from harness.encoder import miniature
+
+        return miniature.recipe_key()
+    return f"{card(name).hub_id}@{card(name).hub_revision}"
+
+
+def _split(raw: RawSplit, backbone: Backbone, max_length: int) -> Split:
+    tokens = backbone.encode(raw.texts, raw.pairs, max_length=max_length)
+    return Split(tokens.to(backbone.device), torch.from_numpy(np.asarray(raw.labels, dtype=np.int64)))
+
+
+def prepare(raw: RawDataset, backbone: Backbone, max_length: int) -> Prepared:
+    """Tokenise all three splits onto the backbone's device."""
+    train, dev, test = (_split(part, backbone, max_length) for part in (raw.train, raw.dev, raw.test))
+    digest = hashlib.sha256(f"{raw.name} {raw.num_labels} {max_length}".encode())
+    for part in (train, dev):
+        for tensor in (part.tokens.ids, part.tokens.offsets, part.tokens.segments, part.labels):
+            digest.update(tensor.cpu().numpy().tobytes())
+    difficulty = raw.test.difficulty
+    return Prepared(
+        Task(
+            name=raw.name,
+            language=raw.language,
+            num_labels=raw.num_labels,
+            max_length=min(max_length, backbone.shape.max_positions),
+            train=train,
+            dev=dev,
+            fingerprint=digest.hexdigest()[:16],
+        ),
+        test,
+        np.full(len(raw.test), -1, dtype=np.int8) if difficulty is None else difficulty,
+        list(raw.notes),
+    )

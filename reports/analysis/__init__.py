@@ -1,0 +1,1 @@
+"""From results on disk to typed rows and findings; draws nothing."""

@@ -1,0 +1,77 @@
+"""Per-sample rows of cells, looked at before anybody counts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from harness.core.errors import ResultError
+from harness.results.run_folder import Run
+from harness.results.schema import Cell, Result
+
+# What a report computes from rows; "index" tells which row of the test split a row is.
+COLUMNS = ("correct", "exit_layer", "predicted_exit", "difficulty")
+
+
+class SampleReader:
+    """Rows of cells; a file that cannot be used becomes a problem to tell, not the end of the report.
+
+    Attributes:
+        problems: one sentence each, in the order met.
+        stripped: there are no per-sample rows at all, as in published runs: one thing to say, not one for each cell.
+    """
+
+    def __init__(self, run: Run, results: Sequence[Result] = ()) -> None:
+        self.run = run
+        self.problems: list[str] = []
+        self._results: Mapping[Cell, Result] = {result.cell: result for result in results}
+        self.stripped = bool(results) and not any(run.samples_path(result.cell).exists() for result in results)
+        if self.stripped:
+            self.problems.append(
+                "the run was stripped of them; paired tests, predictor quality and difficulty are missing."
+            )
+        self._kept: dict[Cell, pd.DataFrame | None] = {}
+
+    def read(self, cell: Cell) -> pd.DataFrame | None:
+        """:data:`COLUMNS` indexed by test row, in its order, or None where there is no usable file."""
+        if cell not in self._kept:
+            self._kept[cell] = None if self.stripped else self._load(cell)
+        return self._kept[cell]
+
+    def _load(self, cell: Cell) -> pd.DataFrame | None:
+        try:
+            frame = self.run.samples(cell)
+        except ResultError as error:
+            self.problems.append(str(error))
+            return None
+        if fault := self._fault(cell, frame):
+            self.problems.append(f"{self.run.samples_path(cell)} {fault}: run the cell again")
+            return None
+        frame = frame[["index", *COLUMNS]].astype({"correct": bool}).set_index("index")
+        return frame if frame.index.is_monotonic_increasing else frame.sort_index()
+
+    def _fault(self, cell: Cell, frame: pd.DataFrame) -> str:
+        """Why these rows cannot be used; empty where they can."""
+        names = ["index", *COLUMNS]
+        if missing := [name for name in names if name not in frame]:
+            return f"has no column {missing[0]}"
+        if holes := [name for name in names if frame[name].isna().any()]:
+            return f"has empty values in column {holes[0]}"
+        if wrong := [name for name in names if not is_numeric_dtype(frame[name])]:
+            return f"has something else than numbers in column {wrong[0]}"
+        if not frame["index"].is_unique:
+            return "has rows of one and the same test sample"
+        if (result := self._results.get(cell)) is None:
+            return ""
+        quality = result.quality
+        if len(frame) != quality.n:
+            return f"has {len(frame)} rows where the result counts {quality.n} test samples"
+        if np.isfinite(quality.accuracy) and abs(float(frame["correct"].mean()) - quality.accuracy) * quality.n > 0.5:
+            return (
+                f"says {frame['correct'].mean():.4f} accuracy where the result says {quality.accuracy:.4f}: "
+                "they are not of one measurement"
+            )
+        return ""

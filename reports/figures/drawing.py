@@ -1,0 +1,92 @@
+"""A finished figure, and how it goes into the page."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from reports.figures.palette import FAINT, INK, PAPER
+
+# A point of a figure: x and y in points from the top left, and what it says of itself.
+Spot = tuple[float, float, str]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure, rendered.
+
+    Attributes:
+        name: file name without suffix; carries ``synthetic`` where due.
+        title: for captions; carries ``synthetic`` where due.
+        description: for people who cannot see it.
+        svg: the SVG file.
+        png: the PNG file; None where the SVG is all there is.
+        role: which place of the page it belongs to.
+        about: the one method that it is about; empty where it is about several.
+    """
+
+    name: str
+    title: str
+    description: str
+    svg: str
+    png: bytes | None = None
+    role: str = "pareto"
+    about: str = ""
+
+
+def with_spots(svg: str, spots: Sequence[Spot]) -> str:
+    """The figure with an invisible disc over every point, which says what the point is when it is pointed at."""
+    discs = "".join(
+        f'<circle class="spot" cx="{x:.1f}" cy="{y:.1f}" r="7" fill-opacity="0"><title>{escape(text)}</title></circle>\n'
+        for x, y, text in spots
+    )
+    before, end, after = svg.rpartition("</svg>")
+    return f"{before}{discs}{end}{after}" if spots else svg
+
+
+_XML_HEAD = re.compile(r"^.*?(?=<svg )", re.DOTALL)
+_NOT_FOR_PAGES = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|\sxmlns(?::\w+)?=\"[^\"]*\"", re.DOTALL)
+_TAG = re.compile(r"<[^>]+>")
+_DECIMALS = re.compile(r"(\d\.\d\d)\d+")
+_STILL = re.compile(r' transform="rotate\(-?0 [^"]*\)"')
+_PATH = re.compile(r' d="([^"]*)"')
+_AROUND = re.compile(r"\s*([A-Za-z])\s*")
+_FAMILY = re.compile(r"font-family: [^;]*(?:; )?")
+_STYLE = re.compile(r' style="([^"]*)"')
+
+
+def _short_tag(tag: re.Match[str]) -> str:
+    """One tag with coordinates of two decimals (points of 1/72 inch) and no space that means nothing."""
+    text = _DECIMALS.sub(r"\1", _STILL.sub("", tag[0]))
+    text = _PATH.sub(lambda found: ' d="' + _AROUND.sub(r"\1", found[1]) + '"', text)
+    text = _STYLE.sub(
+        lambda found: ' style="' + _FAMILY.sub("", found[1]).replace(": ", ":").replace("; ", ";") + '"', text
+    )
+    return text.replace("\n", " ")
+
+
+def inline_svg(drawing: Drawing) -> str:
+    """The SVG for use inside a page: no prolog, ids of its own, ink and paper that follow the page's colours.
+
+    It is a third of the file's size, as a page holds many figures: ids that nothing refers to and needless digits go.
+    """
+    text = _NOT_FOR_PAGES.sub("", _XML_HEAD.sub("", drawing.svg))
+    kept = {name for pair in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text) for name in pair}
+    prefix = f"f{zlib.crc32(drawing.name.encode()):x}"
+    text = re.sub(r'\s\bid="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in kept else "", text)
+    text = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'href="#{prefix}-\2"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
+    text = re.sub(r">\s+<", "><", _TAG.sub(_short_tag, text))
+    while (shorter := re.sub(r"<g>(<g>(?:[^<]|<(?!/?g\b))*</g>)</g>|<g></g>|<defs></defs>", r"\1", text)) != text:
+        text = shorter
+    for color, variable in ((INK, "var(--ink)"), (FAINT, "var(--line)"), (PAPER, "var(--card)")):
+        text = re.sub(color, variable, text, flags=re.IGNORECASE)
+    head, end, body = text.partition(">")
+    # Files drawn by hand say their size in pixels, at which their words can be read.
+    natural = re.search(r'\swidth="([\d.]+)"', head)
+    size = f' style="width:{natural[1]}px"' if natural else ""
+    head = re.sub(r'\s(?:height|width|version|font-family|role)="[^"]*"', "", head)
+    return f'{head}{size} role="img" font-family="DejaVu Sans, Verdana, sans-serif" stroke-linejoin="round"{end}{body}'

@@ -1,0 +1,213 @@
+"""How accuracy, FLOPs and speed of every method went over commits, from packed references.
+
+::
+
+    python -m suites.gate.history kept/*.json --out history.svg --out history.csv
+
+Files are taken in the order given. A method's value is the mean over the cells that all files have of it (geometric for
+ratios), so that no line moves because a dataset was added. FLOPs ratio and speed-up are over the reference of the same run. A
+dotted line stands where the machine changed: accuracy and speed-up left and right of it are not the same experiment.
+
+Colours: Okabe & Ito, "Color Universal Design" (2008); every method has its own marker and line style too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from harness.core.errors import ConfigError, GeepBenchError
+from harness.core.files import write_atomic
+from harness.results.packed_run import Machine, Packed, PackedCell, load
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222324")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+LINES = ("-", "--", "-.", ":")
+COLUMNS = (
+    "number",
+    "file",
+    "run",
+    "commit",
+    "machine",
+    "kind",
+    "method",
+    "cells",
+    "accuracy",
+    "flops_ratio",
+    "speedup",
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in one file: means over the cells that all files have; ratios over the reference, None without one."""
+
+    number: int
+    file: str
+    run: str
+    commit: str
+    machine: str
+    kind: str
+    method: str
+    cells: int
+    accuracy: float
+    flops_ratio: float | None
+    speedup: float | None
+
+
+def _key(cell: PackedCell) -> tuple[Any, ...]:
+    facts = cell.cell
+    return (facts.dataset, cell.synthetic, facts.method, facts.point, facts.seed, facts.backbone, facts.protocol)
+
+
+def _geometric(values: Sequence[float | None]) -> float | None:
+    good = [log(value) for value in values if value is not None and value > 0]
+    return exp(fmean(good)) if len(good) == len(values) and good else None
+
+
+def _flops_ratio(run: Packed, cell: PackedCell) -> float | None:
+    """FLOPs (linear) of the reference over the cell's, in the same run, on the same data with the same seed."""
+    for other in run.cells:
+        same = (other.cell.dataset, other.cell.seed, other.synthetic) == (
+            cell.cell.dataset,
+            cell.cell.seed,
+            cell.synthetic,
+        )
+        if same and other.cell.method == (cell.reference or "bert"):
+            return other.flops_linear / cell.flops_linear
+    return None
+
+
+def _shown(machine: Machine) -> str:
+    processor = machine.gpu or machine.cpu or "unknown"
+    return f"{processor}, {machine.cores or '?'} cores, {machine.torch_threads or '?'} threads, torch {machine.torch or '?'}"
+
+
+def entries(runs: Sequence[tuple[str, Packed]]) -> list[Entry]:
+    """One entry per (file, method), files in the order given.
+
+    Args:
+        runs: (name of the file, its content).
+
+    Raises:
+        ConfigError: the files have no cell in common.
+    """
+    common = set.intersection(*({_key(cell) for cell in run.cells} for _, run in runs))
+    if not common:
+        raise ConfigError("these files have no cell in common: give packed references of one profile")
+    found = []
+    for number, (file, run) in enumerate(runs, start=1):
+        together: dict[str, list[PackedCell]] = {}
+        for cell in run.cells:
+            if _key(cell) in common:
+                together.setdefault(cell.cell.method, []).append(cell)
+        for method, cells in together.items():
+            found.append(
+                Entry(
+                    number=number,
+                    file=file,
+                    run=run.name,
+                    commit=", ".join(run.commits) or "unknown",
+                    machine=" / ".join(dict.fromkeys(_shown(run.machine(cell)) for cell in cells)),
+                    kind=cells[0].kind,
+                    method=method,
+                    cells=len(cells),
+                    accuracy=fmean(cell.accuracy for cell in cells),
+                    flops_ratio=_geometric([_flops_ratio(run, cell) for cell in cells]),
+                    speedup=_geometric([cell.speedup for cell in cells]),
+                )
+            )
+    return found
+
+
+def to_csv(found: Sequence[Entry]) -> str:
+    """Everything, controls included."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for entry in found:
+        writer.writerow(["" if (value := getattr(entry, name)) is None else value for name in COLUMNS])
+    return text.getvalue()
+
+
+def to_svg(found: Sequence[Entry], synthetic: bool) -> str:
+    """Three panels over commits, one line per method; controls and bounds are in the CSV only."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    shown = [entry for entry in found if entry.kind == "method"] or list(found)
+    methods = list(dict.fromkeys(entry.method for entry in shown))
+    commits = {entry.number: entry.commit.split(",")[0][:9] for entry in found}
+    machines = {entry.number: entry.machine for entry in found}
+    moved = [number for number in machines if number > 1 and machines[number] != machines[number - 1]]
+    panels = (
+        ("accuracy, %", lambda entry: 100 * entry.accuracy),
+        ("FLOPs (linear) of the reference / own", lambda entry: entry.flops_ratio),
+        ("speed-up over the reference", lambda entry: entry.speedup),
+    )
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "geep-bench", "text.parse_math": False, "font.size": 9}
+    ):
+        figure = Figure(figsize=(8, 9), layout="constrained")
+        figure.suptitle("means over the cells that all commits have" + (", synthetic data" if synthetic else ""))
+        for axes, (title, value) in zip(figure.subplots(len(panels), sharex=True), panels, strict=True):
+            for index, method in enumerate(methods):
+                points = [(e.number, y) for e in shown if e.method == method and (y := value(e)) is not None]
+                axes.plot(
+                    [x for x, _ in points],
+                    [y for _, y in points],
+                    color=COLOURS[index % len(COLOURS)],
+                    marker=MARKERS[index % len(MARKERS)],
+                    linestyle=LINES[index % len(LINES)],
+                    label=method,
+                )
+            for number in moved:
+                axes.axvline(number - 0.5, color="#6B6C6D", linestyle=":", linewidth=1)
+            axes.set_ylabel(title)
+            axes.grid(color="#D9DADB", linewidth=0.6)
+            axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+        axes.xaxis.set_major_formatter(lambda x, _: commits.get(round(x), "") if x == round(x) else "")
+        axes.tick_params(axis="x", rotation=60)
+        figure.get_axes()[0].legend(ncols=3, fontsize=8, frameon=False, loc="best")
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m suites.gate.history", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="packed references or run folders, oldest first"
+    )
+    parser.add_argument(
+        "--out", type=Path, action="append", required=True, metavar="FILE", help=".svg or .csv; may be given twice"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        if wrong := [path for path in args.out if path.suffix not in (".svg", ".csv")]:
+            raise ConfigError(f"--out {wrong[0]} is neither .svg nor .csv")
+        runs = [(path.stem, load(path)) for path in args.files]
+        found = entries(runs)
+        synthetic = any(cell.synthetic for _, run in runs for cell in run.cells)
+        for path in args.out:
+            text = to_csv(found) if path.suffix == ".csv" else to_svg(found, synthetic)
+            write_atomic(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+            print(f"{len(runs)} runs, {len({entry.method for entry in found})} methods: {path}")
+    except GeepBenchError as error:
+        print(f"history: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""Executors against full depth and against each other at BERT-base's shape: how much of the layer ratio becomes wall time.
+
+Random weights, random ids of realistic lengths, heads set so that samples leave at every layer::
+
+    python -m suites.studies.executor_speed --samples 192 --rounds 3 --out executors.json
+    python -m suites.studies.executor_speed --device cuda --samples 10000 --batch-size 32,128,512,2048 --compute eager,graphs --roof
+
+``bert`` runs all layers; ``ladder``, ``exact-k`` and ``verified`` know exits beforehand, as GEEP predicts them; ``shrink``
+finds the same ones by asking a head after every layer, as FastBERT does, and ``faithful`` in FastBERT's released loop, which
+is eager. Rounds alternate all of them (A B C, C B A, ...). ``reached`` is the ratio of wall times to ``bert`` over the
+ratio of layers; ``paired_seconds`` are those that follow from ``bert``'s and from the ratios round by round, so that what the
+machine did meanwhile falls out. Goals compare each at its own best batch size and way to run blocks, unless they name a batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
+from tqdm import tqdm
+
+from harness.contracts import Compute, DType
+from harness.core import clock
+from harness.core.environment import fingerprint
+from harness.core.errors import ConfigError, GeepBenchError
+from harness.core.files import write_atomic, write_json
+from harness.encoder.backbone import default_device
+from harness.execution.engines import DTYPES
+from harness.measure.peak_rate import matrix_rate
+from suites.workloads.random_model import EXECUTORS, World
+
+COMPUTE: tuple[Compute, ...] = ("eager", "compiled", "graphs", "compiled-graphs")
+ROOF_BATCH, ROOF_TOKENS = 256, 128
+ROOF_LEAST = 0.45  # of the matrix rate: what a tuned full-depth BERT reaches on a GPU
+MOST = 4096  # samples in a batch that is bounded by its tokens
+
+
+def measure(
+    world: World,
+    rounds: int,
+    batch_sizes: Sequence[int],
+    computes: Sequence[Compute],
+    budgets: Sequence[int] = (),
+) -> list[dict[str, Any]]:
+    """One row per executor, batch size or token budget, and way to run blocks; see the module's docstring."""
+    rows = []
+    batches = [(size, 0) for size in batch_sizes] + [(MOST, tokens) for tokens in budgets]
+    plans = [(*batch, compute) for batch in batches for compute in computes]
+    with tqdm(total=len(plans) * (rounds + 1), desc="rounds", disable=None) as bar:
+        for batch_size, batch_tokens, compute in plans:
+            execution = world.execution(batch_size, compute, batch_tokens=batch_tokens)
+            names = [name for name in EXECUTORS if name != "faithful" or compute == "eager"]
+            seconds: dict[str, list[float]] = {name: [] for name in names}
+            found = {}
+            for number in range(-1, rounds):
+                for name in names if number % 2 == 0 else names[::-1]:
+                    clock.synchronise(world.device)
+                    start = clock.now()
+                    found[name] = world.run(name, execution)
+                    clock.synchronise(world.device)
+                    if number >= 0:  # the first round warms up
+                        seconds[name].append(clock.now() - start)
+                bar.update()
+            for name, predictions in found.items():
+                layers = predictions.work.rows("layer") / world.samples
+                wall = float(np.median(np.array(seconds["bert"]) / np.array(seconds[name])))
+                phases, depth = predictions.phases, world.model.depth
+                rows.append(
+                    {
+                        "executor": name,
+                        "batch_size": batch_size,
+                        "batch_tokens": batch_tokens,
+                        "compute": compute,
+                        "seconds": float(np.median(seconds[name])),
+                        "paired_seconds": float(np.median(seconds["bert"])) / wall,
+                        "mean_layers": layers,
+                        "mean_heads": predictions.work.rows("head") / world.samples,
+                        "wall_ratio": wall,
+                        "layer_ratio": depth / layers,
+                        "reached": wall * layers / depth,
+                        "flops_per_s": world.model.cost().flops(predictions.work, "full")
+                        / float(np.median(seconds[name])),
+                        "predict_and_sort_share": (phases.get("predict", 0.0) + phases["schedule"]) / seconds[name][-1],
+                    }
+                )
+    return rows
+
+
+def batch_of(row: dict[str, Any]) -> str:
+    """How a row's batches are bounded, for people."""
+    return f"{row['batch_tokens']} tokens" if row["batch_tokens"] else f"batch {row['batch_size']}"
+
+
+def best(rows: Sequence[dict[str, Any]], executor: str, batch_size: int | None = None) -> dict[str, Any]:
+    """The fastest row of an executor, at any batch size or at this one."""
+    mine = [row for row in rows if row["executor"] == executor and batch_size in (None, row["batch_size"])]
+    return min(mine, key=lambda row: row["paired_seconds"])
+
+
+def goals(rows: Sequence[dict[str, Any]], share: float = 1.0) -> dict[str, float]:
+    """Ratios that tell how good the executors are, each at its best.
+
+    Args:
+        share: of the roof that ``bert`` reaches. Below :data:`ROOF_LEAST` it is no rival, and ratios against it are left out.
+    """
+    bert, tuned = best(rows, "bert"), best(rows, "shrink")
+    found = {}
+    for name in ("ladder", "exact-k", "verified"):
+        mine = best(rows, name)
+        if share >= ROOF_LEAST:
+            found[f"{name} over bert / layer ratio"] = (
+                bert["paired_seconds"] / mine["paired_seconds"] / mine["layer_ratio"]
+            )
+        found[f"{name} over shrink"] = tuned["paired_seconds"] / mine["paired_seconds"]
+    small = min(row["batch_size"] for row in rows)
+    if any(row["executor"] == "faithful" for row in rows):
+        released = best(rows, "faithful", small)["paired_seconds"]
+        found[f"ladder over faithful at batch {small}"] = released / best(rows, "ladder", small)["paired_seconds"]
+        found[f"shrink over faithful at batch {small}"] = released / best(rows, "shrink", small)["paired_seconds"]
+    return found
+
+
+def roof(world: World, rounds: int, computes: Sequence[Compute]) -> list[dict[str, Any]]:
+    """``bert`` at 128 tokens and batch 256, against the matrix rate measured around it."""
+    even = replace(world, samples=10 * ROOF_BATCH, length=ROOF_TOKENS)
+    found = []
+    for compute in computes:
+        rate = matrix_rate(world.device, DTYPES[world.dtype])
+        execution = even.execution(ROOF_BATCH, compute)
+        seconds, work = [], even.run("bert", execution).work
+        for _ in range(rounds):
+            clock.synchronise(world.device)
+            start = clock.now()
+            even.run("bert", execution)
+            clock.synchronise(world.device)
+            seconds.append(clock.now() - start)
+        middle = float(np.median(seconds))
+        done = even.model.cost().flops(work, "full") / middle
+        found.append(
+            {
+                "compute": compute,
+                "batch_size": ROOF_BATCH,
+                "tokens": ROOF_TOKENS,
+                "samples_per_s": even.samples / middle,
+                "flops_per_s": done,
+                "matrix_flops_per_s": rate,
+                "share": done / rate,
+            }
+        )
+    return found
+
+
+def profile(world: World, rows: Sequence[dict[str, Any]]) -> str:
+    """Where the time of one pass goes, kernel by kernel, for every executor at its best: a text for people."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.device == "cuda" else [])]
+    parts = []
+    for name in dict.fromkeys(row["executor"] for row in rows):
+        row = best(rows, name)
+        execution = world.execution(row["batch_size"], row["compute"], batch_tokens=row["batch_tokens"])
+        world.run(name, execution)
+        clock.synchronise(world.device)
+        with profiler(activities=activities) as seen:
+            world.run(name, execution)
+            clock.synchronise(world.device)
+        order = "cuda_time_total" if world.device == "cuda" else "cpu_time_total"
+        table = seen.key_averages().table(sort_by=order, row_limit=25)
+        parts.append(f"{name}, {batch_of(row)}, {row['compute']}\n{table}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m suites.studies.executor_speed", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--backbone", default="bert-base-uncased", help="shape to use (known names work offline)")
+    parser.add_argument("--samples", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=_sizes, default=[32], metavar="32,128", help="batch sizes")
+    parser.add_argument(
+        "--batch-tokens", type=_sizes, default=[], metavar="16384", help="and batches of so many tokens"
+    )
+    parser.add_argument("--compute", default="eager", metavar="eager,graphs", help=f"out of {', '.join(COMPUTE)}")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on CUDA, else float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
+    parser.add_argument(
+        "--roof", action="store_true", help="also bert at 128 tokens, batch 256, against the matrix rate"
+    )
+    parser.add_argument("--profile", type=Path, metavar="TXT", help="also write where each executor's time goes")
+    parser.add_argument("--out", type=Path, help="also write JSON here")
+    args = parser.parse_args(arguments)
+    try:
+        computes = [name for name in COMPUTE if name in args.compute.split(",")]
+        numbers = [args.samples, args.rounds, *args.batch_size, *args.batch_tokens]
+        if len(computes) != len(args.compute.split(",")) or min(numbers) < 1:
+            raise ConfigError(f"--compute takes {', '.join(COMPUTE)}, each once; all numbers must be at least 1")
+        dtype: DType = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+        world = World(args.backbone, args.samples, args.device, dtype)
+        rows = measure(world, args.rounds, args.batch_size, computes, args.batch_tokens)
+        ceiling = roof(world, args.rounds, computes) if args.roof else []
+        share = max((row["share"] for row in ceiling), default=1.0) if args.device == "cuda" else 1.0
+        facts: dict[str, Any] = {
+            "backbone": args.backbone,
+            "samples": args.samples,
+            "mean_tokens": float(world.tokens.lengths.float().mean()),
+            "rounds": args.rounds,
+            "device": args.device,
+            "dtype": dtype,
+            "executors": rows,
+            "goals": goals(rows, share),
+            "roof": ceiling,
+            "fingerprint": fingerprint(),
+        }
+        if args.out:
+            write_json(args.out, facts)
+        if args.profile:
+            write_atomic(args.profile, lambda place: place.write_text(profile(world, rows), encoding="utf-8"))
+    except GeepBenchError as error:
+        print(f"executors: {error}", file=sys.stderr)
+        return error.exit_code
+    for row in rows:
+        print(
+            f"{row['executor']:8} {batch_of(row):13} {row['compute']:15} {row['seconds']:8.3f} s  "
+            f"{row['mean_layers']:5.2f} layers  wall {row['wall_ratio']:5.2f}x  layers {row['layer_ratio']:5.2f}x  "
+            f"reached {row['reached']:6.1%}  prediction and sorting {row['predict_and_sort_share']:.3%}"
+        )
+    if share < ROOF_LEAST:
+        print(f"bert reaches {share:.1%} of the matrix rate, less than {ROOF_LEAST:.0%}: no ratios against it")
+    for name, value in facts["goals"].items():
+        print(f"{name}: {value:.3f}")
+    for row in facts["roof"]:
+        print(
+            f"bert, 128 tokens, batch 256, {row['compute']}: {row['share']:.1%} of {row['matrix_flops_per_s']:.3g} FLOP/s"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What several studies use: options, contenders, resuming, pages of tables."""

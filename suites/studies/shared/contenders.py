@@ -1,0 +1,206 @@
+"""Who runs in a suite about speed: fitted methods at one operating point each, with every executor that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.contracts import Execution, Fitted, Kind, OperatingPoint
+from harness.core.errors import ConfigError
+from harness.core.tokens import TokenSet
+from harness.execution.entropy_exit import entropy_rule
+from harness.execution.sequential import run_sequential
+from harness.measure.passes import Contender, TimedPass, timed_pass
+from harness.running.session import Bench, Settings
+from harness.toolkit.fitted import ASSIGNED, AssignedExits
+
+PREDICTOR = "geep"  # whose predicted exits samples are ordered by
+EXECUTORS = ("ladder", "exact-k")
+
+
+@dataclass
+class Entry:
+    """A fitted method at one operating point with one executor.
+
+    Attributes:
+        kind: ``"bound"`` for whatever looks ahead.
+        executor: ``"ladder"`` or ``"exact-k"`` for exits that are known beforehand, else the method's own.
+        foresight: int16 [N] on the device, by sample: what a bound looked up beforehand, never timed.
+    """
+
+    method: str
+    kind: Kind
+    fitted: Fitted
+    point: OperatingPoint
+    executor: str
+    foresight: Tensor | None = None
+
+    @property
+    def label(self) -> str:
+        """Short and unique: method, point where there are several, executor where there is a choice."""
+        parts = [self.method, *([] if self.point.name == "full" else [self.point.name])]
+        return " ".join([*parts, *([self.executor] if self.executor in EXECUTORS else [])])
+
+    def at(self, execution: Execution, samples: np.ndarray) -> OperatingPoint:
+        """The point, run this way on these samples (int64 [M])."""
+        way = execution
+        if self.executor in EXECUTORS:
+            way = replace(execution, executor=cast(Literal["ladder", "exact-k"], self.executor))
+        seen = None
+        if self.foresight is not None:
+            seen = self.foresight[torch.as_tensor(samples, device=self.foresight.device)]
+        return replace(self.point, execution=way, foresight=seen)
+
+    def run(self, tokens: TokenSet, samples: np.ndarray, execution: Execution, through: Any = None) -> TimedPass:
+        """One timed pass over ``tokens``, which are the samples of these numbers.
+
+        Args:
+            through: something with a ``predict`` of its own around this method's.
+        """
+        method = cast(Fitted, _Blind(through or self.fitted))
+        return timed_pass(Contender(method, self.at(execution, samples)), tokens)
+
+
+@dataclass(frozen=True)
+class _Blind:
+    """Only ``predict``: foresight was looked up before."""
+
+    fitted: Any
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Any:
+        return self.fitted.predict(tokens, at=at)
+
+
+def point_at(method: str, points: Sequence[OperatingPoint], speed: float) -> OperatingPoint:
+    """The first point at ``speed``; of a method that knows no speeds, its first.
+
+    Raises:
+        ConfigError: it knows speeds, and not this one.
+    """
+    speeds = [point.params.get("speed") for point in points]
+    if speed in speeds:
+        return points[speeds.index(speed)]
+    if any(known is not None for known in speeds):
+        has = ", ".join(f"{known:g}" for known in dict.fromkeys(speeds) if known is not None)
+        raise ConfigError(f"method '{method}' has no point at speed {speed:g}: it has {has} (--speed)")
+    return points[0]
+
+
+def entries(bench: Bench, methods: Sequence[str], speed: float) -> Iterator[Entry]:
+    """All entries of the named methods: every executor for methods, the run's for controls and bounds."""
+    for name in methods:
+        fitted = bench.fitted(name)
+        points = list(fitted.operating_points(bench.prepared.task.dev))
+        point = point_at(name, points, speed)
+        own = getattr(fitted, "executor", "own")
+        kind: Kind = "bound" if hasattr(fitted, "foresee") else bench.settings.profile.method_of(name).kind
+        given = bench.settings.execution.executor
+        ways = (own,) if own != ASSIGNED else EXECUTORS if kind == "method" else (given,)
+        for way in ways:
+            yield Entry(name, kind, fitted, point, way)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What an untimed pass of an entry showed, by sample.
+
+    Attributes:
+        labels: int64 [N].
+        exits: int16 [N], layer indices.
+        predicted: int16 [N], what was predicted beforehand; ``None`` where nothing is.
+    """
+
+    labels: np.ndarray
+    exits: np.ndarray
+    predicted: np.ndarray | None
+
+    @property
+    def sorts(self) -> bool:
+        """The method predicts exits that differ, and thus sorts by them."""
+        return self.predicted is not None and bool(np.ptp(self.predicted))
+
+    @property
+    def leaves_early(self) -> bool:
+        """Samples leave at different layers."""
+        return bool(np.ptp(self.exits))
+
+
+class Samples:
+    """Test samples of one dataset, everybody who runs on them, and what is known about each.
+
+    Args:
+        count: so many of them, drawn with seed 0; ``None``: all.
+        batch_size: of untimed passes.
+    """
+
+    def __init__(self, bench: Bench, methods: Sequence[str], speed: float, count: int | None, batch_size: int) -> None:
+        self.bench, self.speed = bench, speed
+        test = bench.prepared.test
+        rows = np.arange(len(test))
+        if count is not None and count < len(rows):
+            rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:count])
+        self.tokens = test.tokens.select(rows)
+        self.labels = test.labels.numpy()[rows]
+        self._untimed = replace(bench.settings.execution, batch_size=batch_size, protocol="modern", compute="eager")
+        self.entries = list(entries(bench, methods, speed))
+        self.probes = {entry.label: self._probe(entry) for entry in self.entries}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def _probe(self, entry: Entry) -> Probe:
+        foresee = getattr(entry.fitted, "foresee", None)
+        everybody = np.arange(len(self))
+        if foresee is not None:
+            entry.foresight = foresee(self.tokens, at=replace(entry.point, execution=self._untimed))
+        found = entry.run(self.tokens, everybody, self._untimed).predictions
+        return Probe(found.logits.argmax(1), found.exit_layer, found.predicted_exit)
+
+    @cached_property
+    def predictor(self) -> tuple[AssignedExits, OperatingPoint]:
+        """The predictor, and its point at the chosen speed.
+
+        Raises:
+            ConfigError: the method of that name assigns no exits.
+        """
+        fitted = self.bench.fitted(PREDICTOR)
+        if not isinstance(fitted, AssignedExits):
+            raise ConfigError(
+                f"order 'predicted' needs a '{PREDICTOR}' that assigns exits, got {type(fitted).__name__}"
+            )
+        return fitted, point_at(PREDICTOR, list(fitted.operating_points(self.bench.prepared.task.dev)), self.speed)
+
+    def predict(self, tokens: TokenSet) -> Tensor:
+        """The predictor's exits, int16 [M] on the device."""
+        fitted, point = self.predictor
+        return fitted.assign(tokens, at=point)
+
+    @cached_property
+    def sequential(self) -> np.ndarray:
+        """Exits that the sequential rule finds on the predictor's weights: what it tries to guess. int16 [N]."""
+        fitted, point = self.predictor
+        rule = entropy_rule(point.params.get("speed", self.speed))
+        return run_sequential(fitted.model, self.tokens, self._untimed, rule).exit_layer
+
+    def foreseen(self, entry: Entry) -> tuple[np.ndarray, str]:
+        """The exits of order ``oracle`` (int16 [N]), and whose they are.
+
+        A method that finds its exits on the way, or a bound, is ordered by the exits that it will take itself. Where all
+        leave alike, or leave as predicted, those of the sequential rule on the predictor's weights.
+        """
+        probe = self.probes[entry.label]
+        if probe.leaves_early and (entry.kind == "bound" or not isinstance(entry.fitted, AssignedExits)):
+            return probe.exits, "its own exits"
+        return self.sequential, f"sequential exits on {PREDICTOR}'s weights"
+
+
+def with_protocol(settings: Settings, protocol: str) -> Settings:
+    """The same settings under another protocol; ``compute`` may follow from it."""
+    execution = settings.profile.execution.model_copy(update={"protocol": protocol})
+    return replace(settings, profile=settings.profile.model_copy(update={"execution": execution}))

@@ -1,0 +1,87 @@
+"""Finished parts of a long measurement, in the file that will hold its results: killed and started again, it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.core.environment import fingerprint
+from harness.core.errors import ResultError
+from harness.core.files import write_json
+
+
+class Kept:
+    """One JSON file: what was asked, the parts measured so far by name, and at the end the results.
+
+    Args:
+        path: the file; made when the first part is kept.
+        suite: which program writes it.
+        asked: JSON values that parts follow from.
+        fresh: forget what is there.
+
+    Raises:
+        ResultError: the file is not this suite's, was made with other settings, or cannot be written.
+    """
+
+    def __init__(self, path: Path, suite: str, asked: Mapping[str, Any], *, fresh: bool = False) -> None:
+        self.path = path
+        self._data: dict[str, Any] = {
+            "suite": suite,
+            "asked": json.loads(json.dumps(asked)),
+            "complete": False,
+            "parts": {},
+            "fingerprint": fingerprint(),
+        }
+        try:  # before hours of work
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultError(f"cannot write {path}: {error.strerror}: choose another file with --out") from error
+        found = self._found()
+        if found is None:
+            return
+        if found.get("suite") != suite or not isinstance(found.get("parts"), dict):
+            raise ResultError(f"{path} was not written by this suite: choose another file with --out")
+        if fresh or not found["parts"]:
+            return
+        before, now = found.get("asked", {}), self._data["asked"]
+        differing = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        if differing:
+            named = [key for key in differing if key != "key"] or ["settings of the profile, or the data"]
+            raise ResultError(
+                f"{path} was made with other settings ({', '.join(named)}): choose another file with --out, or --fresh"
+            )
+        self._data["parts"] = found["parts"]
+
+    def _found(self) -> dict[str, Any] | None:
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ResultError(f"cannot read {self.path} ({error}): delete it, or choose another --out") from error
+        return data if isinstance(data, dict) else {}
+
+    def __contains__(self, part: str) -> bool:
+        return part in self._data["parts"]
+
+    def __getitem__(self, part: str) -> Any:
+        return self._data["parts"][part]
+
+    def keep(self, part: str, value: Any, *, instead_of: str = "") -> Any:
+        """Store a part, at once and whole; parts whose names begin with ``instead_of`` are no longer needed.
+
+        Returns:
+            The value.
+        """
+        parts = self._data["parts"]
+        if instead_of:
+            parts = {name: kept for name, kept in parts.items() if not name.startswith(instead_of)}
+        self._data["parts"] = {**parts, part: value}
+        write_json(self.path, self._data)
+        return value
+
+    def finish(self, **results: Any) -> None:
+        """Store the results beside the parts that they came from."""
+        write_json(self.path, {**self._data, **results, "complete": True})

@@ -1,0 +1,166 @@
+"""A random model and random samples that behave: they leave at every layer, by entropy, as often as wanted.
+
+For timing executors against each other at any shape, without data or training. All of them then run the same samples to the
+same layers, whether they know them beforehand or find out on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from geep.exit_table import ExitTable
+from harness.contracts import Compute, DType, Execution, Predictions
+from harness.core.clock import Phases
+from harness.core.tokens import TokenSet
+from harness.encoder.backbone import shape_of
+from harness.encoder.model import Encoder
+from harness.encoder.multi_exit import MultiExitModel
+from harness.execution.entropy_exit import entropy_rule, normalised_entropy
+from harness.execution.executors import exit_logits, run_assigned, run_full
+from harness.execution.sequential import run_faithful, run_sequential
+from harness.execution.verified import run_verified
+
+THRESHOLD = 0.5  # normalised entropy up to which a sample leaves
+PILOT = 512  # samples by which heads are set
+
+
+def random_samples(
+    count: int, vocab: int, rng: np.random.Generator, longest: int = 128, length: int | None = None
+) -> TokenSet:
+    """Ids after Zipf's law; lengths log-normal around 50 tokens (as AG News has them), cut at ``longest``, or all alike.
+
+    First ids are uniform: heads look from there, and samples have to differ for a random model to tell them apart.
+    """
+    drawn = np.clip(np.exp(rng.normal(3.9, 0.45, count)), 8, longest).astype(np.int64)
+    lengths = drawn if length is None else np.full(count, length)
+    ids = [
+        [int(rng.integers(min(1000, vocab - 1), vocab)), *np.minimum(rng.zipf(1.3, size - 1) + 999, vocab - 1).tolist()]
+        for size in lengths
+    ]
+    return TokenSet.from_lists(ids)
+
+
+def shallow(count: int) -> np.ndarray:
+    """Probabilities of ``count`` exits, shallow ones more likely: mean about a third of the way."""
+    weight = np.linspace(2.0, 0.2, count)
+    return weight / weight.sum()
+
+
+def set_exits(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> None:
+    """Shift and scale every student's logits so that samples leave as :func:`shallow` says at :data:`THRESHOLD`."""
+    few = tokens.select(np.arange(min(PILOT, len(tokens))))
+    logits = exit_logits(model, few, execution)  # [A, N, C]
+    wanted = shallow(len(model.answers))
+    here = torch.ones(len(few), dtype=torch.bool)
+    for place, exit_layer in enumerate(model.exits):
+        said = logits[place] - logits[place].mean(0)
+        leaving = round(float(wanted[place] / wanted[place:].sum() * int(here.sum())))
+        # Half way between two samples, so that rounding decides nothing.
+        scale = (_scale(said[here], leaving) * _scale(said[here], leaving + 1)) ** 0.5
+        label = model.student(exit_layer).label
+        assert isinstance(label, nn.Linear)
+        with torch.no_grad():
+            label.bias.sub_(logits[place].mean(0).to(label.bias)).mul_(scale)
+            label.weight.mul_(scale)
+        here &= normalised_entropy(said * scale) > THRESHOLD
+
+
+def _scale(logits: Tensor, count: int) -> float:
+    """The least factor on logits [N, C] with which ``count`` samples are sure: the larger, the surer everybody."""
+    low, high = 0.0, 1e6
+    for _ in range(60):
+        middle = (low + high) / 2
+        sure = int((normalised_entropy(logits * middle) <= THRESHOLD).sum())
+        low, high = (middle, high) if sure < count else (low, middle)
+    return high
+
+
+@dataclass
+class World:
+    """What executors are timed on.
+
+    Attributes:
+        shape: name of a backbone's shape.
+        length: tokens of every sample; ``None`` for lengths as they occur.
+    """
+
+    shape: str
+    samples: int
+    device: str
+    dtype: DType
+    length: int | None = None
+    seed: int = 0
+
+    def execution(
+        self, batch_size: int, compute: Compute = "eager", window: int = 0, batch_tokens: int = 0
+    ) -> Execution:
+        """How to run, with samples sorted by length."""
+        return Execution(batch_size, window=window, dtype=self.dtype, compute=compute, batch_tokens=batch_tokens)
+
+    @cached_property
+    def tokens(self) -> TokenSet:
+        rng = np.random.default_rng(self.seed)
+        vocab = shape_of(self.shape).vocab_size
+        return random_samples(self.samples, vocab, rng, length=self.length).to(self.device)
+
+    @cached_property
+    def model(self) -> MultiExitModel:
+        torch.manual_seed(self.seed)
+        shape = shape_of(self.shape)
+        model = MultiExitModel(Encoder(shape).to(self.device), 2, range(max(1, shape.layers - 2))).eval()
+        set_exits(model, self.tokens, self.execution(64))
+        return model
+
+    @cached_property
+    def exits(self) -> Tensor:
+        """Where samples leave if a head is asked after every layer: int16 [N] on the device."""
+        found = run_sequential(self.model, self.tokens, self.execution(64), entropy_rule(THRESHOLD))
+        return torch.from_numpy(found.exit_layer).to(self.device)
+
+    @cached_property
+    def table(self) -> ExitTable:
+        """An exit table of these samples and exits."""
+        table = ExitTable(self.model.depth)
+        table.insert(self.tokens, self.exits)
+        table.freeze(min_count=1, smoothing=0)
+        return table
+
+    def run(self, executor: str, execution: Execution) -> Predictions:
+        """One pass. Methods that predict exits pay for the prediction, but use the exits that others find out.
+
+        Raises:
+            KeyError: there is no such executor.
+        """
+        rule = entropy_rule(THRESHOLD)
+
+        def predicted(run: Callable[[Phases], Predictions]) -> Predictions:
+            phases = Phases(self.device)
+            with phases("predict"):
+                self.table.predict(self.tokens, 500)
+            return run(phases)
+
+        def assigned(phases: Phases) -> Predictions:
+            way = replace(execution, executor="exact-k" if executor == "exact-k" else "ladder")
+            return run_assigned(self.model, self.tokens, self.exits, way, phases=phases)
+
+        def verified(phases: Phases) -> Predictions:
+            return run_verified(self.model, self.tokens, self.exits[:, None], execution, rule, phases=phases)
+
+        runs: dict[str, Callable[[], Predictions]] = {
+            "bert": lambda: run_full(self.model, self.tokens, execution),
+            "ladder": lambda: predicted(assigned),
+            "exact-k": lambda: predicted(assigned),
+            "verified": lambda: predicted(verified),
+            "shrink": lambda: run_sequential(self.model, self.tokens, execution, rule),
+            "faithful": lambda: run_faithful(self.model, self.tokens, execution, rule),
+        }
+        return runs[executor]()
+
+
+EXECUTORS = ("bert", "ladder", "exact-k", "verified", "shrink", "faithful")

@@ -1,0 +1,289 @@
+"""The rivals of the idea, on GEEP's weights: what each keeps of GEEP and what it changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.controls.controls import (
+    Borrowed,
+    ConstantControl,
+    ConstantDepth,
+    EntropyControl,
+    LengthControl,
+    LengthExits,
+    Oracle,
+    OracleBound,
+    RandomControl,
+    RandomExits,
+    content_hash,
+)
+from geep.method import FittedGeep
+from harness.contracts import Execution, OperatingPoint
+from harness.core.errors import ConfigError
+from harness.core.tokens import Split, Task, TokenSet
+from harness.encoder.backbone import Backbone
+from harness.execution.entropy_exit import entropy_rule
+from harness.execution.executors import exit_logits, run_assigned, run_full
+from harness.execution.sequential import run_sequential
+
+CONTROLS = [ConstantControl, RandomControl, LengthControl, EntropyControl, OracleBound]
+Check = Callable[[Borrowed, OperatingPoint, Execution, list[int]], None]
+
+
+@pytest.fixture(scope="session")
+def borrow(signal_task: Task, small_backbone: Backbone, scattered_geep: FittedGeep) -> Callable[[type[Any]], Borrowed]:
+    """Fit a control on the scattered GEEP."""
+    made: dict[type[Any], Borrowed] = {}
+
+    def fit(control: type[Any]) -> Borrowed:
+        if control not in made:
+            teachers = {"geep": scattered_geep}
+            made[control] = control().fit(signal_task, small_backbone, teachers, config={}, seed=0)
+        return made[control]
+
+    return fit
+
+
+def students(geep: FittedGeep) -> list[OperatingPoint]:
+    """GEEP's points that answer with a student."""
+    return [point for point in geep.points if point.params["answer"] == "student"]
+
+
+token_sets = st.lists(st.lists(st.integers(3, 39), min_size=1, max_size=15), min_size=1, max_size=30)
+
+
+@pytest.mark.parametrize("control", CONTROLS[:-1])
+def test_points_mirror_geeps(control: type[Any], borrow: Any, scattered_geep: FittedGeep, signal_task: Task) -> None:
+    """Controls have GEEP's student points, by name, so that rows of a table can be compared."""
+    points = borrow(control).operating_points(signal_task.dev)
+    assert [point.name for point in points] == [point.name for point in students(scattered_geep)]
+    assert control().point_names({"speeds": [0.3, 0.6]}) == [point.name for point in points]
+
+
+@pytest.mark.parametrize("control", [RandomControl, LengthControl])
+@given(rows=token_sets)
+@settings(max_examples=25, deadline=None)
+def test_histogram_is_geeps_own(
+    control: type[Any], rows: list[list[int]], borrow: Any, scattered_geep: FittedGeep
+) -> None:
+    """Random and length exits keep GEEP's histogram exactly, on any set of samples."""
+    tokens = TokenSet.from_lists(rows, special=(0, 1, 2))
+    for at in students(scattered_geep):
+        ours = scattered_geep.assign(tokens, at=at)
+        assert torch.equal(borrow(control).assign(tokens, at=at).sort().values, ours.sort().values)
+
+
+@pytest.mark.parametrize("control", [RandomControl, LengthControl])
+@given(rows=token_sets, data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_dealing_does_not_depend_on_arrival(
+    control: type[Any], rows: list[list[int]], data: st.DataObject, borrow: Any, scattered_geep: FittedGeep
+) -> None:
+    """In another order every text gets the same exits; only copies of one text are interchangeable."""
+    tokens = TokenSet.from_lists(rows, special=(0, 1, 2))
+    order = data.draw(st.permutations(range(len(rows))))
+    for at in students(scattered_geep):
+        first = borrow(control).assign(tokens, at=at).tolist()
+        second = borrow(control).assign(tokens.select(order), at=at).tolist()
+        shuffled = [tuple(rows[i]) for i in order]
+        assert Counter(zip(map(tuple, rows), first, strict=True)) == Counter(zip(shuffled, second, strict=True))
+
+
+def test_random_exits_are_not_geeps(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
+    """Dealing out at random really changes who leaves where."""
+    random = borrow(RandomControl)
+    assert isinstance(random, RandomExits)
+    for at in students(scattered_geep):
+        assert not torch.equal(random.assign(unseen.tokens, at=at), scattered_geep.assign(unseen.tokens, at=at))
+
+
+def test_random_numbers_know_nothing_of_the_text() -> None:
+    """The hash spreads evenly and is uncorrelated with length, first word and neighbours in the list."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(5, 30000, size).tolist() for size in rng.integers(1, 60, 4000)]
+    rank = content_hash(TokenSet.from_lists(rows)).numpy().argsort().argsort() / 4000
+    for other in ([len(row) for row in rows], [row[0] for row in rows], np.roll(rank, 1)):
+        assert abs(np.corrcoef(rank, other)[0, 1]) < 0.06
+    numbers = content_hash(TokenSet.from_lists(rows)).numpy()
+    assert len(np.unique(numbers)) == 4000
+    assert np.abs(np.histogram(numbers, 10, (0, 2**31 - 1))[0] - 400).max() < 100
+
+
+def test_hash_tells_word_order() -> None:
+    """Texts of the same words in another order have other numbers."""
+    rows = [list(words) for words in product((5, 6, 7), repeat=4)]
+    assert len(content_hash(TokenSet.from_lists(rows)).unique()) == 81
+
+
+@given(rows=token_sets)
+@settings(max_examples=25, deadline=None)
+def test_longer_is_deeper(rows: list[list[int]], borrow: Any, scattered_geep: FittedGeep) -> None:
+    """With exits by length a longer text never leaves before a shorter one."""
+    control = borrow(LengthControl)
+    assert isinstance(control, LengthExits)
+    tokens = TokenSet.from_lists(rows, special=(0, 1, 2))
+    for at in students(scattered_geep):
+        exits = control.assign(tokens, at=at)
+        by_length = {length: exits[tokens.lengths == length] for length in sorted(set(tokens.lengths.tolist()))}
+        sizes = list(by_length.values())
+        assert all(int(a.max()) <= int(b.min()) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+
+def test_constant_leaves_at_the_nearest_answer(borrow: Any, scattered_geep: FittedGeep, signal_task: Task) -> None:
+    """Everybody leaves at one answering layer, and no other one is nearer to GEEP's mean depth on dev."""
+    control = borrow(ConstantControl)
+    assert isinstance(control, ConstantDepth)
+    answers = scattered_geep.model.answers
+    for at in control.operating_points(signal_task.dev):
+        found = control.predict(signal_task.dev.tokens, at=at)
+        (layer,) = set(found.exit_layer.tolist())
+        assert layer in answers
+        mean = scattered_geep.assign(signal_task.dev.tokens, at=at).double().mean().item()
+        assert abs(layer - mean) == min(abs(answer - mean) for answer in answers)
+        assert found.work.rows("layer") == 48 * (layer + 1)
+
+
+def test_sequential_is_the_entropy_exit(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
+    """The sequential control is FastBERT's rule on GEEP's weights, at the threshold of GEEP's table."""
+    for at in students(scattered_geep):
+        found = borrow(EntropyControl).predict(unseen.tokens, at=at)
+        expected = run_sequential(scattered_geep.model, unseen.tokens, at.execution, entropy_rule(at.params["speed"]))
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        np.testing.assert_array_equal(found.exit_layer, expected.exit_layer)
+        assert found.work == expected.work
+
+
+def foreseen(oracle: Borrowed, tokens: TokenSet, execution: Execution) -> OperatingPoint:
+    """The oracle's point with its foresight, as the referee hands it over."""
+    assert isinstance(oracle, Oracle)
+    at = OperatingPoint("agree", execution=execution)
+    return replace(at, foresight=oracle.foresee(tokens, at=at))
+
+
+@pytest.mark.parametrize("execution", [Execution(), Execution(protocol="paper", max_length=16, batch_size=3)])
+def test_oracle_agrees_with_full_depth(
+    execution: Execution, borrow: Any, scattered_geep: FittedGeep, unseen: Split
+) -> None:
+    """Every label is that of full depth, no answering layer before the exit gives it, and most samples leave early."""
+    oracle = borrow(OracleBound)
+    found = oracle.predict(unseen.tokens, at=foreseen(oracle, unseen.tokens, execution))
+    full = run_full(scattered_geep.model, unseen.tokens, execution).logits.argmax(1)
+    np.testing.assert_array_equal(found.logits.argmax(1), full)
+    answers = scattered_geep.model.answers
+    said = exit_logits(scattered_geep.model, unseen.tokens, execution).argmax(-1).numpy()
+    for n in range(40):
+        agreeing = [layer for k, layer in enumerate(answers) if said[k, n] == full[n]]
+        assert found.exit_layer[n] == min(agreeing)
+    assert found.work.rows("layer") == (found.exit_layer + 1).sum() < 5 * 40
+
+
+def test_oracle_is_the_cheapest_that_agrees(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
+    """Of all ways to send four samples to answering layers, none that agrees with full depth takes fewer layers."""
+    tokens = unseen.tokens.select(range(4))
+    model = scattered_geep.model
+    full = run_full(model, tokens, Execution()).logits.argmax(1)
+    oracle = borrow(OracleBound)
+    cost = oracle.predict(tokens, at=foreseen(oracle, tokens, Execution())).work.rows("layer")
+    costs = []
+    for exits in product(model.answers, repeat=4):
+        found = run_assigned(model, tokens, torch.tensor(exits, dtype=torch.int16), Execution())
+        if (found.logits.argmax(1) == full).all():
+            costs.append(found.work.rows("layer"))
+    assert cost == min(costs)
+
+
+def test_oracle_needs_foresight(borrow: Any, unseen: Split, signal_task: Task) -> None:
+    """Without looking ahead the oracle is no method: it refuses in one line, and calls itself a bound."""
+    oracle = borrow(OracleBound)
+    (at,) = oracle.operating_points(signal_task.dev)
+    with pytest.raises(ConfigError, match="foresight"):
+        oracle.predict(unseen.tokens, at=at)
+    assert OracleBound.kind == "bound"
+    assert {control.kind for control in CONTROLS[:-1]} == {"control"}
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_predictions_depend_on_the_sample_alone(
+    control: type[Any],
+    data: st.DataObject,
+    borrow: Any,
+    executions: Any,
+    same_however_run: Check,
+    signal_task: Task,
+) -> None:
+    """Every control answers alike in every batch size, order, window, padding and executor."""
+    fitted = borrow(control)
+    at = data.draw(st.sampled_from(list(fitted.operating_points(signal_task.dev))))
+    same_however_run(fitted, at, data.draw(executions), data.draw(st.permutations(range(40))))
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_round_trip(
+    control: type[Any],
+    borrow: Any,
+    scattered_geep: FittedGeep,
+    signal_task: Task,
+    small_backbone: Backbone,
+    unseen: Split,
+    tmp_path: Path,
+) -> None:
+    """A control stores nothing, and loaded beside the same GEEP predicts the same."""
+    fitted = borrow(control)
+    fitted.save(tmp_path)
+    assert not list(tmp_path.glob("*.*"))
+    loaded = control().load(tmp_path, signal_task, small_backbone, {"geep": scattered_geep})
+    points = fitted.operating_points(signal_task.dev)
+    assert list(loaded.operating_points(signal_task.dev)) == list(points)
+    for at in points:
+        if control is OracleBound:
+            at = foreseen(fitted, unseen.tokens, Execution())
+        first, second = (model.predict(unseen.tokens, at=at) for model in (fitted, loaded))
+        np.testing.assert_array_equal(first.logits, second.logits)
+        np.testing.assert_array_equal(first.exit_layer, second.exit_layer)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_there_is_nothing_to_set(
+    control: type[Any], scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone
+) -> None:
+    """A setting of its own is refused in one line; training keys of a profile are passed over."""
+    teachers = {"geep": scattered_geep}
+    control().fit(signal_task, small_backbone, teachers, config={"epochs": 3, "head": "linear"}, seed=0)
+    with pytest.raises(ConfigError, match="no setting 'quantile'") as caught:
+        control().fit(signal_task, small_backbone, teachers, config={"quantile": 0.5}, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_needs_a_geep_that_assigns(
+    control: type[Any], trained_bert: Any, signal_task: Task, small_backbone: Backbone
+) -> None:
+    """A teacher that does not know exits beforehand is refused in one line."""
+    with pytest.raises(ConfigError, match=f"{control.name} needs"):
+        control().fit(signal_task, small_backbone, {"geep": trained_bert}, config={}, seed=0)
+
+
+@pytest.mark.parametrize("control", [ConstantControl, RandomControl, LengthControl])
+def test_exits_are_dealt_out_without_a_look_at_the_device(
+    control: type[Any], borrow: Any, scattered_geep: FittedGeep, unseen: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without values do for it: a control must not cost more than what it stands against."""
+    fitted = borrow(control)
+    at = fitted.operating_points(unseen)[0]
+    monkeypatch.setattr(
+        FittedGeep, "assign", lambda self, tokens, at: torch.empty(len(tokens), dtype=torch.int16, device="meta")
+    )
+    assert fitted.assign(unseen.tokens.to("meta"), at=at).shape == (40,)

@@ -1,0 +1,103 @@
+"""FastBERT in its released loop: the same answers, nothing of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.early_exit.fastbert_faithful import FastBertFaithful, ReleasedLoop
+from harness import registry
+from harness.contracts import Execution, OperatingPoint
+from harness.core.errors import ConfigError
+from harness.core.tokens import Split, Task
+from harness.encoder.backbone import Backbone
+from harness.encoder.multi_exit import MultiExitModel
+from harness.running.profile import ExecutionSettings, load
+from harness.running.session import Bench, Settings
+from harness.toolkit.fitted import FullDepth, SequentialExits
+
+Check = Callable[[ReleasedLoop, OperatingPoint, Execution, list[int]], None]
+
+
+@pytest.fixture(scope="module")
+def tuned(small_backbone: Backbone) -> SequentialExits:
+    """A FastBERT with heads drawn at random, so that samples leave everywhere."""
+    torch.manual_seed(8)
+    model = MultiExitModel(small_backbone.encoder(), 3, range(4), "fastbert")
+    for name, parameter in model.named_parameters():
+        if not name.startswith("encoder") and parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.9)
+    return SequentialExits(model.eval(), None, (0.15, 0.45, 0.75))
+
+
+@pytest.fixture(scope="module")
+def released(tuned: SequentialExits, signal_task: Task, small_backbone: Backbone) -> ReleasedLoop:
+    return FastBertFaithful().fit(signal_task, small_backbone, {"fastbert": tuned}, config={}, seed=0)
+
+
+def test_answers_are_those_of_the_tuned_loop(tuned: SequentialExits, released: ReleasedLoop, unseen: Split) -> None:
+    """At every speed the same exits, logits and executed blocks; only the way there differs."""
+    for at in released.operating_points(unseen):
+        ours, theirs = (fitted.predict(unseen.tokens, at=at) for fitted in (released, tuned))
+        assert ours.exit_layer.tolist() == theirs.exit_layer.tolist()
+        assert len(set(ours.exit_layer.tolist())) > 1
+        np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
+        assert ours.work.rows("head") == theirs.work.rows("head")
+
+
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_batches_equal_batch_1(
+    data: st.DataObject, released: ReleasedLoop, unseen: Split, executions: Any, same_however_run: Check
+) -> None:
+    """Answers and exits in batches of any size and order are those of samples run one by one."""
+    at = data.draw(st.sampled_from(list(released.operating_points(unseen))))
+    same_however_run(released, at, data.draw(executions), data.draw(st.permutations(range(40))))
+
+
+def test_nothing_of_its_own(
+    tuned: SequentialExits, released: ReleasedLoop, signal_task: Task, small_backbone: Backbone, tmp_path: Path
+) -> None:
+    """Model, points and cost are FastBERT's; nothing is stored, and it is there again after loading."""
+    assert released.model is tuned.model
+    assert released.cost == tuned.cost
+    released.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+    again = FastBertFaithful().load(tmp_path, signal_task, small_backbone, {"fastbert": tuned})
+    assert again.speeds == tuned.speeds
+    assert FastBertFaithful().point_names({"speeds": [0.15, 0.5]}) == ["speed=0.15", "speed=0.5"]
+
+
+def test_its_cells_say_that_blocks_run_eagerly(
+    released: ReleasedLoop, small_backbone: Backbone, tmp_path: Path
+) -> None:
+    """Whatever the run does with the others, as the release knows no graphs."""
+    profile = load("quick").model_copy(update={"execution": ExecutionSettings(compute="compiled")})
+    bench = Bench(Settings(profile, tmp_path), "ag_news", 0)
+    bench.__dict__["backbone"] = small_backbone
+    assert bench.cell("bert", OperatingPoint("full")).compute == "compiled"
+    cell = bench.cell("fastbert-faithful", OperatingPoint("speed=0.5"), released)
+    assert (cell.compute, cell.executor) == ("eager", "shrink-faithful")
+
+
+def test_another_fastbert_and_unread_settings_are_refused(
+    tuned: SequentialExits, signal_task: Task, small_backbone: Backbone
+) -> None:
+    """One line says what is wrong."""
+    method = FastBertFaithful()
+    with pytest.raises(ConfigError, match="got FullDepth"):
+        method.fit(signal_task, small_backbone, {"fastbert": FullDepth(tuned.model)}, config={}, seed=0)
+    with pytest.raises(ConfigError, match="no setting 'distill_epochs'"):
+        method.fit(signal_task, small_backbone, {"fastbert": tuned}, config={"distill_epochs": 3}, seed=0)
+
+
+def test_it_is_found_by_name() -> None:
+    """The registry knows it, and what it needs."""
+    assert registry.in_order(["fastbert-faithful"]) == ["bert", "fastbert", "fastbert-faithful"]

@@ -1,0 +1,86 @@
+"""BERT with compiled blocks: bert's answers, and cells that say how they were run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import baselines.full_depth.bert_compiled as module
+from baselines.full_depth.bert_compiled import BertCompiled, Compiled
+from harness.contracts import Execution, OperatingPoint
+from harness.core.errors import ConfigError
+from harness.core.tokens import Split, Task
+from harness.encoder.backbone import Backbone
+from harness.running.profile import load
+from harness.running.session import Bench, Settings
+from harness.toolkit.fitted import FullDepth
+
+FULL = OperatingPoint("full")
+
+
+@pytest.fixture(scope="module")
+def compiled(trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone) -> Compiled:
+    return BertCompiled().fit(signal_task, small_backbone, {"bert": trained_bert}, config={}, seed=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_answers_are_berts(compiled: Compiled, trained_bert: FullDepth, unseen: Split, batch_size: int) -> None:
+    """The same logits and work at every batch size, one sample alone included, whatever order samples come in."""
+    order: Sequence[int] = np.random.default_rng(batch_size).permutation(40).tolist()
+    at = replace(FULL, execution=Execution(batch_size=batch_size, max_length=16))
+    ours = compiled.predict(unseen.tokens.select(order), at=at)
+    theirs = trained_bert.predict(unseen.tokens, at=FULL)
+    np.testing.assert_allclose(ours.logits, theirs.logits[order], rtol=1e-4, atol=1e-5)
+    assert ours.work.rows("layer") == theirs.work.rows("layer")
+
+
+def test_blocks_are_compiled_whatever_the_run_says(
+    compiled: Compiled, unseen: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An eager run runs it compiled."""
+    asked: list[Execution] = []
+    monkeypatch.setattr(module, "run_full", lambda model, tokens, execution: asked.append(execution))
+    compiled.predict(unseen.tokens, at=replace(FULL, execution=Execution(batch_size=3)))
+    assert asked == [Execution(batch_size=3, compute="compiled")]
+
+
+def test_its_cells_say_so(compiled: Compiled, small_backbone: Backbone, tmp_path: Path) -> None:
+    """Coordinates of its cells name the way its blocks are run; those of others stay."""
+    bench = Bench(Settings(load("quick"), tmp_path), "ag_news", 0)
+    bench.__dict__["backbone"] = small_backbone
+    assert bench.cell("bert", FULL).compute == "eager"
+    assert bench.cell("bert-compiled", FULL, compiled).compute == "compiled"
+
+
+def test_nothing_of_its_own(
+    compiled: Compiled, trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, tmp_path: Path
+) -> None:
+    """Model and cost are bert's, nothing is stored, and it is there again after loading."""
+    compiled.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+    again = BertCompiled().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
+    assert again.model is compiled.model is trained_bert.model
+    assert again.training is None
+    assert BertCompiled().point_names({}) == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("config", "teachers", "told"), [({"layers": 2}, None, "no setting 'layers'"), ({}, {}, "teacher 'bert'")]
+)
+def test_nonsense_is_refused(
+    config: dict[str, Any],
+    teachers: Any,
+    told: str,
+    trained_bert: FullDepth,
+    signal_task: Task,
+    small_backbone: Backbone,
+) -> None:
+    """A setting that nobody reads, and a teacher that is none."""
+    given = {"bert": trained_bert} if teachers is None else teachers
+    with pytest.raises(ConfigError, match=told):
+        BertCompiled().fit(signal_task, small_backbone, given, config=config, seed=0)

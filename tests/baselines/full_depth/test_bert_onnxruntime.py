@@ -1,0 +1,160 @@
+"""BERT in ONNX Runtime: bert's answers from a graph. Skipped, visibly, where the extra ``onnx`` is not installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.full_depth.bert_onnxruntime import GRAPH, BertOnnxRuntime, OnnxGraph
+from harness.contracts import Execution, OperatingPoint
+from harness.core.errors import ConfigError, MethodError, ResultError
+from harness.core.tokens import Split, Task
+from harness.encoder.backbone import Backbone
+from harness.encoder.model import Encoder
+from harness.encoder.multi_exit import MultiExitModel
+from harness.measure.resources import State
+from harness.toolkit.fitted import FullDepth
+
+Check = Callable[[FullDepth, OperatingPoint, Execution, list[int]], None]
+FULL = OperatingPoint("full")
+
+
+@pytest.fixture(scope="module")
+def exported(trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone) -> OnnxGraph:
+    for name in ("onnxruntime", "onnx", "onnxscript"):
+        pytest.importorskip(name)
+    return BertOnnxRuntime().fit(signal_task, small_backbone, {"bert": trained_bert}, config={}, seed=0)
+
+
+def test_answers_are_berts(exported: OnnxGraph, trained_bert: FullDepth, unseen: Split) -> None:
+    """The same logits up to rounding, from as many layers and heads."""
+    ours, theirs = (fitted.predict(unseen.tokens, at=FULL) for fitted in (exported, trained_bert))
+    np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
+    assert (ours.work.rows("layer"), ours.work.rows("head")) == (5 * 40, 40)
+    assert ours.exit_layer.tolist() == theirs.exit_layer.tolist()
+
+
+def test_the_published_head_is_exported_too(
+    signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, unseen: Split
+) -> None:
+    """FastBERT's head attends from the first token; its graph answers as the model does."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(3)
+    model = MultiExitModel(small_backbone.encoder(), 3, (), "fastbert").eval()
+    bert = FullDepth(model)
+    ours = BertOnnxRuntime().fit(signal_task, small_backbone, {"bert": bert}, config={}, seed=0)
+    np.testing.assert_allclose(
+        ours.predict(unseen.tokens, at=FULL).logits, bert.predict(unseen.tokens, at=FULL).logits, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_work_is_that_of_padding_to_the_longest(exported: OnnxGraph, trained_bert: FullDepth, unseen: Split) -> None:
+    """Packed rows are padded to the longest of their batch; padded to the limit, all is counted as for bert."""
+    paper = replace(FULL, execution=Execution(batch_size=8, protocol="paper", max_length=16))
+    assert exported.predict(unseen.tokens, at=paper).work == trained_bert.predict(unseen.tokens, at=paper).work
+    modern = exported.predict(unseen.tokens, at=replace(FULL, execution=Execution(batch_size=8))).work
+    lengths = np.sort(unseen.tokens.lengths.numpy())
+    executed = sum(8 * int(lengths[i : i + 8].max()) for i in range(0, 40, 8))
+    assert modern.blocks["layer.0"].tokens == modern.blocks["head.4"].tokens == executed
+    assert modern.blocks["layer.0"].valid == lengths.sum()
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_batches_equal_batch_1(
+    data: st.DataObject, exported: OnnxGraph, executions: Any, same_however_run: Check
+) -> None:
+    """Answers in batches of any size, order and padding are those of samples run one by one."""
+    same_however_run(exported, FULL, data.draw(executions), data.draw(st.permutations(range(40))))
+
+
+def test_round_trip_and_size(
+    exported: OnnxGraph,
+    trained_bert: FullDepth,
+    signal_task: Task,
+    small_backbone: Backbone,
+    unseen: Split,
+    tmp_path: Path,
+) -> None:
+    """The graph is what is stored: the same logits again, about bert's size, and nothing borrowed at inference."""
+    exported.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [GRAPH]
+    loaded = BertOnnxRuntime().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
+    np.testing.assert_array_equal(
+        loaded.predict(unseen.tokens, at=FULL).logits, exported.predict(unseen.tokens, at=FULL).logits
+    )
+    state = State.of(loaded)
+    assert state.weights and state.digest == State.of(exported).digest
+    assert 4 * exported.cost.params < state.size < 4 * exported.cost.params + 100_000
+    assert b"site-packages" not in exported.graph and str(Path.cwd()).encode() not in exported.graph
+    assert loaded.training == trained_bert.training
+    assert BertOnnxRuntime().point_names({}) == ["full"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"half a graph"])
+def test_a_broken_graph_is_told(
+    exported: OnnxGraph,
+    trained_bert: FullDepth,
+    signal_task: Task,
+    small_backbone: Backbone,
+    tmp_path: Path,
+    content: bytes | None,
+) -> None:
+    """Missing or damaged, it is one line, upon which the harness exports it again."""
+    if content is not None:
+        (tmp_path / GRAPH).write_bytes(content)
+    with pytest.raises(ResultError, match="run again"):
+        BertOnnxRuntime().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
+
+
+def test_as_many_threads_as_torch_has(exported: OnnxGraph) -> None:
+    """Nobody gets more cores than the others."""
+    assert exported._session.get_session_options().intra_op_num_threads == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnx", "onnxscript"])
+def test_without_the_extra_it_says_what_to_install(
+    name: str, trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line that names the extra; only its own cells fail."""
+    for other in ("onnxruntime", "onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, other, None if other == name else sys)
+    with pytest.raises(MethodError, match=rf"needs {name} .*pip install 'geep-bench\[onnx\]'"):
+        BertOnnxRuntime().fit(signal_task, small_backbone, {"bert": trained_bert}, config={}, seed=0)
+
+
+def test_what_it_cannot_do_fails_its_own_cells(
+    exported: OnnxGraph, trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, unseen: Split
+) -> None:
+    """Another device or dtype, and settings that nobody reads."""
+    fit = BertOnnxRuntime().fit
+    with pytest.raises(MethodError, match="bert-onnxruntime runs on the CPU only"):
+        fit(signal_task, replace(small_backbone, device="cuda"), {"bert": trained_bert}, config={}, seed=0)
+    with pytest.raises(MethodError, match="--dtype float32"):
+        exported.predict(unseen.tokens, at=replace(FULL, execution=Execution(dtype="bfloat16")))
+    with pytest.raises(ConfigError, match="no setting 'opset'"):
+        fit(signal_task, small_backbone, {"bert": trained_bert}, config={"opset": 18}, seed=0)
+
+
+def test_an_encoder_of_one_segment_reads_pairs(
+    exported: OnnxGraph, signal_task: Task, small_backbone: Backbone, unseen: Split
+) -> None:
+    """DistilBERT's encoders know one segment; the second text of a pair is on it, in the graph as in the model."""
+    torch.manual_seed(3)
+    encoder = Encoder(replace(small_backbone.shape, type_vocab=1))
+    bert = FullDepth(MultiExitModel(encoder, 3, (), "linear").eval())
+    ours = BertOnnxRuntime().fit(signal_task, small_backbone, {"bert": bert}, config={}, seed=0)
+    pairs = replace(unseen.tokens, segments=torch.arange(len(unseen.tokens.ids)).to(torch.int8) % 2)
+    np.testing.assert_allclose(
+        ours.predict(pairs, at=FULL).logits, bert.predict(pairs, at=FULL).logits, rtol=1e-4, atol=1e-5
+    )

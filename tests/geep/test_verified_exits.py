@@ -1,0 +1,313 @@
+"""Verified exits: the simulation on dev against the real thing, budgets, modes, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geep.exit_table import ExitTable
+from geep.method import TUNING, FittedGeep
+from geep.predictor import DevView
+from geep.verified_exits import (
+    EVERY,
+    MODES,
+    SLACK,
+    FittedVerified,
+    GeepVerified,
+    cuts,
+    look_layers,
+    look_quantiles,
+    simulate,
+    tune,
+)
+from harness.contracts import Execution, OperatingPoint
+from harness.core.errors import ConfigError, ResultError
+from harness.core.tokens import Split, Task
+from harness.encoder.backbone import Backbone
+from harness.execution.entropy_exit import entropy_rule
+from harness.execution.executors import exit_logits
+from harness.execution.verified import run_verified
+
+Check = Callable[[FittedVerified, OperatingPoint, Execution, list[int]], None]
+
+
+@pytest.fixture(scope="session")
+def view(scattered_geep: FittedGeep, signal_task: Task) -> DevView:
+    """What dev says about the scattered model."""
+    model = scattered_geep.model
+    logits = exit_logits(model, signal_task.dev.tokens, TUNING)
+    return DevView.of(logits, signal_task.dev.labels, model.answers, model.depth)
+
+
+@pytest.fixture(scope="session")
+def scattered_verified(scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone) -> FittedVerified:
+    """Verified exits as ``fit`` tunes them on the scattered model."""
+    return GeepVerified().fit(signal_task, small_backbone, {"geep": scattered_geep}, config={}, seed=0)
+
+
+@pytest.fixture(scope="session")
+def restless(scattered_geep: FittedGeep) -> FittedVerified:
+    """Points at which some leave at every look and others go on, in both modes, to the last layer and to an earlier end."""
+    points = [
+        OperatingPoint(
+            f"looks={looks}/end={end}/threshold={threshold}",
+            {"speed": 0.3, "looks": looks, "quantile": quantile, "end": end, "threshold": threshold},
+        )
+        for looks, quantile, end in ((1, 400, 4), (1, 150, 2), (2, 150, 4), (3, 100, 4), (3, 100, 2), (EVERY, 150, 4))
+        for threshold in (0.3123, 0.5456)
+    ]
+    return FittedVerified(scattered_geep.model, None, scattered_geep.tables, points)
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_simulation_is_what_running_does(
+    data: st.DataObject, view: DevView, scattered_geep: FittedGeep, signal_task: Task
+) -> None:
+    """Accuracy, layers and heads that tuning counts on equal those of running the same looks, whatever they are."""
+    looks = data.draw(st.integers(1, 4))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    targets = np.sort(view.answers[rng.integers(0, 4, (48, looks))], axis=1).astype(np.int16)
+    thresholds = cuts(view.entropy[:-1], 0.5)
+    threshold = thresholds[data.draw(st.integers(0, len(thresholds) - 1))]
+    end = data.draw(st.sampled_from(view.answers.tolist()))
+    (agreement,), (accuracy,), (layers,), (heads,) = simulate(targets, view, np.array([threshold]), end)
+    found = run_verified(
+        scattered_geep.model,
+        signal_task.dev.tokens,
+        torch.from_numpy(targets),
+        Execution(batch_size=data.draw(st.integers(1, 50))),
+        entropy_rule(float(threshold)),
+        end=end,
+    )
+    right = found.logits.argmax(1) == signal_task.dev.labels.numpy()
+    full = exit_logits(scattered_geep.model, signal_task.dev.tokens, TUNING)[-1].argmax(1).numpy()
+    assert agreement == pytest.approx((found.logits.argmax(1) == full).mean())
+    assert accuracy == pytest.approx(right.mean())
+    assert layers == pytest.approx(found.work.rows("layer") / 48) == found.exit_layer.mean() + 1
+    assert heads == pytest.approx(found.work.rows("head") / 48)
+
+
+def test_dev_figures_are_what_dev_gives(
+    scattered_verified: FittedVerified, trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone
+) -> None:
+    """Accuracy, layers and heads noted with every tuned point are those of running it on dev."""
+    trained = GeepVerified().fit(signal_task, small_backbone, {"geep": trained_geep}, config={}, seed=0)
+    for fitted in (scattered_verified, trained):
+        for at in fitted.operating_points(signal_task.dev):
+            found = fitted.predict(signal_task.dev.tokens, at=at)
+            right = found.logits.argmax(1) == signal_task.dev.labels.numpy()
+            assert at.params["dev_accuracy"] == pytest.approx(right.mean())
+            assert at.params["dev_mean_layers"] == pytest.approx(found.work.rows("layer") / 48)
+            assert at.params["dev_mean_heads"] == pytest.approx(found.work.rows("head") / 48)
+
+
+@given(speed=st.floats(0, 1), mode=st.sampled_from(sorted(MODES)))
+@settings(max_examples=12, deadline=None)
+def test_tuning_keeps_to_the_budget(
+    speed: float, mode: str, view: DevView, scattered_geep: FittedGeep, signal_task: Task
+) -> None:
+    """The chosen point takes no more layers than the sequential exit wherever any choice does."""
+    table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
+    budget = SLACK * view.sequential_layers(speed)
+    chosen = tune(table, tokens, view, speed, mode)
+    # A threshold of 1 lets everybody leave at the first look: there is nothing cheaper.
+    cheapest = min(
+        simulate(table.quantiles(tokens, [first]).numpy(), view, np.array([1.0]), 4)[2][0]
+        for first in range(25, 1000, 25)
+    )
+    assert chosen.layers <= max(budget, cheapest) + 1e-9
+
+
+@given(speed=st.floats(0, 1))
+@settings(max_examples=12, deadline=None)
+def test_steps_never_agree_less_than_the_sequential_exit_from_the_first_look(
+    speed: float, view: DevView, scattered_geep: FittedGeep, signal_task: Task
+) -> None:
+    """On dev, mode ``steps`` is at least as faithful to full depth as asking every head from any first look on."""
+    table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
+    chosen = tune(table, tokens, view, speed, "steps")
+    for first in range(25, 1000, 100):
+        looks = look_layers(table, tokens, view.answers.tolist(), first, EVERY).numpy()
+        agreement, _, layers, _ = simulate(looks, view, np.array([np.float32(speed)]), 4)
+        if layers[0] <= SLACK * view.sequential_layers(speed):
+            assert chosen.agreement >= agreement[0] - 1e-9
+
+
+def test_looking_at_every_exit_starts_at_the_predicted_one(
+    scattered_geep: FittedGeep, view: DevView, signal_task: Task
+) -> None:
+    """After the predicted exit comes every deeper one in its turn; columns before it repeat it, which asks nothing."""
+    table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
+    looks = look_layers(table, tokens, view.answers.tolist(), 300, EVERY).numpy()
+    first = table.quantiles(tokens, [300]).numpy()[:, 0]
+    for row, start in zip(looks, first, strict=True):
+        assert sorted(set(row.tolist())) == [answer for answer in view.answers.tolist() if answer >= start]
+
+
+def test_looking_after_every_layer_is_the_sequential_exit(view: DevView) -> None:
+    """With a look at every answering layer, layers and accuracy are those of the sequential exit at that threshold."""
+    looks = np.tile(view.answers, (48, 1))
+    for speed in (0.2, 0.4, 0.8):
+        _, (accuracy,), (layers,), _ = simulate(looks, view, np.array([np.float32(speed)]), 4)
+        first = np.vstack([view.entropy[:-1] <= np.float32(speed), np.ones((1, 48), bool)]).argmax(0)
+        assert layers == pytest.approx(view.sequential_layers(speed))
+        assert accuracy == pytest.approx(view.correct[first, np.arange(48)].mean())
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_predictions_depend_on_the_sample_alone(
+    data: st.DataObject,
+    restless: FittedVerified,
+    scattered_verified: FittedVerified,
+    executions: Any,
+    same_however_run: Check,
+) -> None:
+    """Answers and exits are the same in every batch size, order, window, padding and executor, in both modes."""
+    fitted, at = data.draw(st.sampled_from([(f, point) for f in (restless, scattered_verified) for point in f.points]))
+    same_however_run(fitted, at, data.draw(executions), data.draw(st.permutations(range(40))))
+
+
+def test_unsure_samples_go_on(restless: FittedVerified, unseen: Split) -> None:
+    """Samples leave at a look only when sure, and those that go on are answered at a later one."""
+    for at in restless.points:
+        found = restless.predict(unseen.tokens, at=at)
+        looks = restless.looks(unseen.tokens, at=at).numpy()
+        assert (np.diff(looks, axis=1) >= 0).all()
+        early = found.exit_layer < at.params["end"]
+        assert early.any()
+        assert not early.all()
+        assert all(found.exit_layer[n] in looks[n] for n in np.flatnonzero(early))
+        sure = entropy_rule(at.params["threshold"])(torch.from_numpy(found.logits)).numpy()
+        assert sure[early].all()
+        np.testing.assert_array_equal(found.predicted_exit, looks[:, 0])
+
+
+def test_once_asks_at_most_two_heads(restless: FittedVerified, unseen: Split) -> None:
+    """With one look a sample asks one head there and at most one at the end; with S looks at most S + 1."""
+    for at in restless.points:
+        found = restless.predict(unseen.tokens, at=at)
+        most = 5 if at.params["looks"] == EVERY else at.params["looks"] + 1
+        assert 40 < found.work.rows("head") <= 40 * most
+
+
+def test_look_quantiles_halve_what_is_left() -> None:
+    """Each look halves the distance to certainty; quantiles stay within 1 to 1000 and never fall."""
+    assert look_quantiles(600, 3) == [600, 800, 900]
+    for first in range(25, 1000, 25):
+        quantiles = look_quantiles(first, 3)
+        assert quantiles == sorted(quantiles)
+        assert quantiles[0] >= 1
+        assert quantiles[-1] <= 1000
+
+
+@given(
+    values=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=300),
+    speed=st.floats(0, 1),
+)
+@settings(max_examples=50, deadline=None)
+def test_cuts_tell_entropies_apart(values: list[float], speed: float) -> None:
+    """Thresholds rise, hold the speed and 1, are few, and part any two entropies where there are few of those."""
+    entropy = np.array(values, dtype=np.float32)
+    found = cuts(entropy, speed)
+    assert (np.diff(found) > 0).all()
+    assert len(found) <= 258
+    assert np.float32(speed) in found
+    assert np.float32(1) in found
+    distinct = np.unique(entropy)
+    if len(distinct) <= 257:
+        for low, high in zip(distinct[:-1], distinct[1:], strict=True):
+            assert ((low <= found) & (found <= high)).any()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"modes": ["twice"]},
+        {"modes": "once"},
+        {"modes": []},
+        {"modes": ["once", "once"]},
+        {"modes": [["once"]]},
+        {"mode": ["once"]},
+        {"quantile": 500},
+    ],
+)
+def test_nonsense_is_refused_in_one_line(
+    config: dict[str, Any], scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone
+) -> None:
+    """An unknown mode or setting is a ConfigError of one line."""
+    with pytest.raises(ConfigError) as caught:
+        GeepVerified().fit(signal_task, small_backbone, {"geep": scattered_geep}, config=config, seed=0)
+    assert "\n" not in str(caught.value)
+    assert "mode" in str(caught.value)
+
+
+def test_needs_this_geep(trained_bert: Any, signal_task: Task, small_backbone: Backbone) -> None:
+    """Another method under GEEP's name is refused in one line."""
+    with pytest.raises(ConfigError, match="geep-verified needs"):
+        GeepVerified().fit(signal_task, small_backbone, {"geep": trained_bert}, config={}, seed=0)
+
+
+def test_modes_can_be_chosen(
+    scattered_geep: FittedGeep, scattered_verified: FittedVerified, signal_task: Task, small_backbone: Backbone
+) -> None:
+    """One mode gives its points alone, the same as among all; training keys of a profile do no harm."""
+    config = {"modes": ["steps"], "epochs": 3, "head": "linear"}
+    fitted = GeepVerified().fit(signal_task, small_backbone, {"geep": scattered_geep}, config=config, seed=7)
+    assert fitted.points == [point for point in scattered_verified.points if point.params["mode"] == "steps"]
+    assert [point.name for point in fitted.points] == ["speed=0.3/steps", "speed=0.6/steps"]
+    for settings_given, model in ((config, fitted), ({}, scattered_verified)):
+        names = GeepVerified().point_names({**settings_given, "speeds": [0.3, 0.6]})
+        assert names == [point.name for point in model.points]
+
+
+def test_round_trip(
+    scattered_geep: FittedGeep,
+    scattered_verified: FittedVerified,
+    signal_task: Task,
+    small_backbone: Backbone,
+    unseen: Split,
+    tmp_path: Path,
+) -> None:
+    """With GEEP at hand it comes back from disk with the same points and predictions, and stores no weights."""
+    scattered_verified.save(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.*")] == ["verified.json"]
+    loaded = GeepVerified().load(tmp_path, signal_task, small_backbone, {"geep": scattered_geep})
+    assert loaded.points == scattered_verified.points
+    for at in loaded.points:
+        first, second = (fitted.predict(unseen.tokens, at=at) for fitted in (scattered_verified, loaded))
+        np.testing.assert_array_equal(first.logits, second.logits)
+
+
+def test_damage_is_told(
+    scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, tmp_path: Path
+) -> None:
+    """A missing or broken file is a ResultError."""
+    for content in (None, "{", "[1]"):
+        if content is not None:
+            (tmp_path / "verified.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ResultError, match="run again"):
+            GeepVerified().load(tmp_path, signal_task, small_backbone, {"geep": scattered_geep})
+
+
+@pytest.mark.parametrize("looks", [1, 3, EVERY])
+def test_looks_are_found_without_a_look_at_the_device(
+    looks: int, scattered_geep: FittedGeep, unseen: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without values do for it, once the table has been asked."""
+    monkeypatch.setattr(
+        ExitTable,
+        "quantiles",
+        lambda self, tokens, asked: torch.empty(len(tokens), len(asked), dtype=torch.int16, device="meta"),
+    )
+    table = next(iter(scattered_geep.tables.values()))
+    found = look_layers(table, unseen.tokens.to("meta"), scattered_geep.model.answers, 400, looks)
+    assert found.shape == (40, looks or len(scattered_geep.model.answers))

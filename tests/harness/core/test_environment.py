@@ -1,0 +1,47 @@
+"""What is told about a machine, and what is not."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.core import environment as module
+from harness.core.environment import fingerprint
+
+
+def test_facts_that_make_timings_comparable() -> None:
+    """Processor, cores, threads, versions and commit are there, and fit into JSON."""
+    facts = fingerprint()
+    wanted = {"cpu", "cores", "torch_threads", "memory_bytes", "system", "python", "commit", "versions", "gpu"}
+    assert set(facts) == wanted
+    assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert json.loads(json.dumps(facts)) == facts
+    assert (facts["gpu"] is None) == (not torch.cuda.is_available())
+
+
+def test_no_name_and_no_path() -> None:
+    """Neither the host's name, nor the user's, nor where anything lies."""
+    facts = json.dumps({key: value for key, value in fingerprint().items() if key != "commit"})
+    for secret in (socket.gethostname(), str(Path.home()), str(Path(module.__file__).parents[2]), str(Path.cwd())):
+        assert len(secret) < 2 or secret not in facts
+    user = getpass.getuser()
+    assert f'"{user}"' not in facts
+    assert f"/{user}" not in facts
+
+
+def test_without_git_or_cpuinfo_there_still_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without these the facts are unknown, and nothing fails."""
+
+    def missing(*_: object, **__: object) -> str:
+        raise FileNotFoundError(2, "no such file")
+
+    monkeypatch.setattr(module.subprocess, "run", missing)
+    monkeypatch.setattr(module.Path, "read_text", missing)
+    facts = module.fingerprint.__wrapped__()
+    assert facts["commit"] is None
+    assert isinstance(facts["cpu"], str)

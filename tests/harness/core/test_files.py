@@ -1,0 +1,77 @@
+"""Folders keyed by content: whole, or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.core.errors import ConfigError
+from harness.core.files import cache_root, content_key, write_folder
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=3), part, max_size=3),
+    max_leaves=6,
+)
+
+
+def test_the_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable first, then the user's cache folder, then ~/.cache."""
+    monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / "own"))
+    assert cache_root() == tmp_path / "own"
+    monkeypatch.setenv("GEEP_BENCH_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "geep-bench"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert cache_root() == tmp_path / ".cache" / "geep-bench"
+
+
+@given(JSON, st.lists(st.integers(), max_size=4), st.lists(st.integers(), max_size=4))
+def test_keys_follow_content(content: object, one: list[int], other: list[int]) -> None:
+    """Equal content, equal key of 16 hex digits; different content, different key."""
+    assert content_key(content) == content_key(content)
+    assert len(content_key(content)) == 16
+    assert int(content_key(content), 16) >= 0
+    assert (content_key(one) == content_key(other)) == (one == other)
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    """Settings are the same settings in any order."""
+    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
+    assert content_key(["a", "b"]) != content_key(["b", "a"])
+
+
+def test_a_folder_is_written_whole(tmp_path: Path) -> None:
+    """A second writing replaces the first; files of the first do not linger."""
+    target = tmp_path / "deep" / "folder"
+    write_folder(target, lambda place: (place / "old").write_text("1") and None)
+    write_folder(target, lambda place: (place / "new").write_text("2") and None)
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in target.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), RuntimeError("bug"), KeyboardInterrupt()])
+def test_what_breaks_half_way_leaves_the_old_folder(tmp_path: Path, problem: BaseException) -> None:
+    """Whatever goes wrong while filling, what was there stays and nothing else does."""
+    target = tmp_path / "folder"
+    write_folder(target, lambda place: (place / "old").write_text("1") and None)
+
+    def half(place: Path) -> None:
+        (place / "new").write_text("half")
+        raise problem
+
+    with pytest.raises((ConfigError, RuntimeError, KeyboardInterrupt)):
+        write_folder(target, half)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "geep-bench-cache"] == ["folder"]
+    assert [path.name for path in target.iterdir()] == ["old"]
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """The message names the variable that chooses another place."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="GEEP_BENCH_CACHE"):
+        write_folder(tmp_path / "file" / "folder", lambda place: None)

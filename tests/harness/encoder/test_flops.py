@@ -1,0 +1,154 @@
+"""FLOPs: FastBERT's published count, and torch's own count of what ran."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.cli.main import main
+from harness.contracts import Execution, Predictions
+from harness.core.errors import ConfigError
+from harness.core.tokens import TokenSet
+from harness.core.work import FastBertHeadCost, LayerCost, ModelCost, Tally, Work
+from harness.encoder.flops import closed_form
+from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
+from harness.execution.cascade import run_cascade
+from harness.execution.entropy_exit import entropy_rule
+from harness.execution.executors import run_assigned, run_full
+from harness.execution.sequential import run_sequential
+from harness.execution.token_exits import TokenExits, run_token_exits
+from harness.execution.verified import run_verified
+
+BASE = ["flops", "--backbone", "bert-base-uncased", "--labels", "2", "--seq-len", "128"]
+
+
+def facts(capsys: pytest.CaptureFixture[str], *options: str) -> dict:
+    assert main([*BASE, *options, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_bert_base_is_what_fastbert_publishes(capsys: pytest.CaptureFixture[str]) -> None:
+    """BERT-base, 128 tokens, FastBERT's head: 21,785,247,744, asked for as a user would, without a network."""
+    assert facts(capsys)["linear"] == 21_785_247_744
+
+
+@pytest.mark.parametrize("layer", [1, 2, 7, 12])
+def test_every_head_costs_the_same_per_layer(capsys: pytest.CaptureFixture[str], layer: int) -> None:
+    """Leaving at layer k after k heads costs k x 1,853,915,136, FastBERT's unit."""
+    assert facts(capsys, "--exit", str(layer))["linear_every_head"] == layer * 1_853_915_136
+
+
+def test_the_published_parts_add_up() -> None:
+    """FastBERT's units at 128 tokens: a layer 1,811,939,328, a head 41.98 M; one layer and head is 11.75 times cheaper."""
+    shape, tokens = KNOWN_SHAPES["bert-base-uncased"], Tally(1, 128, 128, 128**2)
+    layer = LayerCost(shape.width, shape.intermediate).flops(tokens, "linear")
+    head = FastBertHeadCost(shape.width, 128, 2).flops(tokens, "linear")
+    assert layer == 1_811_939_328
+    assert head == 25_165_824 + 16_777_216 + 32_768  # narrow, attention, dense: 41.98 M
+    every = [closed_form(shape, 2, 128, exit_layer=k, heads="every")["linear"] for k in range(1, 13)]
+    assert every == [k * 1_853_915_136 for k in range(1, 13)]
+    assert round((12 * layer + head) / every[0], 2) == 11.75
+
+
+def test_text_form_names_both_conventions(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --json the same number stands in a line that says how it was counted."""
+    assert main(BASE) == 0
+    out = capsys.readouterr().out
+    assert "21,785,247,744" in out
+    assert "linear layers only" in out
+    assert "every matrix product" in out
+
+
+@pytest.mark.parametrize(
+    ("labels", "seq_len", "exit_layer", "word"),
+    [(2, 128, 13, "--exit 13"), (2, 128, 0, "--exit 0"), (1, 128, None, "--labels 1"), (2, 513, None, "--seq-len 513")],
+)
+def test_numbers_out_of_range_are_refused(labels: int, seq_len: int, exit_layer: int | None, word: str) -> None:
+    """The message says which option, and what it may be."""
+    with pytest.raises(ConfigError, match=word):
+        closed_form(KNOWN_SHAPES["bert-base-uncased"], labels, seq_len, exit_layer=exit_layer)
+
+
+def test_closed_form_is_what_a_pass_over_one_sample_counts(
+    make_model: Callable[..., MultiExitModel], make_tokens: Callable[..., TokenSet], tiny_shape: EncoderShape
+) -> None:
+    """Asking from a shape and running a sample of that length give the same two numbers."""
+    model = make_model(labels=5)
+    work = run_full(model, make_tokens([9]), Execution()).work
+    expected = closed_form(tiny_shape, 5, 9)
+    assert expected == {kind: model.cost().flops(work, kind) for kind in ("linear", "full")}  # type: ignore[arg-type]
+
+
+# layers, width, heads, intermediate
+SHAPES = [(4, 16, 2, 24), (3, 24, 3, 20), (5, 8, 1, 40)]
+LENGTHS = [5, 1, 12, 9, 12, 2, 7, 7]
+
+
+def runs(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> dict[str, Callable[[], Predictions]]:
+    """Every executor in every mode, by name."""
+    exits = torch.arange(len(tokens), dtype=torch.int16) % model.depth
+    looks = torch.stack([exits // 2, exits], 1)
+    rule = entropy_rule(0.6)
+    return {
+        "full": lambda: run_full(model, tokens, execution),
+        "sequential": lambda: run_sequential(model, tokens, execution, rule),
+        "assigned": lambda: run_assigned(model, tokens, exits, execution),
+        "shared": lambda: run_assigned(model, tokens, exits, execution, answer="shared"),
+        "verified once": lambda: run_verified(model, tokens, exits[:, None], execution, rule),
+        "verified steps": lambda: run_verified(model, tokens, looks, execution, rule),
+        "tokens": lambda: run_token_exits(
+            model, tokens, TokenExits.of(torch.arange(50) % model.depth, model.depth), execution
+        ),
+        "cascade": lambda: run_cascade(model, model, tokens, execution, rule),
+    }
+
+
+@pytest.mark.parametrize("head", ["fastbert", "linear"])
+@pytest.mark.parametrize("protocol", ["modern", "paper"])
+@pytest.mark.parametrize("executor", ["ladder", "exact-k"])
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_full_equals_torchs_flop_counter(
+    make_model: Callable[..., MultiExitModel],
+    make_tokens: Callable[..., TokenSet],
+    sizes: tuple[int, int, int, int],
+    executor: str,
+    protocol: str,
+    head: str,
+) -> None:
+    """What executors count is what torch counts, for every executor, layout, head and shape."""
+    model = make_model(labels=3, head=head, shape=EncoderShape(*sizes, vocab_size=50, max_positions=16))
+    tokens = make_tokens(LENGTHS)
+    execution = Execution(batch_size=3, protocol=protocol, executor=executor, max_length=13)  # type: ignore[arg-type]
+    for name, run in runs(model, tokens, execution).items():
+        # torch counts scaled_dot_product_attention on the CPU as nothing, except on the math path.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            work = run().work
+        assert model.cost().flops(work, "full") == counter.get_total_flops(), name
+        assert model.cost().flops(work, "linear") > 0
+
+
+def test_parameters_are_counted_once(tiny_model: MultiExitModel) -> None:
+    """The cost names every number that must be kept at hand."""
+    assert tiny_model.cost().params == sum(p.numel() for p in tiny_model.parameters())
+
+
+def test_work_adds_up() -> None:
+    """Merging work adds tallies block by block; kinds keep apart; no layer at all wastes nothing."""
+    one, other = Work(), Work()
+    one.add("layer.0", Tally(2, 10, 8, 50))
+    other.add("layer.0", Tally(1, 5, 5, 25))
+    other.add("layer.1", Tally(1, 5, 5, 25))
+    other.add("head.teacher", Tally(3, 5, 5, 5))
+    one.merge(other)
+    assert one.blocks["layer.0"] == Tally(3, 15, 13, 75)
+    assert (one.rows("layer"), one.rows("head"), one.rows("other")) == (4, 3, 0)
+    assert one.valid_token_ratio() == pytest.approx(18 / 20)
+    assert Work().valid_token_ratio() == 1.0
+    with pytest.raises(KeyError):
+        ModelCost({"layer": LayerCost(4, 8)}, 1, 1).flops(one, "full")

@@ -1,0 +1,396 @@
+"""Planted bugs in the executors' chassis: what gives wrong answers only sometimes, or only on a device, is caught.
+
+The check is small and whole: running order, batches, refusals; then all executors, eagerly and in graphs by the stand-ins,
+against a model that is run sample by sample without any of the chassis but attention.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.contracts import Execution, Predictions
+from harness.core.errors import ConfigError
+from harness.core.tokens import TokenSet
+from harness.encoder.layout import Layout
+from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import EncoderShape
+from harness.execution import arrangement, cascade, executors, sequential, token_exits, verified
+from harness.execution.entropy_exit import entropy_rule, first_exit, normalised_entropy
+from harness.execution.exit_rules import Patience
+from harness.toolkit.distillation import take_layers
+
+N, DEPTH, END, SMALL = 23, 4, 2, 2
+TOKENS = torch.from_numpy(np.random.default_rng(7).integers(0, DEPTH - 1, 50))  # nobody but [CLS] runs to the end
+SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
+EXITS = np.random.default_rng(5).integers(0, DEPTH, N).astype(np.int16)
+LOOKS = np.stack([EXITS, np.random.default_rng(6).integers(0, DEPTH, N)], 1).astype(np.int16)
+EXECUTIONS = [
+    Execution(batch_size=4, max_length=12),
+    Execution(batch_size=5, max_length=14, protocol="paper", window=7),
+    Execution(batch_size=6, max_length=12, batch_tokens=20, executor="exact-k", order="arrival"),
+    Execution(batch_size=N, max_length=12),  # graphs of several sizes
+    Execution(batch_size=1, max_length=12),  # nobody is selected, so hidden states wait in their lane
+]
+# Both limits in turn, with padding and without.
+CUTS = [
+    Execution(batch_size=3, window=5, order="arrival", batch_tokens=1, max_length=12),
+    Execution(batch_size=3, batch_tokens=1000, max_length=12),
+    Execution(batch_size=9, batch_tokens=50, max_length=12, protocol="paper"),
+]
+
+
+@dataclass
+class World:
+    """A model, samples, every layer's answers [L, N, C] to them one by one, and a threshold that no entropy is near.
+
+    ``hashed`` [N, C] are the answers where tokens leave after the layers of ``TOKENS``.
+    """
+
+    model: MultiExitModel
+    tokens: TokenSet
+    student: torch.Tensor
+    shared: torch.Tensor
+    hashed: torch.Tensor
+    speed: float
+
+    def at(self, exits: np.ndarray, shared: bool = False) -> np.ndarray:
+        table = self.shared if shared else self.student
+        return table[torch.from_numpy(exits.astype(np.int64)), torch.arange(N)].numpy()
+
+    def patient(self) -> np.ndarray:
+        """Where samples leave whose last two heads agree."""
+        same = (self.student[1:-1].argmax(-1) == self.student[:-2].argmax(-1)).numpy()
+        return np.where(same.any(0), same.argmax(0) + 1, DEPTH - 1)
+
+    def verified(self, end: int) -> np.ndarray:
+        """Where samples leave that look at ``LOOKS``."""
+        sure = (normalised_entropy(self.student) <= self.speed).numpy()
+        exits = np.zeros(N, np.int64)
+        for sample in range(N):
+            looks = [int(LOOKS[sample, 0]), *(min(int(look), end) for look in LOOKS[sample, 1:]), end]
+            at = looks[0]
+            for look in looks[1:]:
+                if at >= end or sure[at, sample]:
+                    break
+                at = max(at, look)
+            exits[sample] = at
+        return exits
+
+
+@pytest.fixture(scope="module")
+def world(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> World:
+    model = make_model(shape=SHAPE)
+    student, shared, hashed = torch.zeros(DEPTH, N, 3), torch.zeros(DEPTH, N, 3), torch.zeros(N, 3)
+    with torch.no_grad():
+        for sample in range(N):
+            one = tokens.select([sample])
+            layout = Layout(one.lengths.numpy(), None, "cpu")
+            state = token_exits.masked_state(model.encoder, one, layout, token_exits.TokenExits.of(TOKENS, DEPTH))
+            hashed[sample] = model.teacher(state, layout)[0]
+            states = list(model.encoder.states(one, layout))[1:]
+            for index, hidden in enumerate(states):
+                student[index, sample] = model.student(index)(hidden, layout)[0]
+                again = hidden if index == DEPTH - 1 else model.encoder.layers[-1](hidden, layout)
+                shared[index, sample] = model.teacher(again, layout)[0]
+    entropies = normalised_entropy(student).flatten().sort().values
+    middle = entropies[len(entropies) // 3 : -len(entropies) // 3]
+    widest = int(middle.diff().argmax())
+    return World(model, tokens, student, shared, hashed, float(middle[widest : widest + 2].mean()))
+
+
+def check_order(world: World) -> None:
+    """Samples whole, sorted within windows, and cut into batches within the limits."""
+    tokens, lengths = world.tokens, world.tokens.lengths.tolist()
+    for execution in (*EXECUTIONS, *CUTS):
+        for at_hand in (("cpu",), ()):
+            arrangement.AT_HAND = at_hand
+            found = arrangement.arrange(tokens, execution, SHAPE, torch.from_numpy(LOOKS))
+            by_length = execution.order == "length"
+            window = execution.window or N
+            expected = sorted(range(N), key=lambda i: (i // window, -LOOKS[i, 0], -lengths[i] * by_length))
+            assert found.order.tolist() == expected
+            assert found.lengths.tolist() == [lengths[i] for i in expected]
+            assert found.columns.tolist() == LOOKS[expected].tolist()
+            for begin, end in ((0, N), (7, 12)):
+                batch, positions = found.batch(begin, end)
+                wanted = tokens.select(expected[begin:end])
+                for one, two in zip(
+                    (batch.ids, batch.offsets, batch.segments),
+                    (wanted.ids, wanted.offsets, wanted.segments),
+                    strict=True,
+                ):
+                    assert one.tolist() == two.tolist()
+                assert positions.tolist() == [place for i in expected[begin:end] for place in range(lengths[i])]
+        sizes = np.full(N, execution.max_length) if execution.protocol == "paper" else found.lengths
+        at = 0
+        for first, last in executors.exit_batches(found.columns[:, 0], found.lengths, execution):
+            assert first == at < last
+            at = last
+            assert last - first <= execution.batch_size and first // window == (last - 1) // window
+            assert not execution.batch_tokens or last - first == 1 or sizes[first:last].sum() <= execution.batch_tokens
+            assert execution.executor == "ladder" or len(set(found.columns[first:last, 0])) == 1
+        assert at == N
+
+
+def check_refusals() -> None:
+    """Samples by their number in the input; lengths and ids at the edge are fine."""
+    for rows, message in (
+        ([[1] * 3, [], [1] * 5], "sample 1 has no token"),
+        ([[1], [1] * 17, [1] * 3], "sample 1 has 17 tokens"),
+        ([[1], [2] * 3, [-1]], "token id -1"),
+        ([[1], [2] * 3, [50]], "token id 50"),
+        ([[1], [2] * 16, [49, 0]], None),
+        ([[1], [3], [5, 5]], "segment 2"),
+    ):
+        segments = [[row[0] // 2] * len(row) if message == "segment 2" else [1] * len(row) for row in rows]
+        refused: AbstractContextManager[Any] = (
+            nullcontext() if message is None else pytest.raises(ConfigError, match=message)
+        )
+        with refused:
+            arrangement.arrange(TokenSet.from_lists(rows, segments), Execution(), SHAPE)
+
+
+@cache
+def small(model: MultiExitModel) -> MultiExitModel:
+    """The first layers as a model of its own, its head the student there."""
+    made = MultiExitModel(take_layers(model.encoder, range(SMALL)), model.labels)
+    made.teacher.load_state_dict(model.student(SMALL - 1).state_dict())
+    return made.eval()
+
+
+def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[], Predictions], np.ndarray, np.ndarray]]:
+    """All executors, with the exits and logits they have to give."""
+    model, tokens, rule = world.model, world.tokens, entropy_rule(world.speed)
+    exits, looks = torch.from_numpy(EXITS), torch.from_numpy(LOOKS)
+    full, sure = np.full(N, DEPTH - 1), first_exit(world.student, world.speed).numpy()
+    yield lambda: executors.run_full(model, tokens, execution), full, world.at(full)
+    yield lambda: executors.run_assigned(model, tokens, exits, execution), EXITS, world.at(EXITS)
+    yield (
+        lambda: executors.run_assigned(model, tokens, exits, execution, answer="shared"),
+        EXITS,
+        world.at(EXITS, shared=True),
+    )
+    yield lambda: sequential.run_sequential(model, tokens, execution, rule), sure, world.at(sure)
+    patient = world.patient()
+    yield lambda: sequential.run_sequential(model, tokens, execution, Patience(1)), patient, world.at(patient)
+    yield lambda: sequential.run_faithful(model, tokens, execution, rule), sure, world.at(sure)
+    hashed = token_exits.TokenExits.of(TOKENS, DEPTH)
+    yield lambda: token_exits.run_token_exits(model, tokens, hashed, execution), full, world.hashed.numpy()
+    sure = (normalised_entropy(world.student[SMALL - 1]) <= world.speed).numpy()
+    where = np.where(sure, SMALL - 1, DEPTH - 1)
+    yield lambda: cascade.run_cascade(small(model), model, tokens, execution, rule), where, world.at(where)
+    for end in (DEPTH - 1, END):
+        where = world.verified(end)
+        yield (
+            lambda end=end: verified.run_verified(model, tokens, looks, execution, rule, end=end),  # type: ignore[misc]
+            where,
+            world.at(where),
+        )
+
+
+def check_answers(world: World, kernel: Any) -> None:
+    """The right exits and logits, from new graphs and from those that are there; attention counted as it ran."""
+    verified.CHUNK = 4
+    for execution in EXECUTIONS:
+        for compute in ("graphs", "eager"):
+            for run, exits, logits in every_run(world, replace(execution, compute=compute)):  # type: ignore[arg-type]
+                for again in (False, True) if compute == "graphs" else (True,):
+                    before = kernel.pairs
+                    found = run()
+                    assert found.exit_layer.tolist() == exits.tolist()
+                    np.testing.assert_allclose(found.logits, logits, rtol=1e-3, atol=1e-4)
+                    if again and execution.protocol == "modern":
+                        assert kernel.pairs - before == sum(tally.pairs for tally in found.work.blocks.values())
+    model = world.model
+    for scale in (1.0, 1.5):
+        with torch.no_grad():
+            model.teacher.label.weight.mul_(scale)  # type: ignore[union-attr, operator]
+        expected = executors.run_full(model, world.tokens, Execution()).logits
+        found = executors.run_full(model, world.tokens, replace(EXECUTIONS[0], compute="graphs"))
+        np.testing.assert_allclose(found.logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def compare(put: Callable[[], None] | None, world: World, pretend_cuda: Callable[[pytest.MonkeyPatch], Any]) -> None:
+    """Everything, on a chassis with a bug."""
+    if put is not None:
+        put()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            check_order(world)
+            check_refusals()
+            check_answers(world, pretend_cuda(patch))
+        except Exception as error:  # whatever a bug leads to
+            raise AssertionError from error
+
+
+BUGS = {
+    "execution.arrangement": {
+        "tokens of samples in input order": ("tokens.offsets[order][owner]", "tokens.offsets[:-1][owner]"),
+        "positions count through": (" - offsets[owner]\n", "\n"),
+        "lengths in input order": ("lengths[order][:, None]", "lengths[:, None]"),
+        "looks in input order": ("columns[order].long()", "columns.long()"),
+        "sorted by the last look": ("columns[:, 0].contiguous()", "columns[:, -1].contiguous()"),
+        "sorted by length whatever is asked": (
+            'lengths if execution.order == "length" else torch.zeros_like(lengths)', "lengths"),
+        "bounds of a device without length": ('execution.max_length if execution.order == "length" else 0', "0"),
+        "one window on a device": ("window=execution.window\n        ).order", "window=0\n        ).order"),
+        "offsets of a batch not from 0": (" - whole.offsets[begin]", ""),
+        "positions from the wrong sample": ("self.positions[rows]", "self.positions[: rows.stop - rows.start]"),
+        "segments of other samples": ("whole.segments[rows]", "whole.segments[: rows.stop - rows.start]"),
+        "batch_tokens ignored": ("if not execution.batch_tokens:", "if True:"),
+        "padding not counted": ('lengths[begin:end] if execution.protocol == "modern"', "lengths[begin:end] if True"),
+        "a sample more than fits": ('side="right"))', 'side="right")) + 1'),
+        "batches as long as tokens allow": ("first + execution.batch_size, len(sizes))", "len(sizes))"),
+        "the last window is whole": ("min(begin + (window or count), count)", "begin + (window or count)"),
+        "samples counted as they run": ("sample {order[empty]} has", "sample {empty} has"),
+        "one position too many": (
+            "lengths[longest] > shape.max_positions", "lengths[longest] > shape.max_positions + 1"),
+        "one id too many": ("high >= known", "high > known"),
+        "negative ids": ("low < 0 or high", "high"),
+        "segments are not looked at": ('("segment", shape.type_vocab, *extremes[2:])', '("segment", 9, *extremes[2:])'),
+    },
+    "encoder.layout": {
+        "offsets of a slice not from 0": ("part - part[0]", "part"),
+        "rows of other samples are gathered": ("self.offsets[chosen] - offsets[:-1]", "self.offsets[chosen]"),
+        "padded rows of other samples": (
+            "chosen[row // self.pad_to] * self.pad_to", "row // self.pad_to * self.pad_to"),
+        "a slice begins at its number": (
+            "hidden[self.starts[start] : self.starts[stop]]",
+            "hidden[start : self.starts[stop] - self.starts[start] + start]"),
+        "one padding row may be looked at": (
+            "device=self.device) < lengths[:, None]", "device=self.device) <= lengths[:, None]"),
+    },
+    "execution.graphs": {
+        "layers write what they read": ("place.states[1 - index % 2]", "place.states[index % 2]"),
+        "a head reads the buffer before": (
+            "source = place.states[(exit_layer + 1) % 2]", "source = place.states[exit_layer % 2]"),
+        "a head's input goes elsewhere": ("place.place(hidden, exit_layer + 1)", "place.place(hidden, exit_layer)"),
+        "what was selected is not placed": ("        place.place(hidden, index)\n", ""),
+        "bounds not cut at the rows": ("self._bounds = bounds.clamp(max=rows)", "self._bounds = bounds"),
+        "first tokens not cut at the rows": ("self._bounds[:-1].clamp(max=self._rows - 1)", "self._bounds[:-1]"),
+        "stale bounds beyond the batch": ("            self._bounds[root.count + 1 :].fill_(root.rows)\n", ""),
+        "a lane keeps its first batch": ("if root is self.root:", "if self.root is not None:"),
+        "padded lengths stay": ("self._lengths[: root.count].copy_(root.offsets[1:] - root.offsets[:-1])", "pass"),
+        "the mask is of the padding": (
+            "(every < lengths[:count, None].clamp(min=1))", "(every < pad_to + 0 * lengths[:count, None])"),
+        "heads run in the climbing lane": ("            lane = SIDE  #", "            pass  #"),
+        "nothing is kept": ("return tensor.clone()", "return tensor"),
+        "graphs of one layer for all": ('(lane, "layer", index, rows)', '(lane, "layer", 0, rows)'),
+        "graphs of one lane for all": ('(lane, "layer", index, rows)', '(0, "layer", index, rows)'),
+        "graphs of one size for all": ('(lane, "layer", index, rows)', '(lane, "layer", index, 0)'),
+        "graphs of one head for all": ('(lane, "head", exit_layer, rows)', '(lane, "head", 0, rows)'),
+        "bounds of the batch that was recorded": (
+            "        def run() -> None:\n            target",
+            "        now = place.attention(rows)\n"
+            "        place.attention = lambda _: now\n"
+            "\n"
+            "        def run() -> None:\n"
+            "            target"),
+        "lengths of the batch that was recorded": ("source[:rows], place.attention(rows)))", "source[:rows], layout))"),
+        "replayed at its first batch only": (
+            "        self._graphs[key]()",
+            '        if key[-1] != self.__dict__.setdefault("last", key[-1]):\n            self._graphs[key]()'),
+        "rows rounded down": ("return -(-size // step) * step", "return max(step, size // step * step)"),
+        "left-overs not counted": ("np.minimum(layout.root.starts, rows)", "np.minimum(layout.starts, rows)"),
+    },
+    "execution.engines": {
+        "old weights": ("if kept is None or kept.weights != weights:", "if kept is None:"),
+    },
+    "execution.executors": {
+        "answers in another order": (
+            "self.logits.index_copy_(0, transfer.upload(samples, self.device), logits)",
+            "self.logits[: len(samples)] = logits"),
+        "exits in another order": ("self.exits[samples] = exit_layer", "self.exits[: len(logits)] = exit_layer"),
+        "sorted once more": ("out[self.arranged.order] = values", "out = values[self.arranged.order]"),
+        "one buffer for two climbs": ("advance(make(lane), lane, None)", "advance(make(0), lane, None)"),
+        "lanes are not freed": ("            free.append(lane)\n", "            pass\n"),
+        "those who leave stay a layer longer": (
+            "active = int((depths >= index).sum())", "active = int((depths >= index - 1).sum())"),
+        "answers at the place in the batch": ("slice(first + staying, first + active)", "slice(staying, active)"),
+        "those who stay are answered": (
+            "layout_now.slice(hidden, staying, active)", "layout_now.slice(hidden, 0, active - staying)"),
+        "the shared layer in the climbing lane": (
+            "self.layer(last, hidden, layout, SIDE)", "self.layer(last, hidden, layout)"),
+        "exact-k is a ladder": ('if execution.executor == "exact-k":', "if False:"),
+    },
+    "execution.sequential": {
+        "the wrong ones stay": ("np.flatnonzero(stay)", "np.flatnonzero(~stay)"),
+        "numbers of those who left": ("else samples)[stay]", "else samples)[: stay.sum()]"),
+        "layers of every climb in one lane": (
+            "run.layer(index, hidden, layout, lane)", "run.layer(index, hidden, layout)"),
+        "embeddings of every climb in one lane": ("run.begin(first, last, lane)", "run.begin(first, last)"),
+        "all leave if one does": ("if not stay.any():", "if not stay.all():"),
+        "memories of others": ("part.index_select(0, rows)", "part[: len(rows)]"),
+        "a memory that forgets": ("leaves, memory = rule.look(", "leaves, _ = rule.look("),
+        "faithful to those who stay": ("logits[torch.tensor(going, device=logits.device)]", "logits[: len(going)]"),
+    },
+    "execution.verified": {
+        "the end is ignored": (" | (group.depth >= end)", ""),
+        "looks beyond the end": ("        targets[:, 1:] = np.minimum(targets[:, 1:], stop)\n", ""),
+        "hidden states are not kept": ("run.keep(part)", "part"),
+        "logits are not kept": (
+            "run.keep(run.head(index, part, its_layout))", "run.head(index, part, its_layout)"),
+        "everybody's verdict is the first one's": ("        start += len(group.samples)\n", ""),
+        "shallow goals first": ("-goal[samples]", "goal[samples]"),
+        "unsure ones wait at the wrong layer": ("setdefault(group.depth, [])", "setdefault(end - 1, [])"),
+        "goals of other samples": ("targets[samples, 0]", "targets[: len(samples), 0]"),
+        "joined without their lengths": (
+            "np.concatenate([group.layout.lengths for group in groups])",
+            "np.concatenate([group.layout.lengths for group in groups][::-1])"),
+    },
+    "encoder.partial_attention": {
+        "rows that have left": ("torch.where(active, active", "torch.where(~active, (~active)"),
+        "queries of other samples": ("self._starts[:-1, None] + cell", "cell"),
+        "bounds of the whole batch": ("self.bounds, layout.bounds", "layout.bounds, layout.bounds"),
+        "no mask": ("attn_mask=layout.mask", "attn_mask=None"),
+        "pairs of the whole batch": ("self.counts * layout.lengths", "layout.lengths * layout.lengths"),
+    },
+    "execution.token_exits": {
+        "a layer too few": ("return bisect_left(self.layers, layer)", "return bisect_left(self.layers, layer + 1)"),
+        "a layer too many": ("return bisect_left(self.layers, layer)", "return bisect_left(self.layers, layer - 1)"),
+        "the first token leaves": ("index_fill_(0, first,", "index_fill_(0, first[:0],"),
+        "exits in order of arrival": ("exits.places(run.arranged.tokens)", "exits.places(tokens)"),
+        "what is attended to stays as it left": ("            hidden.index_copy_(0, some.index, active)\n", ""),
+        "the state of those who run on is lost": (
+            "active = hidden.index_select(0, some.index)", "active = hidden[: some.rows]"),
+        "padding is a token": ("every >= lengths[:, None]", "every >= 0 * lengths[:, None]"),
+    },
+    "execution.cascade": {
+        "everybody goes on": ("np.flatnonzero(~(yield", "np.flatnonzero((yield"),
+        "those of the first window": ("(torch.cat(sure)))) + begin", "(torch.cat(sure)))) + 0 * begin"),
+        "the small model again": ("Pass.over(whole, going, run)", "Pass.over(run.model, going, run)"),
+        "answers of others": ("run.answer(going, second", "run.answer(going[::-1].copy(), second"),
+    },
+}  # fmt: skip
+CASES = [(module, bug) for module, bugs in BUGS.items() for bug in bugs]
+
+
+def test_the_chassis_as_it_is_passes(
+    world: World, pretend_cuda: Callable[..., Any], fails_apart: Callable[..., bool]
+) -> None:
+    """Otherwise catching planted bugs would prove nothing."""
+    assert not fails_apart(compare, None, world, pretend_cuda)
+
+
+@pytest.mark.parametrize(("module", "bug"), CASES)
+def test_planted_bugs_are_caught(
+    module: str,
+    bug: str,
+    world: World,
+    planted: Callable[[str, str, str], Callable[[], None]],
+    pretend_cuda: Callable[..., Any],
+    fails_apart: Callable[..., bool],
+) -> None:
+    """Every one of them."""
+    assert fails_apart(compare, planted(module, *BUGS[module][bug]), world, pretend_cuda)

@@ -1,0 +1,243 @@
+"""What can be known about a device without having one: who waits, what lies where, what runs in fixed memory.
+
+Tensors on the device ``meta`` have no values. Whatever looks at one on the way (``item``, boolean masks, ``nonzero``)
+raises there, and :class:`OneDevice` refuses what mixes devices or moves data behind the executors' backs. The few copies to
+the host that are meant are answered with what the same pass copied on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from harness.contracts import Execution, Predictions
+from harness.core.tokens import TokenSet
+from harness.encoder import transfer, varlen
+from harness.encoder.model import Encoder, ExitGate
+from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import EncoderShape
+from harness.execution import engines, executors, graphs
+from harness.execution.cascade import run_cascade
+from harness.execution.entropy_exit import entropy_rule
+from harness.execution.executors import run_assigned, run_full
+from harness.execution.exit_rules import Confidence, Learned, Patience, PatienceConfidence, Static
+from harness.execution.sequential import run_faithful, run_sequential
+from harness.execution.token_exits import TokenExits, run_token_exits
+from harness.execution.verified import run_verified
+
+N, DEPTH = 23, 4
+RULE = entropy_rule(0.97)
+HASHED = {device: TokenExits.of(torch.arange(50) % DEPTH, DEPTH).to(device) for device in ("cpu", "meta")}
+SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
+GATE = ExitGate(SHAPE.width)
+GATES = {"cpu": GATE, "meta": copy.deepcopy(GATE).to("meta")}
+
+
+class OneDevice(TorchDispatchMode):
+    """Every operation stays on one device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.dim()}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") is not None:
+            devices.add(kwargs["device"].type)
+        assert len(devices) <= 1, f"{func} from and to {sorted(devices)}"
+        return func(*args, **kwargs)
+
+
+class Arrived:
+    """A copy to the host whose values are known from elsewhere."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def wait(self) -> np.ndarray:
+        return self.values
+
+
+class Twice:
+    """A recorder that executes while it records, as a real one may, and then on every replay."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return run
+
+
+RUNS: dict[str, Callable[[MultiExitModel, TokenSet, Tensor, Execution], Predictions]] = {
+    "full": lambda model, tokens, exits, execution: run_full(model, tokens, execution),
+    "ladder": lambda model, tokens, exits, execution: run_assigned(model, tokens, exits, execution),
+    "exact-k": lambda model, tokens, exits, execution: run_assigned(
+        model, tokens, exits, replace(execution, executor="exact-k")
+    ),
+    "shared": lambda model, tokens, exits, execution: run_assigned(model, tokens, exits, execution, answer="shared"),
+    "shrink": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, RULE),
+    "patience": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, Patience(1)),
+    "sure twice": lambda model, tokens, exits, execution: run_sequential(
+        model, tokens, execution, PatienceConfidence(0.97, 2)
+    ),
+    "calibrated": lambda model, tokens, exits, execution: run_sequential(
+        model, tokens, execution, Confidence(0.5, (0.5, 2.0, 1.0, 1.0))
+    ),
+    "learned": lambda model, tokens, exits, execution: run_sequential(
+        model, tokens, execution, Learned(0.5, GATES[tokens.device.type])
+    ),
+    "static": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, Static(1)),
+    "verified": lambda model, tokens, exits, execution: run_verified(
+        model, tokens, torch.stack([exits, exits.clamp(min=2)], 1), execution, RULE
+    ),
+    "tokens": lambda model, tokens, exits, execution: run_token_exits(
+        model, tokens, HASHED[tokens.device.type], execution
+    ),
+    "cascade": lambda model, tokens, exits, execution: run_cascade(model, model, tokens, execution, RULE),
+}
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Everything that goes to the host, in turn."""
+    seen: list[np.ndarray] = []
+
+    def download(source: Tensor) -> Arrived:
+        seen.append(source.numpy().copy())
+        return Arrived(seen[-1])
+
+    monkeypatch.setattr(transfer, "download", download)
+    monkeypatch.setitem(executors.IN_FLIGHT, "cpu", executors.IN_FLIGHT["cuda"])
+    return seen
+
+
+def without_values(model: MultiExitModel, dtype: torch.dtype = torch.float32) -> MultiExitModel:
+    """A model of the same shape on the device that has no values."""
+    twin = MultiExitModel(Encoder(SHAPE), model.labels, model.exits, model.head_kind)
+    for module in twin.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                empty = torch.empty(weight.shape, dtype=dtype, device="meta")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+    return twin.eval()
+
+
+@contextmanager
+def no_values(monkeypatch: pytest.MonkeyPatch, copies: list[np.ndarray]) -> Iterator[None]:
+    """``meta`` stands for CUDA; copies to the host are answered from ``copies``, in turn."""
+    answers = iter(list(copies))
+
+    def download(source: Tensor) -> Arrived:
+        assert source.device.type == "meta", "what is on the host already needs no copy"
+        expected = next(answers)
+        assert tuple(source.shape) == expected.shape
+        return Arrived(expected)
+
+    def upload(values: np.ndarray, device: torch.device) -> Tensor:
+        return torch.empty(values.shape, dtype=torch.from_numpy(values).dtype, device=device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "download", download)
+        patch.setattr(transfer, "upload", upload)
+        patch.setattr(varlen, "DEVICES", ("meta",))
+        patch.setattr(engines, "GRAPH_DEVICES", ("meta",))
+        patch.setitem(executors.IN_FLIGHT, "meta", executors.IN_FLIGHT["cuda"])
+        patch.setattr(engines, "model_copy", without_values)
+        patch.setattr(graphs, "CudaRecorder", Twice)
+        patch.setattr(graphs, "begins_at", lambda part, whole: False)
+        with OneDevice():
+            yield
+    assert next(answers, None) is None, "a copy that the CPU made was not asked for"
+
+
+@pytest.mark.parametrize("compute", ["eager", "graphs"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("protocol", ["modern", "paper"])
+@pytest.mark.parametrize("name", RUNS)
+def test_nothing_is_looked_at_on_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+    make_model: Callable[..., MultiExitModel],
+    tokens: TokenSet,
+    copies: list[np.ndarray],
+    name: str,
+    protocol: Any,
+    dtype: Any,
+    compute: Any,
+) -> None:
+    """Every executor runs on a device without looking at a value there, and on one device only."""
+    model = make_model(shape=SHAPE)
+    exits = torch.arange(N, dtype=torch.int16) % DEPTH
+    execution = Execution(batch_size=5, protocol=protocol, max_length=12)
+    expected = RUNS[name](model, tokens, exits, execution)
+    there = replace(execution, dtype=dtype, compute=compute)
+    twin, far, its_exits = without_values(model), tokens.to("meta"), exits.to("meta")
+    refused = compute == "graphs" and dtype == "float32" and protocol == "modern"
+    engines.say_no_graphs.cache_clear()
+    told = pytest.warns(UserWarning, match="no CUDA graphs for packed batches of float32") if refused else nullcontext()
+    with told, no_values(monkeypatch, copies):
+        found = RUNS[name](twin, far, its_exits, there)
+    assert found.exit_layer.tolist() == expected.exit_layer.tolist()
+    np.testing.assert_array_equal(found.logits, expected.logits)  # they are the last copy: sorted back alike
+    assert found.work.rows("layer") == expected.work.rows("layer")
+
+
+def test_the_released_loop_does_look(
+    monkeypatch: pytest.MonkeyPatch,
+    make_model: Callable[..., MultiExitModel],
+    tokens: TokenSet,
+    copies: list[np.ndarray],
+) -> None:
+    """FastBERT's own loop asks every sample on the way: what the other executors are spared, and this net catches."""
+    model = make_model(shape=SHAPE)
+    run_faithful(model, tokens, Execution(batch_size=5), RULE)
+    twin, far = without_values(model), tokens.to("meta")
+    with pytest.raises(RuntimeError, match="meta tensors"), no_values(monkeypatch, copies):
+        run_faithful(twin, far, Execution(batch_size=5), RULE)
+
+
+@pytest.mark.parametrize("name", ["full", "ladder", "exact-k", "shared", "tokens"])
+def test_exits_known_beforehand_take_two_copies(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], name: str
+) -> None:
+    """The host is told who runs when, and gets the answers; nothing between."""
+    RUNS[name](make_model(shape=SHAPE), tokens, torch.arange(N, dtype=torch.int16) % DEPTH, Execution(batch_size=3))
+    assert len(copies) == 2
+    assert copies[-1].shape == (N, 3)
+
+
+@pytest.mark.parametrize("window", [0, 6])
+def test_a_cascade_takes_a_copy_per_window(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], window: int
+) -> None:
+    """Beside those two, the host gets a bool per sample and window, however many batches there are."""
+    RUNS["cascade"](make_model(shape=SHAPE), tokens, torch.zeros(N), Execution(batch_size=2, window=window))
+    assert [copy.shape for copy in copies if copy.dtype == bool] == ([(6,)] * 3 + [(5,)] if window else [(N,)])
+    assert len(copies) == 2 + (4 if window else 1)
+
+
+@pytest.mark.parametrize("name", ["shrink", "patience", "sure twice", "calibrated", "learned"])
+def test_a_rule_waits_for_a_bool_per_active_sample(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], name: str
+) -> None:
+    """What a rule remembers, and what its gate says, stays on the device: per exit and batch, one copy of bools."""
+    found = RUNS[name](make_model(shape=SHAPE), tokens, torch.zeros(N, dtype=torch.int16), Execution(batch_size=5))
+    verdicts = [one for one in copies if one.dtype.kind == "b"]
+    assert len(copies) == len(verdicts) + 2  # who runs when, and the answers
+    assert sum(map(len, verdicts)) == sum(min(int(exit_layer), DEPTH - 2) + 1 for exit_layer in found.exit_layer)
+
+
+def test_verified_exits_take_a_copy_per_look(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray]
+) -> None:
+    """One chunk, two looks: a copy of a bool per sample that asked at the first, one for those who asked again."""
+    RUNS["verified"](make_model(shape=SHAPE), tokens, torch.zeros(N, dtype=torch.int16), Execution(batch_size=3))
+    assert [one.dtype.kind for one in copies].count("b") <= 3
+    assert copies[1].shape == (N,)

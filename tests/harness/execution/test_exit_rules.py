@@ -1,0 +1,249 @@
+"""Exit rules: what each decides, by hand; and the same exits in batches of any size as one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from harness.contracts import Execution
+from harness.core.tokens import TokenSet
+from harness.encoder.layout import Layout
+from harness.encoder.model import ExitGate
+from harness.encoder.multi_exit import MultiExitModel
+from harness.execution.entropy_exit import entropy_rule, first_exit
+from harness.execution.executors import exit_evidence, exit_logits
+from harness.execution.exit_rules import (
+    Confidence,
+    Entropy,
+    ExitRule,
+    Learned,
+    Patience,
+    PatienceConfidence,
+    RawEntropy,
+    Stateless,
+    Static,
+    replay,
+    scores_of,
+)
+from harness.execution.sequential import run_sequential
+
+N, DEPTH = 23, 4
+ONE_BY_ONE = Execution(batch_size=1, order="arrival", max_length=12)
+EXECUTIONS = st.builds(
+    Execution,
+    batch_size=st.integers(1, N),
+    protocol=st.sampled_from(["modern", "paper"]),
+    order=st.sampled_from(["arrival", "length"]),
+    window=st.one_of(st.just(0), st.integers(1, N + 2)),
+    max_length=st.integers(12, 16),
+)
+TEMPERATURES = (0.5, 2.0, 1.0, 3.0)
+THRESHOLDED: dict[str, Callable[[Any, ExitGate], ExitRule]] = {
+    "entropy": lambda at, gate: Entropy(at),
+    "raw-entropy": lambda at, gate: RawEntropy(at),
+    "confidence": lambda at, gate: Confidence(at, TEMPERATURES),
+    "learned": lambda at, gate: Learned(at, gate),
+    "twice sure": lambda at, gate: PatienceConfidence(at, 2),
+}
+
+
+def wide_gap(scores: Tensor) -> float:
+    """The middle of the widest gap in the middle half, so that rounding decides nothing; a float32 number."""
+    ordered = scores.flatten().sort().values
+    inner = ordered[len(ordered) // 4 : -len(ordered) // 4]
+    at = int(inner.diff().argmax())
+    return float((inner[at] + inner[at + 1]) / 2)
+
+
+@dataclass
+class World:
+    """A model, a gate, samples, and what every head and the gate say to them one by one."""
+
+    model: MultiExitModel
+    gate: ExitGate
+    tokens: TokenSet
+    logits: Tensor  # [A, N, C]
+    doubts: Tensor  # [A, N]
+
+    def rule(self, name: str) -> ExitRule:
+        """A rule by name, at a threshold that no score is near."""
+        if name in THRESHOLDED:
+            make = THRESHOLDED[name]
+            return make(wide_gap(scores_of(make(0.0, self.gate), self.logits, self.doubts)), self.gate)
+        return {"patience 1": Patience(1), "patience 2": Patience(2), "static": Static(2)}[name]
+
+
+NAMES = [*THRESHOLDED, "patience 1", "patience 2", "static"]
+
+
+@pytest.fixture(scope="module")
+def world(tiny_model: MultiExitModel, tokens: TokenSet) -> World:
+    torch.manual_seed(3)
+    gate = ExitGate(tiny_model.encoder.shape.width)
+    logits, doubts = exit_evidence(tiny_model, tokens, ONE_BY_ONE, gate=gate)
+    assert doubts is not None
+    return World(tiny_model, gate, tokens, logits, doubts)
+
+
+def by_hand(name: str, world: World, sample: int) -> int:
+    """The definition of every rule, one sample at a time, on Python numbers: the place where it leaves."""
+    rule, run, before = world.rule(name), 0, None
+    for place in range(DEPTH - 1):
+        z = world.logits[place, sample].double()
+        p = z.softmax(0)
+        entropy = -float((p * p.log()).sum())
+        if name == "entropy":
+            leaves = entropy / math.log(3) <= rule.threshold
+        elif name == "raw-entropy":
+            leaves = entropy < rule.threshold
+        elif name == "confidence":
+            leaves = float((z / TEMPERATURES[place]).softmax(0).max()) >= rule.threshold
+        elif name == "learned":
+            leaves = float(world.doubts[place, sample]) < rule.threshold
+        elif name == "twice sure":
+            run = run + 1 if entropy / math.log(3) < rule.threshold else 0
+            leaves = run == 2
+        elif name == "static":
+            leaves = place == 2
+        else:
+            said = int(p.argmax())
+            run = run + 1 if said == before else 0
+            before = said
+            leaves = run == rule.patience
+        if leaves:
+            return place
+    return DEPTH - 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rules_do_what_they_say(name: str, world: World) -> None:
+    """Replayed on the answers of every head, a rule gives the exits of its definition, and not all the same."""
+    exits = replay(world.rule(name), scores_of(world.rule(name), world.logits, world.doubts)).tolist()
+    assert exits == [by_hand(name, world, sample) for sample in range(N)]
+    assert name == "static" or len(set(exits)) > 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(execution=EXECUTIONS, name=st.sampled_from(NAMES))
+def test_any_batch_equals_batch_size_one(world: World, execution: Execution, name: str) -> None:
+    """In shrinking batches of any size, order and layout, samples leave where the replay says, with that head's logits."""
+    rule = world.rule(name)
+    places = replay(rule, scores_of(rule, world.logits, world.doubts))
+    found = run_sequential(world.model, world.tokens, execution, rule)
+    assert found.exit_layer.tolist() == places.tolist()
+    np.testing.assert_allclose(found.logits, world.logits[places, torch.arange(N)].numpy(), rtol=1e-3, atol=1e-4)
+    passes = int((places + 1).sum())
+    assert found.work.rows("layer") == passes
+    assert found.work.rows("head") == (N if name == "static" else passes)
+    # The last head decides nothing, so nobody asks the gate there.
+    assert found.work.rows("gate") == (passes - int((places == DEPTH - 1).sum()) if name == "learned" else 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_outlives_fixed_buffers(world: World, name: str, like_cuda: Any) -> None:
+    """Where blocks run in the same memory again and again, and two batches climb at a time, memories stay apart."""
+    rule = world.rule(name)
+    places = replay(rule, scores_of(rule, world.logits, world.doubts))
+    for _ in range(2):
+        found = run_sequential(world.model, world.tokens, Execution(batch_size=5, compute="graphs"), rule)
+        assert found.exit_layer.tolist() == places.tolist()
+
+
+@pytest.mark.parametrize("exits", [[0, 2], [1]])
+def test_places_count_heads_and_not_layers(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, exits: list[int]
+) -> None:
+    """With heads at some layers only, patience counts those heads, and a place is the number of a head."""
+    model = make_model(exits=exits)
+    logits = exit_logits(model, tokens, ONE_BY_ONE)
+    for rule in (Patience(1), Static(0), Static(len(exits))):
+        places = replay(rule, scores_of(rule, logits))
+        found = run_sequential(model, tokens, Execution(batch_size=4), rule)
+        assert found.exit_layer.tolist() == [model.answers[place] for place in places]
+
+
+def test_a_function_of_the_logits_is_a_rule(world: World) -> None:
+    """What executors have taken so far still does, and is FastBERT's rule by another name."""
+    speed = wide_gap(scores_of(Entropy(0.0), world.logits))
+    expected = first_exit(world.logits, speed).tolist()
+    for rule in (entropy_rule(speed), Stateless(entropy_rule(speed)), Entropy(speed)):
+        found = run_sequential(world.model, world.tokens, Execution(batch_size=6), rule)
+        assert found.exit_layer.tolist() == expected
+
+
+def test_thresholds_are_compared_as_the_authors_do() -> None:
+    """At the threshold itself, FastBERT and RightTool leave; DeeBERT, PCEE-BERT and BERxiT stay."""
+    at = torch.tensor([0.5])
+    gate = ExitGate(4)
+    assert Entropy(0.5).judge(0, at, ())[0].item()
+    assert Confidence(0.5).judge(0, at, ())[0].item()
+    assert not RawEntropy(0.5).judge(0, at, ())[0].item()
+    assert not Learned(0.5, gate).judge(0, at, ())[0].item()
+    rule = PatienceConfidence(0.5, 1)
+    assert not rule.judge(0, at, rule.begin(1, torch.device("cpu")))[0].item()
+
+
+def test_patience_is_counted_in_agreements() -> None:
+    """Answers 0 0 1 1 1: patience 1 leaves at the second head, 2 at the fifth; one sure head too few starts anew."""
+    logits = torch.eye(2)[torch.tensor([0, 0, 1, 1, 1, 1])][:, None] * 3
+    assert [int(replay(Patience(p), scores_of(Patience(p), logits))) for p in (1, 2, 3, 4)] == [1, 4, 5, 5]
+    sure, unsure = [9.0, 0.0], [0.1, 0.0]
+    answers = torch.tensor([[sure], [unsure], [sure], [sure], [unsure], [unsure]])
+    found = [int(replay(rule, scores_of(rule, answers))) for rule in (PatienceConfidence(0.5, p) for p in (1, 2, 3))]
+    assert found == [0, 3, 5]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), name=st.sampled_from(["entropy", "patience", "both"]))
+def test_many_settings_at_once_are_one_after_the_other(data: st.DataObject, name: str) -> None:
+    """Settings as a tensor [K, 1] give row by row the exits of each of them."""
+    places, count, tries = (data.draw(st.integers(2, 5)) for _ in range(3))
+    scores = torch.rand(places, count, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    thresholds, patiences = torch.rand(tries, 1), torch.randint(1, places + 1, (tries, 1))
+    if name == "patience":
+        scores = (scores * 3).long()
+    make: Callable[[Any, Any], ExitRule] = {
+        "entropy": lambda t, p: Entropy(t),
+        "patience": lambda t, p: Patience(p),
+        "both": PatienceConfidence,
+    }[name]
+    together = replay(make(thresholds, patiences), scores)
+    for row, t, p in zip(together, thresholds, patiences, strict=True):
+        assert row.tolist() == replay(make(float(t), int(p)), scores).tolist()
+
+
+def test_temperatures_change_who_leaves_and_no_answer(world: World) -> None:
+    """Logits are stored as the heads gave them: whatever the temperature, classes and logits are those of the exit."""
+    cold, hot = (
+        run_sequential(world.model, world.tokens, Execution(batch_size=8), Confidence(0.8, (t,) * DEPTH))
+        for t in (0.05, 20.0)
+    )
+    assert cold.exit_layer.mean() < hot.exit_layer.mean() == DEPTH - 1
+    for found in (cold, hot):
+        said = world.logits[torch.from_numpy(found.exit_layer).long(), torch.arange(N)].numpy()
+        np.testing.assert_allclose(found.logits, said, rtol=1e-3, atol=1e-4)
+        assert found.logits.argmax(1).tolist() == said.argmax(1).tolist()
+
+
+def test_verdicts_are_those_of_the_gate_on_cls(world: World) -> None:
+    """In one pass with the logits, every exit's doubt is the gate's sigmoid on the first token's state, in any layout."""
+    logits, doubts = exit_evidence(world.model, world.tokens, Execution(batch_size=7), gate=world.gate)
+    assert doubts is not None
+    torch.testing.assert_close(logits, exit_logits(world.model, world.tokens, ONE_BY_ONE), rtol=1e-3, atol=1e-4)
+    one = world.tokens.select([4])
+    states = list(world.model.encoder.states(one, Layout(one.lengths.numpy(), None, "cpu")))[1:]
+    for place, hidden in enumerate(states):
+        weight, bias = world.gate.wrong.weight[0], world.gate.wrong.bias
+        expected = torch.sigmoid(hidden[0] @ weight + bias).item()
+        assert float(doubts[place, 4]) == pytest.approx(expected, abs=1e-5)
+    padded = exit_evidence(world.model, world.tokens, replace(ONE_BY_ONE, protocol="paper"), gate=world.gate)[1]
+    torch.testing.assert_close(padded, doubts, rtol=1e-3, atol=1e-4)

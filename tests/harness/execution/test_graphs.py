@@ -1,0 +1,261 @@
+"""Blocks replayed in fixed memory answer as blocks that are run: through stand-ins for CUDA's kernel and graphs."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness.contracts import Execution, Predictions
+from harness.core.tokens import TokenSet
+from harness.encoder.layout import Layout
+from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import EncoderShape
+from harness.execution.arrangement import cut
+from harness.execution.entropy_exit import entropy_rule
+from harness.execution.executors import exit_logits, run_assigned, run_full
+from harness.execution.graphs import Bounds, CudaRecorder, rounded
+from harness.execution.sequential import run_faithful, run_sequential
+from harness.execution.verified import run_verified
+
+N, DEPTH = 23, 4
+SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
+EXECUTIONS = st.builds(
+    Execution,
+    batch_size=st.integers(1, N),
+    protocol=st.sampled_from(["modern", "paper"]),
+    order=st.sampled_from(["arrival", "length"]),
+    window=st.one_of(st.just(0), st.integers(1, N + 2)),
+    executor=st.sampled_from(["ladder", "exact-k"]),
+    max_length=st.integers(12, 16),
+    batch_tokens=st.sampled_from([0, 0, 13, 40]),
+)
+SHARED = settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., MultiExitModel]) -> MultiExitModel:
+    return make_model(shape=SHAPE)
+
+
+def every_run(
+    model: MultiExitModel, tokens: TokenSet, exits: np.ndarray, execution: Execution
+) -> dict[str, Callable[[], Predictions]]:
+    """All executors on the same samples, exits and threshold."""
+    given_exits = torch.from_numpy(exits).to(torch.int16)
+    looks = torch.stack([given_exits, given_exits.clamp(min=2)], 1)
+    rule = entropy_rule(0.93)
+    return {
+        "full": lambda: run_full(model, tokens, execution),
+        "assigned": lambda: run_assigned(model, tokens, given_exits, execution),
+        "shared": lambda: run_assigned(model, tokens, given_exits, execution, answer="shared"),
+        "shrink": lambda: run_sequential(model, tokens, execution, rule),
+        "faithful": lambda: run_faithful(model, tokens, execution, rule),
+        "verified": lambda: run_verified(model, tokens, looks, execution, rule),
+    }
+
+
+@SHARED
+@given(execution=EXECUTIONS, exits=st.lists(st.integers(0, DEPTH - 1), min_size=N, max_size=N))
+def test_graphs_answer_as_eager_blocks_do(
+    model: MultiExitModel, tokens: TokenSet, like_cuda: Any, execution: Execution, exits: list[int]
+) -> None:
+    """Whatever the batches: the same exits, logits and heads; rows that nobody reads may cost, but not count."""
+    plain = every_run(model, tokens, np.array(exits), execution)
+    graphs = every_run(model, tokens, np.array(exits), replace(execution, compute="graphs"))
+    for name, run in plain.items():
+        expected, found = run(), graphs[name]()
+        assert found.exit_layer.tolist() == expected.exit_layer.tolist(), name
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-4, err_msg=name)
+        for kind in ("layer", "head"):
+            assert found.work.rows(kind) == expected.work.rows(kind), name
+        for block, tally in expected.work.blocks.items():
+            ours = found.work.blocks[block]
+            assert (ours.valid, ours.rows) == (tally.valid, tally.rows)
+            assert ours.tokens >= tally.tokens
+
+
+@pytest.mark.parametrize("name", ["full", "assigned", "shrink", "verified"])
+def test_a_pass_leaves_nothing_to_record_for_the_next(
+    model: MultiExitModel, tokens: TokenSet, like_cuda: Any, name: str
+) -> None:
+    """Graphs are made once per block and size; samples in another order need the same ones."""
+    exits = np.arange(N) % DEPTH
+    execution = Execution(batch_size=7, compute="graphs")
+    first = every_run(model, tokens, exits, execution)[name]()
+    made = like_cuda.recorded
+    assert 0 < made <= 2 * sum(1 for _ in first.work.blocks) * 7
+    order = np.random.default_rng(0).permutation(N)
+    again = every_run(model, tokens.select(order), exits[order], execution)[name]()
+    assert like_cuda.recorded == made
+    np.testing.assert_allclose(again.logits, first.logits[order], rtol=1e-3, atol=1e-4)
+
+
+def test_new_weights_are_not_answered_from_old_graphs(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, like_cuda: Any
+) -> None:
+    """What was prepared for a model is made anew once its weights have changed."""
+    model = make_model(shape=SHAPE)
+    execution = Execution(batch_size=7, compute="graphs")
+    run_full(model, tokens, execution)
+    model.load_state_dict(make_model(shape=SHAPE, seed=9).state_dict())
+    expected = run_full(model, tokens, Execution(batch_size=7)).logits
+    np.testing.assert_allclose(run_full(model, tokens, execution).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("compute", ["eager", "graphs"])
+def test_heads_of_any_width_attend_alike(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, like_cuda: Any, compute: Any
+) -> None:
+    """The kernel takes widths in steps of eight; others, like TinyBERT's 26, are filled up without a change of answers."""
+    odd = make_model(shape=replace(SHAPE, width=20, heads=2))
+    expected = exit_logits(odd, tokens, Execution(batch_size=1))[-1].numpy()
+    like_cuda.widths.clear()
+    found = run_full(odd, tokens, Execution(batch_size=7, compute=compute)).logits
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert like_cuda.widths == {16, 8}  # heads of 10 and of 5
+
+
+def test_attention_is_counted_as_it_runs(model: MultiExitModel, tokens: TokenSet, like_cuda: Any) -> None:
+    """Query-key pairs in the tally are those that the kernel looked at, eagerly and in graphs."""
+    exits = np.arange(N) % DEPTH
+    for compute in ("eager", "graphs"):
+        for name, run in every_run(model, tokens, exits, Execution(batch_size=5, compute=compute)).items():  # type: ignore[arg-type]
+            run()  # recording runs a block more than once
+            before = like_cuda.pairs
+            work = run().work
+            assert like_cuda.pairs - before == sum(tally.pairs for tally in work.blocks.values()), (name, compute)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 1 << 20), st.sampled_from([1, 64]))
+def test_sizes_are_few_and_near(size: int, least: int) -> None:
+    """Rounded up, to a multiple of the least, by at most a sixteenth of the next power of two; and no further twice."""
+    up = rounded(size, least)
+    assert size <= up
+    assert up % least == 0
+    assert up - size < max(least, 2 ** (size - 1).bit_length() / 16)
+    assert rounded(up, least) == up
+
+
+def test_there_are_few_sizes() -> None:
+    """All batches of up to 32,768 rows come in 96 sizes."""
+    assert len({rounded(size, 64) for size in range(1, 32769)}) == 96
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 128), min_size=1, max_size=40),
+    st.integers(1, 40),
+    st.sampled_from([0, 100, 1000]),
+    st.sampled_from(["modern", "paper"]),
+)
+def test_every_batch_fits(lengths: list[int], batch_size: int, batch_tokens: int, protocol: Any) -> None:
+    """No batch that an execution cuts is larger than the buffers made for it."""
+    execution = Execution(batch_size, protocol, batch_tokens=batch_tokens)
+    bounds = Bounds.of(execution, max(lengths))
+    for begin, end in cut(np.array(lengths), 0, len(lengths), execution):
+        layout = Layout(np.array(lengths[begin:end]), bounds.pad_to, "cpu")
+        assert layout.count <= bounds.slots
+        assert layout.rows <= bounds.size(layout) <= bounds.rows
+        assert max(lengths[begin:end]) <= bounds.longest
+
+
+@dataclass
+class Streams:
+    """Stand-ins for CUDA's streams and graphs that write down what is done, and where."""
+
+    log: list[str]
+    current: str = "main"
+
+    def pretend(self, patch: pytest.MonkeyPatch) -> None:
+        streams = self
+
+        class Stream:
+            def __init__(self, name: Any) -> None:
+                self.name = name if isinstance(name, str) else "side"
+
+            def wait_stream(self, other: Stream) -> None:
+                streams.log.append(f"{self.name} waits for {other.name}")
+
+        class Graph:
+            def capture_begin(self, pool: str, capture_error_mode: str) -> None:
+                streams.log.append(f"begin on {streams.current} in {pool}")
+
+            def capture_end(self) -> None:
+                streams.log.append("end")
+
+            def replay(self) -> None:
+                streams.log.append(f"replay on {streams.current}")
+
+        @contextmanager
+        def stream(one: Stream) -> Iterator[None]:
+            before, streams.current = streams.current, one.name
+            try:
+                yield
+            finally:
+                streams.current = before
+
+        patch.setattr(torch.cuda, "Stream", Stream)
+        patch.setattr(torch.cuda, "CUDAGraph", Graph)
+        patch.setattr(torch.cuda, "stream", stream)
+        patch.setattr(torch.cuda, "current_stream", lambda device: Stream(streams.current))
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+
+
+def test_captures_wait_and_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warmed up and captured on one and the same side stream, between what came before and what comes after."""
+    streams = Streams([])
+    streams.pretend(monkeypatch)
+    replay = CudaRecorder(torch.device("cuda", 0)).record(lambda: streams.log.append(f"run on {streams.current}"))
+    assert streams.log == [
+        "side waits for main",
+        "run on side",
+        "begin on side in pool",
+        "run on side",
+        "end",
+        "main waits for side",
+    ]
+    replay()
+    assert streams.log[-1] == "replay on main"
+
+
+def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What went wrong is said, and the stream can be used again."""
+    streams, runs = Streams([]), iter([None, RuntimeError("no memory")])
+    streams.pretend(monkeypatch)
+
+    def run() -> None:
+        if (error := next(runs)) is not None:
+            raise error
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        CudaRecorder(torch.device("cuda", 0)).record(run)
+    assert streams.log[-1] == "end"
+    assert streams.current == "main"
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_nothing_is_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    """Freeing one CUDA graph while another is captured is an error; before and after, the collector is as it was."""
+    Streams([]).pretend(monkeypatch)
+    monkeypatch.setattr(gc, "isenabled", lambda: states[-1])
+    monkeypatch.setattr(gc, "disable", lambda: states.append(False))
+    monkeypatch.setattr(gc, "enable", lambda: states.append(True))
+    states, seen = [on], []
+    CudaRecorder(torch.device("cuda", 0)).record(lambda: seen.append(gc.isenabled()))
+    assert seen == [on, False]
+    assert states[-1] == on

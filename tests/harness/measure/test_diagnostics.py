@@ -1,0 +1,177 @@
+"""What is looked at beside the rounds: each of it on a method that does it wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.contracts import Execution, OperatingPoint, Predictions
+from harness.core import clock
+from harness.core.tokens import TokenSet
+from harness.encoder.multi_exit import MultiExitModel
+from harness.measure import diagnostics, resources
+from harness.measure.diagnostics import alone, look_beside, syncs, unseen
+from harness.measure.passes import Contender
+from harness.measure.resources import State, host_peak, joules, reset_host_peak
+from harness.toolkit.fitted import FullDepth
+
+
+class BatchDependent(FullDepth):
+    """Answers otherwise when a sample is alone, as padding that is attended to would."""
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        found = super().predict(tokens, at=at)
+        return replace(found, logits=found.logits[:, ::-1].copy()) if len(tokens) == 1 else found
+
+
+class Learning(FullDepth):
+    """Goes on learning while it is tested."""
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        next(self.model.parameters()).data.add_(1e-3)
+        return super().predict(tokens, at=at)
+
+
+@pytest.fixture
+def point() -> OperatingPoint:
+    return OperatingPoint("full", execution=Execution(batch_size=5))
+
+
+def labels_of(fitted: FullDepth, tokens: TokenSet, point: OperatingPoint) -> np.ndarray:
+    return fitted.predict(tokens, at=point).logits.argmax(1)
+
+
+def test_samples_alone_are_answered_as_in_batches(
+    tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
+) -> None:
+    """Every sample alone, one call each; a method that looks at its neighbours is caught."""
+    fitted = FullDepth(tiny_model)
+    labels = labels_of(fitted, tokens, point)
+    latency, agree, spent = alone(Contender(fitted, point), tokens, labels, seed=0)
+    assert (latency.batch_size, latency.n, agree) == (1, len(tokens), 1.0)
+    assert 0 < latency.p50 <= latency.p90 <= latency.p99 <= spent
+    _, agree, _ = alone(Contender(BatchDependent(tiny_model), point), tokens, labels, seed=0)
+    assert agree < 1
+
+
+def test_slow_methods_are_asked_less_often(
+    tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for it is bounded, and what is stored says how many calls there were."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(clock, "now", lambda: 0.05 * next(ticks))
+    latency, _, _ = alone(Contender(FullDepth(tiny_model), point), tokens, np.zeros(len(tokens)), seed=0)
+    assert 1 <= latency.n < 6
+
+
+def test_a_method_that_learns_from_test_is_caught(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, point: OperatingPoint
+) -> None:
+    """What it would save after testing is compared with what it would have saved before."""
+    for kind, unchanged in ((FullDepth, True), (Learning, False)):
+        fitted = kind(make_model())
+        before = State.of(fitted)
+        found = look_beside(
+            Contender(fitted, point), tokens, labels_of(fitted, tokens, point), before, borrowed=7, host_peak=5
+        )
+        assert found.state_unchanged is unchanged
+        assert found.footprint.disk_bytes == before.size + 7
+        assert found.footprint.host_peak_bytes == 5
+        assert found.predicting > 0
+    assert before.weights
+
+
+def test_bounds_and_controls_are_left_alone(
+    tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
+) -> None:
+    """Who looks ahead, or deals out exits among all, has no latency: no sample of his ever ran alone."""
+    fitted: Any = FullDepth(tiny_model)
+    fitted.foresee = None
+    found = look_beside(Contender(fitted, point), tokens, np.zeros(len(tokens)), State.of(fitted))
+    assert (found.latency, found.batches_agree, found.state_unchanged) == ([], None, True)
+    plain = FullDepth(tiny_model)
+    control = look_beside(Contender(plain, point), tokens, np.zeros(len(tokens)), State.of(plain), control=True)
+    assert (control.latency, control.batches_agree) == ([], None)
+
+
+def test_unseen_keys_are_those_without_a_row(tokens: TokenSet, point: OperatingPoint) -> None:
+    """The share is that of the method's own table; methods without one have none."""
+    fitted: Any = SimpleNamespace(key_hits=lambda tokens, at: (3, 12))
+    assert unseen(Contender(fitted, point), tokens) == 0.75
+    fitted = SimpleNamespace(key_hits=lambda tokens, at: (0, 0))
+    assert unseen(Contender(fitted, point), tokens) is None
+    fitted = SimpleNamespace()
+    assert unseen(Contender(fitted, point), tokens) is None
+
+
+def test_waits_are_counted_where_there_is_something_to_wait_for(
+    tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
+) -> None:
+    """On the CPU nothing is asynchronous."""
+    assert syncs(Contender(FullDepth(tiny_model), point), tokens) is None
+
+
+@pytest.mark.gpu
+def test_waits_are_counted_on_a_device(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, point: OperatingPoint
+) -> None:
+    """The chassis makes none; a method that asks for a value makes one each."""
+
+    class Asking(FullDepth):
+        def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+            tokens.ids.sum().item()
+            return super().predict(tokens, at=at)
+
+    model = make_model().to("cuda")
+    assert syncs(Contender(FullDepth(model), point), tokens.to("cuda")) == 0
+    assert syncs(Contender(Asking(model), point), tokens.to("cuda")) == 1
+
+
+def test_state_is_what_is_saved(tiny_model: MultiExitModel, tmp_path: Path) -> None:
+    """Its size is that of the files; a method that saves nothing borrows."""
+    FullDepth(tiny_model).save(tmp_path)
+    assert State.of(FullDepth(tiny_model)).size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    nothing: Any = SimpleNamespace(save=lambda folder: None)
+    assert (State.of(nothing).size, State.of(nothing).weights) == (0, False)
+
+
+def test_peak_memory_starts_anew() -> None:
+    """What was held and let go before does not count."""
+    if not reset_host_peak():
+        pytest.skip("this system does not tell")
+    block = np.ones(30_000_000)
+    high = host_peak()
+    del block
+    assert reset_host_peak()
+    low = host_peak()
+    assert high is not None
+    assert low is not None
+    assert high - low > 100_000_000
+
+
+def test_energy_is_that_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter's rise over a window of several runs, by their number; none where there is no counter."""
+    assert joules(lambda: None, torch.device("cpu")) is None
+    state = {"time": 0.0, "energy": 5_000}
+
+    def run() -> None:
+        state["time"] += 0.5
+        state["energy"] += 40_000  # millijoules
+
+    monkeypatch.setattr(clock, "now", lambda: state["time"])
+    monkeypatch.setattr(clock, "synchronise", lambda device: None)
+    monkeypatch.setattr(resources, "_meter", lambda device: lambda: state["energy"])
+    assert joules(run, torch.device("cuda")) == 40
+    assert state["time"] == resources.WINDOW
+
+
+def test_the_limits_are_of_use() -> None:
+    """A p99 wants a hundred calls."""
+    assert diagnostics.CALLS >= 100

@@ -1,0 +1,245 @@
+"""Timed passes, on a clock that tests turn by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import Execution, OperatingPoint, Predictions
+from harness.core import clock
+from harness.core.errors import MethodError
+from harness.core.tokens import TokenSet
+from harness.core.work import LayerCost, ModelCost, Tally, Work
+from harness.measure.passes import Contender, measure, timed_pass
+
+ROUNDS = 5
+
+
+class Time:
+    """A clock that only moves when a pass says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+
+class Fake:
+    """Answers with the second word's parity and takes as many seconds as it is told, call by call."""
+
+    cost = ModelCost({"layer": LayerCost(4, 8)}, depth=1, params=0)
+
+    def __init__(self, name: str, time: Time, calls: list, seconds: list[float]) -> None:
+        self.name, self.time, self.calls, self.seconds = name, time, calls, iter(seconds)
+
+    def logits(self, tokens: TokenSet) -> np.ndarray:
+        word = tokens.ids[tokens.offsets[:-1]].numpy() % 2
+        return np.eye(2, dtype=np.float32)[word]
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        spent = next(self.seconds)
+        self.time.now += spent
+        self.calls.append((self.name, tokens.ids[tokens.offsets[:-1]].tolist()))
+        exits = np.zeros(len(tokens), dtype=np.int16)
+        work = Work()
+        work.add("layer.0", Tally(len(tokens), len(tokens), len(tokens), len(tokens)))
+        return Predictions(self.logits(tokens), exits, work, phases={"layers": spent / 2})
+
+
+class OrderDependent(Fake):
+    """Answers by the place in the batch: what no method may do."""
+
+    def logits(self, tokens: TokenSet) -> np.ndarray:
+        return np.eye(2, dtype=np.float32)[np.arange(len(tokens)) % 2]
+
+
+class Foreseeing(Fake):
+    """Looks everything up before it runs, and for long."""
+
+    def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
+        self.time.now += 1000
+        return torch.zeros(len(tokens), dtype=torch.int16)
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        assert at.foresight is not None
+        return super().predict(tokens, at=at)
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    fake = Time()
+    monkeypatch.setattr(clock, "now", lambda: fake.now)
+    return fake
+
+
+@pytest.fixture
+def calls() -> list:
+    return []
+
+
+@pytest.fixture
+def samples() -> TokenSet:
+    """Forty samples of one word: 100, 101, 102 ..."""
+    return TokenSet.from_lists([[100 + i] for i in range(40)])
+
+
+def contender(fitted: Fake, batch_size: int = 2) -> Contender:
+    return Contender(fitted, OperatingPoint("p", execution=Execution(batch_size=batch_size)))  # type: ignore[arg-type]
+
+
+def test_medians_and_their_spread(time: Time, calls: list, samples: TokenSet) -> None:
+    """Seconds are the median of the rounds, warm-up aside; speed-up is the median of the ratios round by round."""
+    own = Fake("own", time, calls, [50, 1, 2, 3, 4, 10])
+    reference = Fake("bert", time, calls, [70, 4, 4, 6, 4, 40])
+    found = measure(
+        contender(own), samples, rounds=ROUNDS, seed=0, reference=contender(reference), reference_name="bert"
+    )
+    speed = found.speed
+    assert (speed.seconds, speed.samples_per_s, speed.rounds) == (3, pytest.approx(40 / 3), ROUNDS)
+    assert (speed.seconds_p10, speed.seconds_p90) == (pytest.approx(1.4), pytest.approx(7.6))
+    assert speed.reference == "bert"
+    assert speed.speedup == pytest.approx(2)  # of 4, 2, 2, 1, 4
+    assert (speed.speedup_p10, speed.speedup_p90) == (pytest.approx(1.4), pytest.approx(4))
+    assert np.divide(speed.reference_seconds, speed.round_seconds).tolist() == pytest.approx([4, 2, 2, 1, 4])
+    assert speed.tokens_per_s == pytest.approx(len(samples.ids) / 3)
+    assert found.waterfall is not None
+    assert found.waterfall.measured == pytest.approx(2)  # of the round in the middle
+    assert found.waterfall.product == pytest.approx(2)
+    assert speed.phases == {"layers": pytest.approx(0.5)}
+    assert found.predicting == pytest.approx(50 + 20 + 70 + 58)
+
+
+def test_passes_alternate_on_the_same_order(time: Time, calls: list, samples: TokenSet) -> None:
+    """After a warm-up of each: reference and method, method and reference, and so on, both on one order per round."""
+    measure(
+        contender(Fake("own", time, calls, [1] * 9)),
+        samples,
+        rounds=4,
+        seed=0,
+        reference=contender(Fake("bert", time, calls, [1] * 9)),
+        reference_name="bert",
+    )
+    assert [name for name, _ in calls] == ["own", "bert", "bert", "own", "own", "bert", "bert", "own", "own", "bert"]
+    assert [len(words) for _, words in calls[:2]] == [8, 8]  # four batches of two
+    rounds = [words for _, words in calls[2:]]
+    assert rounds[0::2] == rounds[1::2]
+    orders = rounds[0::2]
+    assert orders[0] == list(range(100, 140))
+    assert all(sorted(order) == orders[0] for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_predictions_come_in_file_order(time: Time, calls: list, samples: TokenSet) -> None:
+    """Orders differ between rounds; what is stored does not, and rounds agree sample by sample."""
+    found = measure(contender(Fake("own", time, calls, [1] * 9)), samples, rounds=ROUNDS, seed=3)
+    assert found.predictions.logits.argmax(1).tolist() == [i % 2 for i in range(40)]
+    assert found.rounds_agree == 1.0
+    assert (found.speed.reference, found.speed.speedup) == (None, None)
+    assert (found.speed.reference_seconds, len(found.speed.round_seconds)) == ([], ROUNDS)
+    assert not found.foresees
+
+
+def test_answers_that_depend_on_the_order_are_caught(time: Time, calls: list, samples: TokenSet) -> None:
+    """A method that looks at a sample's place in the batch does not agree with itself."""
+    found = measure(contender(OrderDependent("own", time, calls, [1] * 9)), samples, rounds=ROUNDS, seed=0)
+    assert found.rounds_agree < 0.5
+
+
+def test_the_same_seed_gives_the_same_orders(time: Time, samples: TokenSet) -> None:
+    """Orders follow from the seed."""
+    seen: list[list] = [[], [], []]
+    for calls, seed in zip(seen, (1, 1, 2), strict=True):
+        measure(contender(Fake("own", time, calls, [1] * 9)), samples, rounds=3, seed=seed)
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_foresight_is_marked_and_not_timed(time: Time, calls: list, samples: TokenSet) -> None:
+    """A bound's look-up is outside the timed region, and the referee knows a bound when it sees one."""
+    found = measure(contender(Foreseeing("oracle", time, calls, [1] * 9)), samples, rounds=2, seed=0)
+    assert found.foresees
+    assert found.speed.seconds == 1
+    assert found.predicting == 3 * (1000 + 1)  # the harness itself takes no time here
+
+
+def broken(change: Callable[[Predictions], None]) -> type[Fake]:
+    class Broken(Fake):
+        def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+            found = super().predict(tokens, at=at)
+            change(found)
+            return found
+
+    return Broken
+
+
+def _exits(name: str, layer: int) -> Callable[[Predictions], None]:
+    return lambda found: setattr(found, name, np.full(len(found.logits), layer, np.int16))
+
+
+def _set(name: str, value: object) -> Callable[[Predictions], None]:
+    return lambda found: setattr(found, name, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("logits", np.zeros((3, 2), np.float32)), "for 40 samples"),
+        (_set("logits", np.zeros(40, np.float32)), "for 40 samples"),
+        (_set("logits", [[0.0, 1.0]] * 40), "as list: return float32"),
+        (_set("logits", np.zeros((40, 2))), "as ndarray of float64: return float32"),
+        (_set("exit_layer", np.zeros(39, np.int16)), r"exit_layer \(39,\) for 40 samples"),
+        (_set("exit_layer", np.zeros(40)), "exit_layer as ndarray of float64: return int16"),
+        (_set("predicted_exit", np.zeros(41, np.int16)), r"predicted_exit \(41,\) for 40"),
+        (_set("logits", np.full((40, 2), np.nan, np.float32)), "not finite"),
+        (_set("logits", np.full((40, 2), -np.inf, np.float32)), "not finite"),
+    ],
+)
+def test_predictions_that_cannot_be_right_are_refused(
+    time: Time, calls: list, samples: TokenSet, change: Callable[[Predictions], None], words: str
+) -> None:
+    """Rows missing, a dimension missing, another type or logits that are no numbers are the method's bug, named as such."""
+    with pytest.raises(MethodError, match=words):
+        timed_pass(contender(broken(change)("own", time, calls, [1])), samples)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_exits("exit_layer", 1), r"exit_layer from 1 to 1 for a model of 1 layers: .*0\.\.0"),
+        (_exits("exit_layer", -1), "exit_layer from -1"),
+        (_exits("predicted_exit", 7), "predicted_exit from 7"),
+        (_set("work", Work()), "counted no layer"),
+        (_set("work", Work({"layer.0": Tally(1, 1, 1, 1), "gate.0": Tally(1, 1, 1, 1)})), "kind gate, .*knows layer"),
+    ],
+)
+def test_work_that_no_flops_can_come_from_is_refused(
+    time: Time, calls: list, samples: TokenSet, change: Callable[[Predictions], None], words: str
+) -> None:
+    """Exits outside the model, no layer at all, or blocks without a cost are told before a round is timed."""
+    with pytest.raises(MethodError, match=words):
+        measure(contender(broken(change)("own", time, calls, [1] * 9)), samples, rounds=1, seed=0)
+
+
+def test_methods_predict_in_inference_mode_and_in_the_dtype_asked_for(
+    time: Time, calls: list, samples: TokenSet
+) -> None:
+    """No gradient is kept, and bfloat16 means autocast around predict."""
+    seen = []
+
+    def look(_: Predictions) -> None:
+        seen.append((torch.is_inference_mode_enabled(), (torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
+
+    for dtype in ("float32", "bfloat16"):
+        fake = broken(look)("own", time, calls, [1])
+        timed_pass(Contender(fake, OperatingPoint("p", execution=Execution(dtype=dtype))), samples)  # type: ignore[arg-type]
+    assert seen == [(True, torch.float32), (True, torch.bfloat16)]
+
+
+def test_phases_add_up_by_name(time: Time) -> None:
+    """Parts of one name are summed, others kept apart; nothing waits for a device on the CPU."""
+    phases = clock.Phases("cpu")
+    for name, seconds in (("layers", 2.0), ("predict", 1.0), ("layers", 0.5)):
+        with phases(name):
+            time.now += seconds
+    assert phases.seconds() == {"layers": 2.5, "predict": 1.0}

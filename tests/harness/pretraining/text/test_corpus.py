@@ -1,0 +1,94 @@
+"""Documents out of files of several kinds."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.core.errors import DataError
+from harness.pretraining.text import corpus
+
+
+def read(path: Path) -> list[corpus.Document]:
+    return list(corpus.read(corpus.source(path)))
+
+
+def test_blank_lines_separate_documents(tmp_path: Path) -> None:
+    """Lines up to a blank one belong together, whatever the line ends."""
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo \r\n\r\n \n\nthree\n".encode())
+    assert read(tmp_path / "a.txt") == ["one two", "three"]
+
+
+def test_without_blank_lines_every_line_is_a_document(tmp_path: Path) -> None:
+    """Blank lines at the ends separate nothing."""
+    (tmp_path / "a.txt").write_text("\none\ntwo\n\n", encoding="utf-8")
+    assert read(tmp_path / "a.txt") == ["one", "two"]
+
+
+def test_packed_text_is_read(tmp_path: Path) -> None:
+    """As if it were not packed."""
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"eins\n\nzwei"))
+    assert read(tmp_path / "a.txt.gz") == ["eins", "zwei"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
+def test_rows_of_tables_are_documents(form: str, tmp_path: Path) -> None:
+    """A row with two texts is a pair, in whichever column the only one stands; labels are not looked at."""
+    table = pd.DataFrame({"text": ["a b", "c", ""], "text_pair": ["d", "", "e"], "label": [0, 1, 1]})
+    path = tmp_path / f"train.{form}"
+    if form == "parquet":
+        table.to_parquet(path)
+    elif form == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_csv(path, sep="," if form == "csv" else "\t", index=False)
+    assert read(path) == [("a b", "d"), "c", "e"]
+
+
+@pytest.mark.parametrize(
+    "name", ["test.parquet", "dev.csv", "my_test.jsonl", "DEV.txt", "wiki-valid.txt.gz", "validation.tsv"]
+)
+def test_dev_and_test_splits_are_refused(name: str, tmp_path: Path) -> None:
+    """By their names, whatever is in them."""
+    (tmp_path / name).write_text("text\nx\n", encoding="utf-8")
+    with pytest.raises(DataError, match="called a dev or test split"):
+        corpus.source(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "latest.txt", "testimonials.csv", "develop.txt", "contest.txt"])
+def test_other_names_are_not(name: str, tmp_path: Path) -> None:
+    """A word that holds "test" is no split."""
+    (tmp_path / name).write_text("", encoding="utf-8")
+    assert corpus.source(tmp_path / name).path.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("blank.txt", b" \n\n \n", "holds no text"),
+        ("broken.txt", b"good\n\nb\xffd\n", "line 3: not UTF-8"),
+        ("latin.csv", b"text\nb\xffd\n", "not UTF-8"),
+        ("nothing.jsonl", b"", "no column 'text'"),
+        ("columns.csv", b"words,label\na,0\n", "no column 'text'"),
+        ("cut.txt.gz", gzip.compress(b"word " * 1000)[:40], "cannot be read"),
+        ("plain.txt.zst", b"not packed at all", "cannot be read"),
+        ("what.pdf", b"x", "no corpus"),
+        ("rows.csv.gz", b"x", "no corpus"),
+    ],
+)
+def test_what_cannot_be_used_is_said(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    """In one line, with the file's name."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        read(tmp_path / name)
+    assert name in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_is_said() -> None:
+    """Before anything else is done."""
+    with pytest.raises(DataError, match="no such file"):
+        corpus.source(Path("nowhere.txt"))

@@ -1,0 +1,211 @@
+"""Pairs of texts in pretraining: read together, the second on the second segment, as fine-tuning will have them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from baselines.distilled.distilbert import DistilBert
+from baselines.distilled.tinybert import TinyBert
+from harness.encoder import checkpoint
+from harness.encoder.backbone import Backbone, load_backbone
+from harness.encoder.masked_words import masked_word_model
+from harness.encoder.shape import EncoderShape
+from harness.pretraining import export, start
+from harness.pretraining.text import corpus, shards
+from harness.pretraining.text.batches import Stream, held_out, places, segments
+from harness.pretraining.text.shards import Shards
+from harness.pretraining.text.vocabulary import CLS, PAD, SEP
+
+SHAPE = EncoderShape(layers=2, width=16, heads=2, intermediate=24, vocab_size=40, max_positions=16)
+WORDS = ("river", "stone", "house", "green", "light", "winter", "summer", "garden")
+PAIRS = [("river stone", "house"), ("green", "light winter summer"), ("river", "stone")]
+
+
+def test_a_pair_is_one_piece_where_it_fits(english: Shards, tmp_path: Path) -> None:
+    """[CLS] a [SEP] b [SEP]; one that does not fit into a row is two documents; both texts count."""
+    brim = (" ".join(WORDS), " ".join(WORDS[:5]))  # 13 words and 3 special tokens
+    long = (" ".join(WORDS), " ".join(WORDS[:6]))
+    facts = shards.write([*PAIRS, brim, long, "garden river"], english.tokenizer, tmp_path, length=16)
+    assert facts["train"]["documents"] + facts["heldout"]["documents"] == 7
+    assert facts["train"]["pairs"] + facts["heldout"]["pairs"] == 4
+    assert [file["rows"] for file in facts["files"] if file["kind"] == "full"] == [1]  # of one piece: needs no mask
+    rows = np.concatenate([np.load(tmp_path / file["name"]) for file in facts["files"]])
+    said = [english.tokenizer.decode(row[row != PAD].tolist(), skip_special_tokens=False) for row in rows]
+    pieces = sorted(piece.strip() for row in said for piece in row.split("[CLS]") if piece)
+    assert pieces == sorted(
+        [*(f"{a} [SEP] {b} [SEP]" for a, b in (*PAIRS, brim)), *(f"{text} [SEP]" for text in (*long, "garden river"))]
+    )
+    texts = [text for document in (*PAIRS, brim, long, ("garden river",)) for text in document]
+    for what, expected in (("tokens", sum(len(text.split()) for text in texts)), ("characters", sum(map(len, texts)))):
+        assert facts["train"][what] + facts["heldout"][what] == expected
+
+
+def test_the_same_texts_in_another_pair_are_no_repeat(english: Shards, tmp_path: Path) -> None:
+    """A pair is a repeat if both texts are the same, in the same places."""
+    documents = [("river", "stone house"), ("river stone", "house"), "river stone house", ("river", "stone house")]
+    facts = shards.write(documents, english.tokenizer, tmp_path, length=16)
+    assert facts["train"]["repeats"] == 1
+
+
+def _texts(folder: Path, facts: dict[str, Any], *kinds: str) -> list[str]:
+    """What stands between special tokens in rows of these kinds."""
+    english = Shards.open(folder).tokenizer
+    rows = [row for f in facts["files"] if f["kind"] in kinds for row in np.load(folder / f["name"])]
+    said = [english.decode(row[row != PAD].tolist(), skip_special_tokens=False) for row in rows]
+    return [text.strip() for row in said for text in row.replace("[SEP]", "[CLS]").split("[CLS]") if text.strip()]
+
+
+@pytest.mark.parametrize("length", [16, 64])
+def test_no_pair_is_on_both_sides(length: int, english: Shards, tmp_path: Path) -> None:
+    """First texts of held-out pairs begin no pair to train on; where pairs do not fit, no text is on both sides at all."""
+    draw = random.Random(0)
+    some = [" ".join(draw.choices(WORDS, k=9)) for _ in range(300)]
+    table = pd.DataFrame({"text": [draw.choice(some) for _ in range(3000)], "text_pair": draw.choices(some, k=3000)})
+    table.to_parquet(tmp_path / "train.parquet")
+    source, folder = corpus.source(tmp_path / "train.parquet"), tmp_path / "s"
+    shards.make([source], folder, language="en", vocab=1, length=length, tokenizer=english.tokenizer)
+    facts = Shards.open(folder).facts
+    held, train = (_texts(folder, facts, *kinds) for kinds in (["heldout"], ["full", "shared"]))
+    assert len(held) > 1
+    if length == 16:
+        assert not facts["train"]["pairs"] and not set(held) & set(train)
+        assert len(train) == len(set(train)) and facts["train"]["repeats"] == 6000 - len(set(held) | set(train))
+    else:
+        assert facts["train"]["pairs"] == facts["train"]["documents"]
+        assert not set(held[::2]) & set(train[::2])
+
+
+def test_pairs_have_the_states_that_bert_gives_them() -> None:
+    """transformers' model with token_type_ids, on the written weights; the two segments of which differ."""
+    model = start.fresh(SHAPE, 0.0, 0).eval()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=draw)
+    export.round_to_half(model)
+    ids = np.array([[CLS, 7, 8, SEP, 9, SEP, *[PAD] * 10], [CLS, *range(20, 34), SEP]], dtype=np.uint16)
+    positions, pieces = places(ids)
+    second = segments(ids)
+    given = [torch.from_numpy(part) for part in (ids.astype(np.int64), positions, pieces, second)]
+    config = BertConfig(**{k: v for k, v in SHAPE.to_hf().items() if k not in ("architectures", "model_type")})
+    theirs = BertForMaskedLM(config).eval()
+    written = export.tensors_of(model, SHAPE, one_segment=False)
+    theirs.load_state_dict({name: value.float() for name, value in written.items()}, strict=False)
+    theirs.tie_weights()
+    with torch.no_grad():
+        found = model.scores(model.states(*given)[-1]).view(2, 16, -1)
+        blind = model.scores(model.states(*given[:3])[-1]).view(2, 16, -1)
+        expected = theirs(given[0], attention_mask=given[2], token_type_ids=given[3]).logits
+    torch.testing.assert_close(found[0, :6], expected[0, :6], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[0, :6], blind[0, :6], atol=1e-2) and torch.equal(found[1], blind[1])
+
+
+def test_an_encoder_of_one_segment_reads_pairs_on_it() -> None:
+    """As DistilBERT's: where the second text is makes no difference."""
+    model = start.fresh(replace(SHAPE, type_vocab=1), 0.0, 0).eval()
+    ids = np.array([[CLS, 7, 8, SEP, 9, SEP]], dtype=np.uint16)
+    given = [torch.from_numpy(part) for part in (ids.astype(np.int64), *places(ids), segments(ids))]
+    torch.testing.assert_close(model.states(*given)[-1], model.states(*given[:3])[-1])
+
+
+@pytest.fixture
+def paired(english: Shards, tmp_path: Path) -> Path:
+    """Shards of 200 pairs, the second text of which says the first one backwards."""
+    draw = random.Random(0)
+    first = [draw.sample(WORDS, 4) for _ in range(200)]
+    table = pd.DataFrame({"text": [" ".join(a) for a in first], "text_pair": [" ".join(a[::-1]) for a in first]})
+    path = tmp_path / "train.parquet"
+    table.to_parquet(path)
+    made = tmp_path / "paired"
+    shards.make([corpus.source(path)], made, language="en", vocab=1, length=16, tokenizer=english.tokenizer)
+    return made
+
+
+def test_only_shards_with_pairs_say_where_second_texts_are(paired: Path, english: Shards) -> None:
+    """Others go on exactly as before there were pairs."""
+    found = Shards.open(paired)
+    assert found.paired and not english.paired
+    batch = Stream(found, size=4, share=0.15, seed=0, device="cpu").batch(0)
+    assert batch.segments is not None and set(batch.segments.unique().tolist()) == {0, 1}
+    assert all(b.segments is not None for b in held_out(found, size=4, share=0.15, device="cpu", most=4))
+    assert Stream(english, size=4, share=0.15, seed=0, device="cpu").batch(0).segments is None
+
+
+@pytest.fixture
+def whole(english: Shards, tmp_path: Path) -> Backbone:
+    """A teacher with a masked-word head, whose segments differ."""
+    shape = replace(SHAPE, layers=4, vocab_size=english.vocab_size)
+    model, draw = start.fresh(shape, 0.0, 0), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=draw)
+    (tmp_path / "whole").mkdir()
+    export.write(tmp_path / "whole", model, shape, english.tokenizer, one_segment=False)
+    return load_backbone(str(tmp_path / "whole"), "en")
+
+
+def test_what_is_learnt_depends_on_segments(paired: Path, whole: Backbone) -> None:
+    """Of masked words and of both distillations: another loss without them, and a gradient for the second one where it learns."""
+    batch = Stream(Shards.open(paired), size=4, share=0.3, seed=0, device="cpu").batch(0)
+    blind = replace(batch, segments=None)
+    words = masked_word_model(whole)
+    assert words is not None
+    models: list[torch.nn.Module] = [
+        words,
+        DistilBert().general_distillation(whole, config={}, dropout=0.0),
+        TinyBert().general_distillation(whole, config={"layers": 2, "width": 8}, dropout=0.0),
+    ]
+    for model in models:
+        model.eval()
+        assert abs(model(*batch.inputs).item() - model(*blind.inputs).item()) > 1e-5
+    words(*batch.inputs).backward()
+    gradient = words.encoder.segment.weight.grad
+    assert gradient is not None and (gradient.abs().sum(1) > 0).all()
+
+
+def test_the_second_segment_is_learnt_from_pairs_only(
+    pretrain: Callable[..., int], paired: Path, tmp_path: Path
+) -> None:
+    """It is written as learnt, and the card says what it has seen; without pairs it is a copy of the first."""
+    told = {}
+    for name, options, source in (("pairs", ["--shards", str(paired)], None), ("texts", [], "en")):
+        out = tmp_path / name
+        assert pretrain(out, *options, "--steps", "3", shards_from=source) == 0
+        weight = checkpoint.read_folder(out)[1]["segment.weight"]
+        told[name] = torch.equal(weight[0], weight[1]), (out / "README.md").read_text(encoding="utf-8")
+        facts = json.loads((out / "pretraining.json").read_text(encoding="utf-8"))
+        assert bool(facts["train"]["pairs"]) == (name == "pairs")
+    assert not told["pairs"][0] and told["texts"][0]
+    assert "The second segment was only seen in pairs" in told["pairs"][1] and "are pairs of texts" in told["pairs"][1]
+    assert "All training text was on the first segment" in told["texts"][1] and "pairs" not in told["texts"][1]
+
+
+def test_going_on_from_a_backbone_takes_all_that_it_learnt(
+    pretrain: Callable[..., int], paired: Path, tmp_path: Path
+) -> None:
+    """Of one vocabulary: both segments and the masked-word head come along, so that nothing is learnt again."""
+    pretrain(tmp_path / "first", "--shards", str(paired), "--steps", "3", shards_from=None)
+    first = checkpoint.read(tmp_path / "first")
+    assert first.head is not None
+    for name, text in (("pairs", str(paired)), ("texts", None)):
+        options = ["--init-from", str(tmp_path / "first"), "--steps", "0", *(["--shards", text] if text else [])]
+        pretrain(tmp_path / name, *options, shards_from=None if text else "en")
+        found = checkpoint.read(tmp_path / name)
+        assert found.head is not None
+        assert all(torch.equal(first.state[key], value) for key, value in found.state.items())
+        assert all(torch.equal(first.head[key], value) for key, value in found.head.items())
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert "its embeddings too, and its masked-word head" in card and "Untrained" not in card
+        assert ("the second is that of `first`" in card) == (name == "texts")

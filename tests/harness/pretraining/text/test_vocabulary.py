@@ -1,0 +1,75 @@
+"""Vocabularies: their size, their kinds of tokens, and their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from harness.core.errors import BackboneError, ConfigError
+from harness.pretraining.text import vocabulary
+from harness.pretraining.text.shards import Shards
+
+
+def test_a_vocabulary_has_the_size_asked_for(english: Shards) -> None:
+    """Special tokens first, in the order that ids are taken from."""
+    words = vocabulary.words(english.tokenizer)
+    assert len(words) == 90
+    assert tuple(words[:5]) == vocabulary.SPECIALS
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (5000, "supports [0-9]+ pieces only"),
+        (12, "single characters alone"),
+        (5, "outside 6"),
+        (2**20 + 1, "outside 6"),
+    ],
+)
+def test_a_size_that_the_corpus_does_not_support_is_refused(size: int, said: str) -> None:
+    """Too many and too few, with the number that would do."""
+    with pytest.raises(ConfigError, match=said):
+        vocabulary.train_exactly(["some words of some text"] * 5, size, "en")
+
+
+def test_kinds_tell_words_from_pieces_and_characters() -> None:
+    """A Chinese character is neither a word's beginning nor its continuation."""
+    tokenizer = vocabulary.train(["abab ab 山水"] * 9, 40)
+    kinds = dict(zip(vocabulary.words(tokenizer), vocabulary.kinds(tokenizer).tolist(), strict=True))
+    assert kinds["[MASK]"] == vocabulary.SPECIAL
+    assert kinds["ab"] == vocabulary.WORD
+    assert kinds["##ab"] == kinds["##b"] == vocabulary.CONTINUES
+    assert kinds["山"] == vocabulary.CHARACTER
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_transformers_reads_the_same_tokenizer(language: str, shard_folders: dict[str, Path]) -> None:
+    """Same ids for text with capitals, accents, unknown signs and both scripts."""
+    theirs = AutoTokenizer.from_pretrained(shard_folders[language])
+    text = "The Río, 山水 ☃ GREENER b"
+    ours = vocabulary.load(shard_folders[language]).encode(text)
+    assert theirs(text)["input_ids"] == [vocabulary.CLS, *ours.ids, vocabulary.SEP]
+    assert theirs.mask_token_id == vocabulary.MASK and theirs.pad_token_id == vocabulary.PAD
+
+
+def test_a_foreign_or_broken_vocabulary_is_refused(tmp_path: Path) -> None:
+    """Missing, damaged, and without a special token."""
+    with pytest.raises(BackboneError, match="no tokenizer.json"):
+        vocabulary.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(BackboneError, match="cannot read"):
+        vocabulary.load(tmp_path)
+    tokenizer = vocabulary.train(["ab"] * 3, 20)
+    moved = tokenizer.to_str().replace("[PAD]", "[pad]")
+    (tmp_path / "tokenizer.json").write_text(moved, encoding="utf-8")
+    with pytest.raises(BackboneError, match=r"lacks \[PAD\]"):
+        vocabulary.load(tmp_path)
+
+
+def test_the_fingerprint_is_that_of_the_words(english: Shards, chinese: Shards) -> None:
+    """It differs between vocabularies, and is that of the shards."""
+    assert vocabulary.fingerprint(english.tokenizer) == english.facts["vocabulary"] != chinese.facts["vocabulary"]
+    assert chinese.kinds.dtype == np.uint8

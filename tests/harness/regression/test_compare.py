@@ -1,0 +1,342 @@
+"""Two runs side by side: what is an alarm, what is not, and what is refused. Fabricated cells."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.core.errors import ResultError
+from harness.regression.compare import Comparison, Limits, compare
+from harness.regression.times import LEAST_PAIRS
+from harness.results.packed_run import Machine, Packed, PackedCell
+
+ELSEWHERE = Machine(cpu="another CPU", cores=8, torch_threads=8, torch="2.13")
+RIGHT = np.arange(400) >= 40
+Maker = Callable[..., PackedCell]
+Runner = Callable[..., Packed]
+
+
+def worse(lost: int, won: int = 0) -> np.ndarray:
+    """``RIGHT`` with some samples lost and others won."""
+    right = RIGHT.copy()
+    right[40 : 40 + lost] = False
+    right[:won] = True
+    return right
+
+
+def alarmed(found: Comparison) -> str:
+    return " | ".join(found.alarms)
+
+
+def test_a_run_is_no_worse_than_itself(make_cell: Maker, make_packed: Runner) -> None:
+    """Nothing moved, no alarm, no test that could have raised one."""
+    run = make_packed(make_cell(), make_cell(method="bert"))
+    found = compare(run, run)
+    assert not found.alarms and not found.only_base and not found.only_new
+    assert not any(change.moved for change in found.changes)
+    assert all(change.p_adjusted is None and (change.wins, change.losses) == (0, 0) for change in found.changes)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "alarm"),
+    [(12, 0, True), (6, 0, False), (40, 38, False), (0, 30, False), (36, 12, True), (30, 20, False)],
+    ids=["clear", "too few to tell", "chance", "better", "discordant but clear", "discordant"],
+)
+def test_accuracy_needs_significance(make_cell: Maker, make_packed: Runner, lost: int, won: int, alarm: bool) -> None:
+    """Losses of 400 samples are an alarm where wins do not explain them."""
+    found = compare(make_packed(make_cell()), make_packed(make_cell(worse(lost, won))))
+    assert bool(found.alarms) == alarm
+    assert found.changes[0].difference == pytest.approx((won - lost) / 400)
+    assert (found.changes[0].wins, found.changes[0].losses) == (won, lost)
+    low, high = found.changes[0].interval or (1, -1)
+    assert low <= found.changes[0].difference <= high
+
+
+def test_accuracy_needs_more_than_the_margin(make_cell: Maker, make_packed: Runner) -> None:
+    """A significant loss of 3 points is none within a margin of 4; between machines the wider margin holds."""
+    base, new = make_packed(make_cell()), make_packed(make_cell(worse(12)))
+    assert "accuracy down by 3.00 points" in alarmed(compare(base, new))
+    assert not compare(base, new, Limits(margin=0.04)).alarms
+    abroad = make_packed(make_cell(worse(12)), machines=[ELSEWHERE])
+    assert not compare(base, abroad).alarms
+    assert "accuracy down" in alarmed(compare(base, make_packed(make_cell(worse(16)), machines=[ELSEWHERE])))
+
+
+def test_many_cells_pay_for_each_other_only_where_they_moved(make_cell: Maker, make_packed: Runner) -> None:
+    """Eight lost samples are an alarm among 87 cells as they were, and none among 87 that moved as much by chance."""
+    others = [f"m{number}" for number in range(87)]
+    base = make_packed(make_cell(), *(make_cell(method=name) for name in others))
+    still = make_packed(make_cell(worse(8)), *(make_cell(method=name) for name in others))
+    moving = make_packed(make_cell(worse(8)), *(make_cell(worse(8, 8), method=name) for name in others))
+    assert len(compare(base, still).alarms) == 1
+    assert not compare(base, moving).alarms
+
+
+def test_seeds_are_one_cell(make_cell: Maker, make_packed: Runner) -> None:
+    """Two seeds are averaged, a sample counts once, and a seed that only one run has is left over."""
+    base = make_packed(*(make_cell(seed=seed) for seed in (0, 1, 2)))
+    new = make_packed(make_cell(worse(12), seed=0), make_cell(worse(12), seed=1))
+    found = compare(base, new)
+    assert [change.seeds for change in found.changes] == [(0, 1)]
+    assert (found.changes[0].losses, found.changes[0].difference) == (12, pytest.approx(-0.03))
+    assert [cell.seed for cell in found.only_base] == [2]
+
+
+@pytest.mark.parametrize("field", ["flops_full", "flops_linear", "mean_layers"])
+def test_counts_may_not_rise_on_one_machine(make_cell: Maker, make_packed: Runner, field: str) -> None:
+    """Any rise is an alarm, a fall is none, and what JSON rounds away is neither."""
+    base = make_packed(make_cell(**{field: 3.0}))
+    assert "up by 0.1 %" in alarmed(compare(base, make_packed(make_cell(**{field: 3.003}))))
+    fallen = compare(base, make_packed(make_cell(**{field: 2.9})))
+    assert not fallen.alarms and fallen.changes[0].moved
+    assert not compare(base, make_packed(make_cell(**{field: 3.0 * (1 + 1e-15)}))).alarms
+
+
+def test_counts_have_room_between_machines(make_cell: Maker, make_packed: Runner) -> None:
+    """Tuned exits may move by 30 %; a constant depth costs the same everywhere, and may be tuned to one layer more."""
+
+    def found(new: PackedCell, **old: Any) -> str:
+        return alarmed(compare(make_packed(make_cell(**old)), make_packed(new, machines=[ELSEWHERE])))
+
+    assert found(make_cell(mean_layers=3.8)) == ""
+    assert "beyond the 30 % allowed to another fit" in found(make_cell(mean_layers=4.0))
+    second, third = {"exits": [0, 400, 0, 0]}, {"exits": [0, 0, 400, 0]}
+    assert found(make_cell(**second), **second) == ""
+    assert "FLOPs (all) up" in found(make_cell(**second, flops_full=1.2e6), **second)
+    assert found(make_cell(**third, mean_layers=3.0), **second, mean_layers=2.0) == ""
+
+
+def sketch(confidence: float, layers: int = 3) -> dict[str, Any]:
+    """Fields of a cell whose samples all have this confidence and leave after this layer."""
+    packed = [np.full(64, confidence, dtype="<f4"), np.full(64, layers, dtype=np.uint8)]
+    return dict(zip(("sketch", "sketch_exits"), (base64.b64encode(a.tobytes()).decode() for a in packed), strict=True))
+
+
+def test_the_same_fit_costs_the_same_everywhere(make_cell: Maker, make_packed: Runner) -> None:
+    """Equal confidences on another machine: any rise is an alarm. Other ones on the same machine: retraining has room."""
+    base = make_packed(make_cell(**sketch(0.7)))
+    dearer = make_cell(mean_layers=3.1, **sketch(0.7 + 1e-6))
+    assert "layers up by 3.33 %" in alarmed(compare(base, make_packed(dearer, machines=[ELSEWHERE])))
+    refitted = compare(base, make_packed(make_cell(mean_layers=3.1, **sketch(0.8))))
+    assert not refitted.alarms and refitted.changes[0].same_fit is False
+    assert any("1 cells have, or may have, other weights" in remark for remark in refitted.remarks)
+    assert compare(base, make_packed(make_cell(mean_layers=4.0, **sketch(0.8)))).alarms
+
+
+def test_exits_that_all_moved_are_no_excuse(make_cell: Maker, make_packed: Runner) -> None:
+    """Where no sample leaves where it did, nothing says that the fit is another one: on one machine, a rise is an alarm."""
+    found = compare(
+        make_packed(make_cell(**sketch(0.7))), make_packed(make_cell(mean_layers=3.5, **sketch(0.9, layers=4)))
+    )
+    assert found.changes[0].same_fit is None
+    assert "layers up" in alarmed(found)
+
+
+def test_cuda_does_not_repeat(make_cell: Maker, make_packed: Runner) -> None:
+    """On one GPU, too, retraining gives other weights: counts and accuracy have the room that other machines have."""
+    base, new = make_packed(make_cell(device="cuda")), make_packed(make_cell(worse(12), device="cuda", mean_layers=3.5))
+    assert not compare(base, new).alarms
+    assert len(compare(make_packed(make_cell()), make_packed(make_cell(worse(12), mean_layers=3.5))).alarms) == 2
+
+
+def test_counts_of_nothing_are_no_trouble(make_cell: Maker, make_packed: Runner) -> None:
+    """A method that counted no FLOPs before, and passes that took no time, are said, not divided by."""
+    nothing = {"flops_full": 0.0, "mean_layers": 0.0, "exits": [400]}
+    found = compare(make_packed(make_cell(**nothing)), make_packed(make_cell(exits=[400]), machines=[ELSEWHERE]))
+    assert "FLOPs (all) up from 0" in alarmed(found)
+    still = make_packed(make_cell(round_seconds=[0.0], reference_seconds=[0.1]))
+    assert any("took no time" in remark for remark in compare(still, still).remarks)
+
+
+def test_seeds_on_other_rows_are_not_stacked(make_cell: Maker, make_packed: Runner) -> None:
+    """Where every seed has test rows of its own, accuracy is shown and not tested."""
+    run = make_packed(make_cell(seed=0), make_cell(worse(0)[:300], seed=1, rows="4567"))
+    found = compare(run, run)
+    assert found.changes[0].seeds == (0, 1) and found.changes[0].p is None
+
+
+def test_machines_that_differ_are_told(make_cell: Maker, make_packed: Runner) -> None:
+    """Times of another machine, device or way to run are refused in one line; the rest is compared."""
+    cells = [make_cell(round_seconds=[0.1] * 30, reference_seconds=[0.2] * 30)]
+    base = make_packed(*cells)
+    found = compare(base, make_packed(*cells, machines=[ELSEWHERE]))
+    (line,) = [remark for remark in found.remarks if remark.startswith("times")]
+    assert "cpu a CPU against another CPU, cores 2 against 8" in line
+    assert found.changes[0].time is None and found.changes[0].wins == 0
+    cuda = make_cell(device="cuda", dtype="bfloat16", compute="graphs", executor="ladder")
+    on_gpu = compare(base, make_packed(cuda))
+    assert any("device cpu against cuda" in remark for remark in on_gpu.remarks)
+    assert len(on_gpu.changes) == 1 and not on_gpu.only_base
+    unknown = make_packed(*cells, machines=[Machine()])
+    assert any("nobody knows on which machine" in remark for remark in compare(unknown, unknown).remarks)
+
+
+def test_two_ways_to_run_are_not_mixed_up(make_cell: Maker, make_packed: Runner) -> None:
+    """Where both runs have a cell in two dtypes each finds its own; where only one has, there is nothing to guess."""
+    both = make_packed(make_cell(), make_cell(dtype="bfloat16"))
+    assert [change.cell.dtype for change in compare(both, both).changes] == ["float32", "bfloat16"]
+    with pytest.raises(ResultError, match="no cell in common"):
+        compare(both, make_packed(make_cell(dtype="float16")))
+
+
+def test_other_rows_are_not_compared(make_cell: Maker, make_packed: Runner) -> None:
+    """Another split is told and left out; where nothing else is left, that is unusable."""
+    base = make_packed(make_cell(), make_cell(method="bert"))
+    found = compare(base, make_packed(make_cell(rows="4567"), make_cell(method="bert")))
+    assert [change.cell.method for change in found.changes] == ["bert"]
+    assert any("1 cells were measured on other test rows" in remark for remark in found.remarks)
+    with pytest.raises(ResultError, match="other test rows"):
+        compare(base, make_packed(make_cell(worse(0)[:300])))
+    with pytest.raises(ResultError, match="no cell in common"):
+        compare(base, make_packed(make_cell(dataset="yahoo")))
+
+
+def test_without_rows_accuracy_is_shown_but_not_tested(make_cell: Maker, make_packed: Runner) -> None:
+    """A cell without bits has accuracies and no p-value, and is no alarm."""
+    found = compare(make_packed(make_cell()), make_packed(make_cell(worse(40), bits=None, rows=None)))
+    assert found.changes[0].wins is None and not found.alarms
+    assert found.changes[0].difference == pytest.approx(-0.1)
+    assert any("not tested" in remark for remark in found.remarks)
+
+
+def test_what_fails_now_is_a_regression(make_cell: Maker, make_packed: Runner) -> None:
+    """A method that raises where it used to be measured is an alarm; one that is new is not."""
+    cell = make_cell()
+    base = make_packed(cell, make_cell(method="bert"))
+    fit = cell.cell.model_copy(update={"point": "fit"})
+    assert "geep fit, seed 0: failed" in alarmed(compare(base, make_packed(make_cell(method="bert"), failed=[fit])))
+    new = cell.cell.model_copy(update={"method": "new"})
+    assert not compare(base, make_packed(cell, make_cell(method="bert"), failed=[new])).alarms
+
+
+def test_cells_of_several_commits_are_told(make_cell: Maker, make_packed: Runner) -> None:
+    """A run that was gone on with after a change of the code is not what it seems."""
+    found = compare(make_packed(make_cell()), make_packed(make_cell(), commits=["a", "b"]))
+    assert any("several versions of the code (a, b)" in remark for remark in found.remarks)
+
+
+def test_other_tokens_are_told(make_cell: Maker, make_packed: Runner) -> None:
+    """A tokenizer that changed explains other FLOPs."""
+    found = compare(make_packed(make_cell()), make_packed(make_cell(tokens=5000)))
+    assert any("other numbers of tokens" in remark for remark in found.remarks)
+
+
+def passes(rng: np.random.Generator, seconds: float, rounds: int, noise: float = 0.01) -> list[float]:
+    return [float(value) for value in seconds * np.exp(rng.normal(0, noise, rounds))]
+
+
+def timed(
+    make_cell: Maker, make_packed: Runner, seed: int, slow: dict[str, float], rounds: int = 3, **change: Any
+) -> Packed:
+    """``bert`` and three methods on four datasets; ``slow`` multiplies a method's seconds."""
+    rng = np.random.default_rng(seed)
+    return make_packed(
+        *(
+            make_cell(
+                method=method,
+                dataset=dataset,
+                round_seconds=passes(rng, 0.1 * slow.get(method, 1.0), rounds),
+                reference_seconds=passes(rng, 0.2, rounds),
+                **change,
+            )
+            for dataset in ("a", "b", "c", "d")
+            for method in ("bert", "geep", "fastbert", "tinybert")
+        )
+    )
+
+
+def test_a_slow_method_is_found(make_cell: Maker, make_packed: Runner) -> None:
+    """10 % more time in one method is an alarm about that method alone, 10 % less is none, and the ratio is about 1 / 1.1."""
+    base = timed(make_cell, make_packed, 1, {})
+    found = compare(base, timed(make_cell, make_packed, 2, {"geep": 1.1}))
+    assert found.alarms and all("geep" in alarm for alarm in found.alarms)
+    (geep,) = [method for method in found.methods if method.name == "geep"]
+    assert geep.ratio == pytest.approx(1 / 1.1, rel=0.02)
+    assert "bert" not in [method.name for method in found.methods]
+    assert not compare(base, timed(make_cell, make_packed, 3, {"geep": 0.9})).alarms
+
+
+def test_a_slow_method_within_the_limit_is_none(make_cell: Maker, make_packed: Runner) -> None:
+    """What may be added is the caller's to say, however significant it is."""
+    base, new = timed(make_cell, make_packed, 1, {}, 30), timed(make_cell, make_packed, 2, {"geep": 1.1}, 30)
+    assert compare(base, new).alarms
+    assert not compare(base, new, Limits(slower=0.15)).alarms
+
+
+def test_a_stall_is_no_slow_down(make_cell: Maker, make_packed: Runner) -> None:
+    """A machine that stalled for two passes of three spoils the median, not the best pass."""
+    base = timed(make_cell, make_packed, 1, {})
+    new = timed(make_cell, make_packed, 2, {})
+    stalled = [
+        cell.model_copy(
+            update={"round_seconds": [1.5 * cell.round_seconds[0], 1.5 * cell.round_seconds[1], cell.round_seconds[2]]}
+        )
+        if cell.cell.method == "geep"
+        else cell
+        for cell in new.cells
+    ]
+    assert not compare(base, make_packed(*stalled)).alarms
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.01, 0.05, 0.2]))
+def test_noise_alone_raises_no_alarm(make_cell: Maker, make_packed: Runner, seed: int, noise: float) -> None:
+    """However noisy the clock, a run is not slower than another one like it, and noise brackets the ratio."""
+    rng = np.random.default_rng(seed)
+
+    def run() -> Packed:
+        return make_packed(
+            *(
+                make_cell(
+                    method=m,
+                    dataset=d,
+                    round_seconds=passes(rng, 1, 3, noise),
+                    reference_seconds=passes(rng, 2, 3, noise),
+                )
+                for d in "abc"
+                for m in ("bert", "geep", "fastbert")
+            )
+        )
+
+    found = compare(run(), run())
+    assert len(found.alarms) <= 1
+    assert all(c.time.low <= c.time.ratio <= c.time.high for c in found.changes if c.time is not None)
+
+
+def test_few_passes_say_nothing(make_cell: Maker, make_packed: Runner) -> None:
+    """Below a number of A/A pairs nobody knows the noise: times are refused, with what to do."""
+    cell = make_cell(round_seconds=[0.1, 0.2], reference_seconds=[0.2, 0.2])
+    found = compare(make_packed(cell), make_packed(cell))
+    assert any(f"({LEAST_PAIRS} are needed)" in remark for remark in found.remarks)
+    assert found.changes[0].time is None
+
+
+def test_results_without_passes_are_refused(make_cell: Maker, make_packed: Runner) -> None:
+    """Results that were written before passes were kept compare in everything but time."""
+    found = compare(make_packed(make_cell()), make_packed(make_cell()))
+    assert any("passes themselves were not kept" in remark for remark in found.remarks)
+    other = compare(make_packed(make_cell(reference=None)), make_packed(make_cell()))
+    assert any("no common reference" in remark for remark in other.remarks)
+
+
+def test_a_slower_reference_is_told_not_judged(make_cell: Maker, make_packed: Runner) -> None:
+    """Everything 20 % slower, the reference included, moves no ratio; the reference's own seconds are named."""
+    base = timed(make_cell, make_packed, 1, {})
+    slow = [
+        cell.model_copy(
+            update={
+                "round_seconds": [1.2 * s for s in cell.round_seconds],
+                "reference_seconds": [1.2 * s for s in cell.reference_seconds],
+            }
+        )
+        for cell in base.cells
+    ]
+    found = compare(base, make_packed(*slow))
+    assert not found.alarms
+    assert any("reference itself took 20.0 % more time" in remark for remark in found.remarks)

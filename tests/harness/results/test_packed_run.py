@@ -1,0 +1,219 @@
+"""Packed references: small, whole, and refused when they are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.core.errors import ResultError
+from harness.results.packed_run import Packed, PackedCell, load, machine_of, pack, same_fit, write
+from harness.results.run_folder import Run, failed_cell
+from harness.results.schema import SAMPLE_COLUMNS, Cell, Checks, Cost, Quality, Result, Speed
+
+FINGERPRINT = {
+    "cpu": "a CPU",
+    "cores": 2,
+    "torch_threads": 1,
+    "commit": "c0ffee",
+    "versions": {"torch": "2.13"},
+    "gpu": {"name": "a GPU"},
+}
+
+
+def save(run: Run, right: np.ndarray, **change: Any) -> Result:
+    """Store one cell with these answers."""
+    n = len(right)
+    facts: dict[str, Any] = {
+        "method": "bert",
+        "dataset": "ag_news",
+        "source": "local",
+        "backbone": "tiny",
+        "seed": 0,
+        "point": "full",
+        "protocol": "modern",
+        "order": "length",
+        "executor": "own",
+        "batch_size": 8,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    share = float(right.mean())
+    result = Result(
+        cell=Cell(**{**facts, **change}),
+        kind="method",
+        synthetic=False,
+        language="en",
+        params={},
+        quality=Quality(accuracy=share, accuracy_low=share, accuracy_high=share, macro_f1=share, n=n),
+        cost=Cost(
+            flops_linear=1 / 3,
+            flops_full=0.5,
+            params=3,
+            mean_layers=4.0,
+            mean_heads=1.0,
+            depth=4,
+            valid_token_ratio=1.0,
+        ),
+        speed=Speed(
+            samples_per_s=1.0,
+            seconds=2.0,
+            seconds_p10=2.0,
+            seconds_p90=2.0,
+            rounds=2,
+            reference="bert",
+            speedup=1.0,
+            round_seconds=[0.1, 0.2],
+            reference_seconds=[0.3, 0.1],
+        ),
+        training=None,
+        checks=Checks(rounds_agree=1.0),
+        exit_histogram=[0, 0, 0, n],
+        fingerprint=FINGERPRINT,
+    )
+    rows = pd.DataFrame({name: np.arange(n) for name in SAMPLE_COLUMNS}).assign(correct=right, length=3)
+    run.save(result, rows)
+    return result
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "a-run")
+
+
+def test_a_run_survives_packing(run: Run, tmp_path: Path) -> None:
+    """Answers, counts, passes and machine come back equal from the file, and from the folder read on the fly."""
+    right = np.random.default_rng(0).random(1001) < 0.7
+    result = save(run, right)
+    write(pack(run.path), tmp_path / "packed.json")
+    found = load(tmp_path / "packed.json")
+    assert found == load(run.path)
+    (cell,) = found.cells
+    np.testing.assert_array_equal(cell.correct, right)
+    assert (cell.cell, cell.n, cell.accuracy) == (result.cell, 1001, result.quality.accuracy)
+    assert (cell.flops_linear, cell.mean_layers, cell.tokens) == (1 / 3, 4.0, 3003)
+    assert (cell.round_seconds, cell.reference_seconds) == ([0.1, 0.2], [0.3, 0.1])
+    assert (found.commits, found.machine(cell)) == (["c0ffee"], machine_of(FINGERPRINT))
+    assert (tmp_path / "packed.json").stat().st_size < 2400
+
+
+def test_fits_are_told_apart_by_their_confidences(run: Run) -> None:
+    """Samples that leave elsewhere do not count; of the others one that is surer than it was shows another fit."""
+    result = save(run, np.ones(200, dtype=bool))
+    rows = run.samples(result.cell)
+
+    def cell(confidence: np.ndarray, exits: np.ndarray) -> PackedCell:
+        run.save(result, rows.assign(confidence=confidence, exit_layer=exits))
+        return pack(run.path).cells[0]
+
+    sure, third = np.linspace(0.5, 1, 200), np.full(200, 3)
+    before = cell(sure, third)
+    assert before.sketched is not None and len(before.sketched[0]) == 64
+    assert same_fit(before, cell(sure + 1e-6, third)) is True
+    assert same_fit(before, cell(sure * 0.99, third)) is False
+    later = np.where(np.arange(200) < 150, 4, 3)
+    assert same_fit(before, cell(np.where(later == 4, 0.9, sure), later)) is True
+    assert same_fit(before, cell(sure, np.full(200, 4))) is None
+    assert same_fit(before, before.model_copy(update={"rows": "other"})) is None
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_bits_are_the_answers(make_cell: Callable[..., PackedCell], answers: list[bool]) -> None:
+    """Any number of samples fits, also one that eight does not divide."""
+    correct = make_cell(answers).correct
+    assert correct is not None
+    assert correct.tolist() == answers
+
+
+def test_rows_are_told_apart_by_label_and_order(run: Run) -> None:
+    """Two cells on the same rows have one hash; another label gives another one."""
+    save(run, np.ones(4, dtype=bool))
+    save(run, np.zeros(4, dtype=bool), method="geep")
+    other = save(run, np.ones(4, dtype=bool), method="tinybert")
+    rows = run.samples(other.cell).assign(label=[0, 1, 2, 4])
+    run.save(other, rows)
+    hashes = {cell.cell.method: cell.rows for cell in pack(run.path).cells}
+    assert hashes["bert"] == hashes["geep"] != hashes["tinybert"]
+
+
+def test_missing_rows_leave_the_rest(run: Run) -> None:
+    """Without per-sample rows a cell is packed without bits, and that is told."""
+    result = save(run, np.ones(4, dtype=bool))
+    run.samples_path(result.cell).unlink()
+    packed = pack(run.path)
+    assert packed.cells[0].correct is None
+    assert packed.problems == ["1 of 1 cells of a-run have no usable per-sample rows"]
+
+
+def test_failures_are_packed_until_they_are_mended(run: Run) -> None:
+    """A failed cell is named, one that was measured afterwards is not, and a record without a cell is no cell."""
+    done = save(run, np.ones(4, dtype=bool))
+    missing = done.cell.model_copy(update={"method": "geep"})
+    run.fail(done.cell, "trace")
+    run.fail(missing, "trace")
+    assert pack(run.path).failed == [missing]
+    assert failed_cell({"traceback": "trace"}) is failed_cell([]) is failed_cell({"cell": {"method": "x"}}) is None
+
+
+def test_a_machine_that_says_little_is_unknown() -> None:
+    """What a fingerprint does not hold is None, and such a machine is not taken for another one like it."""
+    assert machine_of(FINGERPRINT).known
+    assert machine_of(FINGERPRINT).gpu == "a GPU"
+    assert not machine_of({}).known
+    assert not machine_of({"cpu": "x", "cores": 2, "versions": "?"}).known
+
+
+def edited(**change: Any) -> Callable[[dict[str, Any]], str]:
+    return lambda data: json.dumps({**data, **change})
+
+
+def in_cell(**change: Any) -> Callable[[dict[str, Any]], str]:
+    return lambda data: json.dumps({**data, "cells": [{**data["cells"][0], **change}]})
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
+    "not JSON": (lambda _: "{", "no packed reference"),
+    "a list": (lambda _: "[]", "no packed reference"),
+    "a result": (lambda _: '{"schema": 1}', "no packed reference"),
+    "another version": (edited(packed=9), "version 9"),
+    "another schema": (edited(schema=0), "result schema 0"),
+    "no cells": (edited(cells=[]), "it has no cells"),
+    "unknown field": (edited(colour="red"), "colour"),
+    "bits cut": (in_cell(bits="AAAA"), "are not those of 400 samples"),
+    "bits garbled": (in_cell(bits="?"), "damaged"),
+    "sketch cut": (in_cell(sketch="AAAA", sketch_exits="AAAA"), "are not those of 400 samples"),
+    "machine missing": (in_cell(machine=3), "damaged"),
+    "count missing": (in_cell(n=None), "cells.0.n"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_one_line(
+    case: str, tmp_path: Path, make_cell: Callable[..., PackedCell], make_packed: Callable[..., Packed]
+) -> None:
+    """A file that is no packed reference, or a broken one, is refused with what is wrong and how to mend it."""
+    path = tmp_path / "packed.json"
+    write(make_packed(make_cell()), path)
+    change, told = DAMAGE[case]
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(ResultError, match="geep-bench pack") as caught:
+        load(path)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_there(tmp_path: Path, run: Run) -> None:
+    """A path that does not exist, a folder that is no run, and a run without results say so."""
+    with pytest.raises(ResultError, match="cannot read"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ResultError, match="no run at"):
+        load(tmp_path)
+    with pytest.raises(ResultError, match="no results in"):
+        load(run.path)

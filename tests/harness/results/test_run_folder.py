@@ -1,0 +1,240 @@
+"""Run folders: written whole or not at all, and what is broken is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.core.errors import ResultError
+from harness.core.files import write_atomic, write_json
+from harness.results import run_folder
+from harness.results.run_folder import Run, stem
+from harness.results.schema import SAMPLE_COLUMNS, SCHEMA, Cell, Checks, Cost, Quality, Result, Speed
+
+
+def make_cell(**change: object) -> Cell:
+    facts: dict = {
+        "method": "bert",
+        "dataset": "ag_news",
+        "source": "local",
+        "backbone": "tiny",
+        "seed": 0,
+        "point": "full",
+        "protocol": "modern",
+        "order": "length",
+        "executor": "own",
+        "batch_size": 8,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return Cell(**{**facts, **change})
+
+
+def make_result(cell: Cell) -> Result:
+    return Result(
+        cell=cell,
+        kind="method",
+        synthetic=False,
+        language="en",
+        params={},
+        quality=Quality(accuracy=0.5, accuracy_low=0.4, accuracy_high=0.6, macro_f1=0.5, n=2),
+        cost=Cost(
+            flops_linear=1.0, flops_full=2.0, params=3, mean_layers=4.0, mean_heads=1.0, depth=4, valid_token_ratio=1.0
+        ),
+        speed=Speed(samples_per_s=1.0, seconds=2.0, seconds_p10=2.0, seconds_p90=2.0, rounds=1),
+        training=None,
+        checks=Checks(rounds_agree=1.0),
+        exit_histogram=[0, 0, 0, 2],
+        fingerprint={},
+    )
+
+
+def make_rows() -> pd.DataFrame:
+    return pd.DataFrame({name: np.zeros(2, dtype=bool if name == "correct" else "int64") for name in SAMPLE_COLUMNS})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run")
+
+
+@pytest.fixture
+def save(run: Run) -> Callable[..., Result]:
+    def one(**change: object) -> Result:
+        result = make_result(make_cell(**change))
+        run.save(result, make_rows())
+        return result
+
+    return one
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_is_saved_is_read(run: Run, save: Callable[..., Result]) -> None:
+    """Results and rows come back equal, ordered by name, and nothing else is left in the folder."""
+    saved = [save(method=name) for name in ("fastbert", "bert")]
+    assert run.results() == saved[::-1]
+    pd.testing.assert_frame_equal(Run.open(run.path).samples(saved[0].cell), make_rows())
+    assert run.broken == []
+    assert len(files(run.path)) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"point": "a"}, {"batch_size": 9}, {"executor": "ladder"}, {"device": "cuda"}, {"backbone": "x"}],
+)
+def test_no_two_cells_share_a_file(change: dict) -> None:
+    """Any coordinate that differs makes another name."""
+    assert stem(make_cell(**change)) != stem(make_cell())
+
+
+@pytest.mark.parametrize("name", ["书" * 300, "../../etc/passwd", "a b/c\\d:e", "🙂" * 99, "."])
+def test_any_name_makes_a_file_name(run: Run, save: Callable[..., Result], name: str) -> None:
+    """Long Chinese names, emoji, separators and dots end in files of at most 255 bytes inside the folder."""
+    result = save(dataset=name, method=name)
+    path = run.result_path(result.cell)
+    assert len(path.name.encode()) < 230  # room for the name of a temporary neighbour
+    assert path.parent == run.path / "results"
+    assert Run.open(run.path).results() == [result]
+    assert len(run.samples(result.cell)) == 2
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
+    """Whatever goes wrong half-way, the old file stays as it was and no temporary one is left."""
+    target = tmp_path / "deep" / "file.json"
+    write_json(target, {"old": True})
+    for problem in (OSError(28, "No space left on device"), ValueError("bug"), KeyboardInterrupt()):
+
+        def half(place: Path, problem: BaseException = problem) -> None:
+            place.write_text("{half")
+            raise problem
+
+        with pytest.raises((ResultError, ValueError, KeyboardInterrupt)):
+            write_atomic(target, half)
+        assert files(tmp_path) == ["deep/file.json"]
+        assert json.loads(target.read_text()) == {"old": True}
+
+
+def test_numbers_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
+    """NaN would make a file that other programs cannot read."""
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert files(tmp_path) == []
+
+
+def test_killed_between_rows_and_result_the_cell_is_unfinished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written first: without its JSON a cell does not count, and saving it again mends it."""
+    result = make_result(make_cell())
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.save(result, make_rows())
+    assert run.samples_path(result.cell).is_file()
+    assert run.results() == []
+    run.save(result, make_rows())
+    assert run.results() == [result]
+
+
+def test_rows_must_have_the_agreed_columns(run: Run) -> None:
+    """Others would break readers later; nothing is written."""
+    with pytest.raises(ValueError, match="sample columns"):
+        run.save(make_result(make_cell()), make_rows().drop(columns="difficulty"))
+    assert files(run.path) == []
+
+
+@pytest.mark.parametrize("content", ["", "{half", "[1, 2]", '"text"', '{"schema": 1}', "\udcff", '{"schema": "one"}'])
+def test_broken_results_are_set_aside_and_told(run: Run, save: Callable[..., Result], content: str) -> None:
+    """The others are read; the broken file is kept elsewhere, and the message says where and what follows."""
+    good, bad = save(), save(seed=1)
+    path = run.result_path(bad.cell)
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    assert run.results() == [good]
+    (message,) = run.broken
+    assert str(path) in message
+    assert "measured again" in message
+    assert "\n" not in message
+    assert not path.exists()
+    assert (run.path / "set-aside" / path.name).is_file()
+
+
+def test_a_result_with_unknown_keys_is_broken(run: Run, save: Callable[..., Result]) -> None:
+    """Reading is strict: a key nobody knows is no result of this schema."""
+    path = run.result_path(save().cell)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
+    assert run.results() == []
+    assert "colour" in run.broken[0] or "1 validation error" in run.broken[0]
+
+
+def test_results_of_another_schema_are_refused_and_left(run: Run, save: Callable[..., Result]) -> None:
+    """They are no damage: the message names both versions, and the file stays."""
+    path = run.result_path(save().cell)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": SCHEMA + 1}))
+    with pytest.raises(ResultError, match=rf"schema {SCHEMA + 1}, this program reads {SCHEMA}"):
+        run.results()
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("below", ["file", "file/run", "file/deep/run"])
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, below: str) -> None:
+    """Found out before anything expensive starts."""
+    (tmp_path / "file").write_text("I am no folder")
+    with pytest.raises(ResultError, match=r"cannot write the run folder .*--out"):
+        Run.create(tmp_path / below)
+
+
+def test_writing_below_a_file_is_told(tmp_path: Path) -> None:
+    """Also later, when a folder has gone."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultError, match=r"cannot write .*a\.json"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_there_must_be_a_run_to_open(tmp_path: Path) -> None:
+    """The message says how to make one."""
+    with pytest.raises(ResultError, match=r"no run at .*geep-bench run --out"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 but no more"])
+def test_rows_that_cannot_be_read_are_told(run: Run, save: Callable[..., Result], content: bytes | None) -> None:
+    """Missing or broken Parquet: the message says which result to delete."""
+    cell = save().cell
+    run.samples_path(cell).unlink()
+    if content is not None:
+        run.samples_path(cell).write_bytes(content)
+    with pytest.raises(ResultError, match="delete .* and run again"):
+        run.samples(cell)
+
+
+def test_failures_are_kept_until_the_cell_is_measured(run: Run) -> None:
+    """A failure holds cell and traceback; a broken record is told; forgetting removes it."""
+    cell = make_cell()
+    path = run.fail(cell, "Traceback ...\nValueError: no")
+    (record,) = run.failures()
+    assert record == {"cell": cell.model_dump(), "traceback": "Traceback ...\nValueError: no"}
+    (path.parent / "broken.json").write_text("{")
+    assert len(run.failures()) == 1
+    assert "broken failure record" in run.broken[0]
+    run.forget_failure(cell)
+    run.forget_failure(cell)
+    assert not path.exists()
+
+
+def test_forgetting_a_result_takes_its_rows_along(run: Run, save: Callable[..., Result]) -> None:
+    """Both files go; doing it twice is no error; others stay."""
+    kept, gone = save(), save(seed=1)
+    for _ in range(2):
+        run.forget_result(stem(gone.cell))
+    assert run.results() == [kept]
+    assert len(files(run.path)) == 2

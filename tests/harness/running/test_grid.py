@@ -1,0 +1,359 @@
+"""From a profile to cells: nothing twice, nothing lost, nothing stale. Fake methods, random backbone, embedded data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import registry
+from harness.core.errors import ConfigError, DeviceError, ResultError
+from harness.measure import device_health
+from harness.results.run_folder import Run
+from harness.results.schema import SCHEMA
+from harness.running import session
+from harness.running.grid import Grid, Outcome
+from harness.running.profile import ExecutionSettings
+from harness.running.session import Settings
+
+TEST_ROWS = 12  # of a dataset of the stage
+
+
+@pytest.fixture
+def settings(grid_settings: Settings) -> Settings:
+    return grid_settings
+
+
+def change(settings: Settings, **profile: Any) -> Settings:
+    return replace(settings, profile=settings.profile.model_copy(update=profile))
+
+
+def run(settings: Settings) -> Outcome:
+    return Grid(settings).execute()
+
+
+def counts(outcome: Outcome) -> tuple[int, int, int]:
+    return outcome.measured, outcome.kept, outcome.failed
+
+
+def cells(settings: Settings) -> list[str]:
+    found = Run.open(settings.out).results()
+    return sorted(f"{r.cell.dataset} {r.cell.method} {r.cell.point} {r.cell.seed}" for r in found)
+
+
+def expected(settings: Settings, points: tuple[str, ...] = ("a", "b")) -> list[str]:
+    p = settings.profile
+    return sorted(f"{d} {m} {q} {s}" for d in p.datasets for m in p.methods for q in points for s in p.seeds)
+
+
+def test_every_cell_is_measured_and_stored(stage: Any, settings: Settings) -> None:
+    """Dataset x seed x method x point, each with its result and its rows; every method is fitted once."""
+    settings = change(settings, seeds=[0, 3])
+    assert counts(run(settings)) == (24, 0, 0)
+    assert cells(settings) == expected(settings)
+    assert len(stage.fits) == len(set(stage.fits)) == 12
+    assert stage.loads == 4
+    assert json.loads((settings.out / "run.json").read_text())["profile"]["name"] == "test"
+
+
+def test_what_a_result_says(stage: Any, settings: Settings) -> None:
+    """Its numbers follow from its rows; embedded data is marked; reference and machine are named."""
+    run(settings)
+    stored = Run.open(settings.out)
+    for result in stored.results():
+        rows = stored.samples(result.cell)
+        assert result.synthetic
+        assert result.language == ("en" if result.cell.dataset == "ag_news" else "zh")
+        assert result.quality.n == len(rows) == sum(result.exit_histogram) == TEST_ROWS
+        assert result.quality.accuracy == pytest.approx(rows["correct"].mean())
+        assert (rows["correct"] == (rows["label"] == rows["prediction"])).all()
+        assert rows["index"].tolist() == list(range(TEST_ROWS))
+        assert set(rows["exit_layer"]) == {3}
+        assert set(rows["difficulty"]) <= {0, 1, 2}
+        assert rows["length"].between(2, 16).all()
+        assert (result.cost.mean_layers, result.cost.mean_heads, result.cost.depth) == (3, 1, 3)
+        assert result.cost.flops_full > result.cost.flops_linear * 0.5 > 0
+        assert result.params == {"width": 1}
+        assert (result.speed.reference, result.speed.rounds, result.checks.rounds_agree) == ("one", 2, 1.0)
+        assert result.kind == "method"
+        assert result.fingerprint["versions"]["torch"]
+        assert (result.checks.batches_agree, result.checks.state_unchanged, result.checks.syncs) == (1.0, True, None)
+        assert result.latency[0].batch_size == 1
+        assert result.footprint is not None
+        assert (result.footprint.disk_bytes or 0) > 0
+        assert result.waterfall is not None
+        assert result.waterfall.product == pytest.approx(result.waterfall.measured)
+        assert result.overlaps is not None
+        assert result.overlaps.train_test >= 0
+        assert len(result.speed.round_seconds) == len(result.speed.reference_seconds) == 2
+
+
+def test_folders_are_kept_by_name_only(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """What a run says of its settings goes into reports: no path of the machine, in backbones or in a method's settings."""
+    folder = tmp_path / "my-student"
+    folder.mkdir()
+    tables = {"one": {"student": str(folder), "other": "x", "more": {"en": str(folder), "zh": "y"}}}
+    run(change(settings, datasets=["ag_news"], methods=["two"], method=tables))
+    text = (settings.out / "run.json").read_text()
+    assert json.loads(text)["profile"]["method"]["one"] == {
+        "student": "my-student",
+        "other": "x",
+        "more": {"en": "my-student", "zh": "y"},
+    }
+    assert str(tmp_path) not in text
+
+
+def test_a_second_run_does_nothing(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps every cell and loads neither data nor backbone."""
+    run(settings)
+    passes = len(stage.passes)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("nothing should be loaded")
+
+    monkeypatch.setattr(session, "load_raw", never)
+    monkeypatch.setattr(session, "load_backbone", never)
+    assert counts(run(settings)) == (0, 12, 0)
+    assert len(stage.passes) == passes
+
+
+def test_more_methods_and_seeds_measure_only_what_is_new(stage: Any, settings: Settings) -> None:
+    """A run grows: what is there is kept."""
+    run(change(settings, methods=["one"], datasets=["ag_news"]))
+    assert counts(run(change(settings, methods=["one", "two"], datasets=["ag_news"]))) == (2, 2, 0)
+    assert counts(run(change(settings, methods=["one"], datasets=["ag_news"], seeds=[0, 1]))) == (2, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"rounds": 3},
+        {"max_test": 8},
+        {"max_length": 12},
+        {"training": {"epochs": 2}},
+        {"execution": ExecutionSettings(batch_size=5, window=6)},
+    ],
+)
+def test_changed_settings_measure_again(stage: Any, settings: Settings, update: dict) -> None:
+    """Whatever results follow from is part of their key; no result of other settings stays beside the new ones."""
+    settings = change(settings, datasets=["ag_news"], methods=["one"])
+    run(settings)
+    assert counts(run(change(settings, **update))) == (2, 0, 0)
+    assert cells(settings) == ["ag_news one a 0", "ag_news one b 0"]
+
+
+def test_a_new_version_of_a_method_is_fitted_again(stage: Any, settings: Settings) -> None:
+    """Its own cells are measured again, and so are those of methods that learn from it; others are kept."""
+    settings = change(settings, datasets=["ag_news"], reference="two")
+    run(settings)
+    registry.get("one").version = 2
+    assert counts(run(settings)) == (4, 2, 0)
+    assert stage.fits.count("one ag_news 0") == stage.fits.count("three ag_news 0") == 2
+
+
+def test_points_that_are_gone_leave_no_result(stage: Any, settings: Settings) -> None:
+    """Changed settings may move the operating points: results at the old ones go."""
+    settings = change(settings, datasets=["ag_news"], methods=["one"])
+    run(settings)
+    stage.points = ("c",)
+    changed = change(settings, rounds=1)
+    assert counts(run(changed)) == (1, 0, 0)
+    assert cells(settings) == ["ag_news one c 0"]
+    assert len(list((settings.out / "samples").iterdir())) == 1
+
+
+@pytest.mark.parametrize("where", ["two fit", "two", "two b"])
+def test_a_method_that_raises_does_not_stop_the_others(
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """Its failure is recorded with the traceback and told in one line; mended, only its cells are measured."""
+    settings = change(settings, datasets=["ag_news"])
+    stage.raises[where] = RuntimeError("a plug-in's bug")
+    lost = 1 if where == "two b" else 2
+    failed = 1 if where == "two fit" else lost
+    assert counts(run(settings)) == (6 - lost, 0, failed)
+    records = Run.open(settings.out).failures()
+    assert len(records) == failed
+    assert all("a plug-in's bug" in record["traceback"] for record in records)
+    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]  # not progress
+    assert len(told) == failed
+    assert all("ag_news two" in line and "a plug-in's bug" in line and "going on" in line for line in told)
+
+    stage.raises.clear()
+    assert counts(run(settings)) == (lost, 6 - lost, 0)
+    assert cells(settings) == expected(settings)
+    assert Run.open(settings.out).failures() == []
+
+
+def test_a_device_that_disappears_ends_the_run(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is finished stays, nothing else is tried, and run again it goes on from there."""
+    stage.raises["two a"] = RuntimeError("CUDA error: unspecified launch failure")
+
+    def dead(_: str) -> None:
+        raise RuntimeError("CUDA error: device-side assert\nmore")
+
+    monkeypatch.setattr(device_health, "_touch", dead)
+    with pytest.raises(DeviceError, match="stopped working .*finished cells are kept"):
+        run(settings)
+    assert cells(settings) == ["ag_news one a 0", "ag_news one b 0"]
+    monkeypatch.setattr(device_health, "_touch", lambda _: None)
+    stage.raises.clear()
+    assert counts(run(settings)) == (10, 2, 0)
+
+
+def test_memory_that_runs_out_is_told_with_what_helps(
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cell fails, the others go on."""
+    stage.raises["two a"] = torch.OutOfMemoryError("CUDA out of memory")
+    assert counts(run(change(settings, datasets=["ag_news"]))) == (5, 0, 1)
+    assert "lower --batch-size" in capsys.readouterr().err
+
+
+def test_a_reference_that_cannot_be_fitted_spares_the_rest_of_the_run(stage: Any, settings: Settings) -> None:
+    """Its bug is recorded for every cell that needed it; the run comes to its end."""
+    stage.raises["one fit"] = RuntimeError("broken")
+    settings = change(settings, datasets=["ag_news"], methods=["two", "one"])
+    measured, _, failed = counts(run(settings))
+    assert measured == 0
+    assert failed == 3  # two points of two, and the fit of one
+    stage.raises.clear()
+    assert counts(run(settings)) == (4, 0, 0)
+
+
+def test_unusable_input_stops_the_run(stage: Any, settings: Settings) -> None:
+    """What a person must mend is no failure of a cell; finished cells stay."""
+    stage.raises["two fit"] = ConfigError("method 'two' has no setting 'x'")
+    with pytest.raises(ConfigError, match="no setting 'x'"):
+        run(change(settings, datasets=["ag_news"]))
+    assert cells(settings) == ["ag_news one a 0", "ag_news one b 0"]
+
+
+@pytest.mark.parametrize("where", ["one b", "two fit", "two a", "three b"])
+def test_a_killed_run_loses_only_the_cell_in_hand(stage: Any, settings: Settings, where: str) -> None:
+    """Started again it measures the rest, fits nothing that was fitted, and ends as if nothing had happened."""
+    settings = change(settings, datasets=["ag_news"])
+    stage.raises[where] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    done = cells(settings)
+    before = len(done)
+    order = [f"ag_news {m} {p} 0" for m in ("one", "two", "three") for p in ("a", "b")]
+    assert done == sorted(order[:before])
+    stage.raises.clear()
+    stage.fits.clear()
+    assert counts(run(settings)) == (6 - before, before, 0)
+    assert cells(settings) == sorted(order)
+    assert "one ag_news 0" not in stage.fits
+    assert Run.open(settings.out).failures() == []
+
+
+def test_killed_after_a_change_of_settings_no_stale_result_passes_for_new(stage: Any, settings: Settings) -> None:
+    """The second run dies before it measures anything: the third must not keep what the first measured."""
+    settings = change(settings, datasets=["ag_news"], methods=["one"])
+    run(settings)
+    changed = change(settings, rounds=3)
+    stage.raises["one"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(changed)
+    stage.raises.clear()
+    assert counts(run(changed)) == (2, 0, 0)
+    assert {result.speed.rounds for result in Run.open(settings.out).results()} == {3}
+
+
+def test_fresh_fits_and_measures_again(stage: Any, settings: Settings) -> None:
+    """Nothing of before is used."""
+    settings = change(settings, datasets=["ag_news"])
+    run(settings)
+    stage.fits.clear()
+    assert counts(run(replace(settings, fresh=True))) == (6, 0, 0)
+    assert sorted(stage.fits) == ["one ag_news 0", "three ag_news 0", "two ag_news 0"]
+
+
+def test_fits_are_shared_between_runs(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """Another run folder measures anew but loads what was fitted."""
+    run(settings)
+    stage.fits.clear()
+    assert counts(run(replace(settings, out=tmp_path / "other"))) == (12, 0, 0)
+    assert stage.fits == []
+
+
+def test_fitting_first_leaves_only_measuring(
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All fits end in the cache, none is measured, one that raises does not stop the others; the run then fits nothing."""
+    stage.raises["two fit"] = RuntimeError("a plug-in's bug")
+    assert Grid(settings).fit() == (4, 2)
+    assert capsys.readouterr().err.count("going on") == 2
+    stage.raises.clear()
+    assert Grid(settings).fit() == (6, 0)
+    assert cells(settings) == []
+    fits = len(stage.fits)
+    assert counts(run(settings))[0] == len(expected(settings))
+    assert len(stage.fits) == fits
+
+
+def test_a_broken_fit_in_the_cache_is_fitted_again(
+    stage: Any, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Damage on disk costs a fit and a line, not the run."""
+    settings = change(settings, datasets=["ag_news"], methods=["one"])
+    run(settings)
+    for path in (tmp_path / "geep-bench-cache").rglob("model.safetensors"):
+        path.write_bytes(b"broken")
+    stage.fits.clear()
+    assert counts(run(replace(settings, out=tmp_path / "other"))) == (2, 0, 0)
+    assert stage.fits == ["one ag_news 0"]
+    assert "fitting again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("content", ["{half", "[]", '{"key": 1}', '{"key": "x", "cells": [3]}'])
+def test_a_broken_plan_only_costs_measuring(stage: Any, settings: Settings, content: str, fresh: bool) -> None:
+    """Whatever stands in it, the run goes on."""
+    settings = change(settings, datasets=["ag_news"], methods=["one"])
+    run(settings)
+    (plan,) = (settings.out / "plan").iterdir()
+    plan.write_text(content)
+    assert counts(run(replace(settings, fresh=fresh))) == (2, 0, 0)
+
+
+def test_a_broken_result_is_measured_again(stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is set aside and told; the others are kept."""
+    run(settings)
+    path = next((settings.out / "results").iterdir())
+    path.write_text("{half")
+    assert counts(run(settings)) == (1, 11, 0)
+    assert "set-aside" in capsys.readouterr().err
+    assert cells(settings) == expected(settings)
+
+
+def test_results_of_another_schema_are_refused_before_any_work(stage: Any, settings: Settings) -> None:
+    """Nothing is fitted, nothing is touched."""
+    run(settings)
+    stage.fits.clear()
+    path = next((settings.out / "results").iterdir())
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": SCHEMA + 1}))
+    with pytest.raises(ResultError, match="schema"):
+        run(replace(settings, fresh=True))
+    assert stage.fits == []
+    assert path.is_file()
+
+
+def test_who_looks_ahead_is_a_bound(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the method says of itself."""
+    monkeypatch.setattr(registry.get("one"), "fitted", stage.foreseeing)
+    settings = change(settings, datasets=["ag_news"], methods=["one"])
+    run(settings)
+    assert {result.kind for result in Run.open(settings.out).results()} == {"bound"}
+
+
+def test_without_the_reference_there_is_no_speed_up(stage: Any, settings: Settings) -> None:
+    """A run of other methods alone is a run, too."""
+    settings = change(settings, datasets=["ag_news"], methods=["two"])
+    run(settings)
+    assert {(r.speed.reference, r.speed.speedup) for r in Run.open(settings.out).results()} == {(None, None)}

@@ -1,0 +1,103 @@
+"""What a run is given: local data, backbones, names, devices and folders, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from harness.core.errors import ConfigError, DataError, DeviceError, ResultError, UnknownNameError
+from harness.results.run_folder import Run
+from harness.running.grid import Grid, Outcome
+from harness.running.session import Settings
+
+
+@pytest.fixture
+def settings(grid_settings: Settings) -> Settings:
+    return grid_settings
+
+
+def change(settings: Settings, **profile: Any) -> Settings:
+    return replace(settings, profile=settings.profile.model_copy(update=profile))
+
+
+def run(settings: Settings) -> Outcome:
+    return Grid(settings).execute()
+
+
+def counts(outcome: Outcome) -> tuple[int, int, int]:
+    return outcome.measured, outcome.kept, outcome.failed
+
+
+def write_local(folder: Path, text: str, rows: int = 20) -> Path:
+    for split, count in (("train", rows), ("dev", 6), ("test", 1)):
+        place = folder / "mine"
+        place.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame({"text": [text] * count, "label": np.arange(count) % 2}).to_parquet(place / f"{split}.parquet")
+    return folder
+
+
+def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """A user's own folder is a dataset; one test row is enough; changing a file measures again."""
+    data = write_local(tmp_path / "data", "good 🙂 混合")
+    backbones = {"en": "some-folder", "zh": "some-folder"}
+    settings = replace(change(settings, datasets=["mine"], methods=["one"], backbones=backbones), data=data)
+    assert counts(run(settings)) == (2, 0, 0)
+    (result, _) = Run.open(settings.out).results()
+    assert (result.cell.source, result.synthetic, result.quality.n) == ("local", False, 1)
+    assert Run.open(settings.out).samples(result.cell)["difficulty"].tolist() == [-1]
+    assert counts(run(settings)) == (0, 2, 0)
+    write_local(data, "another text")
+    assert counts(run(settings)) == (2, 0, 0)
+
+
+def test_the_embedded_backbone_reads_no_real_text(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """It does not know the words; the message says what to give."""
+    data = write_local(tmp_path / "data", "a real text")
+    with pytest.raises(ConfigError, match="--backbone en=DIR_OR_ID"):
+        run(replace(change(settings, datasets=["mine"]), data=data))
+
+
+def test_a_language_without_backbone_is_told(stage: Any, settings: Settings) -> None:
+    """The message names dataset, language and option."""
+    with pytest.raises(ConfigError, match=r"'lcqmc' is zh .*--backbone zh="):
+        run(change(settings, backbones={"en": "embedded"}, datasets=["lcqmc"]))
+
+
+@pytest.mark.parametrize(
+    ("update", "error", "words"),
+    [
+        ({"methods": ["on"]}, UnknownNameError, "did you mean one"),
+        ({"datasets": ["ag_new"]}, UnknownNameError, "did you mean ag_news"),
+        ({"methods": []}, ConfigError, "nothing to run"),
+        ({"datasets": []}, ConfigError, "nothing to run"),
+        ({"seeds": []}, ConfigError, "nothing to run"),
+        ({"reference": "on"}, UnknownNameError, "did you mean one"),
+        ({"compare": {"on": ["two"]}}, UnknownNameError, "did you mean one"),
+        ({"compare": {"one": ["tw"]}}, UnknownNameError, "did you mean two"),
+        ({"source": "local"}, ConfigError, "--data DIR"),
+    ],
+)
+def test_nothing_starts_that_cannot_end(stage: Any, settings: Settings, update: dict, error: type, words: str) -> None:
+    """Names and options are checked before anything is fitted."""
+    with pytest.raises(error, match=words):
+        run(change(settings, **update))
+    assert stage.fits == []
+
+
+def test_devices_and_folders_are_checked_first(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """CUDA where there is none, data that is not there, a run folder that cannot be written."""
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="--device cpu"):
+            run(replace(settings, device="cuda"))
+    with pytest.raises(DataError, match="does not exist"):
+        run(replace(settings, data=tmp_path / "none"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultError, match="--out"):
+        run(replace(settings, out=tmp_path / "file" / "run"))
+    assert stage.fits == []

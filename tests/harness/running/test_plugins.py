@@ -1,0 +1,303 @@
+"""Plug-ins that are broken, in every way that there is: their cells fail with a reason, those of others go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness import registry
+from harness.cli import main as cli
+from harness.contracts import OperatingPoint, Predictions
+from harness.core.errors import ConfigError, MethodError, UnknownNameError
+from harness.core.tokens import TokenSet
+from harness.core.work import Tally, Work
+from harness.results.run_folder import Run
+from harness.running.grid import Grid
+from harness.running.session import Settings, check
+from harness.toolkit.fitted import FullDepth
+from reports.build import write_report
+
+Install = Callable[[str], None]
+
+
+@pytest.fixture
+def settings(stage: Any, grid_settings: Settings) -> Settings:
+    """``one`` is the reference, ``bad`` comes before ``two``; one dataset."""
+    changes = {"datasets": ["ag_news"], "methods": ["one", "bad", "two"]}
+    return replace(grid_settings, profile=grid_settings.profile.model_copy(update=changes))
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Installs a module as the entry point ``bad``."""
+
+    def act(code: str) -> None:
+        (tmp_path / "geep_bad_plugin.py").write_text(code, encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        sys.modules.pop("geep_bad_plugin", None)
+        point = EntryPoint("bad", "geep_bad_plugin:Bad", registry.GROUP)
+        monkeypatch.setattr(registry, "_entry_points", lambda: {"bad": point})
+
+    yield act
+    sys.modules.pop("geep_bad_plugin", None)
+
+
+def ends(settings: Settings, capsys: pytest.CaptureFixture[str], *words: str, cells: int) -> None:
+    """``bad`` fails in so many cells, each told and recorded in one line with the words; those of others are there."""
+    outcome = Grid(settings).execute()
+    assert (outcome.measured, outcome.failed) == (4, cells)
+    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    assert len(told) == cells
+    for line in told:
+        assert line.startswith("ag_news bad ") and "Traceback" not in line
+        assert all(word in line for word in words), line
+    run = Run.open(settings.out)
+    assert {result.cell.method for result in run.results()} == {"one", "two"}
+    assert all(all(word in record["reason"] for word in words) for record in run.failures())
+
+
+WHOLE = """
+class Bad:
+    name, kind, needs, version = "bad", "method", (), 1
+    def fit(self, task, backbone, teachers, *, config, seed): ...
+    def load(self, folder, task, backbone, teachers): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise RuntimeError('no licence\\nmore')", ("'geep_bad_plugin:Bad'", "RuntimeError: no licence", "uninstall")),
+        ("import a_library_that_is_not_there", ("ModuleNotFoundError",)),
+        ("import sys\nsys.exit('bye')", ("SystemExit: bye",)),
+        ("class Bad(", ("SyntaxError",)),
+        ("x = 1", ("AttributeError",)),
+        (WHOLE.replace("def load", "def unload"), ("lacks load", "contracts.py")),
+        (WHOLE.replace('"method"', '"metod"'), ("'metod' is not one of method, control, bound",)),
+        (WHOLE.replace("()", '("one")', 1), ("needs = 'one' is not a tuple",)),
+        (WHOLE.replace("(), 1", "(), 1\n    load = 3").replace("def load", "def unload"), ("have to be functions",)),
+        (WHOLE.replace('"bad", ', '"good", '), ("calls itself 'good'",)),
+        (WHOLE, ("a fitted NoneType that lacks operating_points, predict, save, cost",)),
+    ],
+)
+def test_a_plug_in_that_is_no_method(
+    install: Install, settings: Settings, capsys: pytest.CaptureFixture[str], code: str, words: tuple[str, ...]
+) -> None:
+    """It cannot be imported, or lacks a part of the contract: one failed cell, which names plug-in, reason and mend."""
+    install(code)
+    check(settings)  # a name that is known; nothing to stop for
+    ends(settings, capsys, *words, cells=1)
+
+
+def test_mended_it_is_measured(
+    install: Install, stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run measures what was missing, keeps the rest, and no failure is left."""
+    install("raise OSError('no disk')")
+    assert Grid(settings).execute().failed == 1
+    monkeypatch.setattr(registry, "_entry_points", dict)
+    stage.add("bad")
+    outcome = Grid(settings).execute()
+    assert (outcome.measured, outcome.kept, outcome.failed) == (2, 4, 0)
+    assert Run.open(settings.out).failures() == []
+
+
+def test_a_plug_in_that_breaks_later_keeps_its_results(
+    install: Install, stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it measured while it worked stays; the failure is told all the same."""
+    stage.add("bad")
+    assert Grid(settings).execute().measured == 6
+    monkeypatch.delitem(registry._registered, "bad")
+    install("raise OSError('no disk')")
+    outcome = Grid(settings).execute()
+    assert (outcome.measured, outcome.kept, outcome.failed) == (0, 4, 1)
+    assert len(Run.open(settings.out).results()) == 6
+
+
+def test_an_unknown_name_refuses_at_once(stage: Any, settings: Settings) -> None:
+    """Nobody registered it, broken or not: nothing starts, the nearest name is told."""
+    stage.add("bad")
+    with pytest.raises(UnknownNameError, match="'bat': did you mean bad"):
+        Grid(replace(settings, profile=settings.profile.model_copy(update={"methods": ["bat"]})))
+    assert stage.fits == []
+
+
+def test_who_learns_from_it_fails_with_it_once(
+    install: Install, stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reason is passed on, and a teacher whose fit failed is not fitted again."""
+    tries: list[int] = []
+
+    def fail(*_: Any, **__: Any) -> Any:
+        tries.append(1)
+        raise RuntimeError("out of ideas")
+
+    stage.add("bad", fit=fail)
+    stage.add("pupil", "bad")
+    more = replace(settings, profile=settings.profile.model_copy(update={"methods": ["one", "bad", "pupil", "two"]}))
+    outcome = Grid(more).execute()
+    assert (outcome.measured, outcome.failed, len(tries)) == (4, 2, 1)
+    assert "ag_news pupil fit: method 'pupil' learns from 'bad', which failed: RuntimeError: out of ideas (see" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_report_says_what_is_missing_and_why(stage: Any, settings: Settings) -> None:
+    """The page and the Markdown report have the reason at the top, and a footnote where the rows should be."""
+    wrongly(stage, **to("work", lambda old: Work()))
+    Grid(settings).execute()
+    page = write_report(settings.out)
+    for text in (page.read_text(encoding="utf-8"), (page.parent / "report.md").read_text(encoding="utf-8")):
+        plain = text.replace("\\", "")
+        assert "Failed and missing: ag_news / bad / full, seed 0: predict counted no layer" in plain
+        assert "Missing from this table: " in plain and "bad full, seed0 (failed)" in plain
+
+
+def test_a_setting_that_makes_no_sense_still_stops_the_run(stage: Any, settings: Settings) -> None:
+    """What a person wrote is for the person to mend, before hours go by: ConfigError is not MethodError."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ConfigError("method 'bad' has no setting 'x'")
+
+    stage.add("bad", fit=refuse)
+    with pytest.raises(ConfigError, match="no setting 'x'"):
+        Grid(settings).execute()
+
+
+def test_a_method_that_says_it_cannot_run_here_fails_alone(
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A library or a device that it needs is missing: MethodError is told in one line, without its type."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise MethodError("bad needs a TPU: leave it out")
+
+    stage.add("bad", fit=refuse)
+    ends(settings, capsys, "bad needs a TPU: leave it out", cells=1)
+
+
+class Answering(FullDepth):
+    """Answers wrongly, in one way."""
+
+    wrong: Callable[[Predictions], Any] = staticmethod(lambda found: None)
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        found = super().predict(tokens, at=at)
+        other = type(self).wrong(found)
+        return found if other is None else other
+
+
+def wrongly(stage: Any, **parts: Any) -> None:
+    """Register ``bad``, whose fitted method has these parts changed."""
+    kind = type("Wrong", (Answering,), parts)
+    fake = stage.add("bad")
+    vars(fake)["fit"] = lambda task, backbone, teachers, **_: kind(
+        type(fake).fit(fake, task, backbone, teachers, config={}, seed=0).model
+    )
+
+
+def to(name: str, change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Change one part of the predictions."""
+    return {"wrong": staticmethod(lambda found: setattr(found, name, change(getattr(found, name))))}
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (
+            {"wrong": staticmethod(lambda found: (found.logits, found.exit_layer))},
+            ("returned tuple: return Predictions",),
+        ),
+        (to("logits", lambda old: old[:, 0]), ("logits (12,) for 12 samples", "float32 [N, C]")),
+        (to("logits", lambda old: old[:-1]), ("logits (11, 4) for 12 samples",)),
+        (to("logits", lambda old: old[:, :3]), ("returned 3 classes, the task has 4",)),
+        (to("logits", lambda old: old.astype(np.float64)), ("logits as ndarray of float64", "float32")),
+        (to("logits", lambda old: old * np.nan), ("not finite for 12 of 12 samples",)),
+        (
+            to("logits", lambda old: np.where(np.arange(len(old))[:, None] == 1, np.float32(np.inf), old)),
+            ("for 1 of 12",),
+        ),
+        (to("exit_layer", lambda old: old[1:]), ("exit_layer (11,) for 12 samples",)),
+        (to("exit_layer", lambda old: old.astype(np.int64)), ("exit_layer as ndarray of int64", "int16")),
+        (to("exit_layer", lambda old: old + np.int16(1)), ("exit_layer from 3 to 3 for a model of 3 layers", "0..2")),
+        (to("exit_layer", lambda old: old - np.int16(9)), ("exit_layer from -7",)),
+        (to("predicted_exit", lambda old: np.full(12, 5, np.int16)), ("predicted_exit from 5",)),
+        (to("work", lambda old: Work()), ("counted no layer", "work.add(")),
+        (
+            to("work", lambda old: Work({**old.blocks, "gate.1": Tally(1)})),
+            ("kind gate", "cost.blocks knows layer, head"),
+        ),
+        ({"operating_points": lambda self, dev: []}, ("at least one OperatingPoint",)),
+        ({"operating_points": lambda self, dev: ["full"]}, ("['full']", "OperatingPoint(name, params)")),
+        ({"operating_points": lambda self, dev: [OperatingPoint("a")] * 2}, ("share a name: ['a', 'a']",)),
+        (
+            {"operating_points": lambda self, dev: [OperatingPoint("a", {"t": np.ones(2)})]},
+            ("'a': params", "plain numbers"),
+        ),
+        ({"operating_points": lambda self, dev: [OperatingPoint("a", {"t": float("nan")})]}, ("'a': params",)),
+        ({"operating_points": lambda self, dev: [OperatingPoint(3)]}, ("named [3]",)),
+        ({"save": lambda self, folder: 1 / 0}, ("ZeroDivisionError",)),
+        ({"cost": property(lambda self: 1 / 0)}, ("ZeroDivisionError",)),
+        ({"predict": lambda self, tokens, *, at: 1 / 0}, ("ZeroDivisionError",)),
+    ],
+)
+def test_a_plug_in_that_answers_wrongly(
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str], parts: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    """Shapes, types, numbers that are none, layers that do not exist, work that counts nothing: what, and how to mend it."""
+    wrongly(stage, **parts)
+    if any("12" in word for word in words):  # a first pass sees few samples only; this one sees all
+        execution = settings.profile.execution.model_copy(update={"batch_size": 12})
+        settings = replace(settings, profile=settings.profile.model_copy(update={"execution": execution}))
+    ends(settings, capsys, *words, cells=1)
+
+
+def test_the_command_says_so_with_its_exit_code(
+    install: Install, stage: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Some cells failed is exit code 1, also where nothing else was asked for and there is nothing to report."""
+    install("raise RuntimeError('no licence')")
+    out = str(tmp_path / "out")
+    common = ["run", "--datasets", "ag_news", "--device", "cpu", "--out", out]
+    profile = tmp_path / "p.toml"
+    profile.write_text(
+        'title = "t"\nsource = "embedded"\ndatasets = ["ag_news"]\nmethods = ["one"]\nreference = "one"\n'
+        'max_length = 16\nbackbones = {en = "embedded"}\n',
+        encoding="utf-8",
+    )
+    assert cli.main([*common, "--profile", str(profile), "--methods", "bad"]) == 1
+    told = capsys.readouterr()
+    assert "no licence" in told.err and "none measured, 1 failed" in told.out
+    assert cli.main([*common, "--profile", str(profile), "--methods", "bad,one"]) == 1
+    assert "2 measured, 0 kept from before, 1 failed" in capsys.readouterr().out
+
+
+def test_the_list_of_methods_shows_what_is_broken(
+    install: Install, stage: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One broken plug-in does not hide the others."""
+    install("raise RuntimeError('no licence')")
+    assert cli.main(["list", "methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("bad ") and "broken" in line and "no licence" in line for line in lines)
+    assert any(line.startswith("one ") for line in lines)
+
+
+def test_the_list_of_methods_shows_variants(stage: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Those of a profile, with what they are."""
+    profile = tmp_path / "p.toml"
+    profile.write_text(
+        'title = "t"\nsource = "embedded"\ndatasets = []\nmethods = []\n[method.one-b]\nlike = "one"\nepochs = 3\n',
+        encoding="utf-8",
+    )
+    assert cli.main(["list", "methods", "--profile", str(profile)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("one-b")]
+    assert "variant" in line and 'like = "one", epochs = 3 (profile p)' in line

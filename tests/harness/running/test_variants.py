@@ -1,0 +1,256 @@
+"""A row is a method plus settings: resolved by the profile, with keys, fits and cells of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from harness import registry
+from harness.core.errors import ConfigError, MethodError, UnknownNameError
+from harness.results.run_folder import Run
+from harness.running import profile, variants
+from harness.running.grid import Grid
+from harness.running.profile import Profile
+from harness.running.session import Bench, Settings, check
+
+# What the keys were before there were variants: fits that people have must stay found.
+FROZEN = """
+title = "frozen"
+source = "embedded"
+datasets = ["ag_news"]
+methods = ["one", "three"]
+reference = "one"
+speeds = [0.1, 0.5]
+max_length = 16
+[training]
+epochs = 2
+[method.three]
+layers = 2
+"""
+KEYS = {
+    "one fit": "423864296218cd86",
+    "one cell": "3f4c784d4c6cc01e",
+    "three fit": "01932946219d54c6",
+    "three cell": "531ae9316ea41135",
+}
+
+
+def having(settings: Settings, method: Mapping[str, Mapping[str, Any]], *names: str) -> Settings:
+    """The settings with these tables, measuring these names on one dataset."""
+    changes = {"method": method, "methods": list(names), "datasets": ["ag_news"]}
+    return replace(settings, profile=settings.profile.model_copy(update=changes))
+
+
+def profile_of(method: Mapping[str, Mapping[str, Any]]) -> Profile:
+    return Profile(title="t", source="embedded", datasets=[], methods=[], method=method)
+
+
+def test_a_variant_is_a_row_of_its_own(stage: Any, grid_settings: Settings) -> None:
+    """It is fitted with its settings, and has cells, a key and a cached fit beside those of the method that it is like."""
+    tables = {"two": {"layers": 4, "rate": 0.5}, "two-third": {"like": "two", "layers": 2}}
+    settings = having(grid_settings, tables, "one", "two", "two-third")
+    assert Grid(settings).execute().measured == 6
+    results = Run.open(settings.out).results()
+    assert {result.cell.method for result in results} == {"one", "two", "two-third"}
+    assert stage.configs["two"] == {"speeds": [0.1, 0.5, 0.8], "layers": 2, "rate": 0.5}  # the last fit
+    assert len(stage.fits) == 3
+    again = Grid(settings).execute()
+    assert (again.measured, again.kept) == (0, 6)
+    asked = json.loads((settings.out / "run.json").read_text())
+    assert asked["profile"]["method"]["two-third"] == {"like": "two", "layers": 2}
+    changed = having(settings, {**tables, "two-third": {"like": "two", "layers": 1}}, "one", "two", "two-third")
+    found = Grid(changed).execute()
+    assert (found.measured, found.kept) == (2, 4)
+
+
+def test_its_kind_is_that_of_the_method(stage: Any, grid_settings: Settings) -> None:
+    """A variant of a control is a control."""
+    stage.add("dice", kind="control")
+    settings = having(grid_settings, {"dice-2": {"like": "dice"}}, "one", "dice-2")
+    Grid(settings).execute()
+    assert {r.cell.method: r.kind for r in Run.open(settings.out).results()} == {"one": "method", "dice-2": "control"}
+
+
+def test_others_may_play_its_teachers(stage: Any, grid_settings: Settings) -> None:
+    """A mapping recasts a role, under which the code finds the teacher; a list gives the teachers under their own names."""
+    stage.add("any", "one", any_teachers=True)
+    tables = {
+        "one-long": {"like": "one", "epochs": 9},
+        "three-long": {"like": "three", "needs": {"one": "two"}},
+        "any-two": {"like": "any", "needs": ["two", "one-long"]},
+        "any-none": {"like": "any", "needs": []},
+    }
+    settings = having(grid_settings, tables, "three-long", "any-two", "any-none")
+    assert settings.profile.in_order(["three-long", "any-two"]) == ["two", "three-long", "one-long", "any-two"]
+    assert Grid(settings).execute().failed == 0
+    # By role, the method that was fitted; those that learn from nobody left out.
+    assert [teachers for teachers in stage.taught if teachers] == [{"one": "two"}, {"two": "two", "one-long": "one"}]
+    assert stage.configs["one"]["epochs"] == 9
+
+
+def test_a_role_that_nobody_plays_is_told(stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that looks up a fixed teacher says so in one line that names the variant and how to mend it."""
+    stage.add("three", "one", fit=lambda task, backbone, teachers, **_: teachers["one"])
+    settings = having(grid_settings, {"odd": {"like": "three", "needs": ["two"]}}, "odd")
+    with pytest.raises(
+        ConfigError, match=r"variant 'odd': method 'three' looks for a teacher 'one' and is given two: .*one = "
+    ):
+        Grid(settings).execute()
+
+
+def test_settings_are_taken_over_along_the_line() -> None:
+    """A variant of a variant has the settings of both, the nearest first; reserved words are no settings."""
+    tables = {
+        "bert": {"epochs": 1, "layers": 9, "rate": 3},
+        "long": {"like": "bert", "epochs": 5, "needs": []},
+        "longer": {"like": "long", "epochs": 7, "layers": 8},
+    }
+    found = profile_of(tables)
+    assert found.config("longer") == {"speeds": found.speeds, "epochs": 7, "layers": 8, "rate": 3}
+    assert found.config("long") == {"speeds": found.speeds, "epochs": 5, "layers": 9, "rate": 3}
+    assert found.config("bert") == {"speeds": found.speeds, "epochs": 1, "layers": 9, "rate": 3}
+    assert found.method_of("longer").version == registry.get("bert").version
+    assert found.variants == ["long", "longer"]
+
+
+def test_recasting_is_taken_over_along_the_line() -> None:
+    """Roles that a variant recasts stay recast in variants of it, unless they recast them again."""
+    tables = {
+        "bert-2": {"like": "bert"},
+        "d-2": {"like": "distilbert", "needs": {"bert": "bert-2"}},
+        "d-3": {"like": "d-2", "layers": 2},
+        "d-4": {"like": "d-2", "needs": {"bert": "tinybert"}},
+    }
+    found = profile_of(tables)
+    assert [found.method_of(name).needs for name in ("d-2", "d-3", "d-4")] == [("bert-2",), ("bert-2",), ("tinybert",)]
+    assert registry.get("distilbert").needs == ("bert",)  # nobody wrote into the registry
+    assert "d-2" not in registry.names()
+
+
+@pytest.mark.parametrize(
+    ("tables", "error", "words"),
+    [
+        ({"x": {"like": "distilbrt"}}, UnknownNameError, r"like of variant 'x'.*'distilbrt': did you mean distilbert"),
+        ({"x": {"like": 3}}, ConfigError, r"variant 'x': like = 3 is not a name"),
+        ({"bert": {"like": "distilbert"}}, ConfigError, "'bert' has the name of a registered method"),
+        ({"x": {"like": "x"}}, ConfigError, "circle: x -> x"),
+        ({"x": {"like": "y"}, "y": {"like": "x"}}, ConfigError, "circle: x -> y -> x"),
+        ({"x": {"like": "distilbert", "needs": ["x"]}}, ConfigError, "circle: x -> x"),
+        (
+            {"x": {"like": "distilbert", "needs": ["brt"]}},
+            UnknownNameError,
+            r"needs of variant 'x'.*'brt': did you mean bert",
+        ),
+        ({"x": {"like": "distilbert", "needs": {"bert": "brt"}}}, UnknownNameError, r"needs of variant 'x'.*'brt'"),
+        (
+            {"x": {"like": "distilbert", "needs": {"fastbert": "bert"}}},
+            ConfigError,
+            "role 'fastbert'.*its roles are bert",
+        ),
+        ({"x": {"like": "bert", "needs": {"bert": "bert"}}}, ConfigError, "role 'bert'.*its roles are none"),
+        ({"x": {"like": "distilbert", "needs": "bert"}}, ConfigError, "variant 'x': needs = 'bert' names no methods"),
+        ({"x": {"like": "distilbert", "needs": [3]}}, ConfigError, "variant 'x': needs"),
+        ({"distilbert": {"needs": ["tinybert"]}}, ConfigError, 'for variants only: .*like = "distilbert"'),
+        ({"../x": {"like": "bert"}}, ConfigError, r"'\.\./x' cannot be called so"),
+        ({"a--b": {"like": "bert"}}, ConfigError, "'a--b' cannot be called so"),
+        ({"": {"like": "bert"}}, ConfigError, "'' cannot be called so"),
+        ({"x" * 65: {"like": "bert"}}, ConfigError, "up to 64 letters"),
+        ({"brt": {"layers": 2}}, UnknownNameError, "did you mean bert"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_fitted(
+    tmp_path: Path, tables: dict[str, dict[str, Any]], error: type, words: str
+) -> None:
+    """One line says which variant, what is wrong, and what would be right; also where nobody asked for the variant."""
+    chosen = profile.load("quick").model_copy(update={"method": tables, "methods": ["bert"]})
+    with pytest.raises(error, match=words) as caught:
+        check(Settings(chosen, tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_bring_variants_too() -> None:
+    """A slip of the finger in the name of a variant is met with the variant."""
+    with pytest.raises(UnknownNameError, match="did you mean bert-long"):
+        profile_of({"bert-long": {"like": "bert"}}).method_of("bert-lonk")
+
+
+def keys(settings: Settings, *names: str) -> dict[str, str]:
+    """Keys of fits and cells, data and backbone made up."""
+    bench, grid = Bench(settings, "ag_news", 0), Grid(settings)
+    bench.__dict__["prepared"] = SimpleNamespace(task=SimpleNamespace(fingerprint="data"))
+    bench.__dict__["backbone"] = SimpleNamespace(fingerprint="backbone")
+    grid._identities["ag_news"] = "identity"
+    found = {f"{name} fit": bench.fit_key(name) for name in names}
+    return {**found, **{f"{name} cell": grid._key("ag_news", name) for name in names}}
+
+
+def test_keys_of_methods_are_what_they_were(stage: Any, tmp_path: Path) -> None:
+    """Fits and cells from before there were variants are found: their keys are frozen here."""
+    path = tmp_path / "frozen.toml"
+    path.write_text(FROZEN)
+    settings = Settings(profile.load(str(path)), tmp_path / "run")
+    found = keys(settings, "one", "three")
+    assert found == KEYS
+    more = {**settings.profile.method, "one-b": {"like": "one"}}
+    assert keys(having(settings, more, "one", "three", "one-b"), "one", "three") == found
+
+
+@given(
+    changes=st.fixed_dictionaries(
+        {},
+        optional={
+            "like": st.just("two"),
+            "epochs": st.integers(1, 3),
+            "needs": st.sampled_from([["two"], ["one", "two"], {"one": "two"}]),
+        },
+    )
+)
+@examples(max_examples=30, deadline=None)
+def test_variants_that_differ_have_keys_that_differ(changes: dict[str, Any]) -> None:
+    """Name, base, roles and settings are all in the identity or the settings of which keys are made."""
+    registered = {"one": (), "two": ("one",), "three": ("one",)}
+    fakes = {
+        name: SimpleNamespace(name=name, kind="method", needs=needs, version=1, fit=None, load=None)
+        for name, needs in registered.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_registered", fakes)
+        patch.setattr(registry, "_entry_points", dict)
+        plain, other = (profile_of({"v": {"like": "three", **more}}) for more in ({}, changes))
+        same = (plain.identity("v"), plain.config("v")) == (other.identity("v"), other.config("v"))
+        assert same == (not changes)
+        assert profile_of({"w": {"like": "three", **changes}}).identity("w") != other.identity("v")
+
+
+@given(st.text(max_size=70))
+@examples(max_examples=200, deadline=None)
+def test_a_name_that_is_accepted_is_safe_in_file_names(name: str) -> None:
+    """No separators of folders or of parts of file names, nothing hidden, nothing overlong."""
+    if variants.NAME.fullmatch(name) and len(name) <= variants.LONGEST:
+        assert not re.search(r"[/\\\s:]|--|^\.|\.\.|^-", name)
+        assert 0 < len(name) <= 64
+
+
+def test_a_variant_of_a_broken_plug_in_is_told_and_does_not_stop_the_others(
+    stage: Any, grid_settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its cells fail with the variant's name; those of others go on."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise MethodError("two needs a licence: buy one")
+
+    stage.add("two", fit=refuse)
+    settings = having(grid_settings, {"two-b": {"like": "two"}}, "one", "two-b")
+    outcome = Grid(settings).execute()
+    assert (outcome.measured, outcome.failed) == (2, 1)
+    assert "ag_news two-b fit: variant 'two-b': two needs a licence: buy one" in capsys.readouterr().err

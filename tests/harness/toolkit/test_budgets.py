@@ -1,0 +1,72 @@
+"""Operating points chosen on dev at matched cost."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.core.errors import ConfigError
+from harness.toolkit.budgets import Candidate, at_budgets, budget_name, checked_budgets
+
+CANDIDATES = st.lists(
+    st.builds(
+        Candidate,
+        threshold=st.floats(0, 1),
+        layers=st.floats(1, 12),
+        accuracy=st.floats(0, 1),
+    ),
+    min_size=1,
+)
+BUDGETS = st.lists(st.floats(0.01, 1), min_size=1, max_size=5)
+
+
+@given(CANDIDATES, BUDGETS)
+def test_nothing_within_the_budget_is_more_accurate_or_as_accurate_and_cheaper(candidates, budgets):
+    """What is chosen keeps the budget if anything does, and nothing else that keeps it is better."""
+    for budget, chosen in zip(budgets, at_budgets(candidates, budgets, 12), strict=True):
+        able = [one for one in candidates if one.layers <= 12 * budget]
+        if not able:
+            assert chosen.layers <= min(one.layers for one in candidates) or chosen.layers <= 12 * budget * (1 + 1e-9)
+            continue
+        assert chosen.layers <= 12 * budget * (1 + 1e-9)
+        assert not any(
+            one.accuracy > chosen.accuracy or (one.accuracy == chosen.accuracy and one.layers < chosen.layers)
+            for one in able
+        )
+
+
+@given(CANDIDATES, st.lists(st.floats(0.01, 1), min_size=2, max_size=5).map(sorted))
+def test_a_larger_budget_is_never_worse_on_dev(candidates, budgets):
+    """Accuracy on dev rises with the budget, once a budget can be kept at all."""
+    chosen = at_budgets(candidates, budgets, 12)
+    kept = [one.accuracy for one, budget in zip(chosen, budgets, strict=True) if one.layers <= 12 * budget]
+    assert kept == sorted(kept)
+
+
+def test_where_no_candidate_keeps_the_budget_the_cheapest_is_taken():
+    """Patience cannot leave after one layer of four; the row shows what it can."""
+    slow = [Candidate(1, 2.0, 0.8), Candidate(2, 3.0, 0.9)]
+    assert at_budgets(slow, [0.25], 4) == [slow[0]]
+
+
+def test_no_candidate_is_an_error_of_the_caller():
+    """There is nothing to choose."""
+    with pytest.raises(ValueError, match="no candidate"):
+        at_budgets([], [0.5], 12)
+
+
+@pytest.mark.parametrize("wrong", [[], "0.5", [0], [1.2], [True], ["half"], [0.5, 0.5], [float("nan")]])
+def test_budgets_that_make_no_sense_are_refused(wrong):
+    """Budgets are shares of the full depth, each named once."""
+    with pytest.raises(ConfigError, match="budgets"):
+        checked_budgets("pabee", wrong)
+
+
+def test_budgets_come_in_rising_order_and_are_named_by_their_share():
+    """Names are stable: they do not depend on what dev chose."""
+    assert [budget_name(b) for b in checked_budgets("pabee", [0.75, 1, 0.25])] == [
+        "budget=0.25",
+        "budget=0.75",
+        "budget=1",
+    ]

@@ -1,0 +1,274 @@
+"""Rules set on dev: calibration, what is worth trying, and the fitted method that runs what was chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.contracts import Execution, OperatingPoint
+from harness.core.errors import ConfigError, ResultError
+from harness.core.tokens import Split, TokenSet
+from harness.encoder.model import ExitGate
+from harness.encoder.multi_exit import MultiExitModel
+from harness.execution.executors import exit_evidence, exit_logits
+from harness.execution.exit_rules import scores_of
+from harness.toolkit.budgets import checked_budgets
+from harness.toolkit.rule_exits import (
+    APART,
+    COLDEST,
+    HOTTEST,
+    RULES,
+    THRESHOLDS,
+    RuleExits,
+    calibrate,
+    checked_rule,
+    cuts,
+    make_rule,
+    outcomes,
+    under_rule,
+    worth_trying,
+)
+
+BUDGETS = (0.3, 0.55, 0.8, 1.0)
+
+
+@pytest.fixture(scope="module")
+def gate(tiny_model: MultiExitModel) -> ExitGate:
+    torch.manual_seed(5)
+    return ExitGate(tiny_model.encoder.shape.width)
+
+
+@pytest.fixture(scope="module")
+def dev(make_tokens: Callable[..., TokenSet], tiny_model: MultiExitModel) -> Split:
+    """60 samples; labels are what one head or another says, the deeper the more often, or at random."""
+    draw = np.random.default_rng(1)
+    tokens = make_tokens(draw.integers(1, 13, size=60).tolist(), seed=9)
+    said = exit_logits(tiny_model, tokens, Execution()).argmax(-1).numpy()
+    options = np.concatenate([said, draw.integers(0, 3, size=(1, 60))])
+    return Split(tokens, torch.from_numpy(options[draw.choice(5, size=60, p=[0.15, 0.2, 0.25, 0.3, 0.1]), range(60)]))
+
+
+@pytest.fixture(scope="module")
+def fit(tiny_model: MultiExitModel, gate: ExitGate, dev: Split) -> Callable[[str], RuleExits]:
+    made: dict[str, RuleExits] = {}
+
+    def under(rule: str) -> RuleExits:
+        if rule not in made:
+            made[rule] = under_rule(
+                RuleExits, tiny_model, None, method="m", rule=rule, budgets=BUDGETS, dev=dev, gate=gate
+            )
+        return made[rule]
+
+    return under
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_dev_gets_what_was_promised(rule: str, fit: Callable[[str], RuleExits], dev: Split) -> None:
+    """Run on dev in shrinking batches, every point has the mean layers and the accuracy that the replay said."""
+    fitted = fit(rule)
+    points = fitted.operating_points(dev)
+    assert [point.name for point in points] == ["budget=0.3", "budget=0.55", "budget=0.8", "budget=1"]
+    for at in points:
+        for size in (7, 60):
+            run = OperatingPoint(at.name, at.params, Execution(batch_size=size))
+            found = fitted.predict(dev.tokens, at=run)
+            assert found.work.rows("layer") / 60 == pytest.approx(at.params["dev_mean_layers"])
+            right = (found.logits.argmax(1) == dev.labels.numpy()).mean()
+            assert right == pytest.approx(at.params["dev_accuracy"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_budgets_are_kept_where_the_rule_can(
+    rule: str, fit: Callable[[str], RuleExits], tiny_model: MultiExitModel, gate: ExitGate, dev: Split
+) -> None:
+    """A point costs no more than its budget, unless nothing does; and none that keeps it is more accurate on dev."""
+    fitted = fit(rule)
+    logits, doubts = exit_evidence(tiny_model, dev.tokens, Execution(batch_size=60), gate=gate)
+    scores = scores_of(fitted.rule_at(fitted.points[0]), logits, doubts)
+    options = worth_trying(rule, scores, 3)
+    tried = outcomes(rule, scores, logits.argmax(-1) == dev.labels, tiny_model.answers, options)
+    assert len(tried) == len(options) > 2
+    for point, budget in zip(fitted.points, BUDGETS, strict=True):
+        able = [one for one in tried if one.layers <= 4 * budget + 1e-9]
+        best = max(one.accuracy for one in able) if able else None
+        layers = point.params["dev_mean_layers"]
+        if best is None:
+            assert layers == pytest.approx(min(one.layers for one in tried))
+        else:
+            assert layers <= 4 * budget + 1e-9
+            assert point.params["dev_accuracy"] == pytest.approx(best)
+
+
+def test_everything_between_at_once_and_never_is_tried(fit: Callable[[str], RuleExits], dev: Split) -> None:
+    """Threshold rules can let everybody leave at the first head, and nobody before the last."""
+    for rule in ("entropy", "raw-entropy", "confidence", "learned", "patience-confidence"):
+        fitted = fit(rule)
+        logits, doubts = exit_evidence(fitted.model, dev.tokens, Execution(), gate=fitted.gate)
+        scores = scores_of(fitted.rule_at(fitted.points[0]), logits, doubts)
+        correct = logits.argmax(-1) == dev.labels
+        layers = [one.layers for one in outcomes(rule, scores, correct, (0, 1, 2, 3), worth_trying(rule, scores, 3))]
+        assert (min(layers), max(layers)) == (1.0, 4.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=600))
+def test_cuts_lie_between_scores(values: list[float]) -> None:
+    """Rising float32 numbers with both ends, not too many; none so near a score that rounding could tip it, and up to that
+    many, any two scores further apart than that are told apart."""
+    scores = torch.tensor(values)
+    found = cuts(scores, (0.0, 1.0))
+    assert found == sorted(set(found))
+    assert {0.0, 1.0} <= set(found)
+    assert len(found) <= THRESHOLDS + 2
+    assert [float(np.float32(one)) for one in found] == found
+    unique = scores.unique().tolist()
+    if len(unique) <= THRESHOLDS:
+        for low, high in zip(unique[:-1], unique[1:], strict=True):
+            assert any(low <= cut <= high for cut in found) or high - low <= 1.01 * APART
+    for cut in set(found) - {0.0, 1.0}:
+        assert min(abs(cut - score) for score in unique) > 0.4 * APART
+
+
+def test_scores_that_only_rounding_tells_apart_share_a_side() -> None:
+    """Saturated confidences lie one float32 step apart: no threshold is set between them."""
+    one = np.float32(1.0)
+    near = [float(np.nextafter(one, np.float32(0))), 1.0]
+    assert cuts(torch.tensor([0.5, *near]), (0.0, 1.0)) == [0.0, 0.75, 1.0]
+
+
+def test_patience_stops_short_of_the_last_head() -> None:
+    """P = 1 .. A - 1 agreements are possible among A heads; constant depth has A places."""
+    scores = torch.zeros(5, 3)
+    assert worth_trying("patience", scores, 2) == [{"patience": p} for p in (1, 2, 3, 4)]
+    assert worth_trying("static", scores, 2) == [{"place": p} for p in range(5)]
+
+
+def test_calibration_makes_dev_likeliest() -> None:
+    """Answers drawn at temperature T are given back T, exit by exit; no step to either side is likelier."""
+    draw = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(2, 4000, 4, generator=draw)
+    labels = torch.multinomial((logits[0] / 2.5).softmax(-1), 1, generator=draw).squeeze(1)
+    hot, noise = calibrate(logits, labels)
+    assert hot == pytest.approx(2.5, rel=0.1)
+    assert noise == pytest.approx(HOTTEST)  # the second exit knows nothing
+    best = F.cross_entropy(logits[0] / hot, labels)
+    assert all(F.cross_entropy(logits[0] / (hot * factor), labels) >= best for factor in (0.97, 1.03))
+    (cold,) = calibrate(torch.eye(4)[labels][None], labels)
+    assert cold == pytest.approx(COLDEST)
+
+
+def test_calibration_never_changes_an_answer(fit: Callable[[str], RuleExits], dev: Split) -> None:
+    """Under the calibrated rule a sample's logits are those of the head it left at, bit for bit of that class."""
+    fitted = fit("confidence")
+    assert len(fitted.temperatures) == 4
+    assert len(set(fitted.temperatures)) > 2
+    logits, _ = exit_evidence(fitted.model, dev.tokens, Execution())
+    for at in fitted.points:
+        found = fitted.predict(dev.tokens, at=at)
+        said = logits[torch.from_numpy(found.exit_layer).long(), torch.arange(60)]
+        np.testing.assert_allclose(found.logits, said.numpy(), rtol=1e-3, atol=1e-4)
+        assert found.logits.argmax(1).tolist() == said.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("head", ["fastbert", "linear"])
+@pytest.mark.parametrize("rule", RULES)
+def test_flops_are_what_torch_counts(
+    rule: str, head: str, make_model: Callable[..., MultiExitModel], gate: ExitGate, dev: Split
+) -> None:
+    """Layers, heads and the gate: the work that a rule did costs what torch's counter saw."""
+    fitted = under_rule(
+        RuleExits, make_model(head=head), None, method="m", rule=rule, budgets=[0.6], dev=dev, gate=gate
+    )
+    for protocol in ("modern", "paper"):
+        at = OperatingPoint("x", fitted.points[0].params, Execution(batch_size=9, protocol=protocol, max_length=13))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            work = fitted.predict(dev.tokens, at=at).work
+        assert fitted.cost.flops(work, "full") == counter.get_total_flops()
+        asked = work.rows("gate")
+        assert (asked > 0) == (rule == "learned")
+        plain = {name: tally for name, tally in work.blocks.items() if not name.startswith("gate")}
+        without = sum(fitted.cost.blocks[name.split(".")[0]].flops(tally, "linear") for name, tally in plain.items())
+        assert fitted.cost.flops(work, "linear") == without + 2 * 16 * asked
+    extra = 17 if rule == "learned" else 0  # 16 weights and a bias
+    assert fitted.cost.params == fitted.model.cost().params + extra
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_round_trip(rule: str, fit: Callable[[str], RuleExits], dev: Split, tmp_path: Path) -> None:
+    """From disk come the same points, temperatures, gate and answers."""
+    fitted = fit(rule)
+    fitted.save(tmp_path)
+    loaded = RuleExits.load(tmp_path, "cpu")
+    assert (loaded.rule, loaded.points, loaded.temperatures) == (rule, fitted.points, fitted.temperatures)
+    assert loaded.cost == fitted.cost
+    for at in fitted.points:
+        first, second = (one.predict(dev.tokens, at=at) for one in (fitted, loaded))
+        np.testing.assert_array_equal(first.logits, second.logits)
+        np.testing.assert_array_equal(first.exit_layer, second.exit_layer)
+
+
+@pytest.mark.parametrize(
+    ("victim", "content"),
+    [
+        ("rule.json", "{"),
+        ("rule.json", "[]"),
+        ("rule.json", '{"rule": "entropy", "temperatures": [], "points": [{"name": "x", "params": {}}]}'),
+        ("rule.json", '{"rule": "guess", "temperatures": [], "points": [{"name": "x", "params": {}}]}'),
+        ("rule.json", '{"rule": "entropy", "temperatures": [1.0], "points": []}'),
+        ("gate.safetensors", "{"),
+        ("gate.safetensors", None),
+        ("model.safetensors", "{"),
+    ],
+)
+def test_damage_is_told(victim: str, content: str | None, fit: Callable[[str], RuleExits], tmp_path: Path) -> None:
+    """A broken or missing file is a ResultError that says what to do."""
+    fit("learned").save(tmp_path)
+    (tmp_path / victim).unlink()
+    if content is not None:
+        (tmp_path / victim).write_text(content)
+    with pytest.raises(ResultError, match="run again") as caught:
+        RuleExits.load(tmp_path, "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_lack_something_are_refused(make_model: Callable[..., MultiExitModel], dev: Split) -> None:
+    """No early exits, or no gate for the rule that asks one: one line says so, and where to find one."""
+    given: dict[str, Any] = {"method": "mine", "budgets": [0.5], "dev": dev}
+    with pytest.raises(ConfigError, match="'mine'.*early exits"):
+        under_rule(RuleExits, make_model(exits=[]), None, rule="entropy", **given)
+    with pytest.raises(ConfigError, match="'mine'.*gate.*'berxit'"):
+        under_rule(RuleExits, make_model(), None, rule="learned", **given)
+
+
+@pytest.mark.parametrize("rule", ["entropie", None, 3, ["entropy"]])
+def test_unknown_rules_are_refused(rule: Any) -> None:
+    """With the names of those there are."""
+    with pytest.raises(ConfigError, match="entropy, raw-entropy, confidence"):
+        checked_rule("mine", rule)
+
+
+def test_entropies_are_one_rule_at_two_scales(fit: Callable[[str], RuleExits]) -> None:
+    """DeeBERT's entropy is FastBERT's times ln C, so that dev chooses the same exits."""
+    for one, other in zip(fit("entropy").points, fit("raw-entropy").points, strict=True):
+        assert one.params["dev_mean_layers"] == other.params["dev_mean_layers"]
+        assert other.params["threshold"] == pytest.approx(math.log(3) * one.params["threshold"], rel=1e-3)
+
+
+def test_settings_of_a_rule_reach_it() -> None:
+    """By name."""
+    assert make_rule("patience-confidence", {"threshold": 0.25, "patience": 3}).__dict__ == {
+        "threshold": 0.25,
+        "patience": 3,
+    }
+    assert checked_budgets("m", list(BUDGETS)) == BUDGETS

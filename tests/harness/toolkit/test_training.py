@@ -1,0 +1,278 @@
+"""The training loop that everybody shares."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.core.errors import ConfigError
+from harness.core.tokens import Split, TokenSet
+from harness.encoder.layout import Layout
+from harness.encoder.model import Encoder
+from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import EncoderShape
+from harness.toolkit.training import (
+    LayerPasses,
+    LossFn,
+    Recipe,
+    TrainingReport,
+    dev_accuracies,
+    own_settings,
+    parameter_groups,
+    train,
+)
+
+RECIPE = Recipe(epochs=4, learning_rate=5e-3, batch_size=8, head_rate=2.0)
+
+
+@pytest.fixture(scope="module")
+def toy(make_tokens: Callable[..., TokenSet]) -> Split:
+    """Thirty samples whose label is the parity of their first word."""
+    tokens = make_tokens([2 + i % 5 for i in range(30)], seed=1)
+    return Split(tokens, tokens.ids[tokens.offsets[:-1] + 1].long() % 2)
+
+
+@pytest.fixture
+def model(make_model: Callable[..., MultiExitModel]) -> MultiExitModel:
+    return make_model(labels=2, exits=())
+
+
+def loss_of(model: MultiExitModel, seen: list | None = None) -> LossFn:
+    def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
+        *_, hidden = model.encoder.states(tokens, layout)
+        value = F.cross_entropy(model.teacher(hidden, layout), labels)
+        if seen is not None:
+            seen.append(value.item())
+        return value
+
+    return loss
+
+
+class Spy(torch.optim.AdamW):
+    """AdamW that notes the rates of every step."""
+
+    rates: list[list[float]] = []
+
+    def step(self, closure=None):  # type: ignore[no-untyped-def, override]
+        Spy.rates.append([group["lr"] for group in self.param_groups])
+        return super().step(closure)
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    monkeypatch.setattr(Spy, "rates", [])
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    return Spy.rates
+
+
+def test_the_loss_falls_on_what_can_be_learnt(tiny_shape: EncoderShape, toy: Split) -> None:
+    """After some epochs on a toy task most samples are right, and the model is left in eval mode."""
+    seen: list[float] = []
+    torch.manual_seed(0)
+    model = MultiExitModel(Encoder(replace(tiny_shape, dropout=0.0)), 2)
+    recipe = replace(RECIPE, epochs=15, learning_rate=3e-3)
+    report = train(model, loss_of(model, seen), toy, recipe, seed=0, name="toy")
+    assert sum(seen[-4:]) < 0.5 * sum(seen[:4])
+    assert dev_accuracies(model, toy)[-1] > 0.8
+    assert not model.training
+    assert (report.steps, report.sample_passes) == (15 * 4, 15 * 30)
+
+
+def test_the_same_seed_gives_the_same_weights(make_model: Callable[..., MultiExitModel], toy: Split) -> None:
+    """Dropout and order follow from the seed, whatever the global generator did before; another seed differs."""
+    states = []
+    for seed in (5, 5, 6):
+        model = make_model(labels=2, exits=())
+        torch.rand(3)
+        train(model, loss_of(model), toy, replace(RECIPE, epochs=1), seed=seed, name="toy")
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(("scores", "best"), [([0.1, 0.9, 0.3, 0.9], 2), ([0.5, 0.5, 0.4, 0.1], 1), ([0, 1, 2, 3], 4)])
+def test_the_best_dev_epoch_is_kept(model: MultiExitModel, toy: Split, scores: list[float], best: int) -> None:
+    """The weights after the epoch with the best score come back; on a tie, the earlier ones."""
+    snapshots = []
+
+    def evaluate() -> float:
+        assert not model.training
+        snapshots.append(copy.deepcopy(model.state_dict()))
+        return scores[len(snapshots) - 1]
+
+    report = train(model, loss_of(model), toy, RECIPE, seed=0, name="toy", evaluate=evaluate)
+    assert (report.best_epoch, report.dev_scores) == (best, tuple(scores))
+    assert all(torch.equal(tensor, snapshots[best - 1][name]) for name, tensor in model.state_dict().items())
+
+
+def test_without_a_score_the_last_weights_stay(model: MultiExitModel, toy: Split) -> None:
+    """Nothing is chosen where nothing is judged."""
+    report = train(model, loss_of(model), toy, RECIPE, seed=0, name="toy")
+    assert (report.best_epoch, report.dev_scores) == (None, ())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("epochs", [1, 20])
+def test_a_loss_that_is_no_number_stops_the_training(
+    model: MultiExitModel, toy: Split, bad: float, epochs: int
+) -> None:
+    """The message names the task, the step and what to change; it comes within 50 steps."""
+    plain = loss_of(model)
+    recipe = replace(RECIPE, epochs=epochs)
+    with pytest.raises(ConfigError, match=r"toy: the loss is not finite at step (4 of 4|50 of 80).*learning_rate"):
+        train(model, lambda *batch: plain(*batch) * bad, toy, recipe, seed=0, name="toy")
+
+
+def test_layer_passes_are_counted(model: MultiExitModel, make_model: Callable[..., MultiExitModel], toy: Split) -> None:
+    """Every sample through every layer, teachers included, choosing an epoch excluded."""
+    teacher, plain = make_model(labels=2, exits=()), loss_of(model)
+
+    def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            list(teacher.encoder.states(tokens, layout, 3))
+        return plain(tokens, layout, labels)
+
+    def evaluate() -> float:
+        return dev_accuracies(model, toy)[-1]
+
+    report = train(model, loss, toy, RECIPE, seed=0, name="toy", evaluate=evaluate, teachers=[teacher])
+    assert report.layer_passes == 4 * 30 * (4 + 3)
+    assert not model.encoder.layers[0]._forward_hooks  # counting leaves nothing behind
+
+
+def test_the_rate_warms_up_and_decays(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
+    """Linear up over the first fifth of the steps, linear down over the rest, never beyond the rate asked for."""
+    train(model, loss_of(model), toy, replace(RECIPE, epochs=5, warmup=0.2), seed=0, name="toy")
+    layers = [step[0] / RECIPE.learning_rate for step in rates]
+    assert len(layers) == 20
+    assert layers[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert layers[4:] == pytest.approx([(20 - step) / 16 for step in range(4, 20)])
+    heads = [step[2] / RECIPE.learning_rate for step in rates]
+    assert heads == pytest.approx([2 * rate for rate in layers])
+
+
+def test_the_rate_stays_at_zero_beyond_its_horizon(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
+    """FastBERT's released schedule: that of 3 epochs, warm-up included, in a run of 5; 0 from epoch 4 on."""
+    recipe = replace(RECIPE, epochs=5, warmup=0.25)
+    train(model, loss_of(model), toy, recipe, seed=0, name="toy", horizon=12)  # 4 steps an epoch
+    layers = [step[0] / RECIPE.learning_rate for step in rates]
+    assert layers[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert layers[3:12] == pytest.approx([(12 - step) / 9 for step in range(3, 12)])
+    assert layers[12:] == [0.0] * 8
+
+
+def test_a_single_step_is_enough(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
+    """One batch, one epoch: the full rate is used once."""
+    train(model, loss_of(model), toy, replace(RECIPE, epochs=1, batch_size=64), seed=0, name="toy")
+    assert [step[0] for step in rates] == [RECIPE.learning_rate]
+
+
+def test_groups_by_rate_and_decay(make_model: Callable[..., MultiExitModel]) -> None:
+    """Every trainable parameter once; heads at their own rate; no decay for norms and biases; frozen ones left out."""
+    model = make_model(exits=(0, 1))
+    model.encoder.word.weight.requires_grad_(False)
+    groups = parameter_groups(model, RECIPE)
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(found)
+    for name, parameter in model.named_parameters():
+        if name == "encoder.word.weight":
+            assert id(parameter) not in found
+            continue
+        rate = RECIPE.learning_rate * (1 if name.startswith("encoder.") else RECIPE.head_rate)
+        assert found[id(parameter)] == (rate, RECIPE.weight_decay if parameter.dim() > 1 else 0.0)
+
+
+def test_gradients_are_clipped(model: MultiExitModel, toy: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However steep the loss, the norm of the gradient that the optimiser sees is at most ``clip``."""
+    norms = []
+
+    class Scale(torch.optim.AdamW):
+        def step(self, closure=None):  # type: ignore[no-untyped-def, override]
+            gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+            norms.append(torch.cat(gradients).norm().item())
+
+    monkeypatch.setattr(torch.optim, "AdamW", Scale)
+    plain = loss_of(model)
+    recipe = replace(RECIPE, epochs=1, clip=0.5)
+    train(model, lambda *batch: 1000 * plain(*batch), toy, recipe, seed=0, name="toy")
+    assert norms == pytest.approx([0.5] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"epochs": 0},
+        {"epochs": 2.5},
+        {"epochs": True},
+        {"batch_size": 0},
+        {"learning_rate": 0},
+        {"learning_rate": "1e-3"},
+        {"learning_rate": math.nan},
+        {"warmup": 1},
+        {"weight_decay": -0.1},
+        {"clip": 0},
+        {"head_rate": 0},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(setting: dict) -> None:
+    """Whatever a profile says is checked before it trains."""
+    with pytest.raises(ConfigError, match="make no sense"):
+        Recipe.of(setting)
+
+
+def test_recipe_takes_its_keys_only() -> None:
+    """A method's own settings pass by; defaults of the caller give way to the config."""
+    assert Recipe.of({"epochs": 7, "temperature": 2.0}, learning_rate=1.0, epochs=1) == Recipe(7, 1.0)
+
+
+def test_own_settings_are_checked() -> None:
+    """A key nobody reads is refused with the nearest ones; text is no number; what everybody reads passes."""
+    assert own_settings("m", {"epochs": 3, "head": "linear", "alpha": 2}, {"alpha": 1.0, "beta": 5}) == {
+        "alpha": 2,
+        "beta": 5,
+    }
+    with pytest.raises(ConfigError, match=r"no setting 'alpa': did you mean alpha"):
+        own_settings("m", {"alpa": 2}, {"alpha": 1.0})
+    with pytest.raises(ConfigError, match="without quotes"):
+        own_settings("m", {"alpha": "2"}, {"alpha": 1.0})
+    for default, given in ((1.0, [2.0]), ("a", ["a"]), (False, [True])):
+        with pytest.raises(ConfigError, match="is a list: write one value"):
+            own_settings("m", {"alpha": given}, {"alpha": default})
+    assert own_settings("m", {"alpha": [1, 2]}, {"alpha": None}) == {"alpha": [1, 2]}
+    with pytest.raises(ConfigError, match="head = .* is not the name of one"):
+        own_settings("m", {"head": ["linear"]}, {})
+
+
+def test_reports_of_two_stages_add_up() -> None:
+    """Costs are summed; epoch and scores are the later stage's."""
+    first, second = TrainingReport(1.0, 2, 3, 4, 1, (0.5,)), TrainingReport(10.0, 20, 30, 40, None, ())
+    assert first + second == TrainingReport(11.0, 22, 33, 44, None, ())
+    # FLOPs: a stage that did not count them leaves the sum uncounted; one without passes has none to count.
+    counted, nothing = TrainingReport(1.0, 2, 3, 4, flops=5.0), TrainingReport(1.0, 0, 0, 0)
+    assert [(a + b).flops for a, b in ((counted, counted), (counted, nothing), (nothing, counted))] == [10.0, 5.0, 5.0]
+    assert (counted + second).flops == (first + counted).flops == 0.0
+
+
+def test_flops_are_those_of_forward_and_backward(model: MultiExitModel, toy: Split) -> None:
+    """A layer's backward pass costs twice its forward one; once if its weights are frozen, nothing without gradients."""
+    layout = Layout(toy.tokens.lengths.numpy(), 8, "cpu")
+    shape = model.encoder.shape
+    once = 2 * 30 * 8 * (4 * shape.width**2 + 2 * shape.width * shape.intermediate)
+
+    def flops(upto: int) -> float:
+        with LayerPasses([model]) as passes:
+            list(model.encoder.states(toy.tokens, layout, upto))
+        return passes.flops
+
+    assert flops(4) == 3 * 4 * once
+    model.encoder.layers.requires_grad_(False)
+    assert flops(4) == 2 * 4 * once
+    with torch.no_grad():
+        assert flops(3) == 3 * once

@@ -1,0 +1,139 @@
+"""The quality of predicted exits, on known input."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau
+
+from reports.analysis.prediction_quality import confusion_of, tau_b
+from reports.analysis.view import build_view
+from reports.figures.all_figures import draw_figures
+from reports.tables.breakdown import predictor_table
+
+exits = st.integers(1, 5)
+
+
+@given(st.lists(st.tuples(exits, exits), min_size=2, max_size=40))
+def test_tau_is_that_of_scipy(pairs):
+    """Kendall's tau-b from a contingency table is tau-b of the samples themselves; constant input has none."""
+    actual, predicted = np.array(pairs).T
+    ours, theirs = tau_b(confusion_of(actual, predicted, 5)), kendalltau(actual, predicted).statistic
+    assert (ours is None) == math.isnan(theirs)
+    assert ours is None or ours == pytest.approx(theirs, abs=1e-12)
+
+
+def test_confusion_counts_every_pair_once():
+    """Rows are sequential exits, columns predicted ones."""
+    table = confusion_of(np.array([1, 1, 3]), np.array([1, 2, 3]), 3)
+    assert table.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+SEQUENTIAL = [1, 2, 3, 4]
+YES, NO = True, False
+
+
+def make(fabricate, **geep):
+    """Four samples: predicted 1 2 2 6 where the sequential exit leaves at 1 2 3 4."""
+    run = fabricate()
+    run.cell("bert", correct=[YES] * 4)
+    options = {"exits": [1, 2, 2, 6], "predicted": [1, 2, 2, 6], "correct": [YES, YES, NO, YES], **geep}
+    run.cell("geep", "speed=0.5", layers=2.75, unseen_tokens=0.125, **options)
+    run.cell(
+        "control-constant", "speed=0.5", kind="control", layers=3, exits=[3] * 4, predicted=[3] * 4, correct=[YES] * 4
+    )
+    run.cell(
+        "control-sequential", "speed=0.5", kind="control", layers=2.5, exits=SEQUENTIAL, correct=[YES, YES, YES, NO]
+    )
+    run.cell("oracle", "agree", kind="bound", layers=1.5, exits=[1, 1, 2, 2], correct=[YES] * 4)
+    return run
+
+
+def quality(run, method="geep"):
+    return build_view(run.path).predictors.set_index("method").loc[method]
+
+
+def test_known_answers(fabricate):
+    """Hits, near misses, both kinds of error and what they cost, on four samples counted by hand."""
+    row = quality(make(fabricate))
+    assert (row["hit"], row["within_one"], row["early"], row["late"]) == (0.5, 0.75, 0.25, 0.25)
+    # Leaving early lost the third sample, leaving late won the fourth.
+    assert (row["cost_early"], row["cost_late"], row["accuracy_vs_sequential"]) == (-0.25, 0.25, 0.0)
+    assert row["layers_vs_sequential"] == pytest.approx(0.25)
+    assert row["accuracy_vs_oracle"] == -0.25 and row["layers_vs_oracle"] == pytest.approx(1.25)
+    assert row["tau_b"] == pytest.approx(kendalltau(SEQUENTIAL, [1, 2, 2, 6]).statistic)
+    assert row["unseen_tokens"] == 0.125
+
+
+def test_a_constant_has_no_rank_correlation(fabricate):
+    """The tau of constant exits is a dash with its reason, not 0."""
+    view = build_view(make(fabricate).path)
+    table = predictor_table(view, view.groups[0])
+    assert table is not None
+    rows = {row[0]: row for row in table.cells}
+    assert rows["control-constant"][2] == "—" and rows["geep"][2] != "—"
+    assert any("nothing is ranked" in note for note in table.notes)
+
+
+def test_methods_stand_beside_their_controls(fabricate):
+    """What predicts at one point is listed together, methods first; who predicts nothing is not listed."""
+    run = make(fabricate)
+    run.cell("geep", "speed=0.1", exits=[1] * 4, predicted=[1] * 4, correct=[YES] * 4)
+    run.cell("control-sequential", "speed=0.1", kind="control", exits=SEQUENTIAL, correct=[YES] * 4)
+    run.cell("fastbert", "speed=0.5", exits=SEQUENTIAL, correct=[YES] * 4)
+    view = build_view(run.path)
+    assert list(zip(view.predictors["method"], view.predictors["point"], strict=True)) == [
+        ("geep", "speed=0.1"),
+        ("geep", "speed=0.5"),
+        ("control-constant", "speed=0.5"),
+    ]
+
+
+def test_verified_exits_are_judged_by_what_was_predicted(fabricate):
+    """A verified row's hits are those of its predictor, not of the exits that its heads allowed."""
+    run = make(fabricate)
+    run.cell("geep-verified", "speed=0.5/once", exits=SEQUENTIAL, predicted=[1, 1, 1, 1], correct=[YES] * 4)
+    row = quality(run, "geep-verified")
+    assert row["hit"] == 0.25 and row["compared_with"] == "speed=0.5"
+
+
+def test_seeds_are_pooled_but_ranked_apart(fabricate):
+    """Counts add up over seeds; tau is the mean of the seeds' taus."""
+    run = make(fabricate)
+    common = {"seed": 1, "correct": [YES] * 4}
+    run.cell("geep", "speed=0.5", exits=[4, 3, 2, 1], predicted=[4, 3, 2, 1], **common)
+    run.cell("control-sequential", "speed=0.5", kind="control", exits=SEQUENTIAL, **common)
+    row = quality(run)
+    assert row["n"] == 8 and row["hit"] == 0.25
+    assert row["tau_b"] == pytest.approx((kendalltau(SEQUENTIAL, [1, 2, 2, 6]).statistic - 1) / 2)
+
+
+def test_controls_of_another_device_are_not_used(fabricate):
+    """A sequential exit measured elsewhere says nothing about this row."""
+    run = fabricate()
+    run.cell("geep", "speed=0.5", predicted=[1] * 200)
+    run.cell("control-sequential", "speed=0.5", kind="control", device="cuda")
+    assert not len(build_view(run.path).predictors)
+
+
+def test_without_an_oracle_its_columns_are_dashes(fabricate):
+    """A run without the bound still judges predictors."""
+    run = fabricate()
+    run.cell("geep", "speed=0.5", predicted=[2] * 200)
+    run.cell("control-sequential", "speed=0.5", kind="control")
+    view = build_view(run.path)
+    table = predictor_table(view, view.groups[0])
+    assert table is not None and table.cells[0][-2:] == ["—", "—"]
+
+
+def test_heat_map_has_a_panel_per_predictor(fabricate):
+    """Methods and controls are drawn side by side, and shares are written where there is room."""
+    view = build_view(make(fabricate).path)
+    (drawing,) = [d for d in draw_figures(view, view.groups[0]) if d.role == "confusion"]
+    assert "geep speed=0.5" in drawing.svg and "control-constant speed=0.5" in drawing.svg
+    assert "left at 3, predicted 2: 25.0 %" in drawing.svg
+    assert "synthetic" in drawing.name and "synthetic" in drawing.title

@@ -1,0 +1,119 @@
+"""The speed-up taken apart."""
+
+from __future__ import annotations
+
+import math
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.results.schema import Factor, Waterfall
+from reports.analysis.noise import Noise
+from reports.analysis.view import build_view
+from reports.figures.all_figures import draw_figures
+from reports.figures.waterfall import LOSSES, draw_waterfalls, largest_loss, over_seeds
+from reports.tables.breakdown import waterfall_table
+
+ratios = st.floats(0.01, 100)
+
+
+def make(factors: dict[str, float]) -> Waterfall:
+    product = math.prod(factors.values())
+    return Waterfall(
+        factors=[Factor(name=name, ratio=ratio, what=f"why {name}") for name, ratio in factors.items()],
+        product=product,
+        measured=product,
+    )
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(list(LOSSES)), ratios, min_size=1), min_size=1, max_size=4))
+def test_factors_over_seeds_still_multiply_to_the_speedup(seeds):
+    """Geometric means keep the product exact, also where a seed lacks a factor, and names keep their order."""
+    mean = over_seeds([make(seed) for seed in seeds])
+    assert mean is not None
+    assert math.prod(f.ratio for f in mean.factors) == pytest.approx(mean.measured, rel=1e-9)
+    names = [factor.name for factor in mean.factors]
+    assert names == [name for name in LOSSES if name in names]
+
+
+def test_what_is_no_number_is_left_out():
+    """A factor of zero or NaN, from a clock that stood still, takes its seed out instead of the report down."""
+    assert over_seeds([make({"layers": math.nan})]) is None
+    assert over_seeds([make({"layers": 0.0}), make({"layers": 2.0})]) == make({"layers": 2.0})
+    assert over_seeds([]) is None
+
+
+def test_the_largest_loss_is_named():
+    """The smallest factor below 1 is the loss; gains and rounding are none."""
+    loss = largest_loss(make({"layers": 3.0, "heads": 0.9, "kernels": 0.5}))
+    assert loss is not None and loss.name == "kernels"
+    assert largest_loss(make({"layers": 3.0, "rest": 0.999})) is None
+
+
+def test_table_has_every_factor_and_its_reason(fabricate):
+    """Each factor is a column, the largest loss is told in words, and the note says what each loss is."""
+    run = fabricate()
+    run.cell("bert", factors={"layers": 1.0})
+    run.cell("geep", "speed=0.5", factors={"layers": 2.0, "heads": 0.9, "kernels": 0.7})
+    run.cell("fastbert", "speed=0.5", factors={"FLOPs": 2.0, "kernels": 0.9})
+    view = build_view(run.path)
+    table = waterfall_table(view, view.groups[0])
+    assert table is not None
+    assert [column.label for column in table.columns][2:6] == ["layers", "heads", "FLOPs", "kernels"]
+    fast, geep = table.cells  # the reference has nothing to be taken apart
+    assert geep[2:7] == ["2.00×", "0.900×", "—", "0.700×", "1.26×"]
+    assert geep[-1] == "kernels 0.700×: about kernels"
+    assert fast[2:7] == ["—", "—", "2.00×", "0.900×", "1.80×"]
+    assert any("kernels: the same FLOPs take longer" in note for note in table.notes)
+    assert any("has no such step" in note for note in table.notes)
+
+
+def test_older_results_have_no_waterfall(fabricate):
+    """Where no result was taken apart there is neither a table nor a figure; one row without leaves a dash."""
+    run = fabricate()
+    run.cell("bert")
+    run.cell("geep", "speed=0.5")
+    view = build_view(run.path)
+    assert waterfall_table(view, view.groups[0]) is None
+    assert not [d for d in draw_figures(view, view.groups[0]) if d.role == "waterfall"]
+    run.cell("fastbert", "speed=0.5", factors={"layers": 2.0})
+    view = build_view(run.path)
+    table = waterfall_table(view, view.groups[0])
+    assert table is not None and [row[2] for row in table.cells] == ["2.00×", "—"]
+
+
+def test_titles_are_never_cut():
+    """However long the dataset's name is, the word synthetic at its end is drawn, within the frame."""
+    title = "Speed-up of a-method taken apart: " + "name " * 20 + "(synthetic)"
+    svg, _ = draw_waterfalls(title, [("full", make({"layers": 2.0}))], None)
+    assert f">{title}</text>" in svg and float(ElementTree.fromstring(svg).get("width")) > 700
+
+
+def test_a_figure_per_method(fabricate):
+    """Each method has a figure of its own with a panel per operating point; every bar says its factor and the reason."""
+    run = fabricate()
+    run.cell("bert")
+    for speed in ("0.1", "0.5"):
+        run.cell("geep", f"speed={speed}", factors={"layers": 2.0, "heads": 0.9})
+    run.cell("fastbert", "speed=0.5", factors={"layers": 2.0, "<&>": 0.5})
+    view = build_view(run.path)
+    falls = {d.about: d for d in draw_figures(view, view.groups[0]) if d.role == "waterfall"}
+    assert set(falls) == {"geep", "fastbert"}
+    assert falls["geep"].name == "waterfall-geep-ag_news-synthetic" and "synthetic" in falls["geep"].title
+    texts = " ".join(ElementTree.fromstring(falls["geep"].svg).itertext())
+    assert "speed=0.1: 1.80×" in texts and "speed=0.5: 1.80×" in texts and "heads 0.900×: about heads" in texts
+    assert "<&> 0.500×" in " ".join(ElementTree.fromstring(falls["fastbert"].svg).itertext())
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(list(LOSSES)), st.floats(1e-3, 1e3), min_size=1), min_size=1, max_size=7)
+)
+def test_any_ratios_can_be_drawn(several):
+    """Whatever the factors are, the figure is well-formed and nothing in it lies outside its frame."""
+    svg, _ = draw_waterfalls("t", [(f"p{i}", make(one)) for i, one in enumerate(several)], Noise(0.9, 1 / 0.9, 9))
+    root = ElementTree.fromstring(svg)
+    width, height = float(root.get("width")), float(root.get("height"))
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        assert 0 <= float(text.get("x")) <= width and 0 <= float(text.get("y")) <= height

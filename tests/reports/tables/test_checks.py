@@ -1,0 +1,108 @@
+"""Checks of every run, and the marks that failing ones leave in every table."""
+
+from __future__ import annotations
+
+import pytest
+
+from reports.analysis.view import build_view
+from reports.notation.marks import MARKS, footnotes
+from reports.page import Contents
+from reports.tables.checks import checks_tables, overlap_table
+from reports.tables.formats import to_latex, to_markdown
+from reports.terminal import summary
+
+SHARED = {"train_test": 3, "dev_test": 1, "train_dev": 5, "within_test": 2}
+FAILING = [
+    ("†", {"rounds_agree": 0.98}),
+    ("‡", {"checks": {"batches_agree": 0.975}}),
+    ("§", {"checks": {"state_unchanged": False}}),
+    ("¶", {"overlaps": SHARED}),
+    ("°", {"samples": False}),
+]
+
+
+@pytest.mark.parametrize("sign, failing", FAILING, ids=[sign for sign, _ in FAILING])
+def test_a_failing_check_marks_every_table(fabricate, sign, failing):
+    """Whatever fails, each table that shows the method carries the mark with a footnote, and so does the terminal."""
+    run = fabricate()
+    run.cell("bert", factors={"layers": 1.0})
+    run.cell("geep", "speed=0.5", predicted=[3] * 200, factors={"layers": 2.0}, **failing)
+    for control in ("control-random", "control-sequential"):
+        run.cell(control, "speed=0.5", kind="control", predicted=[3] * 200)
+    view = build_view(run.path)
+    held = [
+        table
+        for table in Contents(view).all
+        if "geep" in set(table.frame.get("method", ())) and not table.name.startswith("overlaps")
+    ]
+    assert len(held) >= 9
+    for table in held:
+        shown = [cell for row in table.cells for cell in row if cell.startswith("geep")]
+        assert shown and all(sign in cell for cell in shown), table.name
+        assert any(note.startswith(f"{sign} ") for note in table.notes), table.name
+        assert to_latex(table).isascii(), table.name
+    if sign != "°":  # the terminal reads no samples
+        assert f"geep {sign}" in summary(run.path) and f"\n{sign} " in summary(run.path)
+
+
+def test_sound_rows_carry_no_mark(fabricate):
+    """Where everything holds nothing is marked, and the page of checks says so."""
+    run = fabricate()
+    run.cell("bert", checks={"batches_agree": 1.0, "state_unchanged": True}, overlaps=dict.fromkeys(SHARED, 0))
+    view = build_view(run.path)
+    assert set(view.rows["marks"]) == {""} and footnotes(view.rows) == []
+    (table,) = checks_tables(view)
+    assert table.cells[0][1:] == ["bert", "1", "100.00", "100.00", "yes", "—", "holds"]
+
+
+def test_checks_show_the_worst_row_of_a_method(fabricate):
+    """One line per method: lowest agreement, most syncs, and whether anything failed over its points and seeds."""
+    run = fabricate()
+    run.cell("geep", "speed=0.1", checks={"batches_agree": 1.0, "state_unchanged": True, "syncs": 1})
+    run.cell("geep", "speed=0.5", checks={"batches_agree": 0.995, "state_unchanged": True, "syncs": 4})
+    run.cell("fastbert", "speed=0.5")
+    (table,) = checks_tables(build_view(run.path))
+    rows = {row[1].split()[0]: row for row in table.cells}
+    assert rows["geep"][1:] == ["geep ‡", "2", "100.00", "99.50", "yes", "4", "fails"]
+    assert rows["fastbert"][3:] == ["100.00", "—", "—", "—", "holds, as far as looked at"]
+    assert any("not looked at in this run" in note for note in table.notes)
+
+
+def test_overlaps_are_counted_and_printed(fabricate):
+    """Rows that splits share are a table with counts and shares; it names the dataset, and a caveat names it, too."""
+    run = fabricate()
+    run.cell("bert", overlaps=SHARED)
+    run.cell("bert", dataset="other")
+    view = build_view(run.path)
+    table = overlap_table(view)
+    assert table is not None
+    assert table.cells[0] == ["ag_news (synthetic)", "200", "3 (1.50 %)", "1 (0.50 %)", "5", "2 (1.00 %)"]
+    assert table.cells[1][2:] == ["—"] * 4
+    assert any("Test rows also occur in train or dev" in caveat and "ag_news" in caveat for caveat in view.caveats)
+
+
+def test_nobody_counted_overlaps(fabricate):
+    """Older results have no table of overlaps."""
+    run = fabricate()
+    run.cell("bert")
+    assert overlap_table(build_view(run.path)) is None
+
+
+def test_marks_are_told_apart(fabricate):
+    """Every mark has a sign of its own, and several of a row are all shown."""
+    assert len({mark.sign for mark in MARKS}) == len(MARKS)
+    run = fabricate()
+    run.cell("bert", rounds_agree=0.5, checks={"state_unchanged": False})
+    view = build_view(run.path)
+    assert view.rows["marks"].tolist() == ["†§"]
+    assert "bert †§" in to_markdown(Contents(view).summary[0])
+
+
+def test_the_worst_seed_counts(fabricate):
+    """A row holds only if every seed of it does."""
+    run = fabricate()
+    run.cell("geep", "speed=0.5", checks={"batches_agree": 1.0, "state_unchanged": True, "syncs": 1})
+    run.cell("geep", "speed=0.5", seed=1, checks={"batches_agree": 0.5, "state_unchanged": False, "syncs": 3})
+    run.cell("geep", "speed=0.5", seed=2, rounds_agree=0.75)
+    (table,) = checks_tables(build_view(run.path))
+    assert table.cells[0][1:] == ["geep †‡§", "1", "75.00", "50.00", "no", "3", "fails"]

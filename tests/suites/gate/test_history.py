@@ -1,0 +1,102 @@
+"""The history over commits: means of what all files have, as a table and as a figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.results.packed_run import Machine, Packed, PackedCell, write
+from harness.results.schema import Cell
+from suites.gate import history
+
+
+def cell(method: str, dataset: str = "a", **change: object) -> PackedCell:
+    facts: dict = {
+        "kind": "control" if method.startswith("control") else "method",
+        "synthetic": True,
+        "n": 10,
+        "accuracy": 0.9,
+        "flops_linear": 8.0 if method == "bert" else 2.0,
+        "flops_full": 9.0,
+        "mean_layers": 3.0,
+        "mean_heads": 1.0,
+        "exits": [10],
+        "reference": "bert",
+        "speedup": 2.0,
+        "machine": 0,
+        **change,
+    }
+    coordinates = Cell(
+        method=method,
+        dataset=dataset,
+        source="embedded",
+        backbone="tiny",
+        seed=0,
+        point="p",
+        protocol="modern",
+        order="length",
+        executor="own",
+        batch_size=8,
+        device="cpu",
+        dtype="float32",
+    )
+    return PackedCell(cell=coordinates, **facts)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Two commits on two machines; the second has a dataset more."""
+    first = [cell("bert"), cell("geep"), cell("control-x"), cell("geep", "b"), cell("bert", "b")]
+    second = [
+        *(cell("bert"), cell("geep", accuracy=0.8, speedup=8.0), cell("control-x", speedup=None)),
+        *(cell("geep", "b", accuracy=1.0), cell("bert", "b"), cell("geep", "c", accuracy=0.1), cell("bert", "c")),
+    ]
+    for name, cells in (("1", first), ("2", second)):
+        machine = Machine(cpu=f"CPU {name}", cores=2, torch="2")
+        write(
+            Packed(name="quick", commits=[f"commit{name}"], machines=[machine], cells=cells), tmp_path / f"{name}.json"
+        )
+    return [str(tmp_path / "1.json"), str(tmp_path / "2.json")]
+
+
+def test_the_table_has_means_of_what_is_common(files: list[str], tmp_path: Path) -> None:
+    """Accuracy is the mean, ratios the geometric mean; a dataset of one commit alone moves nothing; no speed-up is no number."""
+    assert history.main([*files, "--out", str(tmp_path / "h.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "h.csv").read_text(encoding="utf-8").splitlines()))
+    geep = [row for row in rows if row["method"] == "geep"]
+    assert [(row["commit"], row["cells"]) for row in geep] == [("commit1", "2"), ("commit2", "2")]
+    assert float(geep[1]["accuracy"]) == pytest.approx(0.9)
+    assert float(geep[1]["speedup"]) == pytest.approx(4.0)
+    assert float(geep[1]["flops_ratio"]) == pytest.approx(4.0)
+    assert [row["speedup"] for row in rows if row["method"] == "control-x"] == ["2.0", ""]
+
+
+def test_the_figure_names_methods_commits_and_synthetic_data(files: list[str], tmp_path: Path) -> None:
+    """Methods are in the legend, controls are not, both commits are on the axis, and drawing twice gives the same file."""
+    out = tmp_path / "h.svg"
+    assert history.main([*files, "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    for word in ("geep", "bert", "commit1", "commit2", "synthetic"):
+        assert word in text
+    assert "control-x" not in text
+    history.main([*files, "--out", str(out)])
+    assert out.read_text(encoding="utf-8") == text
+
+
+def test_unusable_input_is_one_line(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another format, a missing file, and files without a common cell: exit code 2."""
+    other = json.loads(Path(files[0]).read_text(encoding="utf-8"))
+    for one in other["cells"]:
+        one["cell"]["dataset"] = "z"
+    (tmp_path / "other.json").write_text(json.dumps(other), encoding="utf-8")
+    for arguments, told in (
+        ([*files, "--out", str(tmp_path / "h.pdf")], "neither .svg nor .csv"),
+        (["nowhere.json", "--out", str(tmp_path / "h.csv")], "cannot read nowhere.json"),
+        ([files[0], str(tmp_path / "other.json"), "--out", str(tmp_path / "h.csv")], "no cell in common"),
+    ):
+        assert history.main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line

@@ -1,0 +1,219 @@
+"""Samples put in order around a method: what it gets, what comes back, what is timed, and what makes no sense."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.controls.controls import Oracle, SequentialControl
+from geep.method import FittedGeep
+from geep.verified_exits import FittedVerified
+from harness.contracts import Execution, Fitted, OperatingPoint, Predictions
+from harness.core import clock
+from harness.core.errors import ConfigError
+from harness.core.tokens import Split, Task, TokenSet
+from harness.core.work import Work
+from harness.running.profile import load
+from harness.toolkit.fitted import FullDepth
+from suites.studies.orders import facts_of, timed_in_order
+from suites.studies.shared.contenders import Entry, Samples, point_at
+from suites.studies.shared.ordering import ORDERS, PREDICTING, SORTING, InOrder, around, execution_for, pointless
+
+SPEED = 0.6
+
+
+class Bench:
+    """What :class:`Samples` asks of a bench, with methods that were fitted before."""
+
+    def __init__(self, task: Task, test: Split, fitted: dict[str, Fitted]) -> None:
+        self.prepared = SimpleNamespace(test=test, task=task)
+        self.settings = SimpleNamespace(execution=Execution(max_length=16), profile=load("quick"))
+        self._fitted = fitted
+
+    def fitted(self, name: str) -> Fitted:
+        return self._fitted[name]
+
+
+@pytest.fixture(scope="module")
+def samples(signal_task: Task, unseen: Split, trained_bert: FullDepth, scattered_geep: FittedGeep) -> Samples:
+    """Full depth, predicted exits, verified ones, sequential ones and the oracle on 40 samples."""
+    points = [OperatingPoint(f"speed={s:g}/once", {**_LOOK, "speed": s}) for s in scattered_geep.tables]
+    fitted: dict[str, Any] = {
+        "bert": trained_bert,
+        "geep": scattered_geep,
+        "geep-verified": FittedVerified(scattered_geep.model, None, scattered_geep.tables, points),
+        "control-sequential": SequentialControl(scattered_geep.model, None, scattered_geep),
+        "oracle": Oracle(scattered_geep.model, None, scattered_geep),
+    }
+    return Samples(Bench(signal_task, unseen, fitted), list(fitted), SPEED, None, 8)  # type: ignore[arg-type]
+
+
+_LOOK = {"mode": "once", "looks": 1, "quantile": 500, "end": 4, "threshold": 0.6}
+
+
+def entry(samples: Samples, start: str) -> Entry:
+    return next(one for one in samples.entries if one.label.startswith(start))
+
+
+def test_everybody_is_entered_with_every_executor(samples: Samples) -> None:
+    """Exits known beforehand run on the ladder and in batches of equal exits; a bound takes the run's executor."""
+    assert [one.label for one in samples.entries] == [
+        "bert",
+        "geep speed=0.6 ladder",
+        "geep speed=0.6 exact-k",
+        "geep-verified speed=0.6/once",
+        "control-sequential speed=0.6",
+        "oracle agree ladder",
+    ]
+    assert [one.kind for one in samples.entries] == ["method"] * 4 + ["control", "bound"]
+
+
+def test_a_speed_that_nobody_tuned_is_told() -> None:
+    """One line names those that there are."""
+    points = [OperatingPoint("a", {"speed": 0.1}), OperatingPoint("b", {"speed": 0.5})]
+    assert point_at("m", points, 0.5).name == "b"
+    assert point_at("m", [OperatingPoint("full")], 0.5).name == "full"
+    with pytest.raises(ConfigError, match=r"'m' has no point at speed 0.3: it has 0.1, 0.5"):
+        point_at("m", points, 0.3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    which=st.integers(0, 5),
+    order=st.sampled_from(ORDERS),
+    protocol=st.sampled_from(["modern", "paper"]),
+    size=st.integers(1, 50),
+    seed=st.integers(0, 10**6),
+)
+def test_no_order_changes_an_answer(
+    samples: Samples, which: int, order: str, protocol: Any, size: int, seed: int
+) -> None:
+    """Labels and exits come back by sample, whatever the order, the arrival, the batch size and the method."""
+    one = samples.entries[which]
+    numbers = np.random.default_rng(seed).permutation(len(samples))
+    execution = Execution(batch_size=size, protocol=protocol, max_length=16)
+    done = timed_in_order(order, one, samples, execution)(samples.tokens.select(numbers), numbers)
+    probe = samples.probes[one.label]
+    np.testing.assert_array_equal(done.predictions.logits.argmax(1), probe.labels[numbers])
+    np.testing.assert_array_equal(done.predictions.exit_layer, probe.exits[numbers])
+    if probe.predicted is not None:
+        np.testing.assert_array_equal(done.predictions.predicted_exit, probe.predicted[numbers])
+    assert facts_of(done, numbers, probe.labels)["differ"] == []
+
+
+class Recorder:
+    """Remembers which samples came in which order; answers with the first id."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.now = 0.0
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        self.seen = tokens.ids[tokens.offsets[:-1]].tolist()
+        self.now += 5
+        if at.foresight is not None:
+            assert at.foresight.tolist() == [word % 5 for word in self.seen]
+        logits = np.eye(100, dtype=np.float32)[self.seen]
+        return Predictions(logits, np.array(self.seen, dtype=np.int16), Work(), phases={"layers": 5.0})
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30), data=st.data())
+def test_the_method_sees_the_order_and_the_caller_does_not(lengths: list[int], data: st.DataObject) -> None:
+    """Longest or deepest first, ties as they came; answers, exits and foresight stay with their samples."""
+    tokens = TokenSet.from_lists([[i] * length for i, length in enumerate(lengths)])
+    count = len(lengths)
+    exits = data.draw(st.lists(st.integers(0, 4), min_size=count, max_size=count))
+    held = torch.tensor(exits, dtype=torch.int16)
+    for key, sorter in (
+        (lengths, InOrder(Recorder(), 5, 9)),  # type: ignore[arg-type]
+        (exits, InOrder(Recorder(), 5, 9, exits=held)),  # type: ignore[arg-type]
+        (exits, InOrder(Recorder(), 5, 9, predict_exits=lambda some: held)),  # type: ignore[arg-type]
+    ):
+        foresight = torch.arange(count, dtype=torch.int16) % 5
+        found = sorter.predict(tokens, at=OperatingPoint("p", foresight=foresight))
+        assert sorter.fitted.seen == sorted(range(count), key=lambda i: -key[i])  # type: ignore[attr-defined]
+        assert found.logits.argmax(1).tolist() == found.exit_layer.tolist() == list(range(count))
+
+
+def test_predicting_is_timed_and_shown_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of the prediction that the order needs stand beside the method's own phases."""
+    recorder = Recorder()
+    monkeypatch.setattr(clock, "now", lambda: recorder.now)
+
+    def predict(tokens: TokenSet) -> torch.Tensor:
+        recorder.now += 3
+        return torch.zeros(len(tokens), dtype=torch.int16)
+
+    sorter = InOrder(recorder, 5, 9, predict_exits=predict)  # type: ignore[arg-type]
+    found = sorter.predict(TokenSet.from_lists([[1], [2]]), at=OperatingPoint("p"))
+    assert found.phases == {"layers": 5.0, PREDICTING: 3.0, SORTING: 0.0}
+
+
+def test_the_predicted_order_is_the_predictors(samples: Samples) -> None:
+    """Deepest first by the exits of the predictor at the chosen speed, for a method that knows nothing of them."""
+    sorter = around("predicted", entry(samples, "bert"), samples, None)
+    assert sorter is not None and sorter.predict_exits is not None
+    fitted, point = samples.predictor
+    assert point.params["speed"] == SPEED
+    np.testing.assert_array_equal(sorter.predict_exits(samples.tokens), fitted.assign(samples.tokens, at=point))
+    assert around("arrival", entry(samples, "geep"), samples, None) is None
+    assert around("own", entry(samples, "geep"), samples, None) is None
+
+
+def test_the_oracle_knows_what_the_method_finds_out(samples: Samples) -> None:
+    """Own exits for methods that find them on the way and for the bound, sequential ones on the same weights for others."""
+    sequential = samples.probes[entry(samples, "control-sequential").label].exits
+    for start, exits in (
+        ("bert", sequential),
+        ("geep speed", sequential),
+        ("geep-verified", samples.probes["geep-verified speed=0.6/once"].exits),
+        ("control-sequential", sequential),
+        ("oracle", samples.probes["oracle agree ladder"].exits),
+    ):
+        np.testing.assert_array_equal(samples.foreseen(entry(samples, start))[0], exits)
+    assert "sequential" in samples.foreseen(entry(samples, "bert"))[1]
+    assert samples.foreseen(entry(samples, "geep-verified"))[1] == "its own exits"
+
+
+def test_a_given_order_makes_the_batches(samples: Samples) -> None:
+    """Who sorts by exit gets one batch at a time, and all samples only under its own order."""
+    base = Execution(batch_size=7)
+    assert execution_for("length", base, sorts=True) == replace(base, order="arrival", window=7)
+    assert execution_for("length", base, sorts=False) == replace(base, order="arrival", window=0)
+    assert execution_for("own", base, sorts=True) == replace(base, order="length", window=0)
+
+
+def test_what_makes_no_sense_is_said(samples: Samples) -> None:
+    """No order changes batches of one, a single batch, or equal work; only who sorts by exits has an order of its own."""
+    bert, geep = entry(samples, "bert"), entry(samples, "geep speed")
+    some = Execution(batch_size=8)
+    assert pointless("length", bert, samples, some) is None
+    assert "by length" in str(pointless("own", bert, samples, some))
+    assert pointless("own", geep, samples, some) is None
+    assert "of one" in str(pointless("oracle", geep, samples, replace(some, batch_size=1)))
+    assert "one batch" in str(pointless("predicted", geep, samples, replace(some, batch_size=40)))
+    assert pointless("predicted", geep, samples, replace(some, batch_size=40, batch_tokens=99)) is None
+    padded = replace(some, protocol="paper")
+    assert "padded alike" in str(pointless("length", bert, samples, padded))
+    assert pointless("length", geep, samples, padded) is None
+    for size in (1, 8, 40):
+        assert pointless("arrival", bert, samples, replace(some, batch_size=size)) is None
+
+
+def test_a_draw_of_samples_is_the_same_each_time(samples: Samples) -> None:
+    """Fewer samples are drawn without looking at them, and keep their labels."""
+    bench: Any = samples.bench
+    few, again = (Samples(bench, ["bert"], SPEED, 10, 4) for _ in range(2))
+    assert len(few) == len(few.labels) == 10
+    assert few.tokens.ids.tolist() == again.tokens.ids.tolist()
+    test = bench.prepared.test
+    rows = [row.tolist() for row in torch.split(few.tokens.ids, few.tokens.lengths.tolist())]
+    all_rows = [row.tolist() for row in torch.split(test.tokens.ids, test.tokens.lengths.tolist())]
+    assert few.labels.tolist() == [int(test.labels[all_rows.index(row)]) for row in rows]

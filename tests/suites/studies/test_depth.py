@@ -1,0 +1,53 @@
+"""What depth is worth on one's own data and backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.pretraining.untrained import make_scratch
+from suites.studies import depth
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> list[str]:
+    """Options for a local dataset with one easy word a class."""
+    texts = [f"{'good' if i % 2 else 'bad'} thing number {i}" for i in range(60)]
+    (tmp_path / "data" / "toy").mkdir(parents=True)
+    for name, rows in (("train", range(40)), ("dev", range(40, 50)), ("test", range(50, 60))):
+        frame = pd.DataFrame({"text": [texts[i] for i in rows], "label": [i % 2 for i in rows]})
+        frame.to_csv(tmp_path / "data" / "toy" / f"{name}.csv", index=False)
+    make_scratch(texts, tmp_path / "backbone", layers=4, width=16, heads=2, vocab=200, seed=0)
+    return [
+        *("--profile", "mini", "--datasets", "toy", "--data", str(tmp_path / "data"), "--device", "cpu"),
+        *("--backbone", f"en={tmp_path / 'backbone'}"),
+    ]
+
+
+@pytest.mark.parametrize(("method", "layers"), [("fastbert", [1, 2, 3, 4]), ("geep", [1, 2, 4])])
+def test_accuracy_of_every_head_on_local_data(
+    method: str, layers: list[int], toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the options of a run: one row a dataset, one accuracy a head."""
+    assert depth.main(["--method", method, "--out", str(tmp_path / "d.json"), *toy, "--max-test", "8"]) == 0
+    (row,) = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["rows"]
+    assert (row["dataset"], row["method"], row["backbone"], row["layers"]) == ("toy", method, "backbone", layers)
+    assert (row["train_rows"], row["test_rows"]) == (40, 8)
+    assert all(round(8 * value, 6) % 1 == 0 for value in row["accuracy"])
+    assert row["gain_points"] == pytest.approx(100 * (row["accuracy"][-1] - row["accuracy"][0]))
+    assert "toy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [(["--method", "bert"], "no heads at several depths"), (["--data", "nowhere"], "nowhere")]
+)
+def test_what_cannot_be_done_is_one_line(
+    options: list[str], said: str, toy: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A method without early heads, and data that is not there."""
+    assert depth.main([*toy, *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and len(error.splitlines()) == 1

@@ -1,0 +1,61 @@
+"""The rivals of the exit table's microbenchmarks compute what the table computes, or they would be no rivals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from geep.exit_table import ExitTable
+from suites.workloads import exit_table_alternatives
+from suites.workloads.exit_table_alternatives import Rows
+
+VOCAB, LAYERS, SMOOTHING = 300, 7, 8
+
+
+@pytest.fixture(params=[("uniform", 1), ("uniform", 2), ("zipf", 1), ("zipf", 2)], ids=str)
+def world(request: pytest.FixtureRequest) -> tuple[ExitTable, Rows, int, str]:
+    """A frozen table and its rows as a library user would hold them."""
+    skew, ngram = request.param
+    tokens = exit_table_alternatives.text(3000, VOCAB, skew, seed=0)
+    exits = torch.from_numpy(np.random.default_rng(1).integers(0, LAYERS, len(tokens)))
+    table = ExitTable(LAYERS, ngram)
+    table.insert(tokens, exits)
+    table.freeze(min_count=1, smoothing=SMOOTHING)
+    unique, counts = exit_table_alternatives.count_by_sorting(tokens, exits, LAYERS, ngram)
+    np.testing.assert_array_equal(unique.numpy(), table.counts()[0])
+    np.testing.assert_array_equal(counts.numpy(), table.counts()[1])
+    return table, Rows.of(table, exits, VOCAB, SMOOTHING, "cpu"), ngram, skew
+
+
+@pytest.mark.parametrize("quantile", [1, 300, 700, 1000])
+def test_rivals_give_the_tables_exits(world: tuple[ExitTable, Rows, int, str], quantile: int) -> None:
+    """Gather, embedding bag and binary search equal the exit table on seen and unseen text, at any quantile."""
+    table, held, ngram, skew = world
+    asked = exit_table_alternatives.text(6000, VOCAB, skew, seed=5)
+    expected = table.predict(asked, quantile)
+    assert torch.equal(exit_table_alternatives.search_sorted(asked, held, quantile, ngram), expected)
+    if ngram == 1:
+        assert torch.equal(exit_table_alternatives.gather_and_sum(asked, held, quantile), expected)
+        assert torch.equal(exit_table_alternatives.bag_of_rows(asked, held, quantile), expected)
+
+
+def test_the_hashing_trick_is_the_table_but_for_collisions(world: tuple[ExitTable, Rows, int, str]) -> None:
+    """With far fewer keys than rows hardly any collide, so that nearly all exits are the exact ones."""
+    table, held, ngram, skew = world
+    asked = exit_table_alternatives.text(6000, VOCAB, skew, seed=5)
+    found = exit_table_alternatives.hashing_trick(asked, held, 600, ngram)
+    assert (found == table.predict(asked, 600)).float().mean() > 0.95
+
+
+def test_text_is_as_skewed_as_it_says() -> None:
+    """Uniform ids are all about equally frequent; Zipf's fall as k^-1.2; the same seed draws the same."""
+    uniform, zipf = (exit_table_alternatives.text(200_000, VOCAB, skew, seed=2).ids for skew in ("uniform", "zipf"))
+    assert torch.equal(zipf, exit_table_alternatives.text(200_000, VOCAB, "zipf", seed=2).ids)
+    counts = torch.bincount(uniform, minlength=VOCAB).double()
+    assert len(counts) == VOCAB
+    assert counts.max() < 1.3 * counts.min()
+    counts = torch.bincount(zipf, minlength=VOCAB).double()
+    assert len(counts) == VOCAB
+    for k in (2, 5, 10, 20):
+        assert float(counts[k - 1] / counts[0]) == pytest.approx(k**-1.2, rel=0.1)

@@ -1,0 +1,55 @@
+"""What the exit table's microbenchmarks are about: hash tables as full as they say, asked as they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from geep.exit_table.backends.hashed import kernels
+from harness.core.errors import DeviceError
+from harness.kernels import cuda, host
+from suites.workloads import exit_table_fillings
+from suites.workloads.exit_table_alternatives import LENGTH, text
+from suites.workloads.exit_table_fillings import LAYERS, LOADS, Filling, Kernels, first, partly_new, random_exits
+
+NEEDS_COMPILER = pytest.mark.skipif(host.problem() is not None, reason=str(host.problem()))
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("skew", exit_table_fillings.SKEWS)
+def test_tables_are_filled_to_the_share_that_was_asked_for(skew: str) -> None:
+    """Always the same slots, more and more keys, a sample short of the share at most; none less would be enough."""
+    filling = Filling(Kernels("host", host.launcher(kernels(LAYERS)), 6000), skew)
+    sizes = []
+    for load in LOADS:
+        train = filling.train(load)
+        table, backend = filling.counted(load, train, random_exits(len(train), "cpu"))
+        assert len(backend._keys) == filling.slots
+        assert load - LENGTH / filling.slots <= backend.load <= load
+        counting = backend.load
+        table.freeze()
+        assert len(backend._slots) == filling.slots * backend._words and backend.load == counting
+        sizes.append(len(train))
+    assert sizes == sorted(set(sizes))
+
+
+def test_four_fifths_of_what_is_asked_was_seen() -> None:
+    """The seen part is drawn from the given text alone, in whole samples; the rest is other text."""
+    seen = first(text(6400, 30_522, "uniform", seed=0), 50)
+    asked = partly_new(seen, "uniform", 200)
+    known = {tuple(row) for row in seen.ids.view(-1, LENGTH).tolist()}
+    rows = [tuple(row) in known for row in asked.ids.view(-1, LENGTH).tolist()]
+    assert len(seen) == 50 and len(asked) == 200
+    assert rows == [True] * 160 + [False] * 40
+    assert torch.equal(asked.offsets, torch.arange(201) * LENGTH)
+
+
+def test_where_no_kernel_runs_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a device nor a compiler: one line with both reasons; without a device, less text on the host."""
+    monkeypatch.setattr(host, "problem", lambda: "no C++ compiler")
+    monkeypatch.setattr(cuda, "problem", lambda: "no CuPy")
+    with pytest.raises(DeviceError, match="no CuPy; and no C.. compiler"):
+        Kernels.here("cuda", 100)
+    monkeypatch.setattr(host, "problem", lambda: None)
+    monkeypatch.setattr(host, "launcher", lambda source: None)
+    assert Kernels.here("cpu", 1 << 40) == Kernels("host", None, exit_table_fillings.HOST_TOKENS)
