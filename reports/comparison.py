@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.regression.compare import Change, Comparison
-from harness.results.packed_run import Packed
+from harness.results.packed_run import PackedRun
 from harness.results.schema import Cell
 from reports.notation.numbers import DASH, fixed, p_value, percent, points, times
 from reports.terminal import fit
@@ -51,7 +51,7 @@ def _line(name: str, columns: list[str]) -> str:
     ).rstrip()
 
 
-def _run(packed: Packed) -> str:
+def _run(packed: PackedRun) -> str:
     machines = ", ".join(
         dict.fromkeys(
             f"{machine.gpu or machine.cpu or 'unknown machine'}, {machine.cores or '?'} cores, "

@@ -18,21 +18,21 @@ import numpy as np
 import pandas as pd
 
 from harness.core.errors import GeepBenchError
-from harness.results.run_folder import Run
+from harness.results.run_folder import RunFolder
 from harness.results.schema import (
     SAMPLE_COLUMNS,
     Cell,
     Checks,
     Cost,
     Factor,
-    Footprint,
     Latency,
     Overlaps,
     Quality,
+    Resources,
     Result,
     Speed,
+    SpeedupFactors,
     Training,
-    Waterfall,
 )
 from reports.build import write_report
 
@@ -73,7 +73,7 @@ def make_run(path: Path, *, datasets: int, seeds: int, samples: int) -> int:
     Raises:
         ResultError: the folder cannot be written.
     """
-    run = Run.create(path)
+    run = RunFolder.create(path)
     rng = np.random.default_rng(0)
     cells = 0
     for number in range(datasets):
@@ -163,12 +163,12 @@ def _cell(
         latency=[
             Latency(batch_size=size, n=200, p50=0.01 * size, p90=0.011 * size, p99=0.013 * size) for size in (1, 32)
         ],
-        waterfall=Waterfall(
+        speedup_factors=SpeedupFactors(
             factors=[Factor(name=f, ratio=float(r), what="made up") for f, r in zip(_FACTORS, ratios, strict=True)],
             product=speedup,
             measured=speedup,
         ),
-        footprint=Footprint(disk_bytes=440_000_000, host_peak_bytes=2_000_000_000),
+        resources=Resources(disk_bytes=440_000_000, host_peak_bytes=2_000_000_000),
         overlaps=Overlaps(train_test=0, dev_test=0, train_dev=1, within_test=2),
         unseen_tokens=0.02 if method.startswith("geep") else None,
         fingerprint={"cpu": "made up", "commit": "made-up"},

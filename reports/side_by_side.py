@@ -83,7 +83,7 @@ def _training(run: Path) -> dict[tuple[str, str], float]:
     paths = sorted((run / "results").glob("*.json"))
     if not paths:
         raise ResultError(f"no results in {run / 'results'}: give a run folder with results and report")
-    for path in paths:  # not Run.results, which moves broken files away: here a run is read, not mended
+    for path in paths:  # not RunFolder.results, which moves broken files away: here a run is read, not mended
         try:
             result = Result.model_validate_json(path.read_bytes())
         except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ import torch
 from harness.contracts import Predictions
 from harness.core import clock
 from harness.measure.passes import precision
-from harness.measure.quality import quality
+from harness.running.record import quality
 from suites.cells import Benches, CellId
 
 

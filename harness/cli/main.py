@@ -71,7 +71,7 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from harness.results.run_folder import Run
+    from harness.results.run_folder import RunFolder
     from harness.running.grid import Grid
 
     settings = settings_of(args)
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"fits: {ready} ready, {failed} failed; run the same command without --fit-only to measure")
         return 1 if failed else 0
     outcome = Grid(settings).execute()
-    if outcome.failed and not Run.open(settings.out).results():
+    if outcome.failed and not RunFolder.open(settings.out).results():
         print(f"cells: none measured, {outcome.failed} failed; why is told above, and in {settings.out / 'failures'}")
         return 1
     page = _hook("report")(settings.out, progress=sys.stderr.isatty())

@@ -12,7 +12,7 @@ from harness.core import clock
 from harness.core.tokens import TokenSet
 from harness.measure.passes import Contender, precision, timed_pass
 from harness.measure.resources import State, joules
-from harness.results.schema import Footprint, Latency
+from harness.results.schema import Latency, Resources
 
 CALLS = 100  # samples that are run alone
 BUDGET = 0.5  # seconds that this may take
@@ -28,7 +28,7 @@ class Beside:
     """
 
     latency: list[Latency]
-    footprint: Footprint
+    resources: Resources
     batches_agree: float | None = None
     state_unchanged: bool | None = None
     syncs: int | None = None
@@ -59,16 +59,16 @@ def look_beside(
         host_peak: peak bytes of the process during the rounds.
     """
     after = State.of(contender.fitted)
-    footprint = Footprint(disk_bytes=after.size + borrowed, host_peak_bytes=host_peak)
+    resources = Resources(disk_bytes=after.size + borrowed, host_peak_bytes=host_peak)
     unchanged = after.digest == before.digest
     if control or hasattr(contender.fitted, "foresee"):
-        return Beside([], footprint, state_unchanged=unchanged)
+        return Beside([], resources, state_unchanged=unchanged)
     latency, agree, predicting = alone(contender, tokens, labels, seed)
     energy = joules(lambda: timed_pass(contender, tokens), tokens.device)
     if energy is not None:
-        footprint = footprint.model_copy(update={"joules_per_1000": 1000 * energy / len(tokens)})
+        resources = resources.model_copy(update={"joules_per_1000": 1000 * energy / len(tokens)})
     waits, unknown = syncs(contender, tokens), unseen(contender, tokens)
-    return Beside([latency], footprint, agree, unchanged, waits, unknown, predicting)
+    return Beside([latency], resources, agree, unchanged, waits, unknown, predicting)
 
 
 def alone(contender: Contender, tokens: TokenSet, labels: np.ndarray, seed: int) -> tuple[Latency, float, float]:

@@ -13,9 +13,9 @@ from harness.contracts import Fitted, OperatingPoint, Predictions
 from harness.core import clock
 from harness.core.tokens import TokenSet
 from harness.measure.resources import host_peak, reset_host_peak
-from harness.measure.speedup_factors import Side, waterfall
+from harness.measure.speedup_factors import Side, speedup_factors
 from harness.measure.validation import check_answers, check_work
-from harness.results.schema import Speed, Waterfall
+from harness.results.schema import Speed, SpeedupFactors
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Measured:
         predicting: seconds inside methods over all passes, warm-up and reference included: ``predict``, and what a
             bound looks up before.
         host_peak_bytes: peak memory of the process over the rounds; ``None`` where the system does not tell.
-        waterfall: of the round with the middle speed-up; ``None`` without a reference.
+        speedup_factors: of the round with the middle speed-up; ``None`` without a reference.
     """
 
     predictions: Predictions
@@ -53,7 +53,7 @@ class Measured:
     foresees: bool
     peak_memory_bytes: int | None
     predicting: float
-    waterfall: Waterfall | None = None
+    speedup_factors: SpeedupFactors | None = None
     host_peak_bytes: int | None = None
 
 
@@ -208,11 +208,11 @@ def _side(contender: Contender, done: TimedPass) -> Side:
     return Side(done.seconds, done.predictions.work, done.predictions.phases, contender.fitted.cost)
 
 
-def _middle(pairs: Sequence[tuple[Side, Side]], ratios: Sequence[float], samples: int) -> Waterfall | None:
-    """The waterfall of the round whose speed-up is nearest to the median."""
+def _middle(pairs: Sequence[tuple[Side, Side]], ratios: Sequence[float], samples: int) -> SpeedupFactors | None:
+    """The speed-up factors of the round whose speed-up is nearest to the median."""
     if not pairs:
         return None
     if not all(side.seconds and side.cost.flops(side.work, "full") for pair in pairs for side in pair):
         return None  # a method without blocks of its own that count
     at = int(np.abs(np.array(ratios) - np.median(ratios)).argmin())
-    return waterfall(*pairs[at], samples)
+    return speedup_factors(*pairs[at], samples)

@@ -14,6 +14,7 @@ import torch
 
 from harness.contracts import Fitted
 from harness.core import clock
+from harness.core.errors import DeviceError
 
 WEIGHTS = (".safetensors", ".onnx")
 WINDOW = 2.0  # seconds; NVML's energy counter moves about ten times a second
@@ -106,3 +107,33 @@ def _meter(device: torch.device) -> Callable[[], int] | None:
         print(f"no energy counter: {error}", file=sys.stderr)
         return None
     return lambda: int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+
+
+def check_alive(device: str) -> None:
+    """Use the device once.
+
+    Raises:
+        DeviceError: it does not answer any more. After most CUDA errors nothing else works in the process, either, so that
+            every cell to come would fail.
+    """
+    try:
+        _touch(device)
+    except torch.OutOfMemoryError:
+        return  # full, but there
+    except RuntimeError as error:
+        raise DeviceError(
+            f"the device '{device}' stopped working ({str(error).splitlines()[0]}): finished cells are kept; "
+            "look after it, then run the same command again"
+        ) from error
+
+
+def _touch(device: str) -> None:
+    torch.zeros(1, device=device)
+    clock.synchronise(device)
+
+
+def advice(error: BaseException) -> str:
+    """How to mend a failed cell, as far as the error tells; else nothing."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "; the device's memory ran out: lower --batch-size, or --compute eager"
+    return ""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from harness.core.work import ModelCost, Tally, Work
-from harness.results.schema import Factor, Waterfall
+from harness.results.schema import Factor, SpeedupFactors
 
 # Parts of a pass beside its blocks, in the order in which they happen; what is left is "rest".
 PARTS = {
@@ -60,7 +60,7 @@ class Side:
         return sum(tally.rows for tally in tallies) / calls if calls else 0.0
 
 
-def waterfall(own: Side, reference: Side, samples: int) -> Waterfall:
+def speedup_factors(own: Side, reference: Side, samples: int) -> SpeedupFactors:
     """Why ``own`` is so much faster than ``reference`` over the same samples.
 
     Methods with blocks of another kind than ``layer`` have one factor for all their FLOPs.
@@ -128,7 +128,7 @@ def waterfall(own: Side, reference: Side, samples: int) -> Waterfall:
     product = 1.0
     for factor in factors:
         product *= factor.ratio
-    return Waterfall(factors=factors, product=product, measured=reference.seconds / own.seconds)
+    return SpeedupFactors(factors=factors, product=product, measured=reference.seconds / own.seconds)
 
 
 def _per_token(cost: ModelCost) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from harness.core.errors import ResultError
 from harness.measure.statistics import bootstrap_difference, holm_testable, mcnemar
 from harness.regression.times import MethodTime, TimeChange, Timed, judge_times
-from harness.results.packed_run import Packed, PackedCell, same_fit
+from harness.results.packed_run import PackedCell, PackedRun, same_fit
 from harness.results.schema import Cell
 
 # Coordinates that follow from the machine: cells that differ in nothing else are compared, but not their times.
@@ -116,8 +116,8 @@ class Comparison:
         alarms: of all cells and methods; the gate is open where there are none.
     """
 
-    base: Packed
-    new: Packed
+    base: PackedRun
+    new: PackedRun
     limits: Limits
     changes: list[Change]
     methods: list[MethodTime]
@@ -127,7 +127,7 @@ class Comparison:
     alarms: list[str]
 
 
-def compare(base: Packed, new: Packed, limits: Limits | None = None) -> Comparison:
+def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Comparison:
     """Compare a new run with an old one.
 
     Raises:
@@ -198,13 +198,13 @@ def _other_rows(old: PackedCell, young: PackedCell) -> bool:
     return old.n != young.n or (None not in (old.rows, young.rows) and old.rows != young.rows)
 
 
-def _repeats(base: Packed, new: Packed, old: PackedCell, young: PackedCell) -> bool:
+def _repeats(base: PackedRun, new: PackedRun, old: PackedCell, young: PackedCell) -> bool:
     machine = base.machine(old)
     same_way = all(getattr(old.cell, name) == getattr(young.cell, name) for name in _MACHINE)
     return machine.known and machine == new.machine(young) and same_way and old.cell.device == "cpu"
 
 
-def _change(base: Packed, new: Packed, olds: Sequence[PackedCell], youngs: Sequence[PackedCell]) -> Change:
+def _change(base: PackedRun, new: PackedRun, olds: Sequence[PackedCell], youngs: Sequence[PackedCell]) -> Change:
     twins = list(zip(olds, youngs, strict=True))
 
     def means(name: str) -> tuple[float, float]:
@@ -276,7 +276,7 @@ def _judge_accuracy(changes: Sequence[Change], limits: Limits) -> None:
             )
 
 
-def _failures(base: Packed, new: Packed) -> list[str]:
+def _failures(base: PackedRun, new: PackedRun) -> list[str]:
     """Methods that raise now in cells that were measured before; a failed fit takes all of its cells along."""
     before = {(cell.cell.dataset, cell.cell.method, cell.cell.seed) for cell in base.cells}
     return [
@@ -287,8 +287,8 @@ def _failures(base: Packed, new: Packed) -> list[str]:
 
 
 def _remarks(
-    base: Packed,
-    new: Packed,
+    base: PackedRun,
+    new: PackedRun,
     limits: Limits,
     changes: Sequence[Change],
     twins: Sequence[tuple[list[PackedCell], list[PackedCell]]],

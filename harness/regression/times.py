@@ -23,7 +23,7 @@ from math import exp, log
 import numpy as np
 
 from harness.measure.statistics import holm, median_noise, self_ratios
-from harness.results.packed_run import Packed, PackedCell
+from harness.results.packed_run import PackedCell, PackedRun
 
 # Fewer A/A pairs than this in a run say too little about the tails of its noise.
 LEAST_PAIRS = 20
@@ -71,8 +71,8 @@ class MethodTime:
 class Timed:
     """One cell in both runs, one entry per seed, and what became of its times."""
 
-    base: Packed
-    new: Packed
+    base: PackedRun
+    new: PackedRun
     olds: Sequence[PackedCell]
     youngs: Sequence[PackedCell]
     change: TimeChange | None = field(default=None, init=False)

@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from harness.core.errors import ResultError
 from harness.core.files import write_atomic
-from harness.results.run_folder import Run, failed_cell
-from harness.results.schema import SCHEMA, Cell, Result
+from harness.results.run_folder import RunFolder, failed_cell
+from harness.results.schema import SCHEMA, Cell, Result, StrictRecord
 
 PACKED = 1  # bump with any change of meaning
 SKETCHED = 64  # samples
@@ -31,11 +31,7 @@ _SAME_CONFIDENCE = 1e-3  # one fit on two machines differs by rounding, 1e-6 or 
 _LEAST_SHARED = 8
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Machine(_Strict):
+class Machine(StrictRecord):
     """What must be the same for two times to be comparable; the device is a coordinate of the cell."""
 
     cpu: str | None = None
@@ -49,14 +45,14 @@ class Machine(_Strict):
         return None not in (self.cpu, self.cores, self.torch)
 
 
-class PackedCell(_Strict):
+class PackedCell(StrictRecord):
     """One cell.
 
     ``bits``: base64 of the correctness of the ``n`` test samples, eight a byte, first sample in the highest bit; None where the run
     has no per-sample rows. ``rows``: hash of index and label of the test rows in file order; ``tokens``: tokens of all of them.
     ``sketch``: base64 of confidence (float32) and ``sketch_exits`` of exit layer (uint8) of up to 64 samples, evenly spaced: what
     tells one fit from another (:func:`same_fit`). ``exits``: samples that answered from layer 1, 2, ... ``machine``: index into
-    :attr:`Packed.machines`.
+    :attr:`PackedRun.machines`.
     """
 
     cell: Cell
@@ -119,7 +115,7 @@ class PackedCell(_Strict):
         return raw
 
 
-class Packed(_Strict):
+class PackedRun(StrictRecord):
     """All cells of a run.
 
     Attributes:
@@ -213,13 +209,13 @@ def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int) -> Pa
     )
 
 
-def pack(path: Path | str) -> Packed:
+def pack(path: Path | str) -> PackedRun:
     """Pack a run folder. Per-sample rows that cannot be read are named in ``problems``; their cells have no bits.
 
     Raises:
         ResultError: no run there, no results in it, or results of another schema version.
     """
-    run = Run.open(path)
+    run = RunFolder.open(path)
     results = run.results()
     if not results:
         raise ResultError(f"no results in {run.path}: measure first with 'geep-bench run --out {run.path}'")
@@ -243,7 +239,7 @@ def pack(path: Path | str) -> Packed:
     if unread:
         problems.append(f"{unread} of {len(cells)} cells of {run.path.name} have no usable per-sample rows")
     commits = [str(commit) for result in results if (commit := result.fingerprint.get("commit"))]
-    return Packed(
+    return PackedRun(
         name=run.path.resolve().name,
         commits=list(dict.fromkeys(commits)),
         machines=machines,
@@ -253,7 +249,7 @@ def pack(path: Path | str) -> Packed:
     )
 
 
-def write(packed: Packed, path: Path) -> None:
+def write(packed: PackedRun, path: Path) -> None:
     """Write a packed reference, one line a cell, so that a diff shows which cells moved.
 
     Raises:
@@ -271,7 +267,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
 
 
-def load(path: Path | str) -> Packed:
+def load(path: Path | str) -> PackedRun:
     """A run folder or a packed reference.
 
     Raises:
@@ -297,7 +293,7 @@ def load(path: Path | str) -> Packed:
             f"{PACKED} and {SCHEMA}: make it again with 'geep-bench pack'"
         )
     try:
-        packed = Packed.model_validate(data)
+        packed = PackedRun.model_validate(data)
         if not packed.cells:
             raise ValueError("it has no cells")
         for cell in packed.cells:

@@ -45,7 +45,7 @@ def failed_cell(record: Any) -> Cell | None:
         return None
 
 
-class Run:
+class RunFolder:
     """Reader and writer of one run folder.
 
     Attributes:
@@ -58,7 +58,7 @@ class Run:
         self.broken: list[str] = []
 
     @classmethod
-    def create(cls, path: Path | str) -> Run:
+    def create(cls, path: Path | str) -> RunFolder:
         """Open ``path`` for writing, making it if need be.
 
         Raises:
@@ -77,7 +77,7 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path | str) -> Run:
+    def open(cls, path: Path | str) -> RunFolder:
         """Open an existing run for reading.
 
         Raises:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 SCHEMA = 1
 
 
-class _Strict(BaseModel):
+class StrictRecord(BaseModel):
+    """A frozen record that refuses unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Cell(_Strict):
+class Cell(StrictRecord):
     """Which measurement this is: the coordinates of one row."""
 
     method: str
@@ -35,7 +37,7 @@ class Cell(_Strict):
     batch_tokens: int = 0
 
 
-class Quality(_Strict):
+class Quality(StrictRecord):
     """Accuracy with its 95 % bootstrap interval, on ``n`` test samples; all in 0..1."""
 
     accuracy: float
@@ -45,7 +47,7 @@ class Quality(_Strict):
     n: int
 
 
-class Cost(_Strict):
+class Cost(StrictRecord):
     """Mean executed cost of a sample.
 
     ``flops_linear``: 2 x MACs of linear layers, as FastBERT counts. ``flops_full``: all matrix products that ran.
@@ -62,7 +64,7 @@ class Cost(_Strict):
     valid_token_ratio: float = Field(description="valid tokens / executed tokens in the layers, 0..1")
 
 
-class Speed(_Strict):
+class Speed(StrictRecord):
     """Wall time of the timed region over ``rounds`` passes that alternate with the reference method.
 
     ``seconds`` is the median of a pass over all n samples. ``speedup`` is the median over rounds of reference seconds
@@ -86,7 +88,7 @@ class Speed(_Strict):
     reference_seconds: list[float] = Field(default_factory=list)
 
 
-class Latency(_Strict):
+class Latency(StrictRecord):
     """Seconds from ids to answers of single batches of ``batch_size`` samples: quantiles over ``n`` batches."""
 
     batch_size: int
@@ -96,7 +98,7 @@ class Latency(_Strict):
     p99: float
 
 
-class Factor(_Strict):
+class Factor(StrictRecord):
     """One step from layers to wall time: ``ratio`` multiplies the speed-up (below 1: a loss), ``what`` says why."""
 
     name: str
@@ -104,7 +106,7 @@ class Factor(_Strict):
     what: str
 
 
-class Waterfall(_Strict):
+class SpeedupFactors(StrictRecord):
     """The speed-up over the reference taken apart: the product of the factors is ``product``, measured was ``measured``."""
 
     factors: list[Factor]
@@ -112,7 +114,7 @@ class Waterfall(_Strict):
     measured: float
 
 
-class Footprint(_Strict):
+class Resources(StrictRecord):
     """What a fitted method takes: bytes on disk, peak bytes of the process, joules (``None``: no counter here)."""
 
     disk_bytes: int | None = None
@@ -120,7 +122,7 @@ class Footprint(_Strict):
     joules_per_1000: float | None = None
 
 
-class Overlaps(_Strict):
+class Overlaps(StrictRecord):
     """Rows with the same ids in two splits, and rows of test that occur in it twice or more."""
 
     train_test: int
@@ -129,7 +131,7 @@ class Overlaps(_Strict):
     within_test: int
 
 
-class Training(_Strict):
+class Training(StrictRecord):
     """What fitting cost; ``passes_ratio`` is layer passes per batch over those of plain fine-tuning (None: untrained).
 
     ``flops``: of the layers, forward and backward, linear convention.
@@ -144,7 +146,7 @@ class Training(_Strict):
     flops: float | None = None
 
 
-class Checks(_Strict):
+class Checks(StrictRecord):
     """What must hold whatever is measured; ``None`` where it was not looked at.
 
     ``rounds_agree``: share of samples with the same label in every round, whose sample order differs (1.0 is right).
@@ -158,7 +160,7 @@ class Checks(_Strict):
     syncs: int | None = None
 
 
-class Result(_Strict):
+class Result(StrictRecord):
     """One measured cell, as stored."""
 
     schema_: int = Field(default=SCHEMA, alias="schema")
@@ -175,8 +177,13 @@ class Result(_Strict):
     exit_histogram: list[int] = Field(description="samples that answered from layer 1, 2, ..., depth")
     peak_memory_bytes: int | None = None
     latency: list[Latency] = Field(default_factory=list)
-    waterfall: Waterfall | None = None
-    footprint: Footprint | None = None
+    # Stored under the names that they had first, so that every result of schema 1 loads.
+    speedup_factors: SpeedupFactors | None = Field(
+        default=None, validation_alias=AliasChoices("speedup_factors", "waterfall"), serialization_alias="waterfall"
+    )
+    resources: Resources | None = Field(
+        default=None, validation_alias=AliasChoices("resources", "footprint"), serialization_alias="footprint"
+    )
     overlaps: Overlaps | None = None
     unseen_tokens: float | None = Field(default=None, description="share of test keys that the exit table never saw")
     notes: list[str] = Field(default_factory=list)

@@ -20,11 +20,10 @@ from harness.contracts import Fitted, OperatingPoint
 from harness.core import clock
 from harness.core.errors import MethodError, concerns_all, told
 from harness.core.files import content_key, write_json
-from harness.measure.device_health import advice, check_alive
 from harness.measure.diagnostics import Beside, look_beside
 from harness.measure.passes import Contender, Measured, measure
-from harness.measure.resources import State
-from harness.results.run_folder import Run
+from harness.measure.resources import State, advice, check_alive
+from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell
 from harness.running.record import build_result, sample_rows
 from harness.running.session import CHASSIS_VERSION, Bench, Settings, check
@@ -51,7 +50,7 @@ def _is_folder(value: Any) -> bool:
     return isinstance(value, str) and value != "" and Path(value).expanduser().is_dir()
 
 
-def plan_path(run: Run, dataset: str, method: str, seed: int) -> Path:
+def plan_path(run: RunFolder, dataset: str, method: str, seed: int) -> Path:
     return run.path / "plan" / f"{dataset}--{method}--seed{seed}.json"
 
 
@@ -82,7 +81,7 @@ class Grid:
     def __init__(self, settings: Settings) -> None:
         check(settings)
         self.settings = settings
-        self.run = Run.create(settings.out)
+        self.run = RunFolder.create(settings.out)
         self.outcome = Outcome()
         self._identities: dict[str, str] = {}
 

@@ -5,15 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import f1_score
 
 from harness.contracts import Fitted, Kind, OperatingPoint
 from harness.core.environment import fingerprint
 from harness.core.errors import MethodError
 from harness.measure.diagnostics import Beside
 from harness.measure.passes import Measured
-from harness.measure.quality import quality
-from harness.results.schema import SCHEMA, Cell, Checks, Cost, Result, Training
+from harness.measure.statistics import bootstrap_interval
+from harness.results.schema import SCHEMA, Cell, Checks, Cost, Quality, Result, Training
 from harness.running.task import Prepared
+
+
+def quality(predictions: np.ndarray, labels: np.ndarray) -> Quality:
+    """Accuracy with its interval, and macro F1 over the classes that occur (int64 [n] each)."""
+    correct = predictions == labels
+    low, high = bootstrap_interval(correct)
+    return Quality(
+        accuracy=float(correct.mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        macro_f1=float(f1_score(labels, predictions, average="macro", zero_division=0)),
+        n=len(labels),
+    )
 
 
 def build_result(
@@ -81,9 +95,9 @@ def build_result(
         ),
         exit_histogram=np.bincount(predictions.exit_layer.astype(np.int64), minlength=cost.depth).tolist(),
         peak_memory_bytes=measured.peak_memory_bytes,
-        waterfall=measured.waterfall,
+        speedup_factors=measured.speedup_factors,
         latency=beside.latency if beside else [],
-        footprint=beside.footprint if beside else None,
+        resources=beside.resources if beside else None,
         unseen_tokens=beside.unseen_tokens if beside else None,
         overlaps=prepared.overlaps,
         notes=prepared.notes,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from harness.results.run_folder import Run, failed_cell
+from harness.results.run_folder import RunFolder, failed_cell
 from harness.results.schema import Result
 from reports.analysis.read_run import mixed_code
 
@@ -51,7 +51,7 @@ def fingerprint_facts(fingerprints: Sequence[Mapping[str, Any]]) -> list[tuple[s
 
 
 def gather_caveats(
-    run: Run,
+    run: RunFolder,
     results: Sequence[Result],
     rows: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
@@ -157,7 +157,7 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _failures(run: Run, results: Sequence[Result]) -> list[str]:
+def _failures(run: RunFolder, results: Sequence[Result]) -> list[str]:
     """Cells whose method raised and that nobody measured afterwards."""
     try:
         failures = run.failures()

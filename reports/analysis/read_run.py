@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.results.run_folder import Run
+from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
 
 
@@ -17,7 +17,7 @@ def name_of(cell: Cell) -> str:
     return f"{cell.method} {cell.point} on {cell.dataset}, seed {cell.seed}"
 
 
-def take_in(run: Run) -> tuple[list[Result], list[str]]:
+def take_in(run: RunFolder) -> tuple[list[Result], list[str]]:
     """Every usable result, one per cell, and a sentence about each that is doubtful.
 
     Raises:
@@ -37,7 +37,7 @@ def take_in(run: Run) -> tuple[list[Result], list[str]]:
     return kept, problems
 
 
-def _choose(run: Run, cell: Cell, same: Sequence[Result], problems: list[str]) -> Result:
+def _choose(run: RunFolder, cell: Cell, same: Sequence[Result], problems: list[str]) -> Result:
     """One of several results of one cell: that of the file named after the cell, whose samples those are."""
     path = run.result_path(cell)
     texts = [result.model_dump_json() for result in same]
@@ -57,7 +57,7 @@ def not_numbers(result: Result) -> list[str]:
     parts = {"quality": result.quality, "cost": result.cost, "speed": result.speed, "checks": result.checks}
     data: dict[str, Any] = {name: part.model_dump() for name, part in parts.items()}
     data["latency"] = [one.model_dump() for one in result.latency]
-    data["waterfall"] = result.waterfall.model_dump() if result.waterfall else None
+    data["speedup_factors"] = result.speedup_factors.model_dump() if result.speedup_factors else None
     data["unseen_tokens"] = result.unseen_tokens
     return list(dict.fromkeys(name for name, value in _leaves(data) if not math.isfinite(value)))
 
@@ -95,7 +95,7 @@ def mixed_code(results: Sequence[Result]) -> list[str]:
     return [f"Cells were measured by different code: {'; '.join(told)}. Run with --fresh to measure all with one."]
 
 
-def lost_cells(run: Run, results: Sequence[Result]) -> dict[str, list[str]]:
+def lost_cells(run: RunFolder, results: Sequence[Result]) -> dict[str, list[str]]:
     """Cells that were broken or failed and that nobody measured again: dataset, as in file names -> what is missing."""
     there = {run.result_path(result.cell).stem for result in results}
     lost: dict[str, list[str]] = defaultdict(list)
@@ -115,7 +115,7 @@ def lost_note(cells: Sequence[str], most: int = 8) -> list[str]:
     return [f"Missing from this table: {'; '.join(cells[:most])}{more}."]
 
 
-def _asked(run: Run, key: str) -> Mapping[str, Any]:
+def _asked(run: RunFolder, key: str) -> Mapping[str, Any]:
     """A table of the run's profile. ``run.json`` is informative: where it is missing or says nothing, nothing is known."""
     try:
         table = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["profile"][key]
@@ -124,7 +124,7 @@ def _asked(run: Run, key: str) -> Mapping[str, Any]:
     return table if isinstance(table, Mapping) else {}
 
 
-def read_compared(run: Run) -> dict[str, list[str]]:
+def read_compared(run: RunFolder) -> dict[str, list[str]]:
     """Method -> others that the run's profile wants it compared with; a variant always with what it is like."""
     compared: dict[str, list[str]] = defaultdict(list)
     for method, others in _asked(run, "compare").items():
@@ -135,7 +135,7 @@ def read_compared(run: Run) -> dict[str, list[str]]:
     return dict(compared)
 
 
-def read_variants(run: Run, methods: Collection[str]) -> list[dict[str, Any]]:
+def read_variants(run: RunFolder, methods: Collection[str]) -> list[dict[str, Any]]:
     """The variants of the run's profile that are among ``methods``: ``method``, ``like``, ``needs``, ``settings`` (text)."""
     found = []
     for name, table in _asked(run, "method").items():

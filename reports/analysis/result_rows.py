@@ -22,14 +22,14 @@ def flat(result: Result) -> dict[str, Any]:
     speed = result.speed.model_dump()
     phases = speed.pop("phases")
     data.update(speed, phases=phases, **result.checks.model_dump())
-    training, footprint = result.training, result.footprint
+    training, resources = result.training, result.resources
     data.update(
-        **{name: getattr(footprint, name, None) for name in ("disk_bytes", "host_peak_bytes", "joules_per_1000")},
+        **{name: getattr(resources, name, None) for name in ("disk_bytes", "host_peak_bytes", "joules_per_1000")},
         layer_passes=training.layer_passes if training else None,
         train_flops=training.flops if training else None,
         unseen_tokens=result.unseen_tokens,
         latency=result.latency,
-        waterfall=result.waterfall,
+        waterfall=result.speedup_factors,
         overlaps=result.overlaps,
         train_seconds=training.seconds if training else None,
         passes_ratio=training.passes_ratio if training else None,

@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from harness.core.errors import ResultError
-from harness.results.run_folder import Run
+from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
 
 # What a report computes from rows; "index" tells which row of the test split a row is.
@@ -24,7 +24,7 @@ class SampleReader:
         stripped: there are no per-sample rows at all, as in published runs: one thing to say, not one for each cell.
     """
 
-    def __init__(self, run: Run, results: Sequence[Result] = ()) -> None:
+    def __init__(self, run: RunFolder, results: Sequence[Result] = ()) -> None:
         self.run = run
         self.problems: list[str] = []
         self._results: Mapping[Cell, Result] = {result.cell: result for result in results}

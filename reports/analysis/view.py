@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from harness.core.errors import ResultError
-from harness.results.run_folder import Run
+from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell
 from reports.analysis.caveats import fingerprint_facts, gather_caveats
 from reports.analysis.cell_settings import SETTING, facts, varying
@@ -131,7 +131,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     Raises:
         ResultError: no run there, no results in it, or results of another schema version.
     """
-    run = Run.open(run_path)
+    run = RunFolder.open(run_path)
     results, doubts = take_in(run)
     if not results:
         raise ResultError(_explain_empty(run))
@@ -172,7 +172,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     )
 
 
-def _explain_empty(run: Run) -> str:
+def _explain_empty(run: RunFolder) -> str:
     """Why a run has nothing to report, and what to do."""
     hints = [f"{len(run.broken)} broken result(s) were set aside"] if run.broken else []
     if failed := len(list((run.path / "failures").glob("*.json"))):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.results.schema import Factor, Waterfall
+from harness.results.schema import Factor, SpeedupFactors
 from reports.figures.palette import FAINT, GAIN, GREYS, INK, LOSS, PAPER
 from reports.figures.svg import Canvas, fitted, width_of
 from reports.notation.numbers import DASH, finite, plain, times
@@ -31,7 +31,7 @@ LOSSES: dict[str, str] = {
 _ORDER = {name: place for place, name in enumerate(LOSSES)}
 
 
-def over_seeds(waterfalls: Sequence[Waterfall]) -> Waterfall | None:
+def over_seeds(waterfalls: Sequence[SpeedupFactors]) -> SpeedupFactors | None:
     """Geometric means of the factors; one that a seed does not have is 1 there, so that products stay exact.
 
     The words of a factor are those of the first seed that has it.
@@ -49,23 +49,23 @@ def over_seeds(waterfalls: Sequence[Waterfall]) -> Waterfall | None:
 
     names = sorted(found, key=lambda name: _ORDER.get(name, len(_ORDER)))
     factors = [Factor(name=n, ratio=mean([f.ratio for f in found[n]]), what=found[n][0].what) for n in names]
-    return Waterfall(
+    return SpeedupFactors(
         factors=factors, product=mean([one.product for one in good]), measured=mean([one.measured for one in good])
     )
 
 
-def _usable(one: Waterfall) -> bool:
+def _usable(one: SpeedupFactors) -> bool:
     values = [factor.ratio for factor in one.factors] + [one.product, one.measured]
     return all(math.isfinite(value) and value > 0 for value in values)
 
 
-def largest_loss(one: Waterfall) -> Factor | None:
+def largest_loss(one: SpeedupFactors) -> Factor | None:
     """The factor that takes most; None where nothing is lost."""
     least = min(one.factors, key=lambda factor: factor.ratio, default=None)
     return least if least is not None and least.ratio < 0.995 else None
 
 
-def draw_waterfalls(title: str, rows: Sequence[tuple[str, Waterfall]], noise: Noise | None) -> tuple[str, str]:
+def draw_waterfalls(title: str, rows: Sequence[tuple[str, SpeedupFactors]], noise: Noise | None) -> tuple[str, str]:
     """One panel per operating point of a method, on one logarithmic scale.
 
     Args:
@@ -99,7 +99,7 @@ def draw_waterfalls(title: str, rows: Sequence[tuple[str, Waterfall]], noise: No
 _LEFT, _WIDE, _RIGHT, _ROW, _HEAD, _COLUMNS = 126, 140, 56, 15, 40, 3
 
 
-def _limits(several: Sequence[Waterfall], noise: Noise | None) -> tuple[float, float]:
+def _limits(several: Sequence[SpeedupFactors], noise: Noise | None) -> tuple[float, float]:
     """Ends of the axis: everything reached, with its noise, is inside, and 1 is not at the edge."""
     reached = [value for one in several for value in (1.0, *_reached(one), one.measured)]
     band = (noise.high if noise else 1.0) * 1.03
@@ -110,7 +110,7 @@ def _panel(
     canvas: Canvas,
     corner: tuple[float, float],
     name: str,
-    one: Waterfall,
+    one: SpeedupFactors,
     names: Sequence[str],
     limits: tuple[float, float],
     noise: Noise | None,
@@ -156,7 +156,7 @@ def _panel(
     canvas.text(x0 + _WIDE + 5, y + 9.5, times(one.measured), size=10, bold=True)
 
 
-def _reached(one: Waterfall) -> list[float]:
+def _reached(one: SpeedupFactors) -> list[float]:
     """The ratio after each factor."""
     values, reached = [], 1.0
     for factor in one.factors:
@@ -184,21 +184,21 @@ def waterfall_note(names: Sequence[str]) -> str:
 
 def factor_text(one: Any, name: str) -> str:
     """The ratio of one factor of a row; a dash where the row has no such factor."""
-    if not isinstance(one, Waterfall):
+    if not isinstance(one, SpeedupFactors):
         return DASH
     return next((times(factor.ratio) for factor in one.factors if factor.name == name), DASH)
 
 
 def factor_value(one: Any, name: str) -> float | None:
     """The ratio of one factor as a number."""
-    if not isinstance(one, Waterfall):
+    if not isinstance(one, SpeedupFactors):
         return None
     return next((factor.ratio for factor in one.factors if factor.name == name), None)
 
 
 def loss_text(one: Any) -> str:
     """The largest loss in words."""
-    if not isinstance(one, Waterfall):
+    if not isinstance(one, SpeedupFactors):
         return DASH
     loss = largest_loss(one)
     return f"{loss.name} {plain(loss.ratio)}×: {loss.what}" if loss and finite(loss.ratio) else "none"

@@ -26,7 +26,7 @@ from typing import Any
 
 from harness.core.errors import ConfigError, GeepBenchError
 from harness.core.files import write_atomic
-from harness.results.packed_run import Machine, Packed, PackedCell, load
+from harness.results.packed_run import Machine, PackedCell, PackedRun, load
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222324")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
@@ -73,7 +73,7 @@ def _geometric(values: Sequence[float | None]) -> float | None:
     return exp(fmean(good)) if len(good) == len(values) and good else None
 
 
-def _flops_ratio(run: Packed, cell: PackedCell) -> float | None:
+def _flops_ratio(run: PackedRun, cell: PackedCell) -> float | None:
     """FLOPs (linear) of the reference over the cell's, in the same run, on the same data with the same seed."""
     for other in run.cells:
         same = (other.cell.dataset, other.cell.seed, other.synthetic) == (
@@ -91,7 +91,7 @@ def _shown(machine: Machine) -> str:
     return f"{processor}, {machine.cores or '?'} cores, {machine.torch_threads or '?'} threads, torch {machine.torch or '?'}"
 
 
-def entries(runs: Sequence[tuple[str, Packed]]) -> list[Entry]:
+def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[Entry]:
     """One entry per (file, method), files in the order given.
 
     Args:

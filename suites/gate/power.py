@@ -32,7 +32,7 @@ from harness.core.environment import fingerprint
 from harness.core.errors import GeepBenchError, ResultError
 from harness.core.files import write_json
 from harness.regression.compare import Comparison, compare
-from harness.results.packed_run import Machine, Packed, PackedCell, load
+from harness.results.packed_run import Machine, PackedCell, PackedRun, load
 from harness.results.schema import Cell
 from harness.running import profile
 from harness.running.grid import Grid
@@ -84,7 +84,7 @@ def fabricate(
     clocks: Clocks | None,
     answers: Callable[[Key], np.ndarray] | None = None,
     slowed: Iterable[Key] = (),
-) -> Packed:
+) -> PackedRun:
     """A run that nobody measured.
 
     Args:
@@ -137,7 +137,7 @@ def fabricate(
             )
         )
     machine = Machine(cpu="fabricated", cores=2, torch_threads=2, torch="fabricated")
-    return Packed(name="fabricated", commits=[], machines=[machine], cells=cells)
+    return PackedRun(name="fabricated", commits=[], machines=[machine], cells=cells)
 
 
 def bits_of(correct: np.ndarray) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Row:
     of: int
 
 
-def repeat(what: str, repetitions: int, pair: Callable[[int], tuple[Packed, Packed]], planted: str = "") -> Row:
+def repeat(what: str, repetitions: int, pair: Callable[[int], tuple[PackedRun, PackedRun]], planted: str = "") -> Row:
     """Compare ``repetitions`` pairs; an alarm that names ``planted`` is a hit, any other one is wrong."""
     hits = wrong = 0
     for number in range(repetitions):
@@ -196,15 +196,15 @@ def fabricated(repetitions: int, seed: int, clocks: Clocks) -> list[Row]:
     def answers(rng: np.random.Generator) -> dict[Key, np.ndarray]:
         return {key: rng.random(SAMPLES) < 0.9 for key in keys()}
 
-    def itself(number: int) -> tuple[Packed, Packed]:
+    def itself(number: int) -> tuple[PackedRun, PackedRun]:
         rng = generator(number)
         right = answers(rng)
         return fabricate(rng, clocks, right.get), fabricate(rng, clocks, right.get)  # type: ignore[arg-type]
 
     rows = [repeat("nothing planted, 88 cells, accuracy and times", repetitions, itself)]
 
-    def slow(rounds: int, which: Sequence[Key]) -> Callable[[int], tuple[Packed, Packed]]:
-        def pair(number: int) -> tuple[Packed, Packed]:
+    def slow(rounds: int, which: Sequence[Key]) -> Callable[[int], tuple[PackedRun, PackedRun]]:
+        def pair(number: int) -> tuple[PackedRun, PackedRun]:
             rng, with_rounds = generator(number, rounds), Clocks(**{**asdict(clocks), "rounds": rounds})
             return fabricate(rng, with_rounds), fabricate(rng, with_rounds, slowed=which)
 
@@ -218,8 +218,8 @@ def fabricated(repetitions: int, seed: int, clocks: Clocks) -> list[Row]:
         what = f"10 % slower: one of 88 cells, {rounds} rounds"
         rows.append(repeat(what, repetitions, slow(rounds, [CELL]), f"{CELL[1]} "))
 
-    def worse(discordant: float, exactly: bool, everywhere: bool) -> Callable[[int], tuple[Packed, Packed]]:
-        def pair(number: int) -> tuple[Packed, Packed]:
+    def worse(discordant: float, exactly: bool, everywhere: bool) -> Callable[[int], tuple[PackedRun, PackedRun]]:
+        def pair(number: int) -> tuple[PackedRun, PackedRun]:
             rng = generator(number, round(1000 * discordant), exactly, everywhere)
             right = answers(rng)
             now = {key: lose(rng, old, 0.0, discordant, exactly) if everywhere else old for key, old in right.items()}
@@ -260,14 +260,14 @@ def real(folder: Path, repetitions: int, dataset: str, rounds: int) -> list[Row]
             raise ResultError(f"run {number} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         runs.append(load(out))
 
-    def changed(run: Packed, change: Callable[[PackedCell], dict[str, Any]]) -> Packed:
+    def changed(run: PackedRun, change: Callable[[PackedCell], dict[str, Any]]) -> PackedRun:
         cells = [cell.model_copy(update=change(cell)) if cell.cell.method == "geep" else cell for cell in run.cells]
-        return Packed.model_validate(run.model_copy(update={"cells": cells}).model_dump(by_alias=True))
+        return PackedRun.model_validate(run.model_copy(update={"cells": cells}).model_dump(by_alias=True))
 
     def slower(cell: PackedCell) -> dict[str, Any]:
         return {"round_seconds": [SLOWDOWN * seconds for seconds in cell.round_seconds]}
 
-    def first(run: Packed, n: int) -> Packed:
+    def first(run: PackedRun, n: int) -> PackedRun:
         cells = [
             cell.model_copy(
                 update={"round_seconds": cell.round_seconds[:n], "reference_seconds": cell.reference_seconds[:n]}
@@ -287,10 +287,10 @@ def real(folder: Path, repetitions: int, dataset: str, rounds: int) -> list[Row]
     for n in sorted({rounds, *(fewer for fewer in FEWER if fewer < rounds)}):
         short = [first(run, n) for run in runs]
 
-        def itself(i: int, short: list[Packed] = short) -> tuple[Packed, Packed]:
+        def itself(i: int, short: list[PackedRun] = short) -> tuple[PackedRun, PackedRun]:
             return short[i], short[i + 1]
 
-        def slowed(i: int, short: list[Packed] = short) -> tuple[Packed, Packed]:
+        def slowed(i: int, short: list[PackedRun] = short) -> tuple[PackedRun, PackedRun]:
             return short[i], changed(short[i + 1], slower)
 
         what = f"real passes, {n} rounds"

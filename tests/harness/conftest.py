@@ -22,7 +22,7 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.results.packed_run import Machine, Packed, PackedCell
+from harness.results.packed_run import Machine, PackedCell, PackedRun
 from harness.results.schema import Cell
 from harness.running import session, task
 from harness.running.profile import ExecutionSettings, Profile
@@ -157,11 +157,13 @@ def make_cell() -> Callable[..., PackedCell]:
 
 
 @pytest.fixture(scope="session")
-def make_packed() -> Callable[..., Packed]:
+def make_packed() -> Callable[..., PackedRun]:
     """Builds a packed run of given cells on one machine; fields by name."""
 
-    def make(*cells: PackedCell, **change: Any) -> Packed:
-        return Packed(**{"name": "made-up", "commits": ["c0ffee"], "machines": [HERE], "cells": list(cells), **change})
+    def make(*cells: PackedCell, **change: Any) -> PackedRun:
+        return PackedRun(
+            **{"name": "made-up", "commits": ["c0ffee"], "machines": [HERE], "cells": list(cells), **change}
+        )
 
     return make
 

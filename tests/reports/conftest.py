@@ -10,21 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.results.run_folder import Run
+from harness.results.run_folder import RunFolder
 from harness.results.schema import (
     SAMPLE_COLUMNS,
     Cell,
     Checks,
     Cost,
     Factor,
-    Footprint,
     Latency,
     Overlaps,
     Quality,
+    Resources,
     Result,
     Speed,
+    SpeedupFactors,
     Training,
-    Waterfall,
 )
 
 DEPTH = 6
@@ -35,7 +35,7 @@ class Fabricator:
     """Writes cells of a run; every number can be set."""
 
     def __init__(self, path: Path) -> None:
-        self.run = Run.create(path)
+        self.run = RunFolder.create(path)
         self.path = path
 
     def cell(
@@ -142,8 +142,8 @@ class Fabricator:
             checks=Checks(**{"rounds_agree": rounds_agree, **(checks or {})}),
             exit_histogram=np.bincount(exits, minlength=depth + 1)[1:].tolist(),
             latency=[Latency(batch_size=b, n=count, p50=a, p90=c, p99=d) for b, count, a, c, d in latency],
-            waterfall=self.waterfall(factors) if factors else None,
-            footprint=Footprint(**footprint) if footprint else None,
+            speedup_factors=self.waterfall(factors) if factors else None,
+            resources=Resources(**footprint) if footprint else None,
             overlaps=Overlaps(**overlaps) if overlaps else None,
             unseen_tokens=unseen_tokens,
             notes=list(notes),
@@ -160,11 +160,11 @@ class Fabricator:
         return result
 
     @staticmethod
-    def waterfall(factors: dict[str, float]) -> Waterfall:
+    def waterfall(factors: dict[str, float]) -> SpeedupFactors:
         """Factors as given, their product measured."""
         product = float(np.prod(list(factors.values())))
         steps = [Factor(name=name, ratio=ratio, what=f"about {name}") for name, ratio in factors.items()]
-        return Waterfall(factors=steps, product=product, measured=product)
+        return SpeedupFactors(factors=steps, product=product, measured=product)
 
     @staticmethod
     def samples(right: np.ndarray, exits: np.ndarray, synthetic: bool) -> pd.DataFrame:

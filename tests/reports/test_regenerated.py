@@ -27,8 +27,8 @@ import pyarrow.parquet as parquet
 import pytest
 from scipy.stats import t as student
 
-from harness.measure.quality import quality
-from harness.results.run_folder import Run
+from harness.results.run_folder import RunFolder
+from harness.running.record import quality
 from reports.analysis.view import View, build_view
 from reports.page import Contents
 from reports.tables.formats import Table
@@ -327,7 +327,7 @@ def run_path(plausible_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     path = tmp_path_factory.mktemp("runs") / "consistent"
     shutil.copytree(plausible_run, path, ignore=shutil.ignore_patterns("report"))
-    run = Run(path)
+    run = RunFolder(path)
     for result in run.results():
         frame = run.samples(result.cell)
         frame["label"] = frame["index"] % 3

@@ -82,8 +82,8 @@ def test_a_method_that_learns_from_test_is_caught(
             Contender(fitted, point), tokens, labels_of(fitted, tokens, point), before, borrowed=7, host_peak=5
         )
         assert found.state_unchanged is unchanged
-        assert found.footprint.disk_bytes == before.size + 7
-        assert found.footprint.host_peak_bytes == 5
+        assert found.resources.disk_bytes == before.size + 7
+        assert found.resources.host_peak_bytes == 5
         assert found.predicting > 0
     assert before.weights
 

@@ -104,9 +104,9 @@ def test_medians_and_their_spread(time: Time, calls: list, samples: TokenSet) ->
     assert (speed.speedup_p10, speed.speedup_p90) == (pytest.approx(1.4), pytest.approx(4))
     assert np.divide(speed.reference_seconds, speed.round_seconds).tolist() == pytest.approx([4, 2, 2, 1, 4])
     assert speed.tokens_per_s == pytest.approx(len(samples.ids) / 3)
-    assert found.waterfall is not None
-    assert found.waterfall.measured == pytest.approx(2)  # of the round in the middle
-    assert found.waterfall.product == pytest.approx(2)
+    assert found.speedup_factors is not None
+    assert found.speedup_factors.measured == pytest.approx(2)  # of the round in the middle
+    assert found.speedup_factors.product == pytest.approx(2)
     assert speed.phases == {"layers": pytest.approx(0.5)}
     assert found.predicting == pytest.approx(50 + 20 + 70 + 58)
 

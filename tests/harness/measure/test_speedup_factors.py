@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.core.work import FastBertHeadCost, KeyValueCost, LayerCost, ModelCost, Tally, Work
-from harness.measure.speedup_factors import Side, waterfall
+from harness.measure.speedup_factors import Side, speedup_factors
 
 COST = ModelCost({"layer": LayerCost(8, 32), "head": FastBertHeadCost(8, 4, 3)}, depth=4, params=1)
 NARROW = ModelCost({"layer": LayerCost(4, 16), "head": FastBertHeadCost(4, 2, 3)}, depth=2, params=1)
@@ -36,7 +36,7 @@ def side(
 
 
 def factors(own: Side, reference: Side) -> dict[str, float]:
-    return {factor.name: factor.ratio for factor in waterfall(own, reference, 10).factors}
+    return {factor.name: factor.ratio for factor in speedup_factors(own, reference, 10).factors}
 
 
 @settings(max_examples=100, deadline=None)
@@ -59,7 +59,7 @@ def test_factors_multiply_to_the_measured_ratio(data: st.DataObject) -> None:
         )
 
     own, reference = draw(), draw()
-    found = waterfall(own, reference, 10)
+    found = speedup_factors(own, reference, 10)
     assert found.measured == pytest.approx(reference.seconds / own.seconds)
     assert found.product == pytest.approx(found.measured)
     before = [factor.ratio for factor in found.factors]
@@ -102,7 +102,7 @@ def test_kept_tokens_have_a_factor_of_their_own() -> None:
 
 def test_it_says_what_ran() -> None:
     """Layers a sample and samples a launch stand in the words."""
-    words = {factor.name: factor.what for factor in waterfall(side(2, 4.0), side(4, 4.0), 10).factors}
+    words = {factor.name: factor.what for factor in speedup_factors(side(2, 4.0), side(4, 4.0), 10).factors}
     assert words["layers"] == "4.00 to 2.00 layers a sample"
     assert "with 10.0 samples a launch" in words["kernels"]
 
@@ -113,6 +113,6 @@ def test_blocks_of_another_kind_have_one_factor() -> None:
     work.add("cell.0", Tally(10, 50, 50, 0))
     cost: Any = ModelCost({"cell": LayerCost(2, 2)}, depth=1, params=1)
     own = Side(2.0, work, {}, cost)
-    found = waterfall(own, side(4, 4.0), 10)
+    found = speedup_factors(own, side(4, 4.0), 10)
     assert [factor.name for factor in found.factors] == ["FLOPs", "kernels", "rest"]
     assert found.product == pytest.approx(2.0)

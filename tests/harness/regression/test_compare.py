@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from harness.core.errors import ResultError
 from harness.regression.compare import Comparison, Limits, compare
 from harness.regression.times import LEAST_PAIRS
-from harness.results.packed_run import Machine, Packed, PackedCell
+from harness.results.packed_run import Machine, PackedCell, PackedRun
 
 ELSEWHERE = Machine(cpu="another CPU", cores=8, torch_threads=8, torch="2.13")
 RIGHT = np.arange(400) >= 40
 Maker = Callable[..., PackedCell]
-Runner = Callable[..., Packed]
+Runner = Callable[..., PackedRun]
 
 
 def worse(lost: int, won: int = 0) -> np.ndarray:
@@ -233,7 +233,7 @@ def passes(rng: np.random.Generator, seconds: float, rounds: int, noise: float =
 
 def timed(
     make_cell: Maker, make_packed: Runner, seed: int, slow: dict[str, float], rounds: int = 3, **change: Any
-) -> Packed:
+) -> PackedRun:
     """``bert`` and three methods on four datasets; ``slow`` multiplies a method's seconds."""
     rng = np.random.default_rng(seed)
     return make_packed(
@@ -290,7 +290,7 @@ def test_noise_alone_raises_no_alarm(make_cell: Maker, make_packed: Runner, seed
     """However noisy the clock, a run is not slower than another one like it, and noise brackets the ratio."""
     rng = np.random.default_rng(seed)
 
-    def run() -> Packed:
+    def run() -> PackedRun:
         return make_packed(
             *(
                 make_cell(

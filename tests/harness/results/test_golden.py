@@ -10,19 +10,19 @@ import pytest
 
 from harness.regression.compare import compare
 from harness.results.packed_run import load, pack, write
-from harness.results.run_folder import Run, failed_cell, stem
+from harness.results.run_folder import RunFolder, failed_cell, stem
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "first-schema"
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Run:
+def old(tmp_path: Path) -> RunFolder:
     """A copy: reading may set files aside."""
     shutil.copytree(GOLDEN, tmp_path / "old")
-    return Run.open(tmp_path / "old")
+    return RunFolder.open(tmp_path / "old")
 
 
-def test_old_results_load(old: Run) -> None:
+def test_old_results_load(old: RunFolder) -> None:
     """All of them, nothing set aside; what was not kept then has the value that says so."""
     results = old.results()
     assert [result.cell.method for result in results] == ["bert", "geep", "geep"]
@@ -31,13 +31,13 @@ def test_old_results_load(old: Run) -> None:
     assert all((result.cell.compute, result.cell.batch_tokens) == ("eager", 0) for result in results)
 
 
-def test_old_results_keep_their_names(old: Run) -> None:
+def test_old_results_keep_their_names(old: RunFolder) -> None:
     """Coordinates that are younger than a file do not change what it is called, so that a run can be gone on with."""
     written = {path.stem for path in (old.path / "results").glob("*.json")}
     assert {stem(result.cell) for result in old.results()} == written
 
 
-def test_old_results_are_written_as_they_were(old: Run) -> None:
+def test_old_results_are_written_as_they_were(old: RunFolder) -> None:
     """Reading and writing loses nothing of what the file held."""
     for result in old.results():
         before = json.loads(old.result_path(result.cell).read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def test_old_results_are_written_as_they_were(old: Run) -> None:
                 assert after[key] == value, key
 
 
-def test_old_failures_name_their_cell(old: Run) -> None:
+def test_old_failures_name_their_cell(old: RunFolder) -> None:
     """A failure record without the younger coordinates is that of the cell which was measured since."""
     (record,) = old.failures()
     assert "compute" not in record["cell"]
@@ -57,7 +57,7 @@ def test_old_failures_name_their_cell(old: Run) -> None:
     assert pack(old.path).failed == []
 
 
-def test_old_results_can_be_packed_and_compared(old: Run, tmp_path: Path) -> None:
+def test_old_results_can_be_packed_and_compared(old: RunFolder, tmp_path: Path) -> None:
     """Counts and accuracies are there; per-sample rows and passes are not, and that is told."""
     write(pack(old.path), tmp_path / "old.json")
     found = compare(load(tmp_path / "old.json"), load(old.path))

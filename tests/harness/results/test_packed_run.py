@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.core.errors import ResultError
-from harness.results.packed_run import Packed, PackedCell, load, machine_of, pack, same_fit, write
-from harness.results.run_folder import Run, failed_cell
+from harness.results.packed_run import PackedCell, PackedRun, load, machine_of, pack, same_fit, write
+from harness.results.run_folder import RunFolder, failed_cell
 from harness.results.schema import SAMPLE_COLUMNS, Cell, Checks, Cost, Quality, Result, Speed
 
 FINGERPRINT = {
@@ -28,7 +28,7 @@ FINGERPRINT = {
 }
 
 
-def save(run: Run, right: np.ndarray, **change: Any) -> Result:
+def save(run: RunFolder, right: np.ndarray, **change: Any) -> Result:
     """Store one cell with these answers."""
     n = len(right)
     facts: dict[str, Any] = {
@@ -84,11 +84,11 @@ def save(run: Run, right: np.ndarray, **change: Any) -> Result:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run.create(tmp_path / "a-run")
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "a-run")
 
 
-def test_a_run_survives_packing(run: Run, tmp_path: Path) -> None:
+def test_a_run_survives_packing(run: RunFolder, tmp_path: Path) -> None:
     """Answers, counts, passes and machine come back equal from the file, and from the folder read on the fly."""
     right = np.random.default_rng(0).random(1001) < 0.7
     result = save(run, right)
@@ -104,7 +104,7 @@ def test_a_run_survives_packing(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "packed.json").stat().st_size < 2400
 
 
-def test_fits_are_told_apart_by_their_confidences(run: Run) -> None:
+def test_fits_are_told_apart_by_their_confidences(run: RunFolder) -> None:
     """Samples that leave elsewhere do not count; of the others one that is surer than it was shows another fit."""
     result = save(run, np.ones(200, dtype=bool))
     rows = run.samples(result.cell)
@@ -132,7 +132,7 @@ def test_bits_are_the_answers(make_cell: Callable[..., PackedCell], answers: lis
     assert correct.tolist() == answers
 
 
-def test_rows_are_told_apart_by_label_and_order(run: Run) -> None:
+def test_rows_are_told_apart_by_label_and_order(run: RunFolder) -> None:
     """Two cells on the same rows have one hash; another label gives another one."""
     save(run, np.ones(4, dtype=bool))
     save(run, np.zeros(4, dtype=bool), method="geep")
@@ -143,7 +143,7 @@ def test_rows_are_told_apart_by_label_and_order(run: Run) -> None:
     assert hashes["bert"] == hashes["geep"] != hashes["tinybert"]
 
 
-def test_missing_rows_leave_the_rest(run: Run) -> None:
+def test_missing_rows_leave_the_rest(run: RunFolder) -> None:
     """Without per-sample rows a cell is packed without bits, and that is told."""
     result = save(run, np.ones(4, dtype=bool))
     run.samples_path(result.cell).unlink()
@@ -152,7 +152,7 @@ def test_missing_rows_leave_the_rest(run: Run) -> None:
     assert packed.problems == ["1 of 1 cells of a-run have no usable per-sample rows"]
 
 
-def test_failures_are_packed_until_they_are_mended(run: Run) -> None:
+def test_failures_are_packed_until_they_are_mended(run: RunFolder) -> None:
     """A failed cell is named, one that was measured afterwards is not, and a record without a cell is no cell."""
     done = save(run, np.ones(4, dtype=bool))
     missing = done.cell.model_copy(update={"method": "geep"})
@@ -196,7 +196,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_one_line(
-    case: str, tmp_path: Path, make_cell: Callable[..., PackedCell], make_packed: Callable[..., Packed]
+    case: str, tmp_path: Path, make_cell: Callable[..., PackedCell], make_packed: Callable[..., PackedRun]
 ) -> None:
     """A file that is no packed reference, or a broken one, is refused with what is wrong and how to mend it."""
     path = tmp_path / "packed.json"
@@ -209,7 +209,7 @@ def test_damage_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_there(tmp_path: Path, run: Run) -> None:
+def test_nothing_there(tmp_path: Path, run: RunFolder) -> None:
     """A path that does not exist, a folder that is no run, and a run without results say so."""
     with pytest.raises(ResultError, match="cannot read"):
         load(tmp_path / "nowhere")

@@ -13,7 +13,7 @@ import pytest
 from harness.core.errors import ResultError
 from harness.core.files import write_atomic, write_json
 from harness.results import run_folder
-from harness.results.run_folder import Run, stem
+from harness.results.run_folder import RunFolder, stem
 from harness.results.schema import SAMPLE_COLUMNS, SCHEMA, Cell, Checks, Cost, Quality, Result, Speed
 
 
@@ -59,12 +59,12 @@ def make_rows() -> pd.DataFrame:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run.create(tmp_path / "run")
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run")
 
 
 @pytest.fixture
-def save(run: Run) -> Callable[..., Result]:
+def save(run: RunFolder) -> Callable[..., Result]:
     def one(**change: object) -> Result:
         result = make_result(make_cell(**change))
         run.save(result, make_rows())
@@ -77,11 +77,11 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_is_saved_is_read(run: Run, save: Callable[..., Result]) -> None:
+def test_what_is_saved_is_read(run: RunFolder, save: Callable[..., Result]) -> None:
     """Results and rows come back equal, ordered by name, and nothing else is left in the folder."""
     saved = [save(method=name) for name in ("fastbert", "bert")]
     assert run.results() == saved[::-1]
-    pd.testing.assert_frame_equal(Run.open(run.path).samples(saved[0].cell), make_rows())
+    pd.testing.assert_frame_equal(RunFolder.open(run.path).samples(saved[0].cell), make_rows())
     assert run.broken == []
     assert len(files(run.path)) == 4
 
@@ -96,13 +96,13 @@ def test_no_two_cells_share_a_file(change: dict) -> None:
 
 
 @pytest.mark.parametrize("name", ["书" * 300, "../../etc/passwd", "a b/c\\d:e", "🙂" * 99, "."])
-def test_any_name_makes_a_file_name(run: Run, save: Callable[..., Result], name: str) -> None:
+def test_any_name_makes_a_file_name(run: RunFolder, save: Callable[..., Result], name: str) -> None:
     """Long Chinese names, emoji, separators and dots end in files of at most 255 bytes inside the folder."""
     result = save(dataset=name, method=name)
     path = run.result_path(result.cell)
     assert len(path.name.encode()) < 230  # room for the name of a temporary neighbour
     assert path.parent == run.path / "results"
-    assert Run.open(run.path).results() == [result]
+    assert RunFolder.open(run.path).results() == [result]
     assert len(run.samples(result.cell)) == 2
 
 
@@ -129,7 +129,7 @@ def test_numbers_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_killed_between_rows_and_result_the_cell_is_unfinished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_rows_and_result_the_cell_is_unfinished(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are written first: without its JSON a cell does not count, and saving it again mends it."""
     result = make_result(make_cell())
 
@@ -146,7 +146,7 @@ def test_killed_between_rows_and_result_the_cell_is_unfinished(run: Run, monkeyp
     assert run.results() == [result]
 
 
-def test_rows_must_have_the_agreed_columns(run: Run) -> None:
+def test_rows_must_have_the_agreed_columns(run: RunFolder) -> None:
     """Others would break readers later; nothing is written."""
     with pytest.raises(ValueError, match="sample columns"):
         run.save(make_result(make_cell()), make_rows().drop(columns="difficulty"))
@@ -154,7 +154,7 @@ def test_rows_must_have_the_agreed_columns(run: Run) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{half", "[1, 2]", '"text"', '{"schema": 1}', "\udcff", '{"schema": "one"}'])
-def test_broken_results_are_set_aside_and_told(run: Run, save: Callable[..., Result], content: str) -> None:
+def test_broken_results_are_set_aside_and_told(run: RunFolder, save: Callable[..., Result], content: str) -> None:
     """The others are read; the broken file is kept elsewhere, and the message says where and what follows."""
     good, bad = save(), save(seed=1)
     path = run.result_path(bad.cell)
@@ -168,7 +168,7 @@ def test_broken_results_are_set_aside_and_told(run: Run, save: Callable[..., Res
     assert (run.path / "set-aside" / path.name).is_file()
 
 
-def test_a_result_with_unknown_keys_is_broken(run: Run, save: Callable[..., Result]) -> None:
+def test_a_result_with_unknown_keys_is_broken(run: RunFolder, save: Callable[..., Result]) -> None:
     """Reading is strict: a key nobody knows is no result of this schema."""
     path = run.result_path(save().cell)
     path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
@@ -176,7 +176,7 @@ def test_a_result_with_unknown_keys_is_broken(run: Run, save: Callable[..., Resu
     assert "colour" in run.broken[0] or "1 validation error" in run.broken[0]
 
 
-def test_results_of_another_schema_are_refused_and_left(run: Run, save: Callable[..., Result]) -> None:
+def test_results_of_another_schema_are_refused_and_left(run: RunFolder, save: Callable[..., Result]) -> None:
     """They are no damage: the message names both versions, and the file stays."""
     path = run.result_path(save().cell)
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": SCHEMA + 1}))
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, below: str) -> 
     """Found out before anything expensive starts."""
     (tmp_path / "file").write_text("I am no folder")
     with pytest.raises(ResultError, match=r"cannot write the run folder .*--out"):
-        Run.create(tmp_path / below)
+        RunFolder.create(tmp_path / below)
 
 
 def test_writing_below_a_file_is_told(tmp_path: Path) -> None:
@@ -203,11 +203,11 @@ def test_writing_below_a_file_is_told(tmp_path: Path) -> None:
 def test_there_must_be_a_run_to_open(tmp_path: Path) -> None:
     """The message says how to make one."""
     with pytest.raises(ResultError, match=r"no run at .*geep-bench run --out"):
-        Run.open(tmp_path)
+        RunFolder.open(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 but no more"])
-def test_rows_that_cannot_be_read_are_told(run: Run, save: Callable[..., Result], content: bytes | None) -> None:
+def test_rows_that_cannot_be_read_are_told(run: RunFolder, save: Callable[..., Result], content: bytes | None) -> None:
     """Missing or broken Parquet: the message says which result to delete."""
     cell = save().cell
     run.samples_path(cell).unlink()
@@ -217,7 +217,7 @@ def test_rows_that_cannot_be_read_are_told(run: Run, save: Callable[..., Result]
         run.samples(cell)
 
 
-def test_failures_are_kept_until_the_cell_is_measured(run: Run) -> None:
+def test_failures_are_kept_until_the_cell_is_measured(run: RunFolder) -> None:
     """A failure holds cell and traceback; a broken record is told; forgetting removes it."""
     cell = make_cell()
     path = run.fail(cell, "Traceback ...\nValueError: no")
@@ -231,7 +231,7 @@ def test_failures_are_kept_until_the_cell_is_measured(run: Run) -> None:
     assert not path.exists()
 
 
-def test_forgetting_a_result_takes_its_rows_along(run: Run, save: Callable[..., Result]) -> None:
+def test_forgetting_a_result_takes_its_rows_along(run: RunFolder, save: Callable[..., Result]) -> None:
     """Both files go; doing it twice is no error; others stay."""
     kept, gone = save(), save(seed=1)
     for _ in range(2):

@@ -12,8 +12,8 @@ import torch
 
 from harness import registry
 from harness.core.errors import ConfigError, DeviceError, ResultError
-from harness.measure import device_health
-from harness.results.run_folder import Run
+from harness.measure import resources
+from harness.results.run_folder import RunFolder
 from harness.results.schema import SCHEMA
 from harness.running import session
 from harness.running.grid import Grid, Outcome
@@ -41,7 +41,7 @@ def counts(outcome: Outcome) -> tuple[int, int, int]:
 
 
 def cells(settings: Settings) -> list[str]:
-    found = Run.open(settings.out).results()
+    found = RunFolder.open(settings.out).results()
     return sorted(f"{r.cell.dataset} {r.cell.method} {r.cell.point} {r.cell.seed}" for r in found)
 
 
@@ -63,7 +63,7 @@ def test_every_cell_is_measured_and_stored(stage: Any, settings: Settings) -> No
 def test_what_a_result_says(stage: Any, settings: Settings) -> None:
     """Its numbers follow from its rows; embedded data is marked; reference and machine are named."""
     run(settings)
-    stored = Run.open(settings.out)
+    stored = RunFolder.open(settings.out)
     for result in stored.results():
         rows = stored.samples(result.cell)
         assert result.synthetic
@@ -83,10 +83,10 @@ def test_what_a_result_says(stage: Any, settings: Settings) -> None:
         assert result.fingerprint["versions"]["torch"]
         assert (result.checks.batches_agree, result.checks.state_unchanged, result.checks.syncs) == (1.0, True, None)
         assert result.latency[0].batch_size == 1
-        assert result.footprint is not None
-        assert (result.footprint.disk_bytes or 0) > 0
-        assert result.waterfall is not None
-        assert result.waterfall.product == pytest.approx(result.waterfall.measured)
+        assert result.resources is not None
+        assert (result.resources.disk_bytes or 0) > 0
+        assert result.speedup_factors is not None
+        assert result.speedup_factors.product == pytest.approx(result.speedup_factors.measured)
         assert result.overlaps is not None
         assert result.overlaps.train_test >= 0
         assert len(result.speed.round_seconds) == len(result.speed.reference_seconds) == 2
@@ -176,7 +176,7 @@ def test_a_method_that_raises_does_not_stop_the_others(
     lost = 1 if where == "two b" else 2
     failed = 1 if where == "two fit" else lost
     assert counts(run(settings)) == (6 - lost, 0, failed)
-    records = Run.open(settings.out).failures()
+    records = RunFolder.open(settings.out).failures()
     assert len(records) == failed
     assert all("a plug-in's bug" in record["traceback"] for record in records)
     told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]  # not progress
@@ -186,7 +186,7 @@ def test_a_method_that_raises_does_not_stop_the_others(
     stage.raises.clear()
     assert counts(run(settings)) == (lost, 6 - lost, 0)
     assert cells(settings) == expected(settings)
-    assert Run.open(settings.out).failures() == []
+    assert RunFolder.open(settings.out).failures() == []
 
 
 def test_a_device_that_disappears_ends_the_run(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,11 +196,11 @@ def test_a_device_that_disappears_ends_the_run(stage: Any, settings: Settings, m
     def dead(_: str) -> None:
         raise RuntimeError("CUDA error: device-side assert\nmore")
 
-    monkeypatch.setattr(device_health, "_touch", dead)
+    monkeypatch.setattr(resources, "_touch", dead)
     with pytest.raises(DeviceError, match="stopped working .*finished cells are kept"):
         run(settings)
     assert cells(settings) == ["ag_news one a 0", "ag_news one b 0"]
-    monkeypatch.setattr(device_health, "_touch", lambda _: None)
+    monkeypatch.setattr(resources, "_touch", lambda _: None)
     stage.raises.clear()
     assert counts(run(settings)) == (10, 2, 0)
 
@@ -249,7 +249,7 @@ def test_a_killed_run_loses_only_the_cell_in_hand(stage: Any, settings: Settings
     assert counts(run(settings)) == (6 - before, before, 0)
     assert cells(settings) == sorted(order)
     assert "one ag_news 0" not in stage.fits
-    assert Run.open(settings.out).failures() == []
+    assert RunFolder.open(settings.out).failures() == []
 
 
 def test_killed_after_a_change_of_settings_no_stale_result_passes_for_new(stage: Any, settings: Settings) -> None:
@@ -262,7 +262,7 @@ def test_killed_after_a_change_of_settings_no_stale_result_passes_for_new(stage:
         run(changed)
     stage.raises.clear()
     assert counts(run(changed)) == (2, 0, 0)
-    assert {result.speed.rounds for result in Run.open(settings.out).results()} == {3}
+    assert {result.speed.rounds for result in RunFolder.open(settings.out).results()} == {3}
 
 
 def test_fresh_fits_and_measures_again(stage: Any, settings: Settings) -> None:
@@ -349,11 +349,11 @@ def test_who_looks_ahead_is_a_bound(stage: Any, settings: Settings, monkeypatch:
     monkeypatch.setattr(registry.get("one"), "fitted", stage.foreseeing)
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
-    assert {result.kind for result in Run.open(settings.out).results()} == {"bound"}
+    assert {result.kind for result in RunFolder.open(settings.out).results()} == {"bound"}
 
 
 def test_without_the_reference_there_is_no_speed_up(stage: Any, settings: Settings) -> None:
     """A run of other methods alone is a run, too."""
     settings = change(settings, datasets=["ag_news"], methods=["two"])
     run(settings)
-    assert {(r.speed.reference, r.speed.speedup) for r in Run.open(settings.out).results()} == {(None, None)}
+    assert {(r.speed.reference, r.speed.speedup) for r in RunFolder.open(settings.out).results()} == {(None, None)}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness.core.errors import ConfigError, DataError, DeviceError, ResultError, UnknownNameError
-from harness.results.run_folder import Run
+from harness.results.run_folder import RunFolder
 from harness.running.grid import Grid, Outcome
 from harness.running.session import Settings
 
@@ -48,9 +48,9 @@ def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: P
     backbones = {"en": "some-folder", "zh": "some-folder"}
     settings = replace(change(settings, datasets=["mine"], methods=["one"], backbones=backbones), data=data)
     assert counts(run(settings)) == (2, 0, 0)
-    (result, _) = Run.open(settings.out).results()
+    (result, _) = RunFolder.open(settings.out).results()
     assert (result.cell.source, result.synthetic, result.quality.n) == ("local", False, 1)
-    assert Run.open(settings.out).samples(result.cell)["difficulty"].tolist() == [-1]
+    assert RunFolder.open(settings.out).samples(result.cell)["difficulty"].tolist() == [-1]
     assert counts(run(settings)) == (0, 2, 0)
     write_local(data, "another text")
     assert counts(run(settings)) == (2, 0, 0)

@@ -18,7 +18,7 @@ from harness.contracts import OperatingPoint, Predictions
 from harness.core.errors import ConfigError, MethodError, UnknownNameError
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally, Work
-from harness.results.run_folder import Run
+from harness.results.run_folder import RunFolder
 from harness.running.grid import Grid
 from harness.running.session import Settings, check
 from harness.toolkit.fitted import FullDepth
@@ -58,7 +58,7 @@ def ends(settings: Settings, capsys: pytest.CaptureFixture[str], *words: str, ce
     for line in told:
         assert line.startswith("ag_news bad ") and "Traceback" not in line
         assert all(word in line for word in words), line
-    run = Run.open(settings.out)
+    run = RunFolder.open(settings.out)
     assert {result.cell.method for result in run.results()} == {"one", "two"}
     assert all(all(word in record["reason"] for word in words) for record in run.failures())
 
@@ -106,7 +106,7 @@ def test_mended_it_is_measured(
     stage.add("bad")
     outcome = Grid(settings).execute()
     assert (outcome.measured, outcome.kept, outcome.failed) == (2, 4, 0)
-    assert Run.open(settings.out).failures() == []
+    assert RunFolder.open(settings.out).failures() == []
 
 
 def test_a_plug_in_that_breaks_later_keeps_its_results(
@@ -119,7 +119,7 @@ def test_a_plug_in_that_breaks_later_keeps_its_results(
     install("raise OSError('no disk')")
     outcome = Grid(settings).execute()
     assert (outcome.measured, outcome.kept, outcome.failed) == (0, 4, 1)
-    assert len(Run.open(settings.out).results()) == 6
+    assert len(RunFolder.open(settings.out).results()) == 6
 
 
 def test_an_unknown_name_refuses_at_once(stage: Any, settings: Settings) -> None:

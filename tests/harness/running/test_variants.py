@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from harness import registry
 from harness.core.errors import ConfigError, MethodError, UnknownNameError
-from harness.results.run_folder import Run
+from harness.results.run_folder import RunFolder
 from harness.running import profile, variants
 from harness.running.grid import Grid
 from harness.running.profile import Profile
@@ -60,7 +60,7 @@ def test_a_variant_is_a_row_of_its_own(stage: Any, grid_settings: Settings) -> N
     tables = {"two": {"layers": 4, "rate": 0.5}, "two-third": {"like": "two", "layers": 2}}
     settings = having(grid_settings, tables, "one", "two", "two-third")
     assert Grid(settings).execute().measured == 6
-    results = Run.open(settings.out).results()
+    results = RunFolder.open(settings.out).results()
     assert {result.cell.method for result in results} == {"one", "two", "two-third"}
     assert stage.configs["two"] == {"speeds": [0.1, 0.5, 0.8], "layers": 2, "rate": 0.5}  # the last fit
     assert len(stage.fits) == 3
@@ -78,7 +78,10 @@ def test_its_kind_is_that_of_the_method(stage: Any, grid_settings: Settings) -> 
     stage.add("dice", kind="control")
     settings = having(grid_settings, {"dice-2": {"like": "dice"}}, "one", "dice-2")
     Grid(settings).execute()
-    assert {r.cell.method: r.kind for r in Run.open(settings.out).results()} == {"one": "method", "dice-2": "control"}
+    assert {r.cell.method: r.kind for r in RunFolder.open(settings.out).results()} == {
+        "one": "method",
+        "dice-2": "control",
+    }
 
 
 def test_others_may_play_its_teachers(stage: Any, grid_settings: Settings) -> None:

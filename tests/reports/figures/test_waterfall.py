@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.results.schema import Factor, Waterfall
+from harness.results.schema import Factor, SpeedupFactors
 from reports.analysis.noise import Noise
 from reports.analysis.view import build_view
 from reports.figures.all_figures import draw_figures
@@ -19,9 +19,9 @@ from reports.tables.breakdown import waterfall_table
 ratios = st.floats(0.01, 100)
 
 
-def make(factors: dict[str, float]) -> Waterfall:
+def make(factors: dict[str, float]) -> SpeedupFactors:
     product = math.prod(factors.values())
-    return Waterfall(
+    return SpeedupFactors(
         factors=[Factor(name=name, ratio=ratio, what=f"why {name}") for name, ratio in factors.items()],
         product=product,
         measured=product,

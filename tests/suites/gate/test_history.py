@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.results.packed_run import Machine, Packed, PackedCell, write
+from harness.results.packed_run import Machine, PackedCell, PackedRun, write
 from harness.results.schema import Cell
 from suites.gate import history
 
@@ -57,7 +57,8 @@ def files(tmp_path: Path) -> list[str]:
     for name, cells in (("1", first), ("2", second)):
         machine = Machine(cpu=f"CPU {name}", cores=2, torch="2")
         write(
-            Packed(name="quick", commits=[f"commit{name}"], machines=[machine], cells=cells), tmp_path / f"{name}.json"
+            PackedRun(name="quick", commits=[f"commit{name}"], machines=[machine], cells=cells),
+            tmp_path / f"{name}.json",
         )
     return [str(tmp_path / "1.json"), str(tmp_path / "2.json")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.measure.quality import quality
+from harness.running.record import quality
 
 
 def test_quality_by_hand() -> None:
