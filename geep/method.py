@@ -22,7 +22,8 @@ from harness.core.errors import ConfigError, ResultError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.executors import Answer, exit_logits
+from harness.execution.executors import exit_logits
+from harness.execution.run_pass import Answer
 from harness.registry import register
 from harness.toolkit.fitted import SPEEDS, AssignedExits, checked_speeds, load_model
 from harness.toolkit.training import Recipe, dev_accuracies, own_settings, train

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geep.exit_table import ExitTable
 from harness.core.tokens import TokenSet
-from harness.execution.entropy_exit import first_exit, normalised_entropy
+from harness.execution.exit_rules import first_exit, normalised_entropy
 
 QUANTILES = tuple(range(5, 1001, 5))  # per mille
 

@@ -22,8 +22,8 @@ from harness.core.errors import ConfigError, ResultError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.transfer import upload
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import exit_logits
+from harness.execution.exit_rules import Entropy
 from harness.execution.verified import run_verified
 from harness.registry import register
 from harness.toolkit.fitted import SPEEDS, FittedModel, checked_speeds
@@ -177,7 +177,7 @@ class FittedVerified(FittedModel):
         phases = Phases(tokens.device)
         with phases("predict"):
             looks = self.looks(tokens, at=at)
-        rule = entropy_rule(at.params["threshold"])
+        rule = Entropy(at.params["threshold"])
         return run_verified(self.model, tokens, looks, at.execution, rule, end=at.params["end"], phases=phases)
 
     def save(self, folder: Path) -> None:

@@ -18,8 +18,8 @@ from harness.contracts import Fitted, Kind, OperatingPoint, Predictions
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import exit_logits, run_assigned
+from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 from harness.registry import register
 from harness.toolkit.fitted import ASSIGNED, SPEEDS, AssignedExits, FittedModel, checked_speeds
@@ -116,7 +116,7 @@ class SequentialControl(Borrowed):
     executor = "shrink"
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        return run_sequential(self.model, tokens, at.execution, entropy_rule(at.params["speed"]))
+        return run_sequential(self.model, tokens, at.execution, Entropy(at.params["speed"]))
 
 
 class Oracle(Borrowed):

@@ -10,7 +10,7 @@ from harness.contracts import Fitted, Kind, OperatingPoint, Predictions
 from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
-from harness.execution.entropy_exit import entropy_rule
+from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_faithful
 from harness.registry import register
 from harness.toolkit.fitted import SPEEDS, SequentialExits, checked_speeds
@@ -24,7 +24,7 @@ class ReleasedLoop(SequentialExits):
     compute = "eager"
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        return run_faithful(self.model, tokens, at.execution, entropy_rule(at.params["speed"]))
+        return run_faithful(self.model, tokens, at.execution, Entropy(at.params["speed"]))
 
     def save(self, folder: Path) -> None:
         """Nothing of its own to keep."""

@@ -8,7 +8,7 @@ import torch
 
 from harness.contracts import OperatingPoint, Predictions
 from harness.core.tokens import Split, TokenSet
-from harness.execution.executors import Pass, inference
+from harness.execution.run_pass import Pass, inference
 from harness.toolkit.distillation import fitted_teacher
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.training import own_settings

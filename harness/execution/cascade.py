@@ -14,7 +14,7 @@ from harness.core.tokens import TokenSet
 from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.arrangement import cut, windows
-from harness.execution.executors import Climb, LeaveRule, Pass, inference, interleave
+from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
 
 
 def confidence(logits: Tensor, temperature: float = 1.0) -> Tensor:

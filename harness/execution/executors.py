@@ -8,12 +8,9 @@ On CUDA the host waits twice: for who runs when, and for the answers; what decid
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,183 +18,12 @@ from torch import Tensor
 
 from harness.contracts import Execution, Predictions
 from harness.core.clock import Phases
-from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
-from harness.core.work import Tally, Work
 from harness.encoder import transfer
-from harness.encoder.layout import Layout
 from harness.encoder.model import ExitGate
 from harness.encoder.multi_exit import MultiExitModel
-from harness.encoder.transfer import HostCopy
-from harness.execution.arrangement import Arranged, arrange, cut, windows
-from harness.execution.engines import SIDE, engine_for
-
-LeaveRule = Callable[[Tensor], Tensor]
-Answer = Literal["student", "shared"]
-# A batch on its way: hands out copies to the host that it has to wait for.
-Climb = Generator[HostCopy, np.ndarray, None]
-# How many are on their way at a time; where nothing is waited for, one.
-IN_FLIGHT = {"cuda": 2}
-
-
-@contextmanager
-def inference(model: MultiExitModel) -> Iterator[None]:
-    """No gradients, no dropout, and no autocast: the engine has weights of the right type already."""
-    if model.training:  # a walk through all heads that single samples would feel
-        model.eval()
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        if torch.amp.is_autocast_available(model.encoder.device.type):
-            stack.enter_context(torch.autocast(model.encoder.device.type, enabled=False))
-        yield
-
-
-class Pass:
-    """One pass over a token set: samples in running order, the engine, and what is collected on the way.
-
-    Samples go by their place in running order, 0 .. N-1.
-
-    Attributes:
-        lengths: int64 [N] on the host.
-        columns: int64 [N, S] on the host: exits or looks, as given.
-        logits: float32 [N, C] on the device, filled as samples are answered.
-        exits: int16 [N] on the host.
-        arranged: the samples in running order.
-        engine: runs the blocks.
-    """
-
-    def __init__(
-        self,
-        model: MultiExitModel,
-        tokens: TokenSet,
-        execution: Execution,
-        columns: Tensor | None = None,
-        phases: Phases | None = None,
-    ) -> None:
-        phases = phases or Phases(tokens.device)
-        with phases("schedule"):
-            arranged = arrange(tokens, execution, model.encoder.shape, columns)
-        self._prepare(model, arranged, execution, phases, int(arranged.lengths.max(initial=1)))
-
-    @classmethod
-    def over(cls, model: MultiExitModel, samples: np.ndarray, other: Pass) -> Pass:
-        """A pass of another model over some samples (int64 [M], rising) of another pass, in that one's order."""
-        new = cls.__new__(cls)
-        longest = int(other.lengths.max(initial=1))  # one engine for all parts of a set
-        new._prepare(model, other.arranged.select(samples), other.execution, other.phases, longest)
-        return new
-
-    def _prepare(
-        self, model: MultiExitModel, arranged: Arranged, execution: Execution, phases: Phases, longest: int
-    ) -> None:
-        self.model, self.execution, self.device = model, execution, arranged.tokens.device
-        self.arranged, self.phases = arranged, phases
-        self.lengths, self.columns = arranged.lengths, arranged.columns
-        self.engine = engine_for(model, execution, longest)
-        count = len(self.lengths)
-        self.logits = torch.zeros(count, model.labels, dtype=torch.float32, device=self.device)
-        self.exits = np.zeros(count, dtype=np.int16)
-        self.work = Work()
-
-    def batches(self) -> Iterator[tuple[int, int]]:
-        """Batches (first, one past the last), none of which spans two windows."""
-        for begin, end in windows(len(self.lengths), self.execution.window):
-            yield from cut(self.lengths, begin, end, self.execution)
-
-    def begin(self, first: int, last: int, lane: int = 0) -> tuple[Tensor, Layout]:
-        """Embeddings h^0 and layout of samples ``first`` .. ``last - 1``."""
-        tokens, positions = self.arranged.batch(first, last)
-        pad_to = self.execution.max_length if self.execution.protocol == "paper" else None
-        layout = Layout(self.lengths[first:last], pad_to, self.device, tokens.offsets)
-        return self.engine.embed(tokens, layout, positions, lane), layout
-
-    def layer(self, index: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
-        """Run and count layer ``index``."""
-        self.work.add(f"layer.{index}", self.engine.layer_tally(layout))
-        return self.engine.layer(index, hidden, layout, lane)
-
-    def head(self, exit_layer: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
-        """Run and count the head after layer ``exit_layer``: float32 [B, C]."""
-        self.work.add(f"head.{exit_layer}", self.engine.head_tally(layout))
-        return self.engine.head(exit_layer, hidden, layout, lane)
-
-    def gate(self, exit_layer: int, gate: ExitGate, hidden: Tensor, layout: Layout) -> Tensor:
-        """Run and count a gate after layer ``exit_layer``: float32 [B], in a few kernels that no engine prepares."""
-        self.work.add(f"gate.{exit_layer}", Tally(layout.count, layout.count, layout.count))
-        return gate(hidden, layout)
-
-    def shared(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """``C_T(F_L(h))`` for samples that leave: float32 [B, C]."""
-        last = self.model.depth - 1
-        return self.head(last, self.layer(last, hidden, layout, SIDE), layout, SIDE)
-
-    def keep(self, tensor: Tensor) -> Tensor:
-        """Hidden states or logits that are wanted after the next block was run."""
-        return self.engine.keep(tensor)
-
-    def answer(self, samples: slice | np.ndarray, logits: Tensor, exit_layer: int) -> None:
-        """Store the logits of samples that leave after ``exit_layer``; a later answer replaces an earlier one."""
-        if isinstance(samples, slice):
-            self.logits[samples] = logits
-        else:
-            self.logits.index_copy_(0, transfer.upload(samples, self.device), logits)
-        self.exits[samples] = exit_layer
-
-    def in_input_order(self, values: np.ndarray) -> np.ndarray:
-        """Undo the sorting: [..., N, ...] along the first axis."""
-        out = np.empty_like(values)
-        out[self.arranged.order] = values
-        return out
-
-    def predictions(self) -> Predictions:
-        """Copy to the host."""
-        with self.phases("copy"):
-            logits = transfer.download(self.logits).wait()
-        return Predictions(
-            self.in_input_order(logits),
-            self.in_input_order(self.exits),
-            self.work,
-            self.in_input_order(self.columns[:, 0].astype(np.int16)) if self.columns.shape[1] else None,
-            self.phases.seconds(),
-        )
-
-    def refuse_unless_answered(self, allowed: Iterable[int], *more: int) -> None:
-        """Complain about a column that names a layer at which nothing answers.
-
-        Raises:
-            ConfigError: there is one.
-        """
-        known = sorted(allowed)
-        unknown = {*np.unique(self.columns).tolist(), *more} - set(known)
-        if unknown:
-            raise ConfigError(f"no trained head after layer index {sorted(unknown)}: heads are at {known}")
-
-
-def interleave(climbs: Iterable[Callable[[int], Climb]], device: torch.device) -> None:
-    """Run batches that decide on the way; while one waits for its copy to the host, another's work is queued.
-
-    Args:
-        climbs: each makes a climb in the lane whose number it is given.
-    """
-    todo, free = iter(climbs), list(range(IN_FLIGHT.get(device.type, 1)))
-    flying: deque[tuple[Climb, int, HostCopy]] = deque()
-
-    def advance(climb: Climb, lane: int, arrived: np.ndarray | None) -> None:
-        try:
-            copy = next(climb) if arrived is None else climb.send(arrived)
-        except StopIteration:
-            free.append(lane)
-        else:
-            flying.append((climb, lane, copy))
-
-    while True:
-        while free and (make := next(todo, None)) is not None:
-            lane = free.pop()
-            advance(make(lane), lane, None)
-        if not flying:
-            return
-        climb, lane, copy = flying.popleft()
-        advance(climb, lane, copy.wait())
+from harness.execution.arrangement import cut, windows
+from harness.execution.run_pass import Answer, Pass, inference
 
 
 def run_full(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> Predictions:

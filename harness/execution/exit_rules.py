@@ -1,25 +1,26 @@
-"""Exit rules that run in a shrinking batch, also those that remember what a sample's earlier heads said.
+"""Exit rules: decide after each head which samples of a shrinking batch leave.
 
-A rule looks at an answer in two steps. :meth:`ExitRule.score` reads from the answer whatever the rule cares for, and
-knows no threshold; :meth:`ExitRule.judge` decides from the scores so far. So :func:`replay` can try many thresholds on
-scores that were read once, with the code that the executor runs.
+A rule works in two steps. :meth:`ExitRule.score` reads a number from an answer and needs no threshold; :meth:`ExitRule.judge`
+decides from the scores so far. :func:`replay` can therefore try many thresholds on scores that were computed once, with the
+code that the executor runs.
 
-Released codes of these rules run at batch size 1. Here every sample has its own row in the rule's memory, and rows leave
-with their samples: a batch of any size gives the exits of batch size 1.
+The released codes of these rules run at batch size 1. Here every sample has its own row in the rule's memory, and the row
+leaves with the sample, so a batch of any size gives the exits of batch size 1.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from harness.encoder.model import ExitGate
-from harness.execution.entropy_exit import normalised_entropy
 
 # One row per sample in each, on the samples' device.
 Memory = tuple[Tensor, ...]
@@ -27,39 +28,52 @@ Memory = tuple[Tensor, ...]
 Setting = float | Tensor
 
 
+def normalised_entropy(logits: Tensor) -> Tensor:
+    """Return the uncertainty in 0..1, ``-sum_c p_c ln p_c / ln C`` (FastBERT, section 3.3): [..., C] -> [...]."""
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
+
+
+def confidence(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the largest softmax probability: [..., C] -> float32 [...]."""
+    return (logits.float() / temperature).softmax(-1).amax(-1)
+
+
 class ExitRule(ABC):
-    """Decides after every exit who leaves. Places count answering layers, 0 .. A-1; at the last, everybody leaves.
+    """Decides after every exit which samples leave.
+
+    Places number the answering layers, 0 .. A-1. At the last place all samples leave.
 
     Attributes:
-        gate: what the executor runs beside every head that it asks; its verdicts are the ``doubt`` of :meth:`score`.
+        gate: a gate that the executor runs beside every head; its output is the ``doubt`` of :meth:`score`.
     """
 
     gate: ExitGate | None = None
 
     def asks(self, place: int) -> bool:
-        """Whether the head at a place has to be run at all; the last one always is."""
+        """Return whether the head at a place has to be run; the last one always is."""
         return True
 
     def begin(self, count: int, device: torch.device) -> Memory:
-        """Memory of ``count`` samples that no head has answered yet."""
+        """Return the memory of ``count`` samples before the first head."""
         return ()
 
     @abstractmethod
     def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
-        """What the rule reads from an answer: logits [B, C], doubt [B] where there is a gate -> [B]."""
+        """Return the score [B] of answers: logits [B, C], and doubt [B] if the rule has a gate."""
 
     @abstractmethod
     def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """Who leaves, bool [B], and what is remembered of everybody. Nothing is changed in place."""
+        """Return which samples leave, bool [B], and the new memory of all B. Nothing is changed in place."""
 
     def look(self, place: int, logits: Tensor, doubt: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
-        """Read an answer and decide; see :meth:`score` and :meth:`judge`."""
+        """Score an answer and judge it."""
         return self.judge(place, self.score(place, logits, doubt), memory)
 
 
 @dataclass(frozen=True)
 class Stateless(ExitRule):
-    """A function of the logits alone: [B, C] -> bool [B]."""
+    """A rule from a function of the logits: [B, C] -> bool [B]."""
 
     leaves: Callable[[Tensor], Tensor]
 
@@ -71,56 +85,78 @@ class Stateless(ExitRule):
 
 
 @dataclass(frozen=True)
-class Entropy(ExitRule):
-    """FastBERT (ACL 2020, section 3.3): normalised entropy of at most the threshold."""
+class ThresholdRule(ExitRule):
+    """A rule that compares the score of the current answer with a threshold and remembers nothing.
+
+    It can be called as a function of the logits: [B, C] -> bool [B].
+
+    Attributes:
+        compare: true for a score and a threshold at which a sample leaves.
+    """
+
+    compare: ClassVar[Callable[[Any, Any], Any]]
 
     threshold: Setting
+
+    def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        return type(self).compare(score, self.threshold), memory
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return self.look(0, logits, None, ())[0]
+
+
+class Entropy(ThresholdRule):
+    """FastBERT (ACL 2020, section 3.3): normalised entropy of at most the threshold, the paper's *speed*."""
+
+    compare = operator.le
 
     def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
         return normalised_entropy(logits)
 
-    def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        return score <= self.threshold, memory
 
-
-@dataclass(frozen=True)
-class RawEntropy(ExitRule):
+class RawEntropy(ThresholdRule):
     """DeeBERT (ACL 2020): entropy in nats below the threshold."""
 
-    threshold: Setting
+    compare = operator.lt
 
     def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
         return normalised_entropy(logits) * math.log(logits.shape[-1])
 
-    def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        return score < self.threshold, memory
-
 
 @dataclass(frozen=True)
-class Confidence(ExitRule):
+class Confidence(ThresholdRule):
     """RightTool (Schwartz et al., ACL 2020): largest calibrated probability of at least the threshold.
 
-    Logits are divided by the temperature of their exit before the softmax, for this decision only: the answer keeps
-    its logits.
+    Logits are divided by the temperature of their exit before the softmax. The stored answer keeps its logits.
 
     Attributes:
-        temperatures: one per place; none: all 1.
+        temperatures: one per place; empty means 1 everywhere.
     """
 
-    threshold: Setting
+    compare = operator.ge
+
     temperatures: tuple[float, ...] = ()
 
     def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
-        temperature = self.temperatures[place] if self.temperatures else 1.0
-        return (logits.float() / temperature).softmax(-1).amax(-1)
+        return confidence(logits, self.temperatures[place] if self.temperatures else 1.0)
 
-    def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        return score >= self.threshold, memory
+
+@dataclass(frozen=True)
+class Learned(ThresholdRule):
+    """BERxiT's learning to exit (EACL 2021): the gate's probability that the head is wrong is below the threshold."""
+
+    compare = operator.lt
+
+    gate: ExitGate
+
+    def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
+        assert doubt is not None  # the executor runs the gate of a rule that has one
+        return doubt
 
 
 @dataclass(frozen=True)
 class Patience(ExitRule):
-    """PABEE (NeurIPS 2020): ``patience`` heads in a row have said the same as the one before them.
+    """PABEE (NeurIPS 2020): ``patience`` heads in a row agreed with the head before them.
 
     The earliest exit is at place ``patience``, after ``patience + 1`` equal answers.
     """
@@ -128,15 +164,15 @@ class Patience(ExitRule):
     patience: Setting
 
     def begin(self, count: int, device: torch.device) -> Memory:
-        said = torch.full((count,), -1, dtype=torch.int64, device=device)
-        return said, torch.zeros(count, dtype=torch.int64, device=device)
+        answer = torch.full((count,), -1, dtype=torch.int64, device=device)
+        return answer, torch.zeros(count, dtype=torch.int64, device=device)
 
     def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
         return logits.argmax(-1)
 
     def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        said, agreed = memory
-        agreed = torch.where(score == said, agreed + 1, 0)
+        before, agreed = memory
+        agreed = torch.where(score == before, agreed + 1, 0)
         return agreed >= self.patience, (score, agreed)
 
 
@@ -144,7 +180,7 @@ class Patience(ExitRule):
 class PatienceConfidence(ExitRule):
     """PCEE-BERT (Findings of NAACL 2022): ``patience`` heads in a row had a normalised entropy below the threshold.
 
-    One that had not sets the count back to 0. The last head answers; the release can also average those that were sure.
+    A head above it resets the count to 0. The last head answers; the release can also average the confident heads.
     """
 
     threshold: Setting
@@ -163,23 +199,8 @@ class PatienceConfidence(ExitRule):
 
 
 @dataclass(frozen=True)
-class Learned(ExitRule):
-    """BERxiT's learning to exit (EACL 2021): the gate holds the head for wrong with less than the threshold."""
-
-    threshold: Setting
-    gate: ExitGate
-
-    def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
-        assert doubt is not None  # the executor runs the gate of a rule that has one
-        return doubt
-
-    def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        return score < self.threshold, memory
-
-
-@dataclass(frozen=True)
 class Static(ExitRule):
-    """Constant depth: everybody leaves at one place, and no other head is asked.
+    """Constant depth: all samples leave at one place, and no other head is run.
 
     Attributes:
         place: in a replay, a tensor [K, 1].
@@ -198,21 +219,21 @@ class Static(ExitRule):
 
 
 def scores_of(rule: ExitRule, logits: Tensor, doubts: Tensor | None = None) -> Tensor:
-    """What a rule reads from every answer to every sample: [A, N].
+    """Return a rule's score of every answer to every sample: [A, N].
 
     Args:
         logits: [A, N, C], answers in order of depth.
-        doubts: [A, N], where the rule has a gate.
+        doubts: [A, N], if the rule has a gate.
     """
     rows = [rule.score(k, answer, None if doubts is None else doubts[k]) for k, answer in enumerate(logits)]
     return torch.stack(rows)
 
 
 def replay(rule: ExitRule, scores: Tensor) -> Tensor:
-    """Where every sample leaves: places, int64 [N]; or [K, N] for a rule whose settings are tensors [K, 1].
+    """Return the place where every sample leaves, int64 [N]; [K, N] for a rule whose settings are tensors [K, 1].
 
     Args:
-        scores: [A, N], as from :func:`scores_of`.
+        scores: [A, N], from :func:`scores_of`.
     """
     places, count = scores.shape
     memory = rule.begin(count, scores.device)
@@ -223,3 +244,14 @@ def replay(rule: ExitRule, scores: Tensor) -> Tensor:
         exits = torch.where(leaves & ~gone, place, exits)
         gone = gone | leaves
     return exits
+
+
+def first_exit(logits: Tensor, speed: float) -> Tensor:
+    """Return the place where FastBERT's sequential exit leaves, int64 [N]; the last one if no head is sure enough.
+
+    Args:
+        logits: [A, N, C], answers in order of depth.
+        speed: threshold of the normalised entropy.
+    """
+    rule = Entropy(speed)
+    return replay(rule, scores_of(rule, logits))

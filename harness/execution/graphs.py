@@ -25,7 +25,7 @@ from harness.core.work import Tally
 from harness.encoder import varlen
 from harness.encoder.layout import Attention, Layout
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.engines import SIDE, Engine
+from harness.execution.engine import SIDE, Engine
 
 _STEPS = 16  # sizes per doubling: rounding up adds 2 % of rows on average, 6 % at most
 

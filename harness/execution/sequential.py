@@ -17,8 +17,8 @@ from harness.contracts import Execution, Predictions
 from harness.core.tokens import TokenSet
 from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.executors import Climb, LeaveRule, Pass, inference, interleave
 from harness.execution.exit_rules import ExitRule, Stateless
+from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
 
 
 def run_sequential(

@@ -23,7 +23,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.partial_attention import SomeQueries
-from harness.execution.executors import Pass, inference
+from harness.execution.run_pass import Pass, inference
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.transfer import HostCopy
 from harness.execution.arrangement import cut, windows
-from harness.execution.executors import Climb, LeaveRule, Pass, inference, interleave
+from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
 
 # Samples whose hidden states are kept until the host knows who stays: bounds the memory of the second pass.
 CHUNK = 1024

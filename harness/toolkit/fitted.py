@@ -17,8 +17,9 @@ from harness.core.errors import ConfigError, ResultError
 from harness.core.tokens import Split, TokenSet
 from harness.core.work import ModelCost
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.entropy_exit import entropy_rule
-from harness.execution.executors import Answer, run_assigned, run_full
+from harness.execution.executors import run_assigned, run_full
+from harness.execution.exit_rules import Entropy
+from harness.execution.run_pass import Answer
 from harness.execution.sequential import run_sequential
 from harness.toolkit.training import TrainingReport
 
@@ -117,7 +118,7 @@ class SequentialExits(FittedModel):
         return [OperatingPoint(f"speed={speed:g}", {"speed": speed}) for speed in self.speeds]
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        return run_sequential(self.model, tokens, at.execution, entropy_rule(at.params["speed"]))
+        return run_sequential(self.model, tokens, at.execution, Entropy(at.params["speed"]))
 
     def save(self, folder: Path) -> None:
         super().save(folder)

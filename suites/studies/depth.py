@@ -26,8 +26,8 @@ from harness.core.environment import fingerprint
 from harness.core.errors import ConfigError, GeepBenchError
 from harness.core.files import write_json
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.entropy_exit import first_exit
 from harness.execution.executors import exit_logits
+from harness.execution.exit_rules import first_exit
 from harness.running.session import Bench, check
 
 

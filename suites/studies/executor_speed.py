@@ -32,7 +32,7 @@ from harness.core.environment import fingerprint
 from harness.core.errors import ConfigError, GeepBenchError
 from harness.core.files import write_atomic, write_json
 from harness.encoder.backbone import default_device
-from harness.execution.engines import DTYPES
+from harness.execution.engine import DTYPES
 from harness.measure.peak_rate import matrix_rate
 from suites.workloads.random_model import EXECUTORS, World
 

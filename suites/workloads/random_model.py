@@ -21,8 +21,8 @@ from harness.core.tokens import TokenSet
 from harness.encoder.backbone import shape_of
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.entropy_exit import entropy_rule, normalised_entropy
 from harness.execution.executors import exit_logits, run_assigned, run_full
+from harness.execution.exit_rules import Entropy, normalised_entropy
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.verified import run_verified
 
@@ -120,7 +120,7 @@ class World:
     @cached_property
     def exits(self) -> Tensor:
         """Where samples leave if a head is asked after every layer: int16 [N] on the device."""
-        found = run_sequential(self.model, self.tokens, self.execution(64), entropy_rule(THRESHOLD))
+        found = run_sequential(self.model, self.tokens, self.execution(64), Entropy(THRESHOLD))
         return torch.from_numpy(found.exit_layer).to(self.device)
 
     @cached_property
@@ -137,7 +137,7 @@ class World:
         Raises:
             KeyError: there is no such executor.
         """
-        rule = entropy_rule(THRESHOLD)
+        rule = Entropy(THRESHOLD)
 
         def predicted(run: Callable[[Phases], Predictions]) -> Predictions:
             phases = Phases(self.device)

@@ -13,8 +13,8 @@ from geep.method import TUNING, FittedGeep
 from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
 from harness.contracts import Execution
 from harness.core.tokens import Task
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import exit_logits
+from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 
 
@@ -32,7 +32,7 @@ def test_budget_is_what_sequential_exit_takes(
     speed: float, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
     """The budget at any speed equals the mean layers that running the sequential exit executes."""
-    run = run_sequential(scattered_geep.model, signal_task.dev.tokens, Execution(batch_size=7), entropy_rule(speed))
+    run = run_sequential(scattered_geep.model, signal_task.dev.tokens, Execution(batch_size=7), Entropy(speed))
     assert view.sequential_layers(speed) == pytest.approx(run.work.rows("layer") / 48, abs=1e-12)
     assert view.sequential_layers(speed) == pytest.approx(run.exit_layer.mean() + 1, abs=1e-12)
 
@@ -44,7 +44,7 @@ def test_table_counts_the_exits_of_sequential_exit(speed: float, scattered_geep:
     observed = exit_logits(model, tokens, TUNING)
     built = build_table(tokens, observed, model.answers, speed, model.depth, ngram=2, min_count=2, smoothing=3)
     expected = ExitTable(model.depth, ngram=2)
-    expected.insert(tokens, run_sequential(model, tokens, Execution(), entropy_rule(speed)).exit_layer)
+    expected.insert(tokens, run_sequential(model, tokens, Execution(), Entropy(speed)).exit_layer)
     expected.freeze(min_count=2, smoothing=3)
     assert torch.equal(built.distribution(signal_task.dev.tokens), expected.distribution(signal_task.dev.tokens))
     assert built.stats() == expected.stats()

@@ -31,8 +31,8 @@ from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError, ResultError
 from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import exit_logits
+from harness.execution.exit_rules import Entropy
 from harness.execution.verified import run_verified
 
 Check = Callable[[FittedVerified, OperatingPoint, Execution, list[int]], None]
@@ -84,7 +84,7 @@ def test_simulation_is_what_running_does(
         signal_task.dev.tokens,
         torch.from_numpy(targets),
         Execution(batch_size=data.draw(st.integers(1, 50))),
-        entropy_rule(float(threshold)),
+        Entropy(float(threshold)),
         end=end,
     )
     right = found.logits.argmax(1) == signal_task.dev.labels.numpy()
@@ -186,7 +186,7 @@ def test_unsure_samples_go_on(restless: FittedVerified, unseen: Split) -> None:
         assert early.any()
         assert not early.all()
         assert all(found.exit_layer[n] in looks[n] for n in np.flatnonzero(early))
-        sure = entropy_rule(at.params["threshold"])(torch.from_numpy(found.logits)).numpy()
+        sure = Entropy(at.params["threshold"])(torch.from_numpy(found.logits)).numpy()
         assert sure[early].all()
         np.testing.assert_array_equal(found.predicted_exit, looks[:, 0])
 

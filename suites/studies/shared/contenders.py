@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.contracts import Execution, Fitted, Kind, OperatingPoint
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
-from harness.execution.entropy_exit import entropy_rule
+from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 from harness.measure.passes import Contender, TimedPass, timed_pass
 from harness.running.session import Bench, Settings
@@ -185,7 +185,7 @@ class Samples:
     def sequential(self) -> np.ndarray:
         """Exits that the sequential rule finds on the predictor's weights: what it tries to guess. int16 [N]."""
         fitted, point = self.predictor
-        rule = entropy_rule(point.params.get("speed", self.speed))
+        rule = Entropy(point.params.get("speed", self.speed))
         return run_sequential(fitted.model, self.tokens, self._untimed, rule).exit_layer
 
     def foreseen(self, entry: Entry) -> tuple[np.ndarray, str]:

@@ -33,8 +33,8 @@ from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import exit_logits, run_assigned, run_full
+from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 
 CONTROLS = [ConstantControl, RandomControl, LengthControl, EntropyControl, OracleBound]
@@ -158,7 +158,7 @@ def test_sequential_is_the_entropy_exit(borrow: Any, scattered_geep: FittedGeep,
     """The sequential control is FastBERT's rule on GEEP's weights, at the threshold of GEEP's table."""
     for at in students(scattered_geep):
         found = borrow(EntropyControl).predict(unseen.tokens, at=at)
-        expected = run_sequential(scattered_geep.model, unseen.tokens, at.execution, entropy_rule(at.params["speed"]))
+        expected = run_sequential(scattered_geep.model, unseen.tokens, at.execution, Entropy(at.params["speed"]))
         np.testing.assert_array_equal(found.logits, expected.logits)
         np.testing.assert_array_equal(found.exit_layer, expected.exit_layer)
         assert found.work == expected.work

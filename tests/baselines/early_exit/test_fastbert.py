@@ -24,8 +24,8 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.entropy_exit import normalised_entropy
 from harness.execution.executors import exit_logits
+from harness.execution.exit_rules import normalised_entropy
 from harness.toolkit.fitted import FullDepth, SequentialExits
 from harness.toolkit.training import Recipe, TrainingReport
 

@@ -19,8 +19,8 @@ from harness.encoder.flops import closed_form
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
 from harness.execution.cascade import run_cascade
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import run_assigned, run_full
+from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 from harness.execution.token_exits import TokenExits, run_token_exits
 from harness.execution.verified import run_verified
@@ -94,7 +94,7 @@ def runs(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> dict[
     """Every executor in every mode, by name."""
     exits = torch.arange(len(tokens), dtype=torch.int16) % model.depth
     looks = torch.stack([exits // 2, exits], 1)
-    rule = entropy_rule(0.6)
+    rule = Entropy(0.6)
     return {
         "full": lambda: run_full(model, tokens, execution),
         "sequential": lambda: run_sequential(model, tokens, execution, rule),

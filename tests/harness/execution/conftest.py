@@ -17,7 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.encoder import layout, partial_attention, transfer, varlen
-from harness.execution import arrangement, cascade, engines, executors, graphs, sequential, token_exits, verified
+from harness.execution import (
+    arrangement,
+    cascade,
+    engine,
+    engines,
+    executors,
+    graphs,
+    run_pass,
+    sequential,
+    token_exits,
+    verified,
+)
 
 # In the order in which they import each other.
 CHASSIS = (
@@ -26,8 +37,10 @@ CHASSIS = (
     layout,
     arrangement,
     partial_attention,
-    engines,
+    engine,
     graphs,
+    engines,
+    run_pass,
     executors,
     sequential,
     verified,
@@ -137,7 +150,7 @@ def _pretend(patch: pytest.MonkeyPatch) -> Kernel:
     patch.setattr(arrangement, "AT_HAND", ())
     patch.setattr(engines, "GRAPH_DEVICES", ("cpu",))
     patch.setattr(graphs, "CudaRecorder", TapeRecorder)
-    patch.setitem(executors.IN_FLIGHT, "cpu", executors.IN_FLIGHT["cuda"])
+    patch.setitem(run_pass.IN_FLIGHT, "cpu", run_pass.IN_FLIGHT["cuda"])
     engines._prepared.clear()
     _kernel.pairs = _kernel.recorded = 0
     return _kernel

@@ -21,9 +21,9 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.execution import arrangement as module
 from harness.execution.arrangement import Arranged, arrange, cut, windows
-from harness.execution.engines import Engine
-from harness.execution.entropy_exit import entropy_rule
+from harness.execution.engine import Engine
 from harness.execution.executors import exit_logits, run_assigned, run_full
+from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.verified import run_verified
 
@@ -194,10 +194,10 @@ RUNS: dict[str, Callable[[MultiExitModel, TokenSet, Tensor, Execution], Any]] = 
         model, tokens, exits, replace(execution, executor="exact-k")
     ),
     "shared": lambda model, tokens, exits, execution: run_assigned(model, tokens, exits, execution, answer="shared"),
-    "shrink": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, entropy_rule(0.9)),
-    "faithful": lambda model, tokens, exits, execution: run_faithful(model, tokens, execution, entropy_rule(0.9)),
+    "shrink": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, Entropy(0.9)),
+    "faithful": lambda model, tokens, exits, execution: run_faithful(model, tokens, execution, Entropy(0.9)),
     "verified": lambda model, tokens, exits, execution: run_verified(
-        model, tokens, exits[:, None].repeat(1, 2), execution, entropy_rule(0.9)
+        model, tokens, exits[:, None].repeat(1, 2), execution, Entropy(0.9)
     ),
     "logits": lambda model, tokens, exits, execution: exit_logits(model, tokens, execution),
 }

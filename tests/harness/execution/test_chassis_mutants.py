@@ -24,8 +24,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.execution import arrangement, cascade, executors, sequential, token_exits, verified
-from harness.execution.entropy_exit import entropy_rule, first_exit, normalised_entropy
-from harness.execution.exit_rules import Patience
+from harness.execution.exit_rules import Entropy, Patience, first_exit, normalised_entropy
 from harness.toolkit.distillation import take_layers
 
 N, DEPTH, END, SMALL = 23, 4, 2, 2
@@ -169,7 +168,7 @@ def small(model: MultiExitModel) -> MultiExitModel:
 
 def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[], Predictions], np.ndarray, np.ndarray]]:
     """All executors, with the exits and logits they have to give."""
-    model, tokens, rule = world.model, world.tokens, entropy_rule(world.speed)
+    model, tokens, rule = world.model, world.tokens, Entropy(world.speed)
     exits, looks = torch.from_numpy(EXITS), torch.from_numpy(LOOKS)
     full, sure = np.full(N, DEPTH - 1), first_exit(world.student, world.speed).numpy()
     yield lambda: executors.run_full(model, tokens, execution), full, world.at(full)
@@ -307,7 +306,7 @@ BUGS = {
     "execution.engines": {
         "old weights": ("if kept is None or kept.weights != weights:", "if kept is None:"),
     },
-    "execution.executors": {
+    "execution.run_pass": {
         "answers in another order": (
             "self.logits.index_copy_(0, transfer.upload(samples, self.device), logits)",
             "self.logits[: len(samples)] = logits"),
@@ -315,13 +314,15 @@ BUGS = {
         "sorted once more": ("out[self.arranged.order] = values", "out = values[self.arranged.order]"),
         "one buffer for two climbs": ("advance(make(lane), lane, None)", "advance(make(0), lane, None)"),
         "lanes are not freed": ("            free.append(lane)\n", "            pass\n"),
+        "the shared layer in the climbing lane": (
+            "self.layer(last, hidden, layout, SIDE)", "self.layer(last, hidden, layout)"),
+    },
+    "execution.executors": {
         "those who leave stay a layer longer": (
             "active = int((depths >= index).sum())", "active = int((depths >= index - 1).sum())"),
         "answers at the place in the batch": ("slice(first + staying, first + active)", "slice(staying, active)"),
         "those who stay are answered": (
             "layout_now.slice(hidden, staying, active)", "layout_now.slice(hidden, 0, active - staying)"),
-        "the shared layer in the climbing lane": (
-            "self.layer(last, hidden, layout, SIDE)", "self.layer(last, hidden, layout)"),
         "exact-k is a ladder": ('if execution.executor == "exact-k":', "if False:"),
     },
     "execution.sequential": {

@@ -22,9 +22,8 @@ from harness.encoder.shape import EncoderShape
 from harness.encoder.transfer import download, upload
 from harness.execution.cascade import run_cascade
 from harness.execution.engines import engine_for
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import run_assigned, run_full
-from harness.execution.exit_rules import Learned, Patience
+from harness.execution.exit_rules import Entropy, Learned, Patience
 from harness.execution.graphs import GraphEngine
 from harness.execution.sequential import run_sequential
 from harness.execution.token_exits import TokenExits, run_token_exits
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.gpu
 
 DEPTH, COUNT = 6, 300
 SHAPE = EncoderShape(layers=DEPTH, width=128, heads=4, intermediate=256, vocab_size=500, max_positions=64)
-RULE = entropy_rule(0.9)
+RULE = Entropy(0.9)
 DECIDING = ("shrink", "patience", "learned", "verified")
 EXECUTIONS = [
     Execution(batch_size=32, max_length=48, dtype="bfloat16"),

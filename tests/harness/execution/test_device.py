@@ -26,17 +26,16 @@ from harness.encoder import transfer, varlen
 from harness.encoder.model import Encoder, ExitGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.execution import engines, executors, graphs
+from harness.execution import engines, graphs, run_pass
 from harness.execution.cascade import run_cascade
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import run_assigned, run_full
-from harness.execution.exit_rules import Confidence, Learned, Patience, PatienceConfidence, Static
+from harness.execution.exit_rules import Confidence, Entropy, Learned, Patience, PatienceConfidence, Static
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.token_exits import TokenExits, run_token_exits
 from harness.execution.verified import run_verified
 
 N, DEPTH = 23, 4
-RULE = entropy_rule(0.97)
+RULE = Entropy(0.97)
 HASHED = {device: TokenExits.of(torch.arange(50) % DEPTH, DEPTH).to(device) for device in ("cpu", "meta")}
 SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
 GATE = ExitGate(SHAPE.width)
@@ -115,7 +114,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
         return Arrived(seen[-1])
 
     monkeypatch.setattr(transfer, "download", download)
-    monkeypatch.setitem(executors.IN_FLIGHT, "cpu", executors.IN_FLIGHT["cuda"])
+    monkeypatch.setitem(run_pass.IN_FLIGHT, "cpu", run_pass.IN_FLIGHT["cuda"])
     return seen
 
 
@@ -149,7 +148,7 @@ def no_values(monkeypatch: pytest.MonkeyPatch, copies: list[np.ndarray]) -> Iter
         patch.setattr(transfer, "upload", upload)
         patch.setattr(varlen, "DEVICES", ("meta",))
         patch.setattr(engines, "GRAPH_DEVICES", ("meta",))
-        patch.setitem(executors.IN_FLIGHT, "meta", executors.IN_FLIGHT["cuda"])
+        patch.setitem(run_pass.IN_FLIGHT, "meta", run_pass.IN_FLIGHT["cuda"])
         patch.setattr(engines, "model_copy", without_values)
         patch.setattr(graphs, "CudaRecorder", Twice)
         patch.setattr(graphs, "begins_at", lambda part, whole: False)

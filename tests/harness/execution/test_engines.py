@@ -26,10 +26,10 @@ from harness.encoder import varlen
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.execution import engines
+from harness.execution import engine, engines
 from harness.execution.engines import engine_for
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import run_assigned, run_full
+from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 
 N, DEPTH = 23, 4
@@ -56,11 +56,11 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A compiler that has seen nothing yet. It traces and guards, but leaves out to generate code, which is slow."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     with torch._dynamo.config.patch(recompile_limit=8):
-        engines.compiled_close.cache_clear()
+        engine.compiled_close.cache_clear()
         torch._dynamo.reset()
         counters.clear()
         yield
-        engines.compiled_close.cache_clear()
+        engine.compiled_close.cache_clear()
         torch._dynamo.reset()
 
 
@@ -74,7 +74,7 @@ def run_all(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> li
     return [
         run_full(model, tokens, execution).logits,
         run_assigned(model, tokens, EXITS, execution, answer="shared").logits,
-        run_sequential(model, tokens, execution, entropy_rule(0.93)).logits,
+        run_sequential(model, tokens, execution, Entropy(0.93)).logits,
     ]
 
 
@@ -108,7 +108,7 @@ def test_a_process_may_hold_many_widths(
 def test_compiled_blocks_answer_as_eager_ones(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
     """Code that is really generated: the same logits up to rounding."""
     torch._dynamo.reset()
-    engines.compiled_close.cache_clear()
+    engine.compiled_close.cache_clear()
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7)
     before = compiled()
     for found, expected in zip(
@@ -168,7 +168,7 @@ def test_weights_are_copied_once_and_after_each_change(
         execution = replace(execution, dtype="float32", compute="graphs")
     for batch_size in (7, 7, 5):
         run_all(model, tokens, replace(execution, batch_size=batch_size))
-    assert copies == [engines.DTYPES[execution.dtype]]
+    assert copies == [engine.DTYPES[execution.dtype]]
     before = run_full(model, tokens, execution).logits
     old = weakref.ref(engine_for(model, execution, 12).model)
     with torch.no_grad():

@@ -16,8 +16,9 @@ from harness.contracts import Execution, Predictions
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.entropy_exit import entropy_rule, first_exit, normalised_entropy
-from harness.execution.executors import Answer, exit_logits, run_assigned, run_full
+from harness.execution.executors import exit_logits, run_assigned, run_full
+from harness.execution.exit_rules import Entropy, first_exit, normalised_entropy
+from harness.execution.run_pass import Answer
 from harness.execution.sequential import run_sequential
 from harness.execution.verified import run_verified
 
@@ -108,7 +109,7 @@ def test_full_depth_is_the_same_in_every_execution(world: World, execution: Exec
 @given(execution=EXECUTIONS)
 def test_shrinking_batches_equal_batch_size_one(world: World, execution: Execution) -> None:
     """FastBERT's inference in any batch leaves where it leaves alone, and asks a head after each layer it ran."""
-    found = run_sequential(world.model, world.tokens, execution, entropy_rule(world.speed))
+    found = run_sequential(world.model, world.tokens, execution, Entropy(world.speed))
     exits = first_exit(world.student, world.speed).numpy()
     check(found, exits, world.naive(exits))
     check_layers(found, int((exits + 1).sum()))
@@ -158,7 +159,7 @@ def test_verified_exits_are_the_same_in_every_execution(
     row = st.lists(st.integers(0, DEPTH - 1), min_size=columns, max_size=columns)
     looks = np.array(draw.draw(st.lists(row, min_size=N, max_size=N)))
     found = run_verified(
-        world.model, world.tokens, torch.from_numpy(looks).to(torch.int16), execution, entropy_rule(world.speed)
+        world.model, world.tokens, torch.from_numpy(looks).to(torch.int16), execution, Entropy(world.speed)
     )
     exits, heads = by_hand(world, looks)
     check(found, exits, world.naive(exits))
@@ -171,7 +172,7 @@ def test_verified_exits_are_the_same_in_every_execution(
 def test_verified_at_the_ends_of_the_scale(world: World, speed: float, batch_size: int) -> None:
     """Threshold 1: everybody leaves at the first look. Below 0: nobody leaves before the end."""
     looks = torch.arange(N, dtype=torch.int16)[:, None] % DEPTH
-    found = run_verified(world.model, world.tokens, looks, Execution(batch_size=batch_size), entropy_rule(speed))
+    found = run_verified(world.model, world.tokens, looks, Execution(batch_size=batch_size), Entropy(speed))
     exits = looks[:, 0].numpy() if speed > 0 else np.full(N, DEPTH - 1)
     check(found, exits, world.naive(exits))
     early = int((looks[:, 0] < DEPTH - 1).sum())
@@ -181,11 +182,11 @@ def test_verified_at_the_ends_of_the_scale(world: World, speed: float, batch_siz
 def every_executor(world: World, tokens: TokenSet, exits: Tensor, execution: Execution) -> Iterator[Predictions]:
     """The four ways to run, all of which answer from ``exits`` (one of them after a look there)."""
     yield run_assigned(world.model, tokens, exits, execution)
-    yield run_verified(world.model, tokens, exits[:, None], execution, entropy_rule(2.0))
+    yield run_verified(world.model, tokens, exits[:, None], execution, Entropy(2.0))
     if bool((exits == 0).all()):
-        yield run_sequential(world.model, tokens, execution, entropy_rule(2.0))
+        yield run_sequential(world.model, tokens, execution, Entropy(2.0))
     if bool((exits == DEPTH - 1).all()):
-        yield run_sequential(world.model, tokens, execution, entropy_rule(-1.0))
+        yield run_sequential(world.model, tokens, execution, Entropy(-1.0))
         yield run_full(world.model, tokens, execution)
 
 
@@ -209,12 +210,12 @@ def test_exits_may_be_few(make_model: Callable[..., MultiExitModel], tokens: Tok
     """With heads after some layers only, sequential exits ask only those, and other layers cannot be assigned."""
     model = make_model(exits=(1,), head=head)
     assert model.answers == (1, DEPTH - 1)
-    found = run_sequential(model, tokens, Execution(batch_size=4), entropy_rule(2.0))
+    found = run_sequential(model, tokens, Execution(batch_size=4), Entropy(2.0))
     assert set(found.exit_layer.tolist()) == {1}
     assert found.work.rows("head") == N
     for run in (
         lambda: run_assigned(model, tokens, torch.zeros(N, dtype=torch.int16), Execution()),
-        lambda: run_verified(model, tokens, torch.zeros(N, 1, dtype=torch.int16), Execution(), entropy_rule(0.5)),
+        lambda: run_verified(model, tokens, torch.zeros(N, 1, dtype=torch.int16), Execution(), Entropy(0.5)),
     ):
         with pytest.raises(ConfigError, match=r"no trained head after layer index \[0\]"):
             run()
@@ -243,7 +244,7 @@ def test_cuda_gives_the_labels_of_the_cpu(
     """In float32 a GPU leaves at the same layers and answers the same labels, in every executor."""
     execution = Execution(batch_size=5, protocol=protocol, executor=executor, max_length=12)  # type: ignore[arg-type]
     model, tokens = make_model().to("cuda"), world.tokens.to("cuda")
-    rule = entropy_rule(world.speed)
+    rule = Entropy(world.speed)
     exits = first_exit(world.student, world.speed).to(torch.int16)
     full = np.full(N, DEPTH - 1)
     looks = (torch.arange(N, dtype=torch.int16) % DEPTH)[:, None].repeat(1, 2)

@@ -19,7 +19,6 @@ from harness.core.tokens import TokenSet
 from harness.encoder.layout import Layout
 from harness.encoder.model import ExitGate
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.entropy_exit import entropy_rule, first_exit
 from harness.execution.executors import exit_evidence, exit_logits
 from harness.execution.exit_rules import (
     Confidence,
@@ -31,6 +30,8 @@ from harness.execution.exit_rules import (
     RawEntropy,
     Stateless,
     Static,
+    first_exit,
+    normalised_entropy,
     replay,
     scores_of,
 )
@@ -175,7 +176,7 @@ def test_a_function_of_the_logits_is_a_rule(world: World) -> None:
     """What executors have taken so far still does, and is FastBERT's rule by another name."""
     speed = wide_gap(scores_of(Entropy(0.0), world.logits))
     expected = first_exit(world.logits, speed).tolist()
-    for rule in (entropy_rule(speed), Stateless(entropy_rule(speed)), Entropy(speed)):
+    for rule in (Entropy(speed), Stateless(Entropy(speed)), Entropy(speed)):
         found = run_sequential(world.model, world.tokens, Execution(batch_size=6), rule)
         assert found.exit_layer.tolist() == expected
 
@@ -247,3 +248,43 @@ def test_verdicts_are_those_of_the_gate_on_cls(world: World) -> None:
         assert float(doubts[place, 4]) == pytest.approx(expected, abs=1e-5)
     padded = exit_evidence(world.model, world.tokens, replace(ONE_BY_ONE, protocol="paper"), gate=world.gate)[1]
     torch.testing.assert_close(padded, doubts, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 14])
+def test_ends_of_the_scale(classes: int) -> None:
+    """Uniform answers have entropy 1 for any number of classes, certain ones 0."""
+    assert normalised_entropy(torch.full((1, classes), 3.7)).item() == pytest.approx(1.0, abs=1e-6)
+    assert normalised_entropy(200 * torch.eye(classes)).abs().max().item() < 1e-6
+
+
+def test_two_classes_by_hand() -> None:
+    """Probabilities 1/4 and 3/4 have 0.811 bits."""
+    logits = torch.tensor([[1.0, 3.0]]).log()
+    assert normalised_entropy(logits).item() == pytest.approx(0.8112781, abs=1e-6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=9), st.floats(-5, 5, width=32))
+def test_entropy_stays_in_its_scale_and_ignores_shifts(logits: list[float], shift: float) -> None:
+    """Always in 0..1, and the same when all logits move together."""
+    row = torch.tensor(logits, dtype=torch.float64)
+    entropy = normalised_entropy(row).item()
+    assert -1e-6 <= entropy <= 1 + 1e-6
+    assert normalised_entropy(row + shift).item() == pytest.approx(entropy, abs=1e-4)
+
+
+def test_first_sure_answer_is_taken() -> None:
+    """Three samples: sure at once, sure at the second answer (although not at the third), never sure."""
+    sure, unsure = [9.0, 0.0], [0.1, 0.0]
+    logits = torch.tensor([[sure, unsure, unsure], [unsure, sure, unsure], [unsure, unsure, unsure]])
+    assert first_exit(logits, 0.5).tolist() == [0, 1, 2]
+    assert first_exit(logits, 1.1).tolist() == [0, 0, 0]
+    assert first_exit(logits, -0.1).tolist() == [2, 2, 2]
+
+
+def test_rule_leaves_at_most_at_the_threshold() -> None:
+    """Speed 1 lets all samples leave, undecided ones too; speed 0 keeps every sample with any doubt."""
+    logits = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
+    assert Entropy(1.0 + 1e-6)(logits).tolist() == [True, True]
+    assert Entropy(0.5)(logits).tolist() == [False, True]
+    assert Entropy(0.0)(logits).tolist() == [False, False]

@@ -20,8 +20,8 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.execution.arrangement import cut
-from harness.execution.entropy_exit import entropy_rule
 from harness.execution.executors import exit_logits, run_assigned, run_full
+from harness.execution.exit_rules import Entropy
 from harness.execution.graphs import Bounds, CudaRecorder, rounded
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.verified import run_verified
@@ -56,7 +56,7 @@ def every_run(
     """All executors on the same samples, exits and threshold."""
     given_exits = torch.from_numpy(exits).to(torch.int16)
     looks = torch.stack([given_exits, given_exits.clamp(min=2)], 1)
-    rule = entropy_rule(0.93)
+    rule = Entropy(0.93)
     return {
         "full": lambda: run_full(model, tokens, execution),
         "assigned": lambda: run_assigned(model, tokens, given_exits, execution),
