@@ -1,7 +1,10 @@
-"""What a method is, what it gets and what it returns.
+"""The plug-in contract: what a method receives and what it returns.
 
 Data flows one way: text -> :class:`TokenSet` -> ``Method.fit`` -> ``Fitted.predict`` -> :class:`Predictions`.
-A method sees train and dev; test ids reach it only inside ``predict``, and test labels never.
+A method sees train and dev. Test ids reach it only inside ``predict``, and test labels never.
+
+:class:`Method` and :class:`Fitted` are required. All other protocols are optional capabilities: a method (or what it
+fits) has one by having its attributes. The harness asks with ``isinstance``.
 """
 
 from __future__ import annotations
@@ -12,22 +15,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.core.tokens import Split, Task, TokenSet
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from harness.core.work import ModelCost, Work
     from harness.encoder.backbone import Backbone
 
 Kind = Literal["method", "control", "bound"]
+Role = Literal[
+    "predicts-exits",
+    "verifies-exits",
+    "constant-depth",
+    "random-exits",
+    "length-exits",
+    "sequential-exits",
+    "oracle",
+]
 DType = Literal["float32", "bfloat16"]
 Compute = Literal["eager", "compiled", "graphs", "compiled-graphs"]
+# Value of ``executor`` for exits known beforehand: the run chooses between "ladder" and "exact-k".
+ASSIGNED = "assigned"
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How predictions are run: the same for every row of a table (DESIGN section 4, rule 1).
+    """How predictions are run: the same for every row of a table, so that rows differ by method only.
 
     Attributes:
         batch_size: samples per batch.
@@ -39,7 +55,7 @@ class Execution:
         dtype: type of weights and hidden states, ``"float32"`` or ``"bfloat16"``; logits are always float32.
         compute: how blocks are run: ``"eager"``; ``"compiled"`` (all but attention through ``torch.compile``);
             ``"graphs"`` (a CUDA graph per block and batch shape); ``"compiled-graphs"``.
-        batch_tokens: if not 0, a batch also ends before it holds more tokens than this, padding included.
+        batch_tokens: if not 0, the maximum number of tokens of a batch, padding included.
     """
 
     batch_size: int = 32
@@ -60,8 +76,8 @@ class OperatingPoint:
     Attributes:
         name: short and unique for the method, e.g. ``"speed=0.5"``.
         params: the method's own settings at this point (JSON scalars).
-        execution: how to run; set by the referee.
-        foresight: int16 [N] exits that a ``bound`` looked up beforehand; ``None`` for all others.
+        execution: how to run; set by the harness.
+        foresight: int16 [N] exits from :class:`Foresees`; ``None`` for all other methods.
     """
 
     name: str
@@ -72,13 +88,13 @@ class OperatingPoint:
 
 @dataclass
 class Predictions:
-    """What one pass over N samples returned, in input order.
+    """The answers of one pass over N samples, in input order.
 
     Attributes:
         logits: float32 [N, C] on the host.
-        exit_layer: int16 [N] on the host, index 0 .. L-1 of the last layer whose output was answered from.
+        exit_layer: int16 [N] on the host, index 0 .. L-1 of the last layer that the answer used.
         work: what was executed, for FLOPs and mean layers.
-        predicted_exit: int16 [N], what a predictor said before running; ``None`` where nothing is predicted.
+        predicted_exit: int16 [N], the exit predicted before running; ``None`` for methods that predict none.
         phases: seconds of the parts of the pass (``"predict"``, ``"schedule"``, ...); need not add up to the whole.
     """
 
@@ -99,29 +115,25 @@ class Fitted(Protocol):
         ...
 
     def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
-        """The points to measure; every threshold in them is chosen on ``dev``."""
+        """Return the points to measure; every threshold in them is chosen on ``dev``."""
         ...
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        """The timed region: ids on the device -> logits on the host, in input order."""
+        """Answer all samples. This is the timed region: ids on the device -> logits on the host, in input order."""
         ...
 
     def save(self, folder: Path) -> None:
         """Write safetensors and JSON into an existing empty folder; never pickle."""
         ...
 
-    # A fitted method may also have ``foresee(tokens, at=...) -> int16 [N]``: exits looked up outside the timed
-    # region. The referee then marks its rows as a bound, whatever the method says of itself. And it may have
-    # ``key_hits(tokens, at=...) -> (found, asked)``: how many keys of a table it knew.
-
 
 class Method(Protocol):
-    """A competitor; stateless. Registered by decorator or through the entry-point group ``geep.methods``.
+    """A method; stateless. Registered through the entry-point group ``geep.methods``.
 
     Attributes:
         name: unique.
-        kind: ``"method"``, ``"control"`` (a rival of the idea on the same weights) or ``"bound"`` (no method at all).
-        needs: names of fitted methods it learns from; the referee fits and caches them first.
+        kind: ``"method"``, ``"control"`` (a simple alternative on the same weights) or ``"bound"`` (cannot be deployed).
+        needs: names of the fitted methods it learns from; the harness fits and caches them first.
         version: raised whenever a change of code changes what ``fit`` returns; part of the cache key.
     """
 
@@ -142,19 +154,164 @@ class Method(Protocol):
         """Learn from ``task.train``, choose on ``task.dev``.
 
         Args:
-            teachers: by the names in ``needs``; in a variant others may play these roles.
+            teachers: fitted methods by the names in ``needs``; a variant may put other methods in their places.
 
         Raises:
-            ConfigError: a setting that makes no sense; it ends the run.
-            MethodError: the method cannot be used here (a library, a device); its cells fail, those of others go on.
+            ConfigError: a setting is invalid; the run ends.
+            MethodError: the method cannot be used here (a missing library or device); its cells fail, the run continues.
         """
         ...
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> Fitted:
-        """What ``save`` wrote."""
+        """Load what ``save`` wrote."""
         ...
 
-    # A method may also have ``point_names(config) -> Sequence[str]``: the names of its operating points as far as the
-    # settings tell, so that a front end can list its cells before anything is fitted. Without it, its first point is taken.
-    # And ``named_content(config) -> JSON value | None``: the content of what the settings only name, a folder say, so that a fit
-    # is not found again when that has changed. And ``general_distillation``, see harness/pretraining/general_distillation.py.
+
+# Optional capabilities of a method.
+
+
+@runtime_checkable
+class HasRole(Protocol):
+    """A method that fills a role in the reports' comparison of exit decisions; variants inherit it.
+
+    Attributes:
+        role: ``"predicts-exits"`` or ``"verifies-exits"`` for a method under study; the others are its controls and bound.
+    """
+
+    role: Role
+
+
+@runtime_checkable
+class HasSettings(Protocol):
+    """A method with a model of its settings, so that a profile is validated before anything runs.
+
+    Attributes:
+        settings: pydantic model of everything that ``config`` may hold for this method.
+    """
+
+    settings: type[BaseModel]
+
+
+@runtime_checkable
+class NamesPoints(Protocol):
+    """A method that knows the names of its operating points before it is fitted.
+
+    Front ends list cells with it. For other methods they list the first point only.
+    """
+
+    def point_names(self, config: Mapping[str, Any]) -> Sequence[str]:
+        """Return the names of the operating points that follow from the settings."""
+        ...
+
+
+@runtime_checkable
+class NamesContent(Protocol):
+    """A method whose settings name content that can change, such as a folder of weights."""
+
+    def named_content(self, config: Mapping[str, Any]) -> Any:
+        """Return the content (JSON, e.g. a hash), or ``None``. It is part of the cache key."""
+        ...
+
+
+@runtime_checkable
+class UsesWordHead(Protocol):
+    """A method that may use the backbone's masked-word head, which the backbone's fingerprint does not cover."""
+
+    def uses_word_head(self, config: Mapping[str, Any]) -> bool:
+        """Return whether ``fit`` uses the head with these settings; the head's hash is then part of the cache key."""
+        ...
+
+
+@runtime_checkable
+class DistilsGenerally(Protocol):
+    """A method whose students can learn on raw text from a pretrained teacher (``geep-bench distill``).
+
+    Attributes:
+        general_recipe: values that differ from the defaults of :class:`harness.pretraining.recipe.PretrainRecipe`.
+    """
+
+    general_recipe: Mapping[str, Any]
+
+    def general_distillation(self, teacher: Backbone, *, config: Mapping[str, Any], dropout: float) -> nn.Module:
+        """Make a student to train: a :class:`harness.pretraining.general_distillation.Distillation`.
+
+        Raises:
+            ConfigError: a setting is unknown or invalid.
+        """
+        ...
+
+
+# Optional capabilities of a fitted method.
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """A fitted method that looks up exits outside the timed region. Its rows are marked as a bound."""
+
+    def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
+        """Return int16 [N] exits; ``predict`` receives them as ``at.foresight``."""
+        ...
+
+
+@runtime_checkable
+class CountsKeyHits(Protocol):
+    """A fitted method with a table of keys."""
+
+    def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
+        """Return how many keys of the samples the table holds, and how many were looked up."""
+        ...
+
+
+@runtime_checkable
+class HasExecutor(Protocol):
+    """A fitted method that names its executor; for others, ``"own"`` is stored.
+
+    Attributes:
+        executor: as stored with results; :data:`ASSIGNED` stands for the run's choice (``"ladder"`` or ``"exact-k"``).
+    """
+
+    executor: str
+
+
+@runtime_checkable
+class HasCompute(Protocol):
+    """A fitted method that may run its blocks in a way of its own.
+
+    Attributes:
+        compute: replaces the run's choice (see :class:`Execution`); ``None``: as the run says.
+    """
+
+    compute: Compute | None
+
+
+class TrainingCost(Protocol):
+    """What fitting cost; see :class:`harness.toolkit.training.TrainingReport`.
+
+    Attributes:
+        seconds: wall time.
+        steps: optimiser steps.
+        layer_passes: forward passes of one sample through one layer, teachers included.
+        sample_passes: samples seen, with repetition.
+        dev_scores: dev accuracy after each epoch; empty if it was not computed.
+        best_epoch: the epoch whose weights were kept, counted from 1; ``None`` for the last one by rule.
+        flops: of the layers, forward and backward, convention ``linear``; 0 if not counted.
+    """
+
+    seconds: float
+    steps: int
+    layer_passes: int
+    sample_passes: int
+    dev_scores: Sequence[float]
+    best_epoch: int | None
+    flops: float
+
+
+@runtime_checkable
+class HasTraining(Protocol):
+    """A fitted method that reports the cost of its training.
+
+    Attributes:
+        training: ``None`` if it trains nothing of its own.
+    """
+
+    training: TrainingCost | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.contracts import OperatingPoint
+from harness.contracts import NamesPoints, OperatingPoint
 from harness.core.errors import ConfigError, MethodError
 from harness.measure.passes import Contender
 from harness.running.profile import Profile
@@ -30,10 +30,10 @@ class CellId:
 def point_names(profile: Profile, method: str) -> Sequence[str]:
     """Operating points of a method or variant as far as its settings tell; :data:`FIRST` where it does not say."""
     try:
-        named = getattr(profile.method_of(method), "point_names", None)
+        found = profile.method_of(method)
     except MethodError:  # its benchmark will fail and say why; those of others go on
         return [FIRST]
-    return [FIRST] if named is None else list(named(profile.config(method)))
+    return list(found.point_names(profile.config(method))) if isinstance(found, NamesPoints) else [FIRST]
 
 
 def cells_of(settings: Settings) -> list[CellId]:

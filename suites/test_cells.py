@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from harness.contracts import Predictions
+from harness.contracts import Foresees, Predictions
 from harness.core import clock
 from harness.measure.passes import precision
 from harness.running.record import quality
@@ -20,9 +20,9 @@ def test_predict(benchmark: Any, benches: Benches, cell: CellId) -> None:
     bench = benches.bench(cell)
     tokens, at = bench.prepared.test.tokens, contender.point
     with torch.inference_mode(), precision(tokens.device, contender.dtype):
-        foresee = getattr(contender.fitted, "foresee", None)
-        if foresee is not None:  # a bound looks ahead outside the timed region
-            at = replace(at, foresight=foresee(tokens, at=at))
+        foresees = isinstance(contender.fitted, Foresees)
+        if isinstance(contender.fitted, Foresees):  # outside the timed region
+            at = replace(at, foresight=contender.fitted.foresee(tokens, at=at))
 
         def predict() -> Predictions:
             predictions = contender.fitted.predict(tokens, at=at)
@@ -47,7 +47,7 @@ def test_predict(benchmark: Any, benches: Benches, cell: CellId) -> None:
             "mean_layers": predictions.work.rows("layer") / n,
             "mean_heads": predictions.work.rows("head") / n,
             "samples_per_s": n / benchmark.stats["median"],
-            "bound": foresee is not None,
+            "bound": foresees,
         }
     )
     # Not a timing assertion: what was timed must have answered every sample.

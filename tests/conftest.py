@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from baselines.full_depth.bert import Bert
 from geep.exit_table import ExitTable
 from geep.method import FittedGeep, Geep
-from harness.contracts import Execution, Fitted, OperatingPoint, Predictions
+from harness.contracts import Execution, Fitted, Foresees, OperatingPoint, Predictions
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
@@ -184,9 +184,8 @@ def same_however_run(unseen: Split) -> Callable[[Fitted, OperatingPoint, Executi
     alone: dict[tuple[int, str], Predictions] = {}
 
     def predict(fitted: Fitted, at: OperatingPoint, tokens: TokenSet) -> Predictions:
-        foresee = getattr(fitted, "foresee", None)
-        if foresee is not None:
-            at = replace(at, foresight=foresee(tokens, at=at))
+        if isinstance(fitted, Foresees):
+            at = replace(at, foresight=fitted.foresee(tokens, at=at))
         return fitted.predict(tokens, at=at)
 
     def check(fitted: Fitted, at: OperatingPoint, execution: Execution, order: Sequence[int]) -> None:

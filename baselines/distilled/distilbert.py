@@ -177,6 +177,10 @@ class DistilBert:
         """Content of the student that is named, if one is."""
         return student_identity(config)
 
+    def uses_word_head(self, config: Mapping[str, Any]) -> bool:
+        """Return whether words are replaced by what the masked-word head predicts (``augment``)."""
+        return bool(config.get("augment"))
+
     def fit(
         self,
         task: Task,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from harness.contracts import CountsKeyHits, Foresees
 from harness.core import clock
 from harness.core.tokens import TokenSet
 from harness.measure.passes import Contender, precision, timed_pass
@@ -61,7 +62,7 @@ def look_beside(
     after = State.of(contender.fitted)
     resources = Resources(disk_bytes=after.size + borrowed, host_peak_bytes=host_peak)
     unchanged = after.digest == before.digest
-    if control or hasattr(contender.fitted, "foresee"):
+    if control or isinstance(contender.fitted, Foresees):
         return Beside([], resources, state_unchanged=unchanged)
     latency, agree, predicting = alone(contender, tokens, labels, seed)
     energy = joules(lambda: timed_pass(contender, tokens), tokens.device)
@@ -113,8 +114,7 @@ def syncs(contender: Contender, tokens: TokenSet) -> int | None:
 
 def unseen(contender: Contender, tokens: TokenSet) -> float | None:
     """Share of the samples' keys that the method's table has no row of their own for; ``None`` if it has no table."""
-    ask = getattr(contender.fitted, "key_hits", None)
-    if ask is None:
+    if not isinstance(contender.fitted, CountsKeyHits):
         return None
-    found, asked = ask(tokens, at=contender.point)
+    found, asked = contender.fitted.key_hits(tokens, at=contender.point)
     return 1 - found / asked if asked else None

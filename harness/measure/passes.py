@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from harness.contracts import Fitted, OperatingPoint, Predictions
+from harness.contracts import Fitted, Foresees, HasCompute, OperatingPoint, Predictions
 from harness.core import clock
 from harness.core.tokens import TokenSet
 from harness.measure.resources import host_peak, reset_host_peak
@@ -86,12 +86,11 @@ def timed_pass(contender: Contender, tokens: TokenSet) -> TimedPass:
         MethodError: the predictions are not as the contract says.
     """
     point = contender.point
-    foresee = getattr(contender.fitted, "foresee", None)
     foreseeing = 0.0
     with torch.inference_mode(), precision(tokens.device, contender.dtype):
-        if foresee is not None:
+        if isinstance(contender.fitted, Foresees):
             start = clock.now()
-            point = replace(point, foresight=foresee(tokens, at=point))
+            point = replace(point, foresight=contender.fitted.foresee(tokens, at=point))
             clock.synchronise(tokens.device)
             foreseeing = clock.now() - start
         clock.synchronise(tokens.device)
@@ -134,7 +133,9 @@ def measure(
     """
     rng = np.random.default_rng(seed)
     # Compiled code and graphs are made when a shape first occurs: there, every shape has to.
-    compute = getattr(contender.fitted, "compute", None) or contender.point.execution.compute
+    compute = (
+        isinstance(contender.fitted, HasCompute) and contender.fitted.compute
+    ) or contender.point.execution.compute
     some = len(tokens) if compute != "eager" else 4 * contender.point.execution.batch_size
     warm = tokens.select(np.arange(min(len(tokens), some)))
     warm_up = timed_pass(contender, warm)
@@ -196,7 +197,7 @@ def measure(
         first,
         speed,
         float(np.all(np.stack(labels) == labels[0], axis=0).mean()),
-        hasattr(contender.fitted, "foresee"),
+        isinstance(contender.fitted, Foresees),
         torch.cuda.max_memory_allocated(tokens.device) if cuda else None,
         predicting,
         _middle(pairs, ratios, len(tokens)),

@@ -23,10 +23,10 @@ import torch
 
 from harness import registry
 from harness.cli.distill_options import SETTINGS
-from harness.contracts import Method
+from harness.contracts import DistilsGenerally
 from harness.core import clock
 from harness.core.environment import fingerprint
-from harness.core.errors import ConfigError, UnknownNameError
+from harness.core.errors import ConfigError, MethodError, UnknownNameError
 from harness.core.files import write_atomic, write_json
 from harness.encoder.backbone import Backbone, content_of, default_device, load_backbone
 from harness.encoder.model import parameters_of
@@ -47,22 +47,23 @@ def _say(text: str) -> None:
 
 def able() -> list[str]:
     """Names of the methods whose students learn on raw text."""
-    return [name for name in registry.names() if hasattr(registry.get(name), "general_distillation")]
+    return [name for name in registry.names() if isinstance(registry.get(name), DistilsGenerally)]
 
 
-def _method(name: str) -> Method:
+def _method(name: str) -> DistilsGenerally:
     if name not in registry.names():
         raise UnknownNameError("method", name, able())
-    if not hasattr(method := registry.get(name), "general_distillation"):
+    method = registry.get(name)
+    if not isinstance(method, DistilsGenerally):
         raise ConfigError(f"method '{name}' has no general distillation: choose one of {', '.join(able())}")
     return method
 
 
-def _recipe(args: argparse.Namespace, method: Method) -> PretrainRecipe:
+def _recipe(args: argparse.Namespace, method: DistilsGenerally) -> PretrainRecipe:
     """Defaults, the method's on top, and what was said on top of that."""
     names = [field.name for field in fields(PretrainRecipe) if hasattr(args, field.name)]
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    return PretrainRecipe(**{**getattr(method, "general_recipe", {}), **given})
+    return PretrainRecipe(**{**method.general_recipe, **given})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +88,11 @@ def run(args: argparse.Namespace) -> int:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         # Before the shards, which take long: a setting that makes no sense is told at once.
-        model: Distillation = method.general_distillation(teacher, config=settings, dropout=recipe.dropout)  # type: ignore[attr-defined]
+        model = method.general_distillation(teacher, config=settings, dropout=recipe.dropout)
+    if not isinstance(model, Distillation):
+        raise MethodError(
+            f"method '{args.method}': general_distillation returned a {type(model).__name__}: return a Distillation"
+        )
     work = args.work or args.out / "training"
     data = plan.shards_for(args, work, _say, vocabulary.of_backbone(teacher))
     if data.length > teacher.shape.max_positions:
@@ -96,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             "name other shards"
         )
     asked = {
-        "method": {"name": method.name, **settings},
+        "method": {"name": args.method, **settings},
         "teacher": content_of(args.teacher, args.lang),
         "shape": model.encoder.shape.to_dict(),
         "recipe": {key: value for key, value in recipe.to_dict().items() if key != "steps"},
@@ -106,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     found = plan.carry_out(args, data, model, recipe, asked, work, device=device, compiled=False, began=began, say=_say)
     if found is None:
         return UNFINISHED
-    _finish(args, data, teacher, method, model, found[0])
+    _finish(args, data, teacher, model, found[0])
     return 0
 
 
@@ -114,7 +119,6 @@ def _finish(
     args: argparse.Namespace,
     data: shards.Shards,
     teacher: Backbone,
-    method: Method,
     model: Distillation,
     trainer: Trainer,
 ) -> None:
@@ -129,7 +133,7 @@ def _finish(
     machine = fingerprint()
     cpu = f"{machine['cpu']}, {machine['torch_threads']} threads"
     facts = {
-        "method": method.name,
+        "method": args.method,
         "teacher": {"name": teacher.name, **teacher.shape.to_dict()},
         "language": data.facts["language"],
         "licence": args.licence,

@@ -166,6 +166,7 @@ class Result(StrictRecord):
     schema_: int = Field(default=SCHEMA, alias="schema")
     cell: Cell
     kind: Literal["method", "control", "bound"]
+    role: str | None = Field(default=None, description="role in the comparison of exit decisions, e.g. predicts-exits")
     synthetic: bool = Field(description="embedded data: the word 'synthetic' goes wherever this number goes")
     language: str
     params: dict[str, Any] = Field(description="settings of the operating point, chosen on dev")

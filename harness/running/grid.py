@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from harness.contracts import Fitted, OperatingPoint
+from harness.contracts import Fitted, HasRole, OperatingPoint
 from harness.core import clock
 from harness.core.errors import MethodError, concerns_all, told
 from harness.core.files import content_key, write_json
@@ -223,8 +223,11 @@ class Grid:
                     start = clock.now()
                     measured = self.measure_cell(bench, fitted, point, reference)
                     beside = self._beside(bench, name, Contender(fitted, self._executed(point)), measured, before)
-                kind = self.settings.profile.method_of(name).kind
-                result = build_result(cell, fitted, point, measured, bench.prepared, beside, kind=kind)
+                method = self.settings.profile.method_of(name)
+                role = method.role if isinstance(method, HasRole) else None
+                result = build_result(
+                    cell, fitted, point, measured, bench.prepared, beside, kind=method.kind, role=role
+                )
                 self.run.save(result, sample_rows(measured, bench.prepared))
             except Exception as error:
                 if concerns_all(error):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness import registry
-from harness.contracts import Method
+from harness.contracts import Method, NamesContent
 from harness.core.errors import ConfigError, UnknownNameError
 from harness.running import variants
 
@@ -97,12 +97,13 @@ class Profile(BaseModel):
 
     def identity(self, name: str) -> Any:
         """What tells a method or variant from all others in content keys, its settings aside; JSON."""
-        return getattr(self.method_of(name), "identity", name)
+        method = self.method_of(name)
+        return method.identity if isinstance(method, variants.Variant) else name
 
     def named_content(self, name: str) -> Any:
-        """What its settings only name, a folder of weights say, as the method tells (JSON); ``None`` where there is nothing."""
-        tell = getattr(self.method_of(name), "named_content", None)
-        return None if tell is None else tell(self.config(name))
+        """Return the content that settings only name, e.g. a folder of weights (JSON), or ``None``."""
+        method = self.method_of(name)
+        return method.named_content(self.config(name)) if isinstance(method, NamesContent) else None
 
     @property
     def variants(self) -> list[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import f1_score
 
-from harness.contracts import Fitted, Kind, OperatingPoint
+from harness.contracts import Fitted, HasTraining, Kind, OperatingPoint, Role
 from harness.core.environment import fingerprint
 from harness.core.errors import MethodError
 from harness.measure.diagnostics import Beside
@@ -39,12 +39,14 @@ def build_result(
     beside: Beside | None = None,
     *,
     kind: Kind = "method",
+    role: Role | None = None,
 ) -> Result:
     """The stored form of one measurement.
 
     Args:
-        kind: what the method says of itself.
-        beside: what was looked at beside the rounds, if it was.
+        beside: diagnostics, if any were made.
+        kind: the method's kind.
+        role: the method's role, if it has one.
 
     Raises:
         MethodError: the logits do not have the task's classes.
@@ -56,7 +58,7 @@ def build_result(
             "return logits [N, task.num_labels]"
         )
     work, n = predictions.work, len(predictions.exit_layer)
-    report = getattr(fitted, "training", None)
+    report = fitted.training if isinstance(fitted, HasTraining) else None
     training = None
     if report is not None:
         training = Training(
@@ -66,12 +68,13 @@ def build_result(
             passes_ratio=report.layer_passes / (report.sample_passes * cost.depth),
             best_epoch=report.best_epoch,
             dev_accuracy=max(report.dev_scores, default=None),
-            flops=getattr(report, "flops", 0.0) or None,
+            flops=report.flops or None,
         )
     return Result(
         schema=SCHEMA,
         cell=cell,
         kind="bound" if measured.foresees else kind,
+        role=role,
         synthetic=cell.source == "embedded",
         language=prepared.task.language,
         params=dict(point.params),

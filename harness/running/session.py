@@ -14,14 +14,24 @@ from typing import Any
 
 import torch
 
-from harness.contracts import Compute, DType, Execution, Fitted, Method, OperatingPoint
+from harness.contracts import (
+    ASSIGNED,
+    Compute,
+    DType,
+    Execution,
+    Fitted,
+    HasCompute,
+    HasExecutor,
+    Method,
+    OperatingPoint,
+    UsesWordHead,
+)
 from harness.core.errors import ConfigError, DeviceError, MethodError, ResultError, concerns_all, told
 from harness.core.files import cache_root, content_key, write_folder
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.results.schema import Cell
 from harness.running.profile import Profile
 from harness.running.task import Prepared, check_names, load_raw, prepare
-from harness.toolkit.fitted import ASSIGNED
 
 # Raised whenever a change of the chassis or of the training loop changes what methods learn.
 CHASSIS_VERSION = 1
@@ -177,6 +187,7 @@ class Bench:
         """Content key of a fitted method: everything its weights follow from."""
         profile = self.settings.profile
         method, named = profile.method_of(name), profile.named_content(name)
+        uses_head = isinstance(method, UsesWordHead) and method.uses_word_head(profile.config(name))
         return content_key(
             CHASSIS_VERSION,
             profile.identity(name),
@@ -188,7 +199,7 @@ class Bench:
             self.settings.device,
             [self.fit_key(need) for need in method.needs],
             *([] if named is None else [named]),
-            *([self.backbone.head_fingerprint] if profile.config(name).get("augment") else []),
+            *([self.backbone.head_fingerprint] if uses_head else []),
         )
 
     def fitted(self, name: str) -> Fitted:
@@ -257,7 +268,8 @@ class Bench:
     def cell(self, name: str, point: OperatingPoint, fitted: Fitted | None = None) -> Cell:
         """Coordinates of one measurement; without ``fitted``, of the fit itself."""
         given = self.settings.execution
-        executor = getattr(fitted, "executor", "own")
+        executor = fitted.executor if isinstance(fitted, HasExecutor) else "own"
+        compute = fitted.compute if isinstance(fitted, HasCompute) else None
         return Cell(
             method=name,
             dataset=self.dataset,
@@ -271,6 +283,6 @@ class Bench:
             batch_size=given.batch_size,
             device=self.settings.device,
             dtype=given.dtype,
-            compute=getattr(fitted, "compute", None) or given.compute,
+            compute=compute or given.compute,
             batch_tokens=given.batch_tokens,
         )

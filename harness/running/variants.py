@@ -28,6 +28,8 @@ RESERVED = ("like", "needs")
 # Names go into file names, where "--" separates parts.
 NAME = re.compile(r"\w+([-.+]\w+)*")
 LONGEST = 64
+# Optional capabilities (:mod:`harness.contracts`) that a variant has if its base has them.
+INHERITED = ("role", "settings", "point_names", "named_content", "uses_word_head")
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -61,8 +63,7 @@ class Variant:
         self.version = base.version
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(self.roles.values()))
         self.identity = [name, base.name, sorted(self.roles.items())]
-        self.point_names = getattr(base, "point_names", None)
-        self.named_content = getattr(base, "named_content", None)
+        vars(self).update({part: getattr(base, part) for part in INHERITED if hasattr(base, part)})
 
     def fit(
         self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int

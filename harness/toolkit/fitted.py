@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from harness.contracts import Compute, OperatingPoint, Predictions
+from harness.contracts import ASSIGNED, Compute, OperatingPoint, Predictions
 from harness.core.clock import Phases
 from harness.core.errors import ConfigError, ResultError
 from harness.core.tokens import Split, TokenSet
@@ -25,8 +25,6 @@ from harness.toolkit.training import TrainingReport
 
 # FastBERT's Table 2 (ACL 2020) reports these.
 SPEEDS = (0.1, 0.5, 0.8)
-# The executor of exits known beforehand is the run's choice: ladder or exact-k.
-ASSIGNED = "assigned"
 
 
 def checked_speeds(method: str, speeds: Any) -> tuple[float, ...]:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.contracts import Execution, Fitted, Kind, OperatingPoint
+from harness.contracts import ASSIGNED, Execution, Fitted, Foresees, HasExecutor, Kind, OperatingPoint
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 from harness.measure.passes import Contender, TimedPass, timed_pass
 from harness.running.session import Bench, Settings
-from harness.toolkit.fitted import ASSIGNED, AssignedExits
+from harness.toolkit.fitted import AssignedExits
 
 PREDICTOR = "geep"  # whose predicted exits samples are ordered by
 EXECUTORS = ("ladder", "exact-k")
@@ -98,8 +98,8 @@ def entries(bench: Bench, methods: Sequence[str], speed: float) -> Iterator[Entr
         fitted = bench.fitted(name)
         points = list(fitted.operating_points(bench.prepared.task.dev))
         point = point_at(name, points, speed)
-        own = getattr(fitted, "executor", "own")
-        kind: Kind = "bound" if hasattr(fitted, "foresee") else bench.settings.profile.method_of(name).kind
+        own = fitted.executor if isinstance(fitted, HasExecutor) else "own"
+        kind: Kind = "bound" if isinstance(fitted, Foresees) else bench.settings.profile.method_of(name).kind
         given = bench.settings.execution.executor
         ways = (own,) if own != ASSIGNED else EXECUTORS if kind == "method" else (given,)
         for way in ways:
@@ -155,10 +155,9 @@ class Samples:
         return len(self.tokens)
 
     def _probe(self, entry: Entry) -> Probe:
-        foresee = getattr(entry.fitted, "foresee", None)
         everybody = np.arange(len(self))
-        if foresee is not None:
-            entry.foresight = foresee(self.tokens, at=replace(entry.point, execution=self._untimed))
+        if isinstance(entry.fitted, Foresees):
+            entry.foresight = entry.fitted.foresee(self.tokens, at=replace(entry.point, execution=self._untimed))
         found = entry.run(self.tokens, everybody, self._untimed).predictions
         return Probe(found.logits.argmax(1), found.exit_layer, found.predicted_exit)
 

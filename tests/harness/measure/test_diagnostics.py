@@ -93,7 +93,7 @@ def test_bounds_and_controls_are_left_alone(
 ) -> None:
     """Who looks ahead, or deals out exits among all, has no latency: no sample of his ever ran alone."""
     fitted: Any = FullDepth(tiny_model)
-    fitted.foresee = None
+    fitted.foresee = lambda tokens, at: torch.zeros(len(tokens), dtype=torch.int16)
     found = look_beside(Contender(fitted, point), tokens, np.zeros(len(tokens)), State.of(fitted))
     assert (found.latency, found.batches_agree, found.state_unchanged) == ([], None, True)
     plain = FullDepth(tiny_model)
