@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.cli.run_options import backbones, names
+from harness.cli.argument_types import names
+from harness.cli.run_options import backbones
 from harness.core.environment import fingerprint
 from harness.core.errors import GeepBenchError
 from harness.encoder.backbone import default_device

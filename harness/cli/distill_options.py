@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cli.pretrain_options import add_amount, add_run, length, paths, size
+from harness.cli.argument_types import whole_number
+from harness.cli.pretrain_options import add_amount, add_run, length, paths
 
 DESCRIPTION = """General distillation: a small student learns from a pretrained teacher on raw text, as DistilBERT and TinyBERT do.
 
@@ -36,9 +37,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--licence", default="", metavar="ID", help="for the card, e.g. apache-2.0")
 
     student = parser.add_argument_group("student", "what it is and learns; defaults are the method's, as published")
-    student.add_argument("--layers", type=size, metavar="N")
-    student.add_argument("--width", type=size, metavar="N", help="tinybert")
-    student.add_argument("--intermediate", type=size, metavar="N", help="tinybert")
+    student.add_argument("--layers", type=whole_number(1), metavar="N")
+    student.add_argument("--width", type=whole_number(1), metavar="N", help="tinybert")
+    student.add_argument("--intermediate", type=whole_number(1), metavar="N", help="tinybert")
     student.add_argument("--temperature", type=float, metavar="T", help="distilbert: of soft words; default 2")
     student.add_argument("--alpha-ce", type=float, metavar="A", help="distilbert: weight of soft words; default 5")
     student.add_argument("--alpha-mlm", type=float, metavar="A", help="distilbert: weight of masked words; default 2")

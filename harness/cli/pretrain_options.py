@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harness.cli.argument_types import positive_number, whole_number
+
 DESCRIPTION = """Pretrain a backbone of your own: masked words, from raw text to a folder that --backbone and AutoModel load.
 
   geep-bench pretrain --corpus wiki.txt.zst,train.parquet --lang en --minutes 60 --out my-backbone
@@ -20,34 +22,14 @@ def paths(text: str) -> list[Path]:
     return found
 
 
-def size(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return number
-
-
 def length(text: str) -> int:
-    if (number := size(text)) < 8:
+    if (number := whole_number(1)(text)) < 8:
         raise argparse.ArgumentTypeError(f"'{text}': rows hold at least 8 tokens")
     return number
 
 
-def _above_zero(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return number
-
-
 def _seconds(text: str) -> float:
-    return 0.0 if text.strip() == "0" else _above_zero(text)
+    return 0.0 if text.strip() == "0" else positive_number(text)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -61,17 +43,17 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--shards", type=Path, metavar="DIR", help="token ids: read if they are there, else written there"
     )
     data.add_argument("--shards-only", action="store_true", help="make the shards and stop")
-    data.add_argument("--vocab", type=size, default=20_000, metavar="N", help="WordPieces; default 20000")
+    data.add_argument("--vocab", type=whole_number(1), default=20_000, metavar="N", help="WordPieces; default 20000")
     data.add_argument("--vocab-from", type=Path, metavar="DIR", help="take the vocabulary of this folder instead")
     data.add_argument("--length", type=length, default=128, metavar="T", help="tokens of a row; default 128")
     data.add_argument("--about", default="", metavar="TEXT", help="for the model card: what the texts are, and whose")
     data.add_argument("--licence", default="", metavar="ID", help="for the model card, e.g. cc-by-sa-4.0")
 
     shape = parser.add_argument_group("model")
-    shape.add_argument("--layers", type=size, default=12, metavar="N")
-    shape.add_argument("--width", type=size, default=256, metavar="N")
-    shape.add_argument("--heads", type=size, metavar="N", help="default: width / 64")
-    shape.add_argument("--intermediate", type=size, metavar="N", help="default: 4 x width")
+    shape.add_argument("--layers", type=whole_number(1), default=12, metavar="N")
+    shape.add_argument("--width", type=whole_number(1), default=256, metavar="N")
+    shape.add_argument("--heads", type=whole_number(1), metavar="N", help="default: width / 64")
+    shape.add_argument("--intermediate", type=whole_number(1), metavar="N", help="default: 4 x width")
     shape.add_argument(
         "--init-from",
         type=Path,
@@ -104,8 +86,10 @@ def add_amount(parser: argparse.ArgumentParser) -> None:
     amount.add_argument(
         "--steps", type=int, metavar="N", help="optimiser steps (default 10000); 0: an untrained control"
     )
-    amount.add_argument("--tokens", type=_above_zero, metavar="N", help="as many steps as see N tokens, e.g. 1e9")
-    amount.add_argument("--minutes", type=_above_zero, metavar="M", help="as many steps as fit, by the measured rate")
+    amount.add_argument("--tokens", type=positive_number, metavar="N", help="as many steps as see N tokens, e.g. 1e9")
+    amount.add_argument(
+        "--minutes", type=positive_number, metavar="M", help="as many steps as fit, by the measured rate"
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -118,7 +102,7 @@ def add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--save-every", type=_seconds, default=60.0, metavar="S", help="seconds between states; 0: every step"
     )
     run.add_argument(
-        "--stop-after", type=_above_zero, metavar="M", help="minutes after which to save the state and stop"
+        "--stop-after", type=positive_number, metavar="M", help="minutes after which to save the state and stop"
     )
     run.add_argument("--fresh", action="store_true", help="throw the states away and start anew (shards are kept)")
     return run

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import __version__
 from harness.cli import distill_options, pretrain_options
-from harness.core.errors import ConfigError
+from harness.cli.argument_types import OneLineParser, names, whole_number
 
 EXAMPLES = """examples:
   geep-bench run --profile quick                      embedded data, CPU, no network; minutes
@@ -26,29 +26,11 @@ A run goes on where it was stopped; finished cells are not run again (unless --f
 Exit codes: 0 done, 1 some cells failed or (compare --gate) got worse, 2 unusable input (one line says what and how to mend it)."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that ends in our own exception, so that there is one way to complain."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-
-def names(text: str) -> list[str]:
-    """``"a,b"`` -> its names, each once."""
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
-        raise argparse.ArgumentTypeError("give at least one name")
-    return list(dict.fromkeys(found))
-
-
 def _seeds(text: str) -> list[int]:
     try:
-        seeds = [int(part) for part in names(text)]
-    except ValueError:
-        seeds = [-1]
-    if min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers such as 0,1,2")
-    return seeds
+        return [whole_number(0)(part) for part in names(text)]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers such as 0,1,2") from None
 
 
 def _share(text: str) -> float:
@@ -91,14 +73,14 @@ def setting(text: str) -> tuple[str, str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line, all of it."""
-    top = _Parser(
+    top = OneLineParser(
         prog="geep-bench",
         description="Efficient BERT inference, refereed: accuracy, FLOPs and throughput from one pass over real data.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"geep-bench {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
 
     run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
     run.add_argument(
@@ -121,9 +103,9 @@ def parser() -> argparse.ArgumentParser:
         help="a setting of a method (or of 'training': of all); M.like=NAME makes a variant, which is run, too; repeatable",
     )
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    run.add_argument("--batch-size", type=pretrain_options.size, metavar="N", help="samples per batch")
+    run.add_argument("--batch-size", type=whole_number(1), metavar="N", help="samples per batch")
     run.add_argument(
-        "--batch-tokens", type=pretrain_options.size, metavar="N", help="a batch also ends before it holds more tokens"
+        "--batch-tokens", type=whole_number(1), metavar="N", help="a batch also ends before it holds more tokens"
     )
     run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights and hidden states")
     run.add_argument(
@@ -132,13 +114,9 @@ def parser() -> argparse.ArgumentParser:
         help="how blocks are run; auto: CUDA graphs where there is a device, else eager",
     )
     run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
-    run.add_argument(
-        "--max-train", type=pretrain_options.size, metavar="N", help="at most N train rows (stratified, seed 0)"
-    )
-    run.add_argument(
-        "--max-test", type=pretrain_options.size, metavar="N", help="at most N test rows (stratified, seed 0)"
-    )
-    run.add_argument("--rounds", type=pretrain_options.size, metavar="N", help="timed passes per cell")
+    run.add_argument("--max-train", type=whole_number(1), metavar="N", help="at most N train rows (stratified, seed 0)")
+    run.add_argument("--max-test", type=whole_number(1), metavar="N", help="at most N test rows (stratified, seed 0)")
+    run.add_argument("--rounds", type=whole_number(1), metavar="N", help="timed passes per cell")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
     run.add_argument("--fit-only", action="store_true", help="fit and cache, and measure later, on a quiet machine")
     run.add_argument("--fresh", action="store_true", help="fit and measure again what is there already")
@@ -178,13 +156,11 @@ def parser() -> argparse.ArgumentParser:
 
     flops = commands.add_parser("flops", help="FLOPs of one sample in closed form, in both conventions")
     flops.add_argument("--backbone", required=True, metavar="ID", help="known name (offline), folder or hub id")
-    flops.add_argument("--labels", type=pretrain_options.size, default=2, metavar="N")
-    flops.add_argument(
-        "--seq-len", type=pretrain_options.size, default=128, metavar="T", help="tokens, padding included"
-    )
+    flops.add_argument("--labels", type=whole_number(1), default=2, metavar="N")
+    flops.add_argument("--seq-len", type=whole_number(1), default=128, metavar="T", help="tokens, padding included")
     flops.add_argument(
         "--exit",
-        type=pretrain_options.size,
+        type=whole_number(1),
         metavar="K",
         help="leave after layer K (counted from 1) instead of the last",
     )
