@@ -71,18 +71,8 @@ def setting(text: str) -> tuple[str, str, Any]:
     return table, key, value if isinstance(value, bool | int | float | str | list | dict) else right.strip()
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line, all of it."""
-    top = OneLineParser(
-        prog="geep-bench",
-        description="Efficient BERT inference, refereed: accuracy, FLOPs and throughput from one pass over real data.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--version", action="version", version=f"geep-bench {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
-
-    run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
+def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the options of ``geep-bench run``; the studies of ``suites`` take them as well."""
     run.add_argument(
         "--profile", default="quick", metavar="P", help="name (see 'list profiles') or TOML file; default quick"
     )
@@ -120,6 +110,21 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
     run.add_argument("--fit-only", action="store_true", help="fit and cache, and measure later, on a quiet machine")
     run.add_argument("--fresh", action="store_true", help="fit and measure again what is there already")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, all of it."""
+    top = OneLineParser(
+        prog="geep-bench",
+        description="Efficient BERT inference, refereed: accuracy, FLOPs and throughput from one pass over real data.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"geep-bench {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
+
+    run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
+    add_run_options(run)
 
     report = commands.add_parser("report", help="make the report of a run folder again")
     report.add_argument("run", type=Path, metavar="RUN")
