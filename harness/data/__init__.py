@@ -1,5 +1,5 @@
-"""Where samples come from: the twelve cards, and three sources that give the same thing.
+"""Datasets: the cards, and three sources that return the same :class:`~harness.data.splits.RawDataset`.
 
-``hub`` (:func:`~harness.data.hub.load_hub`), a ``local`` folder (:func:`~harness.data.local.load_local`) and the
-``embedded`` twins (:func:`~harness.data.embedded.load_embedded`) all return a :class:`~harness.data.splits.RawDataset`.
+The sources are the hub (:mod:`.hub`), a local folder (:mod:`.local`) and the embedded synthetic data (:mod:`.embedded`).
+May import core only.
 """

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub; repositories without loading script only."""
+"""Datasets of the Hugging Face hub. Only repositories without a loading script are read."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ from typing import Any
 
 from harness.core.errors import DataError
 from harness.data.cards import DatasetCard
-from harness.data.splits import (
-    SPLITS,
-    RawDataset,
-    RawSplit,
-    carve_dev,
-    check_known_labels,
-    check_split,
-    count_labels,
-    integer_labels,
-)
+from harness.data.splits import RawDataset, RawSplit, assemble, check_split, integer_labels
 
 _MEND = "use --data DIR with local files, or the embedded data (the default)"
+_UNPINNED = "hub revision not pinned: no commit of this repository has been verified"
 
 
 def _library() -> Any:
-    """The package ``datasets``, imported only here: everything else works without it."""
+    """Import the package ``datasets``, which nothing else needs."""
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
@@ -48,42 +40,34 @@ def _to_split(table: Any, card: DatasetCard, where: str) -> RawSplit:
 
 
 def load_hub(card: DatasetCard) -> RawDataset:
-    """The hub's copy of a dataset, by its card; code from the repository is never run.
+    """Load the hub copy that a card names. Code of the repository is never run.
 
-    A missing dev split is 10 % of train; a missing test split is 10 % of train taken before that (stratified, seed 0).
+    A missing dev split is 10 % of train; a missing test split is 10 % of train, taken before dev (stratified, seed 0).
 
     Raises:
-        DataError: there is no faithful copy, ``datasets`` is not installed, the hub cannot be reached, or the copy is
-            not what the card says.
+        DataError: no faithful copy is known, ``datasets`` is not installed, the hub cannot be reached, or the copy differs
+            from its card.
     """
     if card.hub_id is None:
-        raise DataError(f"dataset '{card.name}' has no faithful copy on the hub ({card.notes[0]}): {_MEND}")
+        why = f" ({card.notes[0]})" if card.notes else ""
+        raise DataError(f"dataset '{card.name}' has no faithful copy on the hub{why}: {_MEND}")
     library = _library()
     splits: dict[str, RawSplit] = {}
     for split, theirs in card.hub_splits.items():
         where = f"hub {card.hub_id} split '{theirs}'"
         try:
             table = library.load_dataset(card.hub_id, card.hub_config, split=theirs, revision=card.hub_revision)
-        except Exception as error:  # the library lets errors of many other libraries through
+        except Exception as error:  # the library raises errors of many other libraries
             cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise DataError(f"{where} cannot be loaded ({type(error).__name__}: {cause}): {_MEND}") from error
         splits[split] = _to_split(table, card, where)
-    count_labels(splits["train"], f"hub {card.hub_id}", card.num_labels)
-    notes = list(card.notes)
-    for split in ("test", "dev"):
-        if split not in splits:
-            splits["train"], splits[split] = carve_dev(splits["train"])
-            notes.append(f"{split} is 10 % of train, stratified, seed 0: the hub has none")
-    for split in SPLITS:
-        check_known_labels(splits[split], splits["train"], f"hub {card.hub_id} {split}", card.num_labels)
-    return RawDataset(
+    return assemble(
+        splits,
+        {split: f"hub {card.hub_id} {split}" for split in splits},
         name=card.name,
         language=card.language,
-        num_labels=card.num_labels,
         label_names=list(card.label_names),
         source="hub",
-        train=splits["train"],
-        dev=splits["dev"],
-        test=splits["test"],
-        notes=notes,
+        notes=[*([] if card.hub_revision else [_UNPINNED]), *card.notes],
+        why_carved="the hub has none",
     )

@@ -1,41 +1,39 @@
 """A folder of files as a dataset: ``<folder>/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}``.
 
-Columns: ``text``, optionally ``text_pair``, and ``label`` (integers from 0). Any folder is a dataset, known to
-the cards or not; an optional ``card.toml`` beside the files gives ``language``, ``label_names`` and ``title``.
+Columns: ``text``, optionally ``text_pair``, and ``label`` (integers from 0). The name need not be one of the cards; an
+optional ``card.toml`` beside the files states ``language``, ``label_names`` and ``title``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from harness.core.errors import DataError, UnknownNameError
-from harness.data.cards import CARDS
-from harness.data.splits import (
-    SPLITS,
-    RawDataset,
-    RawSplit,
-    carve_dev,
-    check_known_labels,
-    check_split,
-    count_labels,
-    integer_labels,
-)
+from harness.core.settings import StrictSettings
+from harness.data.cards import CARDS, parse_card, read_toml
+from harness.data.splits import SPLITS, RawDataset, RawSplit, assemble, check_split, integer_labels
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
 _CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-_CARD_KEYS = {"language", "label_names", "title"}
 _GUESS_ROWS = 200
 
 
+class LocalCard(StrictSettings):
+    """The optional ``card.toml`` of a local dataset; ``label_names`` are in the order of the labels."""
+
+    title: str = ""
+    language: Literal["en", "zh"] | None = None
+    label_names: tuple[str, ...] = ()
+
+
 def _cause(error: Exception) -> str:
-    """The first line of what a library said."""
+    """Return the first line of a library's message."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
@@ -58,10 +56,10 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """The table in ``path`` (Parquet, CSV, TSV or JSON lines); texts such as "NA" and "null" stay texts.
+    """Read a table (Parquet, CSV, TSV or JSON lines). Texts such as "NA" and "null" stay texts.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     form = path.suffix[1:]
     try:
@@ -90,7 +88,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def _texts(table: pd.DataFrame, column: str, where: str) -> list[str]:
     values = table[column].tolist()
     wrong = np.fromiter((not isinstance(value, str) for value in values), dtype=bool, count=len(values))
-    # A missing text is an empty one; check_split reports both in one way.
+    # A missing text counts as an empty one: check_split reports both in the same way.
     missing = np.asarray(table[column].isna(), dtype=bool)
     if (wrong & ~missing).any():
         row = int(np.flatnonzero(wrong & ~missing)[0])
@@ -100,10 +98,10 @@ def _texts(table: pd.DataFrame, column: str, where: str) -> list[str]:
 
 
 def read_split(path: Path) -> RawSplit:
-    """One file as a split.
+    """Read one file as a split.
 
     Raises:
-        DataError: it is broken, lacks a column, has no row, an empty text or a label that is not an integer.
+        DataError: the file is broken, lacks a column, has no row, an empty text or a label that is not an integer.
     """
     table, where = read_table(path), str(path)
     if not len(table.columns):
@@ -124,38 +122,19 @@ def read_split(path: Path) -> RawSplit:
 def _find(folder: Path, split: str) -> Path | None:
     found = [path for form in FORMATS if (path := folder / f"{split}.{form}").is_file()]
     if len(found) > 1:
-        raise DataError(f"{folder}: {found[0].name} and {found[1].name} are both there: keep one file per split")
+        raise DataError(f"{folder}: {found[0].name} and {found[1].name} both exist: keep one file per split")
     return found[0] if found else None
 
 
 def guess_language(texts: list[str]) -> str:
-    """``"zh"`` where at least a fifth of the characters other than white space are Chinese, else ``"en"``."""
+    """Return ``"zh"`` if at least a fifth of the characters other than white space are Chinese, else ``"en"``."""
     sample = "".join(text[:1000] for text in texts[:_GUESS_ROWS])
     signs = len("".join(sample.split()))
     return "zh" if signs and len(_CJK.findall(sample)) >= 0.2 * signs else "en"
 
 
-def _user_card(folder: Path) -> dict[str, Any]:
-    """What ``card.toml`` says, checked."""
-    path = folder / "card.toml"
-    if not path.is_file():
-        return {}
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: not valid TOML ({_cause(error)}): correct it, or delete it") from error
-    if unknown := set(data) - _CARD_KEYS:
-        raise DataError(f"{path}: unknown key '{min(unknown)}': known are {', '.join(sorted(_CARD_KEYS))}")
-    if data.get("language", "en") not in ("en", "zh"):
-        raise DataError(f'{path}: language is {data["language"]!r}: write "en" or "zh"')
-    names = data.get("label_names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{path}: label_names must be a list of texts, in label order")
-    return data
-
-
 def available(folder: Path) -> list[str]:
-    """Names of the datasets in ``folder``: its sub-folders that hold a train or a test file, sorted."""
+    """Return the names of the datasets in ``folder``, sorted: its sub-folders with a file of any split."""
     return sorted(
         place.name
         for place in folder.iterdir()
@@ -164,13 +143,13 @@ def available(folder: Path) -> list[str]:
 
 
 def load_local(folder: Path | str, name: str) -> RawDataset:
-    """The dataset ``<folder>/<name>``.
+    """Load the dataset ``<folder>/<name>``.
 
-    Where there is no dev file, dev is carved from train (10 %, stratified, seed 0) and a note says so.
+    Without a dev file, dev is carved from train (10 %, stratified, seed 0), and a note says so.
 
     Raises:
-        UnknownNameError: there is no such sub-folder; the message lists those that are there.
-        DataError: the folder is missing, a file is missing or broken, or its content breaks a rule.
+        UnknownNameError: there is no such sub-folder; the message lists those that exist.
+        DataError: the folder or a file is missing, a file is broken, or its content is not valid.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -182,31 +161,18 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
     for split in ("train", "test"):
         if paths[split] is None:
             raise DataError(f"{place}: no {split} file: add {split}.parquet, .csv, .tsv or .jsonl")
-    known, own = CARDS.get(name), _user_card(place)
+    card_file = place / "card.toml"
+    own = parse_card(LocalCard, read_toml(card_file), str(card_file)) if card_file.is_file() else LocalCard()
+    known = CARDS.get(name)
     splits = {split: read_split(path) for split, path in paths.items() if path is not None}
-    train, where = splits["train"], str(paths["train"])
-    names = own.get("label_names") or (list(known.label_names) if known else None)
-    num_labels = count_labels(train, where, len(names) if names else None)
-    notes: list[str] = []
-    if "dev" not in splits:
-        check_known_labels(train, train, where, num_labels)
-        splits["train"], splits["dev"] = carve_dev(train)
-        notes.append("dev is 10 % of train, stratified, seed 0: there is no dev file")
-    for split in ("dev", "test"):
-        origin = str(paths[split] or where)
-        check_known_labels(splits[split], train, origin, num_labels)
-        if (splits[split].pairs is None) != (train.pairs is None):
-            has, lacks = (where, origin) if splits[split].pairs is None else (origin, where)
-            raise DataError(f"{lacks}: no column 'text_pair', but {has} has one: all splits need it, or none")
-    language = own.get("language") or (known.language if known else guess_language(train.texts))
-    return RawDataset(
+    names = own.label_names or (known.label_names if known else ())
+    return assemble(
+        splits,
+        {split: str(paths[split]) for split in splits},
         name=name,
-        language=language,
-        num_labels=num_labels,
-        label_names=names or [str(label) for label in range(num_labels)],
+        language=own.language or (known.language if known else guess_language(splits["train"].texts)),
+        label_names=list(names) or None,
         source="local",
-        train=splits["train"],
-        dev=splits["dev"],
-        test=splits["test"],
-        notes=notes,
+        notes=[],
+        why_carved="there is no dev file",
     )

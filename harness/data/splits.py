@@ -1,9 +1,9 @@
-"""Texts and labels before tokenising, and the rules they must satisfy."""
+"""Texts and labels before tokenisation, and the rules that they must satisfy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from harness.core.errors import DataError
 
 SPLITS = ("train", "dev", "test")
-DEV_ROWS = 1000  # of dev are worth their time, however few rows there are to train on
+DEV_ROWS = 1000  # thresholds are chosen on dev: this many rows are kept, however few there are to train on
 _SHOWN = 5
 
 
@@ -21,9 +21,9 @@ class RawSplit:
 
     Attributes:
         texts: N texts.
-        pairs: N second texts, or ``None`` where samples are single texts.
+        pairs: N second texts, or ``None`` if samples are single texts.
         labels: int64 [N].
-        difficulty: int8 [N], the true difficulty of embedded samples (0 easy, 1 middle, 2 hard); else ``None``.
+        difficulty: int8 [N], the true difficulty of embedded samples (0 easy, 1 middle, 2 hard); ``None`` for real data.
     """
 
     texts: list[str]
@@ -35,7 +35,7 @@ class RawSplit:
         return len(self.texts)
 
     def select(self, rows: np.ndarray | Sequence[int]) -> RawSplit:
-        """The samples at ``rows`` (int64 [M]), in that order."""
+        """Return the samples at ``rows`` (int64 [M]), in that order."""
         rows = np.asarray(rows, dtype=np.int64)
         return RawSplit(
             [self.texts[row] for row in rows],
@@ -47,15 +47,14 @@ class RawSplit:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A dataset as every source returns it, validated.
+    """A validated dataset, as every source returns it.
 
     Attributes:
-        name: dataset name.
         language: ``"en"`` or ``"zh"``.
         num_labels: C; labels are 0 .. C - 1.
         label_names: C names.
         source: ``"embedded"``, ``"local"`` or ``"hub"``.
-        notes: what a reader of results should know, e.g. that dev was carved from train.
+        notes: facts that readers of results need, e.g. that dev was carved from train.
     """
 
     name: str
@@ -70,7 +69,7 @@ class RawDataset:
 
 
 def _rows(mask: np.ndarray) -> str:
-    """``row 3, 8, ... (12 rows)`` for the true entries of ``mask``; rows count from 1, header and blank lines aside."""
+    """Return ``row 3, 8, ... (12 rows)`` for the true entries of ``mask``; rows count from 1, without the header."""
     found = np.flatnonzero(mask) + 1
     listed = ", ".join(str(row) for row in found[:_SHOWN])
     return f"row{'s' if len(found) > 1 else ''} {listed}" + (
@@ -81,12 +80,12 @@ def _rows(mask: np.ndarray) -> str:
 def integer_labels(
     values: Sequence[Any] | np.ndarray, where: str, column: str = "label", offset: int = 0
 ) -> np.ndarray:
-    """Labels as int64 [N], less ``offset``.
+    """Return labels as int64 [N], minus ``offset``.
 
-    Integers, whole floats and their decimal spellings are accepted, since file formats differ in what they can hold.
+    Accepts integers, whole floats and decimal digits in text, because file formats differ in what they can hold.
 
     Raises:
-        DataError: something else is among them.
+        DataError: another value occurs.
     """
     labels, wrong = np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
     for row, value in enumerate(values):
@@ -114,16 +113,14 @@ def _short(value: object) -> str:
 
 
 def check_split(split: RawSplit, where: str, text_column: str = "text", pair_column: str = "text_pair") -> None:
-    """Refuse a split without rows or with empty texts.
+    """Check that a split has rows, and no empty text.
 
     Args:
-        split: the samples.
         where: file or hub split, for the message.
-        text_column: name of the column of ``texts``, for the message.
-        pair_column: name of the column of ``pairs``, for the message.
+        text_column, pair_column: names of the columns of ``texts`` and ``pairs``, for the message.
 
     Raises:
-        DataError: naming column and rows.
+        DataError: names the column and the rows.
     """
     if not len(split):
         raise DataError(f"{where}: no rows: give it at least one sample")
@@ -138,12 +135,11 @@ def check_split(split: RawSplit, where: str, text_column: str = "text", pair_col
 
 
 def count_labels(train: RawSplit, where: str, expected: int | None = None) -> int:
-    """Number of classes C of a train split whose labels must be 0 .. C - 1.
+    """Return the number of classes C of a train split, whose labels must be 0 .. C - 1.
 
     Args:
-        train: the split.
-        where: its file, for the message.
-        expected: C where it is known beforehand; then train may lack classes (a small sample of many classes does).
+        where: file or hub split, for the message.
+        expected: C if it is known beforehand. Then train may lack classes, as small samples of many classes do.
 
     Raises:
         DataError: labels are negative, leave gaps, are constant, or exceed ``expected``.
@@ -154,8 +150,7 @@ def count_labels(train: RawSplit, where: str, expected: int | None = None) -> in
         raise DataError(f"{where}: column 'label' has negative labels ({shown}): number the classes 0, 1, 2, ...")
     if len(present) < 2:
         raise DataError(
-            f"{where}: column 'label' is {present[0]} in every row, so there is nothing to learn: "
-            "give at least two classes"
+            f"{where}: column 'label' is {present[0]} in every row, which cannot be learned: give at least two classes"
         )
     classes = expected if expected is not None else int(present[-1]) + 1
     if present[-1] >= classes:
@@ -172,11 +167,11 @@ def count_labels(train: RawSplit, where: str, expected: int | None = None) -> in
     return classes
 
 
-def check_known_labels(split: RawSplit, train: RawSplit, where: str, num_labels: int) -> None:
-    """Refuse labels outside 0 .. C - 1, which no method could ever predict.
+def check_known_labels(split: RawSplit, where: str, num_labels: int) -> None:
+    """Check that labels are in 0 .. C - 1: no method could predict others.
 
     Raises:
-        DataError: naming rows.
+        DataError: names the rows.
     """
     unknown = (split.labels < 0) | (split.labels >= num_labels)
     if unknown.any():
@@ -188,12 +183,12 @@ def check_known_labels(split: RawSplit, train: RawSplit, where: str, num_labels:
 
 
 def carve_dev(train: RawSplit, fraction: float = 0.1, seed: int = 0) -> tuple[RawSplit, RawSplit]:
-    """Split train in (train, dev), stratified by label; both keep the order of rows.
+    """Split train into (train, dev), stratified by label. Both keep the order of rows.
 
     Every class gives ``round(fraction x rows)`` rows, at least one and never all; a class of one row stays in train.
 
     Raises:
-        DataError: every class has but one row, so nothing can be carved.
+        DataError: every class has a single row, so no row can be taken.
     """
     rng = np.random.default_rng(seed)
     taken = np.zeros(len(train), dtype=bool)
@@ -207,10 +202,48 @@ def carve_dev(train: RawSplit, fraction: float = 0.1, seed: int = 0) -> tuple[Ra
     return train.select(np.flatnonzero(~taken)), train.select(np.flatnonzero(taken))
 
 
-def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
-    """At most ``n`` rows, chosen at random but the same ones every time, with the classes' shares kept; order kept.
+def assemble(
+    splits: Mapping[str, RawSplit],
+    places: Mapping[str, str],
+    *,
+    name: str,
+    language: str,
+    label_names: list[str] | None,
+    source: str,
+    notes: Sequence[str],
+    why_carved: str,
+) -> RawDataset:
+    """Validate labels, carve the splits that are missing (first test, then dev) from train, and return the dataset.
 
-    Each class gets its share of ``n`` by largest remainders, and, while ``n`` allows, at least one row.
+    Args:
+        splits: by name; at least ``"train"``.
+        places: file or hub split of each, for messages.
+        label_names: ``None`` to count the classes of train and use their numbers as names.
+        why_carved: ends the note about a carved split.
+
+    Raises:
+        DataError: labels are not valid, or only some of the splits have pairs of texts.
+    """
+    found, noted, origin = dict(splits), list(notes), places["train"]
+    num_labels = count_labels(found["train"], origin, len(label_names) if label_names else None)
+    for split in ("test", "dev"):
+        if split not in found:
+            found["train"], found[split] = carve_dev(found["train"])
+            noted.append(f"{split} is 10 % of train, stratified, seed 0: {why_carved}")
+    for split in ("dev", "test"):
+        where = places.get(split, origin)
+        check_known_labels(found[split], where, num_labels)
+        if (found[split].pairs is None) != (found["train"].pairs is None):
+            has, lacks = (origin, where) if found[split].pairs is None else (where, origin)
+            raise DataError(f"{lacks}: no column 'text_pair', but {has} has one: all splits need it, or none")
+    names = label_names or [str(label) for label in range(num_labels)]
+    return RawDataset(name, language, num_labels, names, source, notes=noted, **found)
+
+
+def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
+    """Return at most ``n`` rows, stratified by label, in their order; the same rows for the same seed.
+
+    Each class gets its share of ``n`` by largest remainders, and at least one row if ``n`` allows it.
 
     Raises:
         DataError: ``n`` is below 1.
@@ -224,7 +257,7 @@ def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
     quota = np.floor(share).astype(np.int64)
     if n >= len(labels):
         quota = np.maximum(quota, 1)
-    # Rows left over go to the largest remainders; rows too many come from the classes that are furthest above theirs.
+    # Remaining rows go to the largest remainders; surplus rows come from the classes furthest above their share.
     while quota.sum() < n:
         quota[np.argmax(np.where(quota < sizes, share - quota, -np.inf))] += 1
     while quota.sum() > n:
@@ -238,13 +271,13 @@ def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
 
 
 def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: int | None = None) -> RawDataset:
-    """The dataset with at most ``max_train`` train rows, ``max_test`` test rows and a dev split to match.
+    """Return the dataset with at most ``max_train`` train rows, ``max_test`` test rows, and a dev split to match.
 
-    Dev gets at most a quarter of ``max_train``, but as many rows as train up to 1,000, and at least 100, where it has
-    them: thresholds are chosen on it, and a few hundred rows do not tell two of them apart.
+    Dev keeps at most a quarter of ``max_train``, but up to 1,000 rows if train has as many, and at least 100: thresholds
+    are chosen on dev, and a few hundred rows cannot tell two thresholds apart.
 
     Raises:
-        DataError: a limit below 1, or one that leaves a single class to learn.
+        DataError: a limit is below 1, or leaves a single class to learn.
     """
     if max_train is None and max_test is None:
         return dataset
@@ -267,14 +300,4 @@ def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: i
     ):
         if len(after) < len(before):
             notes.append(f"{name} limited to {len(after)} of {len(before)} rows, stratified, seed 0")
-    return RawDataset(
-        dataset.name,
-        dataset.language,
-        dataset.num_labels,
-        dataset.label_names,
-        dataset.source,
-        train,
-        dev,
-        test,
-        notes,
-    )
+    return replace(dataset, train=train, dev=dev, test=test, notes=notes)

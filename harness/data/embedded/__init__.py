@@ -1,10 +1,10 @@
-"""Twelve small synthetic twins of the twelve datasets, generated from a seed; no files, no network.
+"""Small synthetic twins of the datasets, generated from a seed: no files, no network.
 
-Honest label: a made-up language whose words carry meaning by a small grammar. Its easy samples are decided by one word
-and its hard ones by composition, so that depth matters; it says nothing about accuracy on real English or Chinese.
+The texts are in a made-up language with a small grammar. One word decides easy samples; hard samples need composition, so
+that depth matters. Accuracy on this data says nothing about real English or Chinese.
 """
 
 from harness.data.embedded.lexicon import vocabulary
-from harness.data.embedded.twins import embedded_names, load_embedded, pretraining_texts, utterances
+from harness.data.embedded.twins import load_embedded, pretraining_texts
 
-__all__ = ["embedded_names", "load_embedded", "pretraining_texts", "utterances", "vocabulary"]
+__all__ = ["load_embedded", "pretraining_texts", "vocabulary"]

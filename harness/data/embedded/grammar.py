@@ -1,16 +1,16 @@
-"""The grammar of the made-up language: what a text says, and which answer follows from it.
+"""The grammar of the made-up language: texts, and the answer that follows from each.
 
-A text is a list of concepts. Its *value* is a star level 0..4 or a topic 0..13. Three degrees, by the number of times
-a token must look at another one before the answer is known:
+A text is a list of concepts. Its *value* is a star level 0..4 or a topic 0..13. Difficulty is the number of tokens
+that must be combined to find the answer:
 
-* easy (0): one word says it, among fillers.
+* easy (0): one word states the value, among fillers.
 * middle (1): a negation or a contrast decides. ``not A, B`` means B; ``A but B`` means B; ``not`` before a filler
-  means nothing. All words are there on both sides, so that counting them does not help.
-* hard (2): two people have opposite values, and the chosen person is one of them, or is ``as`` somebody who is, through
-  up to three references, in any order of clauses: ``anna is good. dan as cleo. ben is bad. choose dan. cleo as ben.``
+  has no meaning. Both values occur equally often, so that counting words does not help.
+* hard (2): two people have opposite values. The chosen person is one of them, or refers to one by ``as`` through up to
+  three references, with clauses in any order: ``anna is good. dan as cleo. ben is bad. choose dan. cleo as ben.``
 
-A pair of texts is the same or different: told by a cue word (easy), by two words each, equal or not (middle), or by who
-has which topic (hard).
+A pair of texts is the same or different, as decided by a cue word (easy), by two equal or different words (middle), or by
+which person has which topic (hard).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ EASY, MIDDLE, HARD = 0, 1, 2
 
 @dataclass
 class Utterance:
-    """A text, or a pair of them, with what it means.
+    """A text or a pair of texts, with its meaning.
 
     Attributes:
         text: concepts of the first text.
-        pair: concepts of the second, or ``None``.
-        verdict: the concept that sums it up, e.g. ``liked``, ``sports`` or ``same``.
-        facts: ``(name, verdict concept)`` of every person in it.
+        pair: concepts of the second text, or ``None``.
+        verdict: the concept that states its value, e.g. ``liked``, ``sports`` or ``same``.
+        facts: ``(name, verdict concept)`` of every person in the text.
     """
 
     text: list[int]
@@ -58,11 +58,11 @@ class Utterance:
 
 
 class Domain:
-    """What values mean: stars, where a negation mirrors the level, or topics, where it only takes one away.
+    """The values of stars, where a negation mirrors the level, or of topics, where it only excludes one.
 
     Args:
         words: words of each value.
-        verdicts: concept that names each value.
+        verdicts: the concept that states each value.
         mirrored: ``not`` before a value means the opposite value.
     """
 
@@ -73,7 +73,7 @@ class Domain:
         return rng.choice(self.words[value])
 
     def rival(self, value: int, allowed: Sequence[int], rng: random.Random) -> int:
-        """A value that speaks against ``value``."""
+        """Return a value that contradicts ``value``."""
         if self.mirrored and value != 2:
             return 4 - value
         return rng.choice([other for other in allowed if other != value])
@@ -90,7 +90,7 @@ def _fill(rng: random.Random, low: int, high: int) -> list[int]:
 def _easy(domain: Domain, value: int, allowed: Sequence[int], rng: random.Random) -> list[int]:
     text = [*_fill(rng, 3, 9), domain.word(value, rng), *_fill(rng, 2, 8), STOP]
     if rng.random() < 0.25:
-        # References among people without a value: the words of hard texts alone do not make a text hard.
+        # References between people without a value: the words of hard texts alone must not mark a text as hard.
         one, other = rng.sample(NAMES, 2)
         aside = rng.choice(([one, AS, other, STOP], [CHOOSE, one, STOP]))
         text = aside + text if rng.random() < 0.5 else text + aside
@@ -129,7 +129,7 @@ def _middle(domain: Domain, value: int, allowed: Sequence[int], rng: random.Rand
 def _people(
     domain: Domain, value: int, allowed: Sequence[int], references: int, rng: random.Random
 ) -> tuple[list[list[int]], int, list[tuple[int, int]]]:
-    """Clauses in order of thought, the person who has ``value``, and the verdict on everybody."""
+    """Return clauses in logical order, the person with ``value``, and the verdict on every person."""
     names = rng.sample(NAMES, 2 + references)
     rival = domain.rival(value, allowed, rng)
     clauses = [[names[0], IS, domain.word(value, rng), STOP], [names[1], IS, domain.word(rival, rng), STOP]]
@@ -155,14 +155,14 @@ def _hard(
 
 
 def speak(domain: Domain, value: int, allowed: Sequence[int], difficulty: int, rng: random.Random) -> Utterance:
-    """A text that means ``value``.
+    """Generate a text with a given value.
 
     Args:
         domain: stars or topics.
-        value: what it shall mean, one of ``allowed``.
-        allowed: values that may occur in it.
+        value: one of ``allowed``.
+        allowed: values that may occur in the text.
         difficulty: 0 easy, 1 middle, 2 hard.
-        rng: source of every choice.
+        rng: generator of all choices.
     """
     facts: list[tuple[int, int]] = []
     if difficulty == EASY:
@@ -175,7 +175,7 @@ def speak(domain: Domain, value: int, allowed: Sequence[int], difficulty: int, r
 
 
 def compare(same: int, difficulty: int, rng: random.Random) -> Utterance:
-    """A pair of texts that say the same (``same`` = 1) or not (0)."""
+    """Generate a pair of texts with the same meaning (``same`` = 1) or different ones (0)."""
     domain, values = TOPIC_DOMAIN, range(len(TOPICS))
     facts: list[tuple[int, int]] = []
     one, other = rng.sample(values, 2)
@@ -189,7 +189,7 @@ def compare(same: int, difficulty: int, rng: random.Random) -> Utterance:
         pair = [*_fill(rng, 1, 3), echoed[0], *_fill(rng, 0, 3), echoed[1], *_fill(rng, 1, 3), STOP]
     else:
         clauses, person, facts = _people(domain, one, values, rng.choice(REFERENCES), rng)
-        # A false claim names the rival's word, or one that nobody has: the first needs who has what, the second less.
+        # A false claim names the other person's word, or a word of neither: the first needs the references, the second less.
         claimed = clauses[0 if same else 1][2]
         if not same and rng.random() < 0.3:
             claimed = domain.word(rng.choice([v for v in values if v != one]), rng)
@@ -200,13 +200,13 @@ def compare(same: int, difficulty: int, rng: random.Random) -> Utterance:
 
 
 def recite(rng: random.Random, *, most_roots: int = 3, most_references: int = 2, choosing: bool = True) -> Utterance:
-    """Clauses about people, one of them chosen, with the verdict on each: practice in following references.
+    """Generate clauses about people, one of them chosen, with the verdict on each: practice in following references.
 
     Args:
-        rng: source of every choice.
+        rng: generator of all choices.
         most_roots: most people with a value of their own (at least two).
-        most_references: most people who are ``as`` somebody.
-        choosing: say who is chosen; the verdict is on them in any case.
+        most_references: most people who refer to another one by ``as``.
+        choosing: add the clause that chooses a person. The verdict is about that person in any case.
     """
     domain = rng.choice((STAR_DOMAIN, TOPIC_DOMAIN))
     roots, references = rng.randint(2, most_roots), rng.randint(0, most_references)

@@ -1,8 +1,8 @@
-"""One list of concepts, two lexicons: English words and single Chinese characters.
+"""One list of concepts and two lexicons: English words and single Chinese characters.
 
 Concept ``i`` is entry ``i`` of both vocabularies. BERT's tokeniser splits Chinese into characters and keeps known
-English words whole, so a text means the same ids in both languages, and one miniature encoder serves both with another
-vocabulary file. That is a property of this made-up language, not a claim about English or Chinese.
+English words whole, so a text has the same ids in both languages, and one miniature encoder serves both with two
+vocabulary files. This is a property of the made-up language, not a claim about English or Chinese.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ CHINESE: list[str] = []
 
 
 def _take(words: str) -> tuple[int, ...]:
-    """Enter ``english.chinese`` words into both lexicons; their concept numbers."""
+    """Add ``english.chinese`` words to both lexicons and return their concept numbers."""
     first = len(ENGLISH)
     for word in words.split():
         ENGLISH.append(word[:-2])
@@ -82,17 +82,17 @@ LEXICON = {"en": tuple(ENGLISH), "zh": tuple(CHINESE)}
 
 
 def _strays(language: str) -> list[str]:
-    """Entries that let any Latin or numeric text tokenise; as many in both languages."""
+    """Return entries with which any Latin or numeric text can be tokenised; equally many in both languages."""
     signs = string.ascii_lowercase + string.digits
     others = "。，" if language == "en" else ".,"
     return [*signs, *(f"##{sign}" for sign in signs), *"!?;:'\"()-/%&", *others]
 
 
 def vocabulary(language: str) -> list[str]:
-    """Entries of the WordPiece vocabulary of ``language`` (``"en"`` or ``"zh"``), ids in order.
+    """Return the WordPiece vocabulary of ``language`` (``"en"`` or ``"zh"``) in the order of ids.
 
     BERT's five special tokens, the concepts, then single letters, digits, their ``##`` continuations and punctuation.
-    Both languages have as many entries, and concept ``i`` is entry ``len(SPECIALS) + i`` of both.
+    Both vocabularies have the same size, and concept ``i`` is entry ``len(SPECIALS) + i`` of both.
 
     Raises:
         KeyError: another language.
@@ -101,6 +101,6 @@ def vocabulary(language: str) -> list[str]:
 
 
 def render(concepts: list[int], language: str) -> str:
-    """Concept numbers as text: English words with spaces between, Chinese characters without."""
+    """Return concepts as text: English words separated by spaces, Chinese characters without spaces."""
     words = LEXICON[language]
     return (" " if language == "en" else "").join(words[concept] for concept in concepts)

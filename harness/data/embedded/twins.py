@@ -1,4 +1,4 @@
-"""The twelve synthetic twins and the texts that the miniature encoder is pretrained on; all drawn from a seed."""
+"""Synthetic twins of the datasets, and texts to pretrain the miniature encoder on; all drawn from a seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from harness.data.cards import CARDS, DatasetCard, card
+from harness.data.cards import DatasetCard, card
 from harness.data.embedded.grammar import EASY, HARD, MIDDLE, STAR_DOMAIN, TOPIC_DOMAIN, Utterance, compare, speak
 from harness.data.embedded.lexicon import SO, STOP, TOPIC_VERDICTS, render
 from harness.data.splits import RawDataset, RawSplit
@@ -21,13 +21,13 @@ _POLAR_LEVELS = (0, 1, 3, 4)
 
 
 def _speaker(card: DatasetCard) -> Callable[[int, int, random.Random], Utterance]:
-    """(label, difficulty, source of chance) -> a sample of the twin of ``card``."""
+    """Return a function (label, difficulty, generator) -> a sample of the twin of ``card``."""
     if card.pair:
         return compare
     if card.name in _STARS:
         return lambda label, difficulty, rng: speak(STAR_DOMAIN, label, range(5), difficulty, rng)
     if card.num_labels == 2:
-        # In the order of the card's label names; shopping_review counts positive first.
+        # In the order of the card's label names: shopping_review has positive first.
         sides = {"negative": (0, 1), "positive": (3, 4)}
         levels = [sides[name] for name in card.label_names]
         return lambda label, difficulty, rng: speak(
@@ -43,9 +43,9 @@ def _label_names(card: DatasetCard) -> list[str]:
 
 
 def _draw(card: DatasetCard, count: int, rng: random.Random, seen: set[tuple[str, str | None]]) -> RawSplit:
-    """``count`` samples that are not in ``seen``; labels and difficulties in fixed shares, shuffled."""
+    """Draw ``count`` samples that are not in ``seen``, with fixed shares of labels and difficulties, shuffled."""
     speaker = _speaker(card)
-    # Places take the labels in turn; every block of C x 10 places has each label in each degree's share.
+    # Labels take turns; every block of C x 10 samples has each label with 4 : 3 : 3 easy, middle and hard samples.
     plan = [(place % card.num_labels, DEGREES[place // card.num_labels % len(DEGREES)]) for place in range(count)]
     rng.shuffle(plan)
     texts: list[str] = []
@@ -70,15 +70,14 @@ def _draw(card: DatasetCard, count: int, rng: random.Random, seen: set[tuple[str
 
 
 def load_embedded(name: str, seed: int = 0, sizes: tuple[int, int, int] | None = None) -> RawDataset:
-    """The synthetic twin of a dataset: its language, classes and form, in the made-up language of :mod:`.grammar`.
+    """Generate the synthetic twin of a dataset: its language, classes and form, with texts of :mod:`.grammar`.
 
     Args:
-        name: one of the twelve.
-        seed: other seeds give other samples.
+        name: of a card.
         sizes: rows of train, dev and test; default 3,000, 1,000 and 1,000.
 
     Raises:
-        UnknownNameError: there is no such dataset.
+        UnknownNameError: there is no such card.
     """
     twin = card(name)
     rng = random.Random(f"embedded twin {name} {seed}")
@@ -97,15 +96,10 @@ def load_embedded(name: str, seed: int = 0, sizes: tuple[int, int, int] | None =
     )
 
 
-def embedded_names() -> list[str]:
-    """Names of the twelve, as in the cards."""
-    return list(CARDS)
-
-
 def utterances(seed: int | str, pair_share: float = 0.4) -> Iterator[Utterance]:
-    """An endless stream for pretraining: stars, topics and pairs of every difficulty, hard ones most.
+    """Yield an endless stream for pretraining: stars, topics and pairs of every difficulty, mostly hard ones.
 
-    The stream of a seed is another than that of any twin; a text may by chance be in both, as in real corpora.
+    Its generator differs from those of the twins. A text may occur in both by chance, as in real corpora.
     """
     rng = random.Random(f"embedded pretraining {seed}")
     while True:
@@ -121,9 +115,9 @@ def utterances(seed: int | str, pair_share: float = 0.4) -> Iterator[Utterance]:
 
 
 def pretraining_texts(n: int, seed: int = 0, language: str = "en") -> list[str]:
-    """``n`` texts, each followed by what it comes to: ``anna is good . choose anna . so anna liked . so liked .``
+    """Return ``n`` texts, each followed by its conclusion: ``anna is good . choose anna . so anna liked . so liked .``
 
-    The closing words restate what the composition means, so that whoever predicts them must compose.
+    The closing words restate the meaning of the text, so that a model can predict them only by composition.
     """
     stream = utterances(seed)
     space = " " if language == "en" else ""
