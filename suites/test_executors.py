@@ -18,58 +18,60 @@ from harness.core import clock
 from harness.encoder.backbone import default_device
 from harness.execution.engine import DTYPES
 from harness.measure.peak_rate import matrix_rate
-from suites.workloads.random_model import EXECUTORS, World
+from suites.workloads.random_model import EXECUTORS, ExecutorWorkload
 
 WINDOWS = (256, 1024, 0)
 
 
 @pytest.fixture(scope="module")
-def world(request: pytest.FixtureRequest) -> World:
+def workload(request: pytest.FixtureRequest) -> ExecutorWorkload:
     """The one that the command line asks for."""
     option = request.config.getoption
     device = option("--device") or default_device()
-    return World(option("--shape"), option("--samples"), device, "bfloat16" if device == "cuda" else "float32")
+    return ExecutorWorkload(
+        option("--shape"), option("--samples"), device, "bfloat16" if device == "cuda" else "float32"
+    )
 
 
 @pytest.fixture(scope="module")
-def rate(world: World) -> float:
+def rate(workload: ExecutorWorkload) -> float:
     """FLOP/s of a large matrix product on this device."""
-    return matrix_rate(world.device, DTYPES[world.dtype])
+    return matrix_rate(workload.device, DTYPES[workload.dtype])
 
 
 def _measure(
-    benchmark: Any, request: pytest.FixtureRequest, world: World, rate: float, executor: str, window: int
+    benchmark: Any, request: pytest.FixtureRequest, workload: ExecutorWorkload, rate: float, executor: str, window: int
 ) -> None:
     option = request.config.getoption
-    execution = world.execution(option("--batch-size"), option("--compute"), window)
+    execution = workload.execution(option("--batch-size"), option("--compute"), window)
     phases: list[float] = []
 
     def once() -> Any:
-        whole = clock.Phases(world.device)
+        whole = clock.Phases(workload.device)
         with whole("pass"):
-            found = world.run(executor, execution)
+            found = workload.run(executor, execution)
         phases.append(whole.seconds()["pass"])
         return found
 
     found = benchmark.pedantic(once, rounds=3, warmup_rounds=1, iterations=1)
-    layers = found.work.rows("layer") / world.samples
-    depth, seconds = world.model.depth, benchmark.stats["median"]
+    layers = found.work.rows("layer") / workload.samples
+    depth, seconds = workload.model.depth, benchmark.stats["median"]
     benchmark.extra_info.update(
         {
-            "shape": world.shape,
-            "device": world.device,
-            "dtype": world.dtype,
+            "shape": workload.shape,
+            "device": workload.device,
+            "dtype": workload.dtype,
             "compute": "eager" if executor == "faithful" else execution.compute,
             "batch_size": execution.batch_size,
             "window": window,
-            "samples": world.samples,
-            "mean_tokens": float(world.tokens.lengths.float().mean()),
+            "samples": workload.samples,
+            "mean_tokens": float(workload.tokens.lengths.float().mean()),
             "mean_layers": layers,
             "layer_ratio": depth / layers,
-            "mean_heads": found.work.rows("head") / world.samples,
-            "samples_per_s": world.samples / seconds,
+            "mean_heads": found.work.rows("head") / workload.samples,
+            "samples_per_s": workload.samples / seconds,
             "device_seconds": phases[-3:],
-            "roofline": world.model.cost().flops(found.work, "full") / seconds / rate,
+            "roofline": workload.model.cost().flops(found.work, "full") / seconds / rate,
             "phases": found.phases,
         }
     )
@@ -78,17 +80,19 @@ def _measure(
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_executor(benchmark: Any, request: pytest.FixtureRequest, world: World, rate: float, executor: str) -> None:
+def test_executor(
+    benchmark: Any, request: pytest.FixtureRequest, workload: ExecutorWorkload, rate: float, executor: str
+) -> None:
     """All samples known at once."""
-    benchmark.group = f"executors, {world.shape}, batch {request.config.getoption('--batch-size')}"
-    _measure(benchmark, request, world, rate, executor, 0)
+    benchmark.group = f"executors, {workload.shape}, batch {request.config.getoption('--batch-size')}"
+    _measure(benchmark, request, workload, rate, executor, 0)
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=lambda size: f"{size or 'all'}")
 @pytest.mark.parametrize("executor", ["exact-k", "ladder"])
 def test_window(
-    benchmark: Any, request: pytest.FixtureRequest, world: World, rate: float, executor: str, window: int
+    benchmark: Any, request: pytest.FixtureRequest, workload: ExecutorWorkload, rate: float, executor: str, window: int
 ) -> None:
     """Sorting needs samples to sort: so many are waited for, then run."""
-    benchmark.group = f"windows, {executor}, {world.shape}"
-    _measure(benchmark, request, world, rate, executor, window)
+    benchmark.group = f"windows, {executor}, {workload.shape}"
+    _measure(benchmark, request, workload, rate, executor, window)

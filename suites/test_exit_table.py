@@ -29,34 +29,40 @@ from harness.encoder.backbone import default_device
 from harness.execution.schedule import schedule, schedule_on_device
 from suites.workloads import exit_table_alternatives
 from suites.workloads.exit_table_alternatives import LENGTH
-from suites.workloads.exit_table_fillings import (
+from suites.workloads.exit_table_workloads import (
     LAYERS,
     LOADS,
     QUANTILE,
     SKEWS,
     SMOOTHING,
-    Filling,
-    Kernels,
-    World,
+    LoadWorkload,
+    TableKernels,
+    TableWorkload,
     grams,
     partly_new,
 )
-from suites.workloads.exit_table_fillings import random_exits as exits_for
+from suites.workloads.exit_table_workloads import random_exits as exits_for
 
 ROW_BYTES = 32  # a frozen slot: key and twelve entries
 ROUNDS, WARM_UP = 5, 2
 
 # What answers, and for which n-grams it can.
-PREDICT: dict[str, tuple[Callable[[World], Tensor], tuple[int, ...]]] = {
-    "table": (lambda world: world.table.predict(world.asked, QUANTILE), (1, 2)),
-    "gather_sum": (lambda world: exit_table_alternatives.gather_and_sum(world.asked, world.rows, QUANTILE), (1,)),
-    "embedding_bag": (lambda world: exit_table_alternatives.bag_of_rows(world.asked, world.rows, QUANTILE), (1,)),
+PREDICT: dict[str, tuple[Callable[[TableWorkload], Tensor], tuple[int, ...]]] = {
+    "table": (lambda workload: workload.table.predict(workload.asked, QUANTILE), (1, 2)),
+    "gather_sum": (
+        lambda workload: exit_table_alternatives.gather_and_sum(workload.asked, workload.rows, QUANTILE),
+        (1,),
+    ),
+    "embedding_bag": (
+        lambda workload: exit_table_alternatives.bag_of_rows(workload.asked, workload.rows, QUANTILE),
+        (1,),
+    ),
     "searchsorted": (
-        lambda world: exit_table_alternatives.search_sorted(world.asked, world.rows, QUANTILE, world.ngram),
+        lambda workload: exit_table_alternatives.search_sorted(workload.asked, workload.rows, QUANTILE, workload.ngram),
         (1, 2),
     ),
     "hashing_trick": (
-        lambda world: exit_table_alternatives.hashing_trick(world.asked, world.rows, QUANTILE, world.ngram),
+        lambda workload: exit_table_alternatives.hashing_trick(workload.asked, workload.rows, QUANTILE, workload.ngram),
         (1, 2),
     ),
 }
@@ -67,25 +73,25 @@ def _device(config: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="module", params=[(skew, n) for skew in SKEWS for n in (1, 2)], ids=lambda p: f"{p[0]}-{p[1]}")
-def world(request: pytest.FixtureRequest) -> World:
+def workload(request: pytest.FixtureRequest) -> TableWorkload:
     """Text and table by skew and n-gram length; pytest runs all tests of one before it makes the next."""
     skew, ngram = request.param
-    return World(request.config.getoption("--tokens"), skew, ngram, _device(request.config))
+    return TableWorkload(request.config.getoption("--tokens"), skew, ngram, _device(request.config))
 
 
 @pytest.fixture(scope="module")
-def kernels(request: pytest.FixtureRequest) -> Kernels:
+def kernels(request: pytest.FixtureRequest) -> TableKernels:
     """Where the hash table's kernels run."""
     try:
-        return Kernels.here(_device(request.config), request.config.getoption("--tokens"))
+        return TableKernels.here(_device(request.config), request.config.getoption("--tokens"))
     except DeviceError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module", params=SKEWS)
-def filling(request: pytest.FixtureRequest, kernels: Kernels) -> Filling:
+def filling(request: pytest.FixtureRequest, kernels: TableKernels) -> LoadWorkload:
     """Text that fills hash tables."""
-    return Filling(kernels, request.param)
+    return LoadWorkload(kernels, request.param)
 
 
 @cache
@@ -159,23 +165,23 @@ def _measure(
 
 
 @pytest.mark.parametrize("name", PREDICT)
-def test_predict(benchmark: Any, world: World, name: str) -> None:
+def test_predict(benchmark: Any, workload: TableWorkload, name: str) -> None:
     """Ids on the device -> exits on the device."""
     run, ngrams = PREDICT[name]
-    if world.ngram not in ngrams:
+    if workload.ngram not in ngrams:
         pytest.skip(f"{name} finds rows by token id, so that it has none for n-grams")
-    benchmark.group = f"predict, {world.ngram}-grams, {world.skew}"
-    expected = PREDICT["table"][0](world)
-    assert len(world.rows.keys)  # made before the clock starts
+    benchmark.group = f"predict, {workload.ngram}-grams, {workload.skew}"
+    expected = PREDICT["table"][0](workload)
+    assert len(workload.rows.keys)  # made before the clock starts
     found = _measure(
         benchmark,
-        lambda: run(world),
-        device=world.device,
-        backend=world.table.stats()["backend"] if name == "table" else None,
-        tokens=world.tokens,
-        work=world.grams,
+        lambda: run(workload),
+        device=workload.device,
+        backend=workload.table.stats()["backend"] if name == "table" else None,
+        tokens=workload.tokens,
+        work=workload.grams,
         counted="n-grams looked up",
-        least=_least_of_predict(len(world.asked), world.grams),
+        least=_least_of_predict(len(workload.asked), workload.grams),
     )
     agreement = float((found == expected).float().mean())
     benchmark.extra_info["agreement"] = agreement
@@ -188,23 +194,23 @@ def _least_of_predict(samples: int, lookups: int) -> int:
 
 
 @pytest.mark.parametrize("name", ["table", "unique_bincount"])
-def test_insert(benchmark: Any, world: World, name: str) -> None:
+def test_insert(benchmark: Any, workload: TableWorkload, name: str) -> None:
     """Counting from nothing."""
-    benchmark.group = f"insert, {world.ngram}-grams, {world.skew}"
+    benchmark.group = f"insert, {workload.ngram}-grams, {workload.skew}"
 
     def theirs() -> int:
-        return len(exit_table_alternatives.count_by_sorting(world.train, world.exits, LAYERS, world.ngram)[0])
+        return len(exit_table_alternatives.count_by_sorting(workload.train, workload.exits, LAYERS, workload.ngram)[0])
 
-    stats = world.table.stats()
+    stats = workload.table.stats()
     keys = _measure(
         benchmark,
-        (lambda: world.counted().stats()["keys"]) if name == "table" else theirs,
-        device=world.device,
+        (lambda: workload.counted().stats()["keys"]) if name == "table" else theirs,
+        device=workload.device,
         backend=stats["backend"] if name == "table" else None,
-        tokens=world.tokens,
-        work=world.grams,
+        tokens=workload.tokens,
+        work=workload.grams,
         counted="n-grams inserted",
-        least=_least_of_insert(len(world.train), world.grams),
+        least=_least_of_insert(len(workload.train), workload.grams),
     )
     assert keys == stats["keys"]
 
@@ -214,20 +220,20 @@ def _least_of_insert(samples: int, inserts: int) -> int:
     return 4 * samples * LENGTH + 8 * inserts
 
 
-def test_freeze(benchmark: Any, world: World) -> None:
+def test_freeze(benchmark: Any, workload: TableWorkload) -> None:
     """From counts to rows."""
-    benchmark.group = f"freeze, {world.ngram}-grams, {world.skew}"
-    stats = world.table.stats()
+    benchmark.group = f"freeze, {workload.ngram}-grams, {workload.skew}"
+    stats = workload.table.stats()
     _measure(
         benchmark,
         lambda table: table.freeze(1, SMOOTHING),
-        device=world.device,
+        device=workload.device,
         backend=stats["backend"],
-        tokens=world.tokens,
+        tokens=workload.tokens,
         work=stats["keys"],
         counted="keys frozen",
         least=stats["keys"] * (8 + 4 * LAYERS + ROW_BYTES),  # counts are read, rows are written
-        prepare=world.counted,
+        prepare=workload.counted,
     )
 
 
@@ -268,7 +274,7 @@ def test_sort(request: pytest.FixtureRequest, benchmark: Any, skew: str, name: s
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_predict_by_load(benchmark: Any, filling: Filling, load: float) -> None:
+def test_predict_by_load(benchmark: Any, filling: LoadWorkload, load: float) -> None:
     """The same questions to hash tables of the same size, more or less full: what searching longer costs."""
     benchmark.group = f"predict by load factor, 2-grams, {filling.skew}"
     train = filling.train(load)
@@ -304,7 +310,7 @@ def test_predict_by_load(benchmark: Any, filling: Filling, load: float) -> None:
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_insert_by_load(benchmark: Any, filling: Filling, load: float) -> None:
+def test_insert_by_load(benchmark: Any, filling: LoadWorkload, load: float) -> None:
     """Filling a table of always the same size, empty at first, up to that share."""
     benchmark.group = f"insert by load factor, 2-grams, {filling.skew}"
     train = filling.train(load)
@@ -325,7 +331,7 @@ def test_insert_by_load(benchmark: Any, filling: Filling, load: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["dense", "hash"])
-def test_single_tokens(benchmark: Any, filling: Filling, name: str) -> None:
+def test_single_tokens(benchmark: Any, filling: LoadWorkload, name: str) -> None:
     """The same kernels find single tokens by address, as they do by default, or by hash: what the dense table is for."""
     benchmark.group = f"single tokens, dense or by hash, {filling.skew}"
     table, backend = filling.kernels.table(1, dense_ids=None if name == "dense" else 0)

@@ -47,7 +47,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class HistoryPoint:
     """One method in one file: means over the cells that all files have; ratios over the reference, None without one."""
 
     number: int
@@ -91,7 +91,7 @@ def _shown(machine: Machine) -> str:
     return f"{processor}, {machine.cores or '?'} cores, {machine.torch_threads or '?'} threads, torch {machine.torch or '?'}"
 
 
-def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[Entry]:
+def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
     """One entry per (file, method), files in the order given.
 
     Args:
@@ -111,7 +111,7 @@ def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[Entry]:
                 together.setdefault(cell.cell.method, []).append(cell)
         for method, cells in together.items():
             found.append(
-                Entry(
+                HistoryPoint(
                     number=number,
                     file=file,
                     run=run.name,
@@ -128,7 +128,7 @@ def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[Entry]:
     return found
 
 
-def to_csv(found: Sequence[Entry]) -> str:
+def to_csv(found: Sequence[HistoryPoint]) -> str:
     """Everything, controls included."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -138,7 +138,7 @@ def to_csv(found: Sequence[Entry]) -> str:
     return text.getvalue()
 
 
-def to_svg(found: Sequence[Entry], synthetic: bool) -> str:
+def to_svg(found: Sequence[HistoryPoint], synthetic: bool) -> str:
     """Three panels over commits, one line per method; controls and bounds are in the CSV only."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

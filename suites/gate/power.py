@@ -163,7 +163,7 @@ def lose(rng: np.random.Generator, correct: np.ndarray, loss: float, discordant:
 
 
 @dataclass(frozen=True)
-class Row:
+class PowerRow:
     """One experiment: ``hits`` repetitions with an alarm about what was planted, ``wrong`` with one about anything else."""
 
     what: str
@@ -172,7 +172,9 @@ class Row:
     of: int
 
 
-def repeat(what: str, repetitions: int, pair: Callable[[int], tuple[PackedRun, PackedRun]], planted: str = "") -> Row:
+def repeat(
+    what: str, repetitions: int, pair: Callable[[int], tuple[PackedRun, PackedRun]], planted: str = ""
+) -> PowerRow:
     """Compare ``repetitions`` pairs; an alarm that names ``planted`` is a hit, any other one is wrong."""
     hits = wrong = 0
     for number in range(repetitions):
@@ -180,14 +182,14 @@ def repeat(what: str, repetitions: int, pair: Callable[[int], tuple[PackedRun, P
         about = [bool(planted) and planted in alarm for alarm in alarms]
         hits += any(about)
         wrong += not all(about)
-    return Row(what, hits, wrong, repetitions)
+    return PowerRow(what, hits, wrong, repetitions)
 
 
 def alarms_of(comparison: Comparison) -> list[str]:
     return [alarm.partition(": ")[0] + " " for alarm in comparison.alarms]
 
 
-def fabricated(repetitions: int, seed: int, clocks: Clocks) -> list[Row]:
+def fabricated(repetitions: int, seed: int, clocks: Clocks) -> list[PowerRow]:
     """All experiments with fabricated runs."""
 
     def generator(number: int, *more: int) -> np.random.Generator:
@@ -249,7 +251,7 @@ def measure(out: Path, rounds: int, dataset: str) -> None:
     Grid(Settings(cut, out=out)).execute()
 
 
-def real(folder: Path, repetitions: int, dataset: str, rounds: int) -> list[Row]:
+def real(folder: Path, repetitions: int, dataset: str, rounds: int) -> list[PowerRow]:
     """A method against itself, from real passes of separate processes."""
     runs = []
     for number in range(repetitions + 1):

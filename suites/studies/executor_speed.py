@@ -34,7 +34,7 @@ from harness.core.files import write_atomic, write_json
 from harness.encoder.backbone import default_device
 from harness.execution.engine import DTYPES
 from harness.measure.peak_rate import matrix_rate
-from suites.workloads.random_model import EXECUTORS, World
+from suites.workloads.random_model import EXECUTORS, ExecutorWorkload
 
 COMPUTE: tuple[Compute, ...] = ("eager", "compiled", "graphs", "compiled-graphs")
 ROOF_BATCH, ROOF_TOKENS = 256, 128
@@ -43,7 +43,7 @@ MOST = 4096  # samples in a batch that is bounded by its tokens
 
 
 def measure(
-    world: World,
+    workload: ExecutorWorkload,
     rounds: int,
     batch_sizes: Sequence[int],
     computes: Sequence[Compute],
@@ -55,23 +55,23 @@ def measure(
     plans = [(*batch, compute) for batch in batches for compute in computes]
     with tqdm(total=len(plans) * (rounds + 1), desc="rounds", disable=None) as bar:
         for batch_size, batch_tokens, compute in plans:
-            execution = world.execution(batch_size, compute, batch_tokens=batch_tokens)
+            execution = workload.execution(batch_size, compute, batch_tokens=batch_tokens)
             names = [name for name in EXECUTORS if name != "faithful" or compute == "eager"]
             seconds: dict[str, list[float]] = {name: [] for name in names}
             found = {}
             for number in range(-1, rounds):
                 for name in names if number % 2 == 0 else names[::-1]:
-                    clock.synchronise(world.device)
+                    clock.synchronise(workload.device)
                     start = clock.now()
-                    found[name] = world.run(name, execution)
-                    clock.synchronise(world.device)
+                    found[name] = workload.run(name, execution)
+                    clock.synchronise(workload.device)
                     if number >= 0:  # the first round warms up
                         seconds[name].append(clock.now() - start)
                 bar.update()
             for name, predictions in found.items():
-                layers = predictions.work.rows("layer") / world.samples
+                layers = predictions.work.rows("layer") / workload.samples
                 wall = float(np.median(np.array(seconds["bert"]) / np.array(seconds[name])))
-                phases, depth = predictions.phases, world.model.depth
+                phases, depth = predictions.phases, workload.model.depth
                 rows.append(
                     {
                         "executor": name,
@@ -81,11 +81,11 @@ def measure(
                         "seconds": float(np.median(seconds[name])),
                         "paired_seconds": float(np.median(seconds["bert"])) / wall,
                         "mean_layers": layers,
-                        "mean_heads": predictions.work.rows("head") / world.samples,
+                        "mean_heads": predictions.work.rows("head") / workload.samples,
                         "wall_ratio": wall,
                         "layer_ratio": depth / layers,
                         "reached": wall * layers / depth,
-                        "flops_per_s": world.model.cost().flops(predictions.work, "full")
+                        "flops_per_s": workload.model.cost().flops(predictions.work, "full")
                         / float(np.median(seconds[name])),
                         "predict_and_sort_share": (phases.get("predict", 0.0) + phases["schedule"]) / seconds[name][-1],
                     }
@@ -127,19 +127,19 @@ def goals(rows: Sequence[dict[str, Any]], share: float = 1.0) -> dict[str, float
     return found
 
 
-def roof(world: World, rounds: int, computes: Sequence[Compute]) -> list[dict[str, Any]]:
+def roof(workload: ExecutorWorkload, rounds: int, computes: Sequence[Compute]) -> list[dict[str, Any]]:
     """``bert`` at 128 tokens and batch 256, against the matrix rate measured around it."""
-    even = replace(world, samples=10 * ROOF_BATCH, length=ROOF_TOKENS)
+    even = replace(workload, samples=10 * ROOF_BATCH, length=ROOF_TOKENS)
     found = []
     for compute in computes:
-        rate = matrix_rate(world.device, DTYPES[world.dtype])
+        rate = matrix_rate(workload.device, DTYPES[workload.dtype])
         execution = even.execution(ROOF_BATCH, compute)
         seconds, work = [], even.run("bert", execution).work
         for _ in range(rounds):
-            clock.synchronise(world.device)
+            clock.synchronise(workload.device)
             start = clock.now()
             even.run("bert", execution)
-            clock.synchronise(world.device)
+            clock.synchronise(workload.device)
             seconds.append(clock.now() - start)
         middle = float(np.median(seconds))
         done = even.model.cost().flops(work, "full") / middle
@@ -157,19 +157,19 @@ def roof(world: World, rounds: int, computes: Sequence[Compute]) -> list[dict[st
     return found
 
 
-def profile(world: World, rows: Sequence[dict[str, Any]]) -> str:
+def profile(workload: ExecutorWorkload, rows: Sequence[dict[str, Any]]) -> str:
     """Where the time of one pass goes, kernel by kernel, for every executor at its best: a text for people."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.device == "cuda" else [])]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if workload.device == "cuda" else [])]
     parts = []
     for name in dict.fromkeys(row["executor"] for row in rows):
         row = best(rows, name)
-        execution = world.execution(row["batch_size"], row["compute"], batch_tokens=row["batch_tokens"])
-        world.run(name, execution)
-        clock.synchronise(world.device)
+        execution = workload.execution(row["batch_size"], row["compute"], batch_tokens=row["batch_tokens"])
+        workload.run(name, execution)
+        clock.synchronise(workload.device)
         with profiler(activities=activities) as seen:
-            world.run(name, execution)
-            clock.synchronise(world.device)
-        order = "cuda_time_total" if world.device == "cuda" else "cpu_time_total"
+            workload.run(name, execution)
+            clock.synchronise(workload.device)
+        order = "cuda_time_total" if workload.device == "cuda" else "cpu_time_total"
         table = seen.key_averages().table(sort_by=order, row_limit=25)
         parts.append(f"{name}, {batch_of(row)}, {row['compute']}\n{table}")
     return "\n\n".join(parts) + "\n"
@@ -206,14 +206,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(computes) != len(args.compute.split(",")) or min(numbers) < 1:
             raise ConfigError(f"--compute takes {', '.join(COMPUTE)}, each once; all numbers must be at least 1")
         dtype: DType = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
-        world = World(args.backbone, args.samples, args.device, dtype)
-        rows = measure(world, args.rounds, args.batch_size, computes, args.batch_tokens)
-        ceiling = roof(world, args.rounds, computes) if args.roof else []
+        workload = ExecutorWorkload(args.backbone, args.samples, args.device, dtype)
+        rows = measure(workload, args.rounds, args.batch_size, computes, args.batch_tokens)
+        ceiling = roof(workload, args.rounds, computes) if args.roof else []
         share = max((row["share"] for row in ceiling), default=1.0) if args.device == "cuda" else 1.0
         facts: dict[str, Any] = {
             "backbone": args.backbone,
             "samples": args.samples,
-            "mean_tokens": float(world.tokens.lengths.float().mean()),
+            "mean_tokens": float(workload.tokens.lengths.float().mean()),
             "rounds": args.rounds,
             "device": args.device,
             "dtype": dtype,
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.out:
             write_json(args.out, facts)
         if args.profile:
-            write_atomic(args.profile, lambda place: place.write_text(profile(world, rows), encoding="utf-8"))
+            write_atomic(args.profile, lambda place: place.write_text(profile(workload, rows), encoding="utf-8"))
     except GeepBenchError as error:
         print(f"executors: {error}", file=sys.stderr)
         return error.exit_code

@@ -28,10 +28,10 @@ from tqdm import tqdm
 from harness.core.files import write_atomic
 from harness.core.tokens import TokenSet
 from harness.running.session import Bench, Settings
-from suites.studies.shared.contenders import Samples
 from suites.studies.shared.order_tables import synthetic
-from suites.studies.shared.resume import Kept
-from suites.studies.shared.study_options import answer, asked, positive, read, suite_options, whole, wholes
+from suites.studies.shared.resume_file import ResumeFile
+from suites.studies.shared.study import answer, asked, positive, read, suite_options, whole, wholes
+from suites.studies.shared.study_methods import StudySamples
 from suites.studies.shared.study_page import Page, number, scale, seconds
 from suites.studies.shared.sweep import SIZES, Pass, samples_of, sweep
 
@@ -134,7 +134,7 @@ def take_calls(
 class Study:
     """One run of this suite."""
 
-    def __init__(self, settings: Settings, args: Any, kept: Kept, bar: Any) -> None:
+    def __init__(self, settings: Settings, args: Any, kept: ResumeFile, bar: Any) -> None:
         self.settings, self.args, self.kept, self.bar = settings, args, kept, bar
         self.rows: list[dict[str, Any]] = []
 
@@ -153,7 +153,7 @@ class Study:
     def _measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:
         self.bar.set_description(f"{dataset}: loading")
         bench = Bench(self.settings, dataset, seed)
-        samples = Samples(bench, self.settings.profile.methods, self.args.speed, self.args.samples, 32)
+        samples = StudySamples(bench, self.settings.profile.methods, self.args.speed, self.args.samples, 32)
         base = replace(self.settings.execution, order="length", window=0)
         best = {}
         for entry in samples.entries:
@@ -264,7 +264,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     args, settings = read(own, arguments)
     profile = settings.profile
     options = {name: getattr(args, name) for name in ("batch_sizes", "calls", "seconds", "samples", "rounds", "speed")}
-    kept = Kept(args.out, "latency", asked(settings, **options), fresh=settings.fresh)
+    kept = ResumeFile(args.out, "latency", asked(settings, **options), fresh=settings.fresh)
     with tqdm(total=len(profile.datasets) * len(profile.seeds), desc="latency", disable=None) as bar:
         study = Study(settings, args, kept, bar)
         study.execute()

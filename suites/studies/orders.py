@@ -39,18 +39,18 @@ from harness.core.files import write_atomic
 from harness.core.tokens import TokenSet
 from harness.measure.passes import TimedPass
 from harness.running.session import Bench, Settings, check
-from suites.studies.shared.contenders import PREDICTOR, Entry, Samples, with_protocol
 from suites.studies.shared.order_tables import page
 from suites.studies.shared.ordering import ORDERS, PREDICTING, SORTING, around, execution_for, pointless
-from suites.studies.shared.resume import Kept
-from suites.studies.shared.study_options import answer, asked, choices, read, suite_options, whole, wholes
+from suites.studies.shared.resume_file import ResumeFile
+from suites.studies.shared.study import answer, asked, choices, read, suite_options, whole, wholes
+from suites.studies.shared.study_methods import PREDICTOR, StudyMethod, StudySamples, with_protocol
 from suites.studies.shared.sweep import SIZES, Pass, samples_of, spread, sweep, take_turns, warm_up
 
 AGAIN = "again"  # the second of the A/A pair
 REGIMES = ("fixed", "best")
 
 
-def timed_in_order(order: str, entry: Entry, samples: Samples, execution: Execution) -> Pass:
+def timed_in_order(order: str, entry: StudyMethod, samples: StudySamples, execution: Execution) -> Pass:
     """Passes of one cell of the factorial."""
     way = execution_for(order, execution, samples.probes[entry.label].sorts)
     exits = samples.foreseen(entry)[0] if order == "oracle" else None
@@ -83,11 +83,11 @@ class Study:
         rows: results so far.
     """
 
-    def __init__(self, settings: Settings, args: Any, kept: Kept, bar: Any) -> None:
+    def __init__(self, settings: Settings, args: Any, kept: ResumeFile, bar: Any) -> None:
         self.settings, self.args, self.kept, self.bar = settings, args, kept, bar
         self.rows: list[dict[str, Any]] = []
         self.sweeps: list[dict[str, Any]] = []
-        self._samples: tuple[tuple[str, int], Samples] | None = None
+        self._samples: tuple[tuple[str, int], StudySamples] | None = None
         self._steps = 0
 
     def execute(self) -> None:
@@ -98,11 +98,13 @@ class Study:
             for regime in REGIMES:
                 self.rows += self._block(dataset, seed, protocol, regime, best)
 
-    def samples(self, dataset: str, seed: int) -> Samples:
+    def samples(self, dataset: str, seed: int) -> StudySamples:
         if self._samples is None or self._samples[0] != (dataset, seed):
             self.bar.set_description(f"{dataset}: loading")
             bench = Bench(self.settings, dataset, seed)
-            found = Samples(bench, self.settings.profile.methods, self.args.speed, self.args.samples, self.args.fixed)
+            found = StudySamples(
+                bench, self.settings.profile.methods, self.args.speed, self.args.samples, self.args.fixed
+            )
             if min([*self.args.batch_sizes, self.args.fixed]) >= len(found):
                 raise ConfigError(
                     f"{dataset}: its {len(found)} samples fit into one batch, which no order changes: name smaller sizes "
@@ -193,17 +195,17 @@ class Study:
         self.kept.keep(f"{where}/rows", rows, instead_of=f"{where}/round/")
         return rows
 
-    def _reference(self, samples: Samples) -> str | None:
+    def _reference(self, samples: StudySamples) -> str | None:
         name = self.settings.profile.reference
         return next((entry.label for entry in samples.entries if entry.method == name), None)
 
-    def _twin(self, samples: Samples) -> Entry:
+    def _twin(self, samples: StudySamples) -> StudyMethod:
         """Who is measured twice: the reference, or whoever is first."""
         label = self._reference(samples)
         return next((entry for entry in samples.entries if entry.label == label), samples.entries[0])
 
     def _rounds(
-        self, where: str, cells: dict[str, Pass], samples: Samples, seed: int, execution: Execution
+        self, where: str, cells: dict[str, Pass], samples: StudySamples, seed: int, execution: Execution
     ) -> list[dict[str, Any]]:
         """What is kept of every round: by cell. Missing ones are measured."""
         tell = self._tell(where)
@@ -307,7 +309,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = {
         name: getattr(args, name) for name in ("batch_sizes", "fixed", "protocols", "samples", "rounds", "speed")
     }
-    kept = Kept(args.out, "orders", asked(settings, predictor=PREDICTOR, **options), fresh=settings.fresh)
+    kept = ResumeFile(args.out, "orders", asked(settings, predictor=PREDICTOR, **options), fresh=settings.fresh)
     jobs = len(profile.datasets) * len(profile.seeds) * len(args.protocols)
     with tqdm(total=jobs * (1 + len(REGIMES) * args.rounds), desc="orders", disable=None) as bar:
         study = Study(settings, args, kept, bar)

@@ -30,10 +30,10 @@ from harness.core.files import write_atomic
 from harness.measure.passes import TimedPass
 from harness.running.session import Bench, Settings
 from suites.studies.shared import queueing
-from suites.studies.shared.contenders import Entry, Samples
 from suites.studies.shared.order_tables import synthetic
-from suites.studies.shared.resume import Kept
-from suites.studies.shared.study_options import answer, asked, positives, read, suite_options, whole, wholes
+from suites.studies.shared.resume_file import ResumeFile
+from suites.studies.shared.study import answer, asked, positives, read, suite_options, whole, wholes
+from suites.studies.shared.study_methods import StudyMethod, StudySamples
 from suites.studies.shared.study_page import Page, number, seconds
 from suites.studies.shared.sweep import samples_of, spread
 
@@ -54,7 +54,9 @@ def distinct(windows: Sequence[int], count: int) -> tuple[list[int], list[str]]:
     return sizes, notes
 
 
-def calls(entry: Entry, samples: Samples, window: int, batch_size: int, order: np.ndarray) -> list[TimedPass]:
+def calls(
+    entry: StudyMethod, samples: StudySamples, window: int, batch_size: int, order: np.ndarray
+) -> list[TimedPass]:
     """One round: every full window of the samples in this order."""
     way = replace(samples.bench.settings.execution, batch_size=batch_size, order="length", window=0)
     found = []
@@ -106,7 +108,7 @@ def shown_by_default(bench: Bench) -> list[str]:
 class Study:
     """One run of this suite."""
 
-    def __init__(self, settings: Settings, args: Any, kept: Kept, bar: Any) -> None:
+    def __init__(self, settings: Settings, args: Any, kept: ResumeFile, bar: Any) -> None:
         self.settings, self.args, self.kept, self.bar = settings, args, kept, bar
         self.rows: list[dict[str, Any]] = []
 
@@ -130,7 +132,7 @@ class Study:
         self.bar.set_description(f"{dataset}: loading")
         bench = Bench(self.settings, dataset, seed)
         methods = self.args.methods or shown_by_default(bench)
-        samples = Samples(bench, methods, self.args.speed, self.args.samples, self.args.fixed)
+        samples = StudySamples(bench, methods, self.args.speed, self.args.samples, self.args.fixed)
         sizes, notes = distinct(self.args.windows, len(samples))
         cells = list(itertools.product(samples.entries, sizes))
         # Compiled code and graphs are made when a shape first occurs: there, every window has to.
@@ -158,7 +160,14 @@ class Study:
         return [self._row(dataset, seed, entry, window, len(samples), rounds, notes) for entry, window in cells]
 
     def _row(
-        self, dataset: str, seed: int, entry: Entry, window: int, count: int, rounds: Sequence[Any], notes: list[str]
+        self,
+        dataset: str,
+        seed: int,
+        entry: StudyMethod,
+        window: int,
+        count: int,
+        rounds: Sequence[Any],
+        notes: list[str],
     ) -> dict[str, Any]:
         mine = [found[f"{entry.label} | {window}"] for found in rounds]
         services = [value for one in mine for value in one["seconds"]]
@@ -265,7 +274,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     args, settings = read(own, arguments)
     profile = settings.profile
     options = {name: getattr(args, name) for name in ("windows", "fixed", "samples", "rounds", "speed")}
-    kept = Kept(args.out, "streaming", asked(settings, named=args.methods, **options), fresh=settings.fresh)
+    kept = ResumeFile(args.out, "streaming", asked(settings, named=args.methods, **options), fresh=settings.fresh)
     with tqdm(total=len(profile.datasets) * len(profile.seeds), desc="streaming", disable=None) as bar:
         study = Study(settings, args, kept, bar)
         study.execute()

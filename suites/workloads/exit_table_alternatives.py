@@ -44,7 +44,7 @@ def text(tokens: int, vocab: int, skew: str, seed: int, device: torch.device | s
 
 
 @dataclass(frozen=True)
-class Rows:
+class FrozenRows:
     """The rows of a frozen table as a library user would hold them, on one device.
 
     Attributes:
@@ -60,7 +60,7 @@ class Rows:
     trick: Tensor
 
     @classmethod
-    def of(cls, table: ExitTable, exits: Tensor, vocab: int, smoothing: int, device: torch.device | str) -> Rows:
+    def of(cls, table: ExitTable, exits: Tensor, vocab: int, smoothing: int, device: torch.device | str) -> FrozenRows:
         """From the counts of a table that was frozen with ``min_count=1``.
 
         Args:
@@ -98,12 +98,12 @@ def exits_of(sums: Tensor, per_mille: int) -> Tensor:
     return (cumulative * PER_MILLE >= per_mille * cumulative[:, -1:]).int().argmax(1).to(torch.int16)
 
 
-def gather_and_sum(tokens: TokenSet, held: Rows, per_mille: int) -> Tensor:
+def gather_and_sum(tokens: TokenSet, held: FrozenRows, per_mille: int) -> Tensor:
     """``table[ids].sum(1)``: what one writes first. Unigrams."""
     return exits_of(held.dense[tokens.ids.view(-1, LENGTH)].sum(1), per_mille)
 
 
-def bag_of_rows(tokens: TokenSet, held: Rows, per_mille: int) -> Tensor:
+def bag_of_rows(tokens: TokenSet, held: FrozenRows, per_mille: int) -> Tensor:
     """torch's fused gather and sum. Unigrams."""
     return exits_of(embedding_bag(tokens.ids.view(-1, LENGTH), held.dense, mode="sum"), per_mille)
 
@@ -117,7 +117,7 @@ def keys_of(tokens: TokenSet, ngram: int) -> tuple[Tensor, Tensor]:
     return keys, torch.cat(starts) // LENGTH
 
 
-def search_sorted(tokens: TokenSet, held: Rows, per_mille: int, ngram: int) -> Tensor:
+def search_sorted(tokens: TokenSet, held: FrozenRows, per_mille: int, ngram: int) -> Tensor:
     """Binary search over sorted keys, gather, scatter-add."""
     keys, sample = keys_of(tokens, ngram)
     at = torch.searchsorted(held.keys, keys).clamp_(max=len(held.keys) - 1)
@@ -126,7 +126,7 @@ def search_sorted(tokens: TokenSet, held: Rows, per_mille: int, ngram: int) -> T
     return exits_of(sums, per_mille)
 
 
-def hashing_trick(tokens: TokenSet, held: Rows, per_mille: int, ngram: int) -> Tensor:
+def hashing_trick(tokens: TokenSet, held: FrozenRows, per_mille: int, ngram: int) -> Tensor:
     """No keys at all: rows by hash modulo 2^22, collisions and unseen keys included. Other answers, therefore."""
     keys, sample = keys_of(tokens, ngram)
     order = torch.argsort(sample, stable=True)

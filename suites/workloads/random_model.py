@@ -82,7 +82,7 @@ def _scale(logits: Tensor, count: int) -> float:
 
 
 @dataclass
-class World:
+class ExecutorWorkload:
     """What executors are timed on.
 
     Attributes:

@@ -35,6 +35,7 @@ def toy(tmp_path: Path) -> dict[str, Path]:
 
 def run_suites(*options: str, cache: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "GEEP_BENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # pytest-benchmark refuses to measure in a worker
     command = [sys.executable, "-m", "pytest", "suites/test_cells.py", "--benchmark-only", "-q", *options]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 

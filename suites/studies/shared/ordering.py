@@ -16,7 +16,7 @@ from harness.contracts import Execution, Fitted, OperatingPoint, Predictions
 from harness.core.clock import Phases
 from harness.core.tokens import TokenSet
 from harness.execution.schedule import schedule, schedule_on_device
-from suites.studies.shared.contenders import Entry, Samples
+from suites.studies.shared.study_methods import StudyMethod, StudySamples
 
 MEANING = {
     "arrival": "as they come",
@@ -87,7 +87,7 @@ def execution_for(order: str, execution: Execution, sorts: bool) -> Execution:
     return replace(execution, order="arrival", window=execution.batch_size if sorts else 0)
 
 
-def around(order: str, entry: Entry, samples: Samples, exits: np.ndarray | None) -> InOrder | None:
+def around(order: str, entry: StudyMethod, samples: StudySamples, exits: np.ndarray | None) -> InOrder | None:
     """What sorts for ``entry``; ``None`` where nothing has to.
 
     Args:
@@ -105,7 +105,7 @@ def around(order: str, entry: Entry, samples: Samples, exits: np.ndarray | None)
     return InOrder(entry.fitted, depth, longest, torch.as_tensor(exits, device=samples.tokens.device))
 
 
-def pointless(order: str, entry: Entry, samples: Samples, execution: Execution) -> str | None:
+def pointless(order: str, entry: StudyMethod, samples: StudySamples, execution: Execution) -> str | None:
     """Why this order cannot change how ``entry`` runs; ``None`` where it can."""
     probe = samples.probes[entry.label]
     if order == "own" and not probe.sorts:

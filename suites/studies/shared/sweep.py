@@ -12,7 +12,7 @@ import torch
 from harness.contracts import Execution
 from harness.core.tokens import TokenSet
 from harness.measure.passes import TimedPass
-from suites.studies.shared.contenders import Entry
+from suites.studies.shared.study_methods import StudyMethod
 
 # A pass over tokens, which are the samples of these numbers.
 Pass = Callable[[TokenSet, np.ndarray], TimedPass]
@@ -58,7 +58,7 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
 
 
 def sweep(
-    entry: Entry,
+    entry: StudyMethod,
     tokens: TokenSet,
     execution: Execution,
     sizes: Sequence[int],

@@ -47,8 +47,8 @@ def test_alarms_are_told_apart() -> None:
     """An alarm about the planted cell is a hit, one about anything else is wrong, in each repetition at most one of each."""
     rng, calm = np.random.default_rng(0), Clocks(noise=0.001, stalls=0, process=0, method=0)
     pair = (fabricate(rng, calm), fabricate(rng, calm, slowed=[CELL]))
-    assert repeat("x", 2, lambda _: pair, f"{CELL[1]} ") == power.Row("x", 2, 0, 2)
-    assert repeat("x", 2, lambda _: pair, "m1 ") == power.Row("x", 0, 2, 2)
+    assert repeat("x", 2, lambda _: pair, f"{CELL[1]} ") == power.PowerRow("x", 2, 0, 2)
+    assert repeat("x", 2, lambda _: pair, "m1 ") == power.PowerRow("x", 0, 2, 2)
 
 
 def test_the_script_says_that_nobody_measured(

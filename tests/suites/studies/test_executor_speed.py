@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from suites.studies import executor_speed
-from suites.workloads.random_model import EXECUTORS, World
+from suites.workloads.random_model import EXECUTORS, ExecutorWorkload
 
 SMALL = ["--backbone", "google/bert_uncased_L-4_H-256_A-4", "--samples", "12", "--rounds", "1", "--device", "cpu"]
 
@@ -33,14 +33,14 @@ def test_every_executor_is_measured_at_every_batch_size(tmp_path: Path, capsys: 
 
 def test_all_executors_leave_at_the_same_layers() -> None:
     """Exits that are known beforehand are those that others find out, at every layer somebody's."""
-    world = World("google/bert_uncased_L-4_H-256_A-4", 40, "cpu", "float32")
-    exits = world.exits.tolist()
-    assert set(exits) == set(world.model.answers)
+    workload = ExecutorWorkload("google/bert_uncased_L-4_H-256_A-4", 40, "cpu", "float32")
+    exits = workload.exits.tolist()
+    assert set(exits) == set(workload.model.answers)
     for name in EXECUTORS:
-        found = world.run(name, world.execution(7)).exit_layer.tolist()
+        found = workload.run(name, workload.execution(7)).exit_layer.tolist()
         assert found == ([3] * 40 if name == "bert" else exits), name
     with pytest.raises(KeyError):
-        world.run("fastest", world.execution(7))
+        workload.run("fastest", workload.execution(7))
 
 
 def test_each_goal_takes_everybody_at_their_best() -> None:

@@ -8,13 +8,13 @@ import torch
 
 from geep.exit_table import ExitTable
 from suites.workloads import exit_table_alternatives
-from suites.workloads.exit_table_alternatives import Rows
+from suites.workloads.exit_table_alternatives import FrozenRows
 
 VOCAB, LAYERS, SMOOTHING = 300, 7, 8
 
 
 @pytest.fixture(params=[("uniform", 1), ("uniform", 2), ("zipf", 1), ("zipf", 2)], ids=str)
-def world(request: pytest.FixtureRequest) -> tuple[ExitTable, Rows, int, str]:
+def workload(request: pytest.FixtureRequest) -> tuple[ExitTable, FrozenRows, int, str]:
     """A frozen table and its rows as a library user would hold them."""
     skew, ngram = request.param
     tokens = exit_table_alternatives.text(3000, VOCAB, skew, seed=0)
@@ -25,13 +25,13 @@ def world(request: pytest.FixtureRequest) -> tuple[ExitTable, Rows, int, str]:
     unique, counts = exit_table_alternatives.count_by_sorting(tokens, exits, LAYERS, ngram)
     np.testing.assert_array_equal(unique.numpy(), table.counts()[0])
     np.testing.assert_array_equal(counts.numpy(), table.counts()[1])
-    return table, Rows.of(table, exits, VOCAB, SMOOTHING, "cpu"), ngram, skew
+    return table, FrozenRows.of(table, exits, VOCAB, SMOOTHING, "cpu"), ngram, skew
 
 
 @pytest.mark.parametrize("quantile", [1, 300, 700, 1000])
-def test_rivals_give_the_tables_exits(world: tuple[ExitTable, Rows, int, str], quantile: int) -> None:
+def test_rivals_give_the_tables_exits(workload: tuple[ExitTable, FrozenRows, int, str], quantile: int) -> None:
     """Gather, embedding bag and binary search equal the exit table on seen and unseen text, at any quantile."""
-    table, held, ngram, skew = world
+    table, held, ngram, skew = workload
     asked = exit_table_alternatives.text(6000, VOCAB, skew, seed=5)
     expected = table.predict(asked, quantile)
     assert torch.equal(exit_table_alternatives.search_sorted(asked, held, quantile, ngram), expected)
@@ -40,9 +40,9 @@ def test_rivals_give_the_tables_exits(world: tuple[ExitTable, Rows, int, str], q
         assert torch.equal(exit_table_alternatives.bag_of_rows(asked, held, quantile), expected)
 
 
-def test_the_hashing_trick_is_the_table_but_for_collisions(world: tuple[ExitTable, Rows, int, str]) -> None:
+def test_the_hashing_trick_is_the_table_but_for_collisions(workload: tuple[ExitTable, FrozenRows, int, str]) -> None:
     """With far fewer keys than rows hardly any collide, so that nearly all exits are the exact ones."""
-    table, held, ngram, skew = world
+    table, held, ngram, skew = workload
     asked = exit_table_alternatives.text(6000, VOCAB, skew, seed=5)
     found = exit_table_alternatives.hashing_trick(asked, held, 600, ngram)
     assert (found == table.predict(asked, 600)).float().mean() > 0.95

@@ -23,14 +23,14 @@ from harness.core.work import Work
 from harness.running.profile import load
 from harness.toolkit.fitted import FullDepth
 from suites.studies.orders import facts_of, timed_in_order
-from suites.studies.shared.contenders import Entry, Samples, point_at
 from suites.studies.shared.ordering import ORDERS, PREDICTING, SORTING, InOrder, around, execution_for, pointless
+from suites.studies.shared.study_methods import StudyMethod, StudySamples, point_at
 
 SPEED = 0.6
 
 
 class Bench:
-    """What :class:`Samples` asks of a bench, with methods that were fitted before."""
+    """What :class:`StudySamples` asks of a bench, with methods that were fitted before."""
 
     def __init__(self, task: Task, test: Split, fitted: dict[str, Fitted]) -> None:
         self.prepared = SimpleNamespace(test=test, task=task)
@@ -42,7 +42,7 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def samples(signal_task: Task, unseen: Split, trained_bert: FullDepth, scattered_geep: FittedGeep) -> Samples:
+def samples(signal_task: Task, unseen: Split, trained_bert: FullDepth, scattered_geep: FittedGeep) -> StudySamples:
     """Full depth, predicted exits, verified ones, sequential ones and the oracle on 40 samples."""
     points = [OperatingPoint(f"speed={s:g}/once", {**_LOOK, "speed": s}) for s in scattered_geep.tables]
     fitted: dict[str, Any] = {
@@ -52,17 +52,17 @@ def samples(signal_task: Task, unseen: Split, trained_bert: FullDepth, scattered
         "control-sequential": SequentialControl(scattered_geep.model, None, scattered_geep),
         "oracle": Oracle(scattered_geep.model, None, scattered_geep),
     }
-    return Samples(Bench(signal_task, unseen, fitted), list(fitted), SPEED, None, 8)  # type: ignore[arg-type]
+    return StudySamples(Bench(signal_task, unseen, fitted), list(fitted), SPEED, None, 8)  # type: ignore[arg-type]
 
 
 _LOOK = {"mode": "once", "looks": 1, "quantile": 500, "end": 4, "threshold": 0.6}
 
 
-def entry(samples: Samples, start: str) -> Entry:
+def entry(samples: StudySamples, start: str) -> StudyMethod:
     return next(one for one in samples.entries if one.label.startswith(start))
 
 
-def test_everybody_is_entered_with_every_executor(samples: Samples) -> None:
+def test_everybody_is_entered_with_every_executor(samples: StudySamples) -> None:
     """Exits known beforehand run on the ladder and in batches of equal exits; a bound takes the run's executor."""
     assert [one.label for one in samples.entries] == [
         "bert",
@@ -93,7 +93,7 @@ def test_a_speed_that_nobody_tuned_is_told() -> None:
     seed=st.integers(0, 10**6),
 )
 def test_no_order_changes_an_answer(
-    samples: Samples, which: int, order: str, protocol: Any, size: int, seed: int
+    samples: StudySamples, which: int, order: str, protocol: Any, size: int, seed: int
 ) -> None:
     """Labels and exits come back by sample, whatever the order, the arrival, the batch size and the method."""
     one = samples.entries[which]
@@ -156,7 +156,7 @@ def test_predicting_is_timed_and_shown_apart(monkeypatch: pytest.MonkeyPatch) ->
     assert found.phases == {"layers": 5.0, PREDICTING: 3.0, SORTING: 0.0}
 
 
-def test_the_predicted_order_is_the_predictors(samples: Samples) -> None:
+def test_the_predicted_order_is_the_predictors(samples: StudySamples) -> None:
     """Deepest first by the exits of the predictor at the chosen speed, for a method that knows nothing of them."""
     sorter = around("predicted", entry(samples, "bert"), samples, None)
     assert sorter is not None and sorter.predict_exits is not None
@@ -167,7 +167,7 @@ def test_the_predicted_order_is_the_predictors(samples: Samples) -> None:
     assert around("own", entry(samples, "geep"), samples, None) is None
 
 
-def test_the_oracle_knows_what_the_method_finds_out(samples: Samples) -> None:
+def test_the_oracle_knows_what_the_method_finds_out(samples: StudySamples) -> None:
     """Own exits for methods that find them on the way and for the bound, sequential ones on the same weights for others."""
     sequential = samples.probes[entry(samples, "control-sequential").label].exits
     for start, exits in (
@@ -182,7 +182,7 @@ def test_the_oracle_knows_what_the_method_finds_out(samples: Samples) -> None:
     assert samples.foreseen(entry(samples, "geep-verified"))[1] == "its own exits"
 
 
-def test_a_given_order_makes_the_batches(samples: Samples) -> None:
+def test_a_given_order_makes_the_batches(samples: StudySamples) -> None:
     """Who sorts by exit gets one batch at a time, and all samples only under its own order."""
     base = Execution(batch_size=7)
     assert execution_for("length", base, sorts=True) == replace(base, order="arrival", window=7)
@@ -190,7 +190,7 @@ def test_a_given_order_makes_the_batches(samples: Samples) -> None:
     assert execution_for("own", base, sorts=True) == replace(base, order="length", window=0)
 
 
-def test_what_makes_no_sense_is_said(samples: Samples) -> None:
+def test_what_makes_no_sense_is_said(samples: StudySamples) -> None:
     """No order changes batches of one, a single batch, or equal work; only who sorts by exits has an order of its own."""
     bert, geep = entry(samples, "bert"), entry(samples, "geep speed")
     some = Execution(batch_size=8)
@@ -207,10 +207,10 @@ def test_what_makes_no_sense_is_said(samples: Samples) -> None:
         assert pointless("arrival", bert, samples, replace(some, batch_size=size)) is None
 
 
-def test_a_draw_of_samples_is_the_same_each_time(samples: Samples) -> None:
+def test_a_draw_of_samples_is_the_same_each_time(samples: StudySamples) -> None:
     """Fewer samples are drawn without looking at them, and keep their labels."""
     bench: Any = samples.bench
-    few, again = (Samples(bench, ["bert"], SPEED, 10, 4) for _ in range(2))
+    few, again = (StudySamples(bench, ["bert"], SPEED, 10, 4) for _ in range(2))
     assert len(few) == len(few.labels) == 10
     assert few.tokens.ids.tolist() == again.tokens.ids.tolist()
     test = bench.prepared.test

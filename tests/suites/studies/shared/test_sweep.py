@@ -12,7 +12,7 @@ from harness.contracts import Execution, OperatingPoint, Predictions
 from harness.core import clock
 from harness.core.tokens import TokenSet
 from harness.core.work import Work
-from suites.studies.shared.contenders import Entry
+from suites.studies.shared.study_methods import StudyMethod
 from suites.studies.shared.sweep import samples_of, spread, sweep, take_turns, warm_up
 
 SAMPLES = 40
@@ -43,7 +43,7 @@ def tokens() -> TokenSet:
 
 def swept(fake: Fake, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch, sizes: list[int], rounds: int = 2) -> dict:
     monkeypatch.setattr(clock, "now", lambda: fake.now)
-    entry = Entry("fake", "method", fake, OperatingPoint("p"), "own")  # type: ignore[arg-type]
+    entry = StudyMethod("fake", "method", fake, OperatingPoint("p"), "own")  # type: ignore[arg-type]
     return sweep(entry, tokens, Execution(), sizes, rounds, seed=0)
 
 

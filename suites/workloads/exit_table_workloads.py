@@ -16,7 +16,7 @@ from harness.core.errors import DeviceError
 from harness.core.tokens import TokenSet
 from harness.kernels import Launcher, cuda, host
 from suites.workloads import exit_table_alternatives
-from suites.workloads.exit_table_alternatives import LENGTH, Rows
+from suites.workloads.exit_table_alternatives import LENGTH, FrozenRows
 
 LAYERS, VOCAB, SMOOTHING, QUANTILE = 12, 30_522, 8, 700
 SKEWS = ("uniform", "zipf")
@@ -54,7 +54,7 @@ def random_exits(samples: int, device: torch.device | str) -> Tensor:
 
 
 @dataclass
-class World:
+class TableWorkload:
     """Text, exits and a frozen table, on a device."""
 
     tokens: int
@@ -87,8 +87,8 @@ class World:
         return table
 
     @cached_property
-    def rows(self) -> Rows:
-        return Rows.of(self.table, self.exits, VOCAB, SMOOTHING, self.device)
+    def rows(self) -> FrozenRows:
+        return FrozenRows.of(self.table, self.exits, VOCAB, SMOOTHING, self.device)
 
     @property
     def grams(self) -> int:
@@ -96,7 +96,7 @@ class World:
 
 
 @dataclass
-class Kernels:
+class TableKernels:
     """Where the hash table's kernels run: on the device, or emulated, with less text.
 
     Attributes:
@@ -110,7 +110,7 @@ class Kernels:
     tokens: int
 
     @classmethod
-    def here(cls, device: str, tokens: int) -> Kernels:
+    def here(cls, device: str, tokens: int) -> TableKernels:
         """On the device if it is one, else on the host.
 
         Raises:
@@ -134,7 +134,7 @@ class Kernels:
 
 
 @dataclass
-class Filling:
+class LoadWorkload:
     """Text whose bigrams fill a hash table of always the same number of slots to a given share.
 
     Single tokens are dense and take no slot. The number of slots is the largest power of two that the bigrams of all the
@@ -142,7 +142,7 @@ class Filling:
     as many: four fifths of their samples are among the inserted ones.
     """
 
-    kernels: Kernels
+    kernels: TableKernels
     skew: str
 
     @cached_property

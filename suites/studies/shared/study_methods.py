@@ -25,7 +25,7 @@ EXECUTORS = ("ladder", "exact-k")
 
 
 @dataclass
-class Entry:
+class StudyMethod:
     """A fitted method at one operating point with one executor.
 
     Attributes:
@@ -92,7 +92,7 @@ def point_at(method: str, points: Sequence[OperatingPoint], speed: float) -> Ope
     return points[0]
 
 
-def entries(bench: Bench, methods: Sequence[str], speed: float) -> Iterator[Entry]:
+def entries(bench: Bench, methods: Sequence[str], speed: float) -> Iterator[StudyMethod]:
     """All entries of the named methods: every executor for methods, the run's for controls and bounds."""
     for name in methods:
         fitted = bench.fitted(name)
@@ -103,7 +103,7 @@ def entries(bench: Bench, methods: Sequence[str], speed: float) -> Iterator[Entr
         given = bench.settings.execution.executor
         ways = (own,) if own != ASSIGNED else EXECUTORS if kind == "method" else (given,)
         for way in ways:
-            yield Entry(name, kind, fitted, point, way)
+            yield StudyMethod(name, kind, fitted, point, way)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Probe:
         return bool(np.ptp(self.exits))
 
 
-class Samples:
+class StudySamples:
     """Test samples of one dataset, everybody who runs on them, and what is known about each.
 
     Args:
@@ -154,7 +154,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def _probe(self, entry: Entry) -> Probe:
+    def _probe(self, entry: StudyMethod) -> Probe:
         everybody = np.arange(len(self))
         if isinstance(entry.fitted, Foresees):
             entry.foresight = entry.fitted.foresee(self.tokens, at=replace(entry.point, execution=self._untimed))
@@ -187,7 +187,7 @@ class Samples:
         rule = Entropy(point.params.get("speed", self.speed))
         return run_sequential(fitted.model, self.tokens, self._untimed, rule).exit_layer
 
-    def foreseen(self, entry: Entry) -> tuple[np.ndarray, str]:
+    def foreseen(self, entry: StudyMethod) -> tuple[np.ndarray, str]:
         """The exits of order ``oracle`` (int16 [N]), and whose they are.
 
         A method that finds its exits on the way, or a bound, is ordered by the exits that it will take itself. Where all

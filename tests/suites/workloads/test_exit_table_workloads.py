@@ -8,18 +8,26 @@ import torch
 from geep.exit_table.backends.hashed import kernels
 from harness.core.errors import DeviceError
 from harness.kernels import cuda, host
-from suites.workloads import exit_table_fillings
+from suites.workloads import exit_table_workloads
 from suites.workloads.exit_table_alternatives import LENGTH, text
-from suites.workloads.exit_table_fillings import LAYERS, LOADS, Filling, Kernels, first, partly_new, random_exits
+from suites.workloads.exit_table_workloads import (
+    LAYERS,
+    LOADS,
+    LoadWorkload,
+    TableKernels,
+    first,
+    partly_new,
+    random_exits,
+)
 
 NEEDS_COMPILER = pytest.mark.skipif(host.problem() is not None, reason=str(host.problem()))
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("skew", exit_table_fillings.SKEWS)
+@pytest.mark.parametrize("skew", exit_table_workloads.SKEWS)
 def test_tables_are_filled_to_the_share_that_was_asked_for(skew: str) -> None:
     """Always the same slots, more and more keys, a sample short of the share at most; none less would be enough."""
-    filling = Filling(Kernels("host", host.launcher(kernels(LAYERS)), 6000), skew)
+    filling = LoadWorkload(TableKernels("host", host.launcher(kernels(LAYERS)), 6000), skew)
     sizes = []
     for load in LOADS:
         train = filling.train(load)
@@ -49,7 +57,7 @@ def test_where_no_kernel_runs_the_reason_is_given(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(host, "problem", lambda: "no C++ compiler")
     monkeypatch.setattr(cuda, "problem", lambda: "no CuPy")
     with pytest.raises(DeviceError, match="no CuPy; and no C.. compiler"):
-        Kernels.here("cuda", 100)
+        TableKernels.here("cuda", 100)
     monkeypatch.setattr(host, "problem", lambda: None)
     monkeypatch.setattr(host, "launcher", lambda source: None)
-    assert Kernels.here("cpu", 1 << 40) == Kernels("host", None, exit_table_fillings.HOST_TOKENS)
+    assert TableKernels.here("cpu", 1 << 40) == TableKernels("host", None, exit_table_workloads.HOST_TOKENS)

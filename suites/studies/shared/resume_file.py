@@ -12,7 +12,7 @@ from harness.core.errors import ResultError
 from harness.core.files import write_json
 
 
-class Kept:
+class ResumeFile:
     """One JSON file: what was asked, the parts measured so far by name, and at the end the results.
 
     Args:
