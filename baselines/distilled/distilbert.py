@@ -23,11 +23,10 @@ from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
-from harness.encoder.masked_words import MaskedWordModel, guessing_loss
+from harness.encoder.masked_words import ABSENT, MaskedWordModel, guessing_loss
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
-from harness.pretraining.general_distillation import Distillation, Rows
-from harness.pretraining.text.masking import ABSENT
+from harness.pretraining.general_distillation import Distillation, DistillationRows
 from harness.registry import register
 from harness.toolkit import augmentation
 from harness.toolkit.distillation import (
@@ -140,7 +139,7 @@ class WordDistillation(Distillation):
         sums = [checkpoint(part, *both, use_reentrant=False, preserve_rng_state=False) for both in parts]
         return torch.stack(sums).sum() / max(1, len(states))
 
-    def loss(self, rows: Rows) -> Tensor:
+    def loss(self, rows: DistillationRows) -> Tensor:
         soft, masked, cosine = self.weights
         last, taught = rows.states[-1], rows.taught[-1]
         total = last.new_zeros((), dtype=torch.float32)

@@ -29,7 +29,7 @@ from harness.encoder.layout import Layout, Scored
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.pretraining.general_distillation import Distillation, Rows
+from harness.pretraining.general_distillation import Distillation, DistillationRows
 from harness.registry import register
 from harness.toolkit import augmentation
 from harness.toolkit.distillation import (
@@ -193,7 +193,7 @@ class GeneralImitation(Distillation):
     def encoder(self) -> Encoder:
         return self.imitation.student
 
-    def loss(self, rows: Rows) -> Tensor:
+    def loss(self, rows: DistillationRows) -> Tensor:
         return self.imitation.distance(rows.states, rows.taught, rows.attention, rows.tokens)
 
 

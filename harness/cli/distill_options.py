@@ -16,9 +16,6 @@ DESCRIPTION = """General distillation: a small student learns from a pretrained 
 The folder that comes out is a backbone (--backbone en=DIR) and a student (student = "DIR" in a profile's [method.NAME]).
 The same command again goes on where it was stopped or killed, exactly. Exit code 3: --stop-after came first."""
 
-# Settings that belong to the method, which refuses those it has no use for; the option's name says "-" for "_".
-SETTINGS = ("layers", "width", "intermediate", "temperature", "alpha_ce", "alpha_mlm", "alpha_cos", "soft_on")
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add them to a parser."""

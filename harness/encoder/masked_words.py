@@ -16,7 +16,13 @@ from harness.core.work import LayerCost, Tally
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder, init_weights
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
-from harness.pretraining.text.masking import ABSENT, budget
+
+ABSENT = -100  # a label that does not count
+
+
+def budget(share: float, length: int) -> int:
+    """Return how many tokens are masked at most in a row of ``length`` tokens."""
+    return max(1, round(share * length))
 
 
 class RowAttention:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from harness import registry
-from harness.cli.distill_options import SETTINGS
 from harness.contracts import DistilsGenerally
 from harness.core import clock
 from harness.core.environment import fingerprint
@@ -39,6 +38,8 @@ from harness.pretraining.recipe import PretrainRecipe
 from harness.pretraining.text import shards, vocabulary
 
 FACTS = "distillation.json"
+# Options that are settings of the method, which rejects those that it does not know.
+SETTINGS = ("layers", "width", "intermediate", "temperature", "alpha_ce", "alpha_mlm", "alpha_cos", "soft_on")
 
 
 def _say(text: str) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.encoder.masked_words import MaskedWordModel
+from harness.encoder.masked_words import ABSENT, MaskedWordModel
 from harness.pretraining.general_distillation import Distillation
 from harness.pretraining.text.batches import held_out
-from harness.pretraining.text.masking import ABSENT
 from harness.pretraining.text.shards import TRAIN_KINDS, Shards
 from harness.pretraining.text.vocabulary import SPECIAL
 

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from harness.core.work import LayerCost, Tally
 from harness.encoder.backbone import Backbone
-from harness.encoder.masked_words import MaskedWordModel, RowAttention, masked_word_model, row_states
+from harness.encoder.masked_words import MaskedWordModel, RowAttention, budget, masked_word_model, row_states
 from harness.encoder.model import Encoder
-from harness.pretraining.text.masking import budget
 
 
 @dataclass(frozen=True)
-class Rows:
+class DistillationRows:
     """What teacher and student made of B rows of T tokens.
 
     Attributes:
@@ -80,7 +79,7 @@ class Distillation(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def loss(self, rows: Rows) -> Tensor:
+    def loss(self, rows: DistillationRows) -> Tensor:
         """What is minimised, float32 [1]."""
 
     def forward(
@@ -104,7 +103,7 @@ class Distillation(nn.Module, ABC):
             taught = row_states(self.teacher.encoder, ids, positions, attention, segments)
         states = row_states(self.encoder, ids, positions, attention, segments)
         valid = None if pieces is None else torch.nonzero(pieces.reshape(-1) > 0).squeeze(1)
-        return self.loss(Rows(states, taught, attention, valid, where, labels)).reshape(1)
+        return self.loss(DistillationRows(states, taught, attention, valid, where, labels)).reshape(1)
 
     def training_flops(self, *, rows: int, length: int, share: float, every: bool) -> int:
         """FLOPs of one step: matrix products of the layers, of the teacher once and of the student with its gradients, and

@@ -72,7 +72,7 @@ def shards_for(
             raise ConfigError("--corpus needs --lang en or --lang zh: characters are counted and masked differently")
         if folder.exists():
             raise ConfigError(f"{folder} is there, but holds no shards: name another folder with --shards")
-        sources = [corpus.source(path) for path in args.corpus]
+        sources = [corpus.corpus_file(path) for path in args.corpus]
         given = tokenizer or (vocabulary.load(args.vocab_from) if args.vocab_from else None)
         vocab = args.vocab if given is None else given.get_vocab_size()
         say(f"tokenising {', '.join(one.path.name for one in sources)} (once)")
@@ -86,11 +86,13 @@ def shards_for(
             "--out"
         )
     if args.corpus:
-        if "pairs" not in found.facts["train"] and any(corpus.source(path).form != "txt" for path in args.corpus):
+        if "pairs" not in found.facts["train"] and any(corpus.corpus_file(path).form != "txt" for path in args.corpus):
             say(
                 f"the shards in {folder} are of a version that read the texts of a pair one by one; delete them for pairs"
             )
-        asked = sorted((one["name"], one["sha256"]) for one in (corpus.source(path).facts() for path in args.corpus))
+        asked = sorted(
+            (one["name"], one["sha256"]) for one in (corpus.corpus_file(path).facts() for path in args.corpus)
+        )
         if asked != sorted((one["name"], one["sha256"]) for one in found.facts["sources"]):
             raise ConfigError(
                 f"the shards in {folder} were made from other files: name another folder with --shards or --out"

@@ -27,7 +27,7 @@ def shard_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for language, units, between in (("en", WORDS, " "), ("zh", signs, "")):
         texts = [between.join(units[(i + j) % 8] for j in range(5 + i % 20)) for i in range(160)]
         (place / f"{language}.txt").write_text("\n".join(texts), encoding="utf-8")
-        source = corpus.source(place / f"{language}.txt")
+        source = corpus.corpus_file(place / f"{language}.txt")
         vocab = 50 if language == "en" else 13
         shards.make([source], place / language, language=language, vocab=vocab, length=16)
     return {language: str(place / language) for language in ("en", "zh")}

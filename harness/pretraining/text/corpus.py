@@ -32,7 +32,7 @@ _SPLIT = re.compile(r"(^|[^a-z])(test|dev|valid|validation|eval)([^a-z]|$)")
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusFile:
     """A file of a corpus."""
 
     path: Path
@@ -48,7 +48,7 @@ class Source:
         return {"name": name, "bytes": self.path.stat().st_size, "sha256": digest}
 
 
-def source(path: Path) -> Source:
+def corpus_file(path: Path) -> CorpusFile:
     """A file, by its name.
 
     Raises:
@@ -70,10 +70,10 @@ def source(path: Path) -> Source:
         )
     if not path.is_file():
         raise DataError(f"{path}: no such file: give the corpus with --corpus FILE[,FILE]")
-    return Source(path, form[0][1:], packed)
+    return CorpusFile(path, form[0][1:], packed)
 
 
-def _lines(given: Source) -> Iterator[str]:
+def _lines(given: CorpusFile) -> Iterator[str]:
     """Lines of a text file, decoded one by one, so that a complaint can name the line."""
     try:
         stream = pa.input_stream(str(given.path), compression=given.packed)
@@ -104,7 +104,7 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
         yield " ".join(paragraph)
 
 
-def read(given: Source) -> Iterator[Document]:
+def read(given: CorpusFile) -> Iterator[Document]:
     """Documents of one file, in its order; none is empty.
 
     Raises:
@@ -130,7 +130,7 @@ def read(given: Source) -> Iterator[Document]:
         raise DataError(f"{given.path} holds no text: give a file that does, or leave it out")
 
 
-def documents(sources: Sequence[Source]) -> Iterator[Document]:
+def documents(sources: Sequence[CorpusFile]) -> Iterator[Document]:
     """Documents of all files, one file after the other. See :func:`read`."""
     for given in sources:
         yield from read(given)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.encoder.masked_words import ABSENT, budget
 from harness.pretraining.text.vocabulary import CHARACTER, CONTINUES, MASK, SPECIAL, SPECIALS
 
-ABSENT = -100  # a label that counts for nothing
 _JOINED = 0.5
 _MASKED, _SWAPPED = 0.8, 0.9
 
@@ -35,11 +35,6 @@ class Masked:
     ids: np.ndarray
     where: np.ndarray
     labels: np.ndarray
-
-
-def budget(share: float, length: int) -> int:
-    """Tokens masked at most in a row of ``length`` tokens."""
-    return max(1, round(share * length))
 
 
 def word_starts(ids: np.ndarray, kinds: np.ndarray, generator: np.random.Generator) -> np.ndarray:

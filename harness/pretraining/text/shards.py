@@ -180,7 +180,7 @@ def _sample(documents: Iterable[Document]) -> Iterator[str]:
 
 
 def make(
-    sources: Sequence[corpus.Source],
+    sources: Sequence[corpus.CorpusFile],
     folder: Path,
     *,
     language: str,

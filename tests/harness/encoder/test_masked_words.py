@@ -8,11 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
-from harness.encoder.masked_words import MaskedWordModel, training_flops
+from harness.encoder.masked_words import ABSENT, MaskedWordModel, budget, training_flops
 from harness.encoder.shape import EncoderShape
 from harness.pretraining import export, start
 from harness.pretraining.text.batches import make, places
-from harness.pretraining.text.masking import ABSENT, budget
 from harness.pretraining.text.vocabulary import CLS, PAD, SEP
 
 SHAPE = EncoderShape(layers=3, width=16, heads=2, intermediate=24, vocab_size=40, max_positions=16)

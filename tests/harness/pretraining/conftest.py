@@ -53,7 +53,7 @@ def shard_folders(corpora: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     for language, vocab in (("en", VOCAB), ("zh", 23)):
         folders[language] = tmp_path_factory.mktemp("shards") / language
         shards.make(
-            [corpus.source(corpora[language])], folders[language], language=language, vocab=vocab, length=LENGTH
+            [corpus.corpus_file(corpora[language])], folders[language], language=language, vocab=vocab, length=LENGTH
         )
     return folders
 

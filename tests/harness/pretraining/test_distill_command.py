@@ -20,11 +20,11 @@ from baselines.distilled.tinybert import TinyBert
 from harness.cli import main as cli
 from harness.core.errors import BackboneError, ConfigError, DataError, UnknownNameError
 from harness.encoder.backbone import Backbone, load_backbone
+from harness.encoder.masked_words import ABSENT
 from harness.pretraining import distill_command, snapshot
 from harness.pretraining.general_distillation import Distillation
 from harness.pretraining.text import batches, vocabulary
 from harness.pretraining.text.batches import Batch
-from harness.pretraining.text.masking import ABSENT
 from harness.pretraining.text.shards import Shards
 
 ENGLISH = [

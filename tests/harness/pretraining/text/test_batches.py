@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from harness.encoder.masked_words import ABSENT
 from harness.pretraining.text.batches import Batch, Stream, ahead, held_out, places, segments
-from harness.pretraining.text.masking import ABSENT
 from harness.pretraining.text.shards import Shards
 from harness.pretraining.text.vocabulary import CLS, PAD, SEP
 

@@ -13,7 +13,7 @@ from harness.pretraining.text import corpus
 
 
 def read(path: Path) -> list[corpus.Document]:
-    return list(corpus.read(corpus.source(path)))
+    return list(corpus.read(corpus.corpus_file(path)))
 
 
 def test_blank_lines_separate_documents(tmp_path: Path) -> None:
@@ -55,14 +55,14 @@ def test_dev_and_test_splits_are_refused(name: str, tmp_path: Path) -> None:
     """By their names, whatever is in them."""
     (tmp_path / name).write_text("text\nx\n", encoding="utf-8")
     with pytest.raises(DataError, match="called a dev or test split"):
-        corpus.source(tmp_path / name)
+        corpus.corpus_file(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "latest.txt", "testimonials.csv", "develop.txt", "contest.txt"])
 def test_other_names_are_not(name: str, tmp_path: Path) -> None:
     """A word that holds "test" is no split."""
     (tmp_path / name).write_text("", encoding="utf-8")
-    assert corpus.source(tmp_path / name).path.name == name
+    assert corpus.corpus_file(tmp_path / name).path.name == name
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_what_cannot_be_used_is_said(name: str, content: bytes, said: str, tmp_p
 def test_a_missing_file_is_said() -> None:
     """Before anything else is done."""
     with pytest.raises(DataError, match="no such file"):
-        corpus.source(Path("nowhere.txt"))
+        corpus.corpus_file(Path("nowhere.txt"))

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from harness.pretraining.text.masking import ABSENT, budget, choose, mask, word_starts
+from harness.encoder.masked_words import ABSENT, budget
+from harness.pretraining.text.masking import choose, mask, word_starts
 from harness.pretraining.text.shards import Shards
 from harness.pretraining.text.vocabulary import CHARACTER, CONTINUES, MASK, SPECIAL, SPECIALS, WORD
 

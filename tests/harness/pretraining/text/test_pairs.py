@@ -73,7 +73,7 @@ def test_no_pair_is_on_both_sides(length: int, english: Shards, tmp_path: Path) 
     some = [" ".join(draw.choices(WORDS, k=9)) for _ in range(300)]
     table = pd.DataFrame({"text": [draw.choice(some) for _ in range(3000)], "text_pair": draw.choices(some, k=3000)})
     table.to_parquet(tmp_path / "train.parquet")
-    source, folder = corpus.source(tmp_path / "train.parquet"), tmp_path / "s"
+    source, folder = corpus.corpus_file(tmp_path / "train.parquet"), tmp_path / "s"
     shards.make([source], folder, language="en", vocab=1, length=length, tokenizer=english.tokenizer)
     facts = Shards.open(folder).facts
     held, train = (_texts(folder, facts, *kinds) for kinds in (["heldout"], ["full", "shared"]))
@@ -129,7 +129,7 @@ def paired(english: Shards, tmp_path: Path) -> Path:
     path = tmp_path / "train.parquet"
     table.to_parquet(path)
     made = tmp_path / "paired"
-    shards.make([corpus.source(path)], made, language="en", vocab=1, length=16, tokenizer=english.tokenizer)
+    shards.make([corpus.corpus_file(path)], made, language="en", vocab=1, length=16, tokenizer=english.tokenizer)
     return made
 
 

@@ -23,7 +23,7 @@ from harness.pretraining.text.vocabulary import CLS, PAD, SEP, SPECIALS
 def test_every_document_is_trained_on_or_held_out(english: Shards, corpora: dict[str, Path]) -> None:
     """Counts add up: only ends of documents of a single token are left out."""
     facts = english.facts
-    texts = set(corpus.read(corpus.source(corpora["en"])))
+    texts = set(corpus.read(corpus.corpus_file(corpora["en"])))
     assert facts["train"]["documents"] + facts["heldout"]["documents"] == len(texts)
     assert facts["heldout"]["documents"] >= 1
     sizes = [len(one.ids) for one in english.tokenizer.encode_batch(sorted(texts))]
@@ -62,7 +62,9 @@ def test_large_vocabularies_have_room(tmp_path: Path) -> None:
     last = range(69_800, 70_000)
     texts = [" ".join(f"w{i}" for i in part) for part in (last, reversed(last), [*last, *last])]
     (tmp_path / "c.txt").write_text("\n".join(texts), encoding="utf-8")
-    shards.make([corpus.source(tmp_path / "c.txt")], tmp_path / "s", language="en", vocab=1, length=16, tokenizer=many)
+    shards.make(
+        [corpus.corpus_file(tmp_path / "c.txt")], tmp_path / "s", language="en", vocab=1, length=16, tokenizer=many
+    )
     found = Shards.open(tmp_path / "s")
     rows = np.concatenate([rows.reshape(-1) for rows in found.rows("full", "shared", "heldout")])
     assert rows.dtype == np.uint32
@@ -81,7 +83,7 @@ def test_nothing_is_left_of_shards_that_failed(tmp_path: Path) -> None:
     """An empty corpus ends in one line, and the folder is not there."""
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="holds no text"):
-        shards.make([corpus.source(tmp_path / "empty.txt")], tmp_path / "s", language="en", vocab=50, length=16)
+        shards.make([corpus.corpus_file(tmp_path / "empty.txt")], tmp_path / "s", language="en", vocab=50, length=16)
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
 
 
@@ -114,6 +116,6 @@ def test_the_fingerprint_follows_the_content(
     english: Shards, chinese: Shards, corpora: dict[str, Path], tmp_path: Path
 ) -> None:
     """The same corpus with the same vocabulary gives the same shards."""
-    source = corpus.source(corpora["en"])
+    source = corpus.corpus_file(corpora["en"])
     shards.make([source], tmp_path / "s", language="en", vocab=1, length=16, tokenizer=english.tokenizer)
     assert Shards.open(tmp_path / "s").fingerprint == english.fingerprint != chinese.fingerprint
