@@ -58,7 +58,7 @@ def look_layers(table: ExitTable, tokens: TokenSet, answers: Sequence[int], quan
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GridOutcome:
     """A way of looking, and what it would do on dev: fractions and layers.
 
     Attributes:
@@ -82,7 +82,7 @@ class Outcome:
 def simulate(
     looks: np.ndarray, view: DevView, thresholds: np.ndarray, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Outcome per threshold of looking at ``looks`` [N, S] (layer indices, not falling), the unsure answered at ``end``.
+    """GridOutcome per threshold of looking at ``looks`` [N, S] (layer indices, not falling), the unsure answered at ``end``.
 
     Returns:
         agreement with full depth, accuracy, mean layers, mean heads; each [T].
@@ -119,7 +119,7 @@ def cuts(entropy: np.ndarray, speed: float) -> np.ndarray:
     return np.unique(np.append(between, [speed, 1.0]).astype(np.float32))
 
 
-def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: str) -> Outcome:
+def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: str) -> GridOutcome:
     """Where to look, how sure to be and where to stop, on dev: the best within the layers of sequential exit at ``speed``.
 
     Best is the largest agreement with full depth, then the cheapest. Agreement needs no labels and varies less from
@@ -141,7 +141,7 @@ def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: 
         seen.add(at.tobytes())
         for end in view.answers[1:].tolist() if looks == 1 else [last]:
             rows = zip(thresholds, *simulate(at, view, thresholds, end), strict=True)
-            outcomes += [Outcome(first, looks, end, *(float(value) for value in row)) for row in rows]
+            outcomes += [GridOutcome(first, looks, end, *(float(value) for value in row)) for row in rows]
     affordable = [o for o in outcomes if o.layers <= budget + 1e-9]
     if not affordable:
         return min(outcomes, key=lambda o: (o.layers, o.heads, -o.agreement))

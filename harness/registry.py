@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar, get_args
 
 from harness.contracts import Kind, Method
-from harness.core.errors import ConfigError, MethodError, UnknownNameError, told
+from harness.core.errors import ConfigError, MethodError, UnknownNameError, format_error
 
 GROUP = "geep.methods"
 REQUIRED = ("name", "kind", "needs", "version", "fit", "load")
@@ -86,7 +86,7 @@ def get(name: str) -> Method:
     # A plug-in may raise anything on import, or end the process; the user needs to know which one.
     except (Exception, SystemExit) as error:
         raise MethodError(
-            f"method '{name}' from '{points[name].value}' cannot be imported ({told(error)}): "
+            f"method '{name}' from '{points[name].value}' cannot be imported ({format_error(error)}): "
             "mend or uninstall that plug-in"
         ) from error
     method = _checked(name, plugin)

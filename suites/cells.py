@@ -1,4 +1,4 @@
-"""Which pytest-benchmark cells a profile has, and the benches behind them."""
+"""Which pytest-benchmark cells a profile has, and the sessions behind them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from harness.contracts import NamesPoints, OperatingPoint
 from harness.core.errors import ConfigError, MethodError
 from harness.measure.passes import Contender
 from harness.running.profile import Profile
-from harness.running.session import Bench, Settings
+from harness.running.session import Session
+from harness.running.settings import Settings
 
 FIRST = "first"
 
@@ -48,17 +49,17 @@ def cells_of(settings: Settings) -> list[CellId]:
     ]
 
 
-class Benches:
+class Sessions:
     """Datasets and fitted methods of a session; the last dataset used is kept in memory, fits are cached on disk."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._bench: Bench | None = None
+        self._session: Session | None = None
 
-    def bench(self, cell: CellId) -> Bench:
-        if self._bench is None or (self._bench.dataset, self._bench.seed) != (cell.dataset, cell.seed):
-            self._bench = Bench(self.settings, cell.dataset, cell.seed)
-        return self._bench
+    def session(self, cell: CellId) -> Session:
+        if self._session is None or (self._session.dataset, self._session.seed) != (cell.dataset, cell.seed):
+            self._session = Session(self.settings, cell.dataset, cell.seed)
+        return self._session
 
     def contender(self, cell: CellId) -> tuple[Contender, OperatingPoint]:
         """The fitted method (trained now if the cache does not have it) at the cell's point.
@@ -66,9 +67,9 @@ class Benches:
         Raises:
             ConfigError: the method has no such point.
         """
-        bench = self.bench(cell)
-        fitted = bench.fitted(cell.method)
-        points = {point.name: point for point in fitted.operating_points(bench.prepared.task.dev)}
+        session = self.session(cell)
+        fitted = session.fitted(cell.method)
+        points = {point.name: point for point in fitted.operating_points(session.prepared.task.dev)}
         name = next(iter(points)) if cell.point == FIRST else cell.point
         if name not in points:
             raise ConfigError(f"method '{cell.method}' has no point '{name}': it has {', '.join(points)}")

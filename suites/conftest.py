@@ -9,12 +9,12 @@ import pytest
 
 from harness.cli.argument_types import names
 from harness.cli.run_options import backbones
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import GeepBenchError
 from harness.encoder.backbone import default_device
 from harness.running import profile
-from harness.running.session import Settings, check
-from suites.cells import Benches, cells_of
+from harness.running.settings import Settings, validate_settings
+from suites.cells import Sessions, cells_of
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     try:
         settings = _settings(metafunc.config)
-        check(settings)
+        validate_settings(settings)
         cells = cells_of(settings)
     except GeepBenchError as error:
         raise pytest.UsageError(str(error)) from error
@@ -70,12 +70,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def benches(request: pytest.FixtureRequest) -> Benches:
+def sessions(request: pytest.FixtureRequest) -> Sessions:
     """The profile's datasets; training happens here, cached, never in a timed round."""
-    return Benches(_settings(request.config))
+    return Sessions(_settings(request.config))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """So that runs on different devices are not compared by mistake. The host's name is nobody's business."""
     machine_info["node"] = ""
-    machine_info["geep"] = fingerprint()
+    machine_info["geep"] = environment_facts()

@@ -11,14 +11,14 @@ from harness.contracts import Foresees, Predictions
 from harness.core import clock
 from harness.measure.passes import precision
 from harness.running.record import quality
-from suites.cells import Benches, CellId
+from suites.cells import CellId, Sessions
 
 
-def test_predict(benchmark: Any, benches: Benches, cell: CellId) -> None:
+def test_predict(benchmark: Any, sessions: Sessions, cell: CellId) -> None:
     """Predict the whole test split; accuracy and FLOPs come from the very pass that was timed."""
-    contender, point = benches.contender(cell)
-    bench = benches.bench(cell)
-    tokens, at = bench.prepared.test.tokens, contender.point
+    contender, point = sessions.contender(cell)
+    session = sessions.session(cell)
+    tokens, at = session.prepared.test.tokens, contender.point
     with torch.inference_mode(), precision(tokens.device, contender.dtype):
         foresees = isinstance(contender.fitted, Foresees)
         if isinstance(contender.fitted, Foresees):  # outside the timed region
@@ -29,16 +29,16 @@ def test_predict(benchmark: Any, benches: Benches, cell: CellId) -> None:
             clock.synchronise(tokens.device)
             return predictions
 
-        benchmark.group = f"{cell.dataset}, {bench.settings.source} data" + (
-            " (synthetic)" if bench.settings.source == "embedded" else ""
+        benchmark.group = f"{cell.dataset}, {session.settings.source} data" + (
+            " (synthetic)" if session.settings.source == "embedded" else ""
         )
-        predictions = benchmark.pedantic(predict, rounds=bench.settings.profile.rounds, warmup_rounds=1, iterations=1)
-    result = quality(predictions.logits.argmax(1), bench.prepared.test.labels.numpy())
+        predictions = benchmark.pedantic(predict, rounds=session.settings.profile.rounds, warmup_rounds=1, iterations=1)
+    result = quality(predictions.logits.argmax(1), session.prepared.test.labels.numpy())
     cost, n = contender.fitted.cost, len(tokens)
     benchmark.extra_info.update(
         {
-            "cell": bench.cell(cell.method, point, contender.fitted).model_dump(),
-            "synthetic": bench.settings.source == "embedded",
+            "cell": session.cell(cell.method, point, contender.fitted).model_dump(),
+            "synthetic": session.settings.source == "embedded",
             "accuracy": result.accuracy,
             "accuracy_low": result.accuracy_low,
             "accuracy_high": result.accuracy_high,
@@ -51,4 +51,4 @@ def test_predict(benchmark: Any, benches: Benches, cell: CellId) -> None:
         }
     )
     # Not a timing assertion: what was timed must have answered every sample.
-    assert predictions.logits.shape == (n, bench.prepared.task.num_labels)
+    assert predictions.logits.shape == (n, session.prepared.task.num_labels)

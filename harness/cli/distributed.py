@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from harness.cli.main import parser, settings_of
 from harness.core.errors import ConfigError, GeepBenchError
-from harness.running.grid import Grid, Outcome
-from harness.running.session import Settings, check
+from harness.running.grid import Grid, GridOutcome
+from harness.running.settings import Settings, validate_settings
 
 
 def parts(settings: Settings) -> list[Settings]:
@@ -43,11 +43,11 @@ def _ray() -> Any:
     return ray
 
 
-def _execute(settings: Settings) -> Outcome:
+def _execute(settings: Settings) -> GridOutcome:
     return Grid(settings).execute()
 
 
-def execute(settings: Settings) -> Outcome:
+def execute(settings: Settings) -> GridOutcome:
     """Run all parts on the cluster that ``$RAY_ADDRESS`` names, or on this machine; returns the summed outcome.
 
     A part that fails for a reason of its input ends the whole; finished cells stay, as in a plain run.
@@ -56,12 +56,12 @@ def execute(settings: Settings) -> Outcome:
         GeepBenchError: an input cannot be used, or Ray is not installed.
     """
     ray = _ray()
-    check(settings)
+    validate_settings(settings)
     ray.init(ignore_reinit_error=True)
     needs = {"num_gpus": 1} if settings.device == "cuda" else {"num_cpus": os.cpu_count() or 1}
     remote = ray.remote(**needs)(_execute)
     waiting = [remote.remote(part) for part in parts(settings)]
-    total = Outcome()
+    total = GridOutcome()
     with tqdm(total=len(waiting), desc="datasets", disable=None) as bar:
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1)

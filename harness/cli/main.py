@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import registry
 from harness.cli.run_options import parser
-from harness.core.errors import ConfigError, GeepBenchError, MethodError, told
+from harness.core.errors import ConfigError, GeepBenchError, MethodError, format_error
 from harness.running import profile, variants
 
 
@@ -30,10 +30,10 @@ def _hook(name: str) -> Any:
 
 
 def settings_of(args: argparse.Namespace) -> Any:
-    """Profile and overrides of a parsed ``run`` command, as :class:`harness.running.session.Settings`."""
+    """Profile and overrides of a parsed ``run`` command, as :class:`harness.running.settings.Settings`."""
 
     from harness.encoder.backbone import default_device
-    from harness.running.session import Settings
+    from harness.running.settings import Settings
 
     chosen = profile.load(args.profile)
     changes: dict[str, Any] = {
@@ -138,7 +138,7 @@ def _method_rows(named: str | None) -> list[tuple[str, ...]]:
         try:
             method = registry.get(name)
         except MethodError as error:
-            rows.append((name, "broken", told(error)))
+            rows.append((name, "broken", format_error(error)))
         else:
             rows.append((name, method.kind, (type(method).__doc__ or "").strip().partition("\n")[0]))
     for chosen in [profile.load(name) for name in ([named] if named else profile.names())]:

@@ -52,7 +52,7 @@ def _version(package: str) -> str | None:
 
 
 @cache
-def fingerprint() -> dict[str, Any]:
+def environment_facts() -> dict[str, Any]:
     """Facts that make two timings comparable or not; no user name, host name or path."""
     facts: dict[str, Any] = {
         "cpu": _cpu(),

@@ -1,15 +1,16 @@
-"""What goes wrong because of an input, told to a person.
+"""Errors that the input causes.
 
 ::
 
-    GeepBenchError            exit code 2; one line: what, where, how to mend it
-    ├── UnknownNameError      a method, dataset, profile or backbone that nobody registered
-    ├── DataError             a dataset folder, file, column or label that cannot be used
-    ├── BackboneError         a checkpoint, config or tokenizer that cannot be used
-    ├── DeviceError           a device that this machine does not have, or too little memory
-    ├── ConfigError           a profile, option or hyper-parameter that makes no sense
-    │   └── MethodError       one method cannot be used, for which a grid goes on with the others
-    └── ResultError           a run folder or result file that cannot be read or written
+    GeepBenchError            exit code 2; the message says what, where and how to correct it
+    ├── UnknownNameError      no method, dataset, profile or backbone has this name
+    ├── DataError             a dataset folder, file, column or label cannot be used
+    ├── BackboneError         a checkpoint, config or tokenizer cannot be used
+    ├── DeviceError           the machine lacks this device, or memory
+    ├── ConfigError           a profile, option or hyper-parameter is invalid
+    │   ├── SettingsError     several of them; one line per problem
+    │   └── MethodError       one method cannot be used; a run continues with the others
+    └── ResultError           a run folder or result file cannot be read or written
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from collections.abc import Iterable
 
 
 class GeepBenchError(Exception):
-    """An input that cannot be used. Its message is one line and says how to mend it."""
+    """The input cannot be used. The message says how to correct it."""
 
     exit_code = 2
 
 
 class UnknownNameError(GeepBenchError):
-    """A name that is not registered; the message suggests the nearest ones.
+    """A name is not registered; the message suggests the nearest ones.
 
     Args:
         kind: what was looked for, e.g. ``"method"``.
-        name: what was asked.
-        known: every name that would have been accepted.
+        name: the unknown name.
+        known: all valid names.
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
@@ -41,7 +42,7 @@ class UnknownNameError(GeepBenchError):
 
 
 class DataError(GeepBenchError):
-    """A dataset that cannot be used."""
+    """A dataset cannot be used."""
 
 
 class BackboneError(GeepBenchError):
@@ -49,28 +50,42 @@ class BackboneError(GeepBenchError):
 
 
 class DeviceError(GeepBenchError):
-    """A device that this machine does not have, or that has too little memory."""
+    """The machine lacks this device, or the device has too little memory."""
 
 
 class ConfigError(GeepBenchError):
-    """A profile, an option or a hyper-parameter that makes no sense."""
+    """A profile, an option or a hyper-parameter is invalid."""
+
+
+class SettingsError(ConfigError):
+    """Invalid settings.
+
+    Attributes:
+        problems: one line each.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class MethodError(ConfigError):
-    """One method cannot be used here: its plug-in, its answers, something it needs. The cells of others are not concerned."""
+    """One method cannot be used: its plug-in, its answers or something it needs. Other methods are not affected."""
 
 
 class ResultError(GeepBenchError):
-    """A run folder or a result file that cannot be read or written."""
+    """A run folder or a result file cannot be read or written."""
 
 
-def concerns_all(error: BaseException) -> bool:
-    """Whether a person has to mend something before it makes sense to go on; else one method failed, and others may not."""
+def is_fatal(error: BaseException) -> bool:
+    """Return whether the run must end: the input has to be corrected first. Other errors concern one method only."""
     return isinstance(error, GeepBenchError) and not isinstance(error, MethodError)
 
 
-def told(error: BaseException) -> str:
-    """An error in one line: its message, and its type where that is none of ours."""
+def format_error(error: BaseException) -> str:
+    """Return the message in one line, or one line per problem; errors of other libraries keep their type's name."""
+    if isinstance(error, SettingsError):
+        return "\n".join(" ".join(problem.split()) for problem in error.problems)
     if isinstance(error, GeepBenchError):
         return " ".join(str(error).split())
     return f"{type(error).__name__}: {error}".splitlines()[0]

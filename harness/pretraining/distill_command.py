@@ -24,7 +24,7 @@ import torch
 from harness import registry
 from harness.contracts import DistilsGenerally
 from harness.core import clock
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError, MethodError, UnknownNameError
 from harness.core.files import write_atomic, write_json
 from harness.encoder.backbone import Backbone, content_of, default_device, load_backbone
@@ -131,7 +131,7 @@ def _finish(
         held |= {"words": perplexity(model.words, data, share=recipe.mask_share, every=False)}
     shape = replace(model.encoder.shape, dropout=teacher.shape.dropout)  # that which fine-tuning is used to
     names = export.write(args.out, model.words or model.encoder, shape, data.tokenizer, one_segment=False)
-    machine = fingerprint()
+    machine = environment_facts()
     cpu = f"{machine['cpu']}, {machine['torch_threads']} threads"
     facts = {
         "method": args.method,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core import clock
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError, ResultError
 from harness.encoder.backbone import default_device
 from harness.encoder.masked_words import MaskedWordModel
@@ -124,7 +124,7 @@ def _finish(
     two = data.paired or (origin is not None and origin["embeddings"])
     # The shape is that with the dropout that fine-tuning is used to.
     names = export.write(args.out, model, shape, data.tokenizer, one_segment=not two)
-    machine = fingerprint()
+    machine = environment_facts()
     cpu = f"{machine['cpu']}, {machine['torch_threads']} threads"
     before = _facts(args.out) if kept else {}
     facts = {

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from harness.contracts import Fitted, HasRole, OperatingPoint
 from harness.core import clock
-from harness.core.errors import MethodError, concerns_all, told
+from harness.core.errors import MethodError, format_error, is_fatal
 from harness.core.files import content_key, write_json
 from harness.measure.diagnostics import Beside, look_beside
 from harness.measure.passes import Contender, Measured, measure
@@ -26,12 +26,13 @@ from harness.measure.resources import State, advice, check_alive
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell
 from harness.running.record import build_result, sample_rows
-from harness.running.session import CHASSIS_VERSION, Bench, Settings, check
+from harness.running.session import CHASSIS_VERSION, Session
+from harness.running.settings import Settings, validate_settings
 from harness.running.task import source_identity
 
 
 @dataclass
-class Outcome:
+class GridOutcome:
     """How a run went: cells measured now, found finished, and failed.
 
     Attributes:
@@ -79,13 +80,13 @@ class Grid:
     """All cells of a run."""
 
     def __init__(self, settings: Settings) -> None:
-        check(settings)
+        validate_settings(settings)
         self.settings = settings
         self.run = RunFolder.create(settings.out)
-        self.outcome = Outcome()
+        self.outcome = GridOutcome()
         self._identities: dict[str, str] = {}
 
-    def execute(self) -> Outcome:
+    def execute(self) -> GridOutcome:
         """Measure what is missing. Killed at any moment and called again, it loses at most the cell in hand.
 
         Raises:
@@ -97,16 +98,16 @@ class Grid:
             print(message, file=sys.stderr)
         write_json(self.run.path / "run.json", self._facts())
         jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
-        bench: Bench | None = None
+        session: Session | None = None
         with tqdm(total=len(jobs), desc="run", unit="method", disable=None) as bar:
             for done, (dataset, seed, method) in enumerate(jobs, start=1):
                 bar.set_description(f"{dataset} {method} seed {seed}")
                 if self._finished(dataset, method, seed):
                     bar.update()
                     continue
-                if bench is None or (bench.dataset, bench.seed) != (dataset, seed):
-                    bench = Bench(self.settings, dataset, seed)
-                self._measure(bench, method, bar)
+                if session is None or (session.dataset, session.seed) != (dataset, seed):
+                    session = Session(self.settings, dataset, seed)
+                self._measure(session, method, bar)
                 bar.update()
                 if bar.disable:  # not a terminal: a line now and then instead of a bar
                     print(f"[{done}/{len(jobs)}] {dataset} {method} seed {seed}", file=sys.stderr, flush=True)
@@ -120,17 +121,17 @@ class Grid:
         """
         profile = self.settings.profile
         jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
-        ready, bench = 0, None
+        ready, session = 0, None
         for dataset, seed, method in tqdm(jobs, desc="fits", unit="method", disable=None):
-            if bench is None or (bench.dataset, bench.seed) != (dataset, seed):
-                bench = Bench(self.settings, dataset, seed)
+            if session is None or (session.dataset, session.seed) != (dataset, seed):
+                session = Session(self.settings, dataset, seed)
             try:
-                bench.fitted(method)
+                session.fitted(method)
                 ready += 1
             except Exception as error:
-                if concerns_all(error):
+                if is_fatal(error):
                     raise
-                self._failed(bench.cell(method, OperatingPoint("fit")), error)
+                self._failed(session.cell(method, OperatingPoint("fit")), error)
         return ready, self.outcome.failed
 
     def _facts(self) -> dict[str, Any]:
@@ -184,20 +185,20 @@ class Grid:
             return None
         return None
 
-    def _measure(self, bench: Bench, name: str, bar: Any) -> None:
+    def _measure(self, session: Session, name: str, bar: Any) -> None:
         """Fit one method and measure its cells, those that are missing."""
-        path = plan_path(self.run, bench.dataset, name, bench.seed)
+        path = plan_path(self.run, session.dataset, name, session.seed)
         plan = self._plan(path)
-        placeholder = bench.cell(name, OperatingPoint("fit"))
+        placeholder = session.cell(name, OperatingPoint("fit"))
         key = ""
         try:
-            key = self._key(bench.dataset, name)
-            fitted = bench.fitted(name)
-            with bench.naming(name):
-                points = checked_points(fitted.operating_points(bench.prepared.task.dev))
-            cells = {bench.cell(name, point, fitted): point for point in points}
+            key = self._key(session.dataset, name)
+            fitted = session.fitted(name)
+            with session.naming(name):
+                points = checked_points(fitted.operating_points(session.prepared.task.dev))
+            cells = {session.cell(name, point, fitted): point for point in points}
         except Exception as error:
-            if concerns_all(error):
+            if is_fatal(error):
                 raise
             if plan and key and plan["key"] != key:  # results of other settings are no results of these
                 for outdated in plan["cells"]:
@@ -217,20 +218,20 @@ class Grid:
                 continue
             bar.set_postfix_str(point.name)
             try:
-                reference = self._reference(bench)
-                with bench.naming(name):
+                reference = self._reference(session)
+                with session.naming(name):
                     before = before or State.of(fitted)
                     start = clock.now()
-                    measured = self.measure_cell(bench, fitted, point, reference)
-                    beside = self._beside(bench, name, Contender(fitted, self._executed(point)), measured, before)
+                    measured = self.measure_cell(session, fitted, point, reference)
+                    beside = self._beside(session, name, Contender(fitted, self._executed(point)), measured, before)
                 method = self.settings.profile.method_of(name)
                 role = method.role if isinstance(method, HasRole) else None
                 result = build_result(
-                    cell, fitted, point, measured, bench.prepared, beside, kind=method.kind, role=role
+                    cell, fitted, point, measured, session.prepared, beside, kind=method.kind, role=role
                 )
-                self.run.save(result, sample_rows(measured, bench.prepared))
+                self.run.save(result, sample_rows(measured, session.prepared))
             except Exception as error:
-                if concerns_all(error):
+                if is_fatal(error):
                     raise
                 self._failed(cell, error)
                 continue
@@ -246,54 +247,56 @@ class Grid:
             DeviceError: the device is gone, so that nothing else would work.
         """
         self.outcome.failed += 1
-        reason = f"{told(error)}{advice(error)}"
+        reason = f"{format_error(error)}{advice(error)}"
         where = self.run.fail(cell, "".join(traceback.format_exception(error)), reason)
         print(f"{cell.dataset} {cell.method} {cell.point}: {reason} (see {where}); going on", file=sys.stderr)
         check_alive(self.settings.device)
 
-    def _reference(self, bench: Bench) -> Contender | None:
+    def _reference(self, session: Session) -> Contender | None:
         """What speed-ups are measured against, if it is among the methods of this run."""
         profile = self.settings.profile
         if profile.reference not in profile.methods:
             return None
         try:
-            rival = bench.fitted(profile.reference)
-            points = checked_points(rival.operating_points(bench.prepared.task.dev))
+            rival = session.fitted(profile.reference)
+            points = checked_points(rival.operating_points(session.prepared.task.dev))
         except Exception as error:
-            if concerns_all(error):
+            if is_fatal(error):
                 raise
             # Measured without it, cells would lack their speed-ups for good.
-            raise MethodError(f"no speed-up without the reference '{profile.reference}': {told(error)}") from error
+            raise MethodError(
+                f"no speed-up without the reference '{profile.reference}': {format_error(error)}"
+            ) from error
         return Contender(rival, self._executed(points[0]))
 
     def _executed(self, point: OperatingPoint) -> OperatingPoint:
         return replace(point, execution=self.settings.execution)
 
-    def _beside(self, bench: Bench, name: str, contender: Contender, measured: Measured, before: State) -> Beside:
+    def _beside(self, session: Session, name: str, contender: Contender, measured: Measured, before: State) -> Beside:
         """What is looked at beside the rounds of a cell."""
         method, borrowed = self.settings.profile.method_of(name), 0
         if not before.weights:  # then another's are needed at inference
-            borrowed = sum(State.of(bench.fitted(need)).size for need in method.needs)
+            borrowed = sum(State.of(session.fitted(need)).size for need in method.needs)
         return look_beside(
             contender,
-            bench.prepared.test.tokens,
+            session.prepared.test.tokens,
             measured.predictions.logits.argmax(1),
             before,
             control=method.kind == "control",
             borrowed=borrowed,
             host_peak=measured.host_peak_bytes,
-            seed=bench.seed,
+            seed=session.seed,
         )
 
     def measure_cell(
-        self, bench: Bench, fitted: Fitted, point: OperatingPoint, reference: Contender | None
+        self, session: Session, fitted: Fitted, point: OperatingPoint, reference: Contender | None
     ) -> Measured:
         """Time one cell next to the reference."""
         return measure(
             Contender(fitted, self._executed(point)),
-            bench.prepared.test.tokens,
+            session.prepared.test.tokens,
             rounds=self.settings.profile.rounds,
-            seed=bench.seed,
+            seed=session.seed,
             reference=reference,
             reference_name=self.settings.profile.reference,
         )

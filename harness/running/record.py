@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from harness.contracts import Fitted, HasTraining, Kind, OperatingPoint, Role
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import MethodError
 from harness.measure.diagnostics import Beside
 from harness.measure.passes import Measured
@@ -104,7 +104,7 @@ def build_result(
         unseen_tokens=beside.unseen_tokens if beside else None,
         overlaps=prepared.overlaps,
         notes=prepared.notes,
-        fingerprint=fingerprint(),
+        fingerprint=environment_facts(),
     )
 
 

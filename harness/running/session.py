@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from harness.contracts import (
     ASSIGNED,
-    Compute,
-    DType,
-    Execution,
     Fitted,
     HasCompute,
     HasExecutor,
@@ -26,97 +19,16 @@ from harness.contracts import (
     OperatingPoint,
     UsesWordHead,
 )
-from harness.core.errors import ConfigError, DeviceError, MethodError, ResultError, concerns_all, told
+from harness.core.errors import ConfigError, MethodError, ResultError, format_error, is_fatal
 from harness.core.files import cache_root, content_key, write_folder
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.results.schema import Cell
-from harness.running.profile import Profile
-from harness.running.task import Prepared, check_names, load_raw, prepare
+from harness.running.settings import Settings
+from harness.running.task import Prepared, load_raw, prepare
 
 # Raised whenever a change of the chassis or of the training loop changes what methods learn.
 CHASSIS_VERSION = 1
 FITTED_PARTS = ("operating_points", "predict", "save", "cost")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A profile and what the command line overrides in it.
-
-    Attributes:
-        data: folder of local data; makes the source ``local``.
-        fresh: refit and measure again whatever is there already.
-    """
-
-    profile: Profile
-    out: Path
-    data: Path | None = None
-    device: str = "cpu"
-    fresh: bool = False
-
-    @property
-    def source(self) -> str:
-        return "local" if self.data is not None else self.profile.source
-
-    @property
-    def dtype(self) -> DType:
-        chosen = self.profile.execution.dtype
-        return ("bfloat16" if self.device == "cuda" else "float32") if chosen == "auto" else chosen
-
-    @property
-    def compute(self) -> Compute:
-        chosen, protocol = self.profile.execution.compute, self.profile.execution.protocol
-        if chosen != "auto":
-            return chosen
-        # Attention over packed rows has a kernel that graphs can hold in half precision only.
-        return "graphs" if self.device == "cuda" and (self.dtype == "bfloat16" or protocol == "paper") else "eager"
-
-    @property
-    def execution(self) -> Execution:
-        given = self.profile.execution
-        return Execution(
-            given.batch_size,
-            given.protocol,
-            given.order,
-            given.window,
-            given.executor,
-            self.profile.max_length,
-            self.dtype,
-            self.compute,
-            given.batch_tokens,
-        )
-
-
-def check(settings: Settings) -> None:
-    """Complain about names, device and folders before anything expensive starts.
-
-    Raises:
-        GeepBenchError: something asked for does not exist.
-    """
-    profile = settings.profile
-    # Tables of settings and comparisons, too: a typo there would otherwise change nothing, silently.
-    compared = itertools.chain(profile.compare, *profile.compare.values())
-    for name in dict.fromkeys([*profile.methods, profile.reference, *profile.method, *compared]):
-        try:
-            profile.in_order([name])
-        except MethodError:  # its cells will fail and say so; those of others need not
-            continue
-    if not profile.methods or not profile.datasets or not profile.seeds:
-        raise ConfigError("nothing to run: name at least one method, one dataset and one seed")
-    if settings.source == "local" and settings.data is None:
-        raise ConfigError(f"profile '{profile.name}' measures real data: give its folder with --data DIR")
-    check_names(profile.datasets, settings.source, settings.data)
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            "--device cuda: this machine has no usable CUDA device: leave --device out, or say --device cpu"
-        )
-    if "graphs" in settings.compute:
-        if settings.device != "cuda":
-            raise ConfigError(f"compute = '{settings.compute}' needs --device cuda: choose auto, eager or compiled")
-        if settings.dtype == "float32" and profile.execution.protocol == "modern":
-            raise ConfigError(
-                f"compute = '{settings.compute}' of packed batches needs dtype = 'bfloat16': choose that, or auto, eager "
-                "or compiled"
-            )
 
 
 def checked_fit(fitted: Fitted, name: str) -> Fitted:
@@ -133,10 +45,10 @@ def checked_fit(fitted: Fitted, name: str) -> Fitted:
     return fitted
 
 
-class Bench:
+class Session:
     """One dataset with one seed: its data, its backbone, and the methods fitted on it so far.
 
-    Everything is loaded when it is first needed, so that a finished bench costs nothing.
+    Everything is loaded when it is first needed, so that a finished session costs nothing.
     """
 
     def __init__(self, settings: Settings, dataset: str, seed: int) -> None:
@@ -217,7 +129,7 @@ class Bench:
         try:
             self._fitted[name] = self._fit(name)
         except Exception as error:
-            self._failed[name] = told(error)
+            self._failed[name] = format_error(error)
             raise
         return self._fitted[name]
 
@@ -241,9 +153,9 @@ class Bench:
         try:
             return self.fitted(need)
         except Exception as error:
-            if concerns_all(error):
+            if is_fatal(error):
                 raise
-            raise MethodError(f"method '{name}' learns from '{need}', which failed: {told(error)}") from error
+            raise MethodError(f"method '{name}' learns from '{need}', which failed: {format_error(error)}") from error
 
     @contextmanager
     def naming(self, name: str) -> Iterator[None]:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import GeepBenchError, ResultError
 from harness.core.files import write_json
 from harness.regression.compare import Comparison, compare
@@ -36,7 +36,7 @@ from harness.results.packed_run import Machine, PackedCell, PackedRun, load
 from harness.results.schema import Cell
 from harness.running import profile
 from harness.running.grid import Grid
-from harness.running.session import Settings
+from harness.running.settings import Settings
 
 SAMPLES = 2000
 LOSS = 0.015
@@ -336,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"FABRICATED clocks and answers, measured by nobody: {clocks}")
             rows = fabricated(args.repetitions, args.seed, clocks)
         if args.out:
-            facts: dict[str, Any] = {"rows": [asdict(row) for row in rows], "fingerprint": fingerprint()}
+            facts: dict[str, Any] = {"rows": [asdict(row) for row in rows], "fingerprint": environment_facts()}
             write_json(args.out, facts | ({} if args.real else {"fabricated": asdict(clocks)}))
     except GeepBenchError as error:
         print(f"gate_power: {error}", file=sys.stderr)

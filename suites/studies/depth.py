@@ -22,31 +22,32 @@ from typing import Any
 import numpy as np
 
 from harness.cli.main import parser, settings_of
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError, GeepBenchError
 from harness.core.files import write_json
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
 from harness.execution.exit_rules import first_exit
-from harness.running.session import Bench, check
+from harness.running.session import Session
+from harness.running.settings import validate_settings
 
 
-def depth_of(bench: Bench, method: str, speed: float) -> dict[str, Any]:
+def depth_of(session: Session, method: str, speed: float) -> dict[str, Any]:
     """Accuracy per answering layer (index order), and mean exit layer (from 1) and accuracy by true difficulty."""
-    fitted: Any = bench.fitted(method)
+    fitted: Any = session.fitted(method)
     if not isinstance(getattr(fitted, "model", None), MultiExitModel) or not fitted.model.exits:
         raise ConfigError(f"--method {method} has no heads at several depths: choose fastbert or geep")
-    test = bench.prepared.test
-    logits = exit_logits(fitted.model, test.tokens, replace(bench.settings.execution, batch_size=64))
+    test = session.prepared.test
+    logits = exit_logits(fitted.model, test.tokens, replace(session.settings.execution, batch_size=64))
     correct = (logits.argmax(-1) == test.labels).numpy()
     exits = np.array(fitted.model.answers)[first_exit(logits, speed).numpy()] + 1
-    difficulty = bench.prepared.difficulty
+    difficulty = session.prepared.difficulty
     return {
-        "dataset": bench.dataset,
-        "source": bench.settings.source,
+        "dataset": session.dataset,
+        "source": session.settings.source,
         "method": method,
-        "backbone": Path(bench.backbone_name).name,
-        "train_rows": len(bench.prepared.task.train),
+        "backbone": Path(session.backbone_name).name,
+        "train_rows": len(session.prepared.task.train),
         "test_rows": len(test),
         "layers": [answer + 1 for answer in fitted.model.answers],
         "accuracy": [float(value) for value in correct.mean(1)],
@@ -72,13 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = own.parse_known_args(arguments)
     try:
         settings = settings_of(parser().parse_args(["run", *rest]))
-        check(settings)
+        validate_settings(settings)
         rows = [
-            depth_of(Bench(settings, name, settings.profile.seeds[0]), args.method, args.speed)
+            depth_of(Session(settings, name, settings.profile.seeds[0]), args.method, args.speed)
             for name in settings.profile.datasets
         ]
         if args.out:
-            write_json(args.out, {"rows": rows, "fingerprint": fingerprint()})
+            write_json(args.out, {"rows": rows, "fingerprint": environment_facts()})
     except GeepBenchError as error:
         print(f"depth: {error}", file=sys.stderr)
         return error.exit_code

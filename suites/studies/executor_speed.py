@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from harness.contracts import Compute, DType
 from harness.core import clock
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError, GeepBenchError
 from harness.core.files import write_atomic, write_json
 from harness.encoder.backbone import default_device
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "executors": rows,
             "goals": goals(rows, share),
             "roof": ceiling,
-            "fingerprint": fingerprint(),
+            "fingerprint": environment_facts(),
         }
         if args.out:
             write_json(args.out, facts)

@@ -28,7 +28,7 @@ from geep.exit_table.backends import BACKENDS
 from geep.exit_table.keys import MAX_NGRAM, pack
 from geep.exit_table.rows import prior_row, smoothed_rows
 from harness.core import clock
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError, GeepBenchError
 from harness.core.files import write_json
 from harness.core.tokens import TokenSet
@@ -160,7 +160,7 @@ def measure(
         "peak_resident_bytes": peak_memory(),
         "peak_resident_bytes_before": before,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        "fingerprint": fingerprint(),
+        "fingerprint": environment_facts(),
     }
 
 

@@ -25,10 +25,11 @@ from typing import Any
 from harness.cli.main import settings_of
 from harness.cli.run_options import parser
 from harness.contracts import Execution
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError, GeepBenchError
 from harness.core.files import write_json
-from harness.running.session import Bench, Settings, check
+from harness.running.session import Session
+from harness.running.settings import Settings, validate_settings
 from harness.toolkit.fitted import FittedModel
 from harness.toolkit.training import dev_accuracies
 
@@ -63,12 +64,12 @@ def with_settings(settings: Settings, method: str, changes: Mapping[str, Any]) -
 
 def score(settings: Settings, dataset: str, seed: int, method: str) -> dict[str, Any]:
     """Accuracy on dev of every point, or of every layer that answers, and what the fit took."""
-    bench = Bench(settings, dataset, seed)
-    fitted: Any = bench.fitted(method)
-    borrowed = [getattr(bench.fitted(need), "training", None) for need in settings.profile.method_of(method).needs]
+    session = Session(settings, dataset, seed)
+    fitted: Any = session.fitted(method)
+    borrowed = [getattr(session.fitted(need), "training", None) for need in settings.profile.method_of(method).needs]
     if getattr(fitted, "training", None) in (None, *borrowed):
         raise ConfigError(f"method '{method}' trains no model of its own here: name those that do with --methods")
-    dev = bench.prepared.task.dev
+    dev = session.prepared.task.dev
     points = fitted.operating_points(dev)
     if all("speed" in point.params for point in points) and isinstance(fitted, FittedModel):
         accuracy = dev_accuracies(fitted.model, dev)
@@ -77,7 +78,7 @@ def score(settings: Settings, dataset: str, seed: int, method: str) -> dict[str,
         said = [fitted.predict(dev.tokens, at=replace(point, execution=TUNING)).logits.argmax(1) for point in points]
         accuracy = [float((one == gold).mean()) for one in said]
     return {
-        "dev_rows": len(bench.prepared.task.dev),
+        "dev_rows": len(session.prepared.task.dev),
         "accuracy": accuracy,
         "score": sum(accuracy) / len(accuracy),
         "best_epoch": fitted.training.best_epoch,
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = own.parse_known_args(arguments)
     try:
         settings = settings_of(parser().parse_args(["run", *rest]))
-        check(settings)
+        validate_settings(settings)
         rows = []
         profile = settings.profile
         for dataset, seed, method in itertools.product(profile.datasets, profile.seeds, profile.methods):
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(line(rows[-1]), flush=True)
         chosen = best(rows)
         if args.json:
-            write_json(args.json, {"rows": rows, "best": chosen, "fingerprint": fingerprint()})
+            write_json(args.json, {"rows": rows, "best": chosen, "fingerprint": environment_facts()})
     except GeepBenchError as error:
         print(f"tuning: {error}", file=sys.stderr)
         return error.exit_code

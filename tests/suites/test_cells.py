@@ -15,7 +15,7 @@ import pytest
 from harness import registry
 from harness.pretraining.untrained import make_scratch
 from harness.running import profile
-from harness.running.session import Settings
+from harness.running.settings import Settings
 from suites.cells import FIRST, cells_of
 
 ROOT = Path(__file__).parents[2]

@@ -97,7 +97,7 @@ def around(order: str, entry: StudyMethod, samples: StudySamples, exits: np.ndar
         return None
     # Exits come from the predictor's model as well as from the entry's.
     depth = max(entry.fitted.cost.depth, samples.predictor[0].model.depth) if order != "length" else 1
-    longest = samples.bench.settings.execution.max_length
+    longest = samples.session.settings.execution.max_length
     if order == "length":
         return InOrder(entry.fitted, depth, longest)
     if order == "predicted":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import ResultError
 from harness.core.files import write_json
 
@@ -32,7 +32,7 @@ class ResumeFile:
             "asked": json.loads(json.dumps(asked)),
             "complete": False,
             "parts": {},
-            "fingerprint": fingerprint(),
+            "fingerprint": environment_facts(),
         }
         try:  # before hours of work
             path.parent.mkdir(parents=True, exist_ok=True)

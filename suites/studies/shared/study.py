@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.main import parser, settings_of
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError, GeepBenchError
 from harness.core.files import content_key
-from harness.running.session import CHASSIS_VERSION, Settings, check
+from harness.running.session import CHASSIS_VERSION
+from harness.running.settings import Settings, validate_settings
 from harness.running.task import source_identity
 
 
@@ -102,7 +103,7 @@ def read(own: Options, arguments: Sequence[str] | None) -> tuple[argparse.Namesp
     if given.batch_size is not None:
         raise ConfigError(f"--batch-size is not for this suite: it takes --batch-sizes (see {own.prog} --help)")
     settings = settings_of(given)
-    check(settings)
+    validate_settings(settings)
     args.methods = given.methods
     speeds = settings.profile.speeds
     if args.speed is None:
@@ -118,7 +119,7 @@ def read(own: Options, arguments: Sequence[str] | None) -> tuple[argparse.Namesp
 
 def asked(settings: Settings, **options: Any) -> dict[str, Any]:
     """What results follow from, to tell whether kept ones are still these: readable, and a key of all of it."""
-    profile, machine = settings.profile, fingerprint()
+    profile, machine = settings.profile, environment_facts()
     names = profile.in_order([*profile.methods, profile.reference])
     return {
         "cpu": machine["cpu"],

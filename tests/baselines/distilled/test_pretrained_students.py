@@ -26,7 +26,8 @@ from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.running.profile import Profile
-from harness.running.session import Bench, Settings
+from harness.running.session import Session
+from harness.running.settings import Settings
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.training import TrainingReport
 
@@ -399,7 +400,7 @@ def test_hard_labels_join_the_soft_ones(
     assert values[1] == pytest.approx(values[0] + 0.7 * values[2], rel=1e-5)
 
 
-def _bench(backbone: Backbone, tmp_path: Path, **method: Any) -> Bench:
+def _session(backbone: Backbone, tmp_path: Path, **method: Any) -> Session:
     profile = Profile(
         title="t",
         source="embedded",
@@ -410,9 +411,9 @@ def _bench(backbone: Backbone, tmp_path: Path, **method: Any) -> Bench:
         max_test=10,
         method={"distilbert": method, "tinybert": method},
     )
-    bench = Bench(Settings(profile, tmp_path), "ag_news", 0)
-    bench.__dict__["backbone"] = replace(backbone, shape=replace(backbone.shape, max_positions=64))
-    return bench
+    session = Session(Settings(profile, tmp_path), "ag_news", 0)
+    session.__dict__["backbone"] = replace(backbone, shape=replace(backbone.shape, max_positions=64))
+    return session
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -421,15 +422,15 @@ def test_fits_are_cached_by_what_the_student_is(
 ) -> None:
     """Other weights in the same folder make another key; without a student, the key is what it always was."""
     folder = student()
-    first = _bench(backbone, tmp_path, student=folder).fit_key(method)
-    assert _bench(backbone, tmp_path, student=folder).fit_key(method) == first
+    first = _session(backbone, tmp_path, student=folder).fit_key(method)
+    assert _session(backbone, tmp_path, student=folder).fit_key(method) == first
     shape, state = checkpoint.read_folder(Path(folder))
     checkpoint.write_folder(Path(folder), shape, {name: value + 1 for name, value in state.items()})
-    assert _bench(backbone, tmp_path, student=folder).fit_key(method) != first
+    assert _session(backbone, tmp_path, student=folder).fit_key(method) != first
     both = {"en": folder, "zh": student("zh", "other")}
-    one, other = (_bench(backbone, tmp_path, student=named).fit_key(method) for named in (both, {"en": folder}))
+    one, other = (_session(backbone, tmp_path, student=named).fit_key(method) for named in (both, {"en": folder}))
     assert one != other
-    plain = _bench(backbone, tmp_path)
+    plain = _session(backbone, tmp_path)
     key = plain.fit_key(method)
     named = METHODS[method][0].named_content
     assert named({}) is None and named({"student": ""}) is None
@@ -451,6 +452,6 @@ def test_weights_that_are_damaged_are_told(
 def test_augmented_fits_are_cached_by_the_head_that_augments(backbone: Backbone, tmp_path: Path) -> None:
     """The same encoder with another masked-word head, or with none: other augmented texts, so another key; else the same."""
     heads = [None, {"bias": torch.zeros(3)}, {"bias": torch.ones(3)}]
-    plain = {_bench(replace(backbone, head=head), tmp_path).fit_key("tinybert") for head in heads}
-    augmented = {_bench(replace(backbone, head=head), tmp_path, augment=1).fit_key("tinybert") for head in heads}
+    plain = {_session(replace(backbone, head=head), tmp_path).fit_key("tinybert") for head in heads}
+    augmented = {_session(replace(backbone, head=head), tmp_path, augment=1).fit_key("tinybert") for head in heads}
     assert (len(plain), len(augmented)) == (1, 3)

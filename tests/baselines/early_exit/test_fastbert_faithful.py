@@ -20,7 +20,8 @@ from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.running.profile import ExecutionSettings, load
-from harness.running.session import Bench, Settings
+from harness.running.session import Session
+from harness.running.settings import Settings
 from harness.toolkit.fitted import FullDepth, SequentialExits
 
 Check = Callable[[ReleasedLoop, OperatingPoint, Execution, list[int]], None]
@@ -80,10 +81,10 @@ def test_its_cells_say_that_blocks_run_eagerly(
 ) -> None:
     """Whatever the run does with the others, as the release knows no graphs."""
     profile = load("quick").model_copy(update={"execution": ExecutionSettings(compute="compiled")})
-    bench = Bench(Settings(profile, tmp_path), "ag_news", 0)
-    bench.__dict__["backbone"] = small_backbone
-    assert bench.cell("bert", OperatingPoint("full")).compute == "compiled"
-    cell = bench.cell("fastbert-faithful", OperatingPoint("speed=0.5"), released)
+    session = Session(Settings(profile, tmp_path), "ag_news", 0)
+    session.__dict__["backbone"] = small_backbone
+    assert session.cell("bert", OperatingPoint("full")).compute == "compiled"
+    cell = session.cell("fastbert-faithful", OperatingPoint("speed=0.5"), released)
     assert (cell.compute, cell.executor) == ("eager", "shrink-faithful")
 
 

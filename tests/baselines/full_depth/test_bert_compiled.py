@@ -17,7 +17,8 @@ from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
 from harness.running.profile import load
-from harness.running.session import Bench, Settings
+from harness.running.session import Session
+from harness.running.settings import Settings
 from harness.toolkit.fitted import FullDepth
 
 FULL = OperatingPoint("full")
@@ -51,10 +52,10 @@ def test_blocks_are_compiled_whatever_the_run_says(
 
 def test_its_cells_say_so(compiled: Compiled, small_backbone: Backbone, tmp_path: Path) -> None:
     """Coordinates of its cells name the way its blocks are run; those of others stay."""
-    bench = Bench(Settings(load("quick"), tmp_path), "ag_news", 0)
-    bench.__dict__["backbone"] = small_backbone
-    assert bench.cell("bert", FULL).compute == "eager"
-    assert bench.cell("bert-compiled", FULL, compiled).compute == "compiled"
+    session = Session(Settings(load("quick"), tmp_path), "ag_news", 0)
+    session.__dict__["backbone"] = small_backbone
+    assert session.cell("bert", FULL).compute == "eager"
+    assert session.cell("bert-compiled", FULL, compiled).compute == "compiled"
 
 
 def test_nothing_of_its_own(

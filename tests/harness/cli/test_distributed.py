@@ -11,8 +11,8 @@ import pytest
 
 from harness.cli import distributed
 from harness.running import profile
-from harness.running.grid import Outcome
-from harness.running.session import Settings
+from harness.running.grid import GridOutcome
+from harness.running.settings import Settings
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def test_outcomes_are_summed_and_cores_reserved(settings: Settings, monkeypatch:
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
 
-    def execute(part: Settings) -> Outcome:
+    def execute(part: Settings) -> GridOutcome:
         ran.append(part)
-        return Outcome(measured=2, failed=1, seconds=0.5)
+        return GridOutcome(measured=2, failed=1, seconds=0.5)
 
     monkeypatch.setattr(distributed, "_execute", execute)
     total = distributed.execute(settings)

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from harness.core import environment as module
-from harness.core.environment import fingerprint
+from harness.core.environment import environment_facts
 
 
 def test_facts_that_make_timings_comparable() -> None:
     """Processor, cores, threads, versions and commit are there, and fit into JSON."""
-    facts = fingerprint()
+    facts = environment_facts()
     wanted = {"cpu", "cores", "torch_threads", "memory_bytes", "system", "python", "commit", "versions", "gpu"}
     assert set(facts) == wanted
     assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
@@ -26,7 +26,7 @@ def test_facts_that_make_timings_comparable() -> None:
 
 def test_no_name_and_no_path() -> None:
     """Neither the host's name, nor the user's, nor where anything lies."""
-    facts = json.dumps({key: value for key, value in fingerprint().items() if key != "commit"})
+    facts = json.dumps({key: value for key, value in environment_facts().items() if key != "commit"})
     for secret in (socket.gethostname(), str(Path.home()), str(Path(module.__file__).parents[2]), str(Path.cwd())):
         assert len(secret) < 2 or secret not in facts
     user = getpass.getuser()

@@ -16,9 +16,9 @@ from harness.measure import resources
 from harness.results.run_folder import RunFolder
 from harness.results.schema import SCHEMA
 from harness.running import session
-from harness.running.grid import Grid, Outcome
+from harness.running.grid import Grid, GridOutcome
 from harness.running.profile import ExecutionSettings
-from harness.running.session import Settings
+from harness.running.settings import Settings
 
 TEST_ROWS = 12  # of a dataset of the stage
 
@@ -32,11 +32,11 @@ def change(settings: Settings, **profile: Any) -> Settings:
     return replace(settings, profile=settings.profile.model_copy(update=profile))
 
 
-def run(settings: Settings) -> Outcome:
+def run(settings: Settings) -> GridOutcome:
     return Grid(settings).execute()
 
 
-def counts(outcome: Outcome) -> tuple[int, int, int]:
+def counts(outcome: GridOutcome) -> tuple[int, int, int]:
     return outcome.measured, outcome.kept, outcome.failed
 
 

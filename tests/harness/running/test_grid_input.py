@@ -13,8 +13,8 @@ import torch
 
 from harness.core.errors import ConfigError, DataError, DeviceError, ResultError, UnknownNameError
 from harness.results.run_folder import RunFolder
-from harness.running.grid import Grid, Outcome
-from harness.running.session import Settings
+from harness.running.grid import Grid, GridOutcome
+from harness.running.settings import Settings
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def change(settings: Settings, **profile: Any) -> Settings:
     return replace(settings, profile=settings.profile.model_copy(update=profile))
 
 
-def run(settings: Settings) -> Outcome:
+def run(settings: Settings) -> GridOutcome:
     return Grid(settings).execute()
 
 
-def counts(outcome: Outcome) -> tuple[int, int, int]:
+def counts(outcome: GridOutcome) -> tuple[int, int, int]:
     return outcome.measured, outcome.kept, outcome.failed
 
 

@@ -20,7 +20,7 @@ from harness.core.tokens import TokenSet
 from harness.core.work import Tally, Work
 from harness.results.run_folder import RunFolder
 from harness.running.grid import Grid
-from harness.running.session import Settings, check
+from harness.running.settings import Settings, validate_settings
 from harness.toolkit.fitted import FullDepth
 from reports.build import write_report
 
@@ -92,7 +92,7 @@ def test_a_plug_in_that_is_no_method(
 ) -> None:
     """It cannot be imported, or lacks a part of the contract: one failed cell, which names plug-in, reason and mend."""
     install(code)
-    check(settings)  # a name that is known; nothing to stop for
+    validate_settings(settings)  # a name that is known; nothing to stop for
     ends(settings, capsys, *words, cells=1)
 
 

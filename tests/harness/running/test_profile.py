@@ -8,7 +8,7 @@ import pytest
 
 from harness.core.errors import ConfigError, UnknownNameError
 from harness.running import profile
-from harness.running.session import Settings, check
+from harness.running.settings import Settings, validate_settings
 
 GOOD = """
 title = "mine"
@@ -40,7 +40,7 @@ def test_official_profiles_load(name: str, tmp_path: Path) -> None:
         for dataset in found.datasets:
             (data / dataset).mkdir()
             (data / dataset / "train.csv").touch()  # nobody reads it yet
-    check(Settings(found, tmp_path / "run", data))
+    validate_settings(Settings(found, tmp_path / "run", data))
     assert found.name == name
     assert name in profile.names()
     assert found.reference in found.methods

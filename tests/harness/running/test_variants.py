@@ -21,7 +21,8 @@ from harness.results.run_folder import RunFolder
 from harness.running import profile, variants
 from harness.running.grid import Grid
 from harness.running.profile import Profile
-from harness.running.session import Bench, Settings, check
+from harness.running.session import Session
+from harness.running.settings import Settings, validate_settings
 
 # What the keys were before there were variants: fits that people have must stay found.
 FROZEN = """
@@ -177,7 +178,7 @@ def test_nonsense_is_refused_before_anything_is_fitted(
     """One line says which variant, what is wrong, and what would be right; also where nobody asked for the variant."""
     chosen = profile.load("quick").model_copy(update={"method": tables, "methods": ["bert"]})
     with pytest.raises(error, match=words) as caught:
-        check(Settings(chosen, tmp_path))
+        validate_settings(Settings(chosen, tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -189,11 +190,11 @@ def test_unknown_names_bring_variants_too() -> None:
 
 def keys(settings: Settings, *names: str) -> dict[str, str]:
     """Keys of fits and cells, data and backbone made up."""
-    bench, grid = Bench(settings, "ag_news", 0), Grid(settings)
-    bench.__dict__["prepared"] = SimpleNamespace(task=SimpleNamespace(fingerprint="data"))
-    bench.__dict__["backbone"] = SimpleNamespace(fingerprint="backbone")
+    session, grid = Session(settings, "ag_news", 0), Grid(settings)
+    session.__dict__["prepared"] = SimpleNamespace(task=SimpleNamespace(fingerprint="data"))
+    session.__dict__["backbone"] = SimpleNamespace(fingerprint="backbone")
     grid._identities["ag_news"] = "identity"
-    found = {f"{name} fit": bench.fit_key(name) for name in names}
+    found = {f"{name} fit": session.fit_key(name) for name in names}
     return {**found, **{f"{name} cell": grid._key("ag_news", name) for name in names}}
 
 

@@ -115,7 +115,7 @@ def test_both_batch_sizes_are_shown(
         assert row["p99_high"] is None
     assert "–?)" in said and "one sample a call" in said and "each at its best batch size" in said
     assert "?: too few calls" in (tmp_path / "latency.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(latency, "Bench", None)
+    monkeypatch.setattr(latency, "Session", None)
     assert latency.main(options) == 0
     assert latency.main([*options, "--calls", "31"]) == 2
     assert "other settings (calls)" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on(
     assert len(done) == 4
     after = json.loads(out.read_text(encoding="utf-8"))
     assert after["rows"][:15] == before["parts"]["toy/seed0/modern/fixed/rows"]
-    monkeypatch.setattr(orders, "Bench", None)
+    monkeypatch.setattr(orders, "Session", None)
     capsys.readouterr()
     assert main(toy_options, out) == 0
     assert "samples/s" in capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_written_is_told_before_any_work(
 ) -> None:
     """One line, and no data loaded."""
     (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setattr(orders, "Bench", None)
+    monkeypatch.setattr(orders, "Session", None)
     assert main(toy_options, tmp_path / "file" / "orders.json") == 2
     assert "choose another file with --out" in capsys.readouterr().err
 

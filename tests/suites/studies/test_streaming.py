@@ -45,7 +45,7 @@ def test_other_rates_need_no_new_passes(
     """Services are kept, and waits follow from them; other windows are other settings."""
     out = tmp_path / "streaming.json"
     assert main(toy_options, out, "--methods", "bert", "--rates", "1") == 0
-    monkeypatch.setattr(streaming, "Bench", None)
+    monkeypatch.setattr(streaming, "Session", None)
     assert main(toy_options, out, "--methods", "bert", "--rates", "2,3") == 0
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert [wait["rate"] for wait in rows[0]["waits"]] == [2, 3]
