@@ -42,6 +42,6 @@ def test_without_git_or_cpuinfo_there_still_is_one(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(module.subprocess, "run", missing)
     monkeypatch.setattr(module.Path, "read_text", missing)
-    facts = module.fingerprint.__wrapped__()
+    facts = module.environment_facts.__wrapped__()
     assert facts["commit"] is None
     assert isinstance(facts["cpu"], str)
