@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from harness.core.files import write_atomic
 from harness.core.tokens import TokenSet
-from harness.running.session import Bench, Settings
+from harness.running.session import Session
+from harness.running.settings import Settings
 from suites.studies.shared.order_tables import synthetic
 from suites.studies.shared.resume_file import ResumeFile
 from suites.studies.shared.study import answer, asked, positive, read, suite_options, whole, wholes
@@ -152,8 +153,8 @@ class Study:
 
     def _measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:
         self.bar.set_description(f"{dataset}: loading")
-        bench = Bench(self.settings, dataset, seed)
-        samples = StudySamples(bench, self.settings.profile.methods, self.args.speed, self.args.samples, 32)
+        session = Session(self.settings, dataset, seed)
+        samples = StudySamples(session, self.settings.profile.methods, self.args.speed, self.args.samples, 32)
         base = replace(self.settings.execution, order="length", window=0)
         best = {}
         for entry in samples.entries:

@@ -38,7 +38,8 @@ from harness.core.errors import ConfigError
 from harness.core.files import write_atomic
 from harness.core.tokens import TokenSet
 from harness.measure.passes import TimedPass
-from harness.running.session import Bench, Settings, check
+from harness.running.session import Session
+from harness.running.settings import Settings, validate_settings
 from suites.studies.shared.order_tables import page
 from suites.studies.shared.ordering import ORDERS, PREDICTING, SORTING, around, execution_for, pointless
 from suites.studies.shared.resume_file import ResumeFile
@@ -101,9 +102,9 @@ class Study:
     def samples(self, dataset: str, seed: int) -> StudySamples:
         if self._samples is None or self._samples[0] != (dataset, seed):
             self.bar.set_description(f"{dataset}: loading")
-            bench = Bench(self.settings, dataset, seed)
+            session = Session(self.settings, dataset, seed)
             found = StudySamples(
-                bench, self.settings.profile.methods, self.args.speed, self.args.samples, self.args.fixed
+                session, self.settings.profile.methods, self.args.speed, self.args.samples, self.args.fixed
             )
             if min([*self.args.batch_sizes, self.args.fixed]) >= len(found):
                 raise ConfigError(
@@ -302,7 +303,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     args, settings = read(own, arguments)
     for protocol in args.protocols:
-        check(with_protocol(settings, protocol))
+        validate_settings(with_protocol(settings, protocol))
     if max([*args.batch_sizes, args.fixed]) == 1:
         raise ConfigError("batches of one have no order: name a size above 1 with --batch-sizes or --fixed")
     profile = settings.profile

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from harness.core.files import write_atomic
 from harness.measure.passes import TimedPass
-from harness.running.session import Bench, Settings
+from harness.running.session import Session
+from harness.running.settings import Settings
 from suites.studies.shared import queueing
 from suites.studies.shared.order_tables import synthetic
 from suites.studies.shared.resume_file import ResumeFile
@@ -58,7 +59,7 @@ def calls(
     entry: StudyMethod, samples: StudySamples, window: int, batch_size: int, order: np.ndarray
 ) -> list[TimedPass]:
     """One round: every full window of the samples in this order."""
-    way = replace(samples.bench.settings.execution, batch_size=batch_size, order="length", window=0)
+    way = replace(samples.session.settings.execution, batch_size=batch_size, order="length", window=0)
     found = []
     for begin in range(0, len(order) - window + 1, window):
         chosen = order[begin : begin + window]
@@ -94,13 +95,13 @@ def waits(window: int, rate: float, services: Sequence[float]) -> dict[str, Any]
     return row
 
 
-def shown_by_default(bench: Bench) -> list[str]:
+def shown_by_default(session: Session) -> list[str]:
     """The reference, and methods that predict exits and sort by them."""
-    profile = bench.settings.profile
+    profile = session.settings.profile
 
     def sorts(name: str) -> bool:
         known = {"ladder", "exact-k", "assigned", "verified"}
-        return profile.method_of(name).kind == "method" and getattr(bench.fitted(name), "executor", "own") in known
+        return profile.method_of(name).kind == "method" and getattr(session.fitted(name), "executor", "own") in known
 
     return [name for name in profile.methods if name == profile.reference or sorts(name)] or profile.methods
 
@@ -130,9 +131,9 @@ class Study:
 
     def _measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:
         self.bar.set_description(f"{dataset}: loading")
-        bench = Bench(self.settings, dataset, seed)
-        methods = self.args.methods or shown_by_default(bench)
-        samples = StudySamples(bench, methods, self.args.speed, self.args.samples, self.args.fixed)
+        session = Session(self.settings, dataset, seed)
+        methods = self.args.methods or shown_by_default(session)
+        samples = StudySamples(session, methods, self.args.speed, self.args.samples, self.args.fixed)
         sizes, notes = distinct(self.args.windows, len(samples))
         cells = list(itertools.product(samples.entries, sizes))
         # Compiled code and graphs are made when a shape first occurs: there, every window has to.

@@ -17,7 +17,8 @@ from harness.core.tokens import TokenSet
 from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 from harness.measure.passes import Contender, TimedPass, timed_pass
-from harness.running.session import Bench, Settings
+from harness.running.session import Session
+from harness.running.settings import Settings
 from harness.toolkit.fitted import AssignedExits
 
 PREDICTOR = "geep"  # whose predicted exits samples are ordered by
@@ -92,15 +93,15 @@ def point_at(method: str, points: Sequence[OperatingPoint], speed: float) -> Ope
     return points[0]
 
 
-def entries(bench: Bench, methods: Sequence[str], speed: float) -> Iterator[StudyMethod]:
+def entries(session: Session, methods: Sequence[str], speed: float) -> Iterator[StudyMethod]:
     """All entries of the named methods: every executor for methods, the run's for controls and bounds."""
     for name in methods:
-        fitted = bench.fitted(name)
-        points = list(fitted.operating_points(bench.prepared.task.dev))
+        fitted = session.fitted(name)
+        points = list(fitted.operating_points(session.prepared.task.dev))
         point = point_at(name, points, speed)
         own = fitted.executor if isinstance(fitted, HasExecutor) else "own"
-        kind: Kind = "bound" if isinstance(fitted, Foresees) else bench.settings.profile.method_of(name).kind
-        given = bench.settings.execution.executor
+        kind: Kind = "bound" if isinstance(fitted, Foresees) else session.settings.profile.method_of(name).kind
+        given = session.settings.execution.executor
         ways = (own,) if own != ASSIGNED else EXECUTORS if kind == "method" else (given,)
         for way in ways:
             yield StudyMethod(name, kind, fitted, point, way)
@@ -139,16 +140,18 @@ class StudySamples:
         batch_size: of untimed passes.
     """
 
-    def __init__(self, bench: Bench, methods: Sequence[str], speed: float, count: int | None, batch_size: int) -> None:
-        self.bench, self.speed = bench, speed
-        test = bench.prepared.test
+    def __init__(
+        self, session: Session, methods: Sequence[str], speed: float, count: int | None, batch_size: int
+    ) -> None:
+        self.session, self.speed = session, speed
+        test = session.prepared.test
         rows = np.arange(len(test))
         if count is not None and count < len(rows):
             rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:count])
         self.tokens = test.tokens.select(rows)
         self.labels = test.labels.numpy()[rows]
-        self._untimed = replace(bench.settings.execution, batch_size=batch_size, protocol="modern", compute="eager")
-        self.entries = list(entries(bench, methods, speed))
+        self._untimed = replace(session.settings.execution, batch_size=batch_size, protocol="modern", compute="eager")
+        self.entries = list(entries(session, methods, speed))
         self.probes = {entry.label: self._probe(entry) for entry in self.entries}
 
     def __len__(self) -> int:
@@ -168,12 +171,12 @@ class StudySamples:
         Raises:
             ConfigError: the method of that name assigns no exits.
         """
-        fitted = self.bench.fitted(PREDICTOR)
+        fitted = self.session.fitted(PREDICTOR)
         if not isinstance(fitted, AssignedExits):
             raise ConfigError(
                 f"order 'predicted' needs a '{PREDICTOR}' that assigns exits, got {type(fitted).__name__}"
             )
-        return fitted, point_at(PREDICTOR, list(fitted.operating_points(self.bench.prepared.task.dev)), self.speed)
+        return fitted, point_at(PREDICTOR, list(fitted.operating_points(self.session.prepared.task.dev)), self.speed)
 
     def predict(self, tokens: TokenSet) -> Tensor:
         """The predictor's exits, int16 [M] on the device."""

@@ -29,8 +29,8 @@ from suites.studies.shared.study_methods import StudyMethod, StudySamples, point
 SPEED = 0.6
 
 
-class Bench:
-    """What :class:`StudySamples` asks of a bench, with methods that were fitted before."""
+class Session:
+    """What :class:`StudySamples` asks of a session, with methods that were fitted before."""
 
     def __init__(self, task: Task, test: Split, fitted: dict[str, Fitted]) -> None:
         self.prepared = SimpleNamespace(test=test, task=task)
@@ -52,7 +52,7 @@ def samples(signal_task: Task, unseen: Split, trained_bert: FullDepth, scattered
         "control-sequential": SequentialControl(scattered_geep.model, None, scattered_geep),
         "oracle": Oracle(scattered_geep.model, None, scattered_geep),
     }
-    return StudySamples(Bench(signal_task, unseen, fitted), list(fitted), SPEED, None, 8)  # type: ignore[arg-type]
+    return StudySamples(Session(signal_task, unseen, fitted), list(fitted), SPEED, None, 8)  # type: ignore[arg-type]
 
 
 _LOOK = {"mode": "once", "looks": 1, "quantile": 500, "end": 4, "threshold": 0.6}
@@ -209,11 +209,11 @@ def test_what_makes_no_sense_is_said(samples: StudySamples) -> None:
 
 def test_a_draw_of_samples_is_the_same_each_time(samples: StudySamples) -> None:
     """Fewer samples are drawn without looking at them, and keep their labels."""
-    bench: Any = samples.bench
-    few, again = (StudySamples(bench, ["bert"], SPEED, 10, 4) for _ in range(2))
+    session: Any = samples.session
+    few, again = (StudySamples(session, ["bert"], SPEED, 10, 4) for _ in range(2))
     assert len(few) == len(few.labels) == 10
     assert few.tokens.ids.tolist() == again.tokens.ids.tolist()
-    test = bench.prepared.test
+    test = session.prepared.test
     rows = [row.tolist() for row in torch.split(few.tokens.ids, few.tokens.lengths.tolist())]
     all_rows = [row.tolist() for row in torch.split(test.tokens.ids, test.tokens.lengths.tolist())]
     assert few.labels.tolist() == [int(test.labels[all_rows.index(row)]) for row in rows]
