@@ -189,12 +189,6 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(shape, from_hf(tensors, shape), head_from_hf(tensors, shape))
 
 
-def read_folder(folder: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
-    """Shape and state only; see :func:`read`."""
-    found = read(folder)
-    return found.shape, found.state
-
-
 def content_of(folder: Path) -> str:
     """16 hex digits that change whenever config, weights or vocabulary of a folder do.
 

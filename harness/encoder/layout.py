@@ -55,6 +55,27 @@ class Scored(Protocol):
         ...
 
 
+def running_sums(lengths: np.ndarray) -> np.ndarray:
+    """Return 0 and the running sums of lengths [N]: int64 [N + 1]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+
+def split_heads(x: Tensor, count: int, length: int, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Split the rows of a [B, T] grid: [B * T, parts * D] -> ``parts`` tensors [B, heads, T, D / heads]."""
+    return x.view(count, length, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend_grid(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Attention on a grid: q [B, H, Q, d], k and v [B, H, T, d] -> [B * Q, H * d]."""
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # [B, H, Q, d]
+    return out.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def attention_scores(q: Tensor, k: Tensor) -> Tensor:
+    """Return scaled attention scores before softmax, unmasked: [B, H, T, d] each -> [B, H, T, T]."""
+    return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+
 class Layout:
     """Layout of B samples.
 
@@ -101,14 +122,14 @@ class Layout:
         """First row of every sample, and the number of rows: int64 [B + 1], on the host."""
         if self.pad_to:
             return np.arange(self.count + 1, dtype=np.int64) * self.pad_to
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
+        return running_sums(self.lengths)
 
     @cached_property
     def offsets(self) -> Tensor:
         """Running sums of the lengths from 0, int64 [B + 1], on the device."""
         if self._given is not None:
             return self._given
-        return self._tensor(np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)]))
+        return self._tensor(running_sums(self.lengths))
 
     @cached_property
     def bounds(self) -> Tensor:
@@ -159,30 +180,25 @@ class Layout:
         """Rows on the grid that attention runs on: [rows, parts * D] -> ``parts`` tensors [B, heads, T, D / heads]."""
         if self._to_grid is not None:
             x = x.index_select(0, self._to_grid)
-        return x.view(self.count, self.longest, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return split_heads(x, self.count, self.longest, parts, heads)
 
     def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
         if not self.pad_to and varlen.fits(qkv.device, qkv.dtype, qkv.shape[1] // (3 * heads), dropout):
             return varlen.attend(qkv, heads, self.bounds, self.longest)
-        q, k, v = self.grid(qkv, 3, heads)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)  # [B, H, T, d]
-        out = out.transpose(1, 2).reshape(self.count * self.longest, -1)
+        out = attend_grid(*self.grid(qkv, 3, heads), self.mask, dropout)
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
     def scores(self, query_key: Tensor, heads: int) -> Tensor:
         """Scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
-        q, k = self.grid(query_key, 2, heads)
-        return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        return attention_scores(*self.grid(query_key, 2, heads))
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """Attention of one query per sample over its tokens: query [B, D], kv [rows, 2 D] -> [B, D]."""
         if not self.pad_to and varlen.fits(kv.device, kv.dtype, kv.shape[1] // (2 * heads), dropout):
             return varlen.attend_first(query, kv, heads, self.bounds, self.longest)
         k, v = self.grid(kv, 2, heads)
-        q = query.view(self.count, heads, 1, -1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)  # [B, H, 1, d]
-        return out.reshape(self.count, -1)
+        return attend_grid(query.view(self.count, heads, 1, -1), k, v, self.mask, dropout)
 
     def tally(self, queries: str = "all", *, ragged: bool = False) -> Tally:
         """What one block over this batch executes.

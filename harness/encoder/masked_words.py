@@ -6,14 +6,13 @@ runs without a mask, else with one that is block-diagonal per row.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.work import LayerCost, Tally
 from harness.encoder.backbone import Backbone
+from harness.encoder.layout import attend_grid, attention_scores, split_heads
 from harness.encoder.model import Encoder, init_weights
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
 
@@ -48,14 +47,11 @@ class RowAttention:
 
     def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """[B * T, 3 D] -> [B * T, D]."""
-        q, k, v = qkv.view(self.count, self.length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, d]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout)
-        return out.transpose(1, 2).reshape(self.count * self.length, -1)
+        return attend_grid(*split_heads(qkv, self.count, self.length, 3, heads), self.mask, dropout)
 
     def scores(self, query_key: Tensor, heads: int) -> Tensor:
         """Scaled attention scores before softmax, unmasked: [B * T, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
-        q, k = query_key.view(self.count, self.length, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        return attention_scores(*split_heads(query_key, self.count, self.length, 2, heads))
 
     @property
     def pairs(self) -> Tensor:

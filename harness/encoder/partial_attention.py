@@ -7,11 +7,10 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from harness.core.work import SHARE, Tally
 from harness.encoder import transfer, varlen
-from harness.encoder.layout import Layout
+from harness.encoder.layout import Layout, attend_grid, running_sums
 
 
 class SomeQueries:
@@ -47,7 +46,7 @@ class SomeQueries:
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.counts)])
+        return running_sums(self.counts)
 
     @cached_property
     def _to_grid(self) -> Tensor | None:
@@ -71,8 +70,7 @@ class SomeQueries:
         if self._to_grid is not None:
             query = query.index_select(0, self._to_grid)
         q = query.view(layout.count, self.longest, heads, -1).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask)  # [B, H, longest, d]
-        out = out.transpose(1, 2).reshape(layout.count * self.longest, -1)
+        out = attend_grid(q, k, v, layout.mask)
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
     def tally(self, *, ragged: bool) -> Tally:

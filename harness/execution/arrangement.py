@@ -1,7 +1,7 @@
-"""Samples in the order in which they run, packed on their device, and what the host has to know of them.
+"""Samples in running order, packed on their device, and what the host needs to know about them.
 
-Sorting and gathering happen on the device. The host gets one small copy: who runs when, how long each sample is and where
-it is to leave. From then on it knows the shape of all work to come, and batches are slices.
+Sorting and gathering happen on the device. The host receives one small copy: the execution order, the sequence lengths and
+the exit layers. From then on it knows the shape of all work, and batches are slices.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from harness.contracts import Execution
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 from harness.encoder import transfer
+from harness.encoder.layout import running_sums
 from harness.encoder.shape import EncoderShape
 from harness.execution.schedule import schedule, schedule_on_device
 
-# Where looking at a number costs nothing, so that no bounds are needed to sort.
+# Devices whose values the host can read without waiting, so that sorting needs no bounds.
 AT_HAND = ("cpu",)
 
 
@@ -29,12 +30,12 @@ class Arranged:
     """N samples in running order.
 
     Attributes:
-        order: int64 [N] on the host: the i-th to run is sample ``order[i]``.
+        order: int64 [N] on the host; the i-th to run is sample ``order[i]``.
         lengths: int64 [N] on the host, tokens of the i-th to run.
-        columns: int64 [N, S] on the host: its exit, or its looks; S is 0 where nothing was given.
+        columns: int64 [N, S] on the host, its exit or its looks; S is 0 if none were given.
         starts: int64 [N + 1] on the host, where its tokens begin.
         tokens: the samples in this order, on their device.
-        positions: int32 [total] on the device, place of every token within its sample.
+        positions: int32 [total] on the device, place of every token in its sample.
     """
 
     order: np.ndarray
@@ -45,15 +46,15 @@ class Arranged:
     positions: Tensor
 
     def batch(self, begin: int, end: int) -> tuple[TokenSet, Tensor]:
-        """Tokens and positions (views) of those that run as ``begin`` .. ``end - 1``."""
+        """Return tokens and positions (views) of the samples that run as ``begin`` .. ``end - 1``."""
         whole, rows = self.tokens, slice(int(self.starts[begin]), int(self.starts[end]))
         offsets = whole.offsets[begin : end + 1] - whole.offsets[begin]
         return TokenSet(whole.ids[rows], offsets, whole.segments[rows], whole.special), self.positions[rows]
 
     def select(self, samples: np.ndarray) -> Arranged:
-        """Some of them (int64 [M] on the host, places in running order), gathered on the device without a wait."""
+        """Gather some samples (int64 [M] on the host, places in running order) on the device without synchronising."""
         lengths, whole = self.lengths[samples], self.tokens
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        starts = running_sums(lengths)
         total = int(starts[-1])
         chosen, offsets = (transfer.upload(part, whole.device) for part in (samples.astype(np.int64), starts))
         shift = torch.repeat_interleave(
@@ -65,14 +66,14 @@ class Arranged:
 
 
 def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns: Tensor | None = None) -> Arranged:
-    """Order samples by their first column, deepest first, then by length if the execution says so, window by window.
+    """Order samples by their first column, deepest first, then by length if ``execution.order`` says so, per window.
 
     Args:
-        columns: int16 [N, S]; ``None`` or S = 0: all leave alike.
+        columns: int16 [N, S]; with ``None`` or S = 0 all samples have the same exit.
 
     Raises:
-        ConfigError: a sample has no token, more than the encoder has positions or, in protocol ``paper``, more than it is
-            padded to; or an id or a segment has no embedding.
+        ConfigError: a sample has no token, more tokens than the encoder has positions or, in protocol ``paper``, more
+            than it is padded to; or an id or a segment has no embedding.
     """
     count, device = len(tokens), tokens.device
     if columns is None:
@@ -84,7 +85,7 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
     if device.type in AT_HAND:
         order = schedule(first.clamp(min=0), by_length, window=execution.window)
     else:
-        # Bounds instead of a look at the numbers; what lies outside them runs, only not in its place.
+        # Bounds replace reading the values; samples outside them still run, only out of order.
         longest = execution.max_length if execution.order == "length" else 0
         order = schedule_on_device(
             first, by_length, depth=shape.layers, max_length=longest, window=execution.window
@@ -95,12 +96,12 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
     host = copy.wait().astype(np.int64)
     table = host[:-4].reshape(count, 2 + columns.shape[1])
     _check(table[:, 1], table[:, 0], host[-4:], execution, shape)
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(table[:, 1])])
+    starts = running_sums(table[:, 1])
     return Arranged(table[:, 0].copy(), table[:, 1].copy(), table[:, 2:].copy(), starts, ordered, positions)
 
 
 def _gathered(tokens: TokenSet, order: Tensor) -> tuple[TokenSet, Tensor]:
-    """The samples in another order, and the place of every token in its sample; nothing is looked at on the host."""
+    """Reorder samples and compute the place of every token in its sample, without reading values on the host."""
     total, device = len(tokens.ids), tokens.device
     lengths = tokens.lengths[order]
     offsets = torch.zeros(len(order) + 1, dtype=torch.int64, device=device)
@@ -112,7 +113,7 @@ def _gathered(tokens: TokenSet, order: Tensor) -> tuple[TokenSet, Tensor]:
 
 
 def _extremes(tokens: TokenSet) -> Tensor:
-    """Smallest and largest id and segment, int32 [4]."""
+    """Return the smallest and largest id and segment, int32 [4]."""
     if not len(tokens.ids):
         return torch.zeros(4, dtype=torch.int32, device=tokens.device)
     return torch.stack([end.int() for part in (tokens.ids, tokens.segments) for end in torch.aminmax(part)])
@@ -121,7 +122,7 @@ def _extremes(tokens: TokenSet) -> Tensor:
 def _check(
     lengths: np.ndarray, order: np.ndarray, extremes: np.ndarray, execution: Execution, shape: EncoderShape
 ) -> None:
-    """Everything is looked up in arrays; on CUDA a number out of range takes the whole process with it."""
+    """Validate lengths, ids and segments: on CUDA an index out of range ends the whole process."""
     if not len(lengths):
         return
     empty, longest = int(lengths.argmin()), int(lengths.argmax())
@@ -137,7 +138,7 @@ def _check(
             f"sample {order[longest]} of {lengths[longest]} tokens does not fit {execution.max_length}: "
             "raise max_length or cut the texts"
         )
-    # An encoder of one segment puts everything on it, and looks none up.
+    # An encoder with one segment uses it for all tokens and looks none up.
     for what, known, low, high in (
         ("token id", shape.vocab_size, *extremes[:2]),
         *([("segment", shape.type_vocab, *extremes[2:])] if shape.type_vocab > 1 else []),
@@ -150,10 +151,10 @@ def _check(
 
 
 def cut(lengths: np.ndarray, begin: int, end: int, execution: Execution) -> Iterator[tuple[int, int]]:
-    """Cut positions ``begin`` .. ``end - 1`` into batches (first, one past the last) of the execution's size.
+    """Cut positions ``begin`` .. ``end - 1`` into batches (first, one past the last).
 
-    A batch holds at most ``batch_size`` samples and, if ``batch_tokens`` is set, at most so many tokens, padding
-    included; a sample that is longer than that runs alone.
+    A batch holds at most ``batch_size`` samples and, if ``batch_tokens`` is set, at most that many tokens, padding
+    included. A longer sample runs alone.
     """
     if not execution.batch_tokens:
         for first in range(begin, end, execution.batch_size):
@@ -171,6 +172,6 @@ def cut(lengths: np.ndarray, begin: int, end: int, execution: Execution) -> Iter
 
 
 def windows(count: int, window: int) -> Iterator[tuple[int, int]]:
-    """Positions of each window (first, one past the last); 0 is one window of all."""
+    """Yield positions of each window (first, one past the last); 0 is one window of all samples."""
     for begin in range(0, count, window or max(1, count)):
         yield begin, min(begin + (window or count), count)

@@ -1,4 +1,4 @@
-"""A cascade of complete models: a small one answers everybody, the whole one those it is unsure of (CascadeBERT)."""
+"""A cascade of complete models: the small one answers all samples, the large one those the small one is unsure of (CascadeBERT)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from harness.core.tokens import TokenSet
 from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.arrangement import cut, windows
+from harness.execution.exit_rules import confidence
 from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
 
 
-def confidence(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Largest softmax probability, [..., C] -> float32 [...]."""
-    return (logits.float() / temperature).softmax(-1).amax(-1)
-
-
 def confidence_rule(threshold: float, temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
-    """CascadeBERT's rule: stop where the largest probability is above ``threshold`` (1: never)."""
+    """Return CascadeBERT's rule: stop if the largest probability is above ``threshold`` (1: never)."""
 
     def leaves(logits: Tensor) -> Tensor:
         return confidence(logits, temperature) > threshold
@@ -34,10 +30,10 @@ def confidence_rule(threshold: float, temperature: float = 1.0) -> Callable[[Ten
 def run_cascade(
     small: MultiExitModel, whole: MultiExitModel, tokens: TokenSet, execution: Execution, leaves: LeaveRule
 ) -> Predictions:
-    """The small model over everything; then, in full batches again, the whole one over those it is unsure of.
+    """Run the small model over all samples, then the whole model, in full batches again, over the unsure ones.
 
-    The host gets one bool per sample and window, and while it waits for it another window computes. The second pass keeps
-    the order of the first, so it is sorted by length where that one is. Equal to batch size 1.
+    The host gets one bool per sample and window; meanwhile another window computes. The second pass keeps the order of the
+    first, so it is sorted by length if the first is. Results equal those at batch size 1.
 
     Layers of both models are counted; ``exit_layer`` counts layers of the model that answered.
 
@@ -56,7 +52,7 @@ def run_cascade(
 
 
 def _window(run: Pass, whole: MultiExitModel, leaves: LeaveRule, begin: int, end: int, lane: int) -> Climb:
-    """Samples ``begin`` .. ``end - 1``. Nothing but answers outlives a batch, so all of them climb in one lane."""
+    """Run samples ``begin`` .. ``end - 1``. Only answers outlive a batch, so all batches share one lane."""
     if begin == end:
         return
     sure = []
@@ -74,7 +70,7 @@ def _window(run: Pass, whole: MultiExitModel, leaves: LeaveRule, begin: int, end
 
 
 def _answer(run: Pass, first: int, last: int) -> None:
-    """One batch, full depth."""
+    """Run one batch at full depth."""
     hidden, layout = run.begin(first, last)
     for index in range(run.model.depth):
         hidden = run.layer(index, hidden, layout)

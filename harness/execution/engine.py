@@ -1,4 +1,4 @@
-"""How the blocks of one model are run: eagerly, or with the part after attention compiled."""
+"""Runs the blocks of one model one by one: eagerly, or with the part after attention compiled."""
 
 from __future__ import annotations
 
@@ -18,65 +18,65 @@ from harness.encoder.model import EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.partial_attention import SomeQueries
 
-# A lane is memory in which one batch climbs. Climbs in flight at the same time need one each; parts of a batch that leave
-# it for work of their own go through the lane at the side.
+# A lane is the memory of one batch in flight. Batches in flight at the same time need one each. Samples that leave their
+# batch for work of their own use the side lane.
 SIDE = -1
-# Compiled code per type and width of weights that one process may hold; torch's own limit of 8 is an error beyond.
+# Compiled versions per process, one per type and width of weights. Above torch's default limit of 8 it raises an error.
 _GRAPHS = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Engine:
-    """Runs blocks one by one, eagerly or with the part after attention compiled.
+    """Runs blocks one by one.
 
     Args:
         model: its weights are used as they are.
-        compiled: one compiled function serves all layers and all batch shapes.
+        compiled: compile the part after attention; one compiled function serves all layers and all batch shapes.
     """
 
     def __init__(self, model: MultiExitModel, *, compiled: bool = False) -> None:
         self.model = model
         self._close = compiled_close() if compiled else EncoderLayer.close
         weight = model.encoder.word.weight
-        # Attention over packed rows costs what the kernel in use looks at.
+        # The cost of attention over packed rows depends on the kernel in use.
         self._layer_ragged = varlen.fits(weight.device, weight.dtype, model.encoder.shape.head_width)
         self._head_ragged = varlen.fits(weight.device, weight.dtype, model.teacher.head_width)
 
     def embed(self, tokens: TokenSet, layout: Layout, positions: Tensor, lane: int = 0) -> Tensor:
-        """h^0 of a batch: [rows, width]."""
+        """Return h^0 of a batch: [rows, width]."""
         return self.model.encoder.embed(tokens, layout, positions)
 
     def layer(self, index: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
-        """Layer ``index``: [rows, width] -> [rows, width]. ``hidden`` may be gone afterwards; see :meth:`keep`."""
+        """Run layer ``index``: [rows, width] -> [rows, width]. May overwrite ``hidden``; see :meth:`keep`."""
         return self.run_layer(index, hidden, layout)
 
     def head(self, exit_layer: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
-        """Head after layer ``exit_layer``: [rows, width] -> float32 [B, C], valid until the next head is run."""
+        """Run the head after layer ``exit_layer``: [rows, width] -> float32 [B, C], valid until the next head runs."""
         return self.run_head(exit_layer, hidden, layout)
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """What :meth:`layer` or :meth:`head` returned, to be kept for longer."""
+        """Return a result of :meth:`layer` or :meth:`head` that stays valid after later blocks."""
         return tensor
 
     def layer_tally(self, layout: Layout) -> Tally:
-        """What :meth:`layer` executes."""
+        """Return what :meth:`layer` executes."""
         return layout.tally(ragged=self._layer_ragged and not layout.pad_to)
 
     def head_tally(self, layout: Layout) -> Tally:
-        """What :meth:`head` executes."""
+        """Return what :meth:`head` executes."""
         return layout.tally("first", ragged=self._head_ragged and not layout.pad_to)
 
     def run_layer(self, index: int, hidden: Tensor, attention: Attention) -> Tensor:
-        """The layer itself, whatever memory it runs in."""
+        """Run the layer itself, in any memory."""
         layer: Any = self.model.encoder.layers[index]
-        # A single row would be compiled for itself, as sizes 0 and 1 are no free sizes to the compiler.
+        # The compiler specialises on sizes 0 and 1, so a single row would be compiled separately.
         close = self._close if len(hidden) > 1 else EncoderLayer.close
         return close(layer, hidden, attention.attend(layer.qkv(hidden), layer.heads))
 
     def run_some(self, index: int, active: Tensor, hidden: Tensor, attention: SomeQueries) -> Tensor:
-        """Layer ``index`` for some rows, which attend to all: active [A, width], hidden [rows, width] -> [A, width].
+        """Run layer ``index`` for some rows that attend to all: active [A, width], hidden [rows, width] -> [A, width].
 
-        The rows' number is the data's, so this is launched as it is, also where whole layers are graphs.
+        A depends on the data, so this is always launched eagerly, also if whole layers are graphs.
         """
         layer: Any = self.model.encoder.layers[index]
         weight, bias, width = layer.qkv.weight, layer.qkv.bias, hidden.shape[1]
@@ -86,18 +86,18 @@ class Engine:
         return close(layer, active, context)
 
     def some_tally(self, attention: SomeQueries) -> Tally:
-        """What :meth:`run_some` executes for those rows; see :meth:`SomeQueries.left` for the others."""
+        """Return what :meth:`run_some` executes for those rows; see :meth:`SomeQueries.left` for the others."""
         ragged = self._layer_ragged and not attention.layout.pad_to
         return attention.tally(ragged=ragged)
 
     def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
-        """The head itself, whatever memory it runs in."""
+        """Run the head itself, in any memory."""
         return self.model.student(exit_layer)(hidden, attention).float()
 
 
 @cache
 def compiled_close() -> Callable[[EncoderLayer, Tensor, Tensor], Tensor]:
-    """:meth:`EncoderLayer.close` compiled once: weights are its inputs and the number of rows is left open."""
+    """Return :meth:`EncoderLayer.close` compiled once: weights are inputs, and the number of rows is dynamic."""
     import torch._dynamo.config as settings
 
     settings.recompile_limit = max(settings.recompile_limit, _GRAPHS)

@@ -1,7 +1,6 @@
-"""The engine that an execution asks for, with what it prepared for a model: weights in another type, compiled code, graphs.
+"""Choose the engine for a model and an execution, and cache what it prepared: converted weights, compiled code, graphs.
 
-The same engine serves every method of a run, so that all are compared under the same conditions. What it prepares is kept
-for the next pass over the same model.
+The same engine serves every method of a run, so all methods are compared under the same conditions.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ RECORDED = 2  # engines with graphs that are kept per model
 
 @dataclass
 class _Prepared:
-    """What was made of one model, of use as long as its weights are these."""
+    """What was prepared for one model; valid as long as its weights do not change."""
 
     weights: list[Any]
     copies: dict[torch.dtype, MultiExitModel] = field(default_factory=dict)
@@ -39,13 +38,13 @@ _prepared: WeakKeyDictionary[MultiExitModel, _Prepared] = WeakKeyDictionary()
 
 
 def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) -> Engine:
-    """The engine that an execution asks for; made at first, found again as long as the weights stay as they are.
+    """Return the engine for an execution, from the cache as long as the weights stay the same.
 
     Args:
         longest: tokens of the longest sample to come.
 
     Raises:
-        ConfigError: graphs are asked for where there is no CUDA device.
+        ConfigError: graphs were requested without a CUDA device.
     """
     dtype = DTYPES[execution.dtype]
     graphs, compiled = "graphs" in execution.compute, "compiled" in execution.compute
@@ -53,9 +52,9 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
     if graphs:
         graphs = _can_record(model, execution, dtype)
     if own and not graphs:
-        return Engine(model, compiled=compiled)  # nothing worth keeping, and the model would never be let go
+        return Engine(model, compiled=compiled)  # nothing to cache, and a cached engine would keep the model alive
     bounds = Bounds.of(execution, longest) if graphs else None
-    # A version does not rise where ``data`` is replaced, as a move to another device does.
+    # Replacing ``data``, for example by moving to another device, does not raise the version.
     weights = [
         (id(weight), weight.device, weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         for weight in model.parameters()
@@ -65,9 +64,8 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
         kept = _prepared[model] = _Prepared(weights)
     key = (dtype, compiled, bounds)
     if key not in kept.engines:
-        ours = kept.copies.get(dtype) or model_copy(model, dtype)
-        kept.copies[dtype] = ours
-        # Buffers and graphs take memory; a sweep over batch sizes needs those of the last ones only.
+        ours = kept.copies[dtype] = kept.copies.get(dtype) or model_copy(model, dtype)
+        # Buffers and graphs take memory; a sweep over batch sizes only needs the most recent ones.
         recorded = [other for other in kept.engines if other[2] is not None]
         if bounds and len(recorded) >= RECORDED:
             del kept.engines[recorded[0]]
@@ -76,7 +74,7 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
 
 
 def model_copy(model: MultiExitModel, dtype: torch.dtype) -> MultiExitModel:
-    """The same model with weights of another type, for inference."""
+    """Return a copy of the model with weights of another type, for inference."""
     with torch.inference_mode(False):
         return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
 
@@ -94,7 +92,7 @@ def _can_record(model: MultiExitModel, execution: Execution, dtype: torch.dtype)
 
 @cache
 def say_no_graphs(dtype: str, widths: tuple[int, int]) -> None:
-    """Once per process and not per pass, whatever filters of warnings come and go meanwhile."""
+    """Warn once per process, whatever warning filters change meanwhile."""
     warnings.warn(
         f"no CUDA graphs for packed batches of {dtype} with heads {widths} wide: running without them", stacklevel=4
     )

@@ -1,9 +1,9 @@
-"""How a model runs over many samples: full depth, or depths known beforehand (see ``sequential`` and ``verified`` for others).
+"""Executors for full depth and for exits known beforehand (see ``sequential`` and ``verified`` for the others).
 
 All executors take packed ids in any order and return in input order, count what they execute, and give every sample the
-same logits (up to float rounding) whatever batch it falls into. Layers are counted by index, 0 .. L-1.
+same logits (up to float rounding) in any batch. Layers are numbered 0 .. L-1.
 
-On CUDA the host waits twice: for who runs when, and for the answers; what decides on the way adds its own waits.
+On CUDA the host waits twice: for the execution order, and for the answers. Decisions on the way add their own waits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness.execution.run_pass import Answer, Pass, inference
 
 
 def run_full(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> Predictions:
-    """Every layer and the teacher head for every sample."""
+    """Run every layer and the teacher head for every sample."""
     with inference(model):
         run = Pass(model, tokens, execution)
         with run.phases("layers"):
@@ -40,9 +40,9 @@ def run_full(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> P
 
 
 def exit_batches(exits: np.ndarray, lengths: np.ndarray, execution: Execution) -> Iterator[tuple[int, int]]:
-    """Batches of arranged samples: ``ladder`` cuts anywhere, ``exact-k`` also where the exit changes.
+    """Yield batches of arranged samples: ``ladder`` cuts anywhere, ``exact-k`` also where the exit changes.
 
-    Within a batch the exits never rise, so that the samples active at any layer are a prefix.
+    Exits never rise within a batch, so the samples active at any layer are a prefix.
     """
     for begin, end in windows(len(exits), execution.window):
         groups = [begin, end]
@@ -63,15 +63,15 @@ def run_assigned(
 ) -> Predictions:
     """Run every sample to the exit it was assigned beforehand, and answer with one head.
 
-    Samples are ordered by (exit, length). The samples active at a layer are then a prefix of the batch: a view, whose
-    size the host knows; nothing is gathered and nothing is waited for.
+    Samples are ordered by (exit, length). The samples active at a layer are therefore a prefix of the batch: a view whose size
+    the host knows, without a gather or a synchronisation.
 
     Args:
         exits: int16 [N], layer indices out of ``model.answers`` (``answer="shared"``: any layer index).
         answer: ``"student"`` is C_k(h^k), ``"shared"`` is C_T(F_L(h^k)), one layer more.
 
     Raises:
-        ConfigError: a sample is sent to a layer without a trained head.
+        ConfigError: an exit is at a layer without a trained head.
     """
     with inference(model):
         run = Pass(model, tokens, execution, exits[:, None], phases)
@@ -83,10 +83,10 @@ def run_assigned(
 
 
 def climb(run: Pass, first: int, last: int, answer: Answer) -> None:
-    """One batch of :func:`run_assigned`, a ladder."""
+    """Run one batch of :func:`run_assigned`, a ladder."""
     final = run.model.depth - 1
     hidden, layout = run.begin(first, last)
-    depths = run.columns[first:last, 0]  # never rising
+    depths = run.columns[first:last, 0]  # never rises
     for index in range(int(depths[0]) + 1):
         active = int((depths >= index).sum())
         hidden, layout_now = layout.slice(hidden, 0, active)
@@ -103,9 +103,9 @@ def climb(run: Pass, first: int, last: int, answer: Answer) -> None:
 
 
 def exit_logits(model: MultiExitModel, tokens: TokenSet, execution: Execution, *, answer: Answer = "student") -> Tensor:
-    """Logits of every answering layer for every sample, float32 [len(model.answers), N, C] on the host.
+    """Return logits of every answering layer for every sample, float32 [len(model.answers), N, C] on the host.
 
-    Not a way to predict but the material to tune thresholds and to build tables with: one pass serves all of them.
+    For tuning thresholds and building tables, not for prediction: one pass serves all of them.
     """
     return exit_evidence(model, tokens, execution, answer=answer)[0]
 
@@ -118,9 +118,9 @@ def exit_evidence(
     answer: Answer = "student",
     gate: ExitGate | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What :func:`exit_logits` says, and the gate's verdicts in the same pass, float32 [len(model.answers), N]."""
+    """Return :func:`exit_logits` and the gate's output of the same pass, float32 [len(model.answers), N]."""
     with inference(model):
-        # Weights may still be changing, so nothing is prepared for another pass.
+        # Weights may still change during training, so nothing is prepared for later passes.
         run = Pass(model, tokens, replace(execution, compute="eager"))
         labels = model.labels
         out = torch.zeros(len(model.answers), len(tokens), labels + (gate is not None), device=tokens.device)

@@ -1,8 +1,8 @@
-"""Blocks as CUDA graphs: a launch per block instead of one per kernel, whatever the batch.
+"""Blocks as CUDA graphs: one launch per block instead of one per kernel.
 
-A graph is bound to addresses and shapes. So batches climb in fixed buffers, rows are rounded up to one of few sizes, and
-lengths are data on the device: samples beyond the batch have none, and rows beyond it hold left-overs that nobody reads.
-Layer i reads buffer i mod 2 and writes the other, hence recording a block twice does it no harm.
+A graph is bound to addresses and shapes. So batches run in fixed buffers, rows are rounded up to one of few sizes, and lengths
+are data on the device. Slots beyond the batch have length 0, and rows beyond it hold stale values that are never read.
+Layer i reads buffer i mod 2 and writes the other, so recording a block twice is harmless.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from harness.contracts import Execution
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally
 from harness.encoder import varlen
-from harness.encoder.layout import Attention, Layout
+from harness.encoder.layout import Attention, Layout, attend_grid, split_heads
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.engine import SIDE, Engine
 
@@ -31,14 +30,14 @@ _STEPS = 16  # sizes per doubling: rounding up adds 2 % of rows on average, 6 % 
 
 
 def rounded(size: int, least: int) -> int:
-    """``size`` rounded up to one of few sizes, all of them multiples of ``least``."""
+    """Round ``size`` up to one of few sizes, all of them multiples of ``least``."""
     step = max(least, (1 << max(0, (size - 1).bit_length() - 1)) // _STEPS // least * least)
     return -(-size // step) * step
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The largest batch there will be.
+    """The largest batch to come.
 
     Attributes:
         slots: samples.
@@ -54,7 +53,7 @@ class Bounds:
 
     @classmethod
     def of(cls, execution: Execution, longest: int) -> Bounds:
-        """From what an execution allows and the longest sample, rounded up so that like sets share their graphs."""
+        """Return bounds for an execution and a longest sample, rounded up so that similar sets share graphs."""
         if execution.protocol == "paper":
             longest = execution.max_length
             return cls(execution.batch_size, execution.batch_size * longest, longest, longest)
@@ -65,23 +64,23 @@ class Bounds:
         return cls(execution.batch_size, rounded(rows, 64), longest, None)
 
     def size(self, layout: Layout) -> int:
-        """Rows that a block over this batch runs on."""
+        """Return the number of rows that a block over this batch runs on."""
         if self.pad_to:
             return min(rounded(layout.count, 1), self.slots) * self.pad_to
         return min(rounded(layout.rows, 64), self.rows)
 
 
 class Recorder(Protocol):
-    """Turns a function into one that does the same again, in the same memory."""
+    """Turns a function into one that repeats it in the same memory."""
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Record ``run``, which may be executed while being recorded, any number of times."""
+        """Record ``run``. Recording may execute it any number of times."""
         ...
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No garbage collector meanwhile: a graph that it freed would spoil the capture of another."""
+    """Disable the garbage collector: freeing another graph would break a capture."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -92,7 +91,7 @@ def _uncollected() -> Iterator[None]:
 
 
 class CudaRecorder:
-    """Captures CUDA graphs. They share one pool of memory, as they never run at the same time."""
+    """Captures CUDA graphs. They share one memory pool, as they never run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -104,9 +103,9 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            run()  # libraries set themselves up, which a capture would not allow
+            run()  # libraries initialise themselves, which a capture does not allow
             with _uncollected():
-                # Not ``torch.cuda.graph``, which waits for the device and empties its cache before every capture.
+                # ``torch.cuda.graph`` would synchronise and empty the cache before every capture.
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     run()
@@ -117,7 +116,7 @@ class CudaRecorder:
 
 
 class _Packed:
-    """Attention of packed samples whose bounds lie in a buffer; those beyond ``rows`` are cut off."""
+    """Attention of packed samples whose bounds are in a buffer, cut off at ``rows``."""
 
     def __init__(self, bounds: Tensor, rows: int, longest: int) -> None:
         self._rows, self._longest = rows, longest
@@ -135,12 +134,12 @@ class _Packed:
 
 
 class _Padded:
-    """Attention of ``count`` padded samples whose lengths lie in a buffer."""
+    """Attention of ``count`` padded samples whose lengths are in a buffer."""
 
     def __init__(self, lengths: Tensor, count: int, pad_to: int) -> None:
         self._count, self._pad_to = count, pad_to
         every = torch.arange(pad_to, device=lengths.device)
-        # A slot without a sample looks at one row, as attention over nothing is no number.
+        # An empty slot attends to one row, because attention over nothing is NaN.
         self._mask = (every < lengths[:count, None].clamp(min=1))[:, None, None, :]
 
     @cached_property
@@ -148,18 +147,15 @@ class _Padded:
         return torch.arange(self._count, device=self._mask.device) * self._pad_to
 
     def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        q, k, v = qkv.view(self._count, self._pad_to, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask)
-        return out.transpose(1, 2).reshape(len(qkv), -1)
+        return attend_grid(*split_heads(qkv, self._count, self._pad_to, 3, heads), self._mask)
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        k, v = kv.view(self._count, self._pad_to, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(query.view(self._count, heads, 1, -1), k, v, attn_mask=self._mask)
-        return out.reshape(self._count, -1)
+        k, v = split_heads(kv, self._count, self._pad_to, 2, heads)
+        return attend_grid(query.view(self._count, heads, 1, -1), k, v, self._mask)
 
 
 def begins_at(part: Tensor, whole: Tensor) -> bool:
-    """Whether ``part`` is the beginning of ``whole`` in memory."""
+    """Return whether ``part`` starts at the address of ``whole``."""
     return part.data_ptr() == whole.data_ptr()
 
 
@@ -175,7 +171,7 @@ class Lane:
         self.root: Layout | None = None
 
     def take(self, layout: Layout) -> None:
-        """Make room for the batch that ``layout`` is a prefix of, unless it is here already."""
+        """Load the batch that ``layout`` is a prefix of, unless it is loaded already."""
         root = layout.root
         if root is self.root:
             return
@@ -187,13 +183,13 @@ class Lane:
             self._bounds[root.count + 1 :].fill_(root.rows)
 
     def place(self, hidden: Tensor, index: int) -> None:
-        """Hidden states that layer ``index`` (or the head before it) will read, unless they are there already."""
+        """Copy hidden states to where layer ``index`` (or the head before it) reads them, unless they are there."""
         target = self.states[index % 2]
         if not begins_at(hidden, target):
             target[: len(hidden)].copy_(hidden)
 
     def attention(self, rows: int) -> Attention:
-        """Of the batch in here, of which ``rows`` rows run."""
+        """Return the attention of the loaded batch, of which ``rows`` rows run."""
         if self._size.pad_to:
             return _Padded(self._lengths, rows // self._size.pad_to, self._size.pad_to)
         return _Packed(self._bounds, rows, self._size.longest)
@@ -204,7 +200,7 @@ class GraphEngine(Engine):
 
     Args:
         bounds: of all batches to come.
-        recorder: captures CUDA graphs unless told otherwise.
+        recorder: by default captures CUDA graphs.
     """
 
     def __init__(
@@ -254,7 +250,7 @@ class GraphEngine(Engine):
 
     def head(self, exit_layer: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
         if layout.root is not self._lane(lane).root:
-            lane = SIDE  # some of a batch that climbs on in its own lane
+            lane = SIDE  # part of a batch that continues in its own lane
         place, rows = self._lane(lane), self.bounds.size(layout)
         place.take(layout)
         place.place(hidden, exit_layer + 1)
@@ -277,7 +273,7 @@ class GraphEngine(Engine):
         return self._tally(layout, every=False)
 
     def _tally(self, layout: Layout, *, every: bool) -> Tally:
-        """What runs, left-overs included."""
+        """Return what runs, stale rows included."""
         rows = self.bounds.size(layout)
         if self.bounds.pad_to:
             return Tally(layout.count, rows, layout.valid, rows * (self.bounds.pad_to if every else 1))

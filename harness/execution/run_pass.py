@@ -1,7 +1,7 @@
-"""One pass of a model over a token set: what every executor is built from.
+"""One pass of a model over a token set: what all executors are built from.
 
-:class:`Pass` holds the samples in running order, the engine and what is collected. :func:`interleave` overlaps batches that
-wait for the host.
+:class:`Pass` holds the samples in running order, the engine and the results. :func:`interleave` overlaps batches that wait for
+the host.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from harness.execution.engines import engine_for
 
 LeaveRule = Callable[[Tensor], Tensor]
 Answer = Literal["student", "shared"]
-# A batch on its way: hands out copies to the host that it has to wait for.
+# A batch in flight: yields copies to the host that it has to wait for.
 Climb = Generator[HostCopy, np.ndarray, None]
-# How many are on their way at a time; where nothing is waited for, one.
+# Batches in flight at a time, per device type; one where there is nothing to wait for.
 IN_FLIGHT = {"cuda": 2}
 
 
 @contextmanager
 def inference(model: MultiExitModel) -> Iterator[None]:
-    """No gradients, no dropout, and no autocast: the engine has weights of the right type already."""
-    if model.training:  # a walk through all heads that single samples would feel
+    """Disable gradients, dropout and autocast: the engine has weights of the right type already."""
+    if model.training:  # visits all heads, which costs noticeable time per single sample
         model.eval()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
@@ -50,9 +50,9 @@ def inference(model: MultiExitModel) -> Iterator[None]:
 
 
 class Pass:
-    """One pass over a token set: samples in running order, the engine, and what is collected on the way.
+    """One pass over a token set: samples in running order, the engine, and the results so far.
 
-    Samples go by their place in running order, 0 .. N-1.
+    Samples are numbered by their place in running order, 0 .. N-1.
 
     Attributes:
         lengths: int64 [N] on the host.
@@ -78,9 +78,9 @@ class Pass:
 
     @classmethod
     def over(cls, model: MultiExitModel, samples: np.ndarray, other: Pass) -> Pass:
-        """A pass of another model over some samples (int64 [M], rising) of another pass, in that one's order."""
+        """Start a pass of another model over some samples (int64 [M], rising) of another pass, in its order."""
         new = cls.__new__(cls)
-        longest = int(other.lengths.max(initial=1))  # one engine for all parts of a set
+        longest = int(other.lengths.max(initial=1))  # so that all parts of a set share an engine
         new._prepare(model, other.arranged.select(samples), other.execution, other.phases, longest)
         return new
 
@@ -97,12 +97,12 @@ class Pass:
         self.work = Work()
 
     def batches(self) -> Iterator[tuple[int, int]]:
-        """Batches (first, one past the last), none of which spans two windows."""
+        """Yield batches (first, one past the last); none spans two windows."""
         for begin, end in windows(len(self.lengths), self.execution.window):
             yield from cut(self.lengths, begin, end, self.execution)
 
     def begin(self, first: int, last: int, lane: int = 0) -> tuple[Tensor, Layout]:
-        """Embeddings h^0 and layout of samples ``first`` .. ``last - 1``."""
+        """Return embeddings h^0 and layout of samples ``first`` .. ``last - 1``."""
         tokens, positions = self.arranged.batch(first, last)
         pad_to = self.execution.max_length if self.execution.protocol == "paper" else None
         layout = Layout(self.lengths[first:last], pad_to, self.device, tokens.offsets)
@@ -119,17 +119,17 @@ class Pass:
         return self.engine.head(exit_layer, hidden, layout, lane)
 
     def gate(self, exit_layer: int, gate: ExitGate, hidden: Tensor, layout: Layout) -> Tensor:
-        """Run and count a gate after layer ``exit_layer``: float32 [B], in a few kernels that no engine prepares."""
+        """Run and count a gate after layer ``exit_layer``: float32 [B]. Gates always run eagerly."""
         self.work.add(f"gate.{exit_layer}", Tally(layout.count, layout.count, layout.count))
         return gate(hidden, layout)
 
     def shared(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """``C_T(F_L(h))`` for samples that leave: float32 [B, C]."""
+        """Return ``C_T(F_L(h))`` for samples that leave: float32 [B, C]."""
         last = self.model.depth - 1
         return self.head(last, self.layer(last, hidden, layout, SIDE), layout, SIDE)
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Hidden states or logits that are wanted after the next block was run."""
+        """Return hidden states or logits that stay valid after the next block."""
         return self.engine.keep(tensor)
 
     def answer(self, samples: slice | np.ndarray, logits: Tensor, exit_layer: int) -> None:
@@ -141,13 +141,13 @@ class Pass:
         self.exits[samples] = exit_layer
 
     def in_input_order(self, values: np.ndarray) -> np.ndarray:
-        """Undo the sorting: [..., N, ...] along the first axis."""
+        """Undo the sorting of values [N, ...]."""
         out = np.empty_like(values)
         out[self.arranged.order] = values
         return out
 
     def predictions(self) -> Predictions:
-        """Copy to the host."""
+        """Copy the results to the host, in input order."""
         with self.phases("copy"):
             logits = transfer.download(self.logits).wait()
         return Predictions(
@@ -159,10 +159,10 @@ class Pass:
         )
 
     def refuse_unless_answered(self, allowed: Iterable[int], *more: int) -> None:
-        """Complain about a column that names a layer at which nothing answers.
+        """Check that every exit or look is at a layer with a head.
 
         Raises:
-            ConfigError: there is one.
+            ConfigError: one is not.
         """
         known = sorted(allowed)
         unknown = {*np.unique(self.columns).tolist(), *more} - set(known)
@@ -171,10 +171,10 @@ class Pass:
 
 
 def interleave(climbs: Iterable[Callable[[int], Climb]], device: torch.device) -> None:
-    """Run batches that decide on the way; while one waits for its copy to the host, another's work is queued.
+    """Run batches that decide on the way; while one waits for its copy to the host, work of another is queued.
 
     Args:
-        climbs: each makes a climb in the lane whose number it is given.
+        climbs: each starts a batch in the lane whose number it receives.
     """
     todo, free = iter(climbs), list(range(IN_FLIGHT.get(device.type, 1)))
     flying: deque[tuple[Climb, int, HostCopy]] = deque()

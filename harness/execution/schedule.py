@@ -1,7 +1,7 @@
-"""In which order samples are run: sorted by predicted exit, then by length, inside windows of arrival.
+"""Execution order: samples sorted by predicted exit, then by length, within windows of arrival.
 
-Batches cut from the result hold samples of like depth and like length: what exact-k batches and the ladder need.
-:func:`schedule` looks at its numbers first; :func:`schedule_on_device` is told their bounds and waits for nothing.
+Batches cut from the result hold samples of similar depth and length, which exact-k batches and the ladder need.
+:func:`schedule` reads its values first; :func:`schedule_on_device` takes bounds instead and never synchronises.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ _DIGIT = 16  # bits; NumPy's stable sort is a counting sort (radix) up to this w
 
 
 def schedule(exits: Tensor, lengths: Tensor, *, descending: bool = True, window: int = 0) -> Tensor:
-    """Stable order by (exit, length) within each window; ties stay in order of arrival.
+    """Return the stable order by (exit, length) within each window; ties stay in order of arrival.
 
     Args:
         exits: int16 [N], predicted exits, 0 or larger.
         lengths: int64 [N], tokens per sample, 0 or larger.
-        descending: deepest and longest first, as the ladder needs, so that the samples still active are a prefix.
-        window: samples that are collected before they are sorted: positions [0, window), [window, 2 window) and so
-            on keep to themselves; 0 takes all N as one window.
+        descending: deepest and longest first, as the ladder needs, so that the active samples are a prefix.
+        window: samples sorted together: positions [0, window), [window, 2 window) and so on; 0 is one window of all N.
 
     Returns:
         int64 [N] on the same device: sample ``order[i]`` runs as the i-th.
@@ -60,12 +59,12 @@ def schedule(exits: Tensor, lengths: Tensor, *, descending: bool = True, window:
 
 
 def _stable_argsort(key: Tensor, bound: int) -> Tensor:
-    """Stable order of non-negative keys below ``bound``.
+    """Return the stable order of non-negative keys below ``bound``.
 
-    A counting sort in torch operations needs each row's rank within its bin, which is a sort again or an [N, bins]
-    one-hot; so the sort is left to a library. CUDA's stable sort is a radix sort. On the CPU, torch's is a comparison
-    sort for int64 (10,000 keys: 0.5 ms, 1,000,000: 50 ms); NumPy sorts uint16 by counting (0.03 ms, 5 ms). 24 exits
-    x 512 lengths are 14 bits, hence one pass; windows add a second.
+    A counting sort in torch operations would need each row's rank within its bin, which is another sort or an [N, bins]
+    one-hot. CUDA's stable sort is a radix sort. On the CPU, torch's is a comparison sort for int64 (10,000 keys: 0.5 ms,
+    1,000,000: 50 ms); NumPy sorts uint16 by counting (0.03 ms, 5 ms). 24 exits x 512 lengths are 14 bits, so one pass;
+    windows add a second.
     """
     if key.device.type != "cpu":
         return torch.sort(key, stable=True).indices
@@ -81,18 +80,17 @@ def _stable_argsort(key: Tensor, bound: int) -> Tensor:
 MAX_BINS = 4096
 TILE = 2048
 _BOTH, _LENGTH, _EXIT = range(3)
-_CELLS = 8  # per sample: beyond, the bins of many small windows cost more than a library's sort
+_CELLS = 8  # per sample; above this, the bins of many small windows cost more than a library sort
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What runs when, on the device of the samples.
+    """The execution order, on the device of the samples.
 
     Attributes:
         order: int64 [N], sample ``order[i]`` runs as the i-th.
-        offsets: int64 [W, depth + 1] for W windows; in window w the j-th group of equal exits, in running order, is
-            ``order[offsets[w, j] : offsets[w, j + 1]]``. Its exit is ``depth - 1 - j`` if descending, else ``j``. The one
-            thing an executor has to copy to the host.
+        offsets: int64 [W, depth + 1] for W windows; the j-th group of equal exits in window w is
+            ``order[offsets[w, j] : offsets[w, j + 1]]``. Its exit is ``depth - 1 - j`` if descending, else ``j``.
     """
 
     order: Tensor
@@ -100,7 +98,7 @@ class Schedule:
 
 
 def sort_kernels() -> Source:
-    """The source of the counting sort."""
+    """Return the source of the counting sort."""
     return Source.of("harness.execution", "sort.cu")
 
 
@@ -114,21 +112,21 @@ def schedule_on_device(
     window: int = 0,
     launcher: Launcher | None = None,
 ) -> Schedule:
-    """:func:`schedule` with known bounds: the same order, and where each exit begins, without waiting for the device.
+    """:func:`schedule` with known bounds: the same order, and where each exit begins, without synchronising.
 
-    A counting sort where kernels can be launched, else a stable sort of torch.
+    Uses a counting sort where kernels can be launched, else a stable sort of torch.
 
     Args:
         exits: int16 [N], predicted exits, 0 .. depth - 1.
         lengths: int64 [N], tokens per sample, 0 .. max_length.
-        depth: number of exits. An exit out of range counts as the nearest one in range, as nobody looks at it here.
+        depth: number of exits. An exit out of range counts as the nearest one in range, as values are not read here.
         max_length: longest sample. A longer one is placed as if it had this length.
         descending: deepest and longest first.
-        window: samples that are sorted together; 0 takes all N as one window.
+        window: samples sorted together; 0 is one window of all N.
         launcher: of :func:`sort_kernels`; by default one on the samples' device, if it is a CUDA device.
 
     Raises:
-        ConfigError: shapes or dtypes do not fit, a bound makes no sense, or there are 2^31 samples or more.
+        ConfigError: shapes or dtypes do not fit, a bound is too small, or there are 2^31 samples or more.
     """
     if exits.ndim != 1 or exits.shape != lengths.shape:
         raise ConfigError(f"schedule: exits {tuple(exits.shape)} and lengths {tuple(lengths.shape)} must both be [N]")
@@ -158,12 +156,12 @@ def schedule_on_device(
         launcher.launch("place", windows * tiles, 32, exits, lengths, order, *facts, counts, ends, placed)
         order = placed
     assert order is not None and ends is not None
-    # The last pass has the exits as its higher digit, a whole number of cells to each.
+    # The exits are the higher digit of the last pass, so each exit is a whole number of cells.
     return Schedule(order, _offsets(ends.view(windows, depth, -1)[:, :, -1], window))
 
 
 def _passes(size: int, window: int, depth: int, max_length: int) -> list[tuple[int, int]]:
-    """(What to sort by, number of bins), in turn: one pass if the bins are few, else two; none if there are too many."""
+    """Return (sort key, number of bins) per pass: one pass if the bins are few, else two; none if there are too many."""
     cells = -(-size // window) * -(-window // TILE)
     room = _CELLS * size + (1 << 20)
     for passes in (
@@ -188,7 +186,7 @@ def _by_library(exits: Tensor, lengths: Tensor, depth: int, max_length: int, des
 
 
 def _offsets(ends: Tensor, window: int) -> Tensor:
-    """Where groups begin and end, [W, depth + 1], from where they end, [W, depth]."""
+    """Return where groups begin and end, [W, depth + 1], from where they end, [W, depth]."""
     begin = torch.arange(len(ends), device=ends.device) * window
     return torch.cat([begin[:, None], ends], dim=1)
 

@@ -1,12 +1,11 @@
-"""Ask a head after every exit layer, let the samples leave that a rule lets go, go on with the others.
+"""Sequential exit: run a head after every exit layer, let confident samples leave, continue with the rest.
 
-:func:`run_sequential` is the loop as we would tune it, for any rule. :func:`run_faithful` is the one that FastBERT released; it
-exists to show what the tuning is worth.
+:func:`run_sequential` is the tuned loop, for any rule. :func:`run_faithful` is the loop that FastBERT released; comparing the two
+shows what the tuning is worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -24,13 +23,13 @@ from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interl
 def run_sequential(
     model: MultiExitModel, tokens: TokenSet, execution: Execution, leaves: LeaveRule | ExitRule
 ) -> Predictions:
-    """Batches shrink layer by layer. Equal to batch size 1.
+    """Run batches that shrink layer by layer. Results equal those at batch size 1.
 
-    Hidden states, lengths, mask and whatever the rule remembers shrink together, on the device. The host gets one bool per
-    active sample, exit layer and batch, and while it waits for it another batch computes.
+    Hidden states, lengths, mask and the rule's memory shrink together on the device. The host receives one bool per active
+    sample, exit layer and batch; meanwhile another batch computes.
 
     Args:
-        leaves: a rule; or logits [B, C] -> bool [B], true for samples that leave.
+        leaves: a rule; or a function, logits [B, C] -> bool [B], true for samples that leave.
     """
     rule = leaves if isinstance(leaves, ExitRule) else Stateless(leaves)
     with inference(model):
@@ -41,7 +40,7 @@ def run_sequential(
 
 
 def _shrink(run: Pass, rule: ExitRule, first: int, last: int, lane: int) -> Climb:
-    """One batch of :func:`run_sequential`."""
+    """Run one batch of :func:`run_sequential`."""
     hidden, layout = run.begin(first, last, lane)
     memory = rule.begin(last - first, run.device)
     samples: slice | np.ndarray = slice(first, last)
@@ -51,7 +50,7 @@ def _shrink(run: Pass, rule: ExitRule, first: int, last: int, lane: int) -> Clim
         if index not in run.model.answers or not (end or rule.asks(run.model.answers.index(index))):
             continue
         logits = run.head(index, hidden, layout, lane)
-        # Everybody is answered; who stays is answered again later. So nobody has to be picked out.
+        # All samples are answered, and staying ones again later, so none has to be picked out.
         run.answer(samples, logits, index)
         if end:
             return
@@ -71,14 +70,11 @@ def _shrink(run: Pass, rule: ExitRule, first: int, last: int, lane: int) -> Clim
 
 
 def run_faithful(model: MultiExitModel, tokens: TokenSet, execution: Execution, leaves: LeaveRule) -> Predictions:
-    """The loop of FastBERT's released code, its cost included: the host looks at every sample after every exit layer.
+    """Run the loop of FastBERT's released code, its cost included: the host reads every sample after every exit layer.
 
-    Hidden states and indices of those who stay are filtered by lists of indices that the host makes sample by sample from
-    scalars on the device, and a batch is over before the next one starts. Blocks run eagerly. Data, layout, batches and
-    order are those of every other method. Answers are those of :func:`run_sequential`.
-
-    Args:
-        leaves: as there.
+    Hidden states and indices of staying samples are filtered by index lists that the host builds sample by sample from
+    scalars on the device, and batches do not overlap. Blocks run eagerly. Data, layout, batches and order are those of all
+    methods, and the answers are those of :func:`run_sequential`.
     """
     with inference(model):
         run = Pass(model, tokens, replace(execution, compute="eager"))
@@ -89,7 +85,7 @@ def run_faithful(model: MultiExitModel, tokens: TokenSet, execution: Execution, 
 
 
 def _shrink_faithfully(run: Pass, leaves: LeaveRule, first: int, last: int) -> None:
-    """One batch of :func:`run_faithful`."""
+    """Run one batch of :func:`run_faithful`."""
     hidden, layout = run.begin(first, last)
     samples = np.arange(first, last)
     for index in range(run.model.depth):
@@ -105,16 +101,15 @@ def _shrink_faithfully(run: Pass, leaves: LeaveRule, first: int, last: int) -> N
             run.answer(samples[going], logits[torch.tensor(going, device=logits.device)], index)
         if not staying:
             return
-        # The release filters whether anybody left or not.
+        # The release filters even if no sample left.
         hidden, layout = layout.select(hidden, np.array(staying))
         samples = samples[staying]
 
 
 def _by_one(leaving: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Who leaves and who stays, asked one by one: on CUDA the host waits for each."""
-    verdicts: Iterator[bool] = (bool(verdict) for verdict in leaving)
+    """Return the samples that leave and those that stay, read one by one: on CUDA the host waits for each."""
     going: list[int] = []
     staying: list[int] = []
-    for sample, leaves in enumerate(verdicts):
-        (going if leaves else staying).append(sample)
+    for sample, leaves in enumerate(leaving):
+        (going if bool(leaves) else staying).append(sample)
     return going, staying

@@ -1,10 +1,10 @@
 // Stable counting sort of samples by (exit, length) within windows of arrival. One source for NVRTC, nvcc and g++ (shim.h).
 //
-// A window is cut into tiles of TILE samples. count_bins writes how many samples of each bin a tile has, to
-// counts[window][bin][tile]; running sums over that array are the places where each tile's samples of each bin end (the
-// caller adds them up: one library call); place walks through a tile in order, 32 samples at a time, and hands out places.
-// No atomics on global memory: the result is the same in every run. By exit and length at once where the bins are few, else
-// in two passes, by length and then by exit. Values out of bounds count as the nearest bound.
+// A window is cut into tiles of TILE samples. count_bins writes the number of samples per bin of each tile to
+// counts[window][bin][tile]. Running sums over that array (computed by the caller) are the places where each tile's samples
+// of each bin end. place walks through a tile in order, 32 samples at a time, and assigns places. There are no atomics on
+// global memory, so the result is deterministic. If the bins are few, one pass sorts by exit and length; else two passes
+// sort by length and then by exit. Values out of bounds count as the nearest bound.
 
 typedef long long i64;
 typedef unsigned int u32;
@@ -30,7 +30,7 @@ __device__ __forceinline__ int bin_of(
   return by == BOTH ? exit * (longest + 1) + length : by == LENGTH ? length : exit;
 }
 
-// Block t counts tile t % tiles of window t / tiles. `order` (may be null): which sample stands at a position.
+// Block t counts tile t % tiles of window t / tiles. `order` (may be null): the sample at each position.
 extern "C" __global__ void count_bins(const i16* exits, const i64* lengths, const i64* order, i64 size, i64 window, int tiles,
     int bins, int depth, int longest, int by, int descending, u32* counts) {
   __shared__ u32 count[MAX_BINS];

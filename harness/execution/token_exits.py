@@ -1,8 +1,8 @@
-"""Every token leaves after a layer of its own, known from its id alone (HashEE: Sun et al., Findings of ACL 2022).
+"""Token-level exits: every token leaves after a layer that its id determines (HashEE: Sun et al., Findings of ACL 2022).
 
-A token that has left keeps its last hidden state, and the others attend to it in all layers that follow. So a layer projects
-keys and values of all rows, and does everything else for those still running. Who that is follows from the ids: the host
-learns the numbers in the one copy that it gets anyway, and nothing is waited for on the way.
+A token that has left keeps its last hidden state, and the others attend to it in all later layers. So a layer projects keys
+and values of all rows, and computes everything else for the running tokens only. Exits follow from the ids: the host learns
+the counts with the execution order, and no further synchronisation is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.execution.run_pass import Pass, inference
 
 @dataclass(frozen=True, eq=False)
 class TokenExits:
-    """After which layer each token id leaves. The first token of a sample ([CLS], which the head reads) never does.
+    """The layer after which each token id leaves. The first token of a sample ([CLS], which the head reads) never leaves.
 
     Attributes:
         layers: layer indices at which tokens leave, rising; the last is the model's last layer.
@@ -40,7 +40,7 @@ class TokenExits:
 
     @classmethod
     def of(cls, exits: Tensor, depth: int) -> TokenExits:
-        """From layer indices per id, integers [V], for an encoder of ``depth`` layers.
+        """Build from layer indices per id, integers [V], for an encoder of ``depth`` layers.
 
         Raises:
             ConfigError: an exit outside 0 .. depth - 1.
@@ -52,22 +52,22 @@ class TokenExits:
         return cls(tuple(int(layer) for layer in known), place.to(torch.int16).to(exits.device))
 
     def to(self, device: torch.device | str) -> TokenExits:
-        """The same on another device."""
+        """Return the same exits on another device."""
         return replace(self, table=self.table.to(device))
 
     def stage(self, layer: int) -> int:
-        """Tokens whose place is at least this run through layer ``layer``."""
+        """Return the smallest place whose tokens still run through layer ``layer``."""
         return bisect_left(self.layers, layer)
 
     def places(self, tokens: TokenSet) -> Tensor:
-        """Place of every token's exit in :attr:`layers`: int16 [total]."""
-        # An id without an embedding, or a sample without tokens, is complained about where the host looks; here it must do no harm.
+        """Return the place of every token's exit in :attr:`layers`: int16 [total]."""
+        # Invalid ids and empty samples are reported by ``arrange``; here they must only not crash the device.
         ids = tokens.ids.long().clamp(0, len(self.table) - 1)
         first = tokens.offsets[:-1].clamp(max=max(0, len(ids) - 1))
         return self.table[ids].index_fill_(0, first, len(self.layers) - 1)
 
     def columns(self, tokens: TokenSet) -> Tensor:
-        """Last layer index, then how many tokens run beyond each exit but the last: int16 [N, S], for sorting."""
+        """Return the last layer index, then the number of tokens beyond each exit but the last: int16 [N, S], to sort by."""
         count, stages = len(tokens), len(self.layers)
         sample = torch.arange(count, device=tokens.device)
         owner = torch.repeat_interleave(sample, tokens.lengths, output_size=len(tokens.ids))
@@ -79,7 +79,7 @@ class TokenExits:
         return running.to(torch.int16)
 
     def rows(self, places: Tensor, layout: Layout, positions: Tensor) -> Tensor:
-        """Places of the tokens of a batch as rows of its layout, -1 for padding: int16 [rows].
+        """Return places of a batch's tokens as rows of its layout, -1 for padding: int16 [rows].
 
         Args:
             places: int16 [valid].
@@ -93,9 +93,9 @@ class TokenExits:
 
 
 def masked_state(encoder: Encoder, tokens: TokenSet, layout: Layout, exits: TokenExits) -> Tensor:
-    """h^L where every token keeps the state it left with, [rows, width]: the form to train in.
+    """Return h^L if every token keeps the state it left with, [rows, width]: the form used in training.
 
-    Every layer runs over all rows, and tokens that have left ignore what it says; the same function, and gradient, as
+    Every layer runs over all rows, and its output is ignored for tokens that have left: the same function, and gradient, as
     :func:`run_token_exits` computes on fewer rows.
     """
     total = len(tokens.ids)
@@ -117,17 +117,17 @@ def run_token_exits(
     *,
     phases: Phases | None = None,
 ) -> Predictions:
-    """Every token runs to its own exit; the last layer's head answers. Equal to batch size 1, and to :func:`masked_state`.
+    """Run every token to its own exit; the last layer's head answers.
 
-    Layers that all tokens run through are those of every other executor, CUDA graphs included; the others are launched as
-    they are. Padding (protocol ``paper``) leaves in proportion to the tokens of its sample, so that it is neither a gain
-    nor a loss of the method.
+    Results equal those at batch size 1, and those of :func:`masked_state`. Layers that all tokens run through use the engine,
+    CUDA graphs included; the others run eagerly. Padding (protocol ``paper``) leaves in proportion to the tokens of its
+    sample, so that it is neither an advantage nor a disadvantage of the method.
 
-    In the work, ``layer.i`` counts the tokens that ran, samples by the share of them (so mean layers are per token), and
-    ``keys.i`` keys and values of those that had left. ``exit_layer`` is the last layer, as the head reads [CLS] there.
+    In the work, ``layer.i`` counts the tokens that ran, and samples by the share of them (so mean layers are per token);
+    ``keys.i`` counts keys and values of tokens that had left. ``exit_layer`` is the last layer, where the head reads [CLS].
 
     Raises:
-        ConfigError: the exits are those of a model of another depth or vocabulary.
+        ConfigError: the exits belong to a model of another depth or vocabulary.
     """
     if exits.layers[-1] != model.depth - 1 or len(exits.table) != model.encoder.shape.vocab_size:
         raise ConfigError(
@@ -147,7 +147,7 @@ def run_token_exits(
 
 
 def _climb(run: Pass, first: int, last: int, exits: TokenExits, places: Tensor) -> None:
-    """One batch of :func:`run_token_exits`."""
+    """Run one batch of :func:`run_token_exits`."""
     final = run.model.depth - 1
     hidden, layout = run.begin(first, last)
     whole = exits.layers[0] + 1
@@ -170,7 +170,7 @@ def _climb(run: Pass, first: int, last: int, exits: TokenExits, places: Tensor) 
 
 
 def _running(place: Tensor, layout: Layout, stage: int, tokens: np.ndarray) -> SomeQueries:
-    """The rows that run beyond the exits before ``stage``, of which ``tokens`` (int64 [B]) are no padding."""
+    """Return the rows that run beyond the exits before ``stage``; ``tokens`` (int64 [B]) of them are not padding."""
     active = place >= stage
     if not layout.pad_to:
         return SomeQueries(layout, active, tokens, tokens)

@@ -1,7 +1,7 @@
-"""Run to a predicted exit, look there, and let only the sure ones leave; the rest go on (DESIGN section 3).
+"""Verified exits: run to a predicted exit, apply one head, and let only confident samples leave; the rest continue.
 
-Prediction decides *when to look*, not when to stop. Samples that stay are compacted once per chunk and look, with one copy
-of a bool per sample to the host, and then run from wherever they stand; meanwhile another chunk computes.
+Prediction decides *when to look*, not when to stop. Staying samples are compacted once per chunk and look, with one copy of a
+bool per sample to the host, and continue from their layer; meanwhile another chunk computes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.encoder.transfer import HostCopy
 from harness.execution.arrangement import cut, windows
 from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
 
-# Samples whose hidden states are kept until the host knows who stays: bounds the memory of the second pass.
+# Samples whose hidden states are kept until the host knows which stay; bounds the memory of the second pass.
 CHUNK = 1024
 
 
@@ -38,17 +38,17 @@ def run_verified(
     end: int | None = None,
     phases: Phases | None = None,
 ) -> Predictions:
-    """Every sample runs to ``looks[:, 0]`` and asks that head; the unsure go on to ``looks[:, 1]``, ..., and to the end.
+    """Run every sample to ``looks[:, 0]`` and apply that head; unsure samples continue to ``looks[:, 1]``, ..., and to the end.
 
     Args:
         looks: int16 [N, S], layer indices out of ``model.answers``, not falling along S. Mode ``once`` is S = 1. A look
-            that does not lie deeper than the one before is skipped.
+            that is not deeper than the one before is skipped.
         leaves: logits [B, C] -> bool [B], true for samples that may leave.
-        end: layer index out of ``model.answers`` at which whoever is still there is answered, sure or not; the last
-            layer by default. A sample whose first look lies deeper is answered there.
+        end: layer index out of ``model.answers`` at which all remaining samples are answered; by default the last layer.
+            A sample whose first look is deeper is answered there.
 
     Raises:
-        ConfigError: a look, or the end, at a layer without a head.
+        ConfigError: a look, or the end, is at a layer without a head.
     """
     with inference(model):
         run = Pass(model, tokens, execution, looks, phases)
@@ -72,7 +72,7 @@ def _chunks(run: Pass) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class _Group:
-    """Samples that stand after one layer, with their hidden states."""
+    """Samples after the same layer, with their hidden states."""
 
     samples: np.ndarray
     hidden: Tensor
@@ -81,7 +81,7 @@ class _Group:
 
 @dataclass
 class _Parked(_Group):
-    """Samples that asked a head at layer ``depth`` and wait for the verdict."""
+    """Samples whose head at layer ``depth`` has run and whose decision is not on the host yet."""
 
     depth: int
     logits: Tensor
@@ -89,9 +89,9 @@ class _Parked(_Group):
 
 
 def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveRule, end: int, lane: int) -> Climb:
-    """One chunk: first looks from the embeddings, then round after round from where the unsure ones stand.
+    """Run one chunk: first looks from the embeddings, then round after round for the unsure samples.
 
-    What is wanted after a wait is kept, so that all chunks can climb in one lane and share its graphs.
+    Whatever is needed after a wait is copied, so all chunks can share one lane and its graphs.
     """
     parked: list[_Parked] = []
     for begin, stop in cut(run.lengths, first, last, run.execution):
@@ -101,14 +101,14 @@ def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveR
     for column in range(1, targets.shape[1] + 1):
         if not parked:
             return
-        # Whoever is unsure after the last look goes to the end, and there is nothing to be sure of at the end.
+        # Samples that are unsure after the last look run to the end, where no confidence is needed.
         goal = targets[:, column] if column < targets.shape[1] else np.full(len(targets), end)
         waiting = _release(run, parked, (yield _verdicts(parked)), end)
         parked = []
         for depth, groups in waiting.items():
             for group in _batches(groups, goal, run.execution):
                 ends = np.maximum(goal[group.samples], depth)
-                ready = int((ends > depth).sum())  # those whose next look lies deeper come first
+                ready = int((ends > depth).sum())  # samples whose next look is deeper come first
                 if ready:
                     hidden, layout = group.layout.slice(group.hidden, 0, ready)
                     some = _Group(group.samples[:ready], hidden, layout)
@@ -123,7 +123,7 @@ def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveR
 
 
 def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveRule) -> list[_Parked]:
-    """Run samples that stand after layer ``depth`` to their ``ends`` (not rising) and ask the head there."""
+    """Run samples that stand after layer ``depth`` to their ``ends`` (not rising) and apply the head there."""
     parked = []
     hidden, layout = group.hidden, group.layout
     for index in range(depth + 1, int(ends[0]) + 1):
@@ -140,12 +140,12 @@ def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveR
 
 
 def _verdicts(parked: list[_Parked]) -> HostCopy:
-    """Who is sure: one copy to the host for all."""
+    """Start one copy to the host of all decisions."""
     return transfer.download(torch.cat([group.sure for group in parked]))
 
 
 def _release(run: Pass, parked: list[_Parked], sure_all: np.ndarray, end: int) -> dict[int, list[_Group]]:
-    """Answer everybody who asked; those who stay, compacted, by the layer they stand at, are answered again later."""
+    """Answer all parked samples; return the unsure ones, compacted, by layer. They are answered again later."""
     waiting: dict[int, list[_Group]] = {}
     start = 0
     for group in parked:
@@ -160,7 +160,7 @@ def _release(run: Pass, parked: list[_Parked], sure_all: np.ndarray, end: int) -
 
 
 def _batches(groups: list[_Group], goal: np.ndarray, execution: Execution) -> Iterator[_Group]:
-    """Join groups that stand at one layer into batches of the execution's size, deepest goal first."""
+    """Join groups after one layer into batches of the execution's size, deepest goal first."""
     samples = np.concatenate([group.samples for group in groups])
     lengths = np.concatenate([group.layout.lengths for group in groups])
     first = groups[0]

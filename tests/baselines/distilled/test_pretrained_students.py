@@ -107,7 +107,7 @@ def test_a_given_student_starts_from_its_folder(
     untouched(monkeypatch)
     folder = student()
     fitted = fit(method, random_task, backbone, teacher, student=folder)
-    _, state = checkpoint.read_folder(Path(folder))
+    state = checkpoint.read(Path(folder)).state
     for name, value in fitted.model.encoder.state_dict().items():
         assert torch.equal(value, state[name])
     assert not torch.equal(fitted.model.teacher.label.weight, teacher.model.teacher.label.weight)
@@ -120,7 +120,7 @@ def test_a_given_student_is_trained_and_comes_back(
     """It moves from where it started; from disk it answers the same; the teacher's cost is in its own."""
     folder = student()
     fitted = fit(method, random_task, backbone, teacher, student=folder)
-    _, state = checkpoint.read_folder(Path(folder))
+    state = checkpoint.read(Path(folder)).state
     assert not torch.equal(fitted.model.encoder.layers[0].qkv.weight, state["layers.0.qkv.weight"])
     assert fitted.training is not None
     stages = 1 if method == "distilbert" else 3
@@ -275,7 +275,7 @@ def test_a_student_per_language(
     other = "zh" if random_task.language == "en" else "en"
     folder = student(random_task.language, "mine")
     fitted = fit(method, random_task, backbone, teacher, student={random_task.language: folder, other: "nowhere"})
-    _, state = checkpoint.read_folder(Path(folder))
+    state = checkpoint.read(Path(folder)).state
     assert torch.equal(fitted.model.encoder.word.weight, state["word.weight"])
     with pytest.raises(ConfigError, match=f"names none for language '{random_task.language}'"):
         fit(method, random_task, backbone, teacher, student={other: folder})
@@ -424,7 +424,8 @@ def test_fits_are_cached_by_what_the_student_is(
     folder = student()
     first = _session(backbone, tmp_path, student=folder).fit_key(method)
     assert _session(backbone, tmp_path, student=folder).fit_key(method) == first
-    shape, state = checkpoint.read_folder(Path(folder))
+    found = checkpoint.read(Path(folder))
+    shape, state = found.shape, found.state
     checkpoint.write_folder(Path(folder), shape, {name: value + 1 for name, value in state.items()})
     assert _session(backbone, tmp_path, student=folder).fit_key(method) != first
     both = {"en": folder, "zh": student("zh", "other")}

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from harness.core.errors import BackboneError
-from harness.encoder.checkpoint import from_hf, read_folder, to_hf, write_folder
+from harness.encoder.checkpoint import from_hf, read, to_hf, write_folder
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 
@@ -30,7 +30,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_round_trip_through_a_folder(tmp_path: Path, tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
     """What is written is read again, bit for bit, with its shape."""
     write_folder(tmp_path, tiny_shape, state)
-    shape, again = read_folder(tmp_path)
+    found = read(tmp_path)
+    shape, again = found.shape, found.state
     assert shape == tiny_shape
     assert same(state, again)
 
@@ -44,7 +45,8 @@ def test_transformers_loads_our_folder(tmp_path: Path, tiny_shape: EncoderShape,
     for name, tensor in to_hf(state, tiny_shape).items():
         assert torch.equal(model.state_dict()[name], tensor)
     model.save_pretrained(tmp_path / "again")
-    shape, again = read_folder(tmp_path / "again")
+    found = read(tmp_path / "again")
+    shape, again = found.shape, found.state
     assert (shape, same(state, again)) == (tiny_shape, True)
 
 
@@ -53,7 +55,7 @@ def test_task_checkpoints_in_shards_are_read(tmp_path: Path, tiny_shape: Encoder
     model = BertForSequenceClassification(BertConfig(**tiny_shape.to_hf()))
     model.save_pretrained(tmp_path, max_shard_size="8KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    _, state = read_folder(tmp_path)
+    state = read(tmp_path).state
     assert same(state, from_hf(model.bert.state_dict(), tiny_shape))
 
 
@@ -74,7 +76,7 @@ def test_half_precision_weights_become_float32(
     """Nothing is lost in widening, and everything that follows runs in float32."""
     half = {name: tensor.to(dtype) for name, tensor in state.items()}
     write_folder(tmp_path, tiny_shape, half)
-    _, again = read_folder(tmp_path)
+    again = read(tmp_path).state
     assert {tensor.dtype for tensor in again.values()} == {torch.float32}
     assert same(again, {name: tensor.float() for name, tensor in half.items()})
 
@@ -130,4 +132,4 @@ def test_unusable_folders(tmp_path: Path, tiny_shape: EncoderShape, state: dict[
     damage, words = BROKEN[case]
     damage(tmp_path)
     with pytest.raises(BackboneError, match=words):
-        read_folder(tmp_path)
+        read(tmp_path)

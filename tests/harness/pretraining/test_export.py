@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from harness.encoder.backbone import load_backbone
-from harness.encoder.checkpoint import read_folder
+from harness.encoder.checkpoint import read
 from harness.encoder.masked_words import MaskedWordModel
 from harness.pretraining import export, start
 from harness.pretraining.text.shards import Shards
@@ -35,7 +35,8 @@ def test_both_readers_find_the_same_weights(
     """In one file or in many: ours, and transformers' models with and without the decoder, without a complaint."""
     names = export.write(tmp_path, model, SHAPE, english.tokenizer, limit)
     assert (len(names) > 1) == (limit < export.PIECE)
-    shape, state = read_folder(tmp_path)
+    found = read(tmp_path)
+    shape, state = found.shape, found.state
     assert shape == SHAPE
     for name, value in model.encoder.state_dict().items():
         if name != "segment.weight":

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from harness.cli import main as cli
 from harness.core.errors import ConfigError, DeviceError, GeepBenchError, ResultError
-from harness.encoder.checkpoint import read_folder
+from harness.encoder.checkpoint import read
 from harness.encoder.masked_words import MaskedWordModel
 from harness.pretraining import loop, model_card, pretrain_command, snapshot, start
 from harness.pretraining.recipe import PretrainRecipe
@@ -67,7 +67,7 @@ def test_it_learns_words_from_their_neighbours(
     text = (out / "README.md").read_text(encoding="utf-8")
     for part in ("license: cc-by-sa-4.0", "Made-up words.", "ShareAlike 4.0", f"{held['perplexity']:.2f}"):
         assert part in text
-    assert read_folder(out)[0].layers == 3
+    assert read(out).shape.layers == 3
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(pretrain: Pretrain, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_without_steps_it_is_an_untrained_control(pretrain: Pretrain, tmp_path: 
     """Same shape and vocabulary as the trained one, and the card says what it is."""
     assert pretrain(tmp_path / "u", "--steps", "0") == 0
     assert pretrain(tmp_path / "t", "--steps", "1") == 0
-    assert read_folder(tmp_path / "u")[0] == read_folder(tmp_path / "t")[0]
+    assert read(tmp_path / "u").shape == read(tmp_path / "t").shape
     assert (tmp_path / "u" / "vocab.txt").read_bytes() == (tmp_path / "t" / "vocab.txt").read_bytes()
     assert "**Untrained**" in (tmp_path / "u" / "README.md").read_text(encoding="utf-8")
 
@@ -159,7 +159,7 @@ def test_a_start_from_a_teacher(pretrain: Pretrain, tmp_path: Path) -> None:
     """Its layers and, the vocabulary being the same, its embeddings."""
     pretrain(tmp_path / "teacher", "--steps", "3")
     assert pretrain(tmp_path / "s", "--steps", "0", "--layers", "2", "--init-from", str(tmp_path / "teacher")) == 0
-    (_, theirs), (_, ours) = read_folder(tmp_path / "teacher"), read_folder(tmp_path / "s")
+    theirs, ours = read(tmp_path / "teacher").state, read(tmp_path / "s").state
     assert torch.equal(ours["layers.1.up.weight"], theirs["layers.2.up.weight"])
     assert torch.equal(ours["word.weight"], theirs["word.weight"])
     text = (tmp_path / "s" / "README.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.encoder.checkpoint import read_folder
+from harness.encoder.checkpoint import read
 
 pytestmark = pytest.mark.gpu
 
@@ -39,4 +39,4 @@ def test_it_learns_compiled_in_bfloat16_and_goes_on(
         facts = json.loads((tmp_path / name / "pretraining.json").read_text(encoding="utf-8"))
         assert facts["run"]["compiled"] and facts["run"]["bf16"] and facts["run"]["step"] == 300
         assert facts["evaluation"]["perplexity"] < facts["evaluation"]["by_frequency"] / 3
-        assert read_folder(tmp_path / name)[0].width == 64
+        assert read(tmp_path / name).shape.width == 64

@@ -44,7 +44,7 @@ def test_layers_and_embeddings_are_copied(teacher: Path) -> None:
     drawn = model.encoder.position.weight.clone()
     taken = {"name": teacher.name, "layers": [0, 2, 5], "embeddings": True, "head": False}  # its folder has no head
     assert start.take_from(model, teacher, WORDS) == taken
-    _, state = checkpoint.read_folder(teacher)
+    state = checkpoint.read(teacher).state
     assert [layer.out.bias[0].item() for layer in model.encoder.layers] == [0, 2, 5]
     assert torch.equal(model.encoder.layers[1].qkv.weight, state["layers.2.qkv.weight"])
     assert torch.equal(model.encoder.word.weight, state["word.weight"])

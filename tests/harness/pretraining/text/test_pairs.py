@@ -183,7 +183,7 @@ def test_the_second_segment_is_learnt_from_pairs_only(
     for name, options, source in (("pairs", ["--shards", str(paired)], None), ("texts", [], "en")):
         out = tmp_path / name
         assert pretrain(out, *options, "--steps", "3", shards_from=source) == 0
-        weight = checkpoint.read_folder(out)[1]["segment.weight"]
+        weight = checkpoint.read(out).state["segment.weight"]
         told[name] = torch.equal(weight[0], weight[1]), (out / "README.md").read_text(encoding="utf-8")
         facts = json.loads((out / "pretraining.json").read_text(encoding="utf-8"))
         assert bool(facts["train"]["pairs"]) == (name == "pairs")
