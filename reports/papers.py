@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.errors import GeepBenchError, ResultError
+from harness.core.command_line import exit_codes
+from harness.core.errors import ResultError
 from harness.core.files import write_atomic
 from reports.analysis.cell_settings import SETTING
 from reports.analysis.view import Group, View, build_view, file_slug
@@ -143,21 +144,18 @@ def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     return paths
 
 
+@exit_codes("papers")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write ``RUN/report/tables/paper-*`` and print the Markdown; 2 with one line on bad input."""
     parser = argparse.ArgumentParser(prog="python -m reports.papers", description=str(__doc__).split("\n\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, as made by 'geep-bench run --out RUN'")
     options = parser.parse_args(arguments)
-    try:
-        tables = paper_tables(build_view(options.run, samples=False))
-        if not tables:
-            raise ResultError(
-                f"no row of kind 'method' in {options.run}: run at least one method, e.g. --methods bert,fastbert"
-            )
-        write_tables(tables, options.run / "report" / "tables")
-    except GeepBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    tables = paper_tables(build_view(options.run, samples=False))
+    if not tables:
+        raise ResultError(
+            f"no row of kind 'method' in {options.run}: run at least one method, e.g. --methods bert,fastbert"
+        )
+    write_tables(tables, options.run / "report" / "tables")
     sys.stdout.write("\n".join(to_markdown(table) for table in tables))
     return 0
 

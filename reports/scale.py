@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from harness.core.errors import GeepBenchError
+from harness.core.command_line import exit_codes
 from harness.results.run_folder import RunFolder
 from harness.results.schema import (
     SAMPLE_COLUMNS,
@@ -176,6 +176,7 @@ def _cell(
     return result, frame[list(SAMPLE_COLUMNS)]
 
 
+@exit_codes("scale")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a run, report it, print seconds and bytes; 2 with one line on bad input."""
     parser = argparse.ArgumentParser(prog="python -m reports.scale", description=str(__doc__).split("\n\n")[0])
@@ -188,14 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--datasets, --seeds and --samples must be 1 or more")
     with tempfile.TemporaryDirectory() as folder:
         path = options.out or Path(folder) / "run"
-        try:
-            cells = make_run(path, datasets=options.datasets, seeds=options.seeds, samples=options.samples)
-            start = perf_counter()
-            page = write_report(path)
-            seconds = perf_counter() - start
-        except GeepBenchError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_code
+        cells = make_run(path, datasets=options.datasets, seeds=options.seeds, samples=options.samples)
+        start = perf_counter()
+        page = write_report(path)
+        seconds = perf_counter() - start
         files = [file for file in page.parent.rglob("*") if file.is_file()]
         print(
             f"{cells} cells of {options.samples} samples: report in {seconds:.1f} s; page {page.stat().st_size / 1e6:.2f} MB; "

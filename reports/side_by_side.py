@@ -17,7 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.errors import GeepBenchError, ResultError
+from harness.core.command_line import exit_codes
+from harness.core.errors import ResultError
 from harness.results.schema import Result
 from reports.notation.marks import footnotes, marked
 from reports.notation.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
@@ -239,6 +240,7 @@ def _sizes(rows: pd.DataFrame) -> str:
     return whole(low) if low == high else span(low, high, whole)
 
 
+@exit_codes("side_by_side")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the tables and print their Markdown; 2 with one line on bad input."""
     parser = argparse.ArgumentParser(prog="python -m reports.side_by_side", description=str(__doc__).split("\n\n")[0])
@@ -247,13 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the table here, as Markdown, CSV and LaTeX")
     options = parser.parse_args(arguments)
-    try:
-        tables = side_by_side(options.runs)
-        if options.out is not None:
-            write_tables(tables, options.out)
-    except GeepBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    tables = side_by_side(options.runs)
+    if options.out is not None:
+        write_tables(tables, options.out)
     sys.stdout.write("\n".join(to_markdown(table) for table in tables))
     return 0
 

@@ -20,7 +20,8 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.cli.main import parser, settings_of
-from harness.core.errors import ConfigError, GeepBenchError
+from harness.core.command_line import exit_codes
+from harness.core.errors import ConfigError
 from harness.running.grid import Grid, GridOutcome
 from harness.running.settings import Settings, validate_settings
 
@@ -72,17 +73,14 @@ def execute(settings: Settings) -> GridOutcome:
     return total
 
 
+@exit_codes("distributed")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    try:
-        args = parser().parse_args(arguments)
-        if args.command != "run":
-            raise ConfigError("only 'run' goes to many machines: python -m harness.cli.distributed run --profile P ...")
-        settings = settings_of(args)
-        outcome = execute(settings)
-    except GeepBenchError as error:
-        print(f"distributed: {error}", file=sys.stderr)
-        return error.exit_code
+    args = parser().parse_args(arguments)
+    if args.command != "run":
+        raise ConfigError("only 'run' goes to many machines: python -m harness.cli.distributed run --profile P ...")
+    settings = settings_of(args)
+    outcome = execute(settings)
     print(f"cells: {outcome.measured} measured, {outcome.kept} kept from before, {outcome.failed} failed")
     print(f"now make the report: geep-bench report {settings.out}")
     return 1 if outcome.failed else 0

@@ -14,7 +14,8 @@ from typing import Any
 
 from harness import registry
 from harness.cli.run_options import parser
-from harness.core.errors import ConfigError, GeepBenchError, MethodError, format_error
+from harness.core.command_line import exit_codes
+from harness.core.errors import ConfigError, MethodError, format_error
 from harness.running import profile, variants
 
 
@@ -225,26 +226,14 @@ COMMANDS = {
 }
 
 
+@exit_codes("geep-bench", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    # Progress bars of the libraries underneath say nothing about our work.
+    # The libraries' progress bars do not concern our work.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        args = parser().parse_args(arguments)
-        code = COMMANDS[args.command](args)
-        sys.stdout.flush()
-        return code
-    except GeepBenchError as error:
-        # Some messages quote what a library said, in several lines.
-        print(f"geep-bench: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("geep-bench: stopped; run the same command again to go on from what is finished", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
-        return 0
+    args = parser().parse_args(arguments)
+    return COMMANDS[args.command](args)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import GeepBenchError, ResultError
+from harness.core.command_line import exit_codes
+from harness.core.errors import ResultError
 from harness.core.files import write_atomic, write_json
 
 FACTS = "pretraining.json"
@@ -233,6 +234,7 @@ def _rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return rows
 
 
+@exit_codes("model_card")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -244,11 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--control", type=Path, action="append", default=[], help="the same with an untrained backbone")
     args = parser.parse_args(arguments)
-    try:
-        add_accuracy(args.folder, _rows(args.accuracy), _rows(args.control))
-    except GeepBenchError as error:
-        print(f"card: {error}", file=sys.stderr)
-        return error.exit_code
+    add_accuracy(args.folder, _rows(args.accuracy), _rows(args.control))
     print(f"card: {args.folder / CARD}")
     return 0
 

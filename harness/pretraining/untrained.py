@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from harness.core.errors import ConfigError, DataError, GeepBenchError
+from harness.core.command_line import exit_codes
+from harness.core.errors import ConfigError, DataError
 from harness.core.files import write_folder
 from harness.encoder import checkpoint
 from harness.encoder.model import Encoder
@@ -67,6 +68,7 @@ def make_scratch(
     write_folder(folder, fill)
 
 
+@exit_codes("untrained")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -82,16 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--vocab", type=int, default=8000, help="vocabulary size at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    try:
-        if args.out.exists():
-            raise ConfigError(f"{args.out} exists already: name another folder with --out")
-        texts = read_texts(args.texts)
-        make_scratch(
-            texts, args.out, layers=args.layers, width=args.width, heads=args.heads, vocab=args.vocab, seed=args.seed
-        )
-    except GeepBenchError as error:
-        print(f"scratch: {error}", file=sys.stderr)
-        return error.exit_code
+    if args.out.exists():
+        raise ConfigError(f"{args.out} exists already: name another folder with --out")
+    texts = read_texts(args.texts)
+    make_scratch(
+        texts, args.out, layers=args.layers, width=args.width, heads=args.heads, vocab=args.vocab, seed=args.seed
+    )
     print(f"untrained backbone written to {args.out}")
     return 0
 

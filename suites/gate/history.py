@@ -24,7 +24,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness.core.errors import ConfigError, GeepBenchError
+from harness.core.command_line import exit_codes
+from harness.core.errors import ConfigError
 from harness.core.files import write_atomic
 from harness.results.packed_run import Machine, PackedCell, PackedRun, load
 
@@ -183,6 +184,7 @@ def to_svg(found: Sequence[HistoryPoint], synthetic: bool) -> str:
     return text.getvalue()
 
 
+@exit_codes("history")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m suites.gate.history", description=__doc__.splitlines()[0])
@@ -193,19 +195,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, action="append", required=True, metavar="FILE", help=".svg or .csv; may be given twice"
     )
     args = parser.parse_args(arguments)
-    try:
-        if wrong := [path for path in args.out if path.suffix not in (".svg", ".csv")]:
-            raise ConfigError(f"--out {wrong[0]} is neither .svg nor .csv")
-        runs = [(path.stem, load(path)) for path in args.files]
-        found = entries(runs)
-        synthetic = any(cell.synthetic for _, run in runs for cell in run.cells)
-        for path in args.out:
-            text = to_csv(found) if path.suffix == ".csv" else to_svg(found, synthetic)
-            write_atomic(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
-            print(f"{len(runs)} runs, {len({entry.method for entry in found})} methods: {path}")
-    except GeepBenchError as error:
-        print(f"history: {error}", file=sys.stderr)
-        return error.exit_code
+    if wrong := [path for path in args.out if path.suffix not in (".svg", ".csv")]:
+        raise ConfigError(f"--out {wrong[0]} is neither .svg nor .csv")
+    runs = [(path.stem, load(path)) for path in args.files]
+    found = entries(runs)
+    synthetic = any(cell.synthetic for _, run in runs for cell in run.cells)
+    for path in args.out:
+        text = to_csv(found) if path.suffix == ".csv" else to_svg(found, synthetic)
+        write_atomic(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        print(f"{len(runs)} runs, {len({entry.method for entry in found})} methods: {path}")
     return 0
 
 

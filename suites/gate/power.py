@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
+from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
-from harness.core.errors import GeepBenchError, ResultError
+from harness.core.errors import ResultError
 from harness.core.files import write_json
 from harness.regression.compare import Comparison, compare
 from harness.results.packed_run import Machine, PackedCell, PackedRun, load
@@ -310,6 +311,7 @@ def real(folder: Path, repetitions: int, dataset: str, rounds: int) -> list[Powe
     ]
 
 
+@exit_codes("power")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m suites.gate.power", description=__doc__.splitlines()[0])
@@ -325,22 +327,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args(arguments)
     clocks = Clocks(noise=args.noise)
-    try:
-        if args.measure:
-            measure(args.measure, args.rounds, args.dataset)
-            return 0
-        if args.real:
-            print("real passes on embedded (synthetic) data; what is planted is planted into their results")
-            rows = real(args.real, args.repetitions, args.dataset, args.rounds)
-        else:
-            print(f"FABRICATED clocks and answers, measured by nobody: {clocks}")
-            rows = fabricated(args.repetitions, args.seed, clocks)
-        if args.out:
-            facts: dict[str, Any] = {"rows": [asdict(row) for row in rows], "fingerprint": environment_facts()}
-            write_json(args.out, facts | ({} if args.real else {"fabricated": asdict(clocks)}))
-    except GeepBenchError as error:
-        print(f"gate_power: {error}", file=sys.stderr)
-        return error.exit_code
+    if args.measure:
+        measure(args.measure, args.rounds, args.dataset)
+        return 0
+    if args.real:
+        print("real passes on embedded (synthetic) data; what is planted is planted into their results")
+        rows = real(args.real, args.repetitions, args.dataset, args.rounds)
+    else:
+        print(f"FABRICATED clocks and answers, measured by nobody: {clocks}")
+        rows = fabricated(args.repetitions, args.seed, clocks)
+    if args.out:
+        facts: dict[str, Any] = {"rows": [asdict(row) for row in rows], "fingerprint": environment_facts()}
+        write_json(args.out, facts | ({} if args.real else {"fabricated": asdict(clocks)}))
     print(f"{'caught':>8} {'wrong alarms':>13}  planted")
     for row in rows:
         caught = "-" if row.what.endswith(("accuracy and times", "nothing planted")) else f"{row.hits}/{row.of}"

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from harness.cli.main import parser, settings_of
+from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
-from harness.core.errors import ConfigError, GeepBenchError
+from harness.core.errors import ConfigError
 from harness.core.files import write_json
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
@@ -59,6 +60,7 @@ def depth_of(session: Session, method: str, speed: float) -> dict[str, Any]:
     }
 
 
+@exit_codes("depth")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     own = argparse.ArgumentParser(
@@ -71,18 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own.add_argument("--speed", type=float, default=0.5, help="entropy threshold for the exits by difficulty")
     own.add_argument("--out", type=Path, help="also write JSON here")
     args, rest = own.parse_known_args(arguments)
-    try:
-        settings = settings_of(parser().parse_args(["run", *rest]))
-        validate_settings(settings)
-        rows = [
-            depth_of(Session(settings, name, settings.profile.seeds[0]), args.method, args.speed)
-            for name in settings.profile.datasets
-        ]
-        if args.out:
-            write_json(args.out, {"rows": rows, "fingerprint": environment_facts()})
-    except GeepBenchError as error:
-        print(f"depth: {error}", file=sys.stderr)
-        return error.exit_code
+    settings = settings_of(parser().parse_args(["run", *rest]))
+    validate_settings(settings)
+    rows = [
+        depth_of(Session(settings, name, settings.profile.seeds[0]), args.method, args.speed)
+        for name in settings.profile.datasets
+    ]
+    if args.out:
+        write_json(args.out, {"rows": rows, "fingerprint": environment_facts()})
     for row in rows:
         by_layer = " ".join(f"{100 * value:5.1f}" for value in row["accuracy"])
         exits = ", ".join(f"{degree}: {value:.2f}" for degree, value in row["mean_exit_by_difficulty"].items())

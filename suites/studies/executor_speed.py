@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from harness.contracts import Compute, DType
 from harness.core import clock
+from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
-from harness.core.errors import ConfigError, GeepBenchError
+from harness.core.errors import ConfigError
 from harness.core.files import write_atomic, write_json
 from harness.encoder.backbone import default_device
 from harness.execution.engine import DTYPES
@@ -179,6 +180,7 @@ def _sizes(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+@exit_codes("executor_speed")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -200,35 +202,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", type=Path, metavar="TXT", help="also write where each executor's time goes")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args(arguments)
-    try:
-        computes = [name for name in COMPUTE if name in args.compute.split(",")]
-        numbers = [args.samples, args.rounds, *args.batch_size, *args.batch_tokens]
-        if len(computes) != len(args.compute.split(",")) or min(numbers) < 1:
-            raise ConfigError(f"--compute takes {', '.join(COMPUTE)}, each once; all numbers must be at least 1")
-        dtype: DType = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
-        workload = ExecutorWorkload(args.backbone, args.samples, args.device, dtype)
-        rows = measure(workload, args.rounds, args.batch_size, computes, args.batch_tokens)
-        ceiling = roof(workload, args.rounds, computes) if args.roof else []
-        share = max((row["share"] for row in ceiling), default=1.0) if args.device == "cuda" else 1.0
-        facts: dict[str, Any] = {
-            "backbone": args.backbone,
-            "samples": args.samples,
-            "mean_tokens": float(workload.tokens.lengths.float().mean()),
-            "rounds": args.rounds,
-            "device": args.device,
-            "dtype": dtype,
-            "executors": rows,
-            "goals": goals(rows, share),
-            "roof": ceiling,
-            "fingerprint": environment_facts(),
-        }
-        if args.out:
-            write_json(args.out, facts)
-        if args.profile:
-            write_atomic(args.profile, lambda place: place.write_text(profile(workload, rows), encoding="utf-8"))
-    except GeepBenchError as error:
-        print(f"executors: {error}", file=sys.stderr)
-        return error.exit_code
+    computes = [name for name in COMPUTE if name in args.compute.split(",")]
+    numbers = [args.samples, args.rounds, *args.batch_size, *args.batch_tokens]
+    if len(computes) != len(args.compute.split(",")) or min(numbers) < 1:
+        raise ConfigError(f"--compute takes {', '.join(COMPUTE)}, each once; all numbers must be at least 1")
+    dtype: DType = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    workload = ExecutorWorkload(args.backbone, args.samples, args.device, dtype)
+    rows = measure(workload, args.rounds, args.batch_size, computes, args.batch_tokens)
+    ceiling = roof(workload, args.rounds, computes) if args.roof else []
+    share = max((row["share"] for row in ceiling), default=1.0) if args.device == "cuda" else 1.0
+    facts: dict[str, Any] = {
+        "backbone": args.backbone,
+        "samples": args.samples,
+        "mean_tokens": float(workload.tokens.lengths.float().mean()),
+        "rounds": args.rounds,
+        "device": args.device,
+        "dtype": dtype,
+        "executors": rows,
+        "goals": goals(rows, share),
+        "roof": ceiling,
+        "fingerprint": environment_facts(),
+    }
+    if args.out:
+        write_json(args.out, facts)
+    if args.profile:
+        write_atomic(args.profile, lambda place: place.write_text(profile(workload, rows), encoding="utf-8"))
     for row in rows:
         print(
             f"{row['executor']:8} {batch_of(row):13} {row['compute']:15} {row['seconds']:8.3f} s  "

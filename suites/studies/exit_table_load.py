@@ -28,8 +28,9 @@ from geep.exit_table.backends import BACKENDS
 from geep.exit_table.keys import MAX_NGRAM, pack
 from geep.exit_table.rows import prior_row, smoothed_rows
 from harness.core import clock
+from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
-from harness.core.errors import ConfigError, GeepBenchError
+from harness.core.errors import ConfigError
 from harness.core.files import write_json
 from harness.core.tokens import TokenSet
 
@@ -169,6 +170,7 @@ def _now(device: str) -> float:
     return clock.now()
 
 
+@exit_codes("exit_table_load")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -183,21 +185,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args(arguments)
-    try:
-        facts = measure(
-            args.ngrams,
-            args.backend,
-            args.seed,
-            layers=args.layers,
-            ngram=args.ngram,
-            vocab=args.vocab,
-            device=args.device,
-        )
-        if args.out:
-            write_json(args.out, facts)
-    except GeepBenchError as error:
-        print(f"exit_table_load: {error}", file=sys.stderr)
-        return error.exit_code
+    facts = measure(
+        args.ngrams,
+        args.backend,
+        args.seed,
+        layers=args.layers,
+        ngram=args.ngram,
+        vocab=args.vocab,
+        device=args.device,
+    )
+    if args.out:
+        write_json(args.out, facts)
     seconds = facts["seconds"]
     print(
         f"{facts['ngrams']:,} n-grams, {facts['keys']:,} keys, backend {facts['backend']} ({facts['layout']})\n"

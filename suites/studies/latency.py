@@ -25,13 +25,14 @@ import numpy as np
 from scipy.stats import binom
 from tqdm import tqdm
 
+from harness.core.command_line import exit_codes
 from harness.core.files import write_atomic
 from harness.core.tokens import TokenSet
 from harness.running.session import Session
 from harness.running.settings import Settings
 from suites.studies.shared.order_tables import synthetic
 from suites.studies.shared.resume_file import ResumeFile
-from suites.studies.shared.study import answer, asked, positive, read, suite_options, whole, wholes
+from suites.studies.shared.study import asked, positive, read, suite_options, whole, wholes
 from suites.studies.shared.study_methods import StudySamples
 from suites.studies.shared.study_page import Page, number, scale, seconds
 from suites.studies.shared.sweep import SIZES, Pass, samples_of, sweep
@@ -252,12 +253,9 @@ def page(rows: Sequence[Mapping[str, Any]], dtype: str) -> Page:
     return out
 
 
+@exit_codes("latency", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return answer("suites.studies.latency", partial(_main, arguments))
-
-
-def _main(arguments: Sequence[str] | None) -> int:
     own = suite_options("suites.studies.latency", __doc__ or "")
     own.add_argument("--batch-sizes", type=wholes(1), default=list(SIZES), metavar="1,2,4", help="sizes of the sweep")
     own.add_argument("--calls", type=whole(1), default=400, metavar="N", help="calls per method; default 400")

@@ -27,13 +27,13 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from harness.contracts import Execution
+from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError
 from harness.core.files import write_atomic
 from harness.core.tokens import TokenSet
@@ -43,7 +43,7 @@ from harness.running.settings import Settings, validate_settings
 from suites.studies.shared.order_tables import page
 from suites.studies.shared.ordering import ORDERS, PREDICTING, SORTING, around, execution_for, pointless
 from suites.studies.shared.resume_file import ResumeFile
-from suites.studies.shared.study import answer, asked, choices, read, suite_options, whole, wholes
+from suites.studies.shared.study import asked, choices, read, suite_options, whole, wholes
 from suites.studies.shared.study_methods import PREDICTOR, StudyMethod, StudySamples, with_protocol
 from suites.studies.shared.sweep import SIZES, Pass, samples_of, spread, sweep, take_turns, warm_up
 
@@ -289,12 +289,9 @@ def disagreeing(rows: Sequence[dict[str, Any]], dtype: str) -> list[dict[str, An
     return [row for row in rows if row["skipped"] is None and row["labels_agree"] < least]
 
 
+@exit_codes("orders", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return answer("suites.studies.orders", partial(_main, arguments))
-
-
-def _main(arguments: Sequence[str] | None) -> int:
     own = suite_options("suites.studies.orders", __doc__ or "")
     own.add_argument("--batch-sizes", type=wholes(1), default=list(SIZES), metavar="1,2,4", help="sizes of the sweep")
     own.add_argument("--fixed", type=whole(1), default=32, metavar="N", help="the one size for everybody; default 32")

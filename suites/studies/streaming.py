@@ -20,12 +20,12 @@ import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from harness.core.command_line import exit_codes
 from harness.core.files import write_atomic
 from harness.measure.passes import TimedPass
 from harness.running.session import Session
@@ -33,7 +33,7 @@ from harness.running.settings import Settings
 from suites.studies.shared import queueing
 from suites.studies.shared.order_tables import synthetic
 from suites.studies.shared.resume_file import ResumeFile
-from suites.studies.shared.study import answer, asked, positives, read, suite_options, whole, wholes
+from suites.studies.shared.study import asked, positives, read, suite_options, whole, wholes
 from suites.studies.shared.study_methods import StudyMethod, StudySamples
 from suites.studies.shared.study_page import Page, number, seconds
 from suites.studies.shared.sweep import samples_of, spread
@@ -262,12 +262,9 @@ def page(rows: Sequence[dict[str, Any]], reference: str, dtype: str) -> Page:
     return out
 
 
+@exit_codes("streaming", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return answer("suites.studies.streaming", partial(_main, arguments))
-
-
-def _main(arguments: Sequence[str] | None) -> int:
     own = suite_options("suites.studies.streaming", __doc__ or "")
     own.add_argument("--windows", type=wholes(0), default=list(WINDOWS), metavar="256,0", help="samples; 0 is all")
     own.add_argument("--rates", type=positives, default=list(RATES), metavar="10,100", help="arriving samples/s")

@@ -25,8 +25,9 @@ from typing import Any
 from harness.cli.main import settings_of
 from harness.cli.run_options import parser
 from harness.contracts import Execution
+from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
-from harness.core.errors import ConfigError, GeepBenchError
+from harness.core.errors import ConfigError
 from harness.core.files import write_json
 from harness.running.session import Session
 from harness.running.settings import Settings, validate_settings
@@ -106,6 +107,7 @@ def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {method: json.loads(max(scores, key=lambda key: scores[key])) for method, scores in sums.items()}
 
 
+@exit_codes("tuning")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     own = argparse.ArgumentParser(
@@ -117,22 +119,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own.add_argument("--try", dest="candidates", action="append", required=True, type=candidate, metavar="KEY=A,B")
     own.add_argument("--json", type=Path, metavar="FILE", help="also write all scores here")
     args, rest = own.parse_known_args(arguments)
-    try:
-        settings = settings_of(parser().parse_args(["run", *rest]))
-        validate_settings(settings)
-        rows = []
-        profile = settings.profile
-        for dataset, seed, method in itertools.product(profile.datasets, profile.seeds, profile.methods):
-            for changes in combinations(args.candidates):
-                found = score(with_settings(settings, method, changes), dataset, seed, method)
-                rows.append({"dataset": dataset, "seed": seed, "method": method, "settings": changes, **found})
-                print(line(rows[-1]), flush=True)
-        chosen = best(rows)
-        if args.json:
-            write_json(args.json, {"rows": rows, "best": chosen, "fingerprint": environment_facts()})
-    except GeepBenchError as error:
-        print(f"tuning: {error}", file=sys.stderr)
-        return error.exit_code
+    settings = settings_of(parser().parse_args(["run", *rest]))
+    validate_settings(settings)
+    rows = []
+    profile = settings.profile
+    for dataset, seed, method in itertools.product(profile.datasets, profile.seeds, profile.methods):
+        for changes in combinations(args.candidates):
+            found = score(with_settings(settings, method, changes), dataset, seed, method)
+            rows.append({"dataset": dataset, "seed": seed, "method": method, "settings": changes, **found})
+            print(line(rows[-1]), flush=True)
+    chosen = best(rows)
+    if args.json:
+        write_json(args.json, {"rows": rows, "best": chosen, "fingerprint": environment_facts()})
     for method, changes in chosen.items():
         print(f"best for {method}: " + ", ".join(f"{name} = {value}" for name, value in changes.items()))
     return 0

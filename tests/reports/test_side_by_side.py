@@ -151,5 +151,5 @@ def test_what_does_not_belong_together_is_refused(
     ):
         assert main([str(path) for path in given]) == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: ") and said in error and error.count("\n") == 1
+        assert error.startswith("side_by_side: ") and said in error and error.count("\n") == 1
     assert broken.read_text(encoding="utf-8") == "{"  # read, not moved

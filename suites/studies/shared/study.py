@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.cli.main import parser, settings_of
 from harness.core.environment import environment_facts
-from harness.core.errors import ConfigError, GeepBenchError
+from harness.core.errors import ConfigError
 from harness.core.files import content_key
 from harness.running.session import CHASSIS_VERSION
 from harness.running.settings import Settings, validate_settings
@@ -141,16 +140,3 @@ def asked(settings: Settings, **options: Any) -> dict[str, Any]:
             profile.model_dump(mode="json"),
         ),
     }
-
-
-def answer(module: str, act: Callable[[], int]) -> int:
-    """Run ``act`` and turn complaints into one line and an exit code."""
-    name = module.rpartition(".")[2]
-    try:
-        return act()
-    except GeepBenchError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
