@@ -157,7 +157,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "column missing": (lambda f: write_splits(f, train=table(9).drop(columns="label")), ("no column 'label'",)),
     "labels are words": (lambda f: write_splits(f, train=table(9).assign(label="good")), ("integers",)),
     "labels leave gaps": (lambda f: write_splits(f, train=table(8).assign(label=[0, 2] * 4)), ("leaves gaps",)),
-    "labels are constant": (lambda f: write_splits(f, train=table(8).assign(label=0)), ("nothing to learn",)),
+    "labels are constant": (lambda f: write_splits(f, train=table(8).assign(label=0)), ("cannot be learned",)),
     "labels unknown to train": (lambda f: write_splits(f, test=table(4).assign(label=7)), ("7", "train has labels")),
     "empty texts": (lambda f: write_splits(f, test=table(4).assign(text=" ")), ("no text", "row")),
     "no rows": (lambda f: write_splits(f, train=table(0)), ("no rows",)),
