@@ -1,4 +1,4 @@
-"""What is measured and how: timed passes, validation, diagnostics, resources, statistics.
+"""Measurement: timed passes, validation of answers, diagnostics, resources, speed-up factors, statistics.
 
 May import results, execution and everything below.
 """

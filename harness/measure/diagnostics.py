@@ -1,4 +1,4 @@
-"""What is looked at beside the timed rounds of a cell: samples alone, waits, what the method takes and whether it changed."""
+"""Diagnostics of a cell outside its timed rounds: latency of single samples, synchronisation, resources, unchanged state."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from harness.contracts import CountsKeyHits, Foresees
 from harness.core import clock
 from harness.core.tokens import TokenSet
 from harness.measure.passes import Contender, precision, timed_pass
-from harness.measure.resources import State, joules
+from harness.measure.resources import SavedState, joules
 from harness.results.schema import Latency, Resources
 
-CALLS = 100  # samples that are run alone
-BUDGET = 0.5  # seconds that this may take
+CALLS = 100  # single samples that are timed
+BUDGET = 0.5  # seconds for all of them
 _SYNC = "called a synchronizing CUDA operation"
 
 
 @dataclass(frozen=True)
-class Beside:
-    """See :class:`harness.results.schema.Checks` and :class:`harness.results.schema.Result` for most fields.
+class Diagnostics:
+    """For most fields see :class:`harness.results.schema.Checks` and :class:`harness.results.schema.Result`.
 
     Attributes:
-        predicting: seconds inside ``predict``, as far as they were taken.
+        predicting: seconds inside ``predict`` for single samples.
     """
 
     latency: list[Latency]
@@ -37,50 +37,52 @@ class Beside:
     predicting: float = 0.0
 
 
-def look_beside(
+def diagnose(
     contender: Contender,
     tokens: TokenSet,
     labels: np.ndarray,
-    before: State,
+    before: SavedState,
     *,
     control: bool = False,
     borrowed: int = 0,
     host_peak: int | None = None,
     seed: int = 0,
-) -> Beside:
-    """Look at everything but the rounds.
+) -> Diagnostics:
+    """Run all diagnostics of one cell.
 
     Args:
-        contender: the method at its point; a bound never runs a sample alone.
         tokens: N test samples.
-        labels: int64 [N], what it said in file order.
-        before: what it had learnt before it was tested.
-        control: it is one, and may deal out exits by what others get: no sample of it is run alone, either.
-        borrowed: bytes of what others learnt and it needs.
+        labels: int64 [N], predicted in the first round, in file order.
+        before: state of the method before it was tested.
+        control: the method is a control. Controls and bounds may depend on other samples, so they never run a single one.
+        borrowed: bytes on disk of other methods whose weights it uses.
         host_peak: peak bytes of the process during the rounds.
     """
-    after = State.of(contender.fitted)
+    after = SavedState.of(contender.fitted)
     resources = Resources(disk_bytes=after.size + borrowed, host_peak_bytes=host_peak)
     unchanged = after.digest == before.digest
     if control or isinstance(contender.fitted, Foresees):
-        return Beside([], resources, state_unchanged=unchanged)
-    latency, agree, predicting = alone(contender, tokens, labels, seed)
+        return Diagnostics([], resources, state_unchanged=unchanged)
+    latency, agree, predicting = single_samples(contender, tokens, labels, seed)
     energy = joules(lambda: timed_pass(contender, tokens), tokens.device)
     if energy is not None:
         resources = resources.model_copy(update={"joules_per_1000": 1000 * energy / len(tokens)})
-    waits, unknown = syncs(contender, tokens), unseen(contender, tokens)
-    return Beside([latency], resources, agree, unchanged, waits, unknown, predicting)
+    syncs, unseen = count_syncs(contender, tokens), unseen_keys(contender, tokens)
+    return Diagnostics([latency], resources, agree, unchanged, syncs, unseen, predicting)
 
 
-def alone(contender: Contender, tokens: TokenSet, labels: np.ndarray, seed: int) -> tuple[Latency, float, float]:
-    """Latency of single samples, the share that is answered as in the batches of the rounds, and all their seconds.
+def single_samples(
+    contender: Contender, tokens: TokenSet, labels: np.ndarray, seed: int
+) -> tuple[Latency, float, float]:
+    """Time samples one by one: at most :data:`CALLS` random ones, and no further one after :data:`BUDGET` seconds.
 
-    At most :data:`CALLS` samples, fewer if they take more than :data:`BUDGET` seconds; drawn at random.
+    Returns:
+        Their latency, the share with the same label as in the batches of the first round, and the sum of their seconds.
     """
     point = contender.point
     single = replace(contender, point=replace(point, execution=replace(point.execution, batch_size=1)))
     drawn = np.random.default_rng(seed).permutation(len(tokens))[:CALLS]
-    timed_pass(single, tokens.select(drawn[:1]))
+    timed_pass(single, tokens.select(drawn[:1]))  # warm-up
     seconds: list[float] = []
     same: list[bool] = []
     start = clock.now()
@@ -94,14 +96,17 @@ def alone(contender: Contender, tokens: TokenSet, labels: np.ndarray, seed: int)
     return Latency(batch_size=1, n=len(seconds), p50=p50, p90=p90, p99=p99), float(np.mean(same)), sum(seconds)
 
 
-def syncs(contender: Contender, tokens: TokenSet) -> int | None:
-    """Synchronising calls that torch reports during one pass, waits for one's own copies aside; ``None`` but on CUDA."""
+def count_syncs(contender: Contender, tokens: TokenSet) -> int | None:
+    """Count the synchronising calls that torch reports in one pass, without waits for the method's own copies.
+
+    Returns ``None`` except on CUDA.
+    """
     if tokens.device.type != "cuda":
         return None
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with (
-            warnings.catch_warnings(record=True) as told,
+            warnings.catch_warnings(record=True) as caught,
             torch.inference_mode(),
             precision(tokens.device, contender.dtype),
         ):
@@ -109,11 +114,11 @@ def syncs(contender: Contender, tokens: TokenSet) -> int | None:
             contender.fitted.predict(tokens, at=contender.point)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return sum(_SYNC in str(warning.message) for warning in told)
+    return sum(_SYNC in str(warning.message) for warning in caught)
 
 
-def unseen(contender: Contender, tokens: TokenSet) -> float | None:
-    """Share of the samples' keys that the method's table has no row of their own for; ``None`` if it has no table."""
+def unseen_keys(contender: Contender, tokens: TokenSet) -> float | None:
+    """Return the share of the samples' keys without a row in the method's table; ``None`` if it has no table."""
     if not isinstance(contender.fitted, CountsKeyHits):
         return None
     found, asked = contender.fitted.key_hits(tokens, at=contender.point)

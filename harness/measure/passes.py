@@ -1,4 +1,4 @@
-"""Timed passes that alternate with a reference, over samples in another order each round."""
+"""Timed passes that alternate with passes of a reference, with the samples in a new order each round."""
 
 from __future__ import annotations
 
@@ -27,23 +27,21 @@ class Contender:
 
     @property
     def dtype(self) -> str:
-        """Type that the point is to be run in."""
+        """Number type that the point runs in."""
         return self.point.execution.dtype
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the passes of one cell gave.
+    """The measurements of one cell.
 
     Attributes:
         predictions: of the first round, in file order.
-        speed: as stored.
-        rounds_agree: share of samples with one and the same label in all rounds.
-        foresees: the method looked ahead outside the timed region.
-        peak_memory_bytes: on CUDA, the allocator's peak over the method's passes.
-        predicting: seconds inside methods over all passes, warm-up and reference included: ``predict``, and what a
-            bound looks up before.
-        host_peak_bytes: peak memory of the process over the rounds; ``None`` where the system does not tell.
+        rounds_agree: share of samples with the same label in all rounds.
+        foresees: the method looked exits up outside the timed region.
+        peak_memory_bytes: on CUDA, the peak of the allocator over the rounds.
+        predicting: seconds inside methods (``predict`` and ``foresee``), warm-up and reference included.
+        host_peak_bytes: peak memory of the process over the rounds; ``None`` if unknown.
         speedup_factors: of the round with the middle speed-up; ``None`` without a reference.
     """
 
@@ -58,9 +56,9 @@ class Measured:
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
-    """The context that every method predicts in: autocast for ``"bfloat16"``, nothing for ``"float32"``.
+    """Return the context in which every method predicts: autocast for ``"bfloat16"``, none for ``"float32"``.
 
-    For methods with blocks of their own. Those of the chassis have weights of the type and leave it.
+    It is for methods with blocks of their own. Models of the harness convert their weights and switch it off.
     """
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
@@ -71,7 +69,7 @@ class TimedPass:
 
     Attributes:
         seconds: from ids on the device to logits on the host.
-        foreseeing: seconds in which a ``bound`` looked ahead before; never credited, never charged.
+        foreseeing: seconds of a bound's ``foresee``, which are not part of ``seconds``.
     """
 
     seconds: float
@@ -80,22 +78,22 @@ class TimedPass:
 
 
 def timed_pass(contender: Contender, tokens: TokenSet) -> TimedPass:
-    """Predict once, timed.
+    """Run and time ``predict`` once.
 
     Raises:
-        MethodError: the predictions are not as the contract says.
+        MethodError: the predictions violate the contract.
     """
-    point = contender.point
+    point, fitted = contender.point, contender.fitted
     foreseeing = 0.0
     with torch.inference_mode(), precision(tokens.device, contender.dtype):
-        if isinstance(contender.fitted, Foresees):
+        if isinstance(fitted, Foresees):
             start = clock.now()
-            point = replace(point, foresight=contender.fitted.foresee(tokens, at=point))
+            point = replace(point, foresight=fitted.foresee(tokens, at=point))
             clock.synchronise(tokens.device)
             foreseeing = clock.now() - start
         clock.synchronise(tokens.device)
         start = clock.now()
-        predictions = contender.fitted.predict(tokens, at=point)
+        predictions = fitted.predict(tokens, at=point)
         clock.synchronise(tokens.device)
         seconds = clock.now() - start
     check_answers(predictions, len(tokens))
@@ -116,26 +114,23 @@ def measure(
     reference: Contender | None = None,
     reference_name: str | None = None,
 ) -> Measured:
-    """Warm up, then ``rounds`` timed passes, each next to one of the reference (A B, B A, A B, ...).
+    """Warm up, then run ``rounds`` timed passes, each next to a pass of the reference (A B, B A, A B, ...).
 
-    The first round runs the samples in file order; the others in random orders, which no method should notice.
+    The first round runs the samples in file order, the others in random orders. Predictions must not depend on the order.
 
     Args:
-        contender: what is measured.
         tokens: N test samples on the device.
         rounds: timed passes, at least 1.
         seed: of the orders.
-        reference: what speed-ups are measured against.
-        reference_name: its name.
+        reference: method that speed-ups are relative to; ``None`` for no speed-ups.
 
     Raises:
-        MethodError: what the contender returns is not as the contract says.
+        MethodError: the predictions violate the contract.
     """
     rng = np.random.default_rng(seed)
-    # Compiled code and graphs are made when a shape first occurs: there, every shape has to.
-    compute = (
-        isinstance(contender.fitted, HasCompute) and contender.fitted.compute
-    ) or contender.point.execution.compute
+    # Compiled code and graphs are made when a shape first occurs, so that the warm-up needs all shapes.
+    own_compute = contender.fitted.compute if isinstance(contender.fitted, HasCompute) else None
+    compute = own_compute or contender.point.execution.compute
     some = len(tokens) if compute != "eager" else 4 * contender.point.execution.batch_size
     warm = tokens.select(np.arange(min(len(tokens), some)))
     warm_up = timed_pass(contender, warm)
@@ -146,7 +141,7 @@ def measure(
     cuda = tokens.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(tokens.device)
-    told = reset_host_peak()
+    host_peak_known = reset_host_peak()
     own: list[float] = []
     theirs_all: list[float] = []
     pairs: list[tuple[Side, Side]] = []
@@ -176,7 +171,7 @@ def measure(
         labels.append(label)
     assert first is not None
     p10, p50, p90 = _quantiles(own)
-    ratios = [theirs / seconds for theirs, seconds in zip(theirs_all, own, strict=False)]  # none without one
+    ratios = [theirs / seconds for theirs, seconds in zip(theirs_all, own, strict=False)]  # empty without a reference
     low, ratio, high = _quantiles(ratios) if ratios else (None, None, None)
     speed = Speed(
         samples_per_s=len(tokens) / p50,
@@ -201,7 +196,7 @@ def measure(
         torch.cuda.max_memory_allocated(tokens.device) if cuda else None,
         predicting,
         _middle(pairs, ratios, len(tokens)),
-        host_peak() if told else None,
+        host_peak() if host_peak_known else None,
     )
 
 
@@ -210,10 +205,10 @@ def _side(contender: Contender, done: TimedPass) -> Side:
 
 
 def _middle(pairs: Sequence[tuple[Side, Side]], ratios: Sequence[float], samples: int) -> SpeedupFactors | None:
-    """The speed-up factors of the round whose speed-up is nearest to the median."""
+    """Return the speed-up factors of the round whose speed-up is nearest to the median."""
     if not pairs:
         return None
     if not all(side.seconds and side.cost.flops(side.work, "full") for pair in pairs for side in pair):
-        return None  # a method without blocks of its own that count
+        return None  # a method that counts no FLOPs
     at = int(np.abs(np.array(ratios) - np.median(ratios)).argmin())
     return speedup_factors(*pairs[at], samples)

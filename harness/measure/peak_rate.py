@@ -1,4 +1,4 @@
-"""What a device can do at best: the rate of a large matrix product, that other rates are told as shares of."""
+"""The peak rate of a device, as the rate of a large matrix product. Other rates are stated as shares of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.core import clock
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product of random numbers: the ceiling."""
+    """Measure the FLOP/s of a large product of random matrices: the median of ten, after two for warm-up."""
     size = 8192 if torch.device(device).type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []

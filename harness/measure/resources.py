@@ -1,4 +1,4 @@
-"""What a fitted method takes beside time: bytes on disk, memory of the process, energy of the device."""
+"""Resources of a fitted method beside time: bytes on disk, memory of the process, energy, and whether the device still works."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from harness.core import clock
 from harness.core.errors import DeviceError
 
 WEIGHTS = (".safetensors", ".onnx")
-WINDOW = 2.0  # seconds; NVML's energy counter moves about ten times a second
+WINDOW = 2.0  # seconds; NVML updates its energy counter about ten times a second
 
 
 @dataclass(frozen=True)
-class State:
-    """Everything a fitted method has learnt, as it would be stored.
+class SavedState:
+    """Everything that a fitted method has learnt, as it would be stored.
 
     Attributes:
         digest: of all bytes; equal if nothing changed.
         size: bytes.
-        weights: there are weights among it; a method without any borrows another's.
+        weights: whether it stores weights; a method without weights uses those of another one.
     """
 
     digest: str
@@ -35,8 +35,8 @@ class State:
     weights: bool = True
 
     @classmethod
-    def of(cls, fitted: Fitted) -> State:
-        """Of what ``fitted`` saves now."""
+    def of(cls, fitted: Fitted) -> SavedState:
+        """Save ``fitted`` to a temporary folder and hash the files."""
         digest, size, weights = hashlib.blake2b(digest_size=16), 0, False
         with tempfile.TemporaryDirectory() as place:
             fitted.save(Path(place))
@@ -50,7 +50,7 @@ class State:
 
 
 def reset_host_peak() -> bool:
-    """Forget the process's peak memory so far; ``False`` where the system cannot (it needs Linux)."""
+    """Reset the peak memory of the process; return ``False`` if the system cannot (only Linux can)."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -59,7 +59,7 @@ def reset_host_peak() -> bool:
 
 
 def host_peak() -> int | None:
-    """Peak resident bytes of the process since :func:`reset_host_peak`; ``None`` where the system does not tell."""
+    """Return the peak resident bytes of the process since :func:`reset_host_peak`; ``None`` if unknown."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
@@ -70,10 +70,10 @@ def host_peak() -> int | None:
 
 
 def joules(run: Callable[[], object], device: torch.device) -> float | None:
-    """Energy of one ``run`` on a CUDA device, from repeating it for :data:`WINDOW` seconds; ``None`` without a counter.
+    """Measure the energy of one ``run`` on a CUDA device, repeated for :data:`WINDOW` seconds; ``None`` without a counter.
 
-    The counter is the device's own (``nvmlDeviceGetTotalEnergyConsumption``, Volta and later): the whole board, idle
-    power included, and everybody's work on it. Short runs need long windows: sensors see a part of the time only
+    The counter (``nvmlDeviceGetTotalEnergyConsumption``, Volta and later) covers the whole board: idle power and the work
+    of other processes are included. Short runs need long windows, because the sensors sample only a part of the time
     (Yang et al. 2023, arXiv 2312.02741).
     """
     meter = _meter(device)
@@ -89,7 +89,7 @@ def joules(run: Callable[[], object], device: torch.device) -> float | None:
 
 
 def _meter(device: torch.device) -> Callable[[], int] | None:
-    """The energy counter in millijoules."""
+    """Return a function that reads the energy counter in millijoules."""
     if device.type != "cuda":
         return None
     try:
@@ -99,7 +99,7 @@ def _meter(device: torch.device) -> Callable[[], int] | None:
     nvml: Any = pynvml
     try:
         nvml.nvmlInit()
-        # NVML counts all devices, torch those that are visible; the identifier is common to both.
+        # NVML numbers all devices, torch only the visible ones; the identifier is the same in both.
         name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         handle = nvml.nvmlDeviceGetHandleByUUID(name)
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
@@ -110,20 +110,19 @@ def _meter(device: torch.device) -> Callable[[], int] | None:
 
 
 def check_alive(device: str) -> None:
-    """Use the device once.
+    """Use the device once, to find out whether it still works.
 
     Raises:
-        DeviceError: it does not answer any more. After most CUDA errors nothing else works in the process, either, so that
-            every cell to come would fail.
+        DeviceError: it does not. After most CUDA errors nothing else works in the process, so all further cells would fail.
     """
     try:
         _touch(device)
     except torch.OutOfMemoryError:
-        return  # full, but there
+        return  # the device works, but its memory is full
     except RuntimeError as error:
         raise DeviceError(
             f"the device '{device}' stopped working ({str(error).splitlines()[0]}): finished cells are kept; "
-            "look after it, then run the same command again"
+            "check the device, then run the same command again"
         ) from error
 
 
@@ -133,7 +132,7 @@ def _touch(device: str) -> None:
 
 
 def advice(error: BaseException) -> str:
-    """How to mend a failed cell, as far as the error tells; else nothing."""
+    """Return how to correct a failed cell if the error is known; else an empty string."""
     if isinstance(error, torch.OutOfMemoryError):
-        return "; the device's memory ran out: lower --batch-size, or --compute eager"
+        return "; the device's memory is full: lower --batch-size, or use --compute eager"
     return ""

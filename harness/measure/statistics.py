@@ -1,7 +1,7 @@
 """Statistics of accuracies, costs and times. Pure functions on arrays; no file, no clock, no global state.
 
-Accuracies, shares and differences of them are 0..1, never percent. "Wins" are samples that only the new side has right,
-"losses" those that only the old side has; both together are the discordant samples.
+Accuracies, shares and their differences are 0..1, never percent. "Wins" are samples that only the new side answers
+correctly, "losses" those that only the old side does; together they are the discordant samples.
 
 * one accuracy: :func:`bootstrap_interval`; several seeds: :func:`spread`
 * two accuracies on the same samples: :func:`mcnemar`, :func:`paired`, :func:`bootstrap_difference`, :func:`worst_case`
@@ -24,15 +24,14 @@ from scipy.stats import binom, norm, t
 
 
 def bootstrap_interval(correct: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of an accuracy (Efron 1979), exact.
+    """Return the percentile bootstrap interval of an accuracy (Efron 1979), exactly.
 
-    Resampling n zeros and ones with replacement gives a Binomial(n, accuracy) / n; its quantiles are the limits that
-    infinitely many resamples would give. Degenerate (both limits the accuracy) where all or none are correct: a single
-    sample tells nothing about spread.
+    Resampling n zeros and ones with replacement gives a Binomial(n, accuracy) / n; its quantiles are the limits for
+    infinitely many resamples. Degenerate (both limits equal the accuracy) if all or none are correct.
 
     Args:
         correct: bool [n], n >= 1.
-        level: coverage aimed at, in 0..1.
+        level: nominal coverage, in 0..1.
     """
     n, p = len(correct), float(np.mean(correct))
     tail = (1 - level) / 2
@@ -41,7 +40,7 @@ def bootstrap_interval(correct: np.ndarray, level: float = 0.95) -> tuple[float,
 
 
 class Spread(NamedTuple):
-    """Values of one thing under several seeds. ``sd``, ``low`` and ``high`` are None below two seeds."""
+    """One quantity over several seeds. ``sd``, ``low`` and ``high`` are None below two seeds."""
 
     mean: float
     sd: float | None
@@ -51,11 +50,11 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float], level: float = 0.95) -> Spread:
-    """Mean, sample standard deviation (n - 1) and Student's t interval of the mean over seeds (Student 1908).
+    """Return mean, sample standard deviation (n - 1) and Student's t interval of the mean over seeds (Student 1908).
 
-    It tells how much training varies and nothing about the test set, which all seeds share: with two or three seeds the
-    interval is wide (t is 12.7 with two) and assumes normal values, which nobody can check on so few. For sources of variance
-    that one seed hides see Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks".
+    The interval covers the variation of training only, not that of the test set, which all seeds share. With two or three
+    seeds it is wide (t is 12.7 with two) and assumes normal values, which so few cannot confirm. For sources of variance
+    that a seed does not change see Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks".
 
     Args:
         values: float [seeds], at least one.
@@ -69,14 +68,14 @@ def spread(values: Sequence[float], level: float = 0.95) -> Spread:
 
 
 def mcnemar(wins: int, losses: int, alternative: Literal["two-sided", "worse"] = "two-sided") -> float:
-    """Exact McNemar test of "neither side is better": binomial(wins + losses, 1/2); 1.0 without a discordant sample.
+    """Return the p-value of the exact McNemar test: binomial(wins + losses, 1/2); 1.0 without a discordant sample.
 
-    Source: McNemar 1947, in its exact conditional form. Conservative: with few discordant samples it keeps well below the
-    level asked for, and with fewer than five it can never reach 0.05 (see :func:`holm_testable`).
+    Source: McNemar 1947, in its exact conditional form. Conservative: with few discordant samples its level is far below the
+    nominal one, and with fewer than five it can never reach 0.05 (see :func:`holm_testable`).
 
     Args:
         wins, losses: numbers of discordant samples.
-        alternative: ``"worse"``: one-sided, small where losses outweigh.
+        alternative: ``"worse"`` for a one-sided test that rejects if losses outweigh wins.
     """
     n = wins + losses
     below = float(binom.cdf(wins, n, 0.5))
@@ -86,8 +85,9 @@ def mcnemar(wins: int, losses: int, alternative: Literal["two-sided", "worse"] =
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979), in the order given: rejecting where the result is at most alpha keeps the
-    chance of any false rejection at most alpha, however the tests depend on each other.
+    """Return p-values adjusted by Holm's step-down method (Holm 1979), in the order given.
+
+    Rejecting those of at most alpha keeps the probability of any false rejection at most alpha, under any dependence.
     """
     order = np.argsort(p_values, kind="stable")
     adjusted = [0.0] * len(p_values)
@@ -99,19 +99,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_testable(p_values: Sequence[float], discordant: Sequence[int], alpha: float) -> list[float | None]:
-    """Holm over those one-sided McNemar tests that could reach significance at all (Tarone 1990).
+    """Apply Holm to those one-sided McNemar tests that could reach significance at all (Tarone 1990).
 
     A test with d discordant samples has no p-value below 2^-d. Let K be the smallest k such that at most k tests have
-    2^-d <= alpha / k; only those that reach alpha / K take part, and pay for each other. Given the discordant counts, which of
-    them are wins is all that the tests look at; choosing by the counts alone therefore costs nothing, and the chance of any
-    false rejection stays at most alpha. So 87 cells that answer exactly as before do not hide the one that lost.
+    2^-d <= alpha / k; only tests with 2^-d <= alpha / K take part. Given the discordant counts, the tests depend only on
+    which samples are wins. Selection by the counts is independent of that, so the probability of any false rejection stays
+    at most alpha. Thus 87 cells with unchanged answers do not hide the one that lost.
 
-    It saves nothing where every cell has many discordant samples, as after retraining everything.
+    There is no gain if every cell has many discordant samples, as after retraining everything.
 
     Args:
         p_values: of ``mcnemar(..., "worse")``.
-        discordant: wins + losses behind each.
-        alpha: the level that the results will be held against.
+        discordant: wins + losses of each test.
+        alpha: level that the results will be compared with.
 
     Returns:
         Adjusted p-values in the order given; None for a test that could not have been significant.
@@ -132,8 +132,8 @@ def holm_testable(p_values: Sequence[float], discordant: Sequence[int], alpha: f
 def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> dict[str, Any]:
     """Compare correctness (bool Series indexed by test row), one pair of Series per seed.
 
-    With one seed this is the exact McNemar test. With several, a sample's wins minus losses over the seeds are one
-    observation (a sign test), because the same sample under two seeds is not two samples.
+    With one seed this is the exact McNemar test. With several seeds, a sample's wins minus losses are one observation (a
+    sign test), because the same sample under two seeds is not two samples.
 
     Returns:
         ``difference`` in accuracy (0..1), ``wins``, ``losses``, ``pairs`` (test rows) and ``p`` (two-sided).
@@ -162,11 +162,11 @@ def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> dict[str, 
 def bootstrap_difference(
     new: np.ndarray, base: np.ndarray, level: float = 0.95, resamples: int = 20_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of accuracy(new) - accuracy(base) by resampling test samples, pairs kept (Efron 1979).
+    """Return the percentile interval of accuracy(new) - accuracy(base), resampling pairs of test samples (Efron 1979).
 
-    The sample is the unit: one draw takes a test row with the answers of all its seeds on both sides, so that more seeds steady a
-    row's difference but never pass for more rows. The interval speaks of other samples for these very fits, not of other
-    seeds. Degenerate where every row has the same difference; too short with few discordant rows (see :func:`worst_case`).
+    The sample is the unit: a draw takes a test row with the answers of all seeds on both sides, so that seeds do not count
+    as rows. The interval covers other test samples for the same fits, not other seeds. It is degenerate if every row has the
+    same difference, and too short with few discordant rows (see :func:`worst_case`).
 
     Args:
         new, base: bool [n] or [seeds, n]: the same n test rows in the same order.
@@ -188,7 +188,7 @@ def bootstrap_difference(
 
 
 def _tango_z(difference: float, wins: int, losses: int, n: int) -> float:
-    """Score statistic of "the true difference is ``difference``" (Tango 1998, eq. 6); at 0 it is McNemar's."""
+    """Return the score statistic of a true difference (Tango 1998, eq. 6); at 0 it equals McNemar's."""
     a = 2 * n
     b = (2 * n - wins + losses) * difference - wins - losses
     c = -losses * difference * (1 - difference)
@@ -199,18 +199,17 @@ def _tango_z(difference: float, wins: int, losses: int, n: int) -> float:
 
 
 def worst_case(wins: int, losses: int, n: int, alpha: float = 0.05) -> float:
-    """Lower one-sided (1 - alpha) bound of accuracy(new) - accuracy(base) on paired samples: Tango's score bound.
+    """Return the lower one-sided (1 - alpha) bound of accuracy(new) - accuracy(base): Tango's score bound for paired samples.
 
-    Chosen over the others for what a referee meets: McNemar's exact test has no margin to test against; Wald's bound has no
-    width without discordant samples (it would call a method "not worse" on five agreeing rows), this one has about
-    z^2 / n; and at a difference of 0 it is McNemar's test. Asymptotic: for n below about 30 it may
-    cover a little less than it says.
+    McNemar's exact test has no margin to test against. Wald's bound has no width without discordant samples, so that five
+    agreeing rows would prove "not worse"; Tango's has a width of about z^2 / n there. At a difference of 0 it equals
+    McNemar's test. Asymptotic: for n below about 30 its coverage may be slightly below nominal.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17.
 
     Args:
-        n: paired samples, discordant or not; at least 1.
+        n: all paired samples; at least 1.
     """
     z = float(norm.ppf(1 - alpha))
     observed = (wins - losses) / n
@@ -225,26 +224,26 @@ def worst_case(wins: int, losses: int, n: int, alpha: float = 0.05) -> float:
 def area_under_curve(
     cost: Sequence[float], accuracy: Sequence[float], low: float, high: float, floor: float = 0.0
 ) -> float:
-    """Mean over budgets of the best accuracy that a method reaches within the budget; budgets log-uniform in [low, high].
+    """Return the mean over budgets, log-uniform in [low, high], of the best accuracy within the budget.
 
-    The curve is the upper step of the operating points (the Pareto front), ``floor`` left of the cheapest one; costs above
-    ``high`` do not count. This is the two-dimensional hypervolume of Zitzler & Thiele 1999 with the logarithm of
-    cost, divided by its width: it never falls when a point is added or improved. Steps, because a budget between two points
-    buys the cheaper one; no line promises a point that nobody measured. Logarithm, because cost is spoken of in ratios:
-    from 1/2 to 1/4 weighs as much as from 1 to 1/2.
+    The curve is the Pareto front of the operating points as steps, with ``floor`` left of the cheapest one; costs above
+    ``high`` do not count. This is the two-dimensional hypervolume of Zitzler & Thiele 1999 over the logarithm of cost,
+    divided by its width: it never falls when a point is added or improved. Steps, because a budget between two points buys
+    the cheaper one, and no point in between was measured. Logarithm, because cost is compared in ratios: from 1/2 to 1/4
+    weighs as much as from 1 to 1/2.
 
-    Where it misleads: the number depends on the bounds and the floor, so compare only values with the same ones; a method
-    with one point has ``floor`` below its cost; more points never hurt, also when they are luck (the best of several noisy
-    accuracies is too high); accuracy at costs that nobody uses counts as much as elsewhere.
+    Where it misleads: the value depends on the bounds and the floor, so compare only values with the same ones; a method
+    with one point has ``floor`` below its cost; more points never lower it, even if they are better by chance (the best of
+    several noisy accuracies is too high); accuracy at impractical costs counts as much as elsewhere.
 
     Args:
         cost: float [points], > 0: FLOPs, or FLOPs over those of the reference.
         accuracy: float [points], 0..1.
         low, high: budgets, in units of ``cost``; 0 < low < high.
-        floor: accuracy for free: of the most frequent label, say.
+        floor: accuracy without any cost, e.g. of the most frequent label.
 
     Raises:
-        ValueError: bounds out of order, or a cost that is not positive.
+        ValueError: the bounds are out of order, or a cost is not positive.
     """
     if not 0 < low < high or min(cost, default=1.0) <= 0:
         raise ValueError(f"costs must be positive and 0 < low < high, not low={low}, high={high}")
@@ -261,7 +260,7 @@ def area_under_curve(
 
 
 class MatchedScore(NamedTuple):
-    """Mean advantage over the baseline's curve; ``below`` points were cheaper than all of it and left out."""
+    """Mean advantage over the baseline's curve. ``below`` points were cheaper than the whole curve and are left out."""
 
     score: float | None
     used: int
@@ -274,19 +273,19 @@ def score_at_matched_cost(
     baseline_cost: Sequence[float],
     baseline_accuracy: Sequence[float],
 ) -> MatchedScore:
-    """Mean over operating points of accuracy minus the baseline's at the same cost, on straight lines between its points.
+    """Return the mean over operating points of accuracy minus the baseline's at the same cost, linearly interpolated.
 
     The ELUE score (Liu et al., NAACL 2022, "Towards Efficient NLP: a standard evaluation and a strong baseline"), whose
-    baseline is ElasticBERT at each of its depths. Their text does not say what happens outside the baseline's range: here a
-    point dearer than all of the baseline meets its most expensive point, since nobody has to spend more, and a point cheaper
-    than all of it is left out and counted in ``below``.
+    baseline is ElasticBERT at each of its depths. The paper does not define it outside the baseline's range: here a point
+    that costs more than the whole baseline is compared with the baseline's most expensive point, and a point that costs less
+    is left out and counted in ``below``.
 
-    Where it misleads: every point weighs the same, so a method can add points where it does well; a straight line is a model
-    nobody built, although mixing both reaches it on average; a baseline that is not monotone is taken as it is.
+    Where it misleads: every point weighs the same, so a method can add points where it does well; points between two
+    baselines exist only on average, by mixing both; a baseline that is not monotone is used as it is.
 
     Args:
         cost, accuracy: float [points] of the method.
-        baseline_cost, baseline_accuracy: float [m], m >= 1; several accuracies at one cost count as the best of them.
+        baseline_cost, baseline_accuracy: float [m], m >= 1; of several accuracies at one cost the best counts.
     """
     best: dict[float, float] = {}
     for price, share in zip(baseline_cost, baseline_accuracy, strict=True):
@@ -302,35 +301,35 @@ def score_at_matched_cost(
 
 
 def self_ratios(passes: Iterable[Sequence[float]]) -> np.ndarray:
-    """Log ratios of a thing with itself: of each pass and the next one of the same series (A/A pairs).
+    """Return log ratios of successive passes of the same series (A/A pairs): they differ by noise only.
 
-    Successive differences (von Neumann 1941) let slow drift, such as a warming processor, cancel, as it cancels in a ratio to
+    In successive differences (von Neumann 1941) slow drift, such as a warming processor, cancels, as it does in a ratio to
     a reference that runs in the same round.
 
     Args:
         passes: series of seconds, one per cell: float [rounds] each, > 0.
 
     Returns:
-        float [pairs], pairs = sum of (rounds - 1): empty where no series has two rounds.
+        float [pairs], pairs = sum of (rounds - 1); empty if no series has two rounds.
     """
     parts = [np.diff(np.log(np.asarray(series, dtype=np.float64))) for series in passes]
     return np.concatenate([np.empty(0), *parts])
 
 
 def median_noise(pairs: np.ndarray, rounds: int, draws: int = 100_000, seed: int = 0) -> np.ndarray:
-    """What the log of a speed-up, the median over rounds, does when nothing is faster: float [draws], in the order drawn.
+    """Return the distribution of a log speed-up (median over rounds) without any difference: float [draws], in drawn order.
 
     Draws ``rounds`` of the A/A pairs with replacement, each with a random sign, and takes their median: a bootstrap under
-    the hypothesis of no difference (Efron & Tibshirani 1993, ch. 16). It keeps the heavy tails of real clocks, which a standard
-    deviation does not: a machine that stalls now and then gets a wide interval and fewer alarms.
+    the null hypothesis (Efron & Tibshirani 1993, ch. 16). Unlike a standard deviation it keeps the heavy tails of real
+    clocks: a machine that stalls now and then gets a wide interval and fewer alarms.
 
-    Where it misleads: it knows nothing of what differs between two *processes* (memory layout, a neighbour who came and went:
-    Kalibera & Jones 2013), so ask for a practical minimum beside significance; pairs pooled over unlike passes are too wide
-    for the long ones and too narrow for the short ones; with few pairs the tails are those of a handful of numbers.
+    Where it misleads: it does not cover differences between two *processes* (memory layout, other load: Kalibera & Jones
+    2013), so require a practical minimum beside significance; pairs pooled over unlike passes give too wide an interval for
+    long ones and too narrow a one for short ones; few pairs say little about the tails.
 
     Args:
         pairs: of :func:`self_ratios`, at least one.
-        rounds: ratios behind the median, at least 1.
+        rounds: ratios under the median, at least 1.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.choice(pairs, size=(draws, rounds)) * rng.choice((-1.0, 1.0), size=(draws, rounds))
@@ -367,19 +366,18 @@ def faster_and_not_worse(
     alpha: float = 0.05,
     draws: int = 100_000,
 ) -> Verdict:
-    """Is a method faster than the reference while its accuracy is worse by less than ``margin``?
+    """Test whether a method is faster than the reference with an accuracy that is worse by less than ``margin``.
 
-    Non-inferiority: the lower paired bound (:func:`worst_case`) lies above ``-margin``. Faster: the median of the ratios, less
-    what A/A pairs reach by chance (:func:`median_noise`), is above 1. Both at level alpha; since both have to hold, no correction
-    is due (an intersection-union test, Berger 1982). Few samples cannot prove "not worse": with no discordant sample at all,
-    n has to be above about 2.7 / margin at alpha = 0.05.
+    Not worse (non-inferiority): the lower paired bound (:func:`worst_case`) is above ``-margin``. Faster: the median of the
+    ratios, minus the noise of A/A pairs (:func:`median_noise`), is above 1. Both tests use level alpha; as both must hold, no
+    correction is needed (an intersection-union test, Berger 1982). Few samples cannot prove "not worse": without any
+    discordant sample, n must be above about 2.7 / margin at alpha = 0.05.
 
     Args:
-        wins, losses: samples that only the method, or only the reference, has right, of ``n``.
+        wins, losses: samples that only the method, or only the reference, answers correctly, of ``n``.
         ratios: float [rounds]: reference seconds / own seconds.
-        pairs: A/A log ratios of passes like these.
-        margin: accuracy that may be lost, 0..1; to be stated before looking.
-        draws: of :func:`median_noise`.
+        pairs: A/A log ratios of similar passes.
+        margin: accuracy that may be lost, 0..1; state it before looking at results.
     """
     lowest = worst_case(wins, losses, n, alpha)
     chance = float(np.quantile(median_noise(pairs, len(ratios), draws), 1 - alpha))

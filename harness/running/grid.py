@@ -20,9 +20,9 @@ from harness.contracts import Fitted, HasRole, OperatingPoint
 from harness.core import clock
 from harness.core.errors import MethodError, format_error, is_fatal
 from harness.core.files import content_key, write_json
-from harness.measure.diagnostics import Beside, look_beside
+from harness.measure.diagnostics import Diagnostics, diagnose
 from harness.measure.passes import Contender, Measured, measure
-from harness.measure.resources import State, advice, check_alive
+from harness.measure.resources import SavedState, advice, check_alive
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell
 from harness.running.record import build_result, sample_rows
@@ -211,7 +211,7 @@ class Grid:
             for outdated in {*(plan["cells"] if plan else ()), *(self.run.result_path(cell).stem for cell in cells)}:
                 self.run.forget_result(outdated)
         write_json(path, {"key": key, "cells": [self.run.result_path(cell).stem for cell in cells]})
-        before: State | None = None
+        before: SavedState | None = None
         for cell, point in cells.items():
             if not self.settings.fresh and self.run.result_path(cell).is_file():
                 self.outcome.kept += 1
@@ -220,7 +220,7 @@ class Grid:
             try:
                 reference = self._reference(session)
                 with session.naming(name):
-                    before = before or State.of(fitted)
+                    before = before or SavedState.of(fitted)
                     start = clock.now()
                     measured = self.measure_cell(session, fitted, point, reference)
                     beside = self._beside(session, name, Contender(fitted, self._executed(point)), measured, before)
@@ -272,12 +272,14 @@ class Grid:
     def _executed(self, point: OperatingPoint) -> OperatingPoint:
         return replace(point, execution=self.settings.execution)
 
-    def _beside(self, session: Session, name: str, contender: Contender, measured: Measured, before: State) -> Beside:
+    def _beside(
+        self, session: Session, name: str, contender: Contender, measured: Measured, before: SavedState
+    ) -> Diagnostics:
         """What is looked at beside the rounds of a cell."""
         method, borrowed = self.settings.profile.method_of(name), 0
         if not before.weights:  # then another's are needed at inference
-            borrowed = sum(State.of(session.fitted(need)).size for need in method.needs)
-        return look_beside(
+            borrowed = sum(SavedState.of(session.fitted(need)).size for need in method.needs)
+        return diagnose(
             contender,
             session.prepared.test.tokens,
             measured.predictions.logits.argmax(1),

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 from harness.contracts import Fitted, HasTraining, Kind, OperatingPoint, Role
 from harness.core.environment import environment_facts
 from harness.core.errors import MethodError
-from harness.measure.diagnostics import Beside
+from harness.measure.diagnostics import Diagnostics
 from harness.measure.passes import Measured
 from harness.measure.statistics import bootstrap_interval
 from harness.results.schema import SCHEMA, Cell, Checks, Cost, Quality, Result, Training
@@ -36,7 +36,7 @@ def build_result(
     point: OperatingPoint,
     measured: Measured,
     prepared: Prepared,
-    beside: Beside | None = None,
+    beside: Diagnostics | None = None,
     *,
     kind: Kind = "method",
     role: Role | None = None,

@@ -33,7 +33,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder
 from harness.execution.cascade import confidence
 from harness.execution.executors import run_full
-from harness.measure.resources import State
+from harness.measure.resources import SavedState
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.training import TrainingReport
 
@@ -246,7 +246,7 @@ def test_round_trip(
     fitted: Cascade, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
 ) -> None:
     """Both models, thresholds and training report come back from disk; testing changes nothing of it."""
-    before = State.of(fitted)
+    before = SavedState.of(fitted)
     fitted.save(tmp_path)
     loaded = CascadeBert().load(tmp_path, signal_task, small_backbone, {})
     assert loaded.training == fitted.training
@@ -255,7 +255,7 @@ def test_round_trip(
         first, second = (model.predict(unseen.tokens, at=at) for model in (fitted, loaded))
         np.testing.assert_array_equal(first.logits, second.logits)
         np.testing.assert_array_equal(first.exit_layer, second.exit_layer)
-    assert State.of(fitted) == State.of(loaded) == before
+    assert SavedState.of(fitted) == SavedState.of(loaded) == before
     assert before.size > 4 * fitted.cost.params
 
 

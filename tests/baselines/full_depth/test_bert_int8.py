@@ -19,7 +19,7 @@ from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError, MethodError, ResultError
 from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
-from harness.measure.resources import State
+from harness.measure.resources import SavedState
 from harness.toolkit.fitted import FullDepth
 
 Check = Callable[[FullDepth, OperatingPoint, Execution, list[int]], None]
@@ -125,7 +125,7 @@ def test_round_trip_and_size(
         loaded.predict(unseen.tokens, at=FULL).logits, quantised.predict(unseen.tokens, at=FULL).logits
     )
     assert loaded.training == quantised.training
-    ours, theirs = State.of(quantised), State.of(trained_bert)
+    ours, theirs = SavedState.of(quantised), SavedState.of(trained_bert)
     assert ours.weights
     linear = [m for m in trained_bert.model.modules() if isinstance(m, nn.Linear)]
     saved = sum(3 * m.weight.numel() - 4 * m.out_features for m in linear)  # bytes; scales cost some

@@ -21,7 +21,7 @@ from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
-from harness.measure.resources import State
+from harness.measure.resources import SavedState
 from harness.toolkit.fitted import FullDepth
 
 Check = Callable[[FullDepth, OperatingPoint, Execution, list[int]], None]
@@ -93,8 +93,8 @@ def test_round_trip_and_size(
     np.testing.assert_array_equal(
         loaded.predict(unseen.tokens, at=FULL).logits, exported.predict(unseen.tokens, at=FULL).logits
     )
-    state = State.of(loaded)
-    assert state.weights and state.digest == State.of(exported).digest
+    state = SavedState.of(loaded)
+    assert state.weights and state.digest == SavedState.of(exported).digest
     assert 4 * exported.cost.params < state.size < 4 * exported.cost.params + 100_000
     assert b"site-packages" not in exported.graph and str(Path.cwd()).encode() not in exported.graph
     assert loaded.training == trained_bert.training

@@ -17,9 +17,9 @@ from harness.core import clock
 from harness.core.tokens import TokenSet
 from harness.encoder.multi_exit import MultiExitModel
 from harness.measure import diagnostics, resources
-from harness.measure.diagnostics import alone, look_beside, syncs, unseen
+from harness.measure.diagnostics import count_syncs, diagnose, single_samples, unseen_keys
 from harness.measure.passes import Contender
-from harness.measure.resources import State, host_peak, joules, reset_host_peak
+from harness.measure.resources import SavedState, host_peak, joules, reset_host_peak
 from harness.toolkit.fitted import FullDepth
 
 
@@ -54,10 +54,10 @@ def test_samples_alone_are_answered_as_in_batches(
     """Every sample alone, one call each; a method that looks at its neighbours is caught."""
     fitted = FullDepth(tiny_model)
     labels = labels_of(fitted, tokens, point)
-    latency, agree, spent = alone(Contender(fitted, point), tokens, labels, seed=0)
+    latency, agree, spent = single_samples(Contender(fitted, point), tokens, labels, seed=0)
     assert (latency.batch_size, latency.n, agree) == (1, len(tokens), 1.0)
     assert 0 < latency.p50 <= latency.p90 <= latency.p99 <= spent
-    _, agree, _ = alone(Contender(BatchDependent(tiny_model), point), tokens, labels, seed=0)
+    _, agree, _ = single_samples(Contender(BatchDependent(tiny_model), point), tokens, labels, seed=0)
     assert agree < 1
 
 
@@ -67,7 +67,7 @@ def test_slow_methods_are_asked_less_often(
     """The time for it is bounded, and what is stored says how many calls there were."""
     ticks = iter(range(10_000))
     monkeypatch.setattr(clock, "now", lambda: 0.05 * next(ticks))
-    latency, _, _ = alone(Contender(FullDepth(tiny_model), point), tokens, np.zeros(len(tokens)), seed=0)
+    latency, _, _ = single_samples(Contender(FullDepth(tiny_model), point), tokens, np.zeros(len(tokens)), seed=0)
     assert 1 <= latency.n < 6
 
 
@@ -77,8 +77,8 @@ def test_a_method_that_learns_from_test_is_caught(
     """What it would save after testing is compared with what it would have saved before."""
     for kind, unchanged in ((FullDepth, True), (Learning, False)):
         fitted = kind(make_model())
-        before = State.of(fitted)
-        found = look_beside(
+        before = SavedState.of(fitted)
+        found = diagnose(
             Contender(fitted, point), tokens, labels_of(fitted, tokens, point), before, borrowed=7, host_peak=5
         )
         assert found.state_unchanged is unchanged
@@ -94,28 +94,28 @@ def test_bounds_and_controls_are_left_alone(
     """Who looks ahead, or deals out exits among all, has no latency: no sample of his ever ran alone."""
     fitted: Any = FullDepth(tiny_model)
     fitted.foresee = lambda tokens, at: torch.zeros(len(tokens), dtype=torch.int16)
-    found = look_beside(Contender(fitted, point), tokens, np.zeros(len(tokens)), State.of(fitted))
+    found = diagnose(Contender(fitted, point), tokens, np.zeros(len(tokens)), SavedState.of(fitted))
     assert (found.latency, found.batches_agree, found.state_unchanged) == ([], None, True)
     plain = FullDepth(tiny_model)
-    control = look_beside(Contender(plain, point), tokens, np.zeros(len(tokens)), State.of(plain), control=True)
+    control = diagnose(Contender(plain, point), tokens, np.zeros(len(tokens)), SavedState.of(plain), control=True)
     assert (control.latency, control.batches_agree) == ([], None)
 
 
 def test_unseen_keys_are_those_without_a_row(tokens: TokenSet, point: OperatingPoint) -> None:
     """The share is that of the method's own table; methods without one have none."""
     fitted: Any = SimpleNamespace(key_hits=lambda tokens, at: (3, 12))
-    assert unseen(Contender(fitted, point), tokens) == 0.75
+    assert unseen_keys(Contender(fitted, point), tokens) == 0.75
     fitted = SimpleNamespace(key_hits=lambda tokens, at: (0, 0))
-    assert unseen(Contender(fitted, point), tokens) is None
+    assert unseen_keys(Contender(fitted, point), tokens) is None
     fitted = SimpleNamespace()
-    assert unseen(Contender(fitted, point), tokens) is None
+    assert unseen_keys(Contender(fitted, point), tokens) is None
 
 
 def test_waits_are_counted_where_there_is_something_to_wait_for(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
 ) -> None:
     """On the CPU nothing is asynchronous."""
-    assert syncs(Contender(FullDepth(tiny_model), point), tokens) is None
+    assert count_syncs(Contender(FullDepth(tiny_model), point), tokens) is None
 
 
 @pytest.mark.gpu
@@ -130,16 +130,16 @@ def test_waits_are_counted_on_a_device(
             return super().predict(tokens, at=at)
 
     model = make_model().to("cuda")
-    assert syncs(Contender(FullDepth(model), point), tokens.to("cuda")) == 0
-    assert syncs(Contender(Asking(model), point), tokens.to("cuda")) == 1
+    assert count_syncs(Contender(FullDepth(model), point), tokens.to("cuda")) == 0
+    assert count_syncs(Contender(Asking(model), point), tokens.to("cuda")) == 1
 
 
 def test_state_is_what_is_saved(tiny_model: MultiExitModel, tmp_path: Path) -> None:
     """Its size is that of the files; a method that saves nothing borrows."""
     FullDepth(tiny_model).save(tmp_path)
-    assert State.of(FullDepth(tiny_model)).size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert SavedState.of(FullDepth(tiny_model)).size == sum(path.stat().st_size for path in tmp_path.iterdir())
     nothing: Any = SimpleNamespace(save=lambda folder: None)
-    assert (State.of(nothing).size, State.of(nothing).weights) == (0, False)
+    assert (SavedState.of(nothing).size, SavedState.of(nothing).weights) == (0, False)
 
 
 def test_peak_memory_starts_anew() -> None:

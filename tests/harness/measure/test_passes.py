@@ -210,7 +210,10 @@ def test_predictions_that_cannot_be_right_are_refused(
         (_exits("exit_layer", -1), "exit_layer from -1"),
         (_exits("predicted_exit", 7), "predicted_exit from 7"),
         (_set("work", Work()), "counted no layer"),
-        (_set("work", Work({"layer.0": Tally(1, 1, 1, 1), "gate.0": Tally(1, 1, 1, 1)})), "kind gate, .*knows layer"),
+        (
+            _set("work", Work({"layer.0": Tally(1, 1, 1, 1), "gate.0": Tally(1, 1, 1, 1)})),
+            "kind gate, .*has only layer",
+        ),
     ],
 )
 def test_work_that_no_flops_can_come_from_is_refused(

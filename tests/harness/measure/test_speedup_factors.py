@@ -89,10 +89,10 @@ def test_each_cause_has_its_factor() -> None:
 
 
 def test_kept_tokens_have_a_factor_of_their_own() -> None:
-    """Keys and values of tokens that have left are neither heads nor padding; without any, nobody hears of them."""
+    """Keys and values of tokens that have exited are a factor of their own, which is left out if there are none."""
     cost = ModelCost({**COST.blocks, "keys": KeyValueCost(8)}, depth=4, params=1)
     own = side(4, 4.0, layers=4.0, cost=cost)
-    layers = cost.flops(own.layers(), "full")
+    layers = cost.flops(own.of("layer"), "full")
     own.work.add("keys.1", Tally(0, 20, 20))
     found = factors(own, side(4, 4.0, layers=4.0))
     assert found["kept tokens"] == pytest.approx(layers / (layers + 4 * 8 * 8 * 20))
@@ -101,10 +101,10 @@ def test_kept_tokens_have_a_factor_of_their_own() -> None:
 
 
 def test_it_says_what_ran() -> None:
-    """Layers a sample and samples a launch stand in the words."""
+    """The explanations name layers per sample and samples per launch."""
     words = {factor.name: factor.what for factor in speedup_factors(side(2, 4.0), side(4, 4.0), 10).factors}
-    assert words["layers"] == "4.00 to 2.00 layers a sample"
-    assert "with 10.0 samples a launch" in words["kernels"]
+    assert words["layers"] == "4.00 to 2.00 layers per sample"
+    assert "with 10.0 samples per launch" in words["kernels"]
 
 
 def test_blocks_of_another_kind_have_one_factor() -> None:
