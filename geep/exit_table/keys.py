@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,10 +26,11 @@ MAX_NGRAM = 3
 N_SHIFT = 3 * ID_BITS
 
 Tokens = TokenSet | Sequence[Tensor]
+T = TypeVar("T", int, np.ndarray, Tensor)
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedKeys:
     """Checked samples, as backends get them.
 
     Attributes:
@@ -53,11 +56,11 @@ class Packed:
         """Tokens of the longest sample, 0 if there is none."""
         return int(self.lengths.max()) if len(self) else 0
 
-    def to(self, device: torch.device) -> Packed:
+    def to(self, device: torch.device) -> PackedKeys:
         """The same samples on another device."""
-        return Packed(self.ids.to(device), self.offsets.to(device), self.special)
+        return PackedKeys(self.ids.to(device), self.offsets.to(device), self.special)
 
-    def pieces(self, tokens: int) -> Iterator[tuple[slice, Packed]]:
+    def pieces(self, tokens: int) -> Iterator[tuple[slice, PackedKeys]]:
         """Runs of neighbouring samples, cut so that what is made of each stays small.
 
         Args:
@@ -71,7 +74,7 @@ class Packed:
             low = self.offsets[begin]
             end = max(int(torch.searchsorted(self.offsets, low + tokens, right=True)) - 1, begin + 1)
             ids = self.ids[int(low) : int(self.offsets[end])]
-            yield slice(begin, end), Packed(ids, self.offsets[begin : end + 1] - low, self.special)
+            yield slice(begin, end), PackedKeys(ids, self.offsets[begin : end + 1] - low, self.special)
             begin = end
 
     def words(self) -> Tensor:
@@ -106,7 +109,17 @@ class Packed:
         return key | (n << N_SHIFT)
 
 
-def pack(tokens: Tokens, special: tuple[int, ...], *, unread: bool = False) -> Packed:
+def token_key(ids: T) -> T:
+    """Return the keys of single tokens."""
+    return (1 << N_SHIFT) + (ids << 2 * ID_BITS)
+
+
+def bad_id(token: int) -> ConfigError:
+    """Return the error for an id that keys cannot hold."""
+    return ConfigError(f"exit table: token id {token} is outside 0..{MAX_ID}: keys hold ids of {ID_BITS} bits")
+
+
+def pack(tokens: Tokens, special: tuple[int, ...], *, unread: bool = False) -> PackedKeys:
     """Check samples and bring them into one form, on the device they are on.
 
     Args:
@@ -139,9 +152,8 @@ def pack(tokens: Tokens, special: tuple[int, ...], *, unread: bool = False) -> P
     if len(ids) and not unread:
         low, high = (int(value) for value in torch.aminmax(ids))
         if low < 0 or high > MAX_ID:
-            wrong = low if low < 0 else high
-            raise ConfigError(f"exit table: token id {wrong} is outside 0..{MAX_ID}: keys hold ids of {ID_BITS} bits")
-    return Packed(ids.to(torch.int32), offsets, tuple(sorted(set(special))))
+            raise bad_id(low if low < 0 else high)
+    return PackedKeys(ids.to(torch.int32), offsets, tuple(sorted(set(special))))
 
 
 def _check_offsets(offsets: Tensor, total: int) -> None:

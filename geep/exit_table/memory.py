@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from harness.core.errors import DeviceError
+from harness.core.errors import DeviceError, first_line
 
 
 class OutOfMemory(DeviceError):
@@ -40,7 +40,7 @@ def ran_out(error: Exception) -> bool:
 
 def in_a_line(error: Exception) -> str:
     """What an error says first; torch tells long stories about memory."""
-    return f"memory ran out ({(str(error) or type(error).__name__).splitlines()[0]})"
+    return f"memory ran out ({first_line(error)})"
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -12,15 +13,21 @@ from torch import Tensor
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 
-if TYPE_CHECKING:
-    from geep.exit_table.table import ExitTable
 
-_tables: WeakValueDictionary[int, ExitTable] = WeakValueDictionary()
+class Quantiles(Protocol):
+    """What the operator needs of a table; see :class:`~geep.exit_table.table.ExitTable`."""
+
+    def quantiles(self, tokens: TokenSet, quantiles: Sequence[float | int]) -> Tensor:
+        """Return the predicted exits at Q quantiles, int16 [N, Q]."""
+        ...
+
+
+_tables: WeakValueDictionary[int, Quantiles] = WeakValueDictionary()
 _next = count(1)
 
 
-def register(table: ExitTable) -> int:
-    """A number by which the operator finds the table, as long as it lives."""
+def register_table(table: Quantiles) -> int:
+    """Return a number by which the operator finds the table, as long as the table exists."""
     handle = next(_next)
     _tables[handle] = table
     return handle

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save_file
 
 from geep.exit_table.keys import MAX_ID, MAX_NGRAM, N_SHIFT
 from geep.exit_table.rows import COUNT_LIMIT
-from harness.core.errors import ResultError
+from harness.core.errors import ResultError, first_line
 from harness.core.files import write_atomic, write_json
 
 VERSION = 1
@@ -87,7 +87,7 @@ def read(folder: Path) -> tuple[Header, np.ndarray, np.ndarray]:
     except OSError as error:
         raise ResultError(f"no exit table in {folder}: {error.filename}: {error.strerror}: {mend}") from error
     except ValueError as error:
-        raise ResultError(f"{folder / HEADER} is no JSON ({_line(error)}): {mend}") from error
+        raise ResultError(f"{folder / HEADER} is no JSON ({first_line(error)}): {mend}") from error
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(data, dict) and (type(version) is not int or version != VERSION):
         raise ResultError(f"{folder / HEADER} has version {version}, this program reads {VERSION}: {mend}")
@@ -102,7 +102,7 @@ def read(folder: Path) -> tuple[Header, np.ndarray, np.ndarray]:
     try:
         arrays = load(raw)
     except SafetensorError as error:
-        raise ResultError(f"{folder / ARRAYS} is damaged ({_line(error)}): {mend}") from error
+        raise ResultError(f"{folder / ARRAYS} is damaged ({first_line(error)}): {mend}") from error
     problem = _problem(header, arrays)
     if problem:
         raise ResultError(f"exit table in {folder} is damaged: {problem}: {mend}")
@@ -124,7 +124,3 @@ def _problem(header: Header, arrays: dict[str, np.ndarray]) -> str | None:
     if header.frozen and not sum(header.exits):
         return "it is frozen but empty"
     return None
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geep.exit_table import operator, storage
-from geep.exit_table.backends import Backend, Tally, make_backend
-from geep.exit_table.keys import MAX_ID, MAX_NGRAM, Packed, Tokens, pack
+from geep.exit_table.backends.interface import Backend, KeyHits
+from geep.exit_table.backends.selection import make_backend
+from geep.exit_table.keys import MAX_ID, MAX_NGRAM, PackedKeys, Tokens, pack
 from geep.exit_table.memory import OutOfMemory, in_a_line, ran_out
+from geep.exit_table.operator import predict_exits, register_table
 from geep.exit_table.rows import COUNT_LIMIT, prior_row, to_per_mille
-from harness.core.errors import ConfigError
+from geep.exit_table.storage import MAX_LAYERS, Frozen, Header, read, write
+from harness.core.errors import ConfigError, first_line
 from harness.core.tokens import TokenSet
 
 T = TypeVar("T")
@@ -57,8 +59,8 @@ class ExitTable:
         seed: int = 0,
         special: Sequence[int] = (),
     ) -> None:
-        if not 1 <= num_layers <= storage.MAX_LAYERS:
-            raise ConfigError(f"exit table: num_layers={num_layers} is outside 1..{storage.MAX_LAYERS}")
+        if not 1 <= num_layers <= MAX_LAYERS:
+            raise ConfigError(f"exit table: num_layers={num_layers} is outside 1..{MAX_LAYERS}")
         if not 1 <= ngram <= MAX_NGRAM:
             raise ConfigError(f"exit table: ngram={ngram} is outside 1..{MAX_NGRAM}")
         if any(not 0 <= token <= MAX_ID for token in special):
@@ -79,9 +81,9 @@ class ExitTable:
         self._torn = False  # something went wrong while counting
         self._exits = np.zeros(self.num_layers, dtype=np.int64)  # samples per exit
         self._tokens = 0
-        self._frozen: storage.Frozen | None = None
-        self._query = Tally(0, 0)  # of the last query; read in stats(), not before
-        self.handle = operator.register(self)
+        self._frozen: Frozen | None = None
+        self._query = KeyHits(0, 0)  # of the last query; read in stats(), not before
+        self.handle = register_table(self)
 
     def insert(self, tokens: Tokens, exits: Tensor | np.ndarray | Sequence[int]) -> None:
         """Count samples that left at known exits. Order and batching of inserts make no difference.
@@ -99,9 +101,7 @@ class ExitTable:
         try:
             layers = torch.as_tensor(exits)
         except (TypeError, ValueError, RuntimeError) as error:  # no numbers, ragged, or beyond 64 bits
-            raise ConfigError(
-                f"exit table: exits cannot be read ({str(error).splitlines()[0]}): give integers [N]"
-            ) from error
+            raise ConfigError(f"exit table: exits cannot be read ({first_line(error)}): give integers [N]") from error
         if layers.numel() == 0:
             layers = layers.to(torch.int64)
         if layers.ndim != 1 or layers.is_floating_point() or layers.dtype is torch.bool:
@@ -159,7 +159,7 @@ class ExitTable:
                 raise ConfigError(f"exit table: {name}={value} must be a whole number from {low} to {COUNT_LIMIT - 1}")
         if not self._exits.sum():
             raise ConfigError("exit table: nothing was inserted: insert samples before freeze")
-        frozen = storage.Frozen(min_count=int(min_count), smoothing=int(smoothing))
+        frozen = Frozen(min_count=int(min_count), smoothing=int(smoothing))
         self._do(lambda backend: self._freeze(backend, frozen))
         self._frozen = frozen
 
@@ -183,7 +183,7 @@ class ExitTable:
         """
         per_mille = [to_per_mille(quantile) for quantile in quantiles]
         if isinstance(tokens, TokenSet) and torch.compiler.is_compiling():
-            return operator.predict_exits(tokens.ids, tokens.offsets, list(tokens.special), per_mille, self.handle)
+            return predict_exits(tokens.ids, tokens.offsets, list(tokens.special), per_mille, self.handle)
         exits, self._query = self._do(lambda backend: backend.exits(self._asked(tokens), per_mille))
         return exits
 
@@ -244,7 +244,7 @@ class ExitTable:
             ConfigError: see :meth:`check`.
         """
         self.check()
-        header = storage.Header(
+        header = Header(
             num_layers=self.num_layers,
             ngram=self.ngram,
             seed=self.seed,
@@ -253,7 +253,7 @@ class ExitTable:
             tokens=self._tokens,
             frozen=self._frozen,
         )
-        storage.write(Path(folder), header, *self.counts())
+        write(Path(folder), header, *self.counts())
 
     @classmethod
     def load(
@@ -278,7 +278,7 @@ class ExitTable:
             ResultError: a file is missing, damaged or of another version.
             ConfigError: the table is another than the one expected.
         """
-        header, keys, counts = storage.read(Path(folder))
+        header, keys, counts = read(Path(folder))
         for name, expected in (("num_layers", num_layers), ("ngram", ngram), ("seed", seed)):
             found = getattr(header, name)
             if expected is not None and found != expected:
@@ -334,10 +334,10 @@ class ExitTable:
         if self._frozen is not None:
             self._freeze(self._backend, self._frozen)
 
-    def _freeze(self, backend: Backend, frozen: storage.Frozen) -> None:
+    def _freeze(self, backend: Backend, frozen: Frozen) -> None:
         backend.freeze(prior_row(self._exits), frozen.min_count, frozen.smoothing)
 
-    def _asked(self, tokens: Tokens) -> Packed:
+    def _asked(self, tokens: Tokens) -> PackedKeys:
         if self._frozen is None:
             raise ConfigError("exit table: it is still counting: call freeze before predict")
         checks = self._backend.device

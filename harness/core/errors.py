@@ -82,6 +82,11 @@ def is_fatal(error: BaseException) -> bool:
     return isinstance(error, GeepBenchError) and not isinstance(error, MethodError)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message, or the error's type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def format_error(error: BaseException) -> str:
     """Return the message in one line, or one line per problem; errors of other libraries keep their type's name."""
     if isinstance(error, SettingsError):

@@ -65,14 +65,16 @@ def split_heads(x: Tensor, count: int, length: int, parts: int, heads: int) -> t
     return x.view(count, length, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def attend_grid(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+def attend_grid(qkv: tuple[Tensor, ...], mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     """Attention on a grid: q [B, H, Q, d], k and v [B, H, T, d] -> [B * Q, H * d]."""
+    q, k, v = qkv
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # [B, H, Q, d]
     return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def attention_scores(q: Tensor, k: Tensor) -> Tensor:
-    """Return scaled attention scores before softmax, unmasked: [B, H, T, d] each -> [B, H, T, T]."""
+def attention_scores(query_key: tuple[Tensor, ...]) -> Tensor:
+    """Return scaled attention scores before softmax, unmasked: two of [B, H, T, d] -> [B, H, T, T]."""
+    q, k = query_key
     return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
 
 
@@ -186,19 +188,19 @@ class Layout:
         """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
         if not self.pad_to and varlen.fits(qkv.device, qkv.dtype, qkv.shape[1] // (3 * heads), dropout):
             return varlen.attend(qkv, heads, self.bounds, self.longest)
-        out = attend_grid(*self.grid(qkv, 3, heads), self.mask, dropout)
+        out = attend_grid(self.grid(qkv, 3, heads), self.mask, dropout)
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
     def scores(self, query_key: Tensor, heads: int) -> Tensor:
         """Scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
-        return attention_scores(*self.grid(query_key, 2, heads))
+        return attention_scores(self.grid(query_key, 2, heads))
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """Attention of one query per sample over its tokens: query [B, D], kv [rows, 2 D] -> [B, D]."""
         if not self.pad_to and varlen.fits(kv.device, kv.dtype, kv.shape[1] // (2 * heads), dropout):
             return varlen.attend_first(query, kv, heads, self.bounds, self.longest)
-        k, v = self.grid(kv, 2, heads)
-        return attend_grid(query.view(self.count, heads, 1, -1), k, v, self.mask, dropout)
+        keys_values = self.grid(kv, 2, heads)
+        return attend_grid((query.view(self.count, heads, 1, -1), *keys_values), self.mask, dropout)
 
     def tally(self, queries: str = "all", *, ragged: bool = False) -> Tally:
         """What one block over this batch executes.

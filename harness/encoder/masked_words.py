@@ -47,11 +47,11 @@ class RowAttention:
 
     def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """[B * T, 3 D] -> [B * T, D]."""
-        return attend_grid(*split_heads(qkv, self.count, self.length, 3, heads), self.mask, dropout)
+        return attend_grid(split_heads(qkv, self.count, self.length, 3, heads), self.mask, dropout)
 
     def scores(self, query_key: Tensor, heads: int) -> Tensor:
         """Scaled attention scores before softmax, unmasked: [B * T, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
-        return attention_scores(*split_heads(query_key, self.count, self.length, 2, heads))
+        return attention_scores(split_heads(query_key, self.count, self.length, 2, heads))
 
     @property
     def pairs(self) -> Tensor:

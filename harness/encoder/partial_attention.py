@@ -70,7 +70,7 @@ class SomeQueries:
         if self._to_grid is not None:
             query = query.index_select(0, self._to_grid)
         q = query.view(layout.count, self.longest, heads, -1).transpose(1, 2)
-        out = attend_grid(q, k, v, layout.mask)
+        out = attend_grid((q, k, v), layout.mask)
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
     def tally(self, *, ragged: bool) -> Tally:

@@ -147,11 +147,11 @@ class _Padded:
         return torch.arange(self._count, device=self._mask.device) * self._pad_to
 
     def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        return attend_grid(*split_heads(qkv, self._count, self._pad_to, 3, heads), self._mask)
+        return attend_grid(split_heads(qkv, self._count, self._pad_to, 3, heads), self._mask)
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        k, v = split_heads(kv, self._count, self._pad_to, 2, heads)
-        return attend_grid(query.view(self._count, heads, 1, -1), k, v, self._mask)
+        keys_values = split_heads(kv, self._count, self._pad_to, 2, heads)
+        return attend_grid((query.view(self._count, heads, 1, -1), *keys_values), self._mask)
 
 
 def begins_at(part: Tensor, whole: Tensor) -> bool:

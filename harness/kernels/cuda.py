@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core.errors import DeviceError
+from harness.core.errors import DeviceError, first_line
 from harness.kernels.source import Source
 
 BLOCKS_PER_PROCESSOR = 8
@@ -28,12 +28,14 @@ def problem() -> str | None:
     try:
         import cupy
     except (ImportError, OSError, RuntimeError) as error:  # not installed; or for another CUDA, or another NumPy
-        return f"CuPy cannot be imported ({_line(error)}): {_INSTALL}"
+        return f"CuPy cannot be imported ({first_line(error)}): {_INSTALL}"
     try:
         devices = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         # cudaErrorInsufficientDriver: also where torch, built for an older CUDA, is content with the driver.
-        return f"CuPy cannot use the device ({_line(error)}): update the driver, or install CuPy for its CUDA version"
+        return (
+            f"CuPy cannot use the device ({first_line(error)}): update the driver, or install CuPy for its CUDA version"
+        )
     if not devices:
         return "CuPy sees no CUDA device: check CUDA_VISIBLE_DEVICES"
     try:
@@ -102,7 +104,7 @@ def _function(source: Source, kernel: str) -> Any:
     except Exception as error:  # CuPy has types of its own for errors of driver, NVRTC and loader
         _tell_memory(error, kernel)
         raise DeviceError(
-            f"{source.name} does not compile here ({type(error).__name__}: {_line(error)}):"
+            f"{source.name} does not compile here ({type(error).__name__}: {first_line(error)}):"
             f" NVRTC and a driver for its CUDA version are needed: {_INSTALL}"
         ) from error
 
@@ -110,7 +112,9 @@ def _function(source: Source, kernel: str) -> Any:
 def _tell_memory(error: Exception, kernel: str) -> None:
     """One type for memory that ran out, whoever noticed: CuPy has one for the driver, the runtime and its own pool each."""
     if "out of memory" in str(error).lower().replace("_", " "):
-        raise torch.OutOfMemoryError(f"no memory on the device to load or launch {kernel} ({_line(error)})") from error
+        raise torch.OutOfMemoryError(
+            f"no memory on the device to load or launch {kernel} ({first_line(error)})"
+        ) from error
 
 
 @cache
@@ -118,7 +122,3 @@ def _module(text: str, options: tuple[str, ...]) -> Any:
     import cupy
 
     return cupy.RawModule(code=text, options=("-std=c++17", *options))  # no -arch: CuPy chooses it
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

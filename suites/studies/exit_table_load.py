@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from geep.exit_table import ExitTable
-from geep.exit_table.backends import BACKENDS
+from geep.exit_table.backends.selection import BACKENDS
 from geep.exit_table.keys import MAX_NGRAM, pack
 from geep.exit_table.rows import prior_row, smoothed_rows
 from harness.core import clock

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from geep.exit_table.backends import Tally
-from geep.exit_table.keys import ID_BITS, N_SHIFT, Packed
+from geep.exit_table.backends.interface import KeyHits
+from geep.exit_table.keys import ID_BITS, PackedKeys, token_key
 from geep.exit_table.rows import SCALE, exits_at, smoothed_rows
 
 EXACT_IN_FLOAT32 = (1 << 24) // SCALE  # rows
@@ -42,7 +42,7 @@ class CpuBackend:
         self._known = torch.zeros(0, dtype=torch.bool)  # [V + 2], ids that have a row of their own
         self._keys = torch.zeros(0, dtype=torch.int64)  # of the sorted part
 
-    def insert(self, packed: Packed, exits: Tensor) -> None:
+    def insert(self, packed: PackedKeys, exits: Tensor) -> None:
         exits = exits.cpu()
         for samples, piece in packed.to(torch.device("cpu")).pieces(CHUNK):
             exit_of = torch.repeat_interleave(exits[samples], piece.lengths)
@@ -57,8 +57,8 @@ class CpuBackend:
                     self._sorted.add(piece.keys(n, at).numpy(), exit_of[at].numpy())
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        dense = int(np.searchsorted(keys, _key(DENSE_IDS)))
-        ids = keys[:dense] - _key(0) >> 2 * ID_BITS
+        dense = int(np.searchsorted(keys, token_key(DENSE_IDS)))
+        ids = keys[:dense] - token_key(0) >> 2 * ID_BITS
         if dense:
             self._grow(int(ids[-1]) + 1)
             self._dense[ids] += counts[:dense]
@@ -68,7 +68,7 @@ class CpuBackend:
         ids = np.flatnonzero(self._dense.any(axis=1))
         keys, counts = self._sorted.export()
         # n is the highest part of a key, then the first id: dense ids come first.
-        keys = np.concatenate([_key(ids), keys])
+        keys = np.concatenate([token_key(ids), keys])
         return keys, np.concatenate([self._dense[ids].astype(np.uint32), counts])
 
     def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
@@ -90,7 +90,7 @@ class CpuBackend:
         known[ids] = True
         self._rows, self._known, self._keys = map(torch.from_numpy, (rows, known, keys))
 
-    def sums(self, packed: Packed) -> tuple[Tensor, Tally]:
+    def sums(self, packed: PackedKeys) -> tuple[Tensor, KeyHits]:
         sums = torch.zeros(len(packed), self._layers, dtype=torch.int64)
         found = 0
         for samples, piece in packed.to(torch.device("cpu")).pieces(CHUNK):
@@ -101,9 +101,9 @@ class CpuBackend:
                 rows, hits = self._dense_rows(piece, words) if n == 1 else self._sorted_rows(piece, words, n)
                 found += hits
                 self._add(sums[samples], rows, piece)
-        return sums.to(packed.ids.device), Tally(found, int(sums.sum()) // SCALE)
+        return sums.to(packed.ids.device), KeyHits(found, int(sums.sum()) // SCALE)
 
-    def exits(self, packed: Packed, per_mille: list[int]) -> tuple[Tensor, Tally]:
+    def exits(self, packed: PackedKeys, per_mille: list[int]) -> tuple[Tensor, KeyHits]:
         sums, tally = self.sums(packed)
         return exits_at(sums, per_mille), tally
 
@@ -135,7 +135,7 @@ class CpuBackend:
             wide[: len(self._dense)] = self._dense
             self._dense = wide
 
-    def _dense_rows(self, packed: Packed, words: Tensor) -> tuple[Tensor, int]:
+    def _dense_rows(self, packed: PackedKeys, words: Tensor) -> tuple[Tensor, int]:
         """Row of every token, int32 [M], and how many have one of their own."""
         size = len(self._known) - 2
         rows = packed.ids.clamp(max=size).masked_fill_(~words, size + 1)
@@ -146,7 +146,7 @@ class CpuBackend:
             found += more
         return rows, found
 
-    def _sorted_rows(self, packed: Packed, words: Tensor, n: int) -> tuple[Tensor, int]:
+    def _sorted_rows(self, packed: PackedKeys, words: Tensor, n: int) -> tuple[Tensor, int]:
         """Row of the n-gram that starts at every token, int32 [M], and how many have one of their own."""
         rows = torch.full((len(packed.ids),), len(self._known) - 1, dtype=torch.int32)
         at = torch.nonzero(packed.windows(n, words)).squeeze(1)
@@ -162,7 +162,7 @@ class CpuBackend:
         hit = self._keys[place] == keys
         return torch.where(hit, place + (back_off + 2), back_off).to(torch.int32), int(hit.sum())
 
-    def _add(self, sums: Tensor, rows: Tensor, packed: Packed) -> None:
+    def _add(self, sums: Tensor, rows: Tensor, packed: PackedKeys) -> None:
         """Add the rows of each sample to ``sums`` (int64 [N, L]), exactly."""
         if packed.longest <= EXACT_IN_FLOAT32:  # then a piece is not too large for 32-bit offsets, either
             offsets = packed.offsets.to(torch.int32)
@@ -242,11 +242,6 @@ def _merge(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray
     keys = keys[order]
     first = _firsts(keys)
     return keys[first], np.add.reduceat(counts[order], first, dtype=np.uint32)
-
-
-def _key(ids: np.ndarray | int) -> np.ndarray | int:
-    """Keys of single tokens."""
-    return (1 << N_SHIFT) + (ids << 2 * ID_BITS)
 
 
 def _firsts(keys: np.ndarray) -> np.ndarray:

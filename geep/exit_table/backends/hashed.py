@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geep.exit_table.backends import Tally
-from geep.exit_table.keys import ID_BITS, MAX_ID, N_SHIFT, Packed
+from geep.exit_table.backends.interface import KeyHits
+from geep.exit_table.keys import ID_BITS, PackedKeys, bad_id, token_key
 from geep.exit_table.memory import OutOfMemory, in_a_line, memory_told, ran_out
 from harness.core.errors import ConfigError, DeviceError
 from harness.kernels import Launcher, Source
@@ -88,7 +88,7 @@ class HashedBackend:
         self._specials: dict[tuple[int, ...], tuple[int | Tensor, ...]] = {}
         self._quantiles: dict[tuple[int, ...], Tensor] = {}
 
-    def insert(self, packed: Packed, exits: Tensor) -> None:
+    def insert(self, packed: PackedKeys, exits: Tensor) -> None:
         with memory_told():
             packed = packed.to(self.launcher.device)
             exits = exits.to(self.launcher.device).contiguous()
@@ -131,10 +131,10 @@ class HashedBackend:
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
         with memory_told():
             device = self.launcher.device
-            dense = int(np.searchsorted(keys, _key(self._dense_ids)))
+            dense = int(np.searchsorted(keys, token_key(self._dense_ids)))
             wide = self._dense
             if dense:
-                ids = torch.from_numpy(keys[:dense] - _key(0) >> 2 * ID_BITS).to(device)
+                ids = torch.from_numpy(keys[:dense] - token_key(0) >> 2 * ID_BITS).to(device)
                 self._grow_dense(int(ids[-1]) + 1)
                 rows = torch.from_numpy(counts[:dense].view(np.int32)).to(device)
                 wide = self._dense.view(-1, self._layers).index_add(0, ids, rows).view(-1)  # wraps as uint32 does
@@ -160,7 +160,7 @@ class HashedBackend:
             filled = filled[(counts[filled] != 0).any(dim=1)]
         keys, order = keys[filled].sort()
         # n is the highest part of a key, then the first id: dense ids come first.
-        keys = torch.cat([_key(0) + (ids << 2 * ID_BITS), keys])
+        keys = torch.cat([token_key(ids), keys])
         return keys.cpu().numpy(), torch.cat([dense[ids], counts[filled[order]]]).cpu().numpy().view(np.uint32)
 
     def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
@@ -201,13 +201,13 @@ class HashedBackend:
         self._keys, self._counts = self._keys[filled], self._counts.view(-1, self._layers)[filled].reshape(-1)
         self._used, self._taken_back = len(filled), False
 
-    def sums(self, packed: Packed) -> tuple[Tensor, Tally]:
+    def sums(self, packed: PackedKeys) -> tuple[Tensor, KeyHits]:
         with memory_told():
             sums = torch.empty(len(packed), self._layers, dtype=torch.int64, device=self.launcher.device)
             tally = self._query(packed, sums, None, None)
             return sums.to(packed.ids.device), tally
 
-    def exits(self, packed: Packed, per_mille: list[int]) -> tuple[Tensor, Tally]:
+    def exits(self, packed: PackedKeys, per_mille: list[int]) -> tuple[Tensor, KeyHits]:
         wanted = tuple(per_mille)
         with memory_told():
             if wanted not in self._quantiles:
@@ -223,8 +223,7 @@ class HashedBackend:
         if worst or sample:
             self._trouble = self._filled(2, 0, torch.int64)
         if worst:
-            wrong = worst - 1 - (1 << 32 if worst > 1 << 31 else 0)  # the kernel sees ids as uint32
-            raise ConfigError(f"exit table: token id {wrong} is outside 0..{MAX_ID}: keys hold ids of {ID_BITS} bits")
+            raise bad_id(worst - 1 - (1 << 32 if worst > 1 << 31 else 0))  # the kernel sees ids as uint32
         if sample:
             raise ConfigError(
                 f"exit table: offsets of sample {sample - 1} do not rise or leave the ids: mend the offsets"
@@ -255,7 +254,9 @@ class HashedBackend:
         """Slots that the most remote key of the frozen table is found after, and no query looks beyond."""
         return self._longest
 
-    def _query(self, packed: Packed, sums: Tensor | None, per_mille: Tensor | None, exits: Tensor | None) -> Tally:
+    def _query(
+        self, packed: PackedKeys, sums: Tensor | None, per_mille: Tensor | None, exits: Tensor | None
+    ) -> KeyHits:
         here = packed.to(self.launcher.device)
         tally = self._filled(2, 0, torch.int64)
         self._run(
@@ -265,7 +266,7 @@ class HashedBackend:
             self._longest, self._prior, sums, per_mille, 0 if per_mille is None else len(per_mille), exits, tally,
             self._trouble,
         )  # fmt: skip
-        return Tally(tally[0], tally[1])
+        return KeyHits(tally[0], tally[1])
 
     def _settle(self, late_keys: Tensor, late_exits: Tensor, status: Tensor) -> None:
         """Grow until the table is no fuller than allowed and everything that was put off is counted."""
@@ -384,8 +385,3 @@ def _longest_search(max_load: float) -> int:
 
 def _power_of_two(size: int) -> int:
     return 1 << max(size - 1, 1).bit_length()
-
-
-def _key(token: int) -> int:
-    """The key of a single token."""
-    return (1 << N_SHIFT) + (token << 2 * ID_BITS)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geep.exit_table import ExitTable
-from geep.exit_table.backends import _fastest, hashed
+from geep.exit_table.backends import hashed
 from geep.exit_table.backends.hashed import HashedBackend
+from geep.exit_table.backends.selection import _fastest
 from geep.exit_table.keys import MAX_ID
 from harness.core.errors import ConfigError, DeviceError
 from harness.core.tokens import TokenSet

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geep.exit_table import ExitTable, backends
-from geep.exit_table.backends import cpu, hashed
+from geep.exit_table import ExitTable
+from geep.exit_table.backends import cpu, hashed, selection
 from geep.exit_table.keys import pack
 from harness.core.errors import ConfigError, DeviceError
 from harness.kernels import host
@@ -149,7 +149,7 @@ def test_a_table_that_nobody_placed_goes_on_on_the_cpu(ngram: int, before: list,
 )
 def test_a_device_that_is_full_from_the_start_gets_no_table(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named, the backend is an error in one line; left to choose, the table begins on the CPU and says so."""
-    monkeypatch.setattr(backends, "_fastest", lambda: "host")
+    monkeypatch.setattr(selection, "_fastest", lambda: "host")
     monkeypatch.setattr(hashed.HashedBackend, "_filled", raising(error))
     with pytest.raises(DeviceError, match="out of memory.*give fewer samples") as caught:
         ExitTable(5, backend="host")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geep.exit_table.backends import Tally
-from geep.exit_table.keys import Packed
+from geep.exit_table.backends.interface import KeyHits
+from geep.exit_table.keys import PackedKeys
 from geep.exit_table.rows import SCALE
 
 
@@ -26,7 +26,7 @@ class ReferenceBackend:
         self._rows: dict[int, np.ndarray] = {}
         self._prior = np.zeros(num_layers, dtype=np.int64)
 
-    def insert(self, packed: Packed, exits: Tensor) -> None:
+    def insert(self, packed: PackedKeys, exits: Tensor) -> None:
         for keys, exit_layer in zip(self._samples(packed), exits.tolist(), strict=True):
             for key in keys:
                 self._counts.setdefault(key, np.zeros(self._layers, dtype=np.int64))[exit_layer] += 1
@@ -57,16 +57,16 @@ class ReferenceBackend:
                 below = level
             self._rows[key] = np.array(row, dtype=np.int64)
 
-    def sums(self, packed: Packed) -> tuple[Tensor, Tally]:
+    def sums(self, packed: PackedKeys) -> tuple[Tensor, KeyHits]:
         sums = np.zeros((len(packed), self._layers), dtype=np.int64)
         found = 0
         for sample, keys in enumerate(self._samples(packed)):
             for key in keys:
                 found += key in self._rows
                 sums[sample] += self._rows.get(key, self._prior)
-        return torch.from_numpy(sums).to(packed.ids.device), Tally(found, int(sums.sum()) // SCALE)
+        return torch.from_numpy(sums).to(packed.ids.device), KeyHits(found, int(sums.sum()) // SCALE)
 
-    def exits(self, packed: Packed, per_mille: list[int]) -> tuple[Tensor, Tally]:
+    def exits(self, packed: PackedKeys, per_mille: list[int]) -> tuple[Tensor, KeyHits]:
         sums, tally = self.sums(packed)
         exits = np.full((len(sums), len(per_mille)), self._layers - 1, dtype=np.int16)
         for sample, row in enumerate(sums.tolist()):
@@ -94,7 +94,7 @@ class ReferenceBackend:
     def bytes(self) -> int:
         return sum(8 + row.nbytes for table in (self._counts, self._rows) for row in table.values())
 
-    def _samples(self, packed: Packed) -> Iterator[list[int]]:
+    def _samples(self, packed: PackedKeys) -> Iterator[list[int]]:
         """Keys of every sample."""
         ids, offsets = packed.ids.tolist(), packed.offsets.tolist()
         for start, end in zip(offsets[:-1], offsets[1:], strict=True):

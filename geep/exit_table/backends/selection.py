@@ -1,0 +1,47 @@
+"""Choose the backend of an exit table by name."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+
+from geep.exit_table.backends.cpu import CpuBackend
+from geep.exit_table.backends.hashed import HashedBackend, kernels
+from geep.exit_table.backends.interface import Backend
+from geep.exit_table.backends.reference_backend import ReferenceBackend
+from harness.core.errors import UnknownNameError
+from harness.kernels import cuda, host
+
+BACKENDS = ("auto", "cpu", "cuda", "host", "reference")
+
+
+def make_backend(name: str, num_layers: int, ngram: int, seed: int) -> Backend:
+    """The backend of that name; ``"auto"`` takes the fastest that works here: ``"cuda"``, else ``"cpu"``.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+        DeviceError: it was named, but cannot work here: no CuPy or no device, no C++ compiler.
+        ConfigError: the compiler refused the kernels.
+    """
+    if name == "auto":
+        name = _fastest()
+    if name == "cpu":
+        return CpuBackend(num_layers, ngram)
+    if name == "reference":
+        return ReferenceBackend(num_layers, ngram)
+    if name == "cuda":
+        return HashedBackend(name, num_layers, ngram, seed, cuda.launcher(kernels(num_layers)))
+    if name == "host":
+        return HashedBackend(name, num_layers, ngram, seed, host.launcher(kernels(num_layers)))
+    raise UnknownNameError("exit table backend", name, BACKENDS)
+
+
+@cache
+def _fastest() -> str:
+    """``"cuda"`` or ``"cpu"``; where a device goes unused, says why, once."""
+    reason = cuda.problem()
+    if reason and torch.cuda.is_available():
+        warnings.warn(f"exit tables are kept on the CPU: {reason}", RuntimeWarning, stacklevel=4)
+    return "cpu" if reason else "cuda"
