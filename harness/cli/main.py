@@ -39,7 +39,7 @@ def settings_of(args: argparse.Namespace) -> Any:
     chosen = profile.load(args.profile)
     changes: dict[str, Any] = {
         key: value
-        for key in ("methods", "datasets", "seeds", "max_train", "max_test", "rounds")
+        for key in ("methods", "datasets", "seeds", "max_train", "max_test", "rounds", "fit_processes")
         if (value := getattr(args, key)) is not None
     }
     way = {

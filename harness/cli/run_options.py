@@ -107,6 +107,12 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
     run.add_argument("--max-train", type=whole_number(1), metavar="N", help="at most N train rows (stratified, seed 0)")
     run.add_argument("--max-test", type=whole_number(1), metavar="N", help="at most N test rows (stratified, seed 0)")
     run.add_argument("--rounds", type=whole_number(1), metavar="N", help="timed passes per cell")
+    run.add_argument(
+        "--fit-processes",
+        type=whole_number(1),
+        metavar="N",
+        help="fit N methods at a time (on a CPU), each on 1/N of the threads",
+    )
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
     run.add_argument("--fit-only", action="store_true", help="fit and cache, and measure later, on a quiet machine")
     run.add_argument("--fresh", action="store_true", help="fit and measure again what is there already")

@@ -24,7 +24,8 @@ from harness.measure.diagnostics import Diagnostics, diagnose
 from harness.measure.passes import Contender, Measured, measure
 from harness.measure.resources import SavedState, advice, check_alive
 from harness.results.run_folder import RunFolder
-from harness.results.schema import Cell
+from harness.results.schema import Cell, Result
+from harness.running.fit_pool import FitPool
 from harness.running.record import build_result, sample_rows
 from harness.running.session import CHASSIS_VERSION, Session
 from harness.running.settings import Settings, validate_settings
@@ -76,6 +77,16 @@ def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
     return list(points)
 
 
+def one_line(result: Result) -> str:
+    """A result as a line for the terminal while the run goes on."""
+    cell, speed = result.cell, result.speed
+    ratio = "" if speed.speedup is None else f", {speed.speedup:.2f}x {speed.reference}"
+    return (
+        f"{cell.dataset} {cell.method} {cell.point} seed {cell.seed}: {result.quality.accuracy:.1%} accuracy, "
+        f"{result.cost.mean_layers:.2f} layers, {speed.samples_per_s:,.0f} samples/s{ratio}"
+    )
+
+
 class Grid:
     """All cells of a run."""
 
@@ -99,18 +110,19 @@ class Grid:
         write_json(self.run.path / "run.json", self._facts())
         jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
         session: Session | None = None
-        with tqdm(total=len(jobs), desc="run", unit="method", disable=None) as bar:
-            for done, (dataset, seed, method) in enumerate(jobs, start=1):
+        with FitPool(self.settings) as pool, tqdm(total=len(jobs), desc="run", unit="method", disable=None) as bar:
+            for dataset, seed, method in jobs:
                 bar.set_description(f"{dataset} {method} seed {seed}")
-                if self._finished(dataset, method, seed):
+                stored = self._stored(dataset, method, seed)
+                if stored is not None:
+                    self.outcome.kept += stored
                     bar.update()
                     continue
                 if session is None or (session.dataset, session.seed) != (dataset, seed):
                     session = Session(self.settings, dataset, seed)
+                    pool.fit(session, [name for name in profile.methods if self._stored(dataset, name, seed) is None])
+                bar.update()  # before its rows are printed, which say how far the run is
                 self._measure(session, method, bar)
-                bar.update()
-                if bar.disable:  # not a terminal: a line now and then instead of a bar
-                    print(f"[{done}/{len(jobs)}] {dataset} {method} seed {seed}", file=sys.stderr, flush=True)
         return self.outcome
 
     def fit(self) -> tuple[int, int]:
@@ -122,16 +134,18 @@ class Grid:
         profile = self.settings.profile
         jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
         ready, session = 0, None
-        for dataset, seed, method in tqdm(jobs, desc="fits", unit="method", disable=None):
-            if session is None or (session.dataset, session.seed) != (dataset, seed):
-                session = Session(self.settings, dataset, seed)
-            try:
-                session.fitted(method)
-                ready += 1
-            except Exception as error:
-                if is_fatal(error):
-                    raise
-                self._failed(session.cell(method, OperatingPoint("fit")), error)
+        with FitPool(self.settings) as pool:
+            for dataset, seed, method in tqdm(jobs, desc="fits", unit="method", disable=None):
+                if session is None or (session.dataset, session.seed) != (dataset, seed):
+                    session = Session(self.settings, dataset, seed)
+                    pool.fit(session, profile.methods)
+                try:
+                    session.fitted(method)
+                    ready += 1
+                except Exception as error:
+                    if is_fatal(error):
+                        raise
+                    self._failed(session.cell(method, OperatingPoint("fit")), error)
         return ready, self.outcome.failed
 
     def _facts(self) -> dict[str, Any]:
@@ -161,19 +175,17 @@ class Grid:
             *([named] if named else []),
         )
 
-    def _finished(self, dataset: str, method: str, seed: int) -> bool:
-        """All cells of this method are stored and were made with these settings."""
+    def _stored(self, dataset: str, method: str, seed: int) -> int | None:
+        """Number of this method's cells, if all of them are stored and were made with these settings; else ``None``."""
         path = plan_path(self.run, dataset, method, seed)
         plan = self._plan(path)
         try:
             if self.settings.fresh or plan is None or plan["key"] != self._key(dataset, method):
-                return False
-        except MethodError:  # told when its turn comes
-            return False
+                return None
+        except MethodError:  # reported when its turn comes
+            return None
         done = [(self.run.path / "results" / f"{name}.json").is_file() for name in plan["cells"]]
-        if all(done):
-            self.outcome.kept += len(done)
-        return all(done)
+        return len(done) if all(done) else None
 
     def _plan(self, path: Path) -> dict[str, Any] | None:
         """A stored plan; ``None`` where there is none. A broken one only costs asking the fitted method again."""
@@ -239,6 +251,7 @@ class Grid:
             self.outcome.measured += 1
             self.outcome.seconds += clock.now() - start
             self.outcome.predicting += measured.predicting + beside.predicting
+            bar.write(f"[{bar.n}/{bar.total}] {one_line(result)}", file=sys.stderr)
 
     def _failed(self, cell: Cell, error: Exception) -> None:
         """Record and tell what a method raised.

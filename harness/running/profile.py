@@ -50,6 +50,7 @@ class Profile(BaseModel):
         reference: the method that speed-ups are measured against.
         speeds: entropy thresholds (FastBERT's speed) at which early-exit methods are measured.
         rounds: timed passes per cell.
+        fit_processes: methods that are fitted at the same time, each on its share of the threads; on a CPU only.
         max_length: tokens per sample.
         backbones: language -> ``"embedded"``, folder or hub id.
         training: hyper-parameters for every method (see :class:`harness.toolkit.training.Recipe`), ``head``.
@@ -68,6 +69,7 @@ class Profile(BaseModel):
     seeds: list[int] = [0]
     speeds: list[float] = [0.1, 0.5, 0.8]
     rounds: int = Field(default=3, ge=1)
+    fit_processes: int = Field(default=1, ge=1, le=64)
     max_length: int = Field(default=128, ge=8)
     max_train: int | None = Field(default=None, ge=1)
     max_test: int | None = Field(default=None, ge=1)

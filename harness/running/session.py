@@ -114,6 +114,17 @@ class Session:
             *([self.backbone.head_fingerprint] if uses_head else []),
         )
 
+    def _folder(self, name: str) -> Path:
+        return cache_root() / "fits" / f"{self.dataset}--{name}--{self.fit_key(name)}"
+
+    def is_cached(self, name: str) -> bool:
+        """Whether a fit of this method with these settings and data is in the cache."""
+        return self._folder(name).is_dir()
+
+    def may_be_cached(self, name: str) -> bool:
+        """As :meth:`is_cached`, but without loading anything: false if no fit of that name is there, whatever its settings."""
+        return any((cache_root() / "fits").glob(f"{self.dataset}--{name}--*"))
+
     def fitted(self, name: str) -> Fitted:
         """The fitted method or variant: from this process, from the cache, or trained now.
 
@@ -138,7 +149,7 @@ class Session:
         method = profile.method_of(name)
         task, backbone = self.prepared.task, self.backbone
         teachers = {need: self._teacher(name, need) for need in method.needs}
-        folder = cache_root() / "fits" / f"{self.dataset}--{name}--{self.fit_key(name)}"
+        folder = self._folder(name)
         if self.settings.fresh:
             shutil.rmtree(folder, ignore_errors=True)
         with self.naming(name):

@@ -1,0 +1,166 @@
+"""Fits of several methods at a time, in worker processes, into the cache that the grid reads.
+
+Small models leave most cores idle: two fits of one thread each are faster than one after the other on two threads. All fits of a
+dataset end before the first of its cells is measured, so that nothing else runs while passes are timed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from queue import SimpleQueue
+from types import TracebackType
+
+import torch
+
+from harness.core.errors import MethodError
+from harness.running.session import Session
+from harness.running.settings import Settings
+
+Fit = Callable[[str], str | None]  # a method's name -> why it failed, or None
+
+
+def fit_in_order(names: Sequence[str], needs: Mapping[str, Iterable[str]], fit: Fit, at_a_time: int) -> dict[str, str]:
+    """Call ``fit`` for every name, at most ``at_a_time`` at once, each after the methods that it needs.
+
+    A method that needs a failed one is skipped.
+
+    Args:
+        names: methods, each after those that it needs.
+        needs: for each method, the names that it learns from.
+
+    Returns:
+        The failures: method -> reason.
+    """
+    todo, done, failed = list(names), set[str](), dict[str, str]()
+    running: dict[Future[str | None], str] = {}
+    with ThreadPoolExecutor(at_a_time) as threads:
+        while todo or running:
+            for name in [name for name in todo if set(needs[name]) & failed.keys()]:
+                todo.remove(name)
+                failed[name] = "it learns from a method that failed"
+            ready = [name for name in todo if done.issuperset(needs[name])]
+            for name in ready[: at_a_time - len(running)]:
+                todo.remove(name)
+                running[threads.submit(fit, name)] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, reason = running.pop(future), future.result()
+                if reason is None:
+                    done.add(name)
+                else:
+                    failed[name] = reason
+    return failed
+
+
+class FitPool:
+    """Worker processes that fit methods into the cache; closed at the end of a ``with`` block.
+
+    A worker (``python -m harness.running.fit_worker``) reads one JSON line per fit and answers with one. Whatever fails in a worker
+    is only reported: the grid fits that method again in its own process and handles the error there.
+
+    Args:
+        settings: the run. Its profile says how many workers there are; they start when there is something to fit, and share the
+            threads that torch would use.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.processes = settings, settings.profile.fit_processes
+        self._workers: list[subprocess.Popen[str]] = []
+        self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+
+    def __enter__(self) -> FitPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            assert worker.stdin is not None
+            with suppress(BrokenPipeError):  # a worker that died has closed it
+                worker.stdin.close()
+            if kind is not None:
+                worker.terminate()
+            worker.wait()
+
+    def start(self) -> None:
+        """Start the workers, which then import what they need while this process does something else."""
+        if self._workers:
+            return
+        threads = str(max(1, torch.get_num_threads() // self.processes))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        settings = self.settings
+        first = {
+            "profile": settings.profile.model_dump(mode="json"),
+            "data": None if settings.data is None else str(settings.data.resolve()),
+            "device": settings.device,
+            "threads": int(threads),
+        }
+        for _ in range(self.processes):
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "harness.running.fit_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env={**environment, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"},
+            )
+            self._workers.append(worker)
+            self._send(worker, first)
+            self._idle.put(worker)
+
+    def fit(self, session: Session, methods: Sequence[str]) -> None:
+        """Fit ``methods``, and what they need, into the cache; what is there already is left alone.
+
+        Does nothing where a single process is asked for, on another device than a CPU, or where everything is fitted afresh.
+        Failures are printed; the caller fits these methods itself and handles the error.
+
+        Raises:
+            GeepBenchError: the session's data or backbone cannot be used.
+        """
+        settings = self.settings
+        if self.processes == 1 or settings.device != "cpu" or settings.fresh:
+            return
+        names, needs = [], {}
+        for method in methods:
+            try:
+                family = settings.profile.in_order([method])
+            except MethodError:  # a broken plug-in: reported when its turn comes
+                continue
+            names += [name for name in family if name not in names]
+        needs = {name: settings.profile.method_of(name).needs for name in names}
+        if not all(session.may_be_cached(name) for name in names):
+            self.start()
+        _ = session.prepared  # makes the backbone once, for all workers, while they start
+        names = [name for name in names if not session.is_cached(name)]
+        if not names:
+            return
+        self.start()
+        job = {"dataset": session.dataset, "seed": session.seed}
+
+        def ask(name: str) -> str | None:
+            worker = self._idle.get()
+            try:
+                return self._send(worker, {**job, "method": name}, answer=True)
+            finally:
+                self._idle.put(worker)
+
+        wanted = {name: [need for need in needs[name] if need in names] for name in names}
+        for name, reason in fit_in_order(names, wanted, ask, self.processes).items():
+            print(f"{session.dataset} {name}: not fitted in a worker ({reason}); fitting it here", file=sys.stderr)
+
+    @staticmethod
+    def _send(worker: subprocess.Popen[str], message: Mapping[str, object], *, answer: bool = False) -> str | None:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            worker.stdin.write(json.dumps(message) + "\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline() if answer else "null"
+        except BrokenPipeError:
+            line = ""
+        return str(reason) if (reason := json.loads(line or '"the worker process ended"')) is not None else None

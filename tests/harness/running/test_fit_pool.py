@@ -1,0 +1,126 @@
+"""Fits in worker processes: each after what it needs, never too many at a time, and the same as in one process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.cli.main import main
+from harness.encoder import checkpoint
+from harness.encoder.backbone import Backbone
+from harness.running.fit_pool import fit_in_order
+
+PROFILE = """
+title = "tiny"
+source = "local"
+datasets = ["mine"]
+methods = ["bert", "fastbert", "geep", "geep-verified"]
+rounds = 1
+max_length = 16
+speeds = [0.5]
+[execution]
+batch_size = 8
+[training]
+epochs = 1
+batch_size = 16
+"""
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[dict[str, list[str]], set[str], int]:
+    """Methods and what they need, those that fail, and how many run at a time."""
+    count = draw(st.integers(1, 8))
+    names = [f"m{number}" for number in range(count)]
+    needs = {
+        name: draw(st.lists(st.sampled_from(names[:at]), unique=True) if at else st.just([]))
+        for at, name in enumerate(names)
+    }
+    failing = set(draw(st.lists(st.sampled_from(names), unique=True, max_size=2)))
+    return needs, failing, draw(st.integers(1, 3))
+
+
+@given(graphs())
+@settings(deadline=None, max_examples=60)
+def test_every_method_is_fitted_once_after_what_it_needs(graph: tuple[dict[str, list[str]], set[str], int]) -> None:
+    """Whatever fails and however many run at a time; a method that needs a failed one is skipped and reported."""
+    needs, failing, at_a_time = graph
+    lock, fitted, running, most = threading.Lock(), list[str](), set[str](), 0
+
+    def fit(name: str) -> str | None:
+        nonlocal most
+        with lock:
+            assert set(needs[name]) <= set(fitted)
+            running.add(name)
+            most = max(most, len(running))
+        with lock:
+            running.remove(name)
+            if name in failing:
+                return "on purpose"
+            fitted.append(name)
+            return None
+
+    failed = fit_in_order(list(needs), needs, fit, at_a_time)
+    spoilt: set[str] = set()
+    for name in needs:
+        if name in failing or spoilt & set(needs[name]):
+            spoilt.add(name)
+    assert set(failed) == spoilt
+    assert sorted(fitted) == sorted(set(needs) - spoilt)
+    assert most <= at_a_time
+    assert all(failed[name] == "on purpose" for name in spoilt & failing if not spoilt & set(needs[name]))
+
+
+def fits(cache: Path) -> dict[str, bytes]:
+    """Weights in a cache, by file."""
+    return {str(path.relative_to(cache)): path.read_bytes() for path in sorted((cache / "fits").rglob("*.safetensors"))}
+
+
+def test_workers_fit_what_one_process_fits(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_backbone: Callable[..., Backbone],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The cache has the same files with the same weights, bit for bit, and the run finds all of them there."""
+    torch.set_num_threads(1)
+    (tmp_path / "tiny.toml").write_text(PROFILE)
+    words = ["good", "bad"]
+    for split, rows in (("train", 24), ("dev", 8), ("test", 6)):
+        table = pd.DataFrame(
+            {"text": [f"{words[i % 2]} number {i}" for i in range(rows)], "label": np.arange(rows) % 2}
+        )
+        (tmp_path / "data" / "mine").mkdir(parents=True, exist_ok=True)
+        table.to_parquet(tmp_path / "data" / "mine" / f"{split}.parquet")
+    made = make_backbone()
+    (tmp_path / "backbone").mkdir()
+    checkpoint.write_folder(tmp_path / "backbone", made.shape, made.state)
+    made.tokenizer.save_pretrained(tmp_path / "backbone")
+    monkeypatch.chdir(tmp_path)
+    given = ["run", "--profile", "tiny.toml", "--data", "data", "--backbone", "en=backbone", "--device", "cpu"]
+    found = []
+    for processes in ("1", "2"):
+        monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / f"cache-{processes}"))
+        assert main([*given, "--out", f"out-{processes}", "--fit-processes", processes, "--fit-only"]) == 0
+        found.append(fits(tmp_path / f"cache-{processes}"))
+    assert len(found[0]) >= 3
+    assert found[0] == found[1]
+    assert "not fitted in a worker" not in capfd.readouterr().err
+
+
+def test_bad_input_stays_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Data that is not there is reported once, by the run and not by its workers."""
+    (tmp_path / "tiny.toml").write_text(PROFILE.replace('"fastbert", "geep", "geep-verified"', '"geep"'))
+    monkeypatch.chdir(tmp_path)
+    code = main(["run", "--profile", "tiny.toml", "--data", "nowhere", "--backbone", "en=x", "--fit-processes", "2"])
+    assert code == 2
+    assert "nowhere" in capfd.readouterr().err
