@@ -1,58 +1,56 @@
-"""Does early exit make it fast, or the order of the samples? Every order with every method, each at its best batch size.
+"""Is a gain due to early exit or to the order of the samples? Measure every method in every order, at its best batch size.
 
 ::
 
     python -m suites.studies.orders --profile quick --datasets lcqmc,ag_news
 
-takes the options of ``geep-bench run`` beside its own. For each dataset and protocol (``modern``: packed; ``paper``: all
-padded to the profile's ``max_length``) a sweep finds the batch size at which each method is fastest; then all methods run
-in all orders, first at one batch size for everybody, then at each one's best:
+For each dataset and protocol (``modern``: packed; ``paper``: all samples padded to the profile's ``max_length``) a sweep finds
+the batch size at which each method is fastest. All methods then run in all orders, first at one common batch size, then each
+at its best:
 
 arrival    as the samples come
 length     longest first
 predicted  deepest predicted exit first (GEEP's table at --speed); predicting and sorting are in the timed region
-oracle     deepest true exit first: for methods that find exits on the way, and the bound, their own; for the others those
-           of the sequential rule on GEEP's weights. Looked up beforehand and not timed: no method, a bound
+oracle     deepest true exit first: a method's own exits where it finds them layer by layer, and for the bound; for others those
+           of the sequential rule on GEEP's weights. They are looked up beforehand and not timed: a bound, not a method
 own        as methods that predict exits sort by themselves: all samples by (exit, length)
 
-Code that knows nothing of a method puts its samples into the order, and the answers back; batches are then cut from that.
-Under the first four orders, methods that sort by exit (ladder, exact-k, verified) get one batch at a time and sort within
-it. Rounds take turns (A B C, C B A) over samples in another order each; one method is measured twice (A/A) to show what
-is noise. Finished rounds are kept in the --out file: stopped and started again, it goes on.
+Code outside the method sorts its samples and puts the answers back; batches are cut from that order. In the first four orders,
+methods that sort by exit (ladder, exact-k, verified) receive one batch at a time and sort within it. Rounds alternate (A B C,
+C B A) over samples in a new random order each. One method is measured twice (A/A) to show the noise. Finished rounds are stored
+in the --out file, from which a stopped run resumes.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from harness.cli.argument_types import OneLineParser, comma_separated, one_of, whole_number
 from harness.contracts import Execution
-from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError
-from harness.core.files import write_atomic
 from harness.core.tokens import TokenSet
 from harness.measure.passes import TimedPass
-from harness.running.session import Session
 from harness.running.settings import Settings, validate_settings
 from suites.studies.shared.order_tables import page
 from suites.studies.shared.ordering import ORDERS, PREDICTING, SORTING, around, execution_for, pointless
-from suites.studies.shared.resume_file import ResumeFile
-from suites.studies.shared.study import asked, choices, read, suite_options, whole, wholes
+from suites.studies.shared.study import Study
 from suites.studies.shared.study_methods import PREDICTOR, StudyMethod, StudySamples, with_protocol
-from suites.studies.shared.sweep import SIZES, Pass, samples_of, spread, sweep, take_turns, warm_up
+from suites.studies.shared.study_page import Page
+from suites.studies.shared.sweep import SIZES, Pass, samples_of, spread, take_turns, warm_up
 
 AGAIN = "again"  # the second of the A/A pair
 REGIMES = ("fixed", "best")
 
 
 def timed_in_order(order: str, entry: StudyMethod, samples: StudySamples, execution: Execution) -> Pass:
-    """Passes of one cell of the factorial."""
+    """Return a function that makes one timed pass of ``entry`` in this order."""
     way = execution_for(order, execution, samples.probes[entry.label].sorts)
     exits = samples.foreseen(entry)[0] if order == "oracle" else None
 
@@ -64,7 +62,7 @@ def timed_in_order(order: str, entry: StudyMethod, samples: StudySamples, execut
 
 
 def facts_of(done: TimedPass, numbers: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What is kept of a pass: time, what ordering took of it, work, and samples whose label is not the one in ``labels``."""
+    """Return what is stored of a pass: times, work, and the samples whose label is not the one in ``labels``."""
     found = done.predictions
     phases = found.phases
     return {
@@ -77,85 +75,98 @@ def facts_of(done: TimedPass, numbers: np.ndarray, labels: np.ndarray) -> dict[s
     }
 
 
-class Study:
-    """One run of this suite.
+class OrderStudy(Study):
+    """Every method in every order, per dataset, seed and protocol."""
 
-    Attributes:
-        rows: results so far.
-    """
+    name = "orders"
+    options = ("predictor", "batch_sizes", "fixed", "protocols", "samples", "rounds", "speed")
 
-    def __init__(self, settings: Settings, args: Any, kept: ResumeFile, bar: Any) -> None:
-        self.settings, self.args, self.kept, self.bar = settings, args, kept, bar
-        self.rows: list[dict[str, Any]] = []
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.sweeps: list[dict[str, Any]] = []
         self._samples: tuple[tuple[str, int], StudySamples] | None = None
-        self._steps = 0
+
+    @classmethod
+    def add_options(cls, parser: OneLineParser) -> None:
+        count, protocols = whole_number(1), ["modern", "paper"]
+        sizes = comma_separated(count)
+        parser.add_argument(
+            "--batch-sizes", type=sizes, default=list(SIZES), metavar="1,2,4", help="sizes of the sweep"
+        )
+        parser.add_argument("--fixed", type=count, default=32, metavar="N", help="common batch size; default 32")
+        parser.add_argument(
+            "--protocols", type=comma_separated(one_of(*protocols)), default=protocols, metavar="modern,paper"
+        )
+        parser.set_defaults(predictor=PREDICTOR)
+
+    @classmethod
+    def check(cls, settings: Settings, args: argparse.Namespace) -> None:
+        super().check(settings, args)
+        for protocol in args.protocols:
+            validate_settings(with_protocol(settings, protocol))
+        if max([*args.batch_sizes, args.fixed]) == 1:
+            raise ConfigError("batches of one have no order: name a size above 1 with --batch-sizes or --fixed")
+
+    @classmethod
+    def steps(cls, settings: Settings, args: argparse.Namespace) -> int:
+        return super().steps(settings, args) * len(args.protocols) * (1 + len(REGIMES) * args.rounds)
 
     def execute(self) -> None:
-        """Everything that is missing."""
         profile = self.settings.profile
         for dataset, seed, protocol in itertools.product(profile.datasets, profile.seeds, self.args.protocols):
             best = self._best(dataset, seed, protocol)
             for regime in REGIMES:
                 self.rows += self._block(dataset, seed, protocol, regime, best)
 
-    def samples(self, dataset: str, seed: int) -> StudySamples:
-        if self._samples is None or self._samples[0] != (dataset, seed):
-            self.bar.set_description(f"{dataset}: loading")
-            session = Session(self.settings, dataset, seed)
-            found = StudySamples(
-                session, self.settings.profile.methods, self.args.speed, self.args.samples, self.args.fixed
+    def results(self) -> dict[str, Any]:
+        return {"sweeps": self.sweeps, "rows": self.rows}
+
+    def page(self) -> Page:
+        return page(self.rows, self.sweeps, self.settings.profile.reference, self.settings.dtype)
+
+    def exit_code(self) -> int:
+        wrong = disagreeing(self.rows, self.settings.dtype)
+        for row in wrong:
+            print(
+                f"orders: {row['dataset']} {row['protocol']} batch {row['batch_size']} {row['label']} {row['order']}: "
+                f"{1 - row['labels_agree']:.2%} of the labels depend on the order",
+                file=sys.stderr,
             )
+        return 1 if wrong else 0
+
+    def _loaded(self, dataset: str, seed: int) -> StudySamples:
+        """Return the samples of one dataset; the last ones stay in memory."""
+        if self._samples is None or self._samples[0] != (dataset, seed):
+            found = self.samples(dataset, seed, self.settings.profile.methods, self.args.fixed)
             if min([*self.args.batch_sizes, self.args.fixed]) >= len(found):
                 raise ConfigError(
-                    f"{dataset}: its {len(found)} samples fit into one batch, which no order changes: name smaller sizes "
+                    f"{dataset}: its {len(found)} samples fit into one batch, which no order changes: give smaller sizes "
                     "with --batch-sizes and --fixed"
                 )
             self._samples = ((dataset, seed), found)
         return self._samples[1]
 
-    def execution(self, protocol: str) -> Execution:
-        return with_protocol(self.settings, protocol).execution
-
-    def _done(self, what: str, steps: int = 1) -> None:
-        self.bar.update(steps)
-        self._steps += steps
-        if self.bar.disable:  # not a terminal: a line now and then instead of a bar
-            print(f"[{self._steps}/{self.bar.total}] {what}", file=sys.stderr, flush=True)
-
-    def _tell(self, what: str) -> Callable[[str], None]:
-        self.bar.set_description(what)
-        return self.bar.set_postfix_str
-
     def _best(self, dataset: str, seed: int, protocol: str) -> dict[str, int]:
-        """Best batch size of every entry, by its label."""
+        """Return the best batch size of every entry, by its label."""
         where = f"{dataset}/seed{seed}/{protocol}"
-        if f"{where}/sweeps" not in self.kept:
-            samples = self.samples(dataset, seed)
-            found = []
-            for entry in samples.entries:
-                part = f"{where}/sweep/{entry.label}"
-                if part not in self.kept:
-                    tell = self._tell(f"{dataset} {protocol} sweep {entry.label}")
-                    way = self.execution(protocol)
-                    done = sweep(entry, samples.tokens, way, self.args.batch_sizes, self.args.rounds, seed, tell)
-                    self.kept.keep(part, done)
-                found.append({"label": entry.label, **self.kept[part]})
-            self.kept.keep(f"{where}/sweeps", found, instead_of=f"{where}/sweep/")
-        found = self.kept[f"{where}/sweeps"]
+        if f"{where}/sweeps" not in self.stored:
+            execution = with_protocol(self.settings, protocol).execution
+            found = self.sweep(where, self._loaded(dataset, seed), execution, seed)
+            self.stored.store(f"{where}/sweeps", found, instead_of=f"{where}/sweep/")
+        found = self.stored[f"{where}/sweeps"]
         common = {"dataset": dataset, "seed": seed, "protocol": protocol, "source": self.settings.source}
         self.sweeps += [{**common, **done} for done in found]
-        self._done(f"{where} sweeps")
+        self.advance(f"{where} sweeps")
         return {done["label"]: done["best"] for done in found}
 
     def _block(self, dataset: str, seed: int, protocol: str, regime: str, best: dict[str, int]) -> list[dict[str, Any]]:
-        """Rows of one dataset, protocol and choice of batch sizes: rounds over all methods and orders."""
+        """Return the rows of one dataset, protocol and choice of batch sizes, from rounds over all methods and orders."""
         where = f"{dataset}/seed{seed}/{protocol}/{regime}"
-        if f"{where}/rows" in self.kept:
-            self._done(where, self.args.rounds)
-            return list(self.kept[f"{where}/rows"])
-        samples = self.samples(dataset, seed)
-        base = self.execution(protocol)
+        if f"{where}/rows" in self.stored:
+            self.advance(where, self.args.rounds)
+            return list(self.stored[f"{where}/rows"])
+        samples = self._loaded(dataset, seed)
+        base = with_protocol(self.settings, protocol).execution
         cells: dict[str, Pass] = {}
         heads: dict[str, dict[str, Any]] = {}
         for entry in samples.entries:
@@ -178,57 +189,42 @@ class Study:
                 }
                 if why is None:
                     cells[name] = timed_in_order(order, entry, samples, way)
-        again = self._twin(samples)
-        cells[f"{again.label} | {AGAIN}"] = cells[f"{again.label} | arrival"]
-        kept = self._rounds(where, cells, samples, seed, base)
+        reference = next((e.label for e in samples.entries if e.method == self.settings.profile.reference), None)
+        twin = reference or samples.entries[0].label  # measured twice
+        cells[f"{twin} | {AGAIN}"] = cells[f"{twin} | arrival"]
+        rounds = self._rounds(where, cells, samples, seed, base)
         common = {
-            "dataset": dataset,
-            "seed": seed,
-            "source": self.settings.source,
-            "synthetic": self.settings.source == "embedded",
+            **self.facts(dataset, seed),
             "protocol": protocol,
             "pad_to": base.max_length if protocol == "paper" else None,
             "regime": regime,
             "samples": len(samples),
             "tokens": len(samples.tokens.ids),
         }
-        rows = rows_of(heads, kept, common, again.label, self._reference(samples))
-        self.kept.keep(f"{where}/rows", rows, instead_of=f"{where}/round/")
+        rows = rows_of(heads, rounds, common, twin, reference)
+        self.stored.store(f"{where}/rows", rows, instead_of=f"{where}/round/")
         return rows
-
-    def _reference(self, samples: StudySamples) -> str | None:
-        name = self.settings.profile.reference
-        return next((entry.label for entry in samples.entries if entry.method == name), None)
-
-    def _twin(self, samples: StudySamples) -> StudyMethod:
-        """Who is measured twice: the reference, or whoever is first."""
-        label = self._reference(samples)
-        return next((entry for entry in samples.entries if entry.label == label), samples.entries[0])
 
     def _rounds(
         self, where: str, cells: dict[str, Pass], samples: StudySamples, seed: int, execution: Execution
     ) -> list[dict[str, Any]]:
-        """What is kept of every round: by cell. Missing ones are measured."""
-        tell = self._tell(where)
-        missing = [n for n in range(self.args.rounds) if f"{where}/round/{n}" not in self.kept]
-        if missing:
-            for name, run in cells.items():
-                tell(f"warm-up {name}")
-                warm_up(run, samples.tokens, execution)
+        """Return the facts of every round, by cell; rounds that are not stored are measured."""
+        tell = self.describe(where)
+        missing = [n for n in range(self.args.rounds) if f"{where}/round/{n}" not in self.stored]
+        for name, run in cells.items() if missing else ():
+            tell(f"warm-up {name}")
+            warm_up(run, samples.tokens, execution)
         for number in missing:
             numbers = samples_of(number, len(samples), seed)
-            found = take_turns(cells, samples.tokens, number, seed, tell)
-            self.kept.keep(
-                f"{where}/round/{number}",
-                {
-                    name: facts_of(done, numbers, samples.probes[name.rpartition(" | ")[0]].labels)
-                    for name, done in found.items()
-                },
-            )
-            self._done(f"{where} round {number + 1}")
+            found = {
+                name: facts_of(done, numbers, samples.probes[name.rpartition(" | ")[0]].labels)
+                for name, done in take_turns(cells, samples.tokens, number, seed, tell).items()
+            }
+            self.stored.store(f"{where}/round/{number}", found)
+            self.advance(f"{where} round {number + 1}")
         if len(missing) < self.args.rounds:
-            self._done(f"{where} kept", self.args.rounds - len(missing))
-        return [self.kept[f"{where}/round/{number}"] for number in range(self.args.rounds)]
+            self.advance(f"{where} stored", self.args.rounds - len(missing))
+        return [self.stored[f"{where}/round/{number}"] for number in range(self.args.rounds)]
 
 
 def rows_of(
@@ -238,12 +234,12 @@ def rows_of(
     twin: str,
     reference: str | None,
 ) -> list[dict[str, Any]]:
-    """Rows of a block: medians with p10 and p90, ratios round by round.
+    """Return the rows of a block: medians with p10 and p90, and ratios computed round by round.
 
-    ``over_arrival``: the method's own arrival seconds / its seconds. ``over_reference``: seconds of the reference in the
-    same order / its seconds (length, for ``own``), so that no order is credited to it. ``noise``, a factor: how far the
-    A/A pair's ratios lie from 1 or, if that is more, by what most cells' ratios to arrival differ from round to round
-    (their median; a load that comes and goes may spare the pair).
+    ``over_arrival``: the method's seconds in arrival order / its seconds. ``over_reference``: seconds of the reference in the
+    same order (for ``own``: by length) / its seconds, so that no order is credited to the method. ``noise``, a factor: how
+    far the A/A pair's ratios lie from 1 or, if larger, the median over cells of how much their ratio to arrival varies from
+    round to round (a passing load may miss the pair).
     """
 
     def times(name: str) -> np.ndarray:
@@ -276,7 +272,7 @@ def rows_of(
             row["labels_agree"] = 1 - len(differ) / common["samples"]
             if reference is not None:
                 same = "length" if head["order"] == "own" else head["order"]
-                # Where no order changes the reference's work, its one measurement stands for all.
+                # If no order changes the reference's work, its arrival order is the measurement for all.
                 there = same if heads[f"{reference} | {same}"]["skipped"] is None else "arrival"
                 row["over_reference"] = spread(times(f"{reference} | {there}") / own)
         rows.append(row)
@@ -284,47 +280,14 @@ def rows_of(
 
 
 def disagreeing(rows: Sequence[dict[str, Any]], dtype: str) -> list[dict[str, Any]]:
-    """Rows whose labels change with the order by more than rounding in ``dtype`` may do."""
+    """Return rows whose labels change with the order more than rounding in ``dtype`` explains."""
     least = 1.0 if dtype == "float32" else 0.99
     return [row for row in rows if row["skipped"] is None and row["labels_agree"] < least]
 
 
-@exit_codes("orders", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    own = suite_options("suites.studies.orders", __doc__ or "")
-    own.add_argument("--batch-sizes", type=wholes(1), default=list(SIZES), metavar="1,2,4", help="sizes of the sweep")
-    own.add_argument("--fixed", type=whole(1), default=32, metavar="N", help="the one size for everybody; default 32")
-    own.add_argument(
-        "--protocols", type=choices("modern", "paper"), default=["modern", "paper"], metavar="modern,paper"
-    )
-    args, settings = read(own, arguments)
-    for protocol in args.protocols:
-        validate_settings(with_protocol(settings, protocol))
-    if max([*args.batch_sizes, args.fixed]) == 1:
-        raise ConfigError("batches of one have no order: name a size above 1 with --batch-sizes or --fixed")
-    profile = settings.profile
-    options = {
-        name: getattr(args, name) for name in ("batch_sizes", "fixed", "protocols", "samples", "rounds", "speed")
-    }
-    kept = ResumeFile(args.out, "orders", asked(settings, predictor=PREDICTOR, **options), fresh=settings.fresh)
-    jobs = len(profile.datasets) * len(profile.seeds) * len(args.protocols)
-    with tqdm(total=jobs * (1 + len(REGIMES) * args.rounds), desc="orders", disable=None) as bar:
-        study = Study(settings, args, kept, bar)
-        study.execute()
-    kept.finish(sweeps=study.sweeps, rows=study.rows)
-    shown = page(study.rows, study.sweeps, profile.reference, settings.dtype)
-    write_atomic(args.markdown, lambda place: place.write_text(shown.as_markdown, encoding="utf-8"))
-    print(shown.for_terminal)
-    print(f"\nrows: {args.out}, tables: {args.markdown}")
-    wrong = disagreeing(study.rows, settings.dtype)
-    for row in wrong:
-        print(
-            f"orders: {row['dataset']} {row['protocol']} batch {row['batch_size']} {row['label']} {row['order']}: "
-            f"{1 - row['labels_agree']:.2%} of the labels depend on the order",
-            file=sys.stderr,
-        )
-    return 1 if wrong else 0
+    return OrderStudy.main(__doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""What is left of sorting when samples arrive one by one: throughput by window, and the wait that collecting one adds.
+"""Measure how throughput depends on the window, and the waiting time that collecting a window adds.
 
 ::
 
     python -m suites.studies.streaming --profile quick --datasets ag_news --windows 256,1024,0 --rates 10,100,1000
 
-takes the options of ``geep-bench run`` beside its own. Each window is one call: its samples are predicted, sorted and run
-together, and get their answers together (``bert`` sorts by length). Throughput is that of full windows; what is left of the
-test set in a round is not run. Window 0 is all samples; a window that is as large is the same and is not measured twice.
+Each window is one call: its samples are predicted, sorted and run together, and answered together (``bert`` sorts by length).
+Only full windows are timed; samples left over in a round are not run. Window 0 holds all samples; a larger window is the same
+and is not measured again.
 
-Then the wait, with Poisson arrivals at each rate: collecting (mean (W - 1) / (2 rate), and its p50 and p99, all exact, see
-suites/studies/shared/queueing.py), and the whole latency, collecting, queueing and service, by simulation over the measured service
-times. A server that is busy more than all of the time cannot keep up: then the queue grows without end and there is no
-latency to report. Without --methods: the reference, and the methods that sort by exit.
+The waiting time assumes Poisson arrivals at each rate. Collecting takes (W - 1) / (2 rate) on average; its mean, p50 and p99 are
+exact, see suites/studies/shared/queueing.py. The whole latency (collecting, queueing and service) is simulated with the measured
+service times. No latency is reported where samples arrive faster than they are served, because the queue then grows without
+limit. Without --methods, the study runs the reference and the methods that sort by exit.
 """
 
 from __future__ import annotations
@@ -23,19 +23,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from harness.core.command_line import exit_codes
-from harness.core.files import write_atomic
+from harness.cli.argument_types import OneLineParser, comma_separated, positive_number, whole_number
+from harness.contracts import ASSIGNED, HasExecutor
 from harness.measure.passes import TimedPass
 from harness.running.session import Session
-from harness.running.settings import Settings
 from suites.studies.shared import queueing
-from suites.studies.shared.order_tables import synthetic
-from suites.studies.shared.resume_file import ResumeFile
-from suites.studies.shared.study import asked, positives, read, suite_options, whole, wholes
+from suites.studies.shared.study import Study
 from suites.studies.shared.study_methods import StudyMethod, StudySamples
-from suites.studies.shared.study_page import Page, number, seconds
+from suites.studies.shared.study_page import Page, dataset_title, number, seconds
 from suites.studies.shared.sweep import samples_of, spread
 
 WINDOWS = (256, 1024, 4096, 0)
@@ -45,7 +41,7 @@ CANNOT = "cannot keep up"
 
 
 def distinct(windows: Sequence[int], count: int) -> tuple[list[int], list[str]]:
-    """Windows worth measuring on ``count`` samples, rising, and what to say about the others."""
+    """Return the windows to measure on ``count`` samples in rising order, and notes about those that are left out."""
     sizes = sorted({min(window or count, count) for window in windows})
     notes = [
         f"a window of {window:,} holds all {count:,} samples: its row is that of 'all'"
@@ -58,7 +54,7 @@ def distinct(windows: Sequence[int], count: int) -> tuple[list[int], list[str]]:
 def calls(
     entry: StudyMethod, samples: StudySamples, window: int, batch_size: int, order: np.ndarray
 ) -> list[TimedPass]:
-    """One round: every full window of the samples in this order."""
+    """Run every full window of the samples, in this order."""
     way = replace(samples.session.settings.execution, batch_size=batch_size, order="length", window=0)
     found = []
     for begin in range(0, len(order) - window + 1, window):
@@ -68,7 +64,7 @@ def calls(
 
 
 def waits(window: int, rate: float, services: Sequence[float]) -> dict[str, Any]:
-    """What a window adds at an arrival rate, seconds; quantiles of the whole latency only where the server keeps up."""
+    """Return the waiting times of a window at an arrival rate, in seconds; latency is None if the server cannot keep up."""
     service = float(np.mean(services))
     load = queueing.utilisation(window, rate, service)
     row: dict[str, Any] = {
@@ -95,108 +91,123 @@ def waits(window: int, rate: float, services: Sequence[float]) -> dict[str, Any]
     return row
 
 
-def shown_by_default(session: Session) -> list[str]:
-    """The reference, and methods that predict exits and sort by them."""
+def default_methods(session: Session) -> list[str]:
+    """Return the reference and the methods that predict exits and sort by them."""
     profile = session.settings.profile
 
     def sorts(name: str) -> bool:
-        known = {"ladder", "exact-k", "assigned", "verified"}
-        return profile.method_of(name).kind == "method" and getattr(session.fitted(name), "executor", "own") in known
+        fitted = session.fitted(name)
+        executor = fitted.executor if isinstance(fitted, HasExecutor) else "own"
+        return profile.method_of(name).kind == "method" and executor in {"ladder", "exact-k", ASSIGNED, "verified"}
 
     return [name for name in profile.methods if name == profile.reference or sorts(name)] or profile.methods
 
 
-class Study:
-    """One run of this suite."""
+class StreamingStudy(Study):
+    """Throughput by window, and waiting times that follow from it."""
 
-    def __init__(self, settings: Settings, args: Any, kept: ResumeFile, bar: Any) -> None:
-        self.settings, self.args, self.kept, self.bar = settings, args, kept, bar
-        self.rows: list[dict[str, Any]] = []
+    name = "streaming"
+    options = ("windows", "fixed", "samples", "rounds", "speed", "named")
 
-    def execute(self) -> None:
-        """Everything that is missing."""
-        profile = self.settings.profile
-        for dataset, seed in itertools.product(profile.datasets, profile.seeds):
-            part = f"{dataset}/seed{seed}"
-            if part not in self.kept:
-                self.kept.keep(part, self._measure(dataset, seed), instead_of=f"{part}/")
-            # Waits follow from what was measured: other rates need no new passes.
-            self.rows += [
-                {**row, "waits": [waits(row["window"], rate, row["service_seconds"]) for rate in self.args.rates]}
-                for row in self.kept[part]
-            ]
-            self.bar.update()
-            if self.bar.disable:
-                print(f"done: {part}", file=sys.stderr, flush=True)
+    @classmethod
+    def add_options(cls, parser: OneLineParser) -> None:
+        windows, rates = comma_separated(whole_number(0)), comma_separated(positive_number)
+        parser.add_argument("--windows", type=windows, default=list(WINDOWS), metavar="256,0", help="samples; 0: all")
+        parser.add_argument("--rates", type=rates, default=list(RATES), metavar="10,100", help="arriving samples/s")
+        parser.add_argument("--fixed", type=whole_number(1), default=32, metavar="N", help="batch size; default 32")
 
-    def _measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:
-        self.bar.set_description(f"{dataset}: loading")
-        session = Session(self.settings, dataset, seed)
-        methods = self.args.methods or shown_by_default(session)
-        samples = StudySamples(session, methods, self.args.speed, self.args.samples, self.args.fixed)
+    def measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:
+        samples = self.samples(dataset, seed, self.args.methods or default_methods, self.args.fixed)
         sizes, notes = distinct(self.args.windows, len(samples))
         cells = list(itertools.product(samples.entries, sizes))
-        # Compiled code and graphs are made when a shape first occurs: there, every window has to.
+        # Code is compiled and graphs are captured at a shape's first use: there, every window warms up.
         some = len(samples) if self.settings.compute != "eager" else 0
         for entry, window in cells:
             calls(entry, samples, window, self.args.fixed, np.arange(some or window))
+        lengths = samples.tokens.lengths.cpu().numpy()
         for number_ in range(self.args.rounds):
             part = f"{dataset}/seed{seed}/round{number_}"
-            if part in self.kept:
+            if part in self.stored:
                 continue
-            order = samples_of(number_ + 1, len(samples), seed)  # never as in the file: neighbours may be alike there
+            order = samples_of(number_ + 1, len(samples), seed)  # never as stored: neighbours may be alike there
             found: dict[str, Any] = {}
             for entry, window in cells if number_ % 2 == 0 else cells[::-1]:
-                self.bar.set_description(f"{dataset} round {number_ + 1}: {entry.label} window {window}")
+                self.describe(f"{dataset} round {number_ + 1}: {entry.label} window {window}")
                 done = calls(entry, samples, window, self.args.fixed, order)
-                said = np.concatenate([one.predictions.logits.argmax(1) for one in done])
-                expected = samples.probes[entry.label].labels[order[: len(said)]]
+                labels = np.concatenate([one.predictions.logits.argmax(1) for one in done])
+                ran = order[: len(labels)]
                 found[f"{entry.label} | {window}"] = {
                     "seconds": [one.seconds for one in done],
-                    "tokens": int(samples.tokens.lengths.cpu().numpy()[order[: len(said)]].sum()),
-                    "differing": int((said != expected).sum()),
+                    "tokens": int(lengths[ran].sum()),
+                    "differing": int((labels != samples.probes[entry.label].labels[ran]).sum()),
                 }
-            self.kept.keep(part, found)
-        rounds = [self.kept[f"{dataset}/seed{seed}/round{n}"] for n in range(self.args.rounds)]
-        return [self._row(dataset, seed, entry, window, len(samples), rounds, notes) for entry, window in cells]
+            self.stored.store(part, found)
+        rounds = [self.stored[f"{dataset}/seed{seed}/round{n}"] for n in range(self.args.rounds)]
+        rows = []
+        for entry, window in cells:
+            mine = [one[f"{entry.label} | {window}"] for one in rounds]
+            services = [value for one in mine for value in one["seconds"]]
+            rows.append(
+                {
+                    **self.facts(dataset, seed, entry),
+                    "window": window,
+                    "all": window == len(samples),
+                    "samples": len(samples),
+                    "batch_size": self.args.fixed,
+                    "samples_per_s": spread([len(one["seconds"]) * window / sum(one["seconds"]) for one in mine]),
+                    "tokens_per_s": sum(one["tokens"] for one in mine) / sum(services),
+                    "service_seconds": services,
+                    "service": spread(services),
+                    "labels_agree": 1 - sum(one["differing"] for one in mine) / (len(services) * window),
+                    "notes": notes,
+                }
+            )
+        return rows
 
-    def _row(
-        self,
-        dataset: str,
-        seed: int,
-        entry: StudyMethod,
-        window: int,
-        count: int,
-        rounds: Sequence[Any],
-        notes: list[str],
-    ) -> dict[str, Any]:
-        mine = [found[f"{entry.label} | {window}"] for found in rounds]
-        services = [value for one in mine for value in one["seconds"]]
-        ran = sum(len(one["seconds"]) for one in mine) * window
-        rates = [len(one["seconds"]) * window / sum(one["seconds"]) for one in mine]
-        return {
-            "dataset": dataset,
-            "seed": seed,
-            "source": self.settings.source,
-            "synthetic": self.settings.source == "embedded",
-            "label": entry.label,
-            "method": entry.method,
-            "kind": entry.kind,
-            "window": window,
-            "all": window == count,
-            "samples": count,
-            "batch_size": self.args.fixed,
-            "samples_per_s": spread(rates),
-            "tokens_per_s": sum(one["tokens"] for one in mine) / sum(services),
-            "service_seconds": services,
-            "service": spread(services),
-            "labels_agree": 1 - sum(one["differing"] for one in mine) / ran,
-            "notes": notes,
-        }
+    def complete(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add the waiting times, which need no new passes at other rates."""
+        rates = self.args.rates
+        return [
+            {**row, "waits": [waits(row["window"], rate, row["service_seconds"]) for rate in rates]} for row in rows
+        ]
+
+    def page(self) -> Page:
+        reference = self.settings.profile.reference
+        out = Page("Windows of arrival", self.rows, self.settings.dtype)
+        for _, group in itertools.groupby(self.rows, key=lambda row: (row["dataset"], row["seed"])):
+            mine = list(group)
+            first, named = mine[0], dataset_title(mine[0])
+            sizes = list(dict.fromkeys(row["window"] for row in mine))
+            titles = [f"all ({first['samples']:,})" if size == first["samples"] else f"{size:,}" for size in sizes]
+            what = f"samples/s by window, batches of {first['batch_size']}; over {reference} at that window"
+            out.heading(f"{named}: {what}")
+            rival = {row["window"]: row["samples_per_s"]["median"] for row in mine if row["method"] == reference}
+            body = []
+            for label, lines in itertools.groupby(mine, key=lambda row: row["label"]):
+                cells = []
+                for row in lines:
+                    rate = row["samples_per_s"]["median"]
+                    over = f" {rate / rival[row['window']]:.2f}x" if rival else ""
+                    cells.append(f"{number(rate)}{over}{'' if row['labels_agree'] == 1 else ' !'}")
+                body.append([label, *cells])
+            out.table(["method", *titles], body)
+            out.text(*first["notes"])
+            if any(row["labels_agree"] < 1 for row in mine):
+                out.text(
+                    "!: labels depend on the window, as with methods that distribute exits over the samples of a window"
+                )
+            _waiting(out, mine, named)
+        out.text(
+            "collecting: a sample waits for the rest of its window, (W - 1) / (2 rate) on average, (W - 1) / rate if it "
+            "is the first; exact, for Poisson arrivals; no window is closed early",
+            "latency: collecting, queueing behind the windows before, and service; simulated with the measured services",
+            f"{CANNOT}: samples arrive faster than they are served, and the queue grows without limit",
+        )
+        return out
 
 
 def _waiting(out: Page, rows: Sequence[dict[str, Any]], named: str) -> None:
-    """Collecting, which is the same for every method, then the whole latency of each."""
+    """Add the tables of collecting, which is the same for every method, and of each method's whole latency."""
     every = {row["window"]: row for row in rows}
     title = {size: "all" if row["all"] else f"{size:,}" for size, row in every.items()}
     out.heading(f"{named}: what collecting a window adds, by samples/s that arrive", 3)
@@ -227,61 +238,9 @@ def _waiting(out: Page, rows: Sequence[dict[str, Any]], named: str) -> None:
         out.text(f"?: busy more than {NEARLY:.0%} of the time: the simulated queue has not settled")
 
 
-def page(rows: Sequence[dict[str, Any]], reference: str, dtype: str) -> Page:
-    """All tables."""
-    out = Page()
-    word = "; all data synthetic" if all(row["synthetic"] for row in rows) else ""
-    out.heading(f"Windows of arrival ({dtype}{word})", 1)
-    for (dataset, seed), group in itertools.groupby(rows, key=lambda row: (row["dataset"], row["seed"])):
-        mine = list(group)
-        first = mine[0]
-        named = f"{dataset}{synthetic(first)}" + (f", seed {seed}" if seed else "")
-        sizes = list(dict.fromkeys(row["window"] for row in mine))
-        titles = [f"all ({first['samples']:,})" if size == first["samples"] else f"{size:,}" for size in sizes]
-        out.heading(f"{named}: samples/s by window, batches of {first['batch_size']}; over {reference} at that window")
-        rival = {row["window"]: row["samples_per_s"]["median"] for row in mine if row["method"] == reference}
-        body = []
-        for label, lines in itertools.groupby(mine, key=lambda row: row["label"]):
-            cells = []
-            for row in lines:
-                rate = row["samples_per_s"]["median"]
-                over = f" {rate / rival[row['window']]:.2f}x" if rival else ""
-                cells.append(f"{number(rate)}{over}{'' if row['labels_agree'] == 1 else ' !'}")
-            body.append([label, *cells])
-        out.table(["method", *titles], body)
-        out.text(*first["notes"])
-        if any(row["labels_agree"] < 1 for row in mine):
-            out.text("!: labels depend on the window (methods that deal exits out among the samples at hand do that)")
-        _waiting(out, mine, named)
-    out.text(
-        "collecting: a sample waits for the rest of its window, (W - 1) / (2 rate) on average, (W - 1) / rate if it is the "
-        "first; exact, for Poisson arrivals; no window is closed early",
-        "latency: collecting, queueing behind the windows before, and service; simulated with the measured services",
-        f"{CANNOT}: more arrives than is served, and the queue grows without end",
-    )
-    return out
-
-
-@exit_codes("streaming", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    own = suite_options("suites.studies.streaming", __doc__ or "")
-    own.add_argument("--windows", type=wholes(0), default=list(WINDOWS), metavar="256,0", help="samples; 0 is all")
-    own.add_argument("--rates", type=positives, default=list(RATES), metavar="10,100", help="arriving samples/s")
-    own.add_argument("--fixed", type=whole(1), default=32, metavar="N", help="samples per batch; default 32")
-    args, settings = read(own, arguments)
-    profile = settings.profile
-    options = {name: getattr(args, name) for name in ("windows", "fixed", "samples", "rounds", "speed")}
-    kept = ResumeFile(args.out, "streaming", asked(settings, named=args.methods, **options), fresh=settings.fresh)
-    with tqdm(total=len(profile.datasets) * len(profile.seeds), desc="streaming", disable=None) as bar:
-        study = Study(settings, args, kept, bar)
-        study.execute()
-    kept.finish(rows=study.rows)
-    shown = page(study.rows, profile.reference, settings.dtype)
-    write_atomic(args.markdown, lambda place: place.write_text(shown.as_markdown, encoding="utf-8"))
-    print(shown.for_terminal)
-    print(f"\nrows: {args.out}, tables: {args.markdown}")
-    return 0
+    return StreamingStudy.main(__doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the factorial of orders says, for people."""
+"""Tables of the study of orders."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from suites.studies.shared.ordering import MEANING, ORDERS
-from suites.studies.shared.study_page import Page, number
+from suites.studies.shared.study_page import Page, dataset_title, number
 
 Row = Mapping[str, Any]
 PROTOCOLS = {"modern": "packed, no padding in linear layers", "paper": "every sample padded to {pad_to} tokens"}
 
-BUSY = "THE MACHINE WAS BUSY WITH OTHER WORK: these times are not worth reading; measure again on a quiet one (--fresh)"
-
-
-def synthetic(row: Row) -> str:
-    """What every heading over embedded data bears."""
-    return " (synthetic)" if row["source"] == "embedded" else ""
+BUSY = "THE MACHINE WAS BUSY WITH OTHER WORK: these times are not reliable; measure again on a quiet machine (--fresh)"
 
 
 def times(ratio: Mapping[str, float] | None, noise: float) -> str:
-    """``1.23x``; with ``~`` where it lies within the noise, or its rounds (p10 to p90) on both sides of 1."""
+    """Format a ratio as ``1.23x``, with ``~`` if it lies within the noise or its rounds (p10 to p90) include 1."""
     if ratio is None:
         return "—"
     middle = ratio["median"]
@@ -34,7 +29,7 @@ def _method(row: Row) -> str:
 
 
 class _Notes:
-    """Reasons for empty cells, each said once under a letter."""
+    """Reasons for empty cells; each is printed once, under a letter."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
@@ -53,7 +48,7 @@ def _by_label(rows: Sequence[Row]) -> Iterator[dict[str, Row]]:
 
 
 def throughput(rows: Sequence[Row], notes: _Notes) -> tuple[list[str], list[list[str]]]:
-    """Samples/s by order, and what each order gains over arrival."""
+    """Return the table of samples/s by order, with the gain over arrival."""
     heads = ["method", "batch", "layers", "arrival", *(f"{order}" for order in ORDERS[1:])]
     body = []
     for cells in _by_label(rows):
@@ -72,7 +67,7 @@ def throughput(rows: Sequence[Row], notes: _Notes) -> tuple[list[str], list[list
 
 
 def fastest(cells: Mapping[str, Row]) -> Row:
-    """The method's fastest order that can be had: the oracle's cannot."""
+    """Return the method's fastest order; the oracle does not count, because no method can have it."""
     return min(
         (row for order, row in cells.items() if order != "oracle" and row["skipped"] is None),
         key=lambda row: row["seconds"]["median"],
@@ -80,7 +75,7 @@ def fastest(cells: Mapping[str, Row]) -> Row:
 
 
 def speedups(rows: Sequence[Row], reference: str) -> tuple[list[str], list[list[str]]] | None:
-    """Wall-clock speed-up over the reference: in the same order, and the best of both."""
+    """Return the table of speed-ups (wall time) over the reference: in the same order, and fastest against fastest."""
     groups = {next(iter(cells.values()))["label"]: cells for cells in _by_label(rows)}
     rival = next((cells for cells in groups.values() if cells["arrival"]["method"] == reference), None)
     if rival is None:
@@ -99,14 +94,17 @@ def speedups(rows: Sequence[Row], reference: str) -> tuple[list[str], list[list[
 
 
 def glance(rows: Sequence[Row], reference: str) -> tuple[list[str], list[list[str]]]:
-    """Every method in its fastest order: at the one batch size, next to its own best one (DESIGN section 4, rule 3)."""
+    """Return the table of every method in its fastest order: at the common batch size, and at its own best one.
+
+    Both are shown because a method must not lose by a batch size that suits another (docs/explanation/fair-comparison.md).
+    """
     groups: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
         groups.setdefault(row["label"], {}).setdefault(row["regime"], {})[row["order"]] = row
     regimes = list(dict.fromkeys(row["regime"] for row in rows))
     heads, body = ["method"], []
     for regime in regimes:
-        heads += [f"{'one' if regime == 'fixed' else 'best'} batch size", "order", "samples/s", f"over {reference}"]
+        heads += [f"{'common' if regime == 'fixed' else 'best'} batch size", "order", "samples/s", f"over {reference}"]
     rival = next((cells for cells in groups.values() if _first(cells)["method"] == reference), None)
     for cells in groups.values():
         line = [_method(_first(cells))]
@@ -153,9 +151,10 @@ def _agreement(rows: Sequence[Row]) -> str:
 def _block(out: Page, rows: Sequence[Row], reference: str) -> None:
     first = rows[0]
     how = PROTOCOLS[first["protocol"]].format(**first)
-    size = f"batch {first['batch_size']} for everybody" if first["regime"] == "fixed" else "each at its best batch size"
-    seed = f", seed {first['seed']}" if first["seed"] else ""
-    out.heading(f"{first['dataset']}{synthetic(first)}{seed}: {how}; {size}")
+    size = (
+        f"batch {first['batch_size']} for all methods" if first["regime"] == "fixed" else "each at its best batch size"
+    )
+    out.heading(f"{dataset_title(first)}: {how}; {size}")
     notes = _Notes()
     out.text("samples/s, and the gain over the method's own arrival order:")
     out.table(*throughput(rows, notes))
@@ -179,12 +178,10 @@ def _block(out: Page, rows: Sequence[Row], reference: str) -> None:
 
 
 def _sweeps(out: Page, sweeps: Sequence[Row]) -> None:
-    for (dataset, seed, protocol), group in itertools.groupby(
-        sweeps, key=lambda found: (found["dataset"], found["seed"], found["protocol"])
-    ):
+    for _, group in itertools.groupby(sweeps, key=lambda found: (found["dataset"], found["seed"], found["protocol"])):
         found = list(group)
         sizes = sorted({tried["batch_size"] for one in found for tried in one["tried"]})
-        out.heading(f"{dataset}{synthetic(found[0])}, {protocol}: samples/s by batch size, sorted by length", 3)
+        out.heading(f"{dataset_title(found[0])}, {found[0]['protocol']}: samples/s by batch size, sorted by length", 3)
         body = []
         notes = _Notes()
         for one in found:
@@ -197,14 +194,12 @@ def _sweeps(out: Page, sweeps: Sequence[Row]) -> None:
             ]
             body.append([one["label"], *cells])
         out.table(["method", *map(str, sizes)], body)
-        out.text("*: the fastest" + (f", seed {seed}" if seed else ""), *notes.lines())
+        out.text("*: the fastest", *notes.lines())
 
 
 def page(rows: Sequence[Row], sweeps: Sequence[Row], reference: str, dtype: str) -> Page:
-    """All tables."""
-    out = Page()
-    word = "; all data synthetic" if all(row["source"] == "embedded" for row in rows) else ""
-    out.heading(f"Orders of samples x methods ({dtype}{word})", 1)
+    """Return all tables."""
+    out = Page("Orders of samples x methods", rows, dtype)
     out.text(
         *(f"{order}: {meaning}" for order, meaning in MEANING.items()),
         "under the first four, methods that sort by exit (ladder, exact-k, verified) get one batch at a time, and sort "
@@ -216,7 +211,7 @@ def page(rows: Sequence[Row], sweeps: Sequence[Row], reference: str, dtype: str)
         for _, block in itertools.groupby(both, key=lambda row: row["regime"]):
             _block(out, list(block), reference)
         how = PROTOCOLS[both[0]["protocol"]].format(**both[0])
-        out.heading(f"{both[0]['dataset']}{synthetic(both[0])}, {how}: every method in its fastest order", 3)
+        out.heading(f"{dataset_title(both[0])}, {how}: every method in its fastest order", 3)
         out.table(*glance(both, reference))
     _sweeps(out, sweeps)
     return out

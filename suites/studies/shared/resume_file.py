@@ -69,7 +69,7 @@ class ResumeFile:
     def __getitem__(self, part: str) -> Any:
         return self._data["parts"][part]
 
-    def keep(self, part: str, value: Any, *, instead_of: str = "") -> Any:
+    def store(self, part: str, value: Any, *, instead_of: str = "") -> Any:
         """Store a part, at once and whole; parts whose names begin with ``instead_of`` are no longer needed.
 
         Returns:

@@ -1,123 +1,210 @@
-"""Command lines of suites that take the options of ``geep-bench run`` beside their own."""
+"""What all studies share: a command line that extends ``geep-bench run``, resuming, progress, and tables at the end."""
 
 from __future__ import annotations
 
 import argparse
-import math
+import itertools
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from harness.cli.main import parser, settings_of
+from tqdm import tqdm
+
+from harness.cli.argument_types import OneLineParser, whole_number
+from harness.cli.main import settings_of
+from harness.cli.run_options import add_run_options
+from harness.contracts import Execution
+from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
-from harness.core.files import content_key
-from harness.running.session import CHASSIS_VERSION
+from harness.core.files import content_key, write_atomic
+from harness.running.session import CHASSIS_VERSION, Session
 from harness.running.settings import Settings, validate_settings
 from harness.running.task import source_identity
+from suites.studies.shared.resume_file import ResumeFile
+from suites.studies.shared.study_methods import StudyMethod, StudySamples
+from suites.studies.shared.study_page import Page
+from suites.studies.shared.sweep import sweep
 
 
-class Options(argparse.ArgumentParser):
-    """argparse that complains in one line."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """A whole number of at least ``least``."""
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}")
-        return number
-
-    return read
-
-
-def wholes(least: int) -> Callable[[str], list[int]]:
-    """``"1,2,4"``: whole numbers of at least ``least``, each once, as given."""
-    return lambda text: list(dict.fromkeys(whole(least)(part.strip()) for part in text.split(",")))
-
-
-def positive(text: str) -> float:
-    """A number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a number above 0")
-    return number
-
-
-def positives(text: str) -> list[float]:
-    """``"10,0.5"``: numbers above 0, each once, as given."""
-    return list(dict.fromkeys(positive(part) for part in text.split(",")))
-
-
-def choices(*known: str) -> Callable[[str], list[str]]:
-    """``"a,b"``: out of ``known``, each once, as given."""
-
-    def read(text: str) -> list[str]:
-        found = [part.strip() for part in text.split(",")]
-        wrong = [part for part in found if part not in known]
-        if wrong:
-            raise argparse.ArgumentTypeError(f"'{wrong[0]}' is not one of {', '.join(known)}")
-        return list(dict.fromkeys(found))
-
-    return read
-
-
-def suite_options(module: str, doc: str) -> Options:
-    """The options that these suites share."""
-    own = Options(
-        prog=f"python -m {module}",
+def study_parser(name: str, doc: str | None) -> OneLineParser:
+    """Return a parser with the options of ``geep-bench run``; a study may replace some of them with its own."""
+    parser = OneLineParser(
+        prog=f"python -m suites.studies.{name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        conflict_handler="resolve",
     )
-    own.add_argument("--samples", type=whole(2), metavar="N", help="only N test samples, drawn with seed 0")
-    own.add_argument("--rounds", type=whole(1), metavar="N", help="timed rounds; default: the profile's")
-    own.add_argument(
-        "--speed", type=float, metavar="S", help="operating points at this speed; default 0.5, or the first"
-    )
-    own.add_argument("--out", type=Path, metavar="JSON", help="results, and where a stopped run goes on")
-    own.add_argument("--markdown", type=Path, metavar="FILE", help="tables for people; default: beside the JSON, .md")
-    return own
+    add_run_options(parser.add_argument_group("options of geep-bench run"))
+    return parser
 
 
-def read(own: Options, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
-    """Own options, with ``methods`` where they were named, and settings from all the others.
+def settings_from(args: argparse.Namespace, **changes: Any) -> Settings:
+    """Return checked settings from the options of ``geep-bench run`` in ``args``; a study's ``--out`` is no run folder.
 
     Raises:
-        GeepBenchError: an option or a name that makes no sense.
+        GeepBenchError: an option or a name is not valid.
     """
-    args, rest = own.parse_known_args(arguments)
-    given = parser().parse_args(["run", *rest])
-    if given.batch_size is not None:
-        raise ConfigError(f"--batch-size is not for this suite: it takes --batch-sizes (see {own.prog} --help)")
-    settings = settings_of(given)
+    settings = settings_of(argparse.Namespace(**{**vars(args), "out": None, **changes}))
     validate_settings(settings)
-    args.methods = given.methods
-    speeds = settings.profile.speeds
-    if args.speed is None:
-        args.speed = 0.5 if 0.5 in speeds else speeds[0]
-    args.rounds = args.rounds or settings.profile.rounds
-    name = own.prog.rpartition(".")[2]
-    args.out = args.out or Path("runs") / (settings.profile.name or "run") / f"{name}.json"
-    args.markdown = args.markdown or args.out.with_suffix(".md")
-    if args.markdown == args.out:
-        raise ConfigError(f"--markdown and --out both name {args.out}: give two files")
-    return args, settings
+    return settings
 
 
-def asked(settings: Settings, **options: Any) -> dict[str, Any]:
-    """What results follow from, to tell whether kept ones are still these: readable, and a key of all of it."""
+class Study(ABC):
+    """A study that measures datasets in turn, stores every finished part, and ends with tables.
+
+    Attributes:
+        name: of the module, for messages and default file names.
+        options: arguments on which stored parts depend; a file made with others is refused.
+        rows: results so far.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[tuple[str, ...]]
+
+    def __init__(self, settings: Settings, args: argparse.Namespace, stored: ResumeFile, bar: Any) -> None:
+        self.settings, self.args, self.stored, self.bar = settings, args, stored, bar
+        self.rows: list[dict[str, Any]] = []
+        self._steps = 0
+
+    @classmethod
+    @abstractmethod
+    def add_options(cls, parser: OneLineParser) -> None:
+        """Add the study's own options."""
+
+    @classmethod
+    def check(cls, settings: Settings, args: argparse.Namespace) -> None:
+        """Raise :class:`ConfigError` where options do not fit together."""
+        if args.markdown == args.out:
+            raise ConfigError(f"--markdown and --out both name {args.out}: give two files")
+
+    @classmethod
+    def steps(cls, settings: Settings, args: argparse.Namespace) -> int:
+        """Return the number of steps of the progress bar."""
+        return len(settings.profile.datasets) * len(settings.profile.seeds)
+
+    def measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:
+        """Return the rows of one dataset and seed, to be stored; not needed where :meth:`execute` is replaced."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def page(self) -> Page:
+        """Return all tables."""
+
+    def complete(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add to stored rows what follows from them without another pass."""
+        return rows
+
+    def execute(self) -> None:
+        """Measure everything that is not stored yet."""
+        for dataset, seed in itertools.product(self.settings.profile.datasets, self.settings.profile.seeds):
+            part = f"{dataset}/seed{seed}"
+            if part not in self.stored:
+                self.stored.store(part, self.measure(dataset, seed), instead_of=f"{part}/")
+            self.rows += self.complete(self.stored[part])
+            self.advance(part)
+
+    def results(self) -> dict[str, Any]:
+        """Return what the JSON file holds beside the parts."""
+        return {"rows": self.rows}
+
+    def exit_code(self) -> int:
+        """Return 0, or 1 if the results show something wrong."""
+        return 0
+
+    def samples(
+        self, dataset: str, seed: int, methods: Sequence[str] | Callable[[Session], Sequence[str]], batch_size: int
+    ) -> StudySamples:
+        """Load one dataset and fit the methods; ``batch_size`` is that of untimed passes."""
+        self.describe(f"{dataset}: loading")
+        session = Session(self.settings, dataset, seed)
+        chosen = methods(session) if callable(methods) else methods
+        return StudySamples(session, chosen, self.args.speed, self.args.samples, batch_size)
+
+    def sweep(self, where: str, samples: StudySamples, execution: Execution, seed: int) -> list[dict[str, Any]]:
+        """Return the best batch size of every method, see :func:`suites.studies.shared.sweep.sweep`; each is stored."""
+        found = []
+        for entry in samples.entries:
+            part = f"{where}/sweep/{entry.label}"
+            if part not in self.stored:
+                tell = self.describe(f"{where} sweep {entry.label}")
+                sizes, rounds = self.args.batch_sizes, self.args.rounds
+                self.stored.store(part, sweep(entry, samples.tokens, execution, sizes, rounds, seed, tell))
+            found.append({"label": entry.label, **self.stored[part]})
+        return found
+
+    def facts(self, dataset: str, seed: int, entry: StudyMethod | None = None) -> dict[str, Any]:
+        """Return the columns that identify a row."""
+        source = self.settings.source
+        row = {"dataset": dataset, "seed": seed, "source": source, "synthetic": source == "embedded"}
+        return row if entry is None else {**row, "label": entry.label, "method": entry.method, "kind": entry.kind}
+
+    def describe(self, what: str) -> Callable[[str], None]:
+        """Show what is running; returns a function that shows details behind it."""
+        self.bar.set_description(what)
+        return self.bar.set_postfix_str
+
+    def advance(self, what: str, steps: int = 1) -> None:
+        """Count finished steps; without a terminal a line is printed instead of the bar."""
+        self.bar.update(steps)
+        self._steps += steps
+        if self.bar.disable:
+            print(f"[{self._steps}/{self.bar.total}] {what}", file=sys.stderr, flush=True)
+
+    @classmethod
+    def main(cls, doc: str | None, arguments: Sequence[str] | None) -> int:
+        """Run the study from its command line and return the exit code."""
+        return exit_codes(cls.name, resumes=True)(cls._main)(doc, arguments)
+
+    @classmethod
+    def _main(cls, doc: str | None, arguments: Sequence[str] | None) -> int:
+        args, settings = cls._read(doc, arguments)
+        asked = _asked(settings, **{name: getattr(args, name) for name in cls.options})
+        stored = ResumeFile(args.out, cls.name, asked, fresh=settings.fresh)
+        with tqdm(total=cls.steps(settings, args), desc=cls.name, disable=None) as bar:
+            study = cls(settings, args, stored, bar)
+            study.execute()
+        stored.finish(**study.results())
+        page = study.page()
+        write_atomic(args.markdown, lambda place: place.write_text(page.as_markdown, encoding="utf-8"))
+        print(page.for_terminal)
+        print(f"\nrows: {args.out}, tables: {args.markdown}")
+        return study.exit_code()
+
+    @classmethod
+    def _read(cls, doc: str | None, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
+        parser = study_parser(cls.name, doc)
+        count = whole_number(1)
+        parser.add_argument(
+            "--samples", type=whole_number(2), metavar="N", help="only N test samples, drawn with seed 0"
+        )
+        parser.add_argument("--rounds", type=count, metavar="N", help="timed rounds; default: the profile's")
+        parser.add_argument(
+            "--speed", type=float, metavar="S", help="speed of operating points; default 0.5, or the first"
+        )
+        parser.add_argument("--out", type=Path, metavar="JSON", help="results; a stopped run resumes from this file")
+        parser.add_argument("--markdown", type=Path, metavar="FILE", help="tables; default: the JSON's name with .md")
+        parser.add_argument("--batch-size", help=argparse.SUPPRESS)
+        cls.add_options(parser)
+        args = parser.parse_args(arguments)
+        if args.batch_size is not None:
+            raise ConfigError(f"a study has no --batch-size: use --fixed or --batch-sizes (see {parser.prog} --help)")
+        settings = settings_from(args, rounds=None)
+        speeds = settings.profile.speeds
+        if args.speed is None:
+            args.speed = 0.5 if 0.5 in speeds else speeds[0]
+        args.rounds, args.named = args.rounds or settings.profile.rounds, args.methods
+        args.out = args.out or Path("runs") / (settings.profile.name or "run") / f"{cls.name}.json"
+        args.markdown = args.markdown or args.out.with_suffix(".md")
+        cls.check(settings, args)
+        return args, settings
+
+
+def _asked(settings: Settings, **options: Any) -> dict[str, Any]:
+    """Return everything that results depend on, readable, and as one key of the rest."""
     profile, machine = settings.profile, environment_facts()
     names = profile.in_order([*profile.methods, profile.reference])
     return {

@@ -1,30 +1,15 @@
-"""One table, for the terminal and as Markdown."""
+"""A page of text and tables that is shown on the terminal and written as Markdown."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-
-def _width(text: str) -> int:
-    """Terminal columns; East Asian wide characters take two."""
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def plain(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines for the terminal: the first column to the left, the others to the right."""
-    widths = [max(_width(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-
-    def line(row: Sequence[str]) -> str:
-        gaps = [" " * (width - _width(text)) for text, width in zip(row, widths, strict=True)]
-        cells = [row[0] + gaps[0], *(gap + text for gap, text in zip(gaps[1:], row[1:], strict=True))]
-        return "  ".join(cells).rstrip()
-
-    return [line(heads), "-" * (sum(widths) + 2 * len(widths) - 2), *map(line, rows)]
+from harness.core.terminal_table import terminal_table
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
 
     def line(row: Sequence[str]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |"
@@ -33,13 +18,13 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three digits or more: 12,345, 123, 12.3, 1.23."""
+    """Format a number with three digits or more: 12,345, 123, 12.3, 1.23."""
     digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:,.{digits}f}"
 
 
 def scale(value: float) -> tuple[str, float]:
-    """Unit in which a time in seconds is read best, and how many of it make a second."""
+    """Return the unit that suits a time in seconds, and how many of it make a second."""
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if abs(value) * factor >= 1 or not value:
             return unit, factor
@@ -47,31 +32,44 @@ def scale(value: float) -> tuple[str, float]:
 
 
 def seconds(value: float | None) -> str:
-    """A time with its unit: 12.3 s, 4.56 ms, 78.9 µs."""
+    """Format a time with its unit: 12.3 s, 4.56 ms, 78.9 µs."""
     if value is None:
         return "—"
     unit, factor = scale(value)
     return f"{number(value * factor)} {unit}"
 
 
-class Page:
-    """Text and tables, said once and shown twice."""
+def dataset_title(row: Mapping[str, Any]) -> str:
+    """Return the dataset of a row, marked if it is synthetic, with its seed unless that is 0."""
+    synthetic = " (synthetic)" if row["source"] == "embedded" else ""
+    return f"{row['dataset']}{synthetic}" + (f", seed {row['seed']}" if row["seed"] else "")
 
-    def __init__(self) -> None:
+
+class Page:
+    """Text and tables, for the terminal and as Markdown.
+
+    Args:
+        title: of the page; data type and a mark for synthetic data follow it.
+        rows: results on the page.
+    """
+
+    def __init__(self, title: str, rows: Sequence[Mapping[str, Any]], dtype: str) -> None:
         self._plain: list[str] = []
         self._markdown: list[str] = []
+        word = "; all data synthetic" if all(row["source"] == "embedded" for row in rows) else ""
+        self.heading(f"{title} ({dtype}{word})", 1)
 
     def heading(self, text: str, level: int = 2) -> None:
         self._plain += ["", text]
         self._markdown += ["", "#" * level + " " + text, ""]
 
     def text(self, *lines: str) -> None:
-        """Lines of their own: a list in Markdown."""
+        """Add lines; in Markdown they become a list."""
         self._plain += lines
         self._markdown += ["", *(f"* {line}" for line in lines), ""]
 
     def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        self._plain += plain(heads, rows)
+        self._plain.append(terminal_table(heads, rows).rstrip("\n"))
         self._markdown += ["", *markdown(heads, rows), ""]
 
     @property

@@ -15,6 +15,7 @@ from scipy.stats import binom
 
 from harness.core.tokens import TokenSet
 from suites.studies import latency
+from suites.studies.shared import study
 
 
 @given(count=st.integers(1, 2000), share=st.sampled_from([0.5, 0.9, 0.99]))
@@ -115,7 +116,7 @@ def test_both_batch_sizes_are_shown(
         assert row["p99_high"] is None
     assert "–?)" in said and "one sample a call" in said and "each at its best batch size" in said
     assert "?: too few calls" in (tmp_path / "latency.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(latency, "Session", None)
+    monkeypatch.setattr(study, "Session", None)
     assert latency.main(options) == 0
     assert latency.main([*options, "--calls", "31"]) == 2
     assert "other settings (calls)" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from suites.studies import orders
+from suites.studies.shared import study
 from suites.studies.shared.order_tables import glance, page, times
 
 SMALL = ["--fixed", "4", "--batch-sizes", "2,8", "--protocols", "modern"]
@@ -68,7 +69,7 @@ def test_a_stopped_run_goes_on(
     assert len(done) == 4
     after = json.loads(out.read_text(encoding="utf-8"))
     assert after["rows"][:15] == before["parts"]["toy/seed0/modern/fixed/rows"]
-    monkeypatch.setattr(orders, "Session", None)
+    monkeypatch.setattr(study, "Session", None)
     capsys.readouterr()
     assert main(toy_options, out) == 0
     assert "samples/s" in capsys.readouterr().out
@@ -123,7 +124,7 @@ def test_a_file_that_cannot_be_written_is_told_before_any_work(
 ) -> None:
     """One line, and no data loaded."""
     (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setattr(orders, "Session", None)
+    monkeypatch.setattr(study, "Session", None)
     assert main(toy_options, tmp_path / "file" / "orders.json") == 2
     assert "choose another file with --out" in capsys.readouterr().err
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from suites.studies import streaming
+from suites.studies.shared import study
 
 
 def main(options: list[str], out: Path, *more: str) -> int:
@@ -45,7 +46,7 @@ def test_other_rates_need_no_new_passes(
     """Services are kept, and waits follow from them; other windows are other settings."""
     out = tmp_path / "streaming.json"
     assert main(toy_options, out, "--methods", "bert", "--rates", "1") == 0
-    monkeypatch.setattr(streaming, "Session", None)
+    monkeypatch.setattr(study, "Session", None)
     assert main(toy_options, out, "--methods", "bert", "--rates", "2,3") == 0
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert [wait["rate"] for wait in rows[0]["waits"]] == [2, 3]
