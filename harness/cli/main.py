@@ -9,14 +9,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import registry
 from harness.cli.run_options import parser
 from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError, MethodError, format_error
-from harness.running import profile, variants
+from harness.running import profile
+
+if TYPE_CHECKING:
+    from harness.running.settings import Settings
 
 
 def _hook(name: str) -> Any:
@@ -30,44 +32,18 @@ def _hook(name: str) -> Any:
     return points[name].load()
 
 
-def settings_of(args: argparse.Namespace) -> Any:
-    """Profile and overrides of a parsed ``run`` command, as :class:`harness.running.settings.Settings`."""
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Return the settings of a parsed ``run`` command."""
+    from harness.running.settings import make_settings
 
-    from harness.encoder.backbone import default_device
-    from harness.running.settings import Settings
-
-    chosen = profile.load(args.profile)
-    changes: dict[str, Any] = {
-        key: value
-        for key in ("methods", "datasets", "seeds", "max_train", "max_test", "rounds", "fit_processes")
-        if (value := getattr(args, key)) is not None
-    }
-    way = {
-        key: value
-        for key in ("batch_size", "batch_tokens", "dtype", "compute")
-        if (value := getattr(args, key)) is not None
-    }
-    if way:
-        changes["execution"] = chosen.execution.model_copy(update=way)
-    if args.backbone:
-        changes["backbones"] = {**chosen.backbones, **args.backbone}
-    if args.set:
-        tables = {"training": dict(chosen.training), **{name: dict(own) for name, own in chosen.method.items()}}
-        for table, key, value in args.set:
-            tables.setdefault(table, {})[key] = value
-        changes["training"] = tables.pop("training")
-        changes["method"] = tables
-        if args.methods is None:  # a variant that is made here is there to be run
-            known = {*chosen.methods, *chosen.method}
-            made = [name for name in tables if variants.is_variant(tables, name) and name not in known]
-            changes["methods"] = [*chosen.methods, *made]
-    chosen = chosen.model_copy(update=changes)
-    return Settings(
-        profile=chosen,
-        out=args.out or Path("runs") / (chosen.name or "run"),
-        data=args.data,
-        device=args.device or default_device(),
-        fresh=args.fresh,
+    plain = ("out", "data", "device", "fresh")
+    keys = ("methods", "datasets", "seeds", "max_train", "max_test", "rounds", "fit_processes")
+    return make_settings(
+        args.profile,
+        overrides=args.set,
+        backbones=args.backbone,
+        execution={key: getattr(args, key) for key in ("batch_size", "batch_tokens", "dtype", "compute")},
+        **{key: getattr(args, key) for key in (*plain, *keys)},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,12 +21,16 @@ class StrictSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
+Place = tuple[int | str, ...]  # location of a problem inside the validated data, outermost key first
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str | Callable[[Place], str]) -> list[str]:
     """Return one line per problem: where it is, the key, what is wrong, and what is allowed instead.
 
     Args:
         error: raised by ``model.model_validate``.
-        where: the file and table that the settings come from, e.g. ``"profile rivals.toml, [method.tinybert]"``.
+        where: the file and table that the settings come from, e.g. ``"profile rivals.toml, [method.tinybert]"``; or a
+            function that returns it for a location, if they come from several tables.
     """
     root = model.model_json_schema()
     lines: dict[str, str] = {}
@@ -34,8 +38,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[
         schema, path = _locate(root, one["loc"])
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
         problem = _problem(one, schema, root, key)
+        place = where if isinstance(where, str) else where(one["loc"])
         # A value that fits no member of a union has one error per member: the first line names all that is allowed.
-        lines.setdefault(key if path and one["type"] != "extra_forbidden" else problem, f"{where}: {problem}")
+        lines.setdefault(key if path and one["type"] != "extra_forbidden" else problem, f"{place}: {problem}")
     return list(lines.values())
 
 

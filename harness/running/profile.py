@@ -1,34 +1,38 @@
-"""A profile says what is measured on what, and how: TOML, data and never code.
+"""A profile states what is measured, on which data and how. It is a TOML file: data, never code.
 
-Profiles are found in packages named by the entry-point group ``geep.profiles``, or by path.
+Profiles are found by path, or by name in the packages of the entry-point group ``geep.profiles``.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
+from functools import partial
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from harness import registry
-from harness.contracts import Method, NamesContent
-from harness.core.errors import ConfigError, UnknownNameError
+from harness.contracts import HasSettings, Method, NamesContent
+from harness.core.errors import ConfigError, GeepBenchError, SettingsError, UnknownNameError
+from harness.core.settings import Place, StrictSettings, explain
 from harness.running import variants
 
 GROUP = "geep.profiles"
 
+# Table (a method's name, or "training" for all methods), key and value.
+Override = tuple[str, str, Any]
 
-class ExecutionSettings(BaseModel):
-    """See :class:`harness.contracts.Execution`.
+
+class ExecutionSettings(StrictSettings):
+    """How predictions are run, see :class:`harness.contracts.Execution`.
 
     ``"auto"`` is bfloat16 in CUDA graphs on a CUDA device, and float32 run eagerly elsewhere.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     batch_size: int = Field(default=32, ge=1)
     protocol: Literal["modern", "paper"] = "modern"
     order: Literal["arrival", "length"] = "length"
@@ -39,35 +43,36 @@ class ExecutionSettings(BaseModel):
     batch_tokens: int = Field(default=0, ge=0)
 
 
-class Profile(BaseModel):
+class Profile(StrictSettings):
     """What a run does unless the command line says otherwise.
 
     Attributes:
-        title: one line for people.
+        title: one line that describes it.
         source: where data comes from.
         datasets: names.
-        methods: names of methods and variants; what they need is fitted, too, but only these are measured.
+        methods: names of methods and variants to measure; the methods they need are fitted, too, but not measured.
         reference: the method that speed-ups are measured against.
+        seeds: training seeds.
         speeds: entropy thresholds (FastBERT's speed) at which early-exit methods are measured.
         rounds: timed passes per cell.
         fit_processes: methods that are fitted at the same time, each on its share of the threads; on a CPU only.
         max_length: tokens per sample.
+        max_train, max_test: maximum number of rows (stratified, seed 0).
         backbones: language -> ``"embedded"``, folder or hub id.
+        execution: how predictions are run.
         training: hyper-parameters for every method (see :class:`harness.toolkit.training.Recipe`), ``head``.
-        compare: method -> others that the report holds it against, beside ``bert`` and ``fastbert``: the same without its
-            idea, for example.
-        method: settings per method, on top of ``training``; with ``like``, a variant (:mod:`harness.running.variants`).
+        compare: method -> other methods that the report compares it with, in addition to its standard ones.
+        method: settings per method, which override ``training``; with ``like``, a variant (:mod:`harness.running.variants`).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = ""
     title: str
     source: Literal["embedded", "local", "hub"]
     datasets: list[str]
     methods: list[str]
     reference: str = "bert"
-    seeds: list[int] = [0]
-    speeds: list[float] = [0.1, 0.5, 0.8]
+    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    speeds: list[Annotated[float, Field(ge=0, le=1)]] = [0.1, 0.5, 0.8]
     rounds: int = Field(default=3, ge=1)
     fit_processes: int = Field(default=1, ge=1, le=64)
     max_length: int = Field(default=128, ge=8)
@@ -79,26 +84,30 @@ class Profile(BaseModel):
     compare: dict[str, list[str]] = Field(default_factory=dict)
     method: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
+    # For error messages only: the name or path it was loaded by, and the settings that override the file's.
+    _origin: str = PrivateAttr(default="")
+    _overridden: frozenset[tuple[str, str]] = PrivateAttr(default=frozenset())
+
     def config(self, method: str) -> dict[str, Any]:
-        """Settings for one method or variant: the common ones and its own."""
+        """Return the settings of a method or variant: the common ones and its own."""
         return {"speeds": self.speeds, **self.training, **variants.settings(self.method, method)}
 
     def method_of(self, name: str) -> Method:
-        """The method or variant called ``name``.
+        """Return the method or variant called ``name``.
 
         Raises:
-            UnknownNameError: there is none, or it is like, or needs, one that does not exist.
-            ConfigError: a variant makes no sense.
+            UnknownNameError: it, or a method in its ``like`` or ``needs``, does not exist.
+            ConfigError: a variant is invalid.
             MethodError: its plug-in cannot be imported or lacks a part of the contract.
         """
         return variants.method_of(self.method, name)
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """``names`` and everything they need, each after what it needs (:func:`harness.registry.in_order`)."""
+        """Return ``names`` and the methods they need, each after those (:func:`harness.registry.in_order`)."""
         return registry.in_order(names, self.method_of)
 
     def identity(self, name: str) -> Any:
-        """What tells a method or variant from all others in content keys, its settings aside; JSON."""
+        """Return what identifies a method or variant in content keys, apart from its settings (JSON)."""
         method = self.method_of(name)
         return method.identity if isinstance(method, variants.Variant) else name
 
@@ -112,28 +121,75 @@ class Profile(BaseModel):
         """Names of its variants."""
         return [name for name in self.method if variants.is_variant(self.method, name)]
 
+    def with_settings(self, overrides: Iterable[Override]) -> Profile:
+        """Return a copy in which settings of methods, or of ``training``, are replaced; the last of equal keys counts."""
+        tables = {"training": dict(self.training), **{name: dict(own) for name, own in self.method.items()}}
+        overridden = set(self._overridden)
+        for table, key, value in overrides:
+            tables.setdefault(table, {})[key] = value
+            overridden.add((table, key))
+        copy = self.model_copy(update={"training": tables.pop("training"), "method": tables})
+        copy._overridden = frozenset(overridden)
+        return copy
 
-def _found() -> dict[str, Any]:
+    def problems(self, names: Iterable[str]) -> list[str]:
+        """Return one line per invalid setting of the methods ``names``: file, table, key, and what is allowed.
+
+        Methods without a model of their settings (:class:`harness.contracts.HasSettings`) validate when they are fitted.
+        """
+        lines: dict[str, str] = {}
+        for name in names:
+            try:
+                method = self.method_of(name)
+            except GeepBenchError:  # reported when the method is looked up for the run
+                continue
+            if not isinstance(method, HasSettings) or not isinstance(method.settings, type):
+                continue
+            try:
+                method.settings.model_validate(self.config(name))
+            except ValidationError as error:
+                for line in explain(error, method.settings, partial(self._place, name)):
+                    # A wrong key in [training] concerns all methods, whose known keys differ: one line is enough.
+                    lines.setdefault(": ".join(line.split(": ")[:2]), line)
+        return list(lines.values())
+
+    def _place(self, name: str, loc: Place) -> str:
+        """Name the file and the table that a method's setting comes from, or the option of the command line."""
+        key = str(loc[0]) if loc else ""
+        family = variants.lineage(self.method, name)
+        table = next((one for one in family if key in self.method.get(one, {})), None)
+        if table is None and key in self.training:
+            table = "training"
+        if (table, key) in self._overridden:
+            return f"--set {table}.{key}"
+        where = f"profile {self._origin or self.name}"
+        if table is None:
+            return f"{where}, [method.{name}]" if key not in Profile.model_fields else where
+        return f"{where}, [{table}]" if table == "training" else f"{where}, [method.{table}]"
+
+
+def _installed() -> dict[str, Any]:
     """Profile name -> readable file, over all packages of the group."""
-    found = {}
-    for point in entry_points(group=GROUP):
-        for entry in files(point.value).iterdir():
-            if entry.name.endswith(".toml"):
-                found[entry.name.removesuffix(".toml")] = entry
-    return found
+    return {
+        entry.name.removesuffix(".toml"): entry
+        for point in entry_points(group=GROUP)
+        for entry in files(point.value).iterdir()
+        if entry.name.endswith(".toml")
+    }
 
 
 def names() -> list[str]:
-    """Names of all installed profiles."""
-    return sorted(_found())
+    """Return the names of all installed profiles."""
+    return sorted(_installed())
 
 
 def load(name: str) -> Profile:
-    """A profile by name or by the path of a TOML file.
+    """Load a profile by name or by the path of a TOML file.
 
     Raises:
-        UnknownNameError: there is none of that name.
-        ConfigError: it is not valid TOML, or holds an unknown or wrong key.
+        UnknownNameError: no profile has this name.
+        ConfigError: the file cannot be read, or is not valid TOML.
+        SettingsError: keys are unknown, or values have a wrong type or range; one line for each.
     """
     if name.endswith(".toml"):
         if not Path(name).is_file():
@@ -143,17 +199,31 @@ def load(name: str) -> Profile:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"profile {name} cannot be read as UTF-8 text ({error}): save it again") from error
     else:
-        found = _found()
+        found = _installed()
         if name not in found:
             raise UnknownNameError("profile", name, found)
         text, title = found[name].read_text(encoding="utf-8"), name
     try:
-        return Profile.model_validate({**tomllib.loads(text), "name": title})
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"profile {name} is not valid TOML: {error}") from error
+        raise ConfigError(f"profile {name} is not valid TOML: {error}: correct that line") from error
+    profile = validated({**data, "name": title}, name)
+    profile._origin = name
+    return profile
+
+
+def validated(data: dict[str, Any], origin: str) -> Profile:
+    """Make a profile of its fields.
+
+    Raises:
+        SettingsError: one line per problem; the settings of its methods are included.
+    """
+    try:
+        return Profile.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"profile {name}: {place}: {first['msg']}: see harness/running/profile.py for the keys"
-        ) from error
+        wrong = {one["loc"][0] for one in error.errors()}
+        lines = explain(error, Profile, lambda loc: f"profile {origin}" + (f", [{loc[0]}]" if len(loc) > 1 else ""))
+        rest = {key: data[key] for key in ("speeds", "training", "method") if key in data and key not in wrong}
+        sound = Profile(title="", source="embedded", datasets=[], methods=[], **rest)
+        sound._origin = origin
+        raise SettingsError(*lines, *sound.problems(sound.method)) from error

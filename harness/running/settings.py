@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from harness.contracts import Compute, DType, Execution
-from harness.core.errors import ConfigError, DeviceError, MethodError
-from harness.running.profile import Profile
+from harness.core.errors import ConfigError, DeviceError, MethodError, SettingsError, UnknownNameError
+from harness.encoder.backbone import default_device
+from harness.running import profile as profiles
+from harness.running.profile import Override, Profile
 from harness.running.task import check_names
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A profile and what the command line overrides in it.
+    """A profile, and what the command line sets in addition.
 
     Attributes:
+        out: the run folder.
         data: folder of local data; makes the source ``local``.
-        fresh: refit and measure again whatever is there already.
+        device: ``"cpu"`` or ``"cuda"``.
+        fresh: fit and measure again what exists already.
     """
 
     profile: Profile
@@ -43,48 +49,87 @@ class Settings:
         chosen, protocol = self.profile.execution.compute, self.profile.execution.protocol
         if chosen != "auto":
             return chosen
-        # Attention over packed rows has a kernel that graphs can hold in half precision only.
+        # CUDA graphs can hold the attention kernel for packed rows in half precision only.
         return "graphs" if self.device == "cuda" and (self.dtype == "bfloat16" or protocol == "paper") else "eager"
 
     @property
     def execution(self) -> Execution:
-        given = self.profile.execution
-        return Execution(
-            given.batch_size,
-            given.protocol,
-            given.order,
-            given.window,
-            given.executor,
-            self.profile.max_length,
-            self.dtype,
-            self.compute,
-            given.batch_tokens,
-        )
+        given = self.profile.execution.model_dump() | {"dtype": self.dtype, "compute": self.compute}
+        return Execution(max_length=self.profile.max_length, **given)
+
+
+def make_settings(
+    profile: str | Path | Profile,
+    *,
+    out: Path | None = None,
+    data: Path | None = None,
+    device: str | None = None,
+    fresh: bool = False,
+    overrides: Iterable[Override] = (),
+    backbones: Mapping[str, str] | None = None,
+    execution: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Settings:
+    """Combine a profile with the options of the command line or of :func:`harness.run`.
+
+    Args:
+        profile: a name, the path of a TOML file, or a profile.
+        out: the run folder; default ``runs/<profile>``.
+        device: default: ``"cuda"`` if there is one.
+        overrides: settings of methods. A variant made by them is measured, too, unless ``methods`` are given.
+        backbones: by language; others stay as in the profile.
+        execution: keys of the profile's table ``execution`` to replace.
+        changes: other keys of the profile to replace; ``None`` keeps the profile's value.
+
+    Raises:
+        UnknownNameError: no profile has this name.
+        ConfigError: the profile or an option is invalid.
+    """
+    chosen = profile if isinstance(profile, Profile) else profiles.load(str(profile))
+    changes = {key: value for key, value in changes.items() if value is not None}
+    listed, merged = {*chosen.methods, *chosen.method}, chosen.with_settings(overrides)
+    if "methods" not in changes and (made := [name for name in merged.variants if name not in listed]):
+        changes["methods"] = [*chosen.methods, *made]
+    if backbones:
+        changes["backbones"] = {**chosen.backbones, **backbones}
+    if execution := {key: value for key, value in (execution or {}).items() if value is not None}:
+        changes["execution"] = {**chosen.execution.model_dump(), **execution}
+    if changes:
+        valid = profiles.validated({**merged.model_dump(), **changes}, f"{chosen.name} with the given options")
+        merged = merged.model_copy(update={key: getattr(valid, key) for key in changes})
+    return Settings(merged, out or Path("runs") / (chosen.name or "run"), data, device or default_device(), fresh)
 
 
 def validate_settings(settings: Settings) -> None:
-    """Complain about names, device and folders before anything expensive starts.
+    """Validate names, settings of methods, device and folders before anything expensive starts.
 
     Raises:
-        GeepBenchError: something asked for does not exist.
+        GeepBenchError: something does not exist or is invalid; problems of names and of settings are reported together.
     """
     profile = settings.profile
-    # Tables of settings and comparisons, too: a typo there would otherwise change nothing, silently.
+    # Names of tables and comparisons, too: a typo there would have no effect otherwise.
     compared = itertools.chain(profile.compare, *profile.compare.values())
+    needed: dict[str, None] = {}
+    unknown: list[UnknownNameError] = []
     for name in dict.fromkeys([*profile.methods, profile.reference, *profile.method, *compared]):
         try:
-            profile.in_order([name])
-        except MethodError:  # its cells will fail and say so; those of others need not
+            needed |= dict.fromkeys(profile.in_order([name]))
+        except MethodError:  # its cells fail with this reason; other methods are not affected
             continue
+        except UnknownNameError as error:
+            unknown.append(error)
+    problems = [*dict.fromkeys(map(str, unknown)), *profile.problems(needed)]
+    if unknown and len(problems) == 1:
+        raise unknown[0]
+    if problems:
+        raise SettingsError(*problems)
     if not profile.methods or not profile.datasets or not profile.seeds:
         raise ConfigError("nothing to run: name at least one method, one dataset and one seed")
     if settings.source == "local" and settings.data is None:
         raise ConfigError(f"profile '{profile.name}' measures real data: give its folder with --data DIR")
     check_names(profile.datasets, settings.source, settings.data)
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            "--device cuda: this machine has no usable CUDA device: leave --device out, or say --device cpu"
-        )
+        raise DeviceError("--device cuda: this machine has no usable CUDA device: omit --device, or use --device cpu")
     if "graphs" in settings.compute:
         if settings.device != "cuda":
             raise ConfigError(f"compute = '{settings.compute}' needs --device cuda: choose auto, eager or compiled")

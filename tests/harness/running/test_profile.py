@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import Field
 
-from harness.core.errors import ConfigError, UnknownNameError
+from harness.cli.main import main
+from harness.core.errors import ConfigError, SettingsError, UnknownNameError
+from harness.core.settings import StrictSettings
 from harness.running import profile
-from harness.running.settings import Settings, validate_settings
+from harness.running.settings import Settings, make_settings, validate_settings
 
 GOOD = """
 title = "mine"
@@ -68,11 +72,14 @@ def test_a_methods_own_settings_win(tmp_path: Path) -> None:
         (('source = "embedded"', 'source = "cloud"'), "source"),
         (("batch_size = 4", "batch_size = 0"), r"execution\.batch_size"),
         (("batch_size = 4", 'order = "random"'), r"execution\.order"),
-        (("batch_size = 4", "batch = 4"), r"execution\.batch"),
+        (("batch_size = 4", "batch = 4"), r"\[execution\]: unknown key 'batch': did you mean batch_size"),
         (('datasets = ["ag_news"]', 'datasets = "ag_news"'), "datasets"),
         (('methods = ["bert"]', 'methods = ["bert"]\nrounds = 0'), "rounds"),
         (('methods = ["bert"]', 'methods = ["bert"]\nmax_length = 3'), "max_length"),
         (('methods = ["bert"]', 'methods = ["bert"]\nmax_train = 0'), "max_train"),
+        (('methods = ["bert"]', 'methods = ["bert"]\nseeds = [-1]'), r"seeds\[0\] = -1 .* of at least 0"),
+        (('methods = ["bert"]', 'methods = ["bert"]\nspeeds = [0.5, 2]'), r"speeds\[1\] = 2 .* from 0 to 1"),
+        (('methods = ["bert"]', 'methods = ["bert"]\nrounds = "3"'), "an integer of at least 1, without quotes"),
         (('methods = ["bert"]', 'methods = ["bert"'), "not valid TOML"),
         (("[method.fastbert]\nepochs = 9", "[method]\nfastbert = 3"), r"method\.fastbert"),
     ],
@@ -97,3 +104,87 @@ def test_a_profile_that_is_not_there(tmp_path: Path) -> None:
         profile.load("quik")
     with pytest.raises(ConfigError, match=r"no profile file .*none\.toml.*quick"):
         profile.load(str(tmp_path / "none.toml"))
+
+
+class Knobs(StrictSettings):
+    """Settings of the fake method ``one``."""
+
+    speeds: list[float]
+    epochs: int = Field(default=1, ge=1)
+    rate: float = Field(default=0.5, gt=0, lt=1)
+
+
+WRONG = """
+titel = "mine"
+title = "mine"
+source = "embedded"
+datasets = ["ag_news"]
+methods = ["one"]
+rounds = 0
+max_length = "64"
+[method.one]
+epoch = 2
+"""
+
+
+@pytest.fixture
+def knobs(stage: Any) -> None:
+    """The fake ``one`` declares a model of its settings."""
+    stage.add("one", settings=Knobs)
+
+
+@pytest.mark.usefixtures("knobs")
+def test_all_problems_are_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown key, a number out of range, a wrong type and an unknown setting of a method: one line each, exit code 2."""
+    path = write(tmp_path, WRONG)
+    assert main(["run", "--profile", path]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    for line, words in zip(
+        sorted(lines),
+        [
+            "[method.one]: unknown key 'epoch': did you mean epochs?",
+            'max_length = "64" is not allowed: give an integer of at least 8, without quotes',
+            "rounds = 0 is not allowed: give an integer of at least 1",
+            "unknown key 'titel': did you mean title?",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(f"geep-bench: profile {path}")
+        assert words in line
+
+
+@pytest.mark.usefixtures("knobs")
+def test_settings_are_validated_before_anything_runs(tmp_path: Path) -> None:
+    """Problems name the table that a setting comes from: of a variant, its base, all methods, or the command line."""
+    text = GOOD.replace('["bert"]', '["one", "fast"]\nreference = "one"').replace("learning_rate = 0.1", "warmup = 1")
+    text = text.replace(
+        "[method.fastbert]\nepochs = 9", '[method.one]\nepochs = 0\n[method.fast]\nlike = "one"\nrate = 3'
+    )
+    settings = make_settings(write(tmp_path, text), overrides=[("fast", "speed", 1)], device="cpu")
+    with pytest.raises(SettingsError) as caught:
+        validate_settings(settings)
+    place = f"profile {tmp_path / 'mine.toml'}, "
+    assert sorted(caught.value.problems) == [
+        "--set fast.speed: unknown key 'speed': did you mean speeds? known keys: epochs, rate, speeds",
+        place + "[method.fast]: rate = 3 is not allowed: give a number above 0 and below 1",
+        place + "[method.one]: epochs = 0 is not allowed: give an integer of at least 1",
+        place + "[training]: unknown key 'warmup': known keys: epochs, rate, speeds",
+    ]
+
+
+@pytest.mark.usefixtures("knobs")
+def test_unknown_names_and_wrong_settings_are_reported_together(tmp_path: Path) -> None:
+    """A misspelt method does not hide a wrong setting of another one."""
+    text = GOOD.replace('["bert"]', '["one", "twoo"]\nreference = "one"').replace("[method.fastbert]", "[method.one]")
+    with pytest.raises(
+        SettingsError, match=r"unknown method 'twoo': did you mean two.*\n.*\[training\].*learning_rate"
+    ):
+        validate_settings(make_settings(write(tmp_path, text), device="cpu"))
+
+
+@pytest.mark.usefixtures("stage")
+def test_options_are_validated_as_the_profile_is() -> None:
+    """A value that no profile may hold is refused from Python, too."""
+    with pytest.raises(SettingsError, match="quick with the given options: rounds = 0 .* at least 1"):
+        make_settings("quick", rounds=0)
