@@ -52,13 +52,7 @@ def _line(name: str, columns: list[str]) -> str:
 
 
 def _run(packed: PackedRun) -> str:
-    machines = ", ".join(
-        dict.fromkeys(
-            f"{machine.gpu or machine.cpu or 'unknown machine'}, {machine.cores or '?'} cores, "
-            f"{machine.torch_threads or '?'} threads, torch {machine.torch or '?'}"
-            for machine in packed.machines
-        )
-    )
+    machines = ", ".join(dict.fromkeys(map(str, packed.machines)))
     commits = ", ".join(packed.commits[:3]) or "unknown"
     return f"{packed.name}: {len(packed.cells)} cells, commit {commits}; {machines}"
 

@@ -1,1 +1,1 @@
-"""Two runs compared: what changed, and whether it is a regression. May import results, measure and core."""
+"""Regression gate: comparison of two runs. May import measure, results and everything below."""

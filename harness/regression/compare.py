@@ -1,15 +1,14 @@
-"""Two runs, cell by cell: what changed, and is any of it a regression?
+"""Compare two runs cell by cell, and find regressions.
 
-What a cell has, is judged by what it is. **FLOPs and layers** are counts: one fit costs what it costs, so any rise has a cause in
-the code that runs it and is an alarm. Another fit, with other weights, has its tuned exits elsewhere, also after the best of
-changes: there a rise is an alarm beyond :attr:`Limits.dearer_refitted`, except where every sample leaves after the same layer in
-both runs, whose cost no weight can change. On one CPU training repeats bit for bit, so that fits are the same as long as nothing
-that trains was changed; whether they are, the confidences say (``same_fit``). **Accuracy** is a sample: the
-exact one-sided McNemar test on the same test rows, over all cells together (``holm_testable``), *and* a loss
-above a margin. **Times** are in :mod:`harness.regression.times`.
+**FLOPs and layers** are counts: the same fit always has the same cost, so that any rise comes from the code and is an alarm.
+Another fit, with other weights, has other tuned exits: its rise is an alarm beyond :attr:`Limits.dearer_refitted`, or beyond
+rounding if all samples exit after the same layer in both runs, because then no weight can change the cost. Training repeats bit for
+bit on one CPU; the confidences show whether two fits are the same (``same_fit``). **Accuracy** is a sample: an alarm needs a
+significant exact one-sided McNemar test on the same test rows, over all cells together (``holm_testable``), *and* a loss above
+a margin. **Times** are in :mod:`harness.regression.times`.
 
-The accuracy test asks whether *these two fits* differ on rows like these. It knows nothing of seeds: after retraining with other
-rounding, two equally good fits do differ. That is what the wider margin elsewhere is for.
+The accuracy test asks whether *these two fits* differ on such rows. It does not cover seeds: after retraining with other
+rounding, two equally good fits differ. The wider margin between machines allows for that.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from harness.regression.times import MethodTime, TimeChange, Timed, judge_times
 from harness.results.packed_run import PackedCell, PackedRun, same_fit
 from harness.results.schema import Cell
 
-# Coordinates that follow from the machine: cells that differ in nothing else are compared, but not their times.
+# Coordinates that depend on the machine: cells that differ only in these are compared, but not their times.
 _MACHINE = ("device", "dtype", "compute", "executor")
-_ROUNDING = 1e-9  # relative; of a mean written to JSON and read again
+_ROUNDING = 1e-9  # relative; of a mean that was written to JSON
 
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on a change for the worse is an alarm.
+    """Limits beyond which a change for the worse is an alarm.
 
     Attributes:
-        margin: accuracy that may be lost (0..1), on one machine.
+        margin: accuracy that may be lost (0..1) on one machine.
         margin_elsewhere: the same between machines. Retraining with other rounding moved cells of ``quick`` by up to 0.017.
-        slower: time that may be added relative to the reference (0.05: 5 %). Two processes that measured
-            the same fits were up to 0.03 apart over all cells.
-        dearer_refitted: FLOPs or layers that may be added with other weights (0.3: 30 %). Retraining moved exits by up to 23 %.
-            A constant depth that is tuned moves in whole layers: one of them may be added there.
-        alpha: chance of any false alarm about accuracy in one comparison, and again about times.
+        slower: allowed increase of time relative to the reference (0.05: 5 %). Two processes that measured the same fits
+            differed by up to 0.03 over all cells.
+        dearer_refitted: allowed increase of FLOPs or layers with other weights (0.3: 30 %). Retraining moved exits by up to
+            23 %. A tuned constant depth moves in whole layers, so that one layer is allowed there.
+        alpha: probability of any false alarm about accuracy in one comparison, and again about times.
     """
 
     margin: float = 0.005
@@ -54,20 +53,20 @@ class Limits:
 
 @dataclass
 class Change:
-    """One cell in both runs; the seeds that both have count as one.
+    """One cell in both runs; the seeds of both count together.
 
     Pairs are (base, new). Accuracy and costs are means over seeds.
 
     Attributes:
-        cell: coordinates, of the first seed in the new run.
-        repeats: both runs are of one kind of machine, on which training repeats bit for bit: a CPU. CUDA adds in any order.
-        same_fit: both runs answered with the same weights; None where nobody can tell.
-        exact: counts have to agree exactly.
-        constant: in each of the runs, all samples leave after one layer.
-        wins, losses: samples that are more often right in new, or in base, over the seeds; None without per-sample rows.
+        cell: coordinates of the first seed in the new run.
+        repeats: both machines are equal and repeat training bit for bit: CPUs. CUDA adds in any order.
+        same_fit: both runs have the same weights; None if unknown.
+        exact: counts must be equal.
+        constant: in each of the runs, all samples exit after one layer.
+        wins, losses: samples that are more often correct in new, or in base, over the seeds; None without per-sample rows.
         interval: 95 % bootstrap interval of the difference in accuracy.
-        p: one-sided, of "new is not worse"; ``p_adjusted`` over all cells, None where it could not become significant.
-        alarms: what the gate objects to, one sentence each.
+        p: one-sided, of "new is not worse"; ``p_adjusted`` over all cells, None if it could not become significant.
+        alarms: regressions, one sentence each.
     """
 
     cell: Cell
@@ -91,7 +90,7 @@ class Change:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Dataset, method and operating point."""
         cell = self.cell
         return f"{cell.dataset}{' (synthetic)' * self.synthetic} {cell.method} {cell.point}"
 
@@ -101,19 +100,19 @@ class Change:
 
     @property
     def moved(self) -> bool:
-        """Whether any answer or any count is not what it was; times aside."""
+        """Whether any answer or any count changed; times do not count."""
         counts = (self.flops, self.flops_linear, self.layers, self.accuracy)
         return bool(self.wins or self.losses) or any(base != new for base, new in counts)
 
 
 @dataclass
 class Comparison:
-    """Everything that two runs say about each other.
+    """The comparison of two runs.
 
     Attributes:
-        remarks: what could not be compared and why, and what else a reader has to know; one line each.
+        remarks: what could not be compared and why, and other facts that readers need; one line each.
         methods: times per method over all of its cells.
-        alarms: of all cells and methods; the gate is open where there are none.
+        alarms: of all cells and methods; without any, the gate passes.
     """
 
     base: PackedRun
@@ -131,7 +130,7 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
     """Compare a new run with an old one.
 
     Raises:
-        ResultError: they share no cell that can be compared.
+        ResultError: no cell of both runs can be compared.
     """
     limits = limits or Limits()
     twins, only_base, only_new = _match(base.cells, new.cells)
@@ -143,7 +142,7 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
     remarks = [*base.problems, *new.problems]
     usable = [twin for twin in twins if not any(_other_rows(old, young) for old, young in zip(*twin, strict=True))]
     if len(usable) < len(twins):
-        remarks.append(f"{len(twins) - len(usable)} cells were measured on other test rows and are not compared")
+        remarks.append(f"{len(twins) - len(usable)} cells were measured on other test rows and are left out")
     if not usable:
         raise ResultError(
             f"nothing to compare: {base.name} and {new.name} were measured on other test rows: use the same data and --max-test"
@@ -166,9 +165,12 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
 def _match(
     base: Sequence[PackedCell], new: Sequence[PackedCell]
 ) -> tuple[list[tuple[list[PackedCell], list[PackedCell]]], list[Cell], list[Cell]]:
-    """Cells of both runs that are the same measurement, one list entry per seed; and those that have no partner.
+    """Match the cells of both runs.
 
-    First by all coordinates, then, where that leaves one on each side, without those that follow from the machine.
+    Cells match by all coordinates. Of the rest, those match that are unique without the coordinates of the machine.
+
+    Returns:
+        Pairs of lists (base, new) with one cell per seed, and the cells without a match in base and in new.
     """
     found: dict[tuple[str, ...], tuple[list[PackedCell], list[PackedCell]]] = {}
     left, right = list(base), list(new)
@@ -185,7 +187,7 @@ def _match(
         for old in list(left):
             same = theirs.get(key(old.cell, with_seed=True), [])
             if len(same) == 1 and ours[key(old.cell, with_seed=True)] == 1:
-                # The pass of the loop keeps seeds of one match apart from those of the other.
+                # The number of ignored coordinates keeps the seeds of both kinds of matches apart.
                 both = found.setdefault((str(len(ignored)), *key(old.cell)), ([], []))
                 both[0].append(old)
                 both[1].append(same[0])
@@ -257,12 +259,12 @@ def _judge_costs(changes: Sequence[Change], limits: Limits) -> None:
             if new > old * (1 + allowed)
         ]
         if risen:
-            than = "" if change.exact else f" (beyond the {100 * allowed:.0f} % allowed to another fit)"
-            change.alarms.append(f"{change.name}: {', '.join(risen)}{than}")
+            limit = "" if change.exact else f" (more than the {100 * allowed:.0f} % that another fit is allowed)"
+            change.alarms.append(f"{change.name}: {', '.join(risen)}{limit}")
 
 
 def _judge_accuracy(changes: Sequence[Change], limits: Limits) -> None:
-    """Significant over all cells together, and more than a margin; a loss that chance explains is no alarm at any size."""
+    """Add alarms for losses that are significant over all cells together and above the margin."""
     tested = [change for change in changes if change.p is not None]
     p_values = [change.p for change in tested if change.p is not None]
     discordant = [(change.wins or 0) + (change.losses or 0) for change in tested]
@@ -272,12 +274,12 @@ def _judge_accuracy(changes: Sequence[Change], limits: Limits) -> None:
         if adjusted is not None and adjusted <= limits.alpha and -change.difference > margin + _ROUNDING:
             change.alarms.append(
                 f"{change.name}: accuracy down by {-100 * change.difference:.2f} points ({change.losses} samples lost, "
-                f"{change.wins} won, adjusted p {adjusted:.2g}; {100 * margin:g} may be lost)"
+                f"{change.wins} won, adjusted p {adjusted:.2g}; the limit is {100 * margin:g} points)"
             )
 
 
 def _failures(base: PackedRun, new: PackedRun) -> list[str]:
-    """Methods that raise now in cells that were measured before; a failed fit takes all of its cells along."""
+    """Return a sentence per cell that fails now, for methods that were measured before. A failed fit has one record."""
     before = {(cell.cell.dataset, cell.cell.method, cell.cell.seed) for cell in base.cells}
     return [
         f"{cell.dataset} {cell.method} {cell.point}, seed {cell.seed}: failed, see the failures of {new.name}"
@@ -296,20 +298,20 @@ def _remarks(
     remarks = []
     if len(new.commits) > 1:
         remarks.append(
-            f"{new.name} holds cells of several versions of the code ({', '.join(new.commits)}): if it was meant to test one, run "
-            "again with --fresh"
+            f"{new.name} has cells of several versions of the code ({', '.join(new.commits)}): to test a single version, run again "
+            "with --fresh"
         )
     if untested := sum(change.p is None for change in changes):
-        remarks.append(f"accuracy of {untested} cells is shown but not tested: no per-sample rows in one of the runs")
+        remarks.append(f"the accuracy of {untested} cells is not tested: one of the runs has no per-sample rows")
     if abroad := sum(not change.repeats for change in changes):
         remarks.append(
-            f"{abroad} cells come from machines that differ, are unknown or do not repeat bit for bit (CUDA): "
-            f"{100 * limits.margin_elsewhere:g} points of accuracy may be lost there"
+            f"{abroad} cells come from machines that differ, are unknown or do not repeat bit for bit (CUDA): their limit is "
+            f"{100 * limits.margin_elsewhere:g} points of accuracy"
         )
     if refitted := sum(not change.exact for change in changes):
         remarks.append(
-            f"{refitted} cells have, or may have, other weights: something that trains was changed, or the machine, or a cache was "
-            f"made with other settings; their FLOPs and layers may rise by {100 * limits.dearer_refitted:g} %"
+            f"{refitted} cells have, or may have, other weights: the training code, the machine or the settings of a cached fit "
+            f"changed; their limit for FLOPs and layers is {100 * limits.dearer_refitted:g} %"
         )
     if any(
         old.tokens != young.tokens
@@ -317,7 +319,5 @@ def _remarks(
         for old, young in zip(*twin, strict=True)
         if old.tokens and young.tokens
     ):
-        remarks.append(
-            "the same test rows have other numbers of tokens in some cells: their FLOPs differ for that reason, too"
-        )
+        remarks.append("the same test rows have other numbers of tokens in some cells, which also changes FLOPs")
     return remarks

@@ -1,16 +1,15 @@
-"""Speed-ups of two runs, side by side: is a method slower than it was, relative to the reference of the same run?
+"""Compare the speed-ups of two runs: is a method slower than before, relative to the reference of the same run?
 
-Times of two processes cannot be compared as such: nobody knows what the machine did meanwhile. What can, is each run's speed-up
-over the reference that ran beside it, pass for pass. How much of a change is noise, the passes say themselves: neighbouring passes
-of one series are a thing with itself (A/A), of the reference and of every method, in both runs
-(:func:`harness.measure.statistics.self_ratios`, :func:`~harness.measure.statistics.median_noise`).
+Times of two processes are not comparable, because the load of the machine may differ. Each run's speed-up over its reference,
+pass for pass, is. Its noise is estimated from successive passes of one series (A/A pairs), of the reference and of all methods in
+both runs (:func:`harness.measure.statistics.self_ratios`, :func:`~harness.measure.statistics.median_noise`).
 
-An alarm takes three things: (1) significance after Holm, in one of two families that share alpha: all cells, and all methods, each
-by the median over its cells, so that a slow-down of 10 % that no single cell of three rounds can prove shows in all of
-them together; (2) an estimate above the limit, since two processes differ by some percent for reasons that no pass of one can
-know; (3) the same in the best passes (Chen & Revels 2016), which a machine that stalled for two rounds of three does not spoil.
+An alarm needs three things: (1) significance after Holm in one of two families that share alpha: all cells, and all methods, each
+by the median over its cells, because a slow-down of 10 % that no single cell of three rounds can prove is visible in all
+cells together; (2) an estimate above the limit, because two processes differ by some percent for reasons that the passes of one
+cannot show; (3) the same in the best passes (Chen & Revels 2016), which do not suffer if a machine stalls for two rounds of three.
 
-What it cannot see: a change that slows the reference as much as the method. The reference's own seconds are told, not judged.
+A change that slows the reference as much as the method is not found. The reference's own seconds are reported, never an alarm.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ import numpy as np
 from harness.measure.statistics import holm, median_noise, self_ratios
 from harness.results.packed_run import PackedCell, PackedRun
 
-# Fewer A/A pairs than this in a run say too little about the tails of its noise.
+# With fewer A/A pairs in a run, the tails of its noise are unknown.
 LEAST_PAIRS = 20
-# Enough for the smallest p-value to stay below alpha / 2 after Holm.
+# Enough for the smallest p-value to be below alpha / 2 after Holm.
 DRAWS_A_CELL = 1_000
 LEAST_DRAWS = 100_000
 
@@ -38,10 +37,10 @@ class TimeChange:
 
     Attributes:
         speedup: (base, new): medians over rounds, over the reference; geometric means over seeds.
-        ratio: new / base; below 1 is slower. ``low`` and ``high``: what noise alone lets it be, 95 %, around ``ratio``.
+        ratio: new / base; below 1 is slower. ``low`` and ``high``: 95 % range of the noise around ``ratio``.
         best: the same ratio from the best passes.
         p: one-sided, of "not slower"; ``p_adjusted`` over cells.
-        alarm: a sentence, or nothing.
+        alarm: a sentence; empty without an alarm.
     """
 
     speedup: tuple[float, float]
@@ -56,7 +55,7 @@ class TimeChange:
 
 @dataclass
 class MethodTime:
-    """A method over all of its cells: ``ratio`` and ``best`` are medians of those of the cells."""
+    """A method over all of its cells: ``ratio`` and ``best`` are medians over cells."""
 
     name: str
     cells: int
@@ -69,7 +68,7 @@ class MethodTime:
 
 @dataclass
 class Timed:
-    """One cell in both runs, one entry per seed, and what became of its times."""
+    """One cell in both runs, one entry per seed, and the change of its times."""
 
     base: PackedRun
     new: PackedRun
@@ -78,7 +77,7 @@ class Timed:
     change: TimeChange | None = field(default=None, init=False)
 
     def refusal(self) -> str | None:
-        """Why the times of this cell cannot be compared; None where they can."""
+        """Return why the times of this cell cannot be compared; None if they can."""
         for old, young in zip(self.olds, self.youngs, strict=True):
             a, b = self.base.machine(old), self.new.machine(young)
             differing = [
@@ -92,15 +91,15 @@ class Timed:
                 if getattr(a, name) != getattr(b, name)
             ]
             if differing:
-                return f"measured in different ways or places: {', '.join(differing)}"
+                return f"measured on different machines or in different ways: {', '.join(differing)}"
             if not a.known:
-                return "nobody knows on which machine they were measured"
+                return "the machine is unknown"
             if old.reference is None or old.reference != young.reference:
                 return "they have no common reference"
             if not all(cell.round_seconds and cell.reference_seconds for cell in (old, young)):
-                return "the passes themselves were not kept (results of an older version)"
+                return "the single passes were not stored (results of an older version)"
             if min(*old.round_seconds, *old.reference_seconds, *young.round_seconds, *young.reference_seconds) <= 0:
-                return "some passes took no time at all"
+                return "some passes have a time of 0"
         return None
 
 
@@ -113,15 +112,15 @@ def _best(cell: PackedCell) -> float:
 
 
 def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[list[MethodTime], list[str]]:
-    """Fill in the ``change`` of every cell whose times can be compared, and alarms where they got worse.
+    """Set the ``change`` of every cell whose times can be compared, with an alarm if they got worse.
 
     Args:
-        timed: all cells that both runs have.
-        slower: time that may be added, e.g. 0.05.
-        alpha: chance of any false alarm, shared by cells and methods.
+        timed: all cells of both runs.
+        slower: allowed increase of time, e.g. 0.05.
+        alpha: probability of any false alarm, shared by cells and methods.
 
     Returns:
-        The methods, and remarks: one line per reason why times were not compared, and what the reference itself did.
+        The methods, and remarks: one line per reason why times were not compared, and the times of the reference itself.
     """
     refusals = [one.refusal() for one in timed]
     remarks = [
@@ -137,7 +136,7 @@ def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[li
     if able and min(map(len, pools)) < LEAST_PAIRS:
         fewest = min(map(len, pools))
         remarks.append(
-            f"times of {len(able)} cells are not compared: {fewest} pairs of neighbouring passes are too few to know the noise "
+            f"times of {len(able)} cells are not compared: {fewest} pairs of successive passes are too few to estimate the noise "
             f"({LEAST_PAIRS} are needed): compare more cells, or measure more rounds"
         )
         return [], remarks
@@ -160,13 +159,13 @@ def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[li
             if adjusted <= alpha / 2 and log(change.ratio) < limit and log(change.best) < limit:
                 change.alarm = (
                     f"{100 * (1 / change.ratio - 1):.1f} % slower relative to the reference (adjusted p {adjusted:.2g}; "
-                    f"{100 * slower:g} % may be added)"
+                    f"the limit is {100 * slower:g} %)"
                 )
     return methods, remarks
 
 
 class _Noise:
-    """What becomes of the log of a ratio of two speed-ups when nothing changed, by A/A pairs of both runs."""
+    """Distribution of the log ratio of two speed-ups without any change, from A/A pairs of both runs."""
 
     def __init__(self, pools: Sequence[np.ndarray], draws: int) -> None:
         self.pools, self.draws = pools, draws
@@ -184,25 +183,25 @@ class _Noise:
         return tuple((len(a.round_seconds), len(b.round_seconds)) for a, b in zip(one.olds, one.youngs, strict=True))
 
     def of_cell(self, one: Timed, start: int = 0) -> np.ndarray:
-        """Of the mean over a cell's seeds: [draws]. Another ``start`` is another draw: nothing ties one to its neighbours."""
+        """Return the noise of the mean over a cell's seeds, [draws]. Each ``start`` gives an independent sample."""
         parts = [np.roll(self._draw(*pair), 7919 * (start + i)) for i, pair in enumerate(self._rounds(one))]
         return np.asarray(np.mean(parts, axis=0))
 
     def sorted_of_cell(self, one: Timed) -> np.ndarray:
-        """The same in ascending order, kept for cells of as many rounds."""
+        """Return the noise of a cell in ascending order; cached by number of rounds."""
         rounds = self._rounds(one)
         if rounds not in self._sorted:
             self._sorted[rounds] = np.sort(self.of_cell(one))
         return self._sorted[rounds]
 
     def of_method(self, cells: Sequence[Timed]) -> np.ndarray:
-        """Of the median over cells, in ascending order: [draws]."""
+        """Return the noise of the median over cells in ascending order, [draws]."""
         seeds = max(len(one.olds) for one in cells)
         return np.sort(np.median([self.of_cell(one, number * seeds) for number, one in enumerate(cells)], axis=0))
 
 
 def _p(null: np.ndarray, observed: float) -> float:
-    """Share of the sorted ``null`` that is as low as what was observed; never 0."""
+    """Return the share of the sorted ``null`` that is at most ``observed``; never 0."""
     return float((1 + np.searchsorted(null, observed, side="right")) / (1 + len(null)))
 
 
@@ -231,7 +230,7 @@ def _methods(able: Sequence[Timed], noise: _Noise) -> list[MethodTime]:
 
 
 def _reference(able: Sequence[Timed]) -> list[str]:
-    """What the reference's own passes did, cell by cell the median of them."""
+    """Report the change of the reference's own passes: the median over cells of medians over passes."""
     shifts = [
         float(np.median(np.log(young.reference_seconds)) - np.median(np.log(old.reference_seconds)))
         for one in able
@@ -239,6 +238,6 @@ def _reference(able: Sequence[Timed]) -> list[str]:
     ]
     percent = 100 * (exp(float(np.median(shifts))) - 1)
     return [
-        f"passes of the reference itself took {abs(percent):.1f} % {'more' if percent > 0 else 'less'} time than in the base: the "
-        "code or the machine, nothing ran beside them to tell; not judged"
+        f"passes of the reference itself took {abs(percent):.1f} % {'more' if percent > 0 else 'less'} time than in base: "
+        "this may be the code or the machine, and is never an alarm"
     ]

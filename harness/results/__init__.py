@@ -1,1 +1,1 @@
-"""What is stored: the result schema, run folders, packed runs. May import core only."""
+"""Stored results: the schema, run folders and packed runs. May import core only."""

@@ -1,8 +1,8 @@
-"""A run in one small file: what a comparison needs of every cell, and nothing else.
+"""A run in one small file that holds what a comparison needs of every cell.
 
-A packed reference is JSON of some hundred KiB (about 1 KiB a cell of 1,000 samples), made to be committed or kept by the hundred:
-per cell its coordinates, correctness of every test sample as bits, a hash of the test rows, exact costs, and the passes.
-``geep-bench pack RUN FILE`` writes one; :func:`load` reads it, or packs a run folder on the fly.
+A packed run is JSON of about 1 KiB per cell of 1,000 samples, small enough to commit: per cell its coordinates, the
+correctness of every test sample as bits, a hash of the test rows, exact costs, and the timed passes. ``geep-bench pack RUN
+FILE`` writes one; :func:`load` reads one, or packs a run folder in memory.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from harness.core.files import write_atomic
 from harness.results.run_folder import RunFolder, failed_cell
 from harness.results.schema import SCHEMA, Cell, Result, StrictRecord
 
-PACKED = 1  # bump with any change of meaning
-SKETCHED = 64  # samples
-_SAME_CONFIDENCE = 1e-3  # one fit on two machines differs by rounding, 1e-6 or so; two fits by 0.1 in some sample
+PACKED = 1  # version; raise it with any change of meaning
+SKETCHED = 64  # samples whose confidence is kept
+_SAME_CONFIDENCE = 1e-3  # the same fit on two machines differs by about 1e-6; two fits differ by 0.1 in some sample
 _LEAST_SHARED = 8
 
 
 class Machine(StrictRecord):
-    """What must be the same for two times to be comparable; the device is a coordinate of the cell."""
+    """What must be equal for two times to be comparable. The device is a coordinate of the cell."""
 
     cpu: str | None = None
     cores: int | None = None
@@ -44,15 +44,19 @@ class Machine(StrictRecord):
     def known(self) -> bool:
         return None not in (self.cpu, self.cores, self.torch)
 
+    def __str__(self) -> str:
+        processor = self.gpu or self.cpu or "unknown machine"
+        return f"{processor}, {self.cores or '?'} cores, {self.torch_threads or '?'} threads, torch {self.torch or '?'}"
+
 
 class PackedCell(StrictRecord):
     """One cell.
 
-    ``bits``: base64 of the correctness of the ``n`` test samples, eight a byte, first sample in the highest bit; None where the run
-    has no per-sample rows. ``rows``: hash of index and label of the test rows in file order; ``tokens``: tokens of all of them.
-    ``sketch``: base64 of confidence (float32) and ``sketch_exits`` of exit layer (uint8) of up to 64 samples, evenly spaced: what
-    tells one fit from another (:func:`same_fit`). ``exits``: samples that answered from layer 1, 2, ... ``machine``: index into
-    :attr:`PackedRun.machines`.
+    ``bits``: base64 of the correctness of the ``n`` test samples, eight per byte, the first in the highest bit; None without
+    per-sample rows. ``rows``: hash of index and label of the test rows in file order; ``tokens``: tokens of all of them.
+    ``sketch`` and ``sketch_exits``: base64 of the confidence (float32) and exit layer (uint8) of up to 64 samples, evenly
+    spaced, which distinguish fits (:func:`same_fit`). ``exits``: samples that answered from layer 1, 2, ... ``machine``:
+    index into :attr:`PackedRun.machines`.
     """
 
     cell: Cell
@@ -76,14 +80,14 @@ class PackedCell(StrictRecord):
     reference_seconds: list[float] = Field(default_factory=list)
     machine: int = Field(ge=0)
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
+    model_config = ConfigDict(ignored_types=(cached_property,))
 
     @cached_property
     def correct(self) -> np.ndarray | None:
-        """Correctness, bool [n] in file order; None where it was not kept.
+        """Correctness, bool [n] in file order; None if it was not kept.
 
         Raises:
-            ValueError: the bits are damaged, or not n of them.
+            ValueError: the bits are damaged, or not n bits.
         """
         if self.bits is None:
             return None
@@ -92,7 +96,7 @@ class PackedCell(StrictRecord):
 
     @cached_property
     def sketched(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Confidences and exit layers of some samples, [up to 64] each; None where they were not kept.
+        """Confidences and exit layers of some samples, [up to 64] each; None if they were not kept.
 
         Raises:
             ValueError: they are damaged.
@@ -109,9 +113,7 @@ class PackedCell(StrictRecord):
         except binascii.Error as error:
             raise ValueError(f"{self.cell.method} {self.cell.point}: {error}") from error
         if len(raw) != size:
-            raise ValueError(
-                f"{self.cell.method} {self.cell.point}: {len(raw)} bytes are not those of {self.n} samples"
-            )
+            raise ValueError(f"{self.cell.method} {self.cell.point}: {len(raw)} bytes do not fit {self.n} samples")
         return raw
 
 
@@ -119,10 +121,10 @@ class PackedRun(StrictRecord):
     """All cells of a run.
 
     Attributes:
-        name: of the run folder it was made of.
+        name: of the run folder.
         commits: of the code that measured, in order of appearance.
-        failed: cells whose method raised and that nobody measured afterwards.
-        problems: what could not be used of the run, one sentence each.
+        failed: cells whose method raised and that were not measured afterwards.
+        problems: parts of the run that could not be used, one sentence each.
     """
 
     packed: int = PACKED
@@ -134,14 +136,14 @@ class PackedRun(StrictRecord):
     failed: list[Cell] = Field(default_factory=list)
     problems: list[str] = Field(default_factory=list)
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     def machine(self, cell: PackedCell) -> Machine:
         return self.machines[cell.machine]
 
 
 def machine_of(fingerprint: Mapping[str, Any]) -> Machine:
-    """The part of a result's fingerprint that times depend on; what it does not hold is None."""
+    """Return the machine of a result's fingerprint; unknown values are None."""
     gpu, versions = fingerprint.get("gpu"), fingerprint.get("versions")
     return Machine(
         cpu=fingerprint.get("cpu"),
@@ -153,9 +155,9 @@ def machine_of(fingerprint: Mapping[str, Any]) -> Machine:
 
 
 def same_fit(old: PackedCell, young: PackedCell) -> bool | None:
-    """Whether two cells were answered with the same weights, by the confidences of samples that leave at the same layer in both.
+    """Return whether two cells have the same weights, by the confidences of samples that exit at the same layer in both.
 
-    Saturated heads can look alike: what 64 samples do not tell apart is taken for one fit. None: too few samples to say.
+    Fits that 64 samples do not distinguish count as the same, which can happen with saturated heads. None: too few samples.
     """
     if old.sketched is None or young.sketched is None or (old.n, old.rows) != (young.n, young.rows):
         return None
@@ -170,7 +172,7 @@ def _base64(array: np.ndarray) -> str:
 
 
 def _rows_hash(samples: pd.DataFrame) -> str:
-    """16 hex digits of index and label of the test rows, in file order."""
+    """Return 16 hex digits of the hash of index and label of the test rows, in file order."""
     digest = hashlib.sha256()
     for column in ("index", "label"):
         digest.update(samples[column].to_numpy(dtype="<i8").tobytes())
@@ -188,37 +190,30 @@ def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int) -> Pa
             "rows": _rows_hash(samples),
             "tokens": int(samples["length"].sum()),
         }
-    cost, speed = result.cost, result.speed
     return PackedCell(
         cell=result.cell,
         kind=result.kind,
         synthetic=result.synthetic,
         n=result.quality.n,
         accuracy=result.quality.accuracy,
-        flops_linear=cost.flops_linear,
-        flops_full=cost.flops_full,
-        mean_layers=cost.mean_layers,
-        mean_heads=cost.mean_heads,
         exits=result.exit_histogram,
-        reference=speed.reference,
-        speedup=speed.speedup,
-        round_seconds=speed.round_seconds,
-        reference_seconds=speed.reference_seconds,
         machine=machine,
+        **result.cost.model_dump(include={"flops_linear", "flops_full", "mean_layers", "mean_heads"}),
+        **result.speed.model_dump(include={"reference", "speedup", "round_seconds", "reference_seconds"}),
         **kept,
     )
 
 
 def pack(path: Path | str) -> PackedRun:
-    """Pack a run folder. Per-sample rows that cannot be read are named in ``problems``; their cells have no bits.
+    """Pack a run folder. Cells whose per-sample rows cannot be read have no bits, and are counted in ``problems``.
 
     Raises:
-        ResultError: no run there, no results in it, or results of another schema version.
+        ResultError: there is no run, it has no results, or results of another schema version.
     """
     run = RunFolder.open(path)
     results = run.results()
     if not results:
-        raise ResultError(f"no results in {run.path}: measure first with 'geep-bench run --out {run.path}'")
+        raise ResultError(f"no results in {run.path}: measure some with 'geep-bench run --out {run.path}'")
     machines: list[Machine] = []
     cells, unread = [], 0
     for result in results:
@@ -250,10 +245,10 @@ def pack(path: Path | str) -> PackedRun:
 
 
 def write(packed: PackedRun, path: Path) -> None:
-    """Write a packed reference, one line a cell, so that a diff shows which cells moved.
+    """Write a packed run, one line per cell, so that a diff shows the cells that changed.
 
     Raises:
-        ResultError: it cannot be written.
+        ResultError: the file cannot be written.
     """
     data = packed.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     cells = data.pop("cells")
@@ -268,10 +263,10 @@ def _json(value: Any) -> str:
 
 
 def load(path: Path | str) -> PackedRun:
-    """A run folder or a packed reference.
+    """Load a packed run, or pack a run folder.
 
     Raises:
-        ResultError: neither is there, it is damaged, or it belongs to another version.
+        ResultError: the path does not exist, is damaged, or belongs to another version.
     """
     path = Path(path)
     if path.is_dir():
@@ -280,17 +275,17 @@ def load(path: Path | str) -> PackedRun:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ResultError(
-            f"cannot read {path}: {error.strerror}: give a run folder, or a file made by 'geep-bench pack RUN FILE'"
+            f"cannot read {path}: {error.strerror}: give a run folder, or a file written by 'geep-bench pack RUN FILE'"
         ) from error
     except ValueError as error:
-        raise ResultError(f"{path} is no packed reference ({error}): make it again with 'geep-bench pack'") from error
+        raise ResultError(f"{path} is not a packed run ({error}): write it again with 'geep-bench pack'") from error
     versions = {name: data.get(name) if isinstance(data, dict) else None for name in ("packed", "schema")}
     if versions["packed"] is None:
-        raise ResultError(f"{path} is no packed reference: make one with 'geep-bench pack RUN {path}'")
+        raise ResultError(f"{path} is not a packed run: write one with 'geep-bench pack RUN {path}'")
     if versions != {"packed": PACKED, "schema": SCHEMA}:
         raise ResultError(
-            f"{path} is a packed reference of version {versions['packed']}, result schema {versions['schema']}; this program reads "
-            f"{PACKED} and {SCHEMA}: make it again with 'geep-bench pack'"
+            f"{path} is a packed run of version {versions['packed']}, result schema {versions['schema']}; this program reads "
+            f"{PACKED} and {SCHEMA}: write it again with 'geep-bench pack'"
         )
     try:
         packed = PackedRun.model_validate(data)
@@ -300,8 +295,6 @@ def load(path: Path | str) -> PackedRun:
             _ = cell.correct, cell.sketched, packed.machine(cell)
     except (ValueError, IndexError) as error:
         where = error.errors()[0] if isinstance(error, ValidationError) else None
-        told = f"{'.'.join(map(str, where['loc']))}: {where['msg']}" if where else str(error)
-        raise ResultError(
-            f"{path} is a damaged packed reference ({told}): make it again with 'geep-bench pack'"
-        ) from error
+        cause = f"{'.'.join(map(str, where['loc']))}: {where['msg']}" if where else str(error)
+        raise ResultError(f"{path} is a damaged packed run ({cause}): write it again with 'geep-bench pack'") from error
     return packed

@@ -1,12 +1,12 @@
-"""A run folder on disk: one JSON per cell, Parquet rows per sample, written atomically.
+"""A run folder on disk: one JSON file per cell and Parquet rows per sample, written atomically.
 
 ::
 
-    RUN/run.json                 what was asked (profile, options); informative
+    RUN/run.json                 profile and options, for information
     RUN/results/<stem>.json      one Result per cell
     RUN/samples/<stem>.parquet   its per-sample rows
     RUN/failures/<stem>.json     cells whose method raised, with the traceback
-    RUN/report/                  made from the above by ``geep-bench report``
+    RUN/report/                  written by ``geep-bench report``
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,17 @@ from harness.results.schema import SAMPLE_COLUMNS, SCHEMA, Cell, Result
 
 
 def stem(cell: Cell) -> str:
-    """File name of a cell: readable first, then a hash of all coordinates, so that no two cells share one."""
+    """Return the file name of a cell: a readable part, and a hash of all coordinates that makes it unique."""
     readable = f"{cell.dataset}--{cell.method}--{cell.point}--seed{cell.seed}"
-    # File systems count bytes (255 at most), names may be Chinese.
+    # File systems allow 255 bytes, and names may be Chinese.
     readable = re.sub(r"[^\w.=+-]+", "_", readable).encode()[:180].decode(errors="ignore")
-    # Coordinates added later have defaults, which change no name given before them.
+    # Coordinates added later have defaults, which are left out, so that old names stay valid.
     digest = hashlib.sha256(cell.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]
     return f"{readable}--{digest}"
 
 
 def failed_cell(record: Any) -> Cell | None:
-    """The cell of a failure record, coordinates that are younger than the record filled in; None where it names none."""
+    """Return the cell of a failure record, with defaults for coordinates added later; None if it has no cell."""
     try:
         return Cell.model_validate(record["cell"])
     except (KeyError, TypeError, ValidationError):
@@ -50,7 +49,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        broken: messages about files that could not be used; they are moved to ``set-aside/`` by :meth:`results`.
+        broken: messages about unusable files; :meth:`results` moves them to ``set-aside/``.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -59,7 +58,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
-        """Open ``path`` for writing, making it if need be.
+        """Open ``path`` for writing; create it if it does not exist.
 
         Raises:
             ResultError: the folder cannot be written.
@@ -81,12 +80,12 @@ class RunFolder:
         """Open an existing run for reading.
 
         Raises:
-            ResultError: there is no run.
+            ResultError: there is no run at ``path``.
         """
         run = cls(path)
         if not (run.path / "results").is_dir():
             raise ResultError(
-                f"no run at {run.path} (no folder 'results' in it): make one with 'geep-bench run --out {run.path}'"
+                f"no run at {run.path} (no folder 'results' in it): create one with 'geep-bench run --out {run.path}'"
             )
         return run
 
@@ -97,7 +96,7 @@ class RunFolder:
         return self.path / "samples" / f"{stem(cell)}.parquet"
 
     def save(self, result: Result, samples: pd.DataFrame) -> None:
-        """Write the samples, then the result; a cell counts as finished once its JSON is there."""
+        """Write the samples, then the result: a cell counts as finished once its JSON file exists."""
         if list(samples.columns) != list(SAMPLE_COLUMNS):
             raise ValueError(f"sample columns {list(samples.columns)} are not {list(SAMPLE_COLUMNS)}")
         write_atomic(
@@ -107,19 +106,17 @@ class RunFolder:
         write_json(self.result_path(result.cell), result.model_dump(mode="json", by_alias=True))
 
     def forget_result(self, name: str) -> None:
-        """Delete the result and the samples called ``name`` (see :func:`stem`); the result first: it is what counts."""
+        """Delete the result called ``name`` (see :func:`stem`), then its samples."""
         (self.path / "results" / f"{name}.json").unlink(missing_ok=True)
         (self.path / "samples" / f"{name}.parquet").unlink(missing_ok=True)
 
     def results(self) -> list[Result]:
-        """Every readable result, ordered by file name. A broken file is moved to ``set-aside/`` and named in ``broken``.
+        """Return every readable result, ordered by file name. Broken files move to ``set-aside/``; see ``broken``.
 
         Raises:
-            ResultError: a result of another schema version (that is not damage: nothing is touched).
+            ResultError: a result has another schema version; nothing is moved then.
         """
-        return [result for _, result in self._read()]
-
-    def _read(self) -> Iterator[tuple[Path, Result]]:
+        found: list[Result] = []
         for path in sorted((self.path / "results").glob("*.json")):
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
@@ -127,11 +124,12 @@ class RunFolder:
                 if isinstance(version, int) and version != SCHEMA:
                     raise ResultError(
                         f"{path} has result schema {version}, this program reads {SCHEMA}: "
-                        "run again with --out and a new folder, or read it with the version that wrote it"
+                        "run again with --out and a new folder, or use the version that wrote it"
                     )
-                yield path, Result.model_validate(data)
+                found.append(Result.model_validate(data))
             except (ValueError, ValidationError) as error:
                 self._set_aside(path, error)
+        return found
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         reason = str(error).splitlines()[0]
@@ -145,7 +143,7 @@ class RunFolder:
         self.broken.append(f"broken result {path}: {reason}; {where}; its cell will be measured again")
 
     def samples(self, cell: Cell) -> pd.DataFrame:
-        """Per-sample rows of a cell (columns: :data:`harness.results.schema.SAMPLE_COLUMNS`).
+        """Return the per-sample rows of a cell, with the columns :data:`harness.results.schema.SAMPLE_COLUMNS`.
 
         Raises:
             ResultError: the file is missing or unreadable.
@@ -157,13 +155,13 @@ class RunFolder:
             raise ResultError(f"cannot read {path}: {error}: delete {self.result_path(cell)} and run again") from error
 
     def fail(self, cell: Cell, traceback: str, reason: str = "") -> Path:
-        """Record that a method raised in this cell, and why in one line."""
+        """Record that a method raised in this cell, with the reason in one line."""
         path = self.path / "failures" / f"{stem(cell)}.json"
         write_json(path, {"cell": cell.model_dump(), "traceback": traceback, **({"reason": reason} if reason else {})})
         return path
 
     def failures(self) -> list[dict[str, Any]]:
-        """What :meth:`fail` recorded; a broken record is named in ``broken`` and left out."""
+        """Return the records of :meth:`fail`. Broken ones are left out; see ``broken``."""
         records = []
         for path in sorted((self.path / "failures").glob("*.json")):
             try:
@@ -173,5 +171,5 @@ class RunFolder:
         return records
 
     def forget_failure(self, cell: Cell) -> None:
-        """The cell has been measured after all."""
+        """Delete the failure record of a cell that has been measured since."""
         (self.path / "failures" / f"{stem(cell)}.json").unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""The versioned result schema: one JSON file per cell, strict on reading.
+"""The versioned result schema: one JSON file per cell, validated strictly on reading.
 
-A reader refuses another ``schema`` number instead of guessing. Bump :data:`SCHEMA` with any change of meaning.
+Results with another ``schema`` number are refused. Raise :data:`SCHEMA` with any change of meaning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class StrictRecord(BaseModel):
 
 
 class Cell(StrictRecord):
-    """Which measurement this is: the coordinates of one row."""
+    """The coordinates that identify one measurement."""
 
     method: str
     dataset: str
@@ -48,11 +48,11 @@ class Quality(StrictRecord):
 
 
 class Cost(StrictRecord):
-    """Mean executed cost of a sample.
+    """Mean executed cost per sample.
 
     ``flops_linear``: 2 x MACs of linear layers, as FastBERT counts. ``flops_full``: all matrix products that ran.
-    ``mean_layers``: Transformer layers executed, where tokens leave one by one those of its mean token; ``mean_heads``: exit
-    heads executed; ``depth``: layers of the model.
+    ``mean_layers``: executed Transformer layers (averaged over tokens if tokens exit one by one); ``mean_heads``: executed
+    exit heads; ``depth``: layers of the model.
     """
 
     flops_linear: float
@@ -67,10 +67,10 @@ class Cost(StrictRecord):
 class Speed(StrictRecord):
     """Wall time of the timed region over ``rounds`` passes that alternate with the reference method.
 
-    ``seconds`` is the median of a pass over all n samples. ``speedup`` is the median over rounds of reference seconds
-    / own seconds, ``None`` where the run has no reference; ``reference`` names it. ``phases`` are shares of the
-    pass (0..1) by name. ``round_seconds`` and ``reference_seconds`` are the passes themselves, round by round: reference
-    passes of neighbouring rounds are pairs of a thing with itself, and tell how much of a ratio is noise.
+    ``seconds`` is the median over passes of all n samples. ``speedup`` is the median over rounds of reference seconds / own
+    seconds, ``None`` if the run has no reference; ``reference`` names it. ``phases`` are shares of the pass (0..1) by name.
+    ``round_seconds`` and ``reference_seconds`` are the single passes, round by round: successive passes of one series
+    differ by noise only, which is how the noise of a speed-up is estimated.
     """
 
     samples_per_s: float
@@ -89,7 +89,7 @@ class Speed(StrictRecord):
 
 
 class Latency(StrictRecord):
-    """Seconds from ids to answers of single batches of ``batch_size`` samples: quantiles over ``n`` batches."""
+    """Seconds from ids to answers for single batches of ``batch_size`` samples: quantiles over ``n`` batches."""
 
     batch_size: int
     n: int
@@ -99,7 +99,7 @@ class Latency(StrictRecord):
 
 
 class Factor(StrictRecord):
-    """One step from layers to wall time: ``ratio`` multiplies the speed-up (below 1: a loss), ``what`` says why."""
+    """One factor of a speed-up: ``ratio`` is below 1 for a loss, ``what`` explains it."""
 
     name: str
     ratio: float
@@ -107,7 +107,7 @@ class Factor(StrictRecord):
 
 
 class SpeedupFactors(StrictRecord):
-    """The speed-up over the reference taken apart: the product of the factors is ``product``, measured was ``measured``."""
+    """The factors of a speed-up over the reference, their ``product`` and the ``measured`` speed-up of the same round."""
 
     factors: list[Factor]
     product: float
@@ -115,7 +115,7 @@ class SpeedupFactors(StrictRecord):
 
 
 class Resources(StrictRecord):
-    """What a fitted method takes: bytes on disk, peak bytes of the process, joules (``None``: no counter here)."""
+    """Resources of a fitted method: bytes on disk, peak bytes of the process, joules (``None``: no counter)."""
 
     disk_bytes: int | None = None
     host_peak_bytes: int | None = None
@@ -123,7 +123,7 @@ class Resources(StrictRecord):
 
 
 class Overlaps(StrictRecord):
-    """Rows with the same ids in two splits, and rows of test that occur in it twice or more."""
+    """Numbers of rows with the same ids in two splits, and of test rows that occur twice or more."""
 
     train_test: int
     dev_test: int
@@ -132,7 +132,7 @@ class Overlaps(StrictRecord):
 
 
 class Training(StrictRecord):
-    """What fitting cost; ``passes_ratio`` is layer passes per batch over those of plain fine-tuning (None: untrained).
+    """Cost of fitting. ``passes_ratio``: layer passes per batch, relative to plain fine-tuning (None: untrained).
 
     ``flops``: of the layers, forward and backward, linear convention.
     """
@@ -147,11 +147,11 @@ class Training(StrictRecord):
 
 
 class Checks(StrictRecord):
-    """What must hold whatever is measured; ``None`` where it was not looked at.
+    """Checks that every measurement must pass; ``None`` if a check was not made.
 
-    ``rounds_agree``: share of samples with the same label in every round, whose sample order differs (1.0 is right).
-    ``batches_agree``: share with the same label in other batch sizes (1.0 is right). ``state_unchanged``: what the method
-    learnt is the same, bit for bit, after testing. ``syncs``: synchronising calls of one pass on CUDA beside its own copies.
+    ``rounds_agree``: share of samples with the same label in every round, in any order of samples (1.0 is right).
+    ``batches_agree``: share with the same label at batch size 1 (1.0 is right). ``state_unchanged``: the weights of the
+    method are the same, bit for bit, after testing. ``syncs``: synchronising calls in one pass on CUDA, without its copies.
     """
 
     rounds_agree: float
@@ -167,7 +167,7 @@ class Result(StrictRecord):
     cell: Cell
     kind: Literal["method", "control", "bound"]
     role: str | None = Field(default=None, description="role in the comparison of exit decisions, e.g. predicts-exits")
-    synthetic: bool = Field(description="embedded data: the word 'synthetic' goes wherever this number goes")
+    synthetic: bool = Field(description="embedded data: every report of this number says 'synthetic'")
     language: str
     params: dict[str, Any] = Field(description="settings of the operating point, chosen on dev")
     quality: Quality
@@ -178,7 +178,7 @@ class Result(StrictRecord):
     exit_histogram: list[int] = Field(description="samples that answered from layer 1, 2, ..., depth")
     peak_memory_bytes: int | None = None
     latency: list[Latency] = Field(default_factory=list)
-    # Stored under the names that they had first, so that every result of schema 1 loads.
+    # Stored under their first names, so that every result of schema 1 loads.
     speedup_factors: SpeedupFactors | None = Field(
         default=None, validation_alias=AliasChoices("speedup_factors", "waterfall"), serialization_alias="waterfall"
     )
@@ -186,11 +186,11 @@ class Result(StrictRecord):
         default=None, validation_alias=AliasChoices("resources", "footprint"), serialization_alias="footprint"
     )
     overlaps: Overlaps | None = None
-    unseen_tokens: float | None = Field(default=None, description="share of test keys that the exit table never saw")
+    unseen_tokens: float | None = Field(default=None, description="share of test keys without a row in the exit table")
     notes: list[str] = Field(default_factory=list)
     fingerprint: dict[str, Any]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
 
 # Columns of samples/<cell>.parquet, one row per test sample in file order.
@@ -201,7 +201,7 @@ SAMPLE_COLUMNS = {
     "prediction": "int64: predicted label",
     "correct": "bool",
     "confidence": "float32: softmax probability of the prediction",
-    "exit_layer": "int16: layer answered from, 1..depth",
-    "predicted_exit": "int16: layer the predictor said, 1..depth; 0 where nothing is predicted",
+    "exit_layer": "int16: layer of the exit that answered, 1..depth",
+    "predicted_exit": "int16: predicted exit layer, 1..depth; 0 without a prediction",
     "difficulty": "int8: true difficulty of embedded samples; -1 for real data",
 }

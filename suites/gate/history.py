@@ -27,7 +27,7 @@ from typing import Any
 from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError
 from harness.core.files import write_atomic
-from harness.results.packed_run import Machine, PackedCell, PackedRun, load
+from harness.results.packed_run import PackedCell, PackedRun, load
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222324")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
@@ -87,11 +87,6 @@ def _flops_ratio(run: PackedRun, cell: PackedCell) -> float | None:
     return None
 
 
-def _shown(machine: Machine) -> str:
-    processor = machine.gpu or machine.cpu or "unknown"
-    return f"{processor}, {machine.cores or '?'} cores, {machine.torch_threads or '?'} threads, torch {machine.torch or '?'}"
-
-
 def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
     """One entry per (file, method), files in the order given.
 
@@ -117,7 +112,7 @@ def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
                     file=file,
                     run=run.name,
                     commit=", ".join(run.commits) or "unknown",
-                    machine=" / ".join(dict.fromkeys(_shown(run.machine(cell)) for cell in cells)),
+                    machine=" / ".join(dict.fromkeys(str(run.machine(cell)) for cell in cells)),
                     kind=cells[0].kind,
                     method=method,
                     cells=len(cells),

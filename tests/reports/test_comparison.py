@@ -113,7 +113,7 @@ def test_packing_makes_no_difference(two, tmp_path, capsys):
         (["compare", "nowhere", "BASE"], "cannot read nowhere"),
         (["compare", "BASE"], "NEW"),
         (["compare", "BASE", "empty"], "no run at empty"),
-        (["compare", "BASE", "broken.json"], "no packed reference"),
+        (["compare", "BASE", "broken.json"], "not a packed run"),
         (["compare", "BASE", "other.json"], "schema 99"),
         (["compare", "BASE", "else.json"], "no cell in common"),
         (["compare", "BASE", "BASE", "--margin", "-1"], "not a number from 0 to 100"),
@@ -157,4 +157,4 @@ def test_results_of_the_first_schema_make_a_comparison(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "old"), str(tmp_path / "old"), "--gate"]) == 0
     out = capsys.readouterr().out
     assert "untested" in out
-    assert "the passes themselves were not kept" in out
+    assert "the single passes were not stored" in out

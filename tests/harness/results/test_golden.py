@@ -65,4 +65,4 @@ def test_old_results_can_be_packed_and_compared(old: RunFolder, tmp_path: Path) 
     assert not found.alarms
     told = " ".join(found.remarks)
     assert "3 of 3 cells of old have no usable per-sample rows" in told
-    assert "the passes themselves were not kept" in told
+    assert "the single passes were not stored" in told

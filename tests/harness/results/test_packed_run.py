@@ -1,4 +1,4 @@
-"""Packed references: small, whole, and refused when they are not."""
+"""Packed runs: complete, small, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_run_survives_packing(run: RunFolder, tmp_path: Path) -> None:
 
 
 def test_fits_are_told_apart_by_their_confidences(run: RunFolder) -> None:
-    """Samples that leave elsewhere do not count; of the others one that is surer than it was shows another fit."""
+    """Only samples that exit at the same layer count; one other confidence among them shows another fit."""
     result = save(run, np.ones(200, dtype=bool))
     rows = run.samples(result.cell)
 
@@ -126,14 +126,14 @@ def test_fits_are_told_apart_by_their_confidences(run: RunFolder) -> None:
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_bits_are_the_answers(make_cell: Callable[..., PackedCell], answers: list[bool]) -> None:
-    """Any number of samples fits, also one that eight does not divide."""
+    """Any number of samples can be packed, also one that eight does not divide."""
     correct = make_cell(answers).correct
     assert correct is not None
     assert correct.tolist() == answers
 
 
 def test_rows_are_told_apart_by_label_and_order(run: RunFolder) -> None:
-    """Two cells on the same rows have one hash; another label gives another one."""
+    """Two cells on the same rows have the same hash; another label changes it."""
     save(run, np.ones(4, dtype=bool))
     save(run, np.zeros(4, dtype=bool), method="geep")
     other = save(run, np.ones(4, dtype=bool), method="tinybert")
@@ -144,7 +144,7 @@ def test_rows_are_told_apart_by_label_and_order(run: RunFolder) -> None:
 
 
 def test_missing_rows_leave_the_rest(run: RunFolder) -> None:
-    """Without per-sample rows a cell is packed without bits, and that is told."""
+    """A cell without per-sample rows is packed without bits and counted as a problem."""
     result = save(run, np.ones(4, dtype=bool))
     run.samples_path(result.cell).unlink()
     packed = pack(run.path)
@@ -153,7 +153,7 @@ def test_missing_rows_leave_the_rest(run: RunFolder) -> None:
 
 
 def test_failures_are_packed_until_they_are_mended(run: RunFolder) -> None:
-    """A failed cell is named, one that was measured afterwards is not, and a record without a cell is no cell."""
+    """A failed cell is listed unless it was measured afterwards; a record without a cell is ignored."""
     done = save(run, np.ones(4, dtype=bool))
     missing = done.cell.model_copy(update={"method": "geep"})
     run.fail(done.cell, "trace")
@@ -163,7 +163,7 @@ def test_failures_are_packed_until_they_are_mended(run: RunFolder) -> None:
 
 
 def test_a_machine_that_says_little_is_unknown() -> None:
-    """What a fingerprint does not hold is None, and such a machine is not taken for another one like it."""
+    """Values that a fingerprint lacks are None, and a machine without them counts as unknown."""
     assert machine_of(FINGERPRINT).known
     assert machine_of(FINGERPRINT).gpu == "a GPU"
     assert not machine_of({}).known
@@ -179,16 +179,16 @@ def in_cell(**change: Any) -> Callable[[dict[str, Any]], str]:
 
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
-    "not JSON": (lambda _: "{", "no packed reference"),
-    "a list": (lambda _: "[]", "no packed reference"),
-    "a result": (lambda _: '{"schema": 1}', "no packed reference"),
+    "not JSON": (lambda _: "{", "not a packed run"),
+    "a list": (lambda _: "[]", "not a packed run"),
+    "a result": (lambda _: '{"schema": 1}', "not a packed run"),
     "another version": (edited(packed=9), "version 9"),
     "another schema": (edited(schema=0), "result schema 0"),
     "no cells": (edited(cells=[]), "it has no cells"),
     "unknown field": (edited(colour="red"), "colour"),
-    "bits cut": (in_cell(bits="AAAA"), "are not those of 400 samples"),
+    "bits cut": (in_cell(bits="AAAA"), "do not fit 400 samples"),
     "bits garbled": (in_cell(bits="?"), "damaged"),
-    "sketch cut": (in_cell(sketch="AAAA", sketch_exits="AAAA"), "are not those of 400 samples"),
+    "sketch cut": (in_cell(sketch="AAAA", sketch_exits="AAAA"), "do not fit 400 samples"),
     "machine missing": (in_cell(machine=3), "damaged"),
     "count missing": (in_cell(n=None), "cells.0.n"),
 }
@@ -198,7 +198,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
 def test_damage_is_one_line(
     case: str, tmp_path: Path, make_cell: Callable[..., PackedCell], make_packed: Callable[..., PackedRun]
 ) -> None:
-    """A file that is no packed reference, or a broken one, is refused with what is wrong and how to mend it."""
+    """A file that is not a packed run, or a damaged one, is refused with what is wrong and how to correct it."""
     path = tmp_path / "packed.json"
     write(make_packed(make_cell()), path)
     change, told = DAMAGE[case]
@@ -210,7 +210,7 @@ def test_damage_is_one_line(
 
 
 def test_nothing_there(tmp_path: Path, run: RunFolder) -> None:
-    """A path that does not exist, a folder that is no run, and a run without results say so."""
+    """A path that does not exist, a folder without a run, and a run without results have an error each."""
     with pytest.raises(ResultError, match="cannot read"):
         load(tmp_path / "nowhere")
     with pytest.raises(ResultError, match="no run at"):
