@@ -1,6 +1,25 @@
-"""The referee: contracts, data, the encoder chassis, training, measurement and results.
+"""Compare methods for efficient BERT inference: accuracy, FLOPs and throughput from one pass over real data.
 
-Knows no method by name; methods come in through :mod:`harness.registry`.
+The Python API is five names: :func:`run`, :func:`open_run`, :func:`compare`, :func:`list_methods` and :class:`Run`. They are
+loaded when they are first used. The harness knows no method by name; methods register through :mod:`harness.registry`.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.api import Run, compare, list_methods, open_run, run
+
 __version__ = "0.1.0"
+__all__ = ["Run", "compare", "list_methods", "open_run", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from harness import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'harness' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -34,16 +34,21 @@ from harness.running.task import source_identity
 
 @dataclass
 class GridOutcome:
-    """How a run went: cells measured now, found finished, and failed.
+    """How a run went.
 
     Attributes:
-        seconds: wall time of the cells measured now, storing included, fitting and loading not.
-        predicting: the part of it inside ``predict``; the rest is what the harness itself costs.
+        measured: cells measured now.
+        kept: cells that were finished before.
+        failed: cells, or fits, that failed.
+        fitted: fits that are in the cache now; counted by :meth:`Grid.fit` only.
+        seconds: wall time of the cells measured now, storing included, without fitting and loading.
+        predicting: the part of it inside ``predict``; the rest is the harness's own cost.
     """
 
     measured: int = 0
     kept: int = 0
     failed: int = 0
+    fitted: int = 0
     seconds: float = 0.0
     predicting: float = 0.0
 
@@ -125,15 +130,15 @@ class Grid:
                 self._measure(session, method, bar)
         return self.outcome
 
-    def fit(self) -> tuple[int, int]:
-        """Fit all methods, with whatever they learn from, and measure nothing: how many are in the cache now, how many failed.
+    def fit(self) -> GridOutcome:
+        """Fit all methods and the methods they need into the cache; measure nothing.
 
         Raises:
             GeepBenchError: the input cannot be used; finished fits stay.
         """
         profile = self.settings.profile
         jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
-        ready, session = 0, None
+        session: Session | None = None
         with FitPool(self.settings) as pool:
             for dataset, seed, method in tqdm(jobs, desc="fits", unit="method", disable=None):
                 if session is None or (session.dataset, session.seed) != (dataset, seed):
@@ -141,12 +146,12 @@ class Grid:
                     pool.fit(session, profile.methods)
                 try:
                     session.fitted(method)
-                    ready += 1
+                    self.outcome.fitted += 1
                 except Exception as error:
                     if is_fatal(error):
                         raise
                     self._failed(session.cell(method, OperatingPoint("fit")), error)
-        return ready, self.outcome.failed
+        return self.outcome
 
     def _facts(self) -> dict[str, Any]:
         """What was asked, without any path of this machine."""

@@ -42,7 +42,7 @@ def two(fabricate):
 @pytest.fixture(autouse=True)
 def hooked(monkeypatch):
     """The reporter as the entry point names it, whether or not the project was installed again since it was added."""
-    monkeypatch.setattr("harness.cli.main._hook", lambda name: {"comparison": render}[name])
+    monkeypatch.setattr("harness.api.reporter", lambda name: {"comparison": render}[name])
 
 
 def test_the_command_finds_the_reporter():

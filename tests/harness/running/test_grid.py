@@ -287,10 +287,10 @@ def test_fitting_first_leaves_only_measuring(
 ) -> None:
     """All fits end in the cache, none is measured, one that raises does not stop the others; the run then fits nothing."""
     stage.raises["two fit"] = RuntimeError("a plug-in's bug")
-    assert Grid(settings).fit() == (4, 2)
+    assert Grid(settings).fit() == GridOutcome(fitted=4, failed=2)
     assert capsys.readouterr().err.count("going on") == 2
     stage.raises.clear()
-    assert Grid(settings).fit() == (6, 0)
+    assert Grid(settings).fit() == GridOutcome(fitted=6)
     assert cells(settings) == []
     fits = len(stage.fits)
     assert counts(run(settings))[0] == len(expected(settings))
