@@ -1,11 +1,11 @@
 // The exit table's kernels. One source, three compilers: NVRTC (CuPy), nvcc (checks), g++ with shim.h (tests).
 //
-// Counting: keys[capacity] (EMPTY or a key, see keys.py) and counts[capacity][layers]; open addressing, linear probing, a
-// key never moves or leaves. Frozen: slots of one 32-byte sector {u64 key; u16 row[12]} (64 bytes: row[24]), so that a hit
-// costs one sector (two) and is read in 16-byte loads. Single tokens with small ids need no search: `dense` is addressed
-// by id, counts[id][layers] while counting, the same slots when frozen, with EMPTY for the key of an id without a row.
+// Counting: keys[capacity] (EMPTY or a key, see keys.py) and counts[capacity][layers], with open addressing and linear
+// probing; keys are never moved or removed. Frozen: slots of one 32-byte sector {u64 key; u16 row[12]} (64 bytes: row[24]),
+// so a hit reads one sector (two) in 16-byte loads. Single tokens with small ids need no search: `dense` is addressed by
+// id, counts[id][layers] while counting, the same slots when frozen, with EMPTY as the key of an id without a row.
 //
-// Only integers are added, so the order in which threads run changes nothing but who gets which slot.
+// Only integers are added, so the order of threads affects only which key gets which slot.
 
 typedef unsigned long long u64;
 typedef long long i64;
@@ -26,7 +26,7 @@ typedef unsigned char u8;
 #define SCALE 16384u  // Q14
 #define SEGMENT 32768  // positions: 3 n-grams of 2^14 each at every one of them stay below 2^32
 
-// status of a build: fresh keys, n-grams put off, longest search. trouble of a query: largest bad id + 1, bad sample + 1.
+// status of a build: fresh keys, late n-grams, longest search. trouble of a query: largest bad id + 1, bad sample + 1.
 #define FRESH 0
 #define LATE 1
 #define LONGEST 2
@@ -41,7 +41,7 @@ struct __align__(16) Pair {
   u64 a, b;
 };
 
-// Ids that enter no key: four in registers, which is enough for BERT, the rest in memory.
+// Ids that are part of no key: four in registers, which is enough for BERT, the rest in memory.
 struct Special {
   int s0, s1, s2, s3;
   const int* more;
@@ -57,7 +57,7 @@ __device__ __forceinline__ bool is_word(int id, const Special& special) {
 
 __device__ __forceinline__ bool in_range(int id) { return (u32)id < 1u << ID_BITS; }
 
-// Calls use(n, id, key) for every n-gram that starts at `at` and ends before `end`; a special id ends all of them.
+// Calls use(n, id, key) for every n-gram that starts at `at` and ends before `end`; n-grams stop at a special id.
 template <class Use>
 __device__ __forceinline__ void each_gram(const int* ids, i64 at, i64 end, int ngram, const Special& special, Use use) {
   u64 key = 0;
@@ -91,7 +91,7 @@ __device__ __forceinline__ u32 warp_sum(u32 value) {
 #endif
 }
 
-// The slot of a key, taken if it is new; NOWHERE after `probes` slots of other keys. `stride`: u64 from slot to slot.
+// Returns the slot of a key, claimed if it is new; NOWHERE after `probes` slots of other keys. `stride`: u64 per slot.
 __device__ __forceinline__ u64 find_or_take(
     u64* keys, int stride, u64 mask, u64 seed, int probes, u64 key, u32& fresh, u32& searched) {
   u64 slot = home(key, seed, mask);
@@ -130,8 +130,8 @@ __device__ __forceinline__ void report(u64* status, u32 fresh) {
   if (threadIdx.x % 32 == 0 && fresh) atomicAdd(status + FRESH, (u64)fresh);
 }
 
-// Count the n-grams that start at positions low .. high - 1, all of them in samples first .. last - 1. A warp per sample.
-// Those that found no place go to the late list, which must have room for all.
+// Counts the n-grams that start at positions low .. high - 1, in samples first .. last - 1. A warp per sample.
+// N-grams without a slot go to the late list, which must have room for all.
 extern "C" __global__ void insert(const int* ids, const i64* offsets, const i64* exits, i64 first, i64 last, i64 low,
     i64 high, int ngram, int layers, int s0, int s1, int s2, int s3, const int* more, int more_count, u32* dense,
     int dense_ids, u64* keys, u32* counts, u64 mask, u64 seed, int probes, u64* late_keys, u8* late_exits, u64* status) {
@@ -153,8 +153,8 @@ extern "C" __global__ void insert(const int* ids, const i64* offsets, const i64*
   report(status, fresh);
 }
 
-// Undo `insert` of those positions, which must have no exit changed. What was put off and not counted since has no slot:
-// a key that found none in a launch finds none later in it, either.
+// Undoes `insert` of those positions, with unchanged exits. Late n-grams not counted since have no slot: a key that found
+// none in a launch finds none later in it either.
 extern "C" __global__ void take_back(const int* ids, const i64* offsets, const i64* exits, i64 first, i64 last, i64 low,
     i64 high, int ngram, int layers, int s0, int s1, int s2, int s3, const int* more, int more_count, u32* dense,
     int dense_ids, const u64* keys, u32* counts, u64 mask, u64 seed, int probes) {
@@ -180,7 +180,7 @@ extern "C" __global__ void take_back(const int* ids, const i64* offsets, const i
   }
 }
 
-// Count what was put off, `size` n-grams; what finds no place again goes to another list.
+// Counts `size` late n-grams; those without a slot go to another late list.
 extern "C" __global__ void insert_late(const u64* now_keys, const u8* now_exits, i64 size, int layers, u64* keys,
     u32* counts, u64 mask, u64 seed, int probes, u64* late_keys, u8* late_exits, u64* status) {
   u32 fresh = 0;
@@ -190,7 +190,7 @@ extern "C" __global__ void insert_late(const u64* now_keys, const u8* now_exits,
   report(status, fresh);
 }
 
-// Add rows of counts of distinct keys (EMPTY ones are skipped); `LATE` counts rows that found no place.
+// Adds rows of counts of distinct keys (EMPTY ones are skipped); `LATE` counts rows without a slot.
 extern "C" __global__ void absorb(const u64* from_keys, const u32* from_counts, i64 size, int layers, u64* keys,
     u32* counts, u64 mask, u64 seed, int probes, u64* status) {
   u32 fresh = 0, searched = 0;
@@ -206,7 +206,7 @@ extern "C" __global__ void absorb(const u64* from_keys, const u32* from_counts, 
   report(status, fresh);
 }
 
-// How often each of `size` keys was counted.
+// Computes how often each of `size` keys was counted.
 extern "C" __global__ void totals(const u32* counts, i64 size, int layers, i64* sums) {
   for (u64 i = thread_index(); i < (u64)size; i += thread_count()) {
     u64 total = 0;
@@ -215,7 +215,7 @@ extern "C" __global__ void totals(const u32* counts, i64 size, int layers, i64* 
   }
 }
 
-// The row of rows.py: cumulative levels rounded down, then differenced. `prior` is cumulative, too.
+// Writes the row as rows.py does: cumulative levels rounded down, then differenced. `prior` is cumulative, too.
 __device__ __forceinline__ void write_row(u64* slot, const u32* counts, u64 total, int layers, const i64* prior, u64 smoothing) {
   u64 seen = 0, below = 0;
   for (int word = 1; word < WORDS; ++word) {
@@ -232,7 +232,7 @@ __device__ __forceinline__ void write_row(u64* slot, const u32* counts, u64 tota
   }
 }
 
-// Give the keys at order[begin] .. order[end - 1] slots in a fresh frozen table that has room, and write their rows.
+// Places the keys at order[begin] .. order[end - 1] in a new frozen table that has room, and writes their rows.
 extern "C" __global__ void freeze(const i64* order, i64 begin, i64 end, const u64* keys, const u32* counts,
     const i64* sums, int layers, const i64* prior, u64 smoothing, u64* slots, u64 mask, u64 seed, int probes, u64* status) {
   u32 fresh = 0, searched = 0;
@@ -248,7 +248,7 @@ extern "C" __global__ void freeze(const i64* order, i64 begin, i64 end, const u6
   report(status, fresh);
 }
 
-// The frozen slots of ids 0 .. size - 1; ids counted less than `min_count` keep EMPTY.
+// Writes the frozen slots of ids 0 .. size - 1; ids counted less than `min_count` keep EMPTY.
 extern "C" __global__ void freeze_dense(const u32* counts, const i64* sums, i64 size, int layers, i64 min_count,
     const i64* prior, u64 smoothing, u64* slots) {
   for (u64 id = thread_index(); id < (u64)size; id += thread_count())
@@ -264,7 +264,7 @@ __device__ __forceinline__ void add_word(u32* sums, u64 word, int layer) {
     if (layer + part < WIDTH) sums[layer + part] += (u32)(word >> 16 * part) & 0xffffu;
 }
 
-// Adds the rest of a slot whose first 16 bytes are read already.
+// Adds a row whose first 16 bytes are loaded already.
 __device__ __forceinline__ void add_row(u32* sums, const Pair* slot, Pair first) {
   add_word(sums, first.b, 0);
 #pragma unroll
@@ -275,9 +275,9 @@ __device__ __forceinline__ void add_row(u32* sums, const Pair* slot, Pair first)
   }
 }
 
-// A warp per sample: lanes look up n-grams, then lane k holds the sum for exit k. Writes, where asked (not null), the sums
+// A warp per sample: lanes look up n-grams, then lane k holds the sum for exit k. Writes, unless null, the sums
 // [samples, layers] and the smallest exits with 1000 * cumulative >= q * total, [samples, quantiles]; a sample without keys
-// takes the deepest layer. tally: keys found, keys asked. An id or an offset out of range is left out and told in `trouble`.
+// takes the deepest layer. tally: keys found, all keys. Ids and offsets out of range are skipped and reported in `trouble`.
 extern "C" __global__ void predict(const int* ids, const i64* offsets, i64 samples, i64 size, int ngram, int layers, int s0,
     int s1, int s2, int s3, const int* more, int more_count, const u64* __restrict__ dense, int dense_ids,
     const u64* __restrict__ slots, u64 mask, u64 seed, int probes, const i64* prior, i64* out_sums, const int* per_mille,

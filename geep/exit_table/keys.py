@@ -1,10 +1,10 @@
-"""What a key is: an exact, injective 62-bit number for every n-gram of 1 to 3 tokens.
+"""Keys: an exact, injective 62-bit number for every n-gram of 1 to 3 tokens.
 
-``key = n << 60 | t0 << 40 | t1 << 20 | t2`` with ids below 2^20; unused places are 0. Keys are positive int64, ordered
-by n first, and no two n-grams share one, so a hit in a table is always a true hit.
+``key = n << 60 | t0 << 40 | t1 << 20 | t2`` with ids below 2^20; unused places are 0. Keys are positive int64, ordered by n
+first. No two n-grams share a key, so a hit in a table is always a true hit.
 
-Special ids ([CLS], [SEP], [PAD]) enter no key, and no n-gram reaches across one: the last word of a first text and
-the first of its second are not neighbours. Nor does an n-gram reach across samples.
+Special ids ([CLS], [SEP], [PAD]) are part of no key, and no n-gram spans one: the last word of a first text and the first of
+its second are not neighbours. No n-gram spans two samples either.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ T = TypeVar("T", int, np.ndarray, Tensor)
 
 @dataclass(frozen=True)
 class PackedKeys:
-    """Checked samples, as backends get them.
+    """Checked samples, as backends receive them.
 
     Attributes:
         ids: int32 [M], each 0 .. 2^20 - 1.
         offsets: int64 [N + 1], from 0 to M, never falling; a sample may be empty.
-        special: ids that enter no key and break n-grams.
+        special: ids that are part of no key and break n-grams.
     """
 
     ids: Tensor
@@ -57,17 +57,17 @@ class PackedKeys:
         return int(self.lengths.max()) if len(self) else 0
 
     def to(self, device: torch.device) -> PackedKeys:
-        """The same samples on another device."""
+        """Return the same samples on another device."""
         return PackedKeys(self.ids.to(device), self.offsets.to(device), self.special)
 
     def pieces(self, tokens: int) -> Iterator[tuple[slice, PackedKeys]]:
-        """Runs of neighbouring samples, cut so that what is made of each stays small.
+        """Cut into runs of neighbouring samples, to bound temporary memory.
 
         Args:
-            tokens: in a piece at most; a longer sample is a piece of its own.
+            tokens: maximum per piece; a longer sample is a piece of its own.
 
         Yields:
-            which samples, and themselves.
+            the slice of samples, and the samples.
         """
         begin = 0
         while begin < len(self):
@@ -78,18 +78,18 @@ class PackedKeys:
             begin = end
 
     def words(self) -> Tensor:
-        """Which tokens are no special ones, bool [M]."""
+        """Return which tokens are not special, bool [M]."""
         keep = torch.ones_like(self.ids, dtype=torch.bool)
         for token in self.special:
             keep &= self.ids != token
         return keep
 
     def windows(self, n: int, words: Tensor) -> Tensor:
-        """Where an n-gram starts: inside one sample and with no special id in it, bool [M].
+        """Return where an n-gram starts, inside one sample and without special ids: bool [M].
 
         Args:
             n: 1, 2 or 3.
-            words: what :meth:`words` returned.
+            words: from :meth:`words`.
         """
         if n == 1:
             return words
@@ -102,7 +102,7 @@ class PackedKeys:
         return start
 
     def keys(self, n: int, at: Tensor) -> Tensor:
-        """Keys of the n-grams that start at positions ``at`` (int64 [K]), int64 [K]."""
+        """Return keys of the n-grams that start at positions ``at`` (int64 [K]), int64 [K]."""
         key = self.ids[at].to(torch.int64) << 2 * ID_BITS
         for place in range(1, n):
             key |= self.ids[at + place].to(torch.int64) << (2 - place) * ID_BITS
@@ -120,13 +120,12 @@ def bad_id(token: int) -> ConfigError:
 
 
 def pack(tokens: Tokens, special: tuple[int, ...], *, unread: bool = False) -> PackedKeys:
-    """Check samples and bring them into one form, on the device they are on.
+    """Check samples and bring them into one form, on their device.
 
     Args:
-        tokens: a :class:`~harness.contracts.TokenSet`, whose own ``special`` holds, or a list of 1-D integer tensors.
+        tokens: a :class:`~harness.core.tokens.TokenSet`, whose own ``special`` is used, or a list of 1-D integer tensors.
         special: special ids for a list.
-        unread: leave it to the reader to check the values of a ``TokenSet`` of int32, so that the host need not wait
-            for the device that they are on.
+        unread: leave checking an int32 ``TokenSet`` to the backend, so that the host need not wait for the device.
 
     Raises:
         ConfigError: an id is negative or not below 2^20, or a shape or dtype is wrong.
@@ -137,9 +136,11 @@ def pack(tokens: Tokens, special: tuple[int, ...], *, unread: bool = False) -> P
         rows = list(tokens)
         for row, tensor in enumerate(rows):
             if not isinstance(tensor, Tensor) or tensor.ndim != 1:
-                raise ConfigError(f"exit table: sample {row} is no 1-D tensor of ids: give a TokenSet or a list")
+                raise ConfigError(
+                    f"exit table: sample {row} is not a 1-D tensor of ids: give a TokenSet or a list of tensors"
+                )
         device = rows[0].device if rows else torch.device("cpu")
-        # An empty tensor is float32 by default, which is no mistake worth an error: only filled ones are looked at.
+        # Empty tensors are float32 by default, which is no error worth reporting: skip them.
         filled = [row for row in rows if len(row)]
         ids = torch.cat(filled) if filled else torch.zeros(0, dtype=torch.int32, device=device)
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)

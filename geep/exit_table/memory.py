@@ -1,4 +1,4 @@
-"""Memory that runs out, on a device or on the host, whoever notices: one type of error, in one line, with the way out."""
+"""Out-of-memory errors, on a device or on the host, as one type of error with one line of advice."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from harness.core.errors import DeviceError, first_line
 
 
 class OutOfMemory(DeviceError):
-    """Memory is too small for what was asked.
+    """Memory is too small for the request.
 
     Args:
         what: what did not fit, and where.
-        whole: whether what was counted before is whole, and can be exported. A backend raises nothing else.
+        whole: whether earlier counts are complete and can be exported. Always true for errors of a backend.
 
     Attributes:
         what: as given.
@@ -23,7 +23,7 @@ class OutOfMemory(DeviceError):
 
     def __init__(self, what: str, *, whole: bool = True) -> None:
         self.what = what
-        kept = "what was counted before is kept" if whole else "counts are not whole: build the table again"
+        kept = "earlier counts are kept" if whole else "counts are incomplete: build the table again"
         super().__init__(
             f"exit table: {what}: give fewer samples at a time, take shorter n-grams, free memory, or keep the table"
             f' on the CPU with backend="cpu"; {kept}'
@@ -31,7 +31,7 @@ class OutOfMemory(DeviceError):
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether an allocation failed: torch has a type for most of them on a device, and none on the host."""
+    """Return whether an allocation failed: torch has an exception type for most device failures and none for the host."""
     if isinstance(error, (MemoryError, OutOfMemory, torch.OutOfMemoryError)):
         return True
     says = ("can't allocate memory", "CUDA error: out of memory")
@@ -39,13 +39,13 @@ def ran_out(error: Exception) -> bool:
 
 
 def in_a_line(error: Exception) -> str:
-    """What an error says first; torch tells long stories about memory."""
+    """Return the first line of an error; torch's memory errors are long."""
     return f"memory ran out ({first_line(error)})"
 
 
 @contextmanager
 def memory_told() -> Iterator[None]:
-    """Memory that runs out inside an operation of torch is the user's to know of, in one line."""
+    """Turn out-of-memory errors of torch into :class:`OutOfMemory`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

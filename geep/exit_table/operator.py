@@ -1,4 +1,4 @@
-"""Prediction as one operator of torch, ``torch.ops.geep.predict_exits``, which ``torch.compile`` keeps as it is."""
+"""Prediction as one torch operator, ``torch.ops.geep.predict_exits``, which ``torch.compile`` does not trace into."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def register_table(table: Quantiles) -> int:
 
 @torch.library.custom_op("geep::predict_exits", mutates_args=())
 def predict_exits(ids: Tensor, offsets: Tensor, special: list[int], per_mille: list[int], table: int) -> Tensor:
-    """:meth:`ExitTable.quantiles` of a ``TokenSet`` in parts.
+    """Run :meth:`ExitTable.quantiles` on the parts of a ``TokenSet``.
 
     Args:
         ids: int32 [total].
         offsets: int64 [N + 1].
-        special: ids that enter no key.
+        special: ids that are part of no key.
         per_mille: Q quantiles, each 1 .. 1000.
         table: ``handle`` of the table.
 
@@ -48,7 +48,7 @@ def predict_exits(ids: Tensor, offsets: Tensor, special: list[int], per_mille: l
         int16 [N, Q] on the device of ``ids``.
 
     Raises:
-        ConfigError: there is no such table any more, or as :meth:`ExitTable.quantiles`.
+        ConfigError: the table no longer exists, or as :meth:`ExitTable.quantiles`.
     """
     found = _tables.get(table)
     if found is None:

@@ -1,12 +1,12 @@
 """The arithmetic of rows and quantiles: integers only, the same on every backend.
 
-A row is a distribution over the L exits in Q14 fixed point: non-negative integers whose sum is **exactly** 2^14. To
-keep it exact, cumulative sums are rounded down and then differenced:
+A row is a distribution over the L exits in Q14 fixed point: non-negative integers whose sum is **exactly** 2^14. To keep it
+exact, cumulative sums are rounded down and then differenced:
 
     C_k = (SCALE * (c_0 + .. + c_k) + smoothing * (P_0 + .. + P_k)) // (total + smoothing),   row_k = C_k - C_(k-1)
 
-with counts c, their ``total`` and the prior row P. Each entry is within 1 of the unrounded value, and an exit with
-neither count nor prior gets 0: it can never be predicted. Q14 lets float32 add 1,024 rows exactly.
+with counts c, their ``total`` and the prior row P. Each entry is within 1 of the unrounded value. An exit with neither count
+nor prior gets 0, so it is never predicted. Q14 lets float32 add 1,024 rows exactly.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from harness.core.errors import ConfigError
 SCALE = 1 << 14
 PER_MILLE = 1000
 COUNT_LIMIT = 1 << 32
-"""Tokens that a table may take in: no count or row total passes uint32, and ``SCALE * total`` stays far below 2^63."""
+"""Limit of inserted tokens: counts and row totals fit uint32, and ``SCALE * total`` stays far below 2^63."""
 
 
 def prior_row(histogram: np.ndarray) -> np.ndarray:
-    """The back-off row: how the samples exit over all, rounded as any row.
+    """Return the back-off row, the distribution of all samples over exits, rounded as any row.
 
     Args:
         histogram: int64 [L], samples per exit, at least one in all.
@@ -40,7 +40,7 @@ def prior_row(histogram: np.ndarray) -> np.ndarray:
 
 
 def smoothed_rows(counts: np.ndarray, prior: np.ndarray, smoothing: int) -> np.ndarray:
-    """Rows of keys that occurred.
+    """Return rows of keys that occurred.
 
     Args:
         counts: [K, L], every row with at least one count.
@@ -57,9 +57,9 @@ def smoothed_rows(counts: np.ndarray, prior: np.ndarray, smoothing: int) -> np.n
 
 
 def exits_at(sums: Tensor, per_mille: Sequence[int]) -> Tensor:
-    """The exits at several quantiles: the smallest k with ``1000 * cum_k >= q * total``.
+    """Return the exits at several quantiles: the smallest k with ``1000 * cum_k >= q * total``.
 
-    As q > 0, the exit found always has mass of its own. A sample without keys takes the deepest layer, L - 1.
+    As q > 0, the chosen exit always has a positive count or prior. A sample without keys takes the deepest layer, L - 1.
 
     Args:
         sums: int64 [N, L], rows of each sample's keys added up.
@@ -76,10 +76,10 @@ def exits_at(sums: Tensor, per_mille: Sequence[int]) -> Tensor:
 
 
 def to_per_mille(quantile: float | int) -> int:
-    """An integer is a quantile in per mille, 1 .. 1000; a float is a fraction in (0, 1], rounded to per mille.
+    """Return a quantile in per mille: an int is per mille, 1 .. 1000; a float is a fraction in (0, 1], rounded to per mille.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: it is neither.
     """
     if isinstance(quantile, Integral) and not isinstance(quantile, bool):
         value = int(quantile)

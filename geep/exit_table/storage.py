@@ -1,6 +1,6 @@
 """A table on disk: counts and keys in safetensors, all else in JSON. Rows are not stored: they follow from the counts.
 
-Keys are written in rising order, so that the files do not show in which order, or on which backend, they were counted.
+Keys are written in rising order, so the files do not depend on insertion order or backend.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ARRAYS = "exit_table.safetensors"
 
 
 class Frozen(BaseModel):
-    """How a table was frozen."""
+    """Arguments of the table's ``freeze``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -36,7 +36,7 @@ class Frozen(BaseModel):
 
 
 class Header(BaseModel):
-    """The JSON file. ``exits``: samples per exit, [L]; ``tokens``: tokens taken in; ``sha256``: of the other file."""
+    """The JSON file. ``exits``: samples per exit, [L]; ``tokens``: inserted tokens; ``sha256``: of the other file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -53,10 +53,10 @@ class Header(BaseModel):
 
 
 def write(folder: Path, header: Header, keys: np.ndarray, counts: np.ndarray) -> None:
-    """Write both files, making the folder if need be.
+    """Write both files and create the folder if needed.
 
     Args:
-        folder: where to.
+        folder: target.
         header: its ``sha256`` is filled in here.
         keys: int64 [K], rising.
         counts: uint32 [K, L].
@@ -75,7 +75,7 @@ def write(folder: Path, header: Header, keys: np.ndarray, counts: np.ndarray) ->
 
 
 def read(folder: Path) -> tuple[Header, np.ndarray, np.ndarray]:
-    """What :func:`write` wrote.
+    """Read the files of :func:`write`.
 
     Raises:
         ResultError: a file is missing, damaged or of another version.
@@ -87,7 +87,7 @@ def read(folder: Path) -> tuple[Header, np.ndarray, np.ndarray]:
     except OSError as error:
         raise ResultError(f"no exit table in {folder}: {error.filename}: {error.strerror}: {mend}") from error
     except ValueError as error:
-        raise ResultError(f"{folder / HEADER} is no JSON ({first_line(error)}): {mend}") from error
+        raise ResultError(f"{folder / HEADER} is not valid JSON ({first_line(error)}): {mend}") from error
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(data, dict) and (type(version) is not int or version != VERSION):
         raise ResultError(f"{folder / HEADER} has version {version}, this program reads {VERSION}: {mend}")
@@ -98,7 +98,7 @@ def read(folder: Path) -> tuple[Header, np.ndarray, np.ndarray]:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ResultError(f"{folder / HEADER} is damaged: {where}: {first['msg']}: {mend}") from error
     if hashlib.sha256(raw).hexdigest() != header.sha256:
-        raise ResultError(f"{folder / ARRAYS} is not what {HEADER} says (other checksum): {mend}")
+        raise ResultError(f"{folder / ARRAYS} does not match the checksum in {HEADER}: {mend}")
     try:
         arrays = load(raw)
     except SafetensorError as error:

@@ -1,4 +1,4 @@
-"""The exit table itself: checks, life cycle (counting, then frozen), and the backend behind it."""
+"""The exit table: validation, life cycle (counting, then frozen), and the backend behind it."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ T = TypeVar("T")
 
 
 class ExitTable:
-    """How often each key was seen in samples that left at each exit; predicts exits from token ids alone.
+    """Counts how often each key occurred in samples that left at each exit; predicts exits from token ids alone.
 
-    Every key (token id; with ``ngram`` 2 or 3 also bigrams and trigrams) of a sample adds its distribution over exits,
-    or the distribution of all samples where the key is unknown or rare; the q-quantile of the sum is the prediction
-    (Li et al. 2024; see DESIGN section 3). Special ids form no keys, see ``keys``; the arithmetic is in ``rows``.
+    Every key of a sample (token id; with ``ngram`` 2 or 3 also bigrams and trigrams) adds its distribution over exits, or the
+    distribution of all samples if the key is unknown or rare. The q-quantile of the sum is the prediction (Li et al. 2024).
+    Special ids form no keys, see ``keys``; the arithmetic is in ``rows``.
 
     Args:
         num_layers: L, 1 to 24; exits are layer indices 0 .. L - 1.
         ngram: longest n-gram counted, 1 to 3.
         backend: ``"auto"`` (``"cuda"`` where CuPy and a device work, else ``"cpu"``), ``"cpu"``, ``"cuda"``, ``"host"``
-            (the CUDA kernels compiled for the CPU, slow) or ``"reference"`` (slow, the specification); all answer the
-            same, whatever device the tokens are on. With ``"auto"``, a table that outgrows the device's memory goes on
-            on the CPU, and says so once. Or a :class:`~geep.exit_table.backends.Backend` for as many layers and n-grams.
+            (the CUDA kernels compiled for the CPU, slow) or ``"reference"`` (slow, the specification). All give the same
+            answers, on any device of the tokens. With ``"auto"``, a table that outgrows the device's memory moves to the
+            CPU and warns once. Or a :class:`~geep.exit_table.backends.interface.Backend` of as many layers and n-grams.
         seed: for backends that hash; answers do not depend on it.
-        special: ids of [CLS], [SEP] and [PAD], for samples given as lists; a ``TokenSet`` brings its own.
+        special: ids of [CLS], [SEP] and [PAD], for samples given as lists; a ``TokenSet`` has its own.
 
     Attributes:
         handle: number of this table for the operator ``torch.ops.geep.predict_exits``, see ``operator``.
@@ -47,8 +47,8 @@ class ExitTable:
     Raises:
         ConfigError: a number is out of range.
         UnknownNameError: there is no such backend.
-        DeviceError: the backend cannot work on this machine; also from every method, if memory runs out. On a device,
-            what was counted before is whole then, and the same can be tried again.
+        DeviceError: the backend cannot work on this machine. Every method raises it if memory runs out; on a device,
+            earlier counts are then complete, and the call can be repeated.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class ExitTable:
             warnings.warn(_on_cpu(error), RuntimeWarning, stacklevel=2)
             self._backend = make_backend("cpu", *own)
         self._may_move = backend == "auto" and self._backend.name != "cpu"
-        self._torn = False  # something went wrong while counting
+        self._torn = False  # counting failed halfway
         self._exits = np.zeros(self.num_layers, dtype=np.int64)  # samples per exit
         self._tokens = 0
         self._frozen: Frozen | None = None
-        self._query = KeyHits(0, 0)  # of the last query; read in stats(), not before
+        self._query = KeyHits(0, 0)  # of the last query; read in stats() only
         self.handle = register_table(self)
 
     def insert(self, tokens: Tokens, exits: Tensor | np.ndarray | Sequence[int]) -> None:
@@ -93,14 +93,14 @@ class ExitTable:
             exits: integers [N], each 0 .. L - 1.
 
         Raises:
-            ConfigError: the table is frozen or would take in 2^32 tokens, numbers of samples and exits differ, or an
-                exit or id is out of range. Nothing is inserted then.
+            ConfigError: the table is frozen or would exceed 2^32 - 1 tokens, numbers of samples and exits differ, or an exit or
+                id is out of range. Nothing is inserted then.
         """
         self._refuse_if_frozen("insert into")
         packed = pack(tokens, self.special)
         try:
             layers = torch.as_tensor(exits)
-        except (TypeError, ValueError, RuntimeError) as error:  # no numbers, ragged, or beyond 64 bits
+        except (TypeError, ValueError, RuntimeError) as error:  # not numbers, ragged, or beyond 64 bits
             raise ConfigError(f"exit table: exits cannot be read ({first_line(error)}): give integers [N]") from error
         if layers.numel() == 0:
             layers = layers.to(torch.int64)
@@ -122,7 +122,7 @@ class ExitTable:
         self._exits += taken
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """All keys, rising (int64 [K], see ``keys``), and how often each was counted at each exit (uint32 [K, L])."""
+        """Return all keys, rising (int64 [K], see ``keys``), and their counts per exit (uint32 [K, L])."""
         return self._do(lambda backend: backend.export())
 
     def merge(self, other: ExitTable) -> None:
@@ -144,14 +144,14 @@ class ExitTable:
         self._exits += other._exits
 
     def freeze(self, min_count: int = 1, smoothing: int = 8) -> None:
-        """End counting and make the rows that predictions are taken from.
+        """End counting and compute the rows for predictions.
 
         Args:
-            min_count: keys seen less often take the back-off row, which is how all samples exit; at least 1.
-            smoothing: that many pseudo-counts of the back-off row are mixed into every other row; at least 0.
+            min_count: keys seen less often take the back-off row, the distribution of all samples; at least 1.
+            smoothing: pseudo-counts of the back-off row mixed into every other row; at least 0.
 
         Raises:
-            ConfigError: frozen before, nothing inserted, or a number out of range.
+            ConfigError: the table is frozen or empty, or a number is out of range.
         """
         self._refuse_if_frozen("freeze")
         for name, value, low in (("min_count", min_count, 1), ("smoothing", smoothing, 0)):
@@ -164,7 +164,7 @@ class ExitTable:
         self._frozen = frozen
 
     def predict(self, tokens: Tokens, quantile: float | int) -> Tensor:
-        """Predicted exits, int16 [N] on the samples' device.
+        """Return predicted exits, int16 [N] on the samples' device.
 
         Args:
             tokens: N samples. One without keys gets the deepest layer, L - 1.
@@ -176,10 +176,10 @@ class ExitTable:
         return self.quantiles(tokens, [quantile])[:, 0]
 
     def quantiles(self, tokens: Tokens, quantiles: Sequence[float | int]) -> Tensor:
-        """Predicted exits at Q quantiles for the price of one look-up, int16 [N, Q]; see :meth:`predict`.
+        """Return predicted exits at Q quantiles with one look-up, int16 [N, Q]; see :meth:`predict`.
 
-        With the tokens in a ``TokenSet`` on the device of a ``"cuda"`` table, the host does not wait for the device; an id
-        out of range then enters no key, and :meth:`check` tells. Inside ``torch.compile`` this is one operator.
+        For a ``TokenSet`` on the device of a ``"cuda"`` table, the host does not wait for the device; invalid ids are then left
+        out and reported by :meth:`check`. Inside ``torch.compile`` this is one operator.
         """
         per_mille = [to_per_mille(quantile) for quantile in quantiles]
         if isinstance(tokens, TokenSet) and torch.compiler.is_compiling():
@@ -188,7 +188,7 @@ class ExitTable:
         return exits
 
     def distribution(self, tokens: Tokens) -> Tensor:
-        """Rows of each sample's keys added up, int64 [N, L]; each key adds exactly 2^14 in all.
+        """Add up the rows of each sample's keys, int64 [N, L]; each key adds exactly 2^14 in all.
 
         Raises:
             ConfigError: the table is not frozen, or an id is out of range; on a device as in :meth:`quantiles`.
@@ -197,11 +197,11 @@ class ExitTable:
         return sums
 
     def hits(self) -> tuple[int, int]:
-        """Of the last query: keys that had a row of their own, and all keys. Waits for the device."""
+        """Return, for the last query, the keys with a row of their own and all keys. Waits for the device."""
         return int(self._query.found), int(self._query.asked)
 
     def check(self) -> None:
-        """Wait for queries on a device, and tell if their tokens were wrong. On the CPU, queries tell themselves.
+        """Wait for queries on a device and report invalid tokens. On the CPU, queries raise at once.
 
         Raises:
             ConfigError: an id or an offset was out of range.
@@ -209,10 +209,10 @@ class ExitTable:
         self._backend.check()
 
     def stats(self) -> dict[str, Any]:
-        """What is in the table and how it is kept.
+        """Return contents, backend and memory.
 
-        ``hit_rate`` is the share of keys of the last query that had a row of their own (``None`` before one, or if it
-        had no keys); ``query_keys`` how many it had. ``tokens`` counts special ones, too; ``bytes`` is memory held.
+        ``query_keys`` counts the keys of the last query, ``hit_rate`` is the share of them with a row of their own (``None``
+        without keys). ``tokens`` includes special ones; ``bytes`` is memory held.
 
         Raises:
             ConfigError: see :meth:`check`.
@@ -292,11 +292,11 @@ class ExitTable:
         return table
 
     def _do(self, act: Callable[[Backend], T], *, counting: bool = False) -> T:
-        """What the backend says, or the CPU's if memory runs out and nobody asked for this backend by name.
+        """Let the backend act; move to the CPU if its memory runs out and ``backend="auto"`` was requested.
 
         Args:
-            act: what to do; done again from the start where it does not fit.
-            counting: whether counts are not whole if it ends halfway.
+            act: repeated from the start after a move.
+            counting: whether counts are incomplete if it fails halfway.
         """
         try:
             return self._attempt(act, counting)
@@ -309,12 +309,12 @@ class ExitTable:
     def _attempt(self, act: Callable[[Backend], T], counting: bool) -> T:
         if self._torn:
             raise ConfigError(
-                "exit table: an earlier insert or merge did not end, so counts are not whole: build it again"
+                "exit table: an earlier insert or merge failed, so counts are incomplete: build the table again"
             )
         self._torn = counting
         try:
             found = act(self._backend)
-        except OutOfMemory:  # a backend that says so has counted nothing
+        except OutOfMemory:  # the backend has counted nothing
             self._torn = False
             raise
         except (MemoryError, RuntimeError) as error:
@@ -355,4 +355,4 @@ class ExitTable:
 
 
 def _on_cpu(error: OutOfMemory) -> str:
-    return f"exit table: {error.what}: it is kept on the CPU from here on"
+    return f"exit table: {error.what}: the table moves to the CPU"

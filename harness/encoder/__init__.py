@@ -1,1 +1,1 @@
-"""What a model is: shapes, weights, layers, exit heads, backbones. May import core, data and kernels."""
+"""What a model is: shapes, weights, layers, exit heads, backbones. May import core, kernels and data."""

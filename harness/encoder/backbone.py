@@ -1,4 +1,4 @@
-"""Pretrained encoders: from the embedded miniature, a local folder or a hub id."""
+"""Pretrained encoders: the embedded miniature, a local folder or a hub id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.core.errors import BackboneError
 from harness.core.files import cache_root, write_folder
 from harness.core.tokens import TokenSet
-from harness.encoder import checkpoint
+from harness.encoder import checkpoint, miniature
 from harness.encoder.model import Encoder
 from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
 
@@ -38,13 +38,13 @@ class Backbone:
     """A pretrained encoder with its tokenizer; methods take fresh copies of it.
 
     Attributes:
-        name: what the user asked for (folder name, hub id or ``"embedded"``), as shown in tables.
+        name: as requested (folder name, hub id or ``"embedded"``), shown in tables.
         shape: dimensions.
         state: weights of :class:`~harness.encoder.model.Encoder`, float32 on the CPU.
         tokenizer: a fast tokenizer of transformers.
-        device: where methods shall train and predict.
-        head: state of the masked-word head that came with the encoder, if one did
-            (see :class:`~harness.encoder.checkpoint.Checkpoint`); no part of the fingerprint.
+        device: where methods train and predict.
+        head: state of the checkpoint's masked-word head, if it has one (see
+            :class:`~harness.encoder.checkpoint.Checkpoint`); not part of the fingerprint.
     """
 
     name: str
@@ -56,16 +56,16 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Content hash of shape and weights, the masked-word head aside, which few methods look at."""
+        """Content hash of shape and weights, without the masked-word head, which few methods use."""
         return _content(repr(self.shape), self.state)
 
     @cached_property
     def head_fingerprint(self) -> str:
-        """Content hash of the masked-word head; empty where there is none."""
+        """Content hash of the masked-word head; empty if there is none."""
         return "" if self.head is None else _content("", self.head)
 
     def encoder(self) -> Encoder:
-        """A fresh copy of the encoder on :attr:`device`."""
+        """Return a new copy of the encoder on :attr:`device`."""
         encoder = Encoder(self.shape)
         encoder.load_state_dict(self.state)
         return encoder.to(self.device)
@@ -73,8 +73,8 @@ class Backbone:
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int = 128) -> TokenSet:
         """Tokenise to packed ids with special tokens, truncated to ``max_length`` (longest text first)."""
         max_length = min(max_length, self.shape.max_positions)
-        # Cutting hopeless lengths before the tokenizer sees them: a token has at least one character, and WordPiece
-        # drops white space only, so the first 64 characters per token of budget hold more than enough.
+        # Very long texts are cut before tokenising: a token has at least one character, and WordPiece drops only white
+        # space, so 64 characters per token of budget are more than enough.
         limit = max_length * 64
         batch = self.tokenizer(
             [text[:limit] for text in texts],
@@ -86,21 +86,19 @@ class Backbone:
         )
         special = {self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id} - {None}
         tokens = TokenSet.from_lists(batch["input_ids"], batch["token_type_ids"], tuple(sorted(special)))
-        # Some checkpoints know one segment only; the second text of a pair then carries it, too.
+        # Some checkpoints have only one segment; the second text of a pair then uses it, too.
         return replace(tokens, segments=tokens.segments.clamp(max=self.shape.type_vocab - 1))
 
 
 def embedded_folder(language: str, *, progress: bool = True) -> Path:
-    """The embedded miniature as a Hugging Face folder; pretrained on first use (under a minute), then cached."""
-    from harness.encoder import miniature
-
+    """Return the embedded miniature as a Hugging Face folder; pretrained on first use (under a minute), then cached."""
     folder = cache_root() / "backbones" / f"embedded-{miniature.recipe_key()}-{language}"
     if not (folder / "model.safetensors").is_file():
         bar = progress and sys.stderr.isatty()
         if progress and not bar:
             print("pretraining the embedded miniature, once, about a minute", file=sys.stderr, flush=True)
         shape, state = miniature.pretrain_miniature(progress=bar)
-        # One set of weights serves both languages: their vocabularies list the same concepts in the same order.
+        # Both languages share the weights: their vocabularies list the same concepts in the same order.
         for other in miniature.LANGUAGES:
             target = folder.with_name(f"embedded-{miniature.recipe_key()}-{other}")
             tokenizer = miniature.tokenizer(other)
@@ -114,7 +112,7 @@ def embedded_folder(language: str, *, progress: bool = True) -> Path:
 
 
 def _hub_folder(name: str) -> Path:
-    """Files of a hub repository, ``id`` or ``id@revision``, on this machine."""
+    """Download a hub repository, ``id`` or ``id@revision``, and return its folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -139,7 +137,7 @@ def _hub_folder(name: str) -> Path:
 
 
 def _folder(name: str, language: str, *, progress: bool = True) -> Path:
-    """Where the files of a backbone are."""
+    """Return the folder of a backbone's files."""
     if name == EMBEDDED:
         return embedded_folder(language, progress=progress)
     folder = Path(name).expanduser()
@@ -147,12 +145,12 @@ def _folder(name: str, language: str, *, progress: bool = True) -> Path:
 
 
 def content_of(name: str, language: str) -> str:
-    """Content hash of the files behind a name, without loading them; see :func:`load_backbone`."""
+    """Return the content hash of the files behind a name, without loading them; see :func:`load_backbone`."""
     return checkpoint.content_of(_folder(name, language))
 
 
 def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bool = True) -> Backbone:
-    """A backbone by ``"embedded"``, folder or hub id (``id@revision`` for another revision than the newest).
+    """Load a backbone by ``"embedded"``, folder or hub id (``id@revision`` for a revision other than the newest).
 
     Raises:
         BackboneError: it cannot be found or read, or its tokenizer does not fit its embeddings.
@@ -162,7 +160,7 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
     folder = _folder(name, language, progress=progress)
     found = checkpoint.read(folder)
     shape = found.shape
-    # Without these transformers makes up a tokenizer that knows no word, and does not complain.
+    # Without these files transformers silently builds a tokenizer without any words.
     if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
         raise BackboneError(f"no usable tokenizer in {folder}: add tokenizer.json or vocab.txt")
     try:
@@ -170,10 +168,13 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
     except (ValueError, OSError, KeyError) as error:
         raise BackboneError(f"no usable tokenizer in {folder}: {error}: add tokenizer.json or vocab.txt") from error
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
-        raise BackboneError(f"the tokenizer in {folder} has no [CLS] or no [SEP]: it is not BERT's")
+        raise BackboneError(
+            f"the tokenizer in {folder} has no [CLS] or no [SEP]: use the tokenizer of a BERT checkpoint"
+        )
     if len(tokenizer) > shape.vocab_size:
         raise BackboneError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the embeddings {shape.vocab_size}: they do not belong together"
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the embeddings {shape.vocab_size}: "
+            "use the tokenizer of this checkpoint"
         )
     shown = name if name == EMBEDDED or not Path(name).expanduser().is_dir() else folder.resolve().name
     state = {k: v.contiguous() for k, v in found.state.items()}
@@ -181,7 +182,7 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
 
 
 def shape_of(name: str) -> EncoderShape:
-    """Dimensions only: a known name (offline), a folder, or a hub id.
+    """Return the dimensions only, of a known name (offline), a folder or a hub id.
 
     Raises:
         BackboneError: it cannot be found or read.
@@ -189,23 +190,13 @@ def shape_of(name: str) -> EncoderShape:
     if name in KNOWN_SHAPES:
         return KNOWN_SHAPES[name]
     if name == EMBEDDED:
-        from harness.encoder import miniature
-
         return miniature.SHAPE
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _hub_folder(name)
-    import json
-
-    config = folder / "config.json"
-    if not config.is_file():
-        raise BackboneError(f"no config.json in {folder}: give a folder as written by transformers' save_pretrained")
-    try:
-        return EncoderShape.from_hf(json.loads(config.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise BackboneError(f"{config} is not valid JSON ({error}): fetch it again") from error
+    return checkpoint.read_shape(folder)
 
 
 def default_device() -> str:
-    """``"cuda"`` where there is one, else ``"cpu"``."""
+    """Return ``"cuda"`` if there is a CUDA device, else ``"cpu"``."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Weights in and out in Hugging Face's naming, BERT's and DistilBERT's; safetensors only."""
+"""Read and write weights in Hugging Face's naming, BERT's and DistilBERT's; safetensors only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LAYER = {
     "down": "output.dense",
     "norm_output": "output.LayerNorm",
 }
-# Masked-word head: our names (harness.encoder.masked_words) and theirs.
+# Masked-word head: names in harness.encoder.masked_words and in Hugging Face checkpoints.
 HEAD = {
     "dense": "cls.predictions.transform.dense",
     "norm": "cls.predictions.transform.LayerNorm",
@@ -58,14 +58,14 @@ _DISTILBERT_HEAD = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
         shape: dimensions.
         state: of :class:`~harness.encoder.model.Encoder`, float32 on the CPU.
         head: of the masked-word head (``dense``, ``norm``, ``bias`` of
-            :class:`~harness.encoder.masked_words.MaskedWordModel`); ``None`` where there is none, where its decoder is not
-            the word embeddings, and in TinyBERT's general students, whose folders carry one that nobody trained.
+            :class:`~harness.encoder.masked_words.MaskedWordModel`); ``None`` if there is none, if its decoder is not the
+            word embeddings, and in TinyBERT's general students, whose head is untrained.
     """
 
     shape: EncoderShape
@@ -74,7 +74,7 @@ class Checkpoint:
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that task checkpoints have; very old ones call norms gamma and beta."""
+    """Remove the prefix of task checkpoints, and rename gamma and beta of very old ones."""
     return {
         name.removeprefix("distilbert.")
         .removeprefix("bert.")
@@ -85,12 +85,12 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
-    """Hugging Face tensors of BERT or DistilBERT -> state of :class:`~harness.encoder.model.Encoder`, in float32.
+    """Convert Hugging Face tensors of BERT or DistilBERT to the state of :class:`~harness.encoder.model.Encoder`, in float32.
 
-    DistilBERT has no segment embeddings; its one segment is of zeros.
+    DistilBERT has no segment embeddings; it gets one segment of zeros.
 
     Raises:
-        BackboneError: a tensor is missing or of another shape than the config says.
+        BackboneError: a tensor is missing, or its shape differs from the config.
     """
     plain = _plain(tensors)
     distilled = any(name.startswith("transformer.layer.") for name in plain)
@@ -117,18 +117,18 @@ def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Ten
     for name, size in expected.items():
         if tuple(state[name].shape) != size:
             raise BackboneError(
-                f"tensor '{name}' is {tuple(state[name].shape)}, config.json says {size}: weights and config do not belong together"
+                f"tensor '{name}' is {tuple(state[name].shape)}, config.json says {size}: use the config of these weights"
             )
     return state
 
 
 def head_from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor] | None:
-    """The masked-word head among Hugging Face tensors, in float32; ``None`` as :class:`Checkpoint` says."""
+    """Return the masked-word head among Hugging Face tensors, in float32; ``None`` as in :class:`Checkpoint`."""
     plain = _plain(tensors)
     names = HEAD if HEAD["bias"] in plain else _DISTILBERT_HEAD
     parts = {f"{part}.{kind}": f"{names[part]}.{kind}" for part in ("dense", "norm") for kind in ("weight", "bias")}
     parts["bias"] = names["bias"]
-    # "fit_dense" is the matrix of TinyBERT's general distillation, which never touches the head beside it.
+    # "fit_dense" is a matrix of TinyBERT's general distillation, which does not train the masked-word head.
     if any(name.startswith("fit_dense.") for name in plain) or not all(theirs in plain for theirs in parts.values()):
         return None
     words = plain[EMBEDDINGS["word.weight"]]
@@ -140,7 +140,7 @@ def head_from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str
 
 
 def to_hf(state: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
-    """The inverse of :func:`from_hf`, for ``transformers.BertModel``."""
+    """Invert :func:`from_hf`, for ``transformers.BertModel``."""
     tensors = {theirs: state[ours].contiguous() for ours, theirs in EMBEDDINGS.items()}
     for i in range(shape.layers):
         prefix = f"encoder.layer.{i}."
@@ -152,15 +152,12 @@ def to_hf(state: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]
     return tensors
 
 
-def _files(folder: Path) -> list[Path]:
-    """Config and weights.
+def _weights(folder: Path) -> list[Path]:
+    """Return the files of weights.
 
     Raises:
-        BackboneError: a file is missing.
+        BackboneError: there is none.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise BackboneError(f"no config.json in {folder}: give a folder as written by transformers' save_pretrained")
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         pickled = next(folder.glob("pytorch_model*.bin"), None)
@@ -169,20 +166,34 @@ def _files(folder: Path) -> list[Path]:
             f"no model.safetensors in {folder}{there}: convert the weights to safetensors, with transformers' "
             "AutoModelForMaskedLM.from_pretrained(A).save_pretrained(B)"
         )
-    return [config, *files]
+    return files
+
+
+def read_shape(folder: Path) -> EncoderShape:
+    """Return the dimensions in a folder's ``config.json``.
+
+    Raises:
+        BackboneError: the file is missing, damaged or not that of a BERT-shaped encoder.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise BackboneError(f"no config.json in {folder}: give a folder as written by transformers' save_pretrained")
+    try:
+        return EncoderShape.from_hf(json.loads(config.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise BackboneError(f"{config} is not valid JSON ({error}): fetch it again") from error
 
 
 def read(folder: Path) -> Checkpoint:
-    """A folder in ``save_pretrained`` layout (one file or sharded).
+    """Read a folder in ``save_pretrained`` layout (one file or sharded).
 
     Raises:
         BackboneError: a file is missing or damaged, or the checkpoint is not BERT-shaped.
     """
-    config, *files = _files(folder)
+    shape = read_shape(folder)
+    tensors: dict[str, Tensor] = {}
     try:
-        shape = EncoderShape.from_hf(json.loads(config.read_text(encoding="utf-8")))
-        tensors: dict[str, Tensor] = {}
-        for file in files:
+        for file in _weights(folder):
             tensors.update(load_file(file))
     except (ValueError, OSError, SafetensorError) as error:
         raise BackboneError(f"cannot read the checkpoint in {folder}: {error}: fetch it again") from error
@@ -190,25 +201,26 @@ def read(folder: Path) -> Checkpoint:
 
 
 def content_of(folder: Path) -> str:
-    """16 hex digits that change whenever config, weights or vocabulary of a folder do.
+    """Return 16 hex digits that change with config, weights or vocabulary of a folder.
 
     Raises:
         BackboneError: a file is missing.
     """
+    read_shape(folder)
     extra = [folder / name for name in ("vocab.txt", "tokenizer.json")]
-    files = [*_files(folder), *(path for path in extra if path.is_file())]
+    files = [folder / "config.json", *_weights(folder), *(path for path in extra if path.is_file())]
     hashes = [f"{path.name} {_hash(path, path.stat().st_size, path.stat().st_mtime_ns)}" for path in files]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=256)
 def _hash(path: Path, size: int, changed: int) -> str:
-    """Hash of a file; size and time of change are in the key, so that it is read once as long as it is the same."""
+    """Return the hash of a file, cached by its size and time of change."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def write_folder(folder: Path, shape: EncoderShape, state: Mapping[str, Tensor]) -> None:
-    """``config.json`` and ``model.safetensors`` into an existing folder."""
+    """Write ``config.json`` and ``model.safetensors`` into an existing folder."""
     (folder / "config.json").write_text(json.dumps(shape.to_hf(), indent=1), encoding="utf-8")
     save_file(to_hf(state, shape), folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""FLOPs in closed form, from a shape alone: what ``geep-bench flops`` prints."""
+"""FLOPs in closed form, from a shape alone; printed by ``geep-bench flops``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ def closed_form(
     heads: str = "one",
     head: str = "fastbert",
 ) -> dict[str, int]:
-    """FLOPs of one sample of ``seq_len`` tokens.
+    """Return the FLOPs of one sample of ``seq_len`` tokens, as ``linear`` and ``full`` (see :mod:`harness.core.work`).
 
     Args:
         exit_layer: 1 .. L, the last layer executed; default L.
-        heads: ``"one"``: a single head, where it answers; ``"every"``: one after every layer, as FastBERT runs them.
-
-    Returns:
-        ``linear`` and ``full`` (see :mod:`harness.core.work`).
+        heads: ``"one"``: a single head, at the exit; ``"every"``: one after every layer, as FastBERT runs them.
 
     Raises:
         ConfigError: a number is out of range.

@@ -1,11 +1,9 @@
-"""How the tokens of one batch lie in memory: packed one after another, or padded to a common length.
+"""Memory layout of a batch: tokens packed one after another, or padded to a common length.
 
-Hidden states are always ``[rows, width]``. Linear layers, norms and activations do not care which layout it is; only
-attention does, and asks the layout. A prefix of the samples is a prefix of the rows in both layouts, which is what the
-ladder executor lives from.
+Hidden states are always ``[rows, width]``. Linear layers, norms and activations are independent of the layout; attention uses
+it. A prefix of the samples is a prefix of the rows in both layouts, which the ladder executor relies on.
 
-Packed rows attend through a kernel for sequences of any lengths where the device and the type have one, else on a grid
-that is padded to the longest sample.
+Packed rows use a variable-length attention kernel where device and dtype have one, else a grid padded to the longest sample.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from harness.encoder import transfer, varlen
 
 
 class Attention(Protocol):
-    """What layers and heads ask of a batch's layout."""
+    """What layers and heads need from a batch's layout."""
 
     @property
     def first(self) -> Tensor:
@@ -43,15 +41,15 @@ class Attention(Protocol):
 
 
 class Scored(Protocol):
-    """What distillation of attention asks of a batch's layout."""
+    """What attention distillation needs from a batch's layout."""
 
     @property
     def pairs(self) -> Tensor:
-        """True where query and key are both tokens of one text, bool [B, 1, T, T]."""
+        """True if query and key are both tokens of one text, bool [B, 1, T, T]."""
         ...
 
     def scores(self, query_key: Tensor, heads: int) -> Tensor:
-        """Scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]."""
+        """Return scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]."""
         ...
 
 
@@ -84,8 +82,8 @@ class Layout:
     Args:
         lengths: int64 [B], tokens per sample, at least 1 each, on the host.
         pad_to: ``None`` for packed; otherwise every sample takes this many rows.
-        device: where hidden states live.
-        offsets: int64 [B + 1] on that device, running sums of the lengths from 0, where they are there already.
+        device: of the hidden states.
+        offsets: int64 [B + 1] on that device, running sums of the lengths from 0, if available already.
 
     Raises:
         ConfigError: a sample is longer than ``pad_to``.
@@ -107,13 +105,13 @@ class Layout:
         self.rows = self.count * pad_to if pad_to else self.valid
         self.even = bool((lengths == self.longest).all())
         self._given = offsets
-        # Neither a root of itself nor prefixes for good: no cycles, so that memory on the device is free at once.
+        # No reference cycles (no own root, weak prefixes), so that device memory is freed at once.
         self._root: Layout | None = None
         self._prefixes: WeakValueDictionary[int, Layout] = WeakValueDictionary()
 
     @property
     def root(self) -> Layout:
-        """The batch that this one is a prefix of; itself if it is none."""
+        """The batch that this one is a prefix of; itself if it is not a prefix."""
         return self._root or self
 
     def _tensor(self, values: np.ndarray) -> Tensor:
@@ -151,7 +149,7 @@ class Layout:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """True where a key may be attended, bool [B, 1, 1, T]; ``None`` where all are."""
+        """True where a key may be attended, bool [B, 1, 1, T]; ``None`` if all may."""
         if self.even:
             return None
         lengths = self.offsets[1:] - self.offsets[:-1]
@@ -159,12 +157,12 @@ class Layout:
 
     @cached_property
     def pairs(self) -> Tensor:
-        """True where query and key are both tokens of their sample, bool [B, 1, T, T]."""
+        """True if query and key are both tokens of their sample, bool [B, 1, T, T]."""
         return self._tensor(self._valid_grid[:, None, :, None] & self._valid_grid[:, None, None, :])
 
     @cached_property
     def _to_grid(self) -> Tensor | None:
-        """Row of every cell of the [B, T] grid that attention runs on; ``None`` where rows are that grid already."""
+        """Row of every cell of the [B, T] attention grid; ``None`` if the rows are that grid already."""
         if self.pad_to or self.even:
             return None
         cell = np.minimum(np.arange(self.longest)[None, :], self.lengths[:, None] - 1)
@@ -175,11 +173,11 @@ class Layout:
         return self._tensor(np.flatnonzero(self._valid_grid.reshape(-1)))
 
     def tokens(self, hidden: Tensor) -> Tensor:
-        """Rows that are tokens and no padding: [rows, D] -> [valid, D]."""
+        """Drop the padding rows: [rows, D] -> [valid, D]."""
         return hidden if not self.pad_to or self.even else hidden.index_select(0, self._from_grid)
 
     def grid(self, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-        """Rows on the grid that attention runs on: [rows, parts * D] -> ``parts`` tensors [B, heads, T, D / heads]."""
+        """Bring rows onto the attention grid: [rows, parts * D] -> ``parts`` tensors [B, heads, T, D / heads]."""
         if self._to_grid is not None:
             x = x.index_select(0, self._to_grid)
         return split_heads(x, self.count, self.longest, parts, heads)
@@ -192,7 +190,7 @@ class Layout:
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
     def scores(self, query_key: Tensor, heads: int) -> Tensor:
-        """Scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
+        """Return scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
         return attention_scores(self.grid(query_key, 2, heads))
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
@@ -203,10 +201,10 @@ class Layout:
         return attend_grid((query.view(self.count, heads, 1, -1), *keys_values), self.mask, dropout)
 
     def tally(self, queries: str = "all", *, ragged: bool = False) -> Tally:
-        """What one block over this batch executes.
+        """Return what one block over this batch executes.
 
         Args:
-            queries: ``"first"`` for a head that looks from [CLS] only.
+            queries: ``"first"`` for a head that queries from [CLS] only.
             ragged: attention runs over each sample's own tokens, not on a grid.
         """
         if ragged:
@@ -216,7 +214,7 @@ class Layout:
         return Tally(self.count, self.rows, self.valid, pairs)
 
     def prefix(self, count: int) -> Layout:
-        """The layout of the first ``count`` samples; their hidden states are ``h[: layout.rows]``."""
+        """Return the layout of the first ``count`` samples; their hidden states are ``h[: layout.rows]``."""
         if count == self.count:
             return self
         part = self._prefixes.get(count)
@@ -228,12 +226,12 @@ class Layout:
 
     def _offsets_of(self, start: int, stop: int) -> Tensor | None:
         if self.device.type == "cpu" and self._given is None:
-            return None  # from the lengths, if they are asked for at all
+            return None  # computed from the lengths, if needed
         part = self.offsets[start : stop + 1]
         return part if start == 0 else part - part[0]
 
     def slice(self, hidden: Tensor, start: int, stop: int) -> tuple[Tensor, Layout]:
-        """Hidden states (a view) and layout of samples ``start`` .. ``stop - 1``."""
+        """Return hidden states (a view) and layout of samples ``start`` .. ``stop - 1``."""
         if start == 0:
             layout = self.prefix(stop)
             return hidden[: layout.rows], layout
@@ -242,9 +240,9 @@ class Layout:
         )
 
     def select(self, hidden: Tensor, samples: np.ndarray) -> tuple[Tensor, Layout]:
-        """Hidden states (one gather) and layout of the given samples (int64 [M], on the host), in that order.
+        """Return hidden states (one gather) and layout of the given samples (int64 [M], on the host), in that order.
 
-        Only the samples' numbers go to the device; which rows are theirs is worked out there.
+        Only the sample numbers are uploaded; their rows are computed on the device.
         """
         lengths = self.lengths[samples]
         rows = len(samples) * self.pad_to if self.pad_to else int(lengths.sum())

@@ -1,7 +1,7 @@
 """BERT's masked language model on our encoder: transform, decoder tied to the word embeddings, bias.
 
-Attention stays within a piece of text (see :mod:`harness.pretraining.text.packing`): where every row is one piece, fused attention
-runs without a mask, else with one that is block-diagonal per row.
+Attention stays within a piece of text (see :mod:`harness.pretraining.text.packing`). If every row is one piece, fused attention
+runs without a mask, else with a mask that is block-diagonal per row.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def budget(share: float, length: int) -> int:
 
 
 class RowAttention:
-    """Self-attention within the pieces of B rows of T tokens; what :class:`~harness.encoder.model.EncoderLayer` asks for.
+    """Self-attention within the pieces of B rows of T tokens, for :class:`~harness.encoder.model.EncoderLayer`.
 
     Args:
-        pieces: int [B, T], numbers of pieces, 0 for padding; ``None`` where every row is one piece.
+        pieces: int [B, T], numbers of pieces, 0 for padding; ``None`` if every row is one piece.
         device: of the rows.
     """
 
@@ -37,12 +37,12 @@ class RowAttention:
     ) -> None:
         self.device = device
         self.count, self.length, self.pieces = count, length, pieces
-        # Padding attends to padding, so that no row of the mask is empty.
+        # Padding attends to padding, so no row of the mask is empty.
         self.mask = None if pieces is None else (pieces[:, None, :, None] == pieces[:, None, None, :])  # [B, 1, T, T]
 
     @property
     def first(self) -> Tensor:
-        """Rows of hidden states that rows of text begin with, int64 [B]."""
+        """Rows of hidden states at which rows of text begin, int64 [B]."""
         return torch.arange(self.count) * self.length
 
     def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
@@ -50,18 +50,18 @@ class RowAttention:
         return attend_grid(split_heads(qkv, self.count, self.length, 3, heads), self.mask, dropout)
 
     def scores(self, query_key: Tensor, heads: int) -> Tensor:
-        """Scaled attention scores before softmax, unmasked: [B * T, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
+        """Return scaled attention scores before softmax, unmasked: [B * T, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
         return attention_scores(split_heads(query_key, self.count, self.length, 2, heads))
 
     @property
     def pairs(self) -> Tensor:
-        """True where query and key are tokens of one piece, bool [B, 1, T, T]."""
+        """True if query and key are tokens of one piece, bool [B, 1, T, T]."""
         if self.pieces is None or self.mask is None:
             return torch.ones(self.count, 1, self.length, self.length, dtype=torch.bool, device=self.device)
         return self.mask & (self.pieces > 0)[:, None, :, None]
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        """No head looks from the first tokens of rows in pretraining.
+        """Not available: a row of several pieces has no single first token.
 
         Raises:
             NotImplementedError: always.
@@ -72,11 +72,13 @@ class RowAttention:
 def row_states(
     encoder: Encoder, ids: Tensor, positions: Tensor, attention: RowAttention, segments: Tensor | None = None
 ) -> list[Tensor]:
-    """h^0 (embeddings) .. h^L of rows of text, each [B * T, D], from ids, positions and segments [B, T]
-    (``None``: all text is on the first)."""
+    """Return h^0 (embeddings) .. h^L of rows of text, each [B * T, D], from ids, positions and segments [B, T].
+
+    Without segments all text is in the first one.
+    """
     table = encoder.segment.weight
     segment = table[0]
-    # Where one segment is all there is, as in DistilBERT, the second text of a pair is on it, too.
+    # With a single segment, as in DistilBERT, the second text of a pair uses it, too.
     if segments is not None and len(table) > 1:
         segment = torch.where((segments > 0)[..., None], table[1], table[0])
     hidden = encoder.word(ids) + encoder.position(positions) + segment
@@ -87,7 +89,7 @@ def row_states(
 
 
 class MaskedWordModel(nn.Module):
-    """Encoder and decoder."""
+    """Encoder and masked-word head."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -102,12 +104,12 @@ class MaskedWordModel(nn.Module):
     def states(
         self, ids: Tensor, positions: Tensor, pieces: Tensor | None, segments: Tensor | None = None
     ) -> list[Tensor]:
-        """Hidden states after every layer, each [B * T, D], from [B, T] each."""
+        """Return hidden states after every layer, each [B * T, D], from [B, T] each."""
         attention = RowAttention(ids.shape[0], ids.shape[1], pieces)
         return row_states(self.encoder, ids, positions, attention, segments)[1:]
 
     def scores(self, hidden: Tensor) -> Tensor:
-        """[n, D] -> logits [n, V]."""
+        """Return vocabulary logits: [n, D] -> [n, V]."""
         x = self.dense(hidden)
         x = F.relu(x) if self.activation == "relu" else F.gelu(x, approximate=self.activation)
         return F.linear(self.norm(x), self.encoder.word.weight, self.bias)
@@ -122,11 +124,11 @@ class MaskedWordModel(nn.Module):
         labels: Tensor,
         every: bool = False,
     ) -> Tensor:
-        """Mean cross-entropy (nats) of the masked tokens, float32 [1], or [L] with a loss per layer.
+        """Return the mean cross-entropy (nats) of the masked tokens, float32 [1], or [L] with a loss per layer.
 
         Args:
             ids, positions, pieces, segments, where, labels: see :class:`harness.pretraining.text.batches.Batch`.
-            every: through the one decoder from every layer's states, not the last one's only.
+            every: apply the one decoder to every layer's states, not only the last one's.
         """
         states = self.states(ids, positions, pieces, segments)
         return torch.stack(
@@ -134,20 +136,20 @@ class MaskedWordModel(nn.Module):
         )
 
     def training_flops(self, *, rows: int, length: int, share: float, every: bool) -> int:
-        """See :func:`training_flops`."""
+        """Return :func:`training_flops` of this encoder."""
         return training_flops(self.encoder.shape, rows=rows, length=length, share=share, every=every)
 
 
 def guessing_loss(model: MaskedWordModel, hidden: Tensor, where: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy (nats) of masked tokens, from hidden states [n, D]; 0 where nothing is masked."""
-    # Where nothing is masked, the sum is 0 and so is the loss.
+    """Return the mean cross-entropy (nats) of masked tokens, from hidden states [n, D]; 0 if nothing is masked."""
+    # If nothing is masked, the sum is 0 and so is the loss.
     count = (labels != ABSENT).sum().clamp(min=1)
     logits = model.scores(hidden.index_select(0, where))
     return F.cross_entropy(logits.float(), labels, ignore_index=ABSENT, reduction="sum") / count
 
 
 def masked_word_model(backbone: Backbone) -> MaskedWordModel | None:
-    """A copy of a backbone with its masked-word head, on its device; ``None`` where it came without one."""
+    """Return a copy of a backbone with its masked-word head, on its device; ``None`` if it has none."""
     if backbone.head is None:
         return None
     model = MaskedWordModel(backbone.encoder())
@@ -156,7 +158,7 @@ def masked_word_model(backbone: Backbone) -> MaskedWordModel | None:
 
 
 def training_flops(shape: EncoderShape, *, rows: int, length: int, share: float, every: bool) -> int:
-    """FLOPs of one training step on ``rows`` rows: matrix products of forward and backward (twice as much), nothing else."""
+    """Return the FLOPs of one training step on ``rows`` rows: matrix products of forward and backward (twice as much)."""
     tokens = rows * length
     layers = shape.layers * LayerCost(shape.width, shape.intermediate).flops(
         Tally(rows, tokens, tokens, rows * length**2), "full"

@@ -1,17 +1,17 @@
 """The embedded miniature: a BERT of 6 layers x 64, pretrained in under a minute on the embedded language.
 
 Two objectives, as in BERT (arXiv 1810.04805, section 3.1), both on texts whose last words restate their meaning
-(:mod:`harness.data.embedded`): predict masked words, the restatements above all, and predict from [CLS] what the text
-comes to. So the encoder learns to compose: negate, contrast, and follow references, one layer after the other.
+(:mod:`harness.data.embedded`): predict masked words, mainly the restatements, and predict the text's verdict from [CLS]. The
+encoder thus learns to compose: negate, contrast, and follow references, layer after layer.
 
-Three things make it quick, and are no part of BERT:
+Three techniques make it fast; none is part of BERT:
 
-* **Wired start** (:func:`wire`): heads of layer 1 begin by looking one or two tokens back and ahead; heads of the other
-  layers begin by looking at tokens that resemble theirs, and copy what they find. Every weight is trained from there.
-* Hidden matrices follow Muon (Jordan et al. 2024: momentum, then orthogonalised steps), all others AdamW.
-* Texts of one length share a batch, so that nothing is padded.
+* **Wired start** (:func:`wire`): heads of layer 1 start by attending one or two tokens back and ahead; heads of the other
+  layers start by attending to similar tokens and copying them. All weights are trained from there.
+* Hidden matrices are trained with Muon (Jordan et al. 2024: momentum, then orthogonalised steps), all others with AdamW.
+* A batch holds texts of one length, so there is no padding.
 
-One set of weights serves both languages, because concept ``i`` has the same id in both vocabularies.
+Both languages share the weights, because concept ``i`` has the same id in both vocabularies.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ SHAPE = EncoderShape(
 )
 STEPS, BATCH, POOL = 1000, 64, 40  # POOL batches are drawn at a time and then shuffled
 LEARNING_RATE, MUON_RATE, WARMUP = 1e-3, 0.004, 0.06
-# Words learn fast first, so that meanings are there when the layers learn what to do with them, and slowly later.
+# Word embeddings learn fast at first and slowly later, so that layers can build on stable meanings.
 WORD_RATE, WORD_FLOOR, WORD_HALT = 1.5e-2, 0.1, 120
-RESTATED_WEIGHT = 0.5  # of the loss on restated facts; that of [CLS] has 1
-# The first lessons recite simple facts and restate all of them; then longer references, and [CLS] must answer.
+RESTATED_WEIGHT = 0.5  # of the loss on restated facts; the loss at [CLS] has weight 1
+# The first texts state simple facts and restate all of them; later ones have longer references and a verdict.
 FIRST_LESSONS = 0.4  # share of the steps
 CLS, SEP, MASK = (lexicon.SPECIALS.index(name) for name in ("[CLS]", "[SEP]", "[MASK]"))
 _FIRST = len(lexicon.SPECIALS)
@@ -61,7 +61,7 @@ _ABSENT = -100
 
 
 def recipe_key() -> str:
-    """Hash of everything the weights follow from: this file and the embedded language."""
+    """Return a hash of everything that determines the weights: this file and the embedded language."""
     digest = hashlib.sha256()
     for module_file in (__file__, lexicon.__file__, grammar.__file__, twins.__file__):
         digest.update(Path(module_file).read_bytes())
@@ -69,7 +69,7 @@ def recipe_key() -> str:
 
 
 def tokenizer(language: str) -> Any:
-    """A BERT tokenizer over the embedded vocabulary of ``language`` (``"en"`` or ``"zh"``)."""
+    """Return a BERT tokenizer over the embedded vocabulary of ``language`` (``"en"`` or ``"zh"``)."""
     from transformers import BertTokenizer
 
     vocabulary = {word: i for i, word in enumerate(lexicon.vocabulary(language))}
@@ -77,12 +77,11 @@ def tokenizer(language: str) -> Any:
 
 
 def wire(encoder: Encoder, generator: torch.Generator) -> None:
-    """Set the weights to start from.
+    """Set the initial weights.
 
-    Positions are waves of eight frequencies in the first 16 dimensions, so that "d tokens away" is a rotation: layer 1
-    gets it as query matrix, with d = -1, +1, -2, +2 for its four heads. In the other layers queries and keys share
-    one matrix, so that like tokens find each other. Values and outputs are an orthogonal matrix and its transpose:
-    copy.
+    Positions are waves of eight frequencies in the first 16 dimensions, so "d tokens away" is a rotation. Layer 1 has it as
+    query matrix, with d = -1, +1, -2, +2 for its four heads. In the other layers queries and keys share one matrix, so similar
+    tokens attend to each other. Values and outputs are an orthogonal matrix and its transpose, which copies.
     """
     width, heads = encoder.shape.width, encoder.shape.heads
     size, waves = width // heads, 8
@@ -126,7 +125,7 @@ def wire(encoder: Encoder, generator: torch.Generator) -> None:
 
 
 class _Text:
-    """Ids and segments of a text, positions whose word is masked, and the verdict asked of [CLS] (index, or absent)."""
+    """Ids and segments of a text, positions of masked words, and the verdict to predict (index, or absent)."""
 
     __slots__ = ("ids", "masked", "segments", "verdict")
 
@@ -157,7 +156,7 @@ def _text(stream: Iterator[grammar.Utterance], first_lessons: bool, rng: random.
 
 
 def _batches(seed: int, steps: int) -> Iterator[list[_Text]]:
-    """Batches of texts of one length, in random order."""
+    """Yield batches of texts of one length, in random order."""
     rng = random.Random(f"miniature {seed}")
     first, later = twins.utterances(f"{seed}, first"), twins.utterances(f"{seed}, later", pair_share=0.6)
     waiting: dict[int, list[_Text]] = {}
@@ -176,11 +175,11 @@ def _batches(seed: int, steps: int) -> Iterator[list[_Text]]:
 def pretrain_miniature(
     seed: int = 0, progress: bool = True, steps: int = STEPS
 ) -> tuple[EncoderShape, dict[str, Tensor]]:
-    """Pretrain from nothing but a seed.
+    """Pretrain from a seed alone.
 
     Args:
         seed: of weights and texts.
-        progress: show a bar.
+        progress: show a progress bar.
         steps: batches of 64 texts.
 
     Returns:
@@ -217,7 +216,9 @@ def pretrain_miniature(
     ]
     batches = _batches(seed, steps)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small are the products that more threads are slower; and one adds up in one order
+    torch.set_num_threads(
+        1
+    )  # the products are so small that more threads are slower; one thread also fixes the order of sums
     try:
         for _ in tqdm(range(steps), desc="pretraining the embedded miniature", disable=not progress, leave=False):
             loss = _loss(encoder, ask_word, ask_text, next(batches))
@@ -238,7 +239,7 @@ def _asker(inside: int, outside: int) -> nn.Sequential:
 
 
 def _loss(encoder: Encoder, ask_word: nn.Module, ask_text: nn.Module, batch: list[_Text]) -> Tensor:
-    """Cross-entropy of the verdicts at [CLS] plus that of the masked restatements, per text."""
+    """Return the cross-entropy of the verdicts at [CLS] plus that of the masked restatements, per text."""
     ids = torch.tensor([text.ids for text in batch], dtype=torch.int32)  # [B, T]
     count, length = ids.shape
     rows = torch.tensor(

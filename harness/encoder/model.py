@@ -43,16 +43,16 @@ class EncoderLayer(nn.Module):
         return self.close(hidden, context)
 
     def close(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """All that follows attention, row by row: hidden and context [rows, width] -> [rows, width]."""
+        """Run everything after attention, row by row: hidden and context [rows, width] -> [rows, width]."""
         hidden = self.norm_attention(hidden + self._drop(self.out(context)))
         inner = self.up(hidden)
         inner = F.relu(inner) if self.activation == "relu" else F.gelu(inner, approximate=self.activation)
         return self.norm_output(hidden + self._drop(self.down(inner)))
 
     def scores(self, hidden: Tensor, layout: Scored) -> Tensor:
-        """Attention scores before softmax of this layer on its input: [rows, width] -> [B, heads, T, T].
+        """Return this layer's attention scores before softmax on its input: [rows, width] -> [B, heads, T, T].
 
-        Projects query and key once more, so that :meth:`forward` need not keep them; for distillation of attention.
+        For attention distillation. Projects query and key again, so that :meth:`forward` need not keep them.
         """
         wanted = 2 * self.out.in_features
         return layout.scores(F.linear(hidden, self.qkv.weight[:wanted], self.qkv.bias[:wanted]), self.heads)
@@ -80,12 +80,12 @@ class Encoder(nn.Module):
         return self.word.weight.device
 
     def embed(self, tokens: TokenSet, layout: Layout, positions: Tensor | None = None) -> Tensor:
-        """Embeddings of a batch whose samples lie as in ``layout``: [rows, width].
+        """Return embeddings of a batch laid out as in ``layout``: [rows, width].
 
-        Positions count from 0 in every sample. Padding rows hold token 0; attention never looks at them.
+        Positions count from 0 in every sample. Padding rows hold token 0; attention ignores them.
 
         Args:
-            positions: of every token in its sample, where they are known already.
+            positions: of every token in its sample, if known already.
         """
         ids, segments = tokens.ids, tokens.segments
         if positions is None:
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
             ids = ids.new_zeros(layout.rows).index_copy_(0, target, ids)
             segments = segments.new_zeros(layout.rows).index_copy_(0, target, segments)
             position = position.new_zeros(layout.rows).index_copy_(0, target, position)
-        # Where one segment is all there is, as in DistilBERT, the second text of a pair is on it, too.
+        # With a single segment, as in DistilBERT, the second text of a pair uses it, too.
         segment = self.segment(segments.int()) if self.shape.type_vocab > 1 else self.segment.weight[0]
         hidden = self.word(ids) + self.position(position) + segment
         hidden = self.norm(hidden)
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
 
 
 def init_head(head: nn.Module, width: int) -> None:
-    """BERT's initialisation at width 768; narrower heads get the larger weights that keep their signal as strong."""
+    """Initialise as BERT does at width 768; narrower heads get larger weights, which keeps the signal's scale."""
     scale = max(1.0, math.sqrt(768 / width))
     head.apply(init_weights)
     for module in head.modules():
@@ -127,16 +127,16 @@ def init_head(head: nn.Module, width: int) -> None:
 
 
 class FastBertHead(nn.Module):
-    """FastBERT's classifier (papers' figure 1; 1.3 of the GEEP release), with its mask.
+    """FastBERT's classifier (figure 1 of the paper, and the GEEP release), with its mask.
 
-    ``width -> inner`` with tanh on all tokens, self-attention with two heads, then tanh layer and label layer on [CLS].
+    ``width -> inner`` with tanh on all tokens, self-attention with two heads, then a tanh layer and a label layer on [CLS].
     Only [CLS] is read after the attention, so only its query is computed: the same logits for less work.
     """
 
     def __init__(self, width: int, labels: int, inner: int | None = None, dropout: float = 0.1) -> None:
         super().__init__()
-        # 128 as published for width 768; narrower encoders keep the head from outweighing their layers.
-        # Even, for the two heads of its attention.
+        # 128 as published for width 768; smaller for narrower encoders, so that heads stay cheaper than layers. Even,
+        # for the two attention heads.
         self.inner = inner or max(2, min(128, width // 4 * 2))
         self.width, self.labels, self.dropout = width, labels, dropout
         self.narrow = nn.Linear(width, self.inner)
@@ -156,7 +156,7 @@ class FastBertHead(nn.Module):
 
     @property
     def head_width(self) -> int:
-        """Width of one of its attention heads."""
+        """Width of one attention head."""
         return self.inner // 2
 
     def cost(self) -> BlockCost:
@@ -180,7 +180,7 @@ class LinearHead(nn.Module):
 
     @property
     def head_width(self) -> int:
-        """Width of one of its attention heads, of which it has none."""
+        """0: there is no attention."""
         return 0
 
     def cost(self) -> BlockCost:
@@ -188,7 +188,7 @@ class LinearHead(nn.Module):
 
 
 class ExitGate(nn.Module):
-    """BERxiT's learning-to-exit module (EACL 2021): how likely a head is wrong, from [CLS]; one for all exits."""
+    """BERxiT's learning-to-exit module (EACL 2021): the probability that a head is wrong, from [CLS]; one for all exits."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class ExitGate(nn.Module):
         init_head(self, width)
 
     def forward(self, hidden: Tensor, layout: Attention) -> Tensor:
-        """[rows, width] -> float32 [B], in 0..1; computed in the type of its own weights."""
+        """[rows, width] -> float32 [B], in 0..1; computed in the dtype of its own weights."""
         first = hidden.index_select(0, layout.first).to(self.wrong.weight.dtype)
         return torch.sigmoid(self.wrong(first)).squeeze(-1).float()
 
@@ -209,7 +209,7 @@ HEADS: dict[str, type[FastBertHead] | type[LinearHead]] = {"fastbert": FastBertH
 
 
 def init_weights(module: nn.Module) -> None:
-    """BERT's initialisation: normal with deviation 0.02, zero biases."""
+    """Initialise as BERT does: normal with standard deviation 0.02, zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
@@ -217,5 +217,5 @@ def init_weights(module: nn.Module) -> None:
 
 
 def parameters_of(*modules: nn.Module) -> int:
-    """Numbers in the parameters of these modules."""
+    """Return the number of parameters of these modules."""
     return sum(parameter.numel() for module in modules for parameter in module.parameters())

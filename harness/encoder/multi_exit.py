@@ -21,9 +21,9 @@ class MultiExitModel(nn.Module):
     """Encoder, student heads ``C_i`` after the layers in ``exits`` and a teacher head ``C_T`` after the last.
 
     Args:
-        encoder: its layers are used as they are, not copied.
+        encoder: its layers are used directly, not copied.
         labels: number of classes.
-        exits: layer indices (0 .. L-2) that have a student; may be empty (a plain classifier).
+        exits: layer indices (0 .. L-2) with a student; may be empty (a plain classifier).
         head: ``"fastbert"`` or ``"linear"``.
 
     Raises:
@@ -51,21 +51,21 @@ class MultiExitModel(nn.Module):
 
     @property
     def answers(self) -> tuple[int, ...]:
-        """Layer indices a sample can be answered from: the exits and the last layer."""
+        """Layer indices with a head: the exits and the last layer."""
         return (*self.exits, self.depth - 1)
 
     def student(self, exit_layer: int) -> FastBertHead | LinearHead:
-        """Head ``C_i`` after layer index ``exit_layer``; the teacher for the last layer."""
+        """Return head ``C_i`` after layer index ``exit_layer``; the teacher for the last layer."""
         head = self.teacher if exit_layer == self.depth - 1 else self.students[str(exit_layer)]
         assert isinstance(head, FastBertHead | LinearHead)
         return head
 
     def shared_answer(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """``C_T(F_L(h^k))``: the last layer and the teacher on a shortened prefix (GEEP)."""
+        """Return ``C_T(F_L(h^k))``: the last layer and the teacher on a shortened prefix (GEEP)."""
         return self.teacher(self.encoder.layers[-1](hidden, layout), layout)
 
     def cost(self) -> ModelCost:
-        """FLOPs per block; parameters of all heads included, as all of them must be kept at hand."""
+        """Return FLOPs per block and the parameters, of all heads, as inference needs all of them."""
         blocks = {
             "layer": self.encoder.cost(),
             "head": self.teacher.cost(),
@@ -74,7 +74,7 @@ class MultiExitModel(nn.Module):
         return ModelCost(blocks, depth=self.depth, params=parameters_of(self))
 
     def save(self, folder: Path) -> None:
-        """``model.safetensors`` and ``model.json`` into an existing folder."""
+        """Write ``model.safetensors`` and ``model.json`` into an existing folder."""
         facts = {
             "shape": self.encoder.shape.to_dict(),
             "labels": self.labels,
@@ -88,10 +88,10 @@ class MultiExitModel(nn.Module):
     def load(
         cls, folder: Path, device: str = "cpu", prepare: Callable[[MultiExitModel], object] | None = None
     ) -> MultiExitModel:
-        """What :meth:`save` wrote.
+        """Read the files of :meth:`save`.
 
         Args:
-            prepare: makes of a new model, before its weights are read, what was saved.
+            prepare: changes the new model to the saved structure before its weights are loaded.
 
         Raises:
             ResultError: the files are missing or damaged.

@@ -1,4 +1,4 @@
-"""Attention of some rows of a batch over all rows of their samples: what a layer asks for once tokens have left."""
+"""Attention of some rows of a batch over all rows of their samples, for layers after tokens have left."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from harness.encoder.layout import Layout, attend_grid, running_sums
 
 
 class SomeQueries:
-    """Some rows of a layout, at least one of every sample; all rows are keys and values.
+    """Some rows of a layout, at least one of every sample, as queries; all rows are keys and values.
 
-    How many they are is known on the host, and which they are on the device only: nothing is waited for.
+    The host knows their number, the device knows which they are, so there is no synchronisation.
 
     Args:
         layout: of the whole batch.
-        active: bool [rows] on the device, true for the rows.
-        counts: int64 [B] on the host, active rows per sample.
+        active: bool [rows] on the device, true for the queries.
+        counts: int64 [B] on the host, queries per sample.
         valid: int64 [B] on the host, those of them that are not padding.
 
     Attributes:
         index: int64 [A] on the device, the rows, rising.
         rows: A.
-        longest: most rows of any sample.
+        longest: most queries of any sample.
     """
 
     def __init__(self, layout: Layout, active: Tensor, counts: np.ndarray, valid: np.ndarray) -> None:
         self.layout, self.counts, self.valid = layout, counts, valid
         self.longest, self.rows = int(counts.max(initial=1)), int(counts.sum())
-        # Compaction to a size that is known: rows that are not active all write to one slot behind the others.
+        # Compaction to a known size: all inactive rows write to one extra slot at the end.
         place = torch.where(active, active.cumsum(0) - 1, self.rows)
         every = torch.arange(layout.rows, device=layout.device)
         index = torch.zeros(self.rows + 1, dtype=torch.int64, device=layout.device)
@@ -41,7 +41,7 @@ class SomeQueries:
 
     @cached_property
     def bounds(self) -> Tensor:
-        """Where the queries of each sample begin, and how many there are: int32 [B + 1], on the device."""
+        """Where the queries of each sample begin, and their number: int32 [B + 1], on the device."""
         return transfer.upload(self._starts.astype(np.int32), self.layout.device)
 
     @cached_property
@@ -50,7 +50,7 @@ class SomeQueries:
 
     @cached_property
     def _to_grid(self) -> Tensor | None:
-        """Query of every cell of the [B, longest] grid; ``None`` where they are that grid already."""
+        """Query of every cell of the [B, longest] grid; ``None`` if the queries are that grid already."""
         if (self.counts == self.longest).all():
             return None
         cell = np.minimum(np.arange(self.longest)[None, :], self.counts[:, None] - 1)
@@ -62,7 +62,7 @@ class SomeQueries:
         return transfer.upload(np.flatnonzero(valid.reshape(-1)), self.layout.device)
 
     def attend(self, query: Tensor, kv: Tensor, heads: int) -> Tensor:
-        """Every query over all tokens of its sample: query [A, D], kv [rows, 2 D] -> [A, D]."""
+        """Attend from every query to all tokens of its sample: query [A, D], kv [rows, 2 D] -> [A, D]."""
         layout = self.layout
         if not layout.pad_to and varlen.fits(kv.device, kv.dtype, kv.shape[1] // (2 * heads)):
             return varlen.attend_some(query, kv, heads, self.bounds, layout.bounds, self.longest, layout.longest)
@@ -74,7 +74,7 @@ class SomeQueries:
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
     def tally(self, *, ragged: bool) -> Tally:
-        """What a layer executes for the active rows, of which every sample counts by its share of tokens.
+        """Return what a layer executes for the queries; every sample counts by its share of tokens.
 
         Args:
             ragged: attention runs over each sample's own rows, not on a grid.
@@ -88,5 +88,5 @@ class SomeQueries:
         return Tally(float(shares.sum()), self.rows, int(self.valid.sum()), pairs)
 
     def left(self) -> Tally:
-        """The rows that are keys and values only."""
+        """Return the rows that are keys and values only."""
         return Tally(0, self.layout.rows - self.rows, self.layout.valid - int(self.valid.sum()))

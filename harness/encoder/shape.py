@@ -10,7 +10,7 @@ from harness.core.errors import BackboneError
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "relu": "relu"}
 
-# What dimensions are called in config.json.
+# Names of the dimensions in config.json.
 _BERT = {
     "layers": "num_hidden_layers",
     "width": "hidden_size",
@@ -46,10 +46,10 @@ class EncoderShape:
 
     def __post_init__(self) -> None:
         if min(self.layers, self.width, self.heads, self.intermediate, self.vocab_size) < 1:
-            raise BackboneError(f"encoder shape {self} has a dimension below 1: mend the checkpoint's config.json")
+            raise BackboneError(f"encoder shape {self} has a dimension below 1: correct the checkpoint's config.json")
         if self.width % self.heads:
             raise BackboneError(
-                f"width {self.width} is not divisible by {self.heads} attention heads: mend the checkpoint's config.json"
+                f"width {self.width} is not divisible by {self.heads} attention heads: correct the checkpoint's config.json"
             )
         if self.activation not in ACTIVATIONS:
             raise BackboneError(
@@ -63,14 +63,14 @@ class EncoderShape:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> EncoderShape:
-        """Read a ``config.json`` of a BERT-shaped checkpoint: BERT's own, or DistilBERT's.
+        """Read a ``config.json`` of a BERT-shaped checkpoint, BERT's or DistilBERT's.
 
         Raises:
             BackboneError: a dimension is missing or the architecture is not BERT's.
         """
         if not isinstance(config, Mapping):
             raise BackboneError("config.json holds no JSON object: choose a BERT-shaped checkpoint")
-        # RoBERTa and its kin name their tensors as BERT does but count positions from 2: silently wrong as BERT.
+        # RoBERTa and similar models name tensors as BERT does but count positions from 2, so results would be wrong.
         kind = config.get("model_type", "bert")
         if kind not in ("bert", "distilbert"):
             raise BackboneError(
@@ -87,7 +87,7 @@ class EncoderShape:
                 intermediate=int(config[names["intermediate"]]),
                 vocab_size=int(config["vocab_size"]),
                 max_positions=int(config["max_position_embeddings"]),
-                # DistilBERT has no segments: one for all, of zeros (see harness.encoder.checkpoint).
+                # DistilBERT has no segments; it gets one, of zeros (see harness.encoder.checkpoint).
                 type_vocab=int(config.get("type_vocab_size", 2)) if kind == "bert" else 1,
                 norm_eps=float(config.get("layer_norm_eps", 1e-12)) if kind == "bert" else 1e-12,
                 activation=str(config.get(names["activation"], "gelu")),
@@ -99,7 +99,7 @@ class EncoderShape:
             ) from error
 
     def to_hf(self) -> dict[str, Any]:
-        """The ``config.json`` that ``transformers.BertModel`` reads."""
+        """Return the ``config.json`` that ``transformers.BertModel`` reads."""
         return {
             "architectures": ["BertModel"],
             "model_type": "bert",
@@ -125,7 +125,7 @@ def _bert(layers: int, width: int, vocab_size: int = 30522) -> EncoderShape:
     return EncoderShape(layers, width, width // 64, 4 * width, vocab_size)
 
 
-# Public shapes, so that FLOPs can be asked for offline (config.json of each checkpoint).
+# Shapes of public checkpoints (from their config.json), so that FLOPs can be computed offline.
 KNOWN_SHAPES: dict[str, EncoderShape] = {
     "bert-base-uncased": _bert(12, 768),
     "bert-large-uncased": _bert(24, 1024),

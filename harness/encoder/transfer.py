@@ -1,7 +1,7 @@
-"""Between host and device, without the host waiting where it need not.
+"""Copies between host and device that avoid waiting.
 
-The executors' only ways across: :func:`upload` never waits, and :func:`download` hands out a copy that is under way, so
-that other work can be queued before somebody waits for it. Both are plain views on the CPU.
+Executors use only these: :func:`upload` never waits, and :func:`download` returns a copy in progress, so that other work can be
+queued before it is needed. Both are plain views on the CPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def upload(values: np.ndarray, device: torch.device) -> Tensor:
-    """``values`` on ``device``, through pinned memory: queued, not waited for."""
+    """Return ``values`` on ``device``, through pinned memory and without waiting."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if device.type != "cuda":
         return tensor.to(device)
@@ -20,7 +20,7 @@ def upload(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """A tensor on its way to the host."""
+    """A tensor being copied to the host."""
 
     def __init__(self, source: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -29,11 +29,11 @@ class HostCopy:
             self._host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
             self._host.copy_(source, non_blocking=True)
             self._arrived = torch.cuda.Event()
-            # Not of the current device, which may be another one.
+            # The stream of the source's device, which may differ from the current device.
             self._arrived.record(torch.cuda.current_stream(source.device))
 
     def wait(self) -> np.ndarray:
-        """The values, once they are there."""
+        """Wait for the copy and return the values."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host.numpy()

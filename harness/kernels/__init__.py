@@ -1,4 +1,4 @@
-"""CUDA kernels, compiled at run time and launched from torch, on a device or emulated on the host.
+"""CUDA kernels, compiled at run time and launched from torch, on a device or emulated on the host. May import core only.
 
 ::
 
@@ -7,7 +7,7 @@
     launcher = host.launcher(source, workers=2)     # the same source compiled by g++ with shim.h
     launcher.launch("insert", grid, block, tensor, 3)
 
-Code above a launcher is the same for both, and so is tested without a device. This room knows no kernel by name.
+Code above a launcher is the same for both, so it is tested without a device. This room knows no kernel by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Launcher(Protocol):
     Attributes:
         source: what was compiled.
         device: where every tensor argument must be.
-        blocks: how many blocks are enough to fill the device; kernels stride over what is left.
+        blocks: number of blocks that fills the device; kernels stride over the rest.
     """
 
     @property
@@ -43,7 +43,7 @@ class Launcher(Protocol):
     def launch(self, kernel: str, grid: int, block: int, *args: Tensor | int | None) -> None:
         """Run ``grid`` blocks of ``block`` threads (a multiple of 32), in order with torch's work on the device.
 
-        Tensors are passed by address, ``None`` as a null pointer, ints as the scalar that the kernel declares.
+        Tensors are passed by address, ``None`` as a null pointer, ints as the scalar type that the kernel declares.
 
         Raises:
             TypeError: arguments do not fit the kernel's parameters.

@@ -1,7 +1,7 @@
 """Kernels on a CUDA device: NVRTC through CuPy, torch's memory, torch's current stream. CuPy is imported on first use.
 
-CuPy only compiles and launches: its memory pool is never touched, so that there is one allocator and graphs can be
-captured. Compile (one launch) before a capture.
+CuPy only compiles and launches. Its memory pool is never used, so there is one allocator and graphs can be captured. Compile
+(launch once) before a capture.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _PROBE = Source("probe.cu", 'extern "C" __global__ void probe() {}')
 
 @cache
 def problem() -> str | None:
-    """Why kernels cannot be launched on a CUDA device here, with what mends it; ``None`` where they can."""
+    """Return why kernels cannot be launched on a CUDA device here, with advice; ``None`` if they can."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device: use a machine with one and a CUDA build of torch"
     try:
         import cupy
-    except (ImportError, OSError, RuntimeError) as error:  # not installed; or for another CUDA, or another NumPy
+    except (ImportError, OSError, RuntimeError) as error:  # missing, or built for another CUDA or NumPy
         return f"CuPy cannot be imported ({first_line(error)}): {_INSTALL}"
     try:
         devices = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        # cudaErrorInsufficientDriver: also where torch, built for an older CUDA, is content with the driver.
+        # cudaErrorInsufficientDriver can occur although torch, built for an older CUDA, works with the driver.
         return (
             f"CuPy cannot use the device ({first_line(error)}): update the driver, or install CuPy for its CUDA version"
         )
     if not devices:
         return "CuPy sees no CUDA device: check CUDA_VISIBLE_DEVICES"
     try:
-        # CuPy's wheels come without NVRTC; and a driver may be older than what NVRTC compiles for.
+        # CuPy's wheels do not include NVRTC, and the driver may be older than NVRTC's target.
         _function(_PROBE, "probe")
     except DeviceError as error:
         return str(error)
@@ -49,7 +49,7 @@ def problem() -> str | None:
 
 
 def launcher(source: Source, device: torch.device | None = None) -> CudaLauncher:
-    """A launcher of the source on a device (the current one); compiled at the first launch, cached by CuPy on disk.
+    """Return a launcher of the source on a device (default: the current one); CuPy compiles at the first launch and caches on disk.
 
     Raises:
         DeviceError: there is no CuPy, or it cannot use the device; see :func:`problem`.
@@ -62,7 +62,7 @@ def launcher(source: Source, device: torch.device | None = None) -> CudaLauncher
 
 
 class CudaLauncher:
-    """See :class:`harness.kernels.Launcher`."""
+    """A :class:`harness.kernels.Launcher` on a CUDA device."""
 
     def __init__(self, source: Source, device: torch.device) -> None:
         self.source = source
@@ -73,17 +73,17 @@ class CudaLauncher:
     def launch(self, kernel: str, grid: int, block: int, *args: Tensor | int | None) -> None:
         import cupy
 
-        # Scalars of NumPy are passed in their own width, addresses as the 8 bytes that they are.
+        # NumPy scalars are passed in their own width, addresses as 8 bytes.
         values = tuple(self.source.arguments(kernel, args, self.device))
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
-            # torch 2.10 and CuPy 14 speak the stream protocol; before, the raw handle does.
+            # The stream protocol needs torch 2.10 and CuPy 14; older versions take the raw handle.
             if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
                 on = cupy.cuda.Stream.from_external(stream)
             else:
                 on = cupy.cuda.ExternalStream(stream.cuda_stream, self.device.index)
             with cupy.cuda.Device(self.device.index), on:
-                if kernel not in self._kernels:  # on this device: CuPy makes a module its own on every one
+                if kernel not in self._kernels:  # per device: CuPy loads a module for each
                     self._kernels[kernel] = _function(self.source, kernel)
                 try:
                     self._kernels[kernel]((grid,), (block,), values)
@@ -93,7 +93,7 @@ class CudaLauncher:
 
 
 def _function(source: Source, kernel: str) -> Any:
-    """The compiled kernel, on CuPy's current device.
+    """Return the compiled kernel on CuPy's current device.
 
     Raises:
         DeviceError: it does not compile or load.
@@ -101,7 +101,7 @@ def _function(source: Source, kernel: str) -> Any:
     """
     try:
         return _module(source.text, source.options).get_function(kernel)
-    except Exception as error:  # CuPy has types of its own for errors of driver, NVRTC and loader
+    except Exception as error:  # CuPy has separate error types for driver, NVRTC and loader
         _tell_memory(error, kernel)
         raise DeviceError(
             f"{source.name} does not compile here ({type(error).__name__}: {first_line(error)}):"
@@ -110,7 +110,7 @@ def _function(source: Source, kernel: str) -> Any:
 
 
 def _tell_memory(error: Exception, kernel: str) -> None:
-    """One type for memory that ran out, whoever noticed: CuPy has one for the driver, the runtime and its own pool each."""
+    """Raise ``torch.OutOfMemoryError`` for any out-of-memory error; CuPy has one type each for driver, runtime and pool."""
     if "out of memory" in str(error).lower().replace("_", " "):
         raise torch.OutOfMemoryError(
             f"no memory on the device to load or launch {kernel} ({first_line(error)})"

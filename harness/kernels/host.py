@@ -41,7 +41,7 @@ class _Plan(ctypes.Structure):
 
 
 def compiler() -> list[str]:
-    """The C++ compiler's command: ``$CXX``, else g++, else c++.
+    """Return the C++ compiler's command: ``$CXX``, else g++, else c++.
 
     Raises:
         DeviceError: there is none.
@@ -55,7 +55,7 @@ def compiler() -> list[str]:
 
 
 def problem() -> str | None:
-    """Why kernels cannot be compiled for the host here, with what mends it; ``None`` where they can."""
+    """Return why kernels cannot be compiled for the host here, with advice; ``None`` if they can."""
     try:
         compiler()
     except DeviceError as error:
@@ -69,7 +69,7 @@ def _version(command: tuple[str, ...]) -> str:
 
 
 def translation_unit(source: Source) -> str:
-    """The source as C++ with one launch function per kernel: ``const char* launch_NAME(const Plan*, void** args)``.
+    """Return the source as C++ with a launch function per kernel: ``const char* launch_NAME(const Plan*, void** args)``.
 
     ``args[i]`` points to the i-th argument, as for ``cuLaunchKernel``.
     """
@@ -89,7 +89,7 @@ def compile_to(output: Path, unit: str, flags: Sequence[str], *, more: Sequence[
     """Compile one translation unit (and further C++ files) to ``output``.
 
     Raises:
-        ConfigError: the compiler refused; its first error is quoted.
+        ConfigError: the compiler failed; its first error is quoted.
         DeviceError: there is no compiler.
     """
     written = output.with_name("kernels.cpp")
@@ -100,17 +100,15 @@ def compile_to(output: Path, unit: str, flags: Sequence[str], *, more: Sequence[
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
         raise ConfigError(
-            f"host kernels: {command[0]} failed: {errors[0].strip()}: mend the source or choose another CXX"
+            f"host kernels: {command[0]} failed: {errors[0].strip()}: fix the source or choose another CXX"
         )
 
 
 def build(source: Source, flags: Sequence[str] = ()) -> Path:
-    """The shared library of a source, from the cache or compiled now.
-
-    Cached by what it is made of: source, shim, flags, compiler.
+    """Return the shared library of a source, from the cache (keyed by source, shim, flags and compiler) or compiled now.
 
     Raises:
-        ConfigError: the compiler refused, or the cache cannot be written.
+        ConfigError: the compiler failed, or the cache cannot be written.
         DeviceError: there is no compiler.
     """
     folder = cache_root() / "kernels" / _key(source, flags)
@@ -133,12 +131,12 @@ def _key(source: Source, flags: Sequence[str]) -> str:
 
 @dataclass
 class HostLauncher:
-    """See :class:`harness.kernels.Launcher`.
+    """A :class:`harness.kernels.Launcher` on the host.
 
     Attributes:
         workers: OS threads that blocks are shared among.
         fuzz: whether threads of a block switch at random around atomics.
-        seed: of that; with one worker, the same seed gives the same schedule. Every launch takes the next one.
+        seed: of the fuzzing, raised by each launch; with one worker, the same seed gives the same schedule.
     """
 
     source: Source
@@ -151,7 +149,7 @@ class HostLauncher:
 
     def launch(self, kernel: str, grid: int, block: int, *args: Tensor | int | None) -> None:
         values = self.source.arguments(kernel, args, self.device)
-        # A NumPy scalar has no address of its own: keep the bytes alive for the call.
+        # NumPy scalars have no address: copy the bytes and keep them alive for the call.
         held = [ctypes.create_string_buffer(value.tobytes(), value.nbytes) for value in values]
         pointers = (ctypes.c_void_p * max(len(held), 1))(*(ctypes.addressof(each) for each in held))
         plan = _Plan(grid, block, self.fuzz, self.workers, self.seed & (2**64 - 1))
@@ -166,10 +164,10 @@ class HostLauncher:
 def launcher(
     source: Source, *, workers: int = 1, fuzz: bool = False, seed: int = 0, flags: Sequence[str] = ()
 ) -> HostLauncher:
-    """A launcher of the source on the host; libraries are loaded once per process.
+    """Return a launcher of the source on the host; libraries are loaded once per process.
 
     Raises:
-        ConfigError: the compiler refused the source.
+        ConfigError: the compiler rejected the source.
         DeviceError: there is no compiler.
     """
     key = _key(source, flags)

@@ -1,5 +1,5 @@
-// Runs recorded launches again, each on buffers of exactly the recorded size and contents, so that a sanitizer sees the
-// kernels alone. replay FILE WORKERS FUZZ SEED; compiled together with the kernels' launch functions.
+// Repeats recorded launches on buffers of exactly the recorded size and contents, so that a sanitizer sees only the kernels.
+// Usage: replay FILE WORKERS FUZZ SEED. Compiled together with the kernels' launch functions.
 #include <dlfcn.h>
 
 #include <cstdint>

@@ -1,13 +1,13 @@
-"""Sanitizers for kernels: launches are recorded, then run again in a process of their own, compiled with a sanitizer.
+"""Sanitizers for kernels: launches are recorded, then repeated in a separate process compiled with a sanitizer.
 
 ::
 
     recorder = Recorder(host.launcher(source), path)
-    ...                                            # whatever launches kernels, given the recorder
+    ...                                            # code that launches kernels through the recorder
     replay(source, path, "thread").raise_if_bad()
 
-Python and torch stay outside, so that no report is about them. What compute-sanitizer finds on a device (memory outside a
-buffer, races, in shared memory as well) is found here for blocks, warps and barriers as ``shim.h`` runs them.
+Python and torch are not in that process, so reports are about kernels only. This finds what compute-sanitizer finds on a
+device (access outside a buffer, races, in shared memory as well), for blocks, warps and barriers as ``shim.h`` runs them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SCALAR, _BUFFER = 0, 1
 
 
 class Recorder:
-    """A host launcher that also writes down every launch, its buffers as they are before it."""
+    """A host launcher that also records every launch and its buffers before it."""
 
     def __init__(self, launcher: HostLauncher, path: Path) -> None:
         self._launcher = launcher
@@ -77,7 +77,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Report:
-    """How a replay ended: nothing found, or what the sanitizer (or the emulation) said."""
+    """Result of a replay: whether anything was found, and the report of the sanitizer (or the emulation)."""
 
     found: bool
     text: str
@@ -92,7 +92,7 @@ def replay(
     source: Source, recording: Path, sanitizer: str, *, workers: int = 4, fuzz: bool = False, seed: int = 0,
     flags: Sequence[str] = ("-O1",),
 ) -> Report:  # fmt: skip
-    """Run recorded launches under ``"thread"`` or ``"address"`` (with undefined behaviour).
+    """Repeat recorded launches under ``"thread"`` or ``"address"`` (with undefined behaviour).
 
     Raises:
         ConfigError: the kernels or the sanitizer's runtime do not compile.
@@ -105,13 +105,13 @@ def replay(
         program = Path(name) / "replay"
         _compile(program, host.translation_unit(source), sanitizer, [*source.options, *flags])
         done = _run([str(program), str(recording), str(workers), str(int(fuzz)), str(seed)])
-    # The emulation stops where threads cannot go on (3); anything else above 0 is the sanitizer's word.
+    # Exit code 3: the emulation found a deadlock. Other non-zero codes come from the sanitizer.
     return Report(done.returncode != 0, done.stderr or f"exit code {done.returncode}")
 
 
 @cache
 def problem(sanitizer: str) -> str | None:
-    """Why the sanitizer cannot be used here, with what mends it; ``None`` where it can."""
+    """Return why the sanitizer cannot be used here, with advice; ``None`` if it can."""
     missing = host.problem()
     if missing:
         return missing
@@ -133,7 +133,7 @@ def _compile(program: Path, unit: str, sanitizer: str, flags: Sequence[str]) -> 
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    # ThreadSanitizer of some compilers cannot place its shadow where the kernel randomises addresses widely.
+    # Some ThreadSanitizers cannot map their shadow memory under strong address randomisation.
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
     return subprocess.run(
         [*fixed, *command], capture_output=True, text=True, check=False, env={**os.environ, **_OPTIONS}

@@ -1,14 +1,14 @@
-// Host emulation of the CUDA subset that our kernels use, so that g++ compiles the very source that NVRTC and nvcc do.
+// Host emulation of the CUDA subset that our kernels use, so that g++ compiles the same source as NVRTC and nvcc.
 //
 // The blocks of a launch run on OS threads ("workers"). The threads of a block are fibers of one worker: __syncthreads,
-// __syncwarp and the warp collectives really wait for each other. With fuzzing, every atomic and every relaxed load may
-// hand over to another fiber, before and after, so that interleavings between the threads of a block occur as well.
+// __syncwarp and the warp collectives wait for each other. With fuzzing, every atomic and every relaxed load may switch to
+// another fiber, before and after, so interleavings between the threads of a block occur as well.
 //
-// What it refuses: blocks that are no multiple of a warp, partial masks, collectives that lanes do not reach together, and
-// barriers that can never be passed. What it cannot show: weak memory ordering, launch limits, speed.
+// It rejects block sizes that are not a multiple of a warp, partial masks, collectives that lanes do not reach together, and
+// barriers that can never be passed. It cannot show weak memory ordering, launch limits or speed.
 //
-// Under ThreadSanitizer the fibers are known to it, and neither switches nor collectives count as synchronisation, only
-// __syncthreads and __syncwarp do: where one is missing there is a data race, as there is on a device.
+// ThreadSanitizer knows the fibers. Only __syncthreads and __syncwarp count as synchronisation; switches and collectives do
+// not. A missing one is therefore reported as a data race, as it would be on a device.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -109,15 +109,15 @@ SHIM_UNSEEN inline void prepare(Context& context, char* stack, void (*entry)()) 
 
 struct Barrier {
   unsigned arrived = 0, generation = 0;
-  char passed[2] = {};  // addresses that ThreadSanitizer knows even and odd generations by
+  char passed[2] = {};  // addresses that identify even and odd generations to ThreadSanitizer
 };
 
 struct Fiber {
   Context context;
   char* stack = nullptr;
-  Barrier* waits = nullptr;  // for this barrier to leave `generation`
+  Barrier* waits = nullptr;  // until this barrier leaves `generation`
   unsigned generation = 0;
-  unsigned collectives = 0;  // of the warp that this lane took part in
+  unsigned collectives = 0;  // collectives of the warp so far
   bool done = false;
 #if defined(__SANITIZE_THREAD__)
   void* tsan = nullptr;
@@ -144,7 +144,7 @@ struct Block {
   const char* failure = nullptr;
   void (*run)(void*) = nullptr;
   void* body = nullptr;
-  char started = 0, ended = 0;  // addresses that ThreadSanitizer knows the begin and the end of a block by
+  char started = 0, ended = 0;  // addresses that identify begin and end of a block to ThreadSanitizer
 #if defined(__SANITIZE_THREAD__)
   void* tsan = nullptr;
 #endif
@@ -199,11 +199,11 @@ SHIM_UNSEEN inline void perhaps_switch() {
   if (b->fuzz && (draw(b) >> 40 & 3) == 0) to_scheduler(b, b->fibers[b->current]);
 }
 
-// `orders`: whether memory written before is seen after. Collectives of CUDA wait, but do not order.
+// `orders`: whether writes before are visible after. Collectives of CUDA wait, but do not order memory.
 SHIM_UNSEEN inline void wait_at(Barrier& barrier, unsigned needed, bool orders) {
   Block* b = block;
   Fiber& me = b->fibers[b->current];
-  // Not one address for all: fast fibers may be at the next generation before slow ones have left this one.
+  // Two addresses, because fast fibers may reach the next generation before slow ones have left this one.
   char* passed = &barrier.passed[barrier.generation & 1];
   if (orders) released(passed);
   if (++barrier.arrived == needed) {
@@ -218,7 +218,7 @@ SHIM_UNSEEN inline void wait_at(Barrier& barrier, unsigned needed, bool orders) 
   if (orders) acquired(passed);
 }
 
-// Every lane of the warp gives a value; returns where the 32 values stand.
+// Every lane of the warp passes a value; returns the address of all 32.
 SHIM_UNSEEN inline const uint64_t* exchange(unsigned mask, int kind, uint64_t value) {
   Block* b = block;
   if (mask != 0xffffffffu) fail("a warp collective with a partial mask");
@@ -260,7 +260,7 @@ SHIM_UNSEEN inline void start_fibers(Block& b, unsigned threads) {
   }
 }
 
-// Runs the fibers in turn (fuzzing: in random order) until all are done.
+// Runs the fibers in turn (with fuzzing: in random order) until all are done.
 SHIM_UNSEEN inline void run_block(Block& b, unsigned threads) {
   start_fibers(b, threads);
   released(&b.started);
@@ -295,7 +295,7 @@ struct Plan {
   uint64_t seed;
 };
 
-// Returns null, or why the launch failed.
+// Returns null, or the reason of a failure.
 template <class Body>
 const char* launch(const Plan& plan, Body body) {
   if (plan.threads == 0 || plan.threads % WARP || plan.threads > MAX_THREADS)

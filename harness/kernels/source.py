@@ -1,8 +1,8 @@
-"""A kernel source and what can be launched in it.
+"""A kernel source and its kernels.
 
-A source is CUDA C++ without headers, so that NVRTC compiles it as it is. Kernels are found by a strict little parser: it
-knows ``extern "C" __global__ void name(parameters)`` with scalars of, and pointers to, the types in :data:`TYPES`, and
-refuses whatever else it meets. Both launchers convert and check arguments by what it found.
+A source is CUDA C++ without headers, so NVRTC compiles it directly. A strict parser finds the kernels: it accepts
+``extern "C" __global__ void name(parameters)`` with scalars of, and pointers to, the types in :data:`TYPES`, and rejects all else.
+Both launchers convert and check arguments by its result.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PARAMETER = re.compile(r"(?:const\s+)?(\w+)\s*(\*?)\s*(?:__restrict__\s+)?(\w+)
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a kernel: a scalar of ``type``, or a pointer to such."""
+    """A kernel parameter: a scalar of ``type``, or a pointer to it."""
 
     name: str
     type: str
@@ -55,11 +55,11 @@ class Parameter:
         return f"{self.type}{'*' if self.pointer else ''}"
 
     def convert(self, value: Tensor | int | None, device: torch.device) -> np.generic:
-        """What is passed: an address or a scalar, in exactly the bytes that the kernel reads.
+        """Return the argument to pass, an address or a scalar, in the bytes that the kernel reads.
 
         Raises:
-            TypeError: a tensor on another device, of another width or not contiguous, or a scalar in its place.
-            OverflowError: a scalar that the type does not hold.
+            TypeError: a tensor on another device, of another width or not contiguous, or a scalar instead of a tensor.
+            OverflowError: the type cannot hold the scalar.
         """
         if not self.pointer:
             if isinstance(value, Tensor) or value is None:
@@ -95,7 +95,7 @@ class Source:
 
     @classmethod
     def of(cls, package: str, name: str, **defines: int) -> Source:
-        """The file ``name`` among the data of ``package``."""
+        """Read the file ``name`` from the data of ``package``."""
         return cls(name, (files(package) / name).read_text(encoding="utf-8"), defines)
 
     @property
@@ -108,7 +108,7 @@ class Source:
         """Parameters by kernel.
 
         Raises:
-            ConfigError: a declaration that the parser does not understand.
+            ConfigError: the parser does not accept a declaration.
         """
         text = _COMMENT.sub(" ", self.text)
         found: dict[str, tuple[Parameter, ...]] = {}
@@ -124,7 +124,7 @@ class Source:
         return found
 
     def arguments(self, kernel: str, given: tuple[Any, ...], device: torch.device) -> list[np.generic]:
-        """Arguments as the kernel takes them; see :meth:`Parameter.convert`."""
+        """Convert arguments for the kernel; see :meth:`Parameter.convert`."""
         parameters = self.kernels[kernel]
         if len(parameters) != len(given):
             raise TypeError(f"{self.name}: {kernel} takes {len(parameters)} arguments, not {len(given)}")

@@ -1,11 +1,11 @@
 """The fast CPU backend: a dense table for single tokens, sorted exact keys for n-grams and for very large ids.
 
-Building: one scatter-add for single tokens; for n-grams one sorted run of (key, count) per exit layer. New keys wait
-until there are as many as the runs hold, then all are merged at once, so that many small inserts cost no more than one
-large one: O(T log T) in all. Twelve bytes per distinct (key, exit), eight per waiting key.
+Building: one scatter-add for single tokens; for n-grams one sorted run of (key, count) per exit layer. New keys are buffered
+until they outnumber the runs and then merged at once, so many small inserts cost no more than one large one: O(T log T) in
+total. Twelve bytes per distinct (key, exit), eight per buffered key.
 
 Querying: one float32 matrix of rows and ``embedding_bag``, which adds some 5 * 10^8 rows a second on one core, fifty times
-``index_add_`` in int64. Rows are Q14, so that float32 adds 1,024 of them exactly; longer samples are added in int64.
+``index_add_`` in int64. Rows are Q14, so float32 adds 1,024 of them exactly; longer samples are added in int64.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from geep.exit_table.rows import SCALE, exits_at, smoothed_rows
 
 EXACT_IN_FLOAT32 = (1 << 24) // SCALE  # rows
 DENSE_IDS = 1 << 17  # smaller ids are dense; multilingual BERT has 119,547. 25 MB of counts at 24 layers
-CHUNK = 1 << 22  # tokens or rows that are worked on at a time; bounds temporary memory, whatever is inserted or asked
-ROWS = 1 << 16  # the same where rows are smoothed, which takes some 500 bytes for each
+CHUNK = 1 << 22  # tokens or rows processed at a time; bounds temporary memory
+ROWS = 1 << 16  # the same for smoothing, which takes some 500 bytes per row
 SMALLEST_MERGE = 1 << 20  # keys
 
 
 class CpuBackend:
-    """See the module."""
+    """Dense and sorted counts on the CPU."""
 
     name = "cpu"
     device: torch.device | None = None
@@ -37,9 +37,9 @@ class CpuBackend:
         self._ngram = ngram
         self._dense = np.zeros((0, num_layers), dtype=np.int64)  # by token id
         self._sorted = _SortedCounts(num_layers)
-        # Frozen. Rows: token ids 0 .. V-1, the back-off row at V, zeros for "no key here" at V + 1, then n-grams.
+        # Frozen rows: token ids 0 .. V-1, the back-off row at V, zeros for "no key here" at V + 1, then n-grams.
         self._rows = torch.zeros(0, num_layers)
-        self._known = torch.zeros(0, dtype=torch.bool)  # [V + 2], ids that have a row of their own
+        self._known = torch.zeros(0, dtype=torch.bool)  # [V + 2], ids with a row of their own
         self._keys = torch.zeros(0, dtype=torch.int64)  # of the sorted part
 
     def insert(self, packed: PackedKeys, exits: Tensor) -> None:
@@ -136,7 +136,7 @@ class CpuBackend:
             self._dense = wide
 
     def _dense_rows(self, packed: PackedKeys, words: Tensor) -> tuple[Tensor, int]:
-        """Row of every token, int32 [M], and how many have one of their own."""
+        """Return the row of every token, int32 [M], and how many have a row of their own."""
         size = len(self._known) - 2
         rows = packed.ids.clamp(max=size).masked_fill_(~words, size + 1)
         found = int(self._known[rows].sum())
@@ -147,14 +147,14 @@ class CpuBackend:
         return rows, found
 
     def _sorted_rows(self, packed: PackedKeys, words: Tensor, n: int) -> tuple[Tensor, int]:
-        """Row of the n-gram that starts at every token, int32 [M], and how many have one of their own."""
+        """Return the row of the n-gram that starts at every token, int32 [M], and how many have one of their own."""
         rows = torch.full((len(packed.ids),), len(self._known) - 1, dtype=torch.int32)
         at = torch.nonzero(packed.windows(n, words)).squeeze(1)
         rows[at], found = self._search(packed.keys(n, at))
         return rows, found
 
     def _search(self, keys: Tensor) -> tuple[Tensor, int]:
-        """Rows of keys of the sorted part, int32 [K], and how many of them are there."""
+        """Return rows of keys of the sorted part, int32 [K], and how many keys are there."""
         back_off = len(self._known) - 2
         if not len(self._keys):
             return torch.full((len(keys),), back_off, dtype=torch.int32), 0
@@ -164,7 +164,7 @@ class CpuBackend:
 
     def _add(self, sums: Tensor, rows: Tensor, packed: PackedKeys) -> None:
         """Add the rows of each sample to ``sums`` (int64 [N, L]), exactly."""
-        if packed.longest <= EXACT_IN_FLOAT32:  # then a piece is not too large for 32-bit offsets, either
+        if packed.longest <= EXACT_IN_FLOAT32:  # then a piece also fits 32-bit offsets
             offsets = packed.offsets.to(torch.int32)
             sums += embedding_bag(rows, self._rows, offsets, mode="sum", include_last_offset=True).to(torch.int64)
             return
@@ -180,7 +180,7 @@ class _SortedCounts:
     def __init__(self, num_layers: int) -> None:
         self._runs = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint32)) for _ in range(num_layers)]
         self._waiting: list[list[np.ndarray]] = [[] for _ in range(num_layers)]
-        self._new = 0  # keys that wait
+        self._new = 0  # buffered keys
 
     def add(self, keys: np.ndarray, exits: np.ndarray) -> None:
         order = np.argsort(exits.astype(np.uint8), kind="stable")  # a counting sort at this width
@@ -220,7 +220,7 @@ class _SortedCounts:
         return sum(run.nbytes + count.nbytes for run, count in self._runs) + 8 * self._new
 
     def _distinct(self) -> np.ndarray:
-        # Not np.unique: without counts it hashes, which took a hundred times as long as this sort (NumPy 2.4).
+        # np.unique without counts uses hashing, which took a hundred times as long as this sort (NumPy 2.4).
         keys = np.sort(np.concatenate([run for run, _ in self._runs]))
         return keys[_firsts(keys)]
 
@@ -234,16 +234,16 @@ class _SortedCounts:
 
 
 def _merge(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Two sorted runs of distinct keys as one, the counts of common keys added."""
+    """Merge two sorted runs of distinct keys, adding the counts of common keys."""
     if not len(one[0]) or not len(two[0]):
         return one if len(one[0]) else two
     keys, counts = np.concatenate([one[0], two[0]]), np.concatenate([one[1], two[1]])
-    order = np.argsort(keys, kind="stable")  # finds the two runs and merges them
+    order = np.argsort(keys, kind="stable")  # a merge: NumPy detects the two sorted runs
     keys = keys[order]
     first = _firsts(keys)
     return keys[first], np.add.reduceat(counts[order], first, dtype=np.uint32)
 
 
 def _firsts(keys: np.ndarray) -> np.ndarray:
-    """Where each distinct key of a sorted array first stands."""
+    """Return where each distinct key of a sorted array first occurs."""
     return np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])

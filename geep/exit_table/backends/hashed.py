@@ -1,12 +1,11 @@
 """The hash table: the kernels of ``exit_table.cu``, on a CUDA device or compiled for the host.
 
-Tokens with ids below :data:`DENSE_IDS` are counted in a dense table, everything else in an open-addressing table that is
-kept at most half full (:data:`MAX_LOAD`). Counting never fails for want of slots: n-grams that find no place within
-:data:`PROBES` slots are put off by the kernel, key and exit, and counted after the table has grown; the host reads three
-numbers per chunk to know. Where memory is too small to grow, what the insert has counted is taken back. Freezing gives
-common keys their slots first, so that they stand where they are looked for.
+Tokens with ids below :data:`DENSE_IDS` are counted in a dense table, all other keys in an open-addressing table that is kept
+at most half full (:data:`MAX_LOAD`). Counting never fails for lack of slots: n-grams that find no slot within :data:`PROBES`
+probes are put on a late list and counted after the table has grown; the host reads three numbers per chunk to know. If there
+is not enough memory to grow, the counts of that insert are undone. Freezing places common keys first, near their home slots.
 
-Queries wait for nothing: counts of hits and what was wrong with the ids stay on the device until they are asked for.
+Queries do not synchronise: hit counts and invalid ids stay on the device until they are requested.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ DENSE_IDS = 1 << 17  # as in cpu.py: multilingual BERT fits; 12.6 MB of counts a
 FIRST_CAPACITY = 1 << 16  # slots
 MAX_LOAD = 0.5  # share of slots in use: hits take 1.5 probes on average, misses 2.5 (Knuth, vol. 3, 6.4)
 PROBES = 128  # at half load, searches among 10^8 keys stay below 100 (cluster lengths of linear probing)
-CHUNK = 1 << 22  # tokens per launch; bounds what can be put off
-FIRST_WAVE = 1 << 12  # keys; most common ones get their slots first
+CHUNK = 1 << 22  # tokens per launch; bounds the late list
+FIRST_WAVE = 1 << 12  # keys; the most common ones get their slots first
 NARROW = 12  # layers of a 32-byte slot
 EMPTY = -1
 IN_REGISTERS = 4  # special ids
@@ -36,23 +35,23 @@ NO_ID = -1
 
 
 def kernels(num_layers: int) -> Source:
-    """The source for tables of that many layers."""
+    """Return the source for tables of that many layers."""
     return Source.of("geep.exit_table", "exit_table.cu", WIDTH=NARROW if num_layers <= NARROW else 2 * NARROW)
 
 
 class HashedBackend:
-    """See the module. Answers depend on none of the last three arguments; they exist to measure what they cost.
+    """Counts and rows in a hash table. The last three arguments affect speed and memory only, never answers.
 
     Args:
         name: as in ``ExitTable(backend=...)``.
         num_layers: L.
         ngram: longest n-gram.
         seed: of the hash.
-        launcher: what runs the kernels.
-        max_load: the largest share of slots in use, above 0 and below 1, while counting and when frozen. Capacities are
-            powers of two, so that a table that had to grow is between half of it and all of it full.
-        dense_ids: ids below are found by address; ``None``: :data:`DENSE_IDS`; 0 keeps all single tokens by hash.
-        capacity: slots to begin counting with, a power of two; ``None``: :data:`FIRST_CAPACITY`.
+        launcher: runs the kernels.
+        max_load: largest share of used slots, above 0 and below 1, while counting and when frozen. Capacities are powers
+            of two, so a table that had to grow is between half of it and all of it full.
+        dense_ids: ids below are found by address; ``None``: :data:`DENSE_IDS`; 0 hashes all single tokens.
+        capacity: initial slots, a power of two; ``None``: :data:`FIRST_CAPACITY`.
 
     Attributes:
         launcher: its device holds the table.
@@ -72,14 +71,14 @@ class HashedBackend:
         self._max_load = max_load
         self._probes = _longest_search(max_load)
         self._dense_ids = DENSE_IDS if dense_ids is None else dense_ids
-        self._used = 0  # slots of the hash table that have a key
-        self._taken_back = False  # so that some of these keys may have no count
+        self._used = 0  # slots of the hash table with a key
+        self._taken_back = False  # an insert was undone, so some of these keys may have no count
         capacity = FIRST_CAPACITY if capacity is None else capacity
         with memory_told():
             self._keys = self._filled(capacity, EMPTY, torch.int64)
             self._counts = self._filled(capacity * num_layers, 0, torch.int32)
             self._dense = self._filled(0, 0, torch.int32)  # [ids, L], flat
-            # Frozen: slots, the cumulative back-off row, the longest search among them.
+            # Frozen: slots, the cumulative back-off row, the longest search.
             self._no_slots = self._filled(0, EMPTY, torch.int64)
             self._slots = self._dense_slots = self._no_slots
             self._prior = self._filled(num_layers, 0, torch.int64)
@@ -95,7 +94,7 @@ class HashedBackend:
             ids, offsets = packed.ids.contiguous(), packed.offsets.contiguous()
             high, dense = self._highest(ids)
             self._grow_dense(dense + 1)
-            hashed = self._ngram - (high < self._dense_ids)  # n-grams per token that may be put off
+            hashed = self._ngram - (high < self._dense_ids)  # n-grams per token that may become late
 
             def launch(kernel: str, first: int, last: int, low: int, stop: int, *more: Tensor) -> None:
                 self._run(
@@ -107,7 +106,7 @@ class HashedBackend:
             low = last = 0
             try:
                 while low < len(ids):
-                    # A small table first gets little, so that not all of it is put off; then twice as much each time.
+                    # A small table starts with few tokens, so that not all become late; then twice as many each time.
                     step = max(len(self._keys) // max(hashed, 1), low, 1)
                     stop = min(low + min(step, CHUNK), len(ids))
                     at = torch.tensor([low, stop - 1], device=ids.device)
@@ -119,10 +118,10 @@ class HashedBackend:
             except Exception as error:
                 if low and ran_out(error):
                     try:
-                        launch("take_back", 0, last, 0, low)  # needs no memory of torch's
+                        launch("take_back", 0, last, 0, low)  # allocates nothing
                     except Exception as again:
                         raise DeviceError(
-                            f"exit table: {in_a_line(again)}, and what this insert had counted cannot be taken back:"
+                            f"exit table: {in_a_line(again)}, and the counts of this insert cannot be undone:"
                             " build the table again, with fewer samples at a time"
                         ) from again
                     self._taken_back = True
@@ -143,13 +142,13 @@ class HashedBackend:
                 rows = torch.from_numpy(counts[dense:].view(np.int32)).to(device)
                 room = self._capacity(self._used + len(new))
                 self._rehash(max(room, len(self._keys)), (new, rows.reshape(-1)))
-            self._dense = wide  # last, as nothing can fail any more: all of it is counted, or nothing
+            self._dense = wide  # last, when nothing can fail any more: all is counted, or nothing
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:
         held = self._dense, self._keys, self._counts
         try:
             return self._export(*held)
-        except torch.OutOfMemoryError:  # the same on the host, slower, so that a full device keeps nothing to itself
+        except torch.OutOfMemoryError:  # the same on the host, slower, so that a full device loses no counts
             return self._export(*(tensor.cpu() for tensor in held))
 
     def _export(self, dense: Tensor, keys: Tensor, counts: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +158,7 @@ class HashedBackend:
         if self._taken_back:
             filled = filled[(counts[filled] != 0).any(dim=1)]
         keys, order = keys[filled].sort()
-        # n is the highest part of a key, then the first id: dense ids come first.
+        # The highest bits of a key are n, then the first id: dense ids come first.
         keys = torch.cat([token_key(ids), keys])
         return keys.cpu().numpy(), torch.cat([dense[ids], counts[filled[order]]]).cpu().numpy().view(np.uint32)
 
@@ -168,7 +167,7 @@ class HashedBackend:
             with memory_told():
                 self._freeze(prior, min_count, smoothing)
         except OutOfMemory:
-            self._slots = self._dense_slots = self._no_slots  # a second try needs their memory
+            self._slots = self._dense_slots = self._no_slots  # a second attempt needs their memory
             raise
 
     def _freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
@@ -194,9 +193,9 @@ class HashedBackend:
             )  # fmt: skip
             begin, end = end, 2 * end
         _, lost, self._longest = status.tolist()
-        if lost:  # there is room for all, and no search was bounded
+        if lost:  # impossible: there is room for all, and searches were not limited
             raise RuntimeError(f"exit table: {lost} of {len(order)} keys found no slot when freezing: report this")
-        # Counts are kept for export; free slots, and keys whose counts were taken back, are not.
+        # Keep counts for export, without free slots and keys whose counts were undone.
         filled = torch.nonzero(totals).squeeze(1)
         self._keys, self._counts = self._keys[filled], self._counts.view(-1, self._layers)[filled].reshape(-1)
         self._used, self._taken_back = len(filled), False
@@ -211,7 +210,7 @@ class HashedBackend:
         wanted = tuple(per_mille)
         with memory_told():
             if wanted not in self._quantiles:
-                # Filled on the device: a copy of a list would make the host wait.
+                # Filled on the device, because copying a list would synchronise.
                 each = [torch.full((1,), q, dtype=torch.int32, device=self.launcher.device) for q in wanted]
                 _remember(self._quantiles, wanted, torch.cat(each) if each else self._filled(0, 0, torch.int32))
             exits = torch.empty(len(packed), len(wanted), dtype=torch.int16, device=self.launcher.device)
@@ -245,13 +244,13 @@ class HashedBackend:
 
     @property
     def load(self) -> float:
-        """Share of slots in use, of the frozen table if there is one. Waits for the device."""
+        """Share of used slots, of the frozen table if there is one. Waits for the device."""
         keys = self._slots[:: self._words] if len(self._slots) else self._keys
         return int((keys != EMPTY).sum()) / len(keys)
 
     @property
     def longest_search(self) -> int:
-        """Slots that the most remote key of the frozen table is found after, and no query looks beyond."""
+        """Longest search of any key in the frozen table; no query probes further."""
         return self._longest
 
     def _query(
@@ -269,11 +268,11 @@ class HashedBackend:
         return KeyHits(tally[0], tally[1])
 
     def _settle(self, late_keys: Tensor, late_exits: Tensor, status: Tensor) -> None:
-        """Grow until the table is no fuller than allowed and everything that was put off is counted."""
-        fresh, late, _ = status.tolist()  # the one wait per chunk
+        """Grow until the load is allowed and all late n-grams are counted."""
+        fresh, late, _ = status.tolist()  # the only synchronisation per chunk
         self._used += fresh
         while late or self._capacity(self._used) > len(self._keys):
-            # What was put off may be few keys many times over, or all distinct: guess low, and come back.
+            # Late n-grams may be few keys repeated, or all distinct: grow a little, and repeat if needed.
             self._rehash(max(2 * len(self._keys), self._capacity(self._used + late // 8)))
             if late:
                 again = self._late_list(late)
@@ -301,19 +300,19 @@ class HashedBackend:
                 self._keys, self._counts = table
                 self._used = fresh
                 return
-            capacity *= 2  # nothing is lost: the counts are still where they came from
+            capacity *= 2  # nothing is lost: the old table still has all counts
 
     def _highest(self, ids: Tensor) -> tuple[int, int]:
-        """The highest id, and the highest one of the dense table; -1 where there is none."""
+        """Return the highest id, and the highest id of the dense table; -1 if there is none."""
         if not len(ids):
             return NO_ID, NO_ID
-        # In pieces: a mask of all ids would take more memory than they.
+        # In pieces: a mask of all ids would take more memory than the ids.
         parts = [(part.max(), part.masked_fill(part >= self._dense_ids, NO_ID).max()) for part in ids.split(CHUNK)]
         high, dense = torch.stack([torch.stack(pair) for pair in parts]).amax(0).tolist()
         return high, dense
 
     def _capacity(self, keys: int) -> int:
-        """Slots for so many keys."""
+        """Return the number of slots for that many keys."""
         return _power_of_two(math.ceil(keys / self._max_load))
 
     def _grow_dense(self, ids: int) -> None:
@@ -330,18 +329,18 @@ class HashedBackend:
         return self._filled(size, None, torch.int64), self._filled(size, None, torch.uint8)
 
     def _status(self) -> Tensor:
-        """Fresh keys, what was put off, the longest search; see the source."""
+        """Return zeros for fresh keys, late n-grams and the longest search; see the source."""
         return self._filled(3, 0, torch.int64)
 
     def _totals(self, counts: Tensor) -> Tensor:
-        """How often each key was counted, int64."""
+        """Return how often each key was counted, int64."""
         size = len(counts) // self._layers
         totals = self._filled(size, None, torch.int64)
         self._run("totals", size, 1, counts, size, self._layers, totals)
         return totals
 
     def _special(self, special: tuple[int, ...]) -> tuple[int | Tensor | None, ...]:
-        """Special ids as the kernels take them: four numbers, then the rest and how many they are."""
+        """Return special ids as kernel arguments: four numbers, then the others and their number."""
         if special not in self._specials:
             first = (*special, *[NO_ID] * IN_REGISTERS)[:IN_REGISTERS]
             rest = torch.tensor(special[IN_REGISTERS:], dtype=torch.int32, device=self.launcher.device)
@@ -349,14 +348,14 @@ class HashedBackend:
         return self._specials[special]
 
     def _run(self, kernel: str, work: int, threads: int, *args: Tensor | int | None) -> None:
-        """Launch a kernel that strides over ``work`` items, each of which takes so many threads."""
+        """Launch a kernel that strides over ``work`` items of ``threads`` threads each."""
         if work:
             block = 128
             grid = min(-(-work * threads // block), self.launcher.blocks)
             self.launcher.launch(kernel, grid, block, *args)
 
     def _filled(self, size: int, value: int | None, dtype: torch.dtype) -> Tensor:
-        """A new flat tensor on the table's device; with ``None`` its contents are arbitrary."""
+        """Allocate a flat tensor on the table's device; with ``None`` it is not initialised."""
         try:
             tensor = torch.empty(size, dtype=dtype, device=self.launcher.device)
         except RuntimeError as error:  # CUDA reports faults of earlier kernels here, too
@@ -374,10 +373,10 @@ def _remember(cache: dict, key: tuple[int, ...], value: object) -> None:
 
 
 def _longest_search(max_load: float) -> int:
-    """How many slots to look at before a key is put off: as likely to be too few as :data:`PROBES` at half load.
+    """Return the probes after which a key is put on the late list, as improbable as :data:`PROBES` at half load.
 
-    Runs of used slots longer than x have a probability that falls as exp(-x (a - 1 - ln a)) at load a, the large
-    deviations of the Poisson number of keys that fall into x slots.
+    Runs of used slots longer than x have a probability that falls as exp(-x (a - 1 - ln a)) at load a, the large deviations
+    of the Poisson number of keys that fall into x slots.
     """
     decay, usual = (load - 1 - math.log(load) for load in (max(max_load, MAX_LOAD), MAX_LOAD))
     return math.ceil(PROBES * usual / decay)

@@ -1,4 +1,4 @@
-"""What the exit table asks of a backend: where counts and rows are kept and added up."""
+"""Interface between the exit table and its backends, which store and add up counts and rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from geep.exit_table.keys import PackedKeys
 
 
 class KeyHits(NamedTuple):
-    """What a query found: keys with a row of their own, and all keys. On a device, 0-d tensors that nobody has read."""
+    """Keys of a query that have a row of their own, and all its keys. On a device, 0-d tensors not read yet."""
 
     found: int | Tensor
     asked: int | Tensor
@@ -21,10 +21,13 @@ class KeyHits(NamedTuple):
 class Backend(Protocol):
     """Counts per (key, exit), then frozen rows.
 
+    A backend receives checked input only: the table validates, counts samples, computes the prior and tracks whether it is
+    frozen. All backends must equal the reference bit for bit, :meth:`export` included.
+
     Attributes:
-        name: as asked for in ``ExitTable(backend=...)``.
-        device: where ids may be that nobody has checked yet, as the backend checks them while it reads them and tells
-            in :meth:`check`; ``None`` if they must be checked before.
+        name: as in ``ExitTable(backend=...)``.
+        device: where ids may be passed unchecked, because the backend checks them while reading and reports errors in
+            :meth:`check`; ``None`` if they must be checked before.
     """
 
     name: str
@@ -34,7 +37,7 @@ class Backend(Protocol):
         """Count every key of sample i at ``exits[i]`` (int64 [N]).
 
         Raises:
-            OutOfMemory: nothing of it was counted. Whatever else is raised leaves counts that are not whole.
+            OutOfMemory: nothing of it was counted. After any other error the counts are incomplete.
         """
         ...
 
@@ -43,7 +46,7 @@ class Backend(Protocol):
         ...
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:
-        """All keys, rising (int64 [K]), and their counts (uint32 [K, L]), none of them all zero."""
+        """Return all keys, rising (int64 [K]), and their counts (uint32 [K, L]), none of them all zero."""
         ...
 
     def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
@@ -51,15 +54,15 @@ class Backend(Protocol):
         ...
 
     def sums(self, packed: PackedKeys) -> tuple[Tensor, KeyHits]:
-        """Rows of each sample's keys added up, int64 [N, L] on the samples' device."""
+        """Add up the rows of each sample's keys: int64 [N, L] on the samples' device."""
         ...
 
     def exits(self, packed: PackedKeys, per_mille: list[int]) -> tuple[Tensor, KeyHits]:
-        """The exits at Q quantiles of those sums, int16 [N, Q] on the samples' device; see ``rows.exits_at``."""
+        """Return the exits at Q quantiles of those sums, int16 [N, Q] on the samples' device; see ``rows.exits_at``."""
         ...
 
     def check(self) -> None:
-        """Raise what queries found wrong with their ids (see ``device``), if anything.
+        """Report invalid ids of earlier queries (see ``device``).
 
         Raises:
             ConfigError: an id or an offset was out of range; it was left out.
@@ -68,8 +71,9 @@ class Backend(Protocol):
 
     @property
     def layout(self) -> str:
-        """How rows are found: ``"dense"`` (all by token id), ``"sorted"`` (some by search over sorted keys),
-        ``"dense+hash"`` (n-grams and large ids by hash)."""
+        """How rows are found: ``"dense"`` (by token id), ``"sorted"`` (some by search over sorted keys) or ``"dense+hash"``
+        (n-grams and large ids by hash).
+        """
         ...
 
     @property
@@ -79,5 +83,5 @@ class Backend(Protocol):
 
     @property
     def bytes(self) -> int:
-        """Memory held by counts and rows."""
+        """Memory of counts and rows."""
         ...

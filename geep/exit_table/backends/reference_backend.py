@@ -1,4 +1,4 @@
-"""The specification: the exit table as one would explain it, in plain loops. Slow; other backends must equal it."""
+"""The specification: the exit table in plain loops. Slow; other backends must equal it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class ReferenceBackend:
         return sum(8 + row.nbytes for table in (self._counts, self._rows) for row in table.values())
 
     def _samples(self, packed: PackedKeys) -> Iterator[list[int]]:
-        """Keys of every sample."""
+        """Yield the keys of every sample."""
         ids, offsets = packed.ids.tolist(), packed.offsets.tolist()
         for start, end in zip(offsets[:-1], offsets[1:], strict=True):
             keys = []

@@ -18,12 +18,12 @@ BACKENDS = ("auto", "cpu", "cuda", "host", "reference")
 
 
 def make_backend(name: str, num_layers: int, ngram: int, seed: int) -> Backend:
-    """The backend of that name; ``"auto"`` takes the fastest that works here: ``"cuda"``, else ``"cpu"``.
+    """Return the backend of that name; ``"auto"`` is ``"cuda"`` where it works, else ``"cpu"``.
 
     Raises:
-        UnknownNameError: there is none of that name.
-        DeviceError: it was named, but cannot work here: no CuPy or no device, no C++ compiler.
-        ConfigError: the compiler refused the kernels.
+        UnknownNameError: there is no such backend.
+        DeviceError: it cannot work here: no CuPy, no device or no C++ compiler.
+        ConfigError: the compiler rejected the kernels.
     """
     if name == "auto":
         name = _fastest()
@@ -40,7 +40,7 @@ def make_backend(name: str, num_layers: int, ngram: int, seed: int) -> Backend:
 
 @cache
 def _fastest() -> str:
-    """``"cuda"`` or ``"cpu"``; where a device goes unused, says why, once."""
+    """Return ``"cuda"`` or ``"cpu"``; warn once if a CUDA device stays unused."""
     reason = cuda.problem()
     if reason and torch.cuda.is_available():
         warnings.warn(f"exit tables are kept on the CPU: {reason}", RuntimeWarning, stacklevel=4)

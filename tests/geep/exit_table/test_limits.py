@@ -98,7 +98,7 @@ def test_an_insert_that_finds_no_memory_counts_nothing(
         except DeviceError as error:
             told = str(error)
         if told:
-            assert "GiB more do not fit" in told and 'backend="cpu"; what was counted before is kept' in told
+            assert "GiB more do not fit" in told and 'backend="cpu"; earlier counts are kept' in told
             memory.left = 1 << 30
             same(found, expected)
             put(found, more)
@@ -139,7 +139,7 @@ def test_a_table_that_nobody_placed_goes_on_on_the_cpu(ngram: int, before: list,
         expected.freeze()
         assert len(told) == (found.stats()["backend"] == "cpu")
         for warning in told:
-            assert "do not fit into the memory of cpu: it is kept on the CPU from here on" in str(warning.message)
+            assert "do not fit into the memory of cpu: the table moves to the CPU" in str(warning.message)
         same(found, expected)
 
 
@@ -154,7 +154,7 @@ def test_a_device_that_is_full_from_the_start_gets_no_table(error: Exception, mo
     with pytest.raises(DeviceError, match="out of memory.*give fewer samples") as caught:
         ExitTable(5, backend="host")
     assert "\n" not in str(caught.value)
-    with pytest.warns(RuntimeWarning, match="out of memory.*it is kept on the CPU from here on"):
+    with pytest.warns(RuntimeWarning, match="out of memory.*the table moves to the CPU"):
         table = ExitTable(5)
     put(table, [([1], 3)])
     assert table.stats()["backend"] == "cpu"
@@ -174,7 +174,7 @@ def test_a_query_that_finds_no_memory_is_one_line_or_the_cpu_s(auto: bool, monke
         fails = [True]
         monkeypatch.setattr(torch, "empty", lambda *args, f=fails, **kw: full()() if f.pop() else empty(*args, **kw))
         if auto and table.stats()["backend"] == "host":
-            with pytest.warns(RuntimeWarning, match="Tried to allocate 2.00 GiB..: it is kept on the CPU"):
+            with pytest.warns(RuntimeWarning, match="Tried to allocate 2.00 GiB..: the table moves to the CPU"):
                 assert torch.equal(ask(table, asked), ask(expected, asked))
         elif not auto:
             with pytest.raises(
@@ -235,7 +235,7 @@ def test_counts_leave_a_full_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_counts_that_are_not_whole_are_never_used(
     backend: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An insert that ended halfway, and was not taken back, leaves a table that refuses everything but a rebuild."""
+    """An insert that failed halfway and was not undone leaves a table that refuses everything but a rebuild."""
     table, other = made(2, backend), made(2, "reference")
     put(table, [([1], 0)])
     put(other, [([1], 0)])
@@ -248,9 +248,9 @@ def test_counts_that_are_not_whole_are_never_used(
         assert "memory ran out (Unable to allocate 9 GiB)" in str(caught.value)
         if backend == "host":  # it takes back what it counted
             return same(table, other)
-        assert "counts are not whole" in str(caught.value)
+        assert "counts are incomplete" in str(caught.value)
     for act in (table.freeze, table.counts, lambda: put(table, [([1], 0)]), lambda: other.merge(table)):
-        with pytest.raises(ConfigError, match="counts are not whole: build it again"):
+        with pytest.raises(ConfigError, match="counts are incomplete: build the table again"):
             act()
     same(other, other)
 
@@ -265,7 +265,7 @@ def test_a_fault_on_the_device_is_not_taken_for_a_lack_of_memory(monkeypatch: py
         patch.setattr(torch, "empty", raising(fault))
         with pytest.raises(RuntimeError, match="illegal memory access"):
             put(table, [([1, 2], 0)])
-    with pytest.raises(ConfigError, match="counts are not whole"):
+    with pytest.raises(ConfigError, match="counts are incomplete"):
         table.freeze()
 
 
@@ -277,9 +277,9 @@ def test_an_insert_that_cannot_be_taken_back_is_not_said_to_be(monkeypatch: pyte
     run = backend._run
     monkeypatch.setattr(backend, "_settle", full())
     monkeypatch.setattr(backend, "_run", lambda name, *args: full()() if name == "take_back" else run(name, *args))
-    with pytest.raises(DeviceError, match="cannot be taken back.*build the table again"):
+    with pytest.raises(DeviceError, match="cannot be undone.*build the table again"):
         put(table, [([1, 2], 0)])
-    with pytest.raises(ConfigError, match="counts are not whole"):
+    with pytest.raises(ConfigError, match="counts are incomplete"):
         table.counts()
 
 

@@ -295,8 +295,8 @@ def test_an_unknown_backend_is_answered_with_a_suggestion() -> None:
     ([torch.tensor([1 << 20])], [0], "id 1048576"),
     ([torch.tensor([4, -7])], [0], "id -7"),
     ([torch.tensor([1.5])], [0], "float32"),
-    ([torch.tensor([[1]])], [0], "no 1-D tensor"),
-    ([[1, 2]], [0], "no 1-D tensor"),
+    ([torch.tensor([[1]])], [0], "not a 1-D tensor"),
+    ([[1, 2]], [0], "not a 1-D tensor"),
     (TokenSet(torch.tensor([1, 2]), torch.tensor([0, 1]), torch.zeros(2)), [0], "offsets"),
     (TokenSet(torch.tensor([1, 2]), torch.tensor([0, 3, 2]), torch.zeros(2)), [0, 0], "offsets"),
 ])  # fmt: skip
