@@ -89,9 +89,13 @@ def fields(model: type[BaseModel], described_by: type | None = None) -> list[lis
         if info.is_required():
             default = "required"
         else:
-            value = info.default if info.default is not PydanticUndefined else info.get_default(call_default_factory=True)
+            value = (
+                info.default if info.default is not PydanticUndefined else info.get_default(call_default_factory=True)
+            )
             plain_value = value.model_dump() if isinstance(value, BaseModel) else value
-            default = "its defaults" if isinstance(value, BaseModel) else code(json.dumps(plain_value, ensure_ascii=False))
+            default = (
+                "its defaults" if isinstance(value, BaseModel) else code(json.dumps(plain_value, ensure_ascii=False))
+            )
             default = "none" if value is None else default
         meaning = info.description or meanings.get(name, "")
         value = describe(root["properties"][key], root)
@@ -114,7 +118,9 @@ def options(command: argparse.ArgumentParser) -> Iterator[str]:
             names = [f"{option} {value}".strip() for option in action.option_strings] or [value]
             rows.append([", ".join(code(name.replace("|", "\\|")) for name in names), action.help or ""])
         if rows:
-            title = {"positional arguments": "arguments", "options": "options"}.get(group.title or "", group.title or "")
+            title = {"positional arguments": "arguments", "options": "options"}.get(
+                group.title or "", group.title or ""
+            )
             yield f"**{title[:1].upper()}{title[1:]}**{': ' + group.description if group.description else ''}\n"
             yield table(["option", "meaning"], rows).replace("\\\\|", "\\|")
 
@@ -145,9 +151,9 @@ def profile_page() -> str:
     return "\n".join(
         [
             NOTE + "# Profile keys\n",
-            "A profile is a TOML file that states what is measured on what, and how. `geep-bench list profiles` shows the installed "
-            "ones; `--profile FILE.toml` runs your own. Options of `geep-bench run` override its keys. All problems of a profile "
-            "are reported at once, one line each.\n",
+            "A profile is a TOML file that states what is measured on what, and how. `geep-bench list profiles` shows the "
+            "installed ones; `--profile FILE.toml` runs your own. Options of `geep-bench run` override its keys. All problems of a "
+            "profile are reported at once, one line each.\n",
             table(head, fields(Profile)),
             "## Table `[execution]` { #executionsettings }\n",
             summary(ExecutionSettings) + "\n",
@@ -163,11 +169,13 @@ def method_page() -> str:
     """The page of the settings of every registered method."""
     parts = [
         NOTE + "# Method settings\n",
-        "Keys of `[method.NAME]` in a profile, or `--set NAME.KEY=VALUE` on the command line. Keys that most methods share may also "
-        "stand in `[training]`.\n",
+        "Keys of `[method.NAME]` in a profile, or `--set NAME.KEY=VALUE` on the command line. Keys that most methods share may "
+        "also stand in `[training]`.\n",
     ]
     models = {name: getattr(registry.get(name), "settings", None) for name in registry.names()}
-    declared = {name: model for name, model in models.items() if isinstance(model, type) and issubclass(model, BaseModel)}
+    declared = {
+        name: model for name, model in models.items() if isinstance(model, type) and issubclass(model, BaseModel)
+    }
     shared: dict[str, list[str]] = {}
     if declared:
         rows = {name: {row[0]: row for row in fields(model)} for name, model in declared.items()}
@@ -175,11 +183,16 @@ def method_page() -> str:
             if all(row == other.get(row[0]) for other in rows.values()):
                 shared[row[0]] = row
         if shared:
-            parts += ["## Shared by all methods\n", table(["key", "value", "default", "meaning"], list(shared.values()))]
+            parts += [
+                "## Shared by all methods\n",
+                table(["key", "value", "default", "meaning"], list(shared.values())),
+            ]
     for name in registry.names():
         method = registry.get(name)
         parts.append(f"## `{name}`\n\n{plain(inspect.cleandoc(type(method).__doc__ or '').partition(chr(10))[0])}\n")
-        facts = f"Kind: {method.kind}. Learns from: {', '.join(code(need) for need in method.needs) or 'no other method'}."
+        facts = (
+            f"Kind: {method.kind}. Learns from: {', '.join(code(need) for need in method.needs) or 'no other method'}."
+        )
         parts.append(facts + "\n")
         own = [row for row in fields(declared[name]) if row[0] not in shared] if name in declared else []
         if own:

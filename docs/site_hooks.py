@@ -17,7 +17,12 @@ from typing import Any
 log = logging.getLogger("mkdocs.plugins.site_hooks")
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATED = ("reference/command-line.md", "reference/profile.md", "reference/method-settings.md", "reference/result-schema.md")
+GENERATED = (
+    "reference/command-line.md",
+    "reference/profile.md",
+    "reference/method-settings.md",
+    "reference/result-schema.md",
+)
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 
