@@ -116,7 +116,7 @@ class Grid:
         jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
         session: Session | None = None
         with FitPool(self.settings) as pool, tqdm(total=len(jobs), desc="run", unit="method", disable=None) as bar:
-            for dataset, seed, method in jobs:
+            for number, (dataset, seed, method) in enumerate(jobs, start=1):
                 bar.set_description(f"{dataset} {method} seed {seed}")
                 stored = self._stored(dataset, method, seed)
                 if stored is not None:
@@ -126,8 +126,8 @@ class Grid:
                 if session is None or (session.dataset, session.seed) != (dataset, seed):
                     session = Session(self.settings, dataset, seed)
                     pool.fit(session, [name for name in profile.methods if self._stored(dataset, name, seed) is None])
-                bar.update()  # before its rows are printed, which say how far the run is
-                self._measure(session, method, bar)
+                self._measure(session, method, bar, f"[{number}/{len(jobs)}]")
+                bar.update()
         return self.outcome
 
     def fit(self) -> GridOutcome:
@@ -202,8 +202,8 @@ class Grid:
             return None
         return None
 
-    def _measure(self, session: Session, name: str, bar: Any) -> None:
-        """Fit one method and measure its cells, those that are missing."""
+    def _measure(self, session: Session, name: str, bar: Any, place: str) -> None:
+        """Fit one method and measure its cells, those that are missing; ``place`` says how far the run is."""
         path = plan_path(self.run, session.dataset, name, session.seed)
         plan = self._plan(path)
         placeholder = session.cell(name, OperatingPoint("fit"))
@@ -256,7 +256,7 @@ class Grid:
             self.outcome.measured += 1
             self.outcome.seconds += clock.now() - start
             self.outcome.predicting += measured.predicting + beside.predicting
-            bar.write(f"[{bar.n}/{bar.total}] {one_line(result)}", file=sys.stderr)
+            bar.write(f"{place} {one_line(result)}", file=sys.stderr)
 
     def _failed(self, cell: Cell, error: Exception) -> None:
         """Record and tell what a method raised.
