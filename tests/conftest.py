@@ -1,6 +1,6 @@
-"""One small trained world that tests of several rooms share: a task with signal, a backbone, methods fitted on it.
+"""Fixtures shared by tests of several rooms: a small task that can be learned, a backbone, and methods fitted on it.
 
-Everything here is made once; tests look at it and change nothing.
+Each is made once per session (per worker of pytest-xdist). Tests read them and never change them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from harness.toolkit.fitted import FullDepth
 
 LABELS = 3
 
-# For a process that has not imported huggingface_hub yet: no test may wait for a network.
+# For processes that tests start: no access to a network, and one thread each, because tests already run in several workers.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped, visibly, where there is no device."""
+    """Skip tests marked ``gpu`` where there is no CUDA device."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -45,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on many threads than on one."""
+    """Run torch on one thread, which is faster for tiny tensors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,12 +55,12 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache."""
+    """Give every test a cache of its own, never the user's."""
     monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / "geep-bench-cache"))
 
 
-def _quietly(act: Callable[..., None], args: tuple[Any, ...]) -> None:
-    faulthandler.disable()  # a planted bug may well crash
+def _exit_with_1_on_failure(act: Callable[..., None], args: tuple[Any, ...]) -> None:
+    faulthandler.disable()  # a planted bug may crash
     try:
         act(*args)
     except (AssertionError, RuntimeError, IndexError):
@@ -68,10 +69,13 @@ def _quietly(act: Callable[..., None], args: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="session")
 def fails_apart() -> Callable[..., bool]:
-    """Whether a function fails (or crashes, or hangs) in a process of its own: for bugs that are planted."""
+    """Return a function that runs another in its own process and returns whether it failed, crashed or hung.
+
+    It serves tests with planted bugs.
+    """
 
     def run(act: Callable[..., None], *args: Any) -> bool:
-        process = multiprocessing.get_context("fork").Process(target=_quietly, args=(act, args))
+        process = multiprocessing.get_context("fork").Process(target=_exit_with_1_on_failure, args=(act, args))
         process.start()
         process.join(60)
         if process.exitcode is None:
@@ -83,9 +87,9 @@ def fails_apart() -> Callable[..., bool]:
 
 
 def _signal(count: int, seed: int) -> Split:
-    """Four topics with eight words each (ids 5 to 36). The topic is the label; in the fourth, the first word decides.
+    """Return distinct rows about four topics with eight words each (ids 5 to 36).
 
-    No two rows are alike.
+    The topic is the label; in the fourth topic, the first word decides.
     """
     draw = torch.Generator().manual_seed(seed)
     rows: dict[tuple[int, ...], int] = {}
@@ -99,32 +103,32 @@ def _signal(count: int, seed: int) -> Split:
 
 @pytest.fixture(scope="session")
 def signal_task() -> Task:
-    """96 rows to train on, 48 to choose on, three labels; easy and hard samples."""
+    """A task with three labels, 96 training and 48 dev rows, and easy and hard samples."""
     return Task("signal", "en", LABELS, 16, _signal(96, 1), _signal(48, 2))
 
 
 @pytest.fixture(scope="session")
 def unseen() -> Split:
-    """40 rows that no method was fitted on."""
+    """40 test rows."""
     return _signal(40, 3)
 
 
 @pytest.fixture(scope="session")
 def small_backbone() -> Backbone:
-    """Five layers of width 16, weights drawn large enough for layers to differ; no dropout."""
+    """An untrained backbone with five layers of width 16 and no dropout."""
     torch.manual_seed(0)
     shape = EncoderShape(layers=5, width=16, heads=2, intermediate=24, vocab_size=40, max_positions=16, dropout=0.0)
     encoder = Encoder(shape)
     for parameter in encoder.parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)  # BERT's 0.02 would make all hidden states alike
+            torch.nn.init.normal_(parameter, std=0.2)  # with BERT's 0.02 all hidden states would be alike
     torch.nn.init.normal_(encoder.word.weight)
     return Backbone("small", shape, {k: v.clone() for k, v in encoder.state_dict().items()}, tokenizer=None)
 
 
 @pytest.fixture(scope="session")
 def quick() -> Mapping[str, Any]:
-    """Training settings that learn something in a second."""
+    """Training settings with which a method learns within a second."""
     return {"epochs": 4, "learning_rate": 1e-2, "batch_size": 8, "head": "linear"}
 
 
@@ -136,15 +140,15 @@ def trained_bert(signal_task: Task, small_backbone: Backbone, quick: Mapping[str
 
 @pytest.fixture(scope="session")
 def trained_geep(signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]) -> FittedGeep:
-    """GEEP as its ``fit`` makes it, with two speeds."""
+    """GEEP, fitted with two speeds."""
     return Geep().fit(signal_task, small_backbone, {}, config={**quick, "speeds": [0.75, 0.85]}, seed=0)
 
 
 @pytest.fixture(scope="session")
 def scattered_geep(signal_task: Task, small_backbone: Backbone) -> FittedGeep:
-    """GEEP with large random heads: it knows nothing, but samples leave everywhere and no entropy is like another.
+    """GEEP with large random heads: samples leave at every layer, and no two entropies are equal.
 
-    Its tables were filled by topic, so that predictions differ, too.
+    Its tables are filled by topic, so that predicted exits differ as well.
     """
     torch.manual_seed(4)
     model = MultiExitModel(small_backbone.encoder(), LABELS, range(3))
@@ -166,7 +170,7 @@ def scattered_geep(signal_task: Task, small_backbone: Backbone) -> FittedGeep:
 
 @pytest.fixture(scope="session")
 def executions() -> st.SearchStrategy[Execution]:
-    """Every way to run that must not make a difference."""
+    """Execution settings that must not change any answer."""
     return st.builds(
         Execution,
         batch_size=st.integers(1, 50),
@@ -180,7 +184,7 @@ def executions() -> st.SearchStrategy[Execution]:
 
 @pytest.fixture(scope="session")
 def same_however_run(unseen: Split) -> Callable[[Fitted, OperatingPoint, Execution, Sequence[int]], None]:
-    """Assert that every sample gets the same answer one by one as it arrives, and in another order and execution."""
+    """Return a check that samples get the same answers in any order and execution as one by one on arrival."""
     alone: dict[tuple[int, str], Predictions] = {}
 
     def predict(fitted: Fitted, at: OperatingPoint, tokens: TokenSet) -> Predictions:

@@ -1,7 +1,8 @@
-"""A dataset of easy words in files, for suites run as a user runs them."""
+"""A small dataset in files and an untrained backbone, for commands that are run as a user runs them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -28,16 +29,49 @@ precision = "float32"
 
 
 @pytest.fixture
-def toy_options(tmp_path: Path) -> list[str]:
-    """Options for 40 training and 24 test rows of one easy word a class, and a backbone of three narrow layers."""
+def make_toy(tmp_path: Path) -> Callable[..., list[str]]:
+    """Return a function that writes a dataset with one easy word per class and a backbone, and returns their options."""
+
+    def make(texts: list[str], layers: int = 3) -> list[str]:
+        (tmp_path / "data" / "toy").mkdir(parents=True)
+        for name, rows in (("train", range(40)), ("dev", range(40, 50)), ("test", range(50, len(texts)))):
+            frame = pd.DataFrame({"text": [texts[i] for i in rows], "label": [i % 2 for i in rows]})
+            frame.to_csv(tmp_path / "data" / "toy" / f"{name}.csv", index=False)
+        make_scratch(texts, tmp_path / "backbone", layers=layers, width=16, heads=2, vocab=200, seed=0)
+        return ["--data", str(tmp_path / "data"), "--backbone", f"en={tmp_path / 'backbone'}", "--device", "cpu"]
+
+    return make
+
+
+@pytest.fixture
+def toy_options(make_toy: Callable[..., list[str]], tmp_path: Path) -> list[str]:
+    """Options for 40 training and 24 test rows of different lengths, and a profile of ``bert`` and ``geep``."""
     texts = [f"{'good' if i % 2 else 'bad'} thing number {' '.join(map(str, range(i % 7)))}" for i in range(74)]
-    (tmp_path / "data" / "toy").mkdir(parents=True)
-    for name, rows in (("train", range(40)), ("dev", range(40, 50)), ("test", range(50, 74))):
-        frame = pd.DataFrame({"text": [texts[i] for i in rows], "label": [i % 2 for i in rows]})
-        frame.to_csv(tmp_path / "data" / "toy" / f"{name}.csv", index=False)
-    make_scratch(texts, tmp_path / "backbone", layers=3, width=16, heads=2, vocab=200, seed=0)
     (tmp_path / "toy.toml").write_text(PROFILE, encoding="utf-8")
-    return [
-        *("--profile", str(tmp_path / "toy.toml"), "--data", str(tmp_path / "data"), "--device", "cpu"),
-        *("--backbone", f"en={tmp_path / 'backbone'}"),
-    ]
+    return ["--profile", str(tmp_path / "toy.toml"), *make_toy(texts)]
+
+
+@pytest.fixture
+def mini_options(make_toy: Callable[..., list[str]]) -> list[str]:
+    """Options for 40 training and 10 test rows, and profile ``mini``."""
+    texts = [f"{'good' if i % 2 else 'bad'} thing number {i}" for i in range(60)]
+    return ["--profile", "mini", "--datasets", "toy", *make_toy(texts, 4)]
+
+
+@pytest.fixture
+def run_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Return a function that runs pytest-benchmark in this process; it returns the exit code and all output.
+
+    A process of its own would spend most of its time on imports.
+    """
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark refuses to measure in a worker
+        monkeypatch.chdir(Path(__file__).parents[2])
+        options = ["--benchmark-only", "-q", "-p", "no:faulthandler", "-p", "no:hypothesispytest"]
+        code = int(pytest.main([*arguments, *options]))
+        return code, "".join(capsys.readouterr())
+
+    return run

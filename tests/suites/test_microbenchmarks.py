@@ -1,31 +1,25 @@
-"""The benchmarks of exit table and executors, run as a user runs them, in small."""
+"""The benchmarks of exit table and executors, in small."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.kernels import host
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_every_benchmark_says_what_it_moved_and_ran(tmp_path: Path) -> None:
-    """Rates and roofline for the exit table and its rivals; executed layers, and time, for every executor."""
+def test_every_benchmark_says_what_it_moved_and_ran(
+    tmp_path: Path, run_benchmarks: Callable[..., tuple[int, str]]
+) -> None:
+    """Exit table and its alternatives have rates and a roofline; every executor has its executed layers and its time."""
     out = tmp_path / "benchmarks.json"
-    command = [
-        *(sys.executable, "-m", "pytest", "suites/test_exit_table.py", "suites/test_executors.py", "-q"),
-        *("--benchmark-only", f"--benchmark-json={out}", "--device", "cpu", "--tokens", "6000", "--samples", "9"),
-        *("--shape", "google/bert_uncased_L-4_H-256_A-4", "--batch-size", "4", "-p", "no:cacheprovider"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)  # pytest-benchmark refuses to measure in a worker
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = run_benchmarks(
+        *("suites/test_exit_table.py", "suites/test_executors.py", f"--benchmark-json={out}", "--device", "cpu"),
+        *("--tokens", "6000", "--samples", "9", "--shape", "google/bert_uncased_L-4_H-256_A-4", "--batch-size", "4"),
+    )
+    assert code == 0, said
     found = {row["name"]: row["extra_info"] for row in json.loads(out.read_text(encoding="utf-8"))["benchmarks"]}
     runs = {name: info for name, info in found.items() if "mean_layers" in info}
     tables = {name: info for name, info in found.items() if name not in runs}

@@ -77,7 +77,7 @@ def filled(case: dict, backend: str) -> ExitTable:
     return table
 
 
-@settings(max_examples=220, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases())
 def test_every_schedule_and_capacity_equals_the_reference_bit_for_bit(case: dict) -> None:
     """Counts, sums, exits and statistics are those of ``reference`` and ``cpu``, whatever was put off, moved and how full."""

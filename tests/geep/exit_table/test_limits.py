@@ -75,7 +75,7 @@ def same(one: ExitTable, two: ExitTable) -> None:
 
 
 @NEEDS_COMPILER
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.integers(1, 3), SAMPLES, SAMPLES, st.integers(0, 30), st.booleans())
 def test_an_insert_that_finds_no_memory_counts_nothing(
     ngram: int, before: list, more: list, left: int, merging: bool

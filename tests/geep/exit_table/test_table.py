@@ -59,7 +59,7 @@ def build(case: dict, backend: str) -> ExitTable:
     return made
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases())
 def test_the_cpu_backend_equals_the_reference_bit_for_bit(case: dict) -> None:
     """Both backends give the same counts, row sums, exits and statistics, whatever the data."""

@@ -5,34 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from harness.pretraining.untrained import make_scratch
 from suites.studies import depth
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> list[str]:
-    """Options for a local dataset with one easy word a class."""
-    texts = [f"{'good' if i % 2 else 'bad'} thing number {i}" for i in range(60)]
-    (tmp_path / "data" / "toy").mkdir(parents=True)
-    for name, rows in (("train", range(40)), ("dev", range(40, 50)), ("test", range(50, 60))):
-        frame = pd.DataFrame({"text": [texts[i] for i in rows], "label": [i % 2 for i in rows]})
-        frame.to_csv(tmp_path / "data" / "toy" / f"{name}.csv", index=False)
-    make_scratch(texts, tmp_path / "backbone", layers=4, width=16, heads=2, vocab=200, seed=0)
-    return [
-        *("--profile", "mini", "--datasets", "toy", "--data", str(tmp_path / "data"), "--device", "cpu"),
-        *("--backbone", f"en={tmp_path / 'backbone'}"),
-    ]
 
 
 @pytest.mark.parametrize(("method", "layers"), [("fastbert", [1, 2, 3, 4]), ("geep", [1, 2, 4])])
 def test_accuracy_of_every_head_on_local_data(
-    method: str, layers: list[int], toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, layers: list[int], mini_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the options of a run: one row a dataset, one accuracy a head."""
-    assert depth.main(["--method", method, "--out", str(tmp_path / "d.json"), *toy, "--max-test", "8"]) == 0
+    assert depth.main(["--method", method, "--out", str(tmp_path / "d.json"), *mini_options, "--max-test", "8"]) == 0
     (row,) = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["rows"]
     assert (row["dataset"], row["method"], row["backbone"], row["layers"]) == ("toy", method, "backbone", layers)
     assert (row["train_rows"], row["test_rows"]) == (40, 8)
@@ -45,9 +28,9 @@ def test_accuracy_of_every_head_on_local_data(
     ("options", "said"), [(["--method", "bert"], "no heads at several depths"), (["--data", "nowhere"], "nowhere")]
 )
 def test_what_cannot_be_done_is_one_line(
-    options: list[str], said: str, toy: list[str], capsys: pytest.CaptureFixture[str]
+    options: list[str], said: str, mini_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A method without early heads, and data that is not there."""
-    assert depth.main([*toy, *options]) == 2
+    assert depth.main([*mini_options, *options]) == 2
     error = capsys.readouterr().err.strip()
     assert said in error and len(error.splitlines()) == 1
