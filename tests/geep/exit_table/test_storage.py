@@ -102,8 +102,8 @@ def flip(folder: Path) -> None:
 @pytest.mark.parametrize(("damage", "word"), [
     (lambda folder: (folder / HEADER).unlink(), "no exit table"),
     (lambda folder: (folder / ARRAYS).unlink(), "no exit table"),
-    (lambda folder: (folder / HEADER).write_text("{"), "no JSON"),
-    (lambda folder: (folder / HEADER).write_bytes(b"\xff\xfe"), "no JSON"),
+    (lambda folder: (folder / HEADER).write_text("{"), "not valid JSON"),
+    (lambda folder: (folder / HEADER).write_bytes(b"\xff\xfe"), "not valid JSON"),
     (lambda folder: (folder / HEADER).write_text("[]"), "damaged"),
     (lambda folder: edit(folder, version=2), "version 2, this program reads 1"),
     (lambda folder: edit(folder, version="1"), "version 1"),
