@@ -58,15 +58,15 @@ class FittedGeep(AssignedExits):
     points: list[OperatingPoint] = field(default_factory=list)
 
     def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
-        """Per speed, the student's answer and the shared one (``/shared``); tuned when the method was fitted."""
+        """Return, per speed, the student's answer and the shared one (``/shared``), tuned by ``fit``."""
         return self.points
 
     def assign(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
-        """q-quantile of the summed distributions of a sample's tokens: int16 [N]."""
+        """Return the q-quantile of the summed distributions of a sample's tokens: int16 [N]."""
         return self.tables[at.params["speed"]].predict(tokens, at.params["quantile"])
 
     def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
-        """Keys of these samples that the exit table has a row of its own for, and all of them; never timed."""
+        """Return the number of these samples' keys with a row of their own, and of all keys; not timed."""
         table = self.tables[at.params["speed"]]
         table.predict(tokens, at.params["quantile"])
         return table.hits()
@@ -185,7 +185,7 @@ class Geep:
 
 
 def split_off(train_split: Split, holdout: float, seed: int) -> tuple[Split, Split]:
-    """Rows to train on and rows to observe exits on: all of them twice for 0, else disjoint.
+    """Return rows to train on and rows to observe exits on: all rows twice for 0, else disjoint.
 
     Raises:
         ConfigError: ``holdout`` is not in 0 .. 0.5, or leaves no row to train on.

@@ -1,13 +1,13 @@
-"""GEEP's one-step training objective: the shared exit loss (Li et al. 2024; released EasyNLP code, repaired).
+"""GEEP's one-step training objective: the shared exit loss (Li et al. 2024; released EasyNLP code, corrected).
 
 ::
 
     L = sum_{s in S} CE(C_T(F_L(h^s)), label)  +  sum_{i=1..E} KL(p_T || softmax C_i(h^i))
     p_T = stopgrad softmax C_T(F_L(h^{L-1}))
 
-with S = {1..E, L-1} in layers counted from 1. The released code runs every prefix again from the embeddings, which
-takes E(E+3)/2 + L layer passes per batch; here h^1 .. h^{L-1} are computed once and F_L runs once over all of them side
-by side: L + E passes. Dropout masks are then shared between the paths of a batch; the loss is otherwise the same.
+with S = {1..E, L-1} in layers counted from 1. The released code recomputes every prefix from the embeddings, which takes
+E(E+3)/2 + L layer passes per batch. Here h^1 .. h^{L-1} are computed once, and F_L runs once over all of them side by side:
+L + E passes. The paths of a batch then share dropout masks; the loss is otherwise the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.encoder.multi_exit import MultiExitModel
 
 
 def shared_exit_loss(model: MultiExitModel, tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-    """The objective on one batch, a scalar.
+    """Return the objective on one batch, a scalar.
 
     Args:
         model: students after layer indices 0 .. E-1 (E <= L - 2) and a teacher.
@@ -33,7 +33,7 @@ def shared_exit_loss(model: MultiExitModel, tokens: TokenSet, layout: Layout, la
     last = model.depth - 1
     states = list(model.encoder.states(tokens, layout, upto=last))[1:]  # h^1 .. h^{L-1}, each [rows, width]
     paths = [*model.exits, last - 1]
-    # F_L and C_T see the samples of all paths as one long batch.
+    # F_L and C_T process the samples of all paths as one long batch.
     together = torch.cat([states[i] for i in paths])
     tiled = Layout(np.tile(layout.lengths, len(paths)), layout.pad_to, layout.device)
     teacher = model.shared_answer(together, tiled)  # [len(paths) * B, C]

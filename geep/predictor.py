@@ -1,4 +1,4 @@
-"""From training exits to tables, and from dev to the quantile: what is decided about prediction before test."""
+"""Build tables from training exits and tune the quantile on dev."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def build_table(
     min_count: int,
     smoothing: int,
 ) -> ExitTable:
-    """Exit table of the sequential entropy exit at ``speed`` over the given samples.
+    """Return the exit table of the sequential entropy exit at ``speed`` over the given samples.
 
     Args:
-        logits: [A, N, C], what every answering layer says.
+        logits: [A, N, C] of every answering layer.
         answers: the A layer indices.
     """
     table = ExitTable(depth, ngram=ngram)
@@ -40,7 +40,7 @@ def build_table(
 
 @dataclass(frozen=True)
 class DevView:
-    """What dev says about every answering layer: the only thing that tuning looks at.
+    """Results of every answering layer on dev; all tuning uses only this.
 
     Attributes:
         answers: layer indices, int64 [A].
@@ -58,7 +58,7 @@ class DevView:
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, answers: tuple[int, ...], depth: int) -> DevView:
-        """From logits [A, N, C] and gold labels [N]."""
+        """Build from logits [A, N, C] and gold labels [N]."""
         said = logits.argmax(-1)
         return cls(
             np.array(answers),
@@ -69,22 +69,22 @@ class DevView:
         )
 
     def sequential_layers(self, speed: float) -> float:
-        """Mean layers of the sequential entropy exit at ``speed``: the budget that predictions are matched to."""
+        """Return the mean layers of the sequential entropy exit at ``speed``, the budget of predictions."""
         sure = self.entropy <= speed
         sure[-1] = True
         return float((self.answers[sure.argmax(0)] + 1).mean())
 
     def position(self, exits: np.ndarray) -> np.ndarray:
-        """Layer indices -> positions in :attr:`answers`."""
+        """Convert layer indices to positions in :attr:`answers`."""
         return np.searchsorted(self.answers, exits)
 
 
 def tune_quantile(exits: np.ndarray, view: DevView, budget: float, *, extra: int = 0) -> tuple[int, float, float]:
-    """The quantile whose mean layers on dev come nearest to ``budget``; the more accurate one on ties.
+    """Choose the quantile whose mean layers on dev are nearest to ``budget``; the more accurate one on ties.
 
     Args:
         exits: int16 [N, Q], predictions on dev at :data:`QUANTILES`.
-        extra: layers that an answer before the last layer costs on top (1 for the shared answer).
+        extra: additional layers of an answer before the last layer (1 for the shared answer).
 
     Returns:
         quantile in per mille, its mean layers on dev, its accuracy on dev.

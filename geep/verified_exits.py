@@ -1,4 +1,4 @@
-"""Verified exits (ours): prediction says when to look, the head there says whether to stop."""
+"""Verified exits (ours): prediction decides when to look, the head there decides whether to stop."""
 
 from __future__ import annotations
 
@@ -23,48 +23,49 @@ from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.transfer import upload
 from harness.execution.executors import exit_logits
-from harness.execution.exit_rules import Entropy
+from harness.execution.exit_rules import Entropy, candidate_thresholds
 from harness.execution.verified import run_verified
 from harness.registry import register
 from harness.toolkit.fitted import SPEEDS, FittedModel, checked_speeds
 from harness.toolkit.training import own_settings
 
-# How many heads a sample may ask before it is answered unsure. EVERY: at each exit from the first look on.
+# Heads that a sample may use before it is answered unsure. EVERY: one at each exit from the first look on.
 EVERY = 0
 MODES: dict[str, tuple[int, ...]] = {"once": (1,), "steps": (3, EVERY)}
-SLACK = 1.03  # layers on dev, against the sequential exit
+SLACK = 1.03  # allowed layers on dev, relative to the sequential exit
 GRID = tuple(range(25, 1000, 25))  # first quantile, per mille
+THRESHOLDS = 256  # tried per way of looking, at most
 
 
 def look_quantiles(first: int, looks: int) -> list[int]:
-    """Quantiles of successive looks, per mille: each halves what is left to certainty: 600 -> 600, 800, 900."""
+    """Return quantiles of successive looks, per mille; each halves the rest up to 1000: 600 -> 600, 800, 900."""
     return [1000 - (1000 - first) // 2**i for i in range(looks)]
 
 
 def look_layers(table: ExitTable, tokens: TokenSet, answers: Sequence[int], quantile: int, looks: int) -> Tensor:
-    """Layer indices at which each sample asks a head: int16 [N, S], on the device of ``tokens``.
+    """Return layer indices at which each sample runs a head: int16 [N, S], on the device of ``tokens``.
 
     Args:
         answers: layer indices that have a head, rising.
         quantile: of the first look, per mille.
-        looks: S; or :data:`EVERY`, then the first look and every exit after it.
+        looks: S; or :data:`EVERY`, the first look and every exit after it.
     """
     if looks != EVERY:
         return table.quantiles(tokens, look_quantiles(quantile, looks))
     exits = upload(np.array(answers, dtype=np.int16), tokens.device)
     first = table.quantiles(tokens, [quantile])  # [N, 1]
-    # Columns before the first look repeat it, and a look that is no deeper than the one before is skipped.
+    # Columns before the first look repeat it, and a look that is not deeper than the one before is skipped.
     return torch.maximum(exits.expand(len(tokens), -1), first)
 
 
 @dataclass(frozen=True)
-class GridOutcome:
-    """A way of looking, and what it would do on dev: fractions and layers.
+class LookChoice:
+    """When to look, and the results on dev: shares of samples, mean layers and mean heads.
 
     Attributes:
         quantile: of the first look, per mille.
         looks: see :func:`look_layers`.
-        end: layer index at which the unsure are answered.
+        end: layer index at which unsure samples are answered.
         threshold: normalised entropy up to which a sample leaves.
         agreement: share of samples with the answer of full depth.
     """
@@ -82,7 +83,7 @@ class GridOutcome:
 def simulate(
     looks: np.ndarray, view: DevView, thresholds: np.ndarray, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """GridOutcome per threshold of looking at ``looks`` [N, S] (layer indices, not falling), the unsure answered at ``end``.
+    """Simulate looking at ``looks`` [N, S] (layer indices, not falling) per threshold; unsure samples are answered at ``end``.
 
     Returns:
         agreement with full depth, accuracy, mean layers, mean heads; each [T].
@@ -107,41 +108,28 @@ def simulate(
     return view.agrees[where, samples].mean(1), view.correct[where, samples].mean(1), layers, heads.mean(1)
 
 
-def cuts(entropy: np.ndarray, speed: float) -> np.ndarray:
-    """Thresholds worth trying: ``speed``, 1, and at most 256 half way between entropies that occur; float32 [T], rising.
+def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: str) -> LookChoice:
+    """Choose looks, threshold and end on dev: the best within the layers of the sequential exit at ``speed``.
 
-    Half way, so that rounding, which differs from batch to batch, cannot tip a sample of dev to the other side.
-    """
-    values = np.unique(entropy)
-    between = (values[1:] + values[:-1]) / 2
-    if len(between) > 256:
-        between = between[np.linspace(0, len(between) - 1, 256).round().astype(int)]
-    return np.unique(np.append(between, [speed, 1.0]).astype(np.float32))
+    The best has the largest agreement with full depth, then the fewest layers. Agreement needs no labels and varies less
+    between dev samples than accuracy, so the choice overfits dev less. A few per cent more layers are allowed
+    (:data:`SLACK`), because looks come in whole layers. If nothing meets the budget, the cheapest is taken.
 
-
-def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: str) -> GridOutcome:
-    """Where to look, how sure to be and where to stop, on dev: the best within the layers of sequential exit at ``speed``.
-
-    Best is the largest agreement with full depth, then the cheapest. Agreement needs no labels and varies less from
-    sample to sample of dev than accuracy, so that the choice fits dev's accidents less. A few per cent more layers are
-    allowed (:data:`SLACK`), because looks come in whole layers. Where nothing is as cheap as the sequential exit, the
-    cheapest is taken.
-
-    ``once`` may also stop the unsure before the last layer: where the sequential exit leaves after little more than one
-    layer, one sample sent to full depth costs what many may not. ``steps`` goes on to the last layer, but asks on its way.
+    ``once`` may also stop unsure samples before the last layer: where the sequential exit leaves after little more than one
+    layer, full depth is too expensive for even few samples. ``steps`` continues to the last layer, with looks on the way.
     """
     budget = SLACK * view.sequential_layers(speed)
-    thresholds = cuts(view.entropy[:-1], speed)
+    thresholds = candidate_thresholds(view.entropy[:-1], (speed, 1.0), most=THRESHOLDS)
     last = int(view.answers[-1])
     outcomes, seen = [], set()
     for looks, first in itertools.product(MODES[mode], GRID):
         at = look_layers(table, tokens, view.answers.tolist(), first, looks).cpu().numpy()
-        if at.tobytes() in seen:  # many quantiles look at the same layers
+        if at.tobytes() in seen:  # many quantiles give the same looks
             continue
         seen.add(at.tobytes())
         for end in view.answers[1:].tolist() if looks == 1 else [last]:
             rows = zip(thresholds, *simulate(at, view, thresholds, end), strict=True)
-            outcomes += [GridOutcome(first, looks, end, *(float(value) for value in row)) for row in rows]
+            outcomes += [LookChoice(first, looks, end, *(float(value) for value in row)) for row in rows]
     affordable = [o for o in outcomes if o.layers <= budget + 1e-9]
     if not affordable:
         return min(outcomes, key=lambda o: (o.layers, o.heads, -o.agreement))
@@ -150,7 +138,7 @@ def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: 
 
 @dataclass
 class FittedVerified(FittedModel):
-    """GEEP's model and tables, looked at another way."""
+    """GEEP's model and tables, used to decide when to look."""
 
     executor = "verified"
 
@@ -158,18 +146,18 @@ class FittedVerified(FittedModel):
     points: list[OperatingPoint] = field(default_factory=list)
 
     def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
-        """Per speed, ``once`` and ``steps``; tuned when the method was fitted."""
+        """Return ``once`` and ``steps`` per speed, tuned by ``fit``."""
         return self.points
 
     def looks(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
-        """Layer indices at which each sample asks a head, int16 [N, S]."""
+        """Return layer indices at which each sample runs a head, int16 [N, S]."""
         chosen = at.params
         return look_layers(
             self.tables[chosen["speed"]], tokens, self.model.answers, chosen["quantile"], chosen["looks"]
         )
 
     def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
-        """As of GEEP, whose tables these are."""
+        """Return the hits in GEEP's tables."""
         self.looks(tokens, at=at)
         return self.tables[at.params["speed"]].hits()
 
@@ -181,7 +169,7 @@ class FittedVerified(FittedModel):
         return run_verified(self.model, tokens, looks, at.execution, rule, end=at.params["end"], phases=phases)
 
     def save(self, folder: Path) -> None:
-        """Only the points: model and tables are GEEP's and lie there."""
+        """Write the points only: model and tables are saved by GEEP."""
         points = [{"name": point.name, "params": dict(point.params)} for point in self.points]
         (folder / "verified.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
 
@@ -195,10 +183,10 @@ def _geep(teachers: Mapping[str, Fitted]) -> FittedGeep:
 
 @register
 class GeepVerified:
-    """Run to the predicted exit, ask one head; the sure leave, the others go on. Learns nothing beyond GEEP.
+    """Run to the predicted exit and apply one head; confident samples leave, the others continue. Trains nothing.
 
-    Config: ``modes``, a list out of ``once`` (one look, then on to a fixed end) and ``steps`` (a look at every next
-    predicted exit, or at every next exit, whichever dev prefers).
+    Config: ``modes``, a list out of ``once`` (one look, then on to a fixed end) and ``steps`` (a look at every next predicted
+    exit, or at every next exit, as tuned on dev).
     """
 
     name = "geep-verified"
@@ -212,7 +200,7 @@ class GeepVerified:
         """Tune quantile and threshold on dev for every speed and mode.
 
         Raises:
-            ConfigError: an unknown mode, or a setting that nobody reads.
+            ConfigError: an unknown mode or setting.
         """
         modes = own_settings(self.name, config, {"modes": list(MODES)})["modes"]
         if not modes or any(mode not in list(MODES) for mode in modes) or len(set(modes)) < len(modes):

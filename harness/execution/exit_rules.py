@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -244,6 +245,19 @@ def replay(rule: ExitRule, scores: Tensor) -> Tensor:
         exits = torch.where(leaves & ~gone, place, exits)
         gone = gone | leaves
     return exits
+
+
+def candidate_thresholds(scores: np.ndarray, ends: Sequence[float], *, most: int, apart: float = 0.0) -> np.ndarray:
+    """Return thresholds to try on dev, float32 and rising: ``ends``, and at most ``most`` midpoints between occurring scores.
+
+    Rounding differs from batch to batch. A threshold at a midpoint between scores at least ``apart`` from each other keeps
+    it from changing the decision on a dev sample.
+    """
+    values = np.unique(scores)
+    between = ((values[1:] + values[:-1]) / 2)[np.diff(values) > apart]
+    if len(between) > most:
+        between = between[np.linspace(0, len(between) - 1, most).round().astype(int)]
+    return np.unique(np.append(between, ends).astype(np.float32))
 
 
 def first_exit(logits: Tensor, speed: float) -> Tensor:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -33,6 +32,7 @@ from harness.execution.exit_rules import (
     RawEntropy,
     Setting,
     Static,
+    candidate_thresholds,
     replay,
     scores_of,
 )
@@ -104,19 +104,6 @@ def calibrate(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
     return tuple(found)
 
 
-def cuts(scores: Tensor, ends: tuple[float, float]) -> list[float]:
-    """Thresholds worth trying, rising: ``ends``, and at most :data:`THRESHOLDS` half way between scores that occur.
-
-    Half way, and never between scores nearer than :data:`APART`, so that rounding, which differs from batch to batch, cannot
-    tip a sample of dev to the other side. They are float32 numbers, as scores are.
-    """
-    values = scores.unique().numpy()
-    between = ((values[1:] + values[:-1]) / 2)[np.diff(values) > APART]
-    if len(between) > THRESHOLDS:
-        between = between[np.linspace(0, len(between) - 1, THRESHOLDS).round().astype(int)]
-    return np.unique(np.append(between, ends).astype(np.float32)).tolist()
-
-
 def worth_trying(name: str, scores: Tensor, classes: int) -> list[dict[str, Any]]:
     """Settings of a rule to choose from on dev.
 
@@ -130,7 +117,7 @@ def worth_trying(name: str, scores: Tensor, classes: int) -> list[dict[str, Any]
     if name == "patience":
         return [{"patience": patience} for patience in patiences]
     ends = (0.0, math.log(classes)) if name == "raw-entropy" else (0.0, 1.0)
-    thresholds = cuts(scores[:-1], ends)
+    thresholds = candidate_thresholds(scores[:-1].numpy(), ends, most=THRESHOLDS, apart=APART).tolist()
     if name == "patience-confidence":
         pairs = itertools.product(thresholds, patiences)
         return [{"threshold": threshold, "patience": patience} for threshold, patience in pairs]

@@ -21,7 +21,6 @@ from geep.verified_exits import (
     SLACK,
     FittedVerified,
     GeepVerified,
-    cuts,
     look_layers,
     look_quantiles,
     simulate,
@@ -32,7 +31,7 @@ from harness.core.errors import ConfigError, ResultError
 from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
 from harness.execution.executors import exit_logits
-from harness.execution.exit_rules import Entropy
+from harness.execution.exit_rules import Entropy, candidate_thresholds
 from harness.execution.verified import run_verified
 
 Check = Callable[[FittedVerified, OperatingPoint, Execution, list[int]], None]
@@ -75,7 +74,7 @@ def test_simulation_is_what_running_does(
     looks = data.draw(st.integers(1, 4))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     targets = np.sort(view.answers[rng.integers(0, 4, (48, looks))], axis=1).astype(np.int16)
-    thresholds = cuts(view.entropy[:-1], 0.5)
+    thresholds = candidate_thresholds(view.entropy[:-1], (0.5, 1.0), most=256)
     threshold = thresholds[data.draw(st.integers(0, len(thresholds) - 1))]
     end = data.draw(st.sampled_from(view.answers.tolist()))
     (agreement,), (accuracy,), (layers,), (heads,) = simulate(targets, view, np.array([threshold]), end)
@@ -217,7 +216,7 @@ def test_look_quantiles_halve_what_is_left() -> None:
 def test_cuts_tell_entropies_apart(values: list[float], speed: float) -> None:
     """Thresholds rise, hold the speed and 1, are few, and part any two entropies where there are few of those."""
     entropy = np.array(values, dtype=np.float32)
-    found = cuts(entropy, speed)
+    found = candidate_thresholds(entropy, (speed, 1.0), most=256)
     assert (np.diff(found) > 0).all()
     assert len(found) <= 258
     assert np.float32(speed) in found

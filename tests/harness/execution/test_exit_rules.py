@@ -30,6 +30,7 @@ from harness.execution.exit_rules import (
     RawEntropy,
     Stateless,
     Static,
+    candidate_thresholds,
     first_exit,
     normalised_entropy,
     replay,
@@ -288,3 +289,32 @@ def test_rule_leaves_at_most_at_the_threshold() -> None:
     assert Entropy(1.0 + 1e-6)(logits).tolist() == [True, True]
     assert Entropy(0.5)(logits).tolist() == [False, True]
     assert Entropy(0.0)(logits).tolist() == [False, False]
+
+
+MOST, APART = 200, 1e-5
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=600))
+def test_candidate_thresholds_lie_between_scores(values: list[float]) -> None:
+    """They are rising float32 numbers with both ends, at most 200 others; none is within rounding of a score, and few enough
+    scores are all separated."""
+    scores = torch.tensor(values)
+    found = candidate_thresholds(scores.numpy(), (0.0, 1.0), most=MOST, apart=APART).tolist()
+    assert found == sorted(set(found))
+    assert {0.0, 1.0} <= set(found)
+    assert len(found) <= MOST + 2
+    assert [float(np.float32(one)) for one in found] == found
+    unique = scores.unique().tolist()
+    if len(unique) <= MOST:
+        for low, high in zip(unique[:-1], unique[1:], strict=True):
+            assert any(low <= cut <= high for cut in found) or high - low <= 1.01 * APART
+    for cut in set(found) - {0.0, 1.0}:
+        assert min(abs(cut - score) for score in unique) > 0.4 * APART
+
+
+def test_scores_that_only_rounding_tells_apart_share_a_side() -> None:
+    """No threshold is set between saturated confidences one float32 step apart."""
+    one = np.float32(1.0)
+    near = [float(np.nextafter(one, np.float32(0))), 1.0]
+    assert candidate_thresholds(np.float32([0.5, *near]), (0.0, 1.0), most=9, apart=APART).tolist() == [0.0, 0.75, 1.0]

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,15 +23,12 @@ from harness.execution.executors import exit_evidence, exit_logits
 from harness.execution.exit_rules import scores_of
 from harness.toolkit.budgets import checked_budgets
 from harness.toolkit.rule_exits import (
-    APART,
     COLDEST,
     HOTTEST,
     RULES,
-    THRESHOLDS,
     RuleExits,
     calibrate,
     checked_rule,
-    cuts,
     make_rule,
     outcomes,
     under_rule,
@@ -119,32 +114,6 @@ def test_everything_between_at_once_and_never_is_tried(fit: Callable[[str], Rule
         correct = logits.argmax(-1) == dev.labels
         layers = [one.layers for one in outcomes(rule, scores, correct, (0, 1, 2, 3), worth_trying(rule, scores, 3))]
         assert (min(layers), max(layers)) == (1.0, 4.0)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=600))
-def test_cuts_lie_between_scores(values: list[float]) -> None:
-    """Rising float32 numbers with both ends, not too many; none so near a score that rounding could tip it, and up to that
-    many, any two scores further apart than that are told apart."""
-    scores = torch.tensor(values)
-    found = cuts(scores, (0.0, 1.0))
-    assert found == sorted(set(found))
-    assert {0.0, 1.0} <= set(found)
-    assert len(found) <= THRESHOLDS + 2
-    assert [float(np.float32(one)) for one in found] == found
-    unique = scores.unique().tolist()
-    if len(unique) <= THRESHOLDS:
-        for low, high in zip(unique[:-1], unique[1:], strict=True):
-            assert any(low <= cut <= high for cut in found) or high - low <= 1.01 * APART
-    for cut in set(found) - {0.0, 1.0}:
-        assert min(abs(cut - score) for score in unique) > 0.4 * APART
-
-
-def test_scores_that_only_rounding_tells_apart_share_a_side() -> None:
-    """Saturated confidences lie one float32 step apart: no threshold is set between them."""
-    one = np.float32(1.0)
-    near = [float(np.nextafter(one, np.float32(0))), 1.0]
-    assert cuts(torch.tensor([0.5, *near]), (0.0, 1.0)) == [0.0, 0.75, 1.0]
 
 
 def test_patience_stops_short_of_the_last_head() -> None:
