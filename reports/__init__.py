@@ -1,1 +1,4 @@
-"""What is shown: tables, figures and the page, made from a run folder and nothing else."""
+"""Reports: tables, figures and a page, made from a run folder alone.
+
+Rooms, each importing only those before it: ``notation``, ``analysis``, ``tables`` and ``figures``, and the modules here.
+"""

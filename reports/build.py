@@ -1,4 +1,4 @@
-"""Write the whole report of a run."""
+"""Write the whole report of a run: page, Markdown, tables and figures."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 
 from harness.core.errors import ResultError
 from reports.analysis.view import View, build_view
-from reports.figures.all_figures import draw_figures
+from reports.figures.dataset_figures import draw_figures
 from reports.figures.drawing import Drawing
-from reports.page import Contents, render_markdown, render_page
-from reports.tables.formats import to_csv, to_latex, to_markdown
+from reports.notation.table_formats import table_files
+from reports.page import render_markdown, render_page
+from reports.tables.catalogue import Contents
 
 
 def write_report(run_path: Path, progress: bool = False) -> Path:
     """Write ``RUN/report/``: page, Markdown, tables, figures.
 
-    The report is built beside the old one and then takes its place, so that a kill leaves no half report.
+    The report is built beside the old one and then replaces it, so that a killed process leaves no incomplete report.
 
     Args:
         run_path: the run folder.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
         Path of ``report/index.html``.
@@ -62,7 +63,7 @@ def _alive(pid: int) -> bool:
 
 
 def _sweep(run_path: Path) -> None:
-    """Remove what killed report writers left; a report they had moved away is put back first."""
+    """Remove what killed writers left; a report that they had moved away is put back first."""
     for left in sorted(run_path.glob(".report.*.*")):
         pid = left.name.split(".")[2]
         if not pid.isdecimal() or (int(pid) != os.getpid() and _alive(int(pid))):
@@ -79,9 +80,8 @@ def _write(view: View, folder: Path, progress: bool) -> None:
     (folder / "tables").mkdir(parents=True)
     (folder / "figures").mkdir()
     contents = Contents(view)
-    for table in contents.all:
-        for suffix, render in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
-            (folder / "tables" / f"{table.name}.{suffix}").write_text(render(table), encoding="utf-8")
+    for name, text in table_files(contents.all):
+        (folder / "tables" / name).write_text(text, encoding="utf-8")
     figures: dict[str, list[Drawing]] = {}
     for group in tqdm(view.groups, desc="report", unit="dataset", disable=not progress, leave=False):
         figures[group.slug] = draw_figures(view, group)

@@ -1,54 +1,46 @@
-"""What two runs say about each other, for the terminal and for a log."""
+"""The comparison of two runs as text, for the terminal and for a log."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
+from harness.core.terminal_table import terminal_table
 from harness.regression.compare import Change, Comparison
 from harness.results.packed_run import PackedRun
 from harness.results.schema import Cell
 from reports.notation.numbers import DASH, fixed, p_value, percent, points, times
-from reports.terminal import fit
 
-_NAME = 40
+WIDTH = 132
 _LISTED = 8
+_HEADS = ("acc. %", "change", "lost:won", "p adj.", "FLOPs", "layers", "speed-up", "ratio", "noise")
 
 
 def render(comparison: Comparison) -> str:
-    """Both runs, a line a cell, a line a method, remarks, and what the gate says. Fits 132 columns."""
-    lines = [f"base: {_run(comparison.base)}", f"new:  {_run(comparison.new)}", ""]
-    dataset = None
-    for change in comparison.changes:
-        label = f"{change.cell.dataset}{' (synthetic)' * change.synthetic}"
-        if label != dataset:
-            lines += [*([""] if dataset else []), _line(label, _HEADS)]
-            dataset = label
-        lines.append(_line(f"{'!' if change.alarms else ' '} {_name(change, comparison)}", _columns(change)))
-    lines.append("")
+    """Return both runs, a line per cell, a line per method, remarks, and the result of the gate; tables fit 132 columns."""
+    parts = [f"base: {_run(comparison.base)}\nnew:  {_run(comparison.new)}\n"]
+    for label, changes in groupby(comparison.changes, key=_dataset):
+        rows = [[_name(change, comparison), *_columns(change)] for change in changes]
+        parts.append(terminal_table([label, *_HEADS], rows, width=WIDTH))
     if comparison.methods:
-        lines.append("times per method, median over its cells (below 1: slower than in base):")
-        lines += [
-            f"{'!' if method.alarm else ' '} {fit(method.name, 24)} {fixed(method.ratio)}×  {method.cells} cells, "
-            f"adjusted p {p_value(method.p_adjusted)}"
-            for method in comparison.methods
+        rows = [
+            [_flag(one.alarm, one.name), f"{fixed(one.ratio)}×", str(one.cells), p_value(one.p_adjusted)]
+            for one in comparison.methods
         ]
-        lines.append("")
-    lines += _counts(comparison)
-    lines += [f"- {remark}" for remark in comparison.remarks]
-    lines += [f"regression: {alarm}" for alarm in comparison.alarms]
-    number = len(comparison.alarms)
-    lines.append(
-        f"gate: {'nothing got worse' if not number else '1 regression' if number == 1 else f'{number} regressions'}"
-    )
-    return "\n".join(lines) + "\n"
+        parts.append(terminal_table(["method", "median time ratio", "cells", "p adj."], rows, notes=[_BELOW_ONE]))
+    parts.append("\n".join([*_counts(comparison), *_end(comparison)]) + "\n")
+    return "\n".join(parts)
 
 
-_HEADS = ["acc. %", "change", "lost:won", "p adj.", "FLOPs", "layers", "speed-up", "ratio", "noise"]
-_WIDTHS = [8, 8, 10, 8, 9, 14, 15, 7, 13]
+_BELOW_ONE = "median time ratio: over the cells of the method; below 1: slower than in base"
 
 
-def _line(name: str, columns: list[str]) -> str:
-    return (
-        fit(name, _NAME) + "".join(f"{text:>{width}}" for text, width in zip(columns, _WIDTHS, strict=True))
-    ).rstrip()
+def _dataset(change: Change) -> str:
+    return f"{change.cell.dataset}{' (synthetic)' * change.synthetic}"
+
+
+def _flag(alarm: object, name: str) -> str:
+    return f"{'!' if alarm else ' '} {name}"
 
 
 def _run(packed: PackedRun) -> str:
@@ -58,28 +50,27 @@ def _run(packed: PackedRun) -> str:
 
 
 def _name(change: Change, comparison: Comparison) -> str:
-    """Method and point, and what else tells the cell from its neighbours."""
+    """Return method and point, and the settings that tell the cell from its neighbours."""
+    cell = change.cell
+    mine = cell.model_dump(exclude={"seed"})
     same = [
-        other
+        other.cell.model_dump(exclude={"seed"})
         for other in comparison.changes
-        if (other.cell.dataset, other.cell.method, other.cell.point)
-        == (change.cell.dataset, change.cell.method, change.cell.point)
+        if (other.cell.dataset, other.cell.method, other.cell.point) == (cell.dataset, cell.method, cell.point)
     ]
-    facts = [other.cell.model_dump(exclude={"seed"}) for other in same]
-    mine = change.cell.model_dump(exclude={"seed"})
-    extra = [str(mine[name]) for name in mine if len({fact[name] for fact in facts}) > 1]
+    extra = [str(mine[name]) for name in mine if len({one[name] for one in same}) > 1]
     seeds = f" ({len(change.seeds)} seeds)" if len(change.seeds) > 1 else ""
-    return f"{change.cell.method} {change.cell.point}{seeds}" + (f" [{' '.join(extra)}]" if extra else "")
+    name = f"{cell.method} {cell.point}{seeds}" + (f" [{' '.join(extra)}]" if extra else "")
+    return _flag(change.alarms, name)
 
 
 def _columns(change: Change) -> list[str]:
     time = change.time
-    tested = change.wins is not None
     return [
         percent(change.accuracy[1]),
         "=" if change.difference == 0 else points(change.difference, 2),
-        f"{change.losses}:{change.wins}" if tested else "untested",
-        p_value(change.p_adjusted) if change.p_adjusted is not None else DASH,
+        f"{change.losses}:{change.wins}" if change.wins is not None else "untested",
+        p_value(change.p_adjusted),
         "=" if change.flops[0] == change.flops[1] else times(change.flops[1] / change.flops[0]),
         _arrow(*change.layers),
         DASH if time is None else f"{times(time.speedup[0])}→{times(time.speedup[1])}",
@@ -93,17 +84,25 @@ def _arrow(base: float, new: float) -> str:
 
 
 def _counts(comparison: Comparison) -> list[str]:
-    still = sum(not change.moved for change in comparison.changes)
+    same = sum(not change.moved for change in comparison.changes)
     lines = [
-        f"{len(comparison.changes)} cells compared; in {still} of them every answer and every count is what it was"
+        f"{len(comparison.changes)} cells compared; in {same} of them all predictions and all counts are identical"
     ]
     for where, cells in (("base", comparison.only_base), ("new", comparison.only_new)):
         if cells:
-            shown = "; ".join(map(_short, cells[:_LISTED]))
-            more = f"; and {len(cells) - _LISTED} more" if len(cells) > _LISTED else ""
-            lines.append(f"only in {where} ({len(cells)}): {shown}{more}")
+            lines.append(f"only in {where} ({len(cells)}): {_listed(cells)}")
     return lines
 
 
-def _short(cell: Cell) -> str:
-    return f"{cell.dataset} {cell.method} {cell.point}"
+def _listed(cells: Sequence[Cell]) -> str:
+    more = f"; and {len(cells) - _LISTED} more" if len(cells) > _LISTED else ""
+    return "; ".join(f"{cell.dataset} {cell.method} {cell.point}" for cell in cells[:_LISTED]) + more
+
+
+def _end(comparison: Comparison) -> list[str]:
+    number = len(comparison.alarms)
+    return [
+        *(f"- {remark}" for remark in comparison.remarks),
+        *(f"regression: {alarm}" for alarm in comparison.alarms),
+        f"gate: {'nothing got worse' if not number else '1 regression' if number == 1 else f'{number} regressions'}",
+    ]

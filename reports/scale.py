@@ -1,7 +1,7 @@
-"""How long a report takes and how large its page is, on a made-up run: ``python -m reports.scale``.
+"""Measure the time and size of a report on a made-up run: ``python -m reports.scale``.
 
 The run has the shape of a full comparison: by default twelve datasets, eleven methods at up to six operating points and three
-seeds. Its numbers are random and say nothing, so all of it is marked synthetic.
+seeds. Its numbers are random and without meaning, so all of it is marked synthetic.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,7 @@ _SPEEDS = (0.1, 0.5)
 
 
 def points_of(method: str) -> list[str]:
-    """Operating points, as the methods of the project name theirs."""
+    """Return the operating points of a method, named as the methods of this project name theirs."""
     if method in ("bert", "distilbert", "tinybert"):
         return ["full"]
     if method == "oracle":
@@ -62,13 +62,13 @@ METHODS = (
 
 
 def make_run(path: Path, *, datasets: int, seeds: int, samples: int) -> int:
-    """Write a made-up run; returns the number of its cells.
+    """Write a made-up run; return the number of its cells.
 
     Args:
         path: the run folder.
-        datasets: how many, half of them Chinese.
-        seeds: of each cell.
-        samples: test rows of each dataset.
+        datasets: number of datasets, half of them Chinese.
+        seeds: seeds per cell.
+        samples: test rows per dataset.
 
     Raises:
         ResultError: the folder cannot be written.
@@ -89,7 +89,7 @@ def make_run(path: Path, *, datasets: int, seeds: int, samples: int) -> int:
 def _cell(
     rng: np.random.Generator, dataset: str, language: str, method: str, point: str, seed: int, left: np.ndarray
 ) -> tuple[Result, pd.DataFrame]:
-    """One result and its rows: exits scatter around ``left``, those of the sequential exit."""
+    """Return one result and its rows; exits scatter around ``left``, the exits of the sequential control."""
     n = len(left)
     kind: Literal["method", "control", "bound"] = (
         "bound" if method == "oracle" else "control" if method.startswith("control") else "method"
@@ -115,11 +115,22 @@ def _cell(
             "difficulty": (np.arange(n) * 3 // n).astype(np.int8),
         }
     )
-    coordinates: dict[str, Any] = {"source": "embedded", "backbone": "made-up", "protocol": "modern", "order": "length"}
-    coordinates.update(executor="made-up", batch_size=32, device="cpu", dtype="float32")
     result = Result(
         schema=1,
-        cell=Cell(method=method, dataset=dataset, seed=seed, point=point, **coordinates),
+        cell=Cell(
+            method=method,
+            dataset=dataset,
+            source="embedded",
+            backbone="made-up",
+            seed=seed,
+            point=point,
+            protocol="modern",
+            order="length",
+            executor="made-up",
+            batch_size=32,
+            device="cpu",
+            dtype="float32",
+        ),
         kind=kind,
         synthetic=True,
         language=language,
@@ -178,11 +189,11 @@ def _cell(
 
 @exit_codes("scale")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a run, report it, print seconds and bytes; 2 with one line on bad input."""
+    """Make a run, report it, print seconds and bytes; return 2 with one line on bad input."""
     parser = argparse.ArgumentParser(prog="python -m reports.scale", description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("--datasets", type=int, default=12)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=2000, help="test rows of a dataset (default 2000)")
+    parser.add_argument("--datasets", type=int, default=12, help="number of datasets (default 12)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds per cell (default 3)")
+    parser.add_argument("--samples", type=int, default=2000, help="test rows per dataset (default 2000)")
     parser.add_argument("--out", type=Path, help="keep the run here (default: a temporary folder)")
     options = parser.parse_args(arguments)
     if min(options.datasets, options.seeds, options.samples) < 1:

@@ -1,19 +1,20 @@
 """Several runs in one table: a row per method and point, and per dataset accuracy, layers, speed-up and the paired test.
 
 ``python -m reports.side_by_side RUN RUN ... --out FOLDER`` writes ``side-by-side.{md,csv,tex}`` there and prints the Markdown.
-It reads the CSV files of the runs' reports, and results for what training took, so that published runs, which have no
-per-sample rows, will do.
-A dataset may be in several runs of one setting, say when a method came later: the first run's methods stand, the others add theirs.
+It reads the CSV files of the runs' reports, and the results for the training cost; published runs, which have no per-sample
+rows, are sufficient. A dataset may be in several runs of one setting, for example when a method was added later: the methods of
+the first run are kept, and the other runs add theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Literal
 
 import pandas as pd
 
@@ -22,22 +23,52 @@ from harness.core.errors import ResultError
 from harness.results.schema import Result
 from reports.notation.marks import footnotes, marked
 from reports.notation.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
-from reports.papers import write_tables
-from reports.tables.formats import Column, Row, Table, to_markdown
-from reports.tables.summary import UNTRAINED, data_tag, method_name
+from reports.notation.table_formats import Column, Table, to_markdown, write_tables
+from reports.tables.shared_columns import UNTRAINED, data_tag, file_tag, method_name
 
 NAME = "side-by-side"
 IDENTITY = ("method", "point")
 COSTS = ("n", "accuracy", "accuracy_low", "accuracy_high", "mean_layers", "speedup", "ratio_linear", "samples_per_s")
 TESTED = ("difference", "difference_low", "difference_high", "p", "p_holm")
 TRAINING = ("train_flops", "train_ratio")
-SETTING = ("source", "backbone", "protocol", "device", "dtype", "seed_list", "reference")  # that a dataset's runs share
+NUMBERS = (*COSTS, *TESTED, *TRAINING)
+# Settings that all runs of a dataset must share.
+SETTING = ("source", "backbone", "protocol", "device", "dtype", "seed_list", "reference")
 
-Parts = dict[str, tuple[Path, pd.DataFrame, list[str]]]  # dataset -> its first run, its rows, notes on the other runs
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset: the first run that has it, its rows, and notes on the other runs."""
+
+    run: Path
+    rows: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OnDataset:
+    """What was measured of a method at a point on one dataset: numbers by name, and marks."""
+
+    numbers: dict[str, float | None]
+    marks: str
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.numbers[name]
+
+
+@dataclass
+class SideRow:
+    """A method at a point: dataset -> what was measured there. Marks stand at the datasets, not at the method."""
+
+    kind: str
+    method: str
+    point: str
+    on: dict[str, OnDataset]
+    marks: Literal[""] = ""
 
 
 def _read(run: Path, name: str) -> pd.DataFrame:
-    """A table of a run's report, of real and of synthetic data; empty where it has none."""
+    """Return a table of a run's report, of real and of synthetic data together; empty where there is none."""
     folder = run / "report" / "tables"
     if not folder.is_dir():
         raise ResultError(f"no report in {run}: make it with 'geep-bench report {run}'")
@@ -53,7 +84,7 @@ def _read(run: Path, name: str) -> pd.DataFrame:
 
 
 def _rows(run: Path) -> pd.DataFrame:
-    """Rows of a run's summary, each with its paired test against the run's reference, if one was made."""
+    """Return the rows of a run's summary, each with its paired test against the run's reference, if there is one."""
     summary, tests = _read(run, "summary"), _read(run, "rivals")
     try:
         keys = ["data", "dataset", *IDENTITY]
@@ -68,70 +99,67 @@ def _rows(run: Path) -> pd.DataFrame:
         reference = summary.groupby("dataset")["reference"].first()
         tests = tests[tests["rival"] == tests["dataset"].map(reference)]
         joined = summary.merge(tests[[*keys, *TESTED]], how="left", on=keys, validate="one_to_one")
-        learnt = _training(run)
+        trained = _training(run)
         for name, whose in (("train_flops", "method"), ("reference_flops", "reference")):
             pairs = zip(joined["dataset"], joined[whose], strict=True)
-            joined[name] = pd.Series([learnt.get(pair) for pair in pairs], dtype=float)
+            joined[name] = pd.Series([trained.get(pair) for pair in pairs], dtype=float)
         joined["train_ratio"] = joined["train_flops"] / joined["reference_flops"]
-        return joined[[*keys, "kind", *SETTING, "marks", *COSTS, *TESTED, *TRAINING]]
+        return joined[[*keys, "kind", *SETTING, "marks", *NUMBERS]]
     except (KeyError, ValueError) as error:
         raise ResultError(f"the report of {run} is of another version ({error}): make it again") from error
 
 
 def _training(run: Path) -> dict[tuple[str, str], float]:
-    """Dataset and method -> FLOPs of its training, mean of its seeds, where something was trained and counted."""
+    """Return (dataset, method) -> FLOPs of its training, mean over seeds, where they were counted."""
     found: dict[tuple[str, str], list[float]] = {}
     paths = sorted((run / "results").glob("*.json"))
     if not paths:
         raise ResultError(f"no results in {run / 'results'}: give a run folder with results and report")
-    for path in paths:  # not RunFolder.results, which moves broken files away: here a run is read, not mended
+    for path in paths:  # not RunFolder.results, which moves broken files away: this command only reads
         try:
             result = Result.model_validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise ResultError(f"cannot read {path}: mend the run with 'geep-bench report {run}'") from error
+            raise ResultError(f"cannot read {path}: repair the run with 'geep-bench report {run}'") from error
         if result.training is not None and result.training.flops is not None:
             found.setdefault((result.cell.dataset, result.cell.method), []).append(result.training.flops)
     return {pair: fmean(flops) for pair, flops in found.items()}
 
 
-def side_by_side(runs: Sequence[Path]) -> list[Table]:
-    """The table; real and synthetic data apart.
+def side_by_side(runs: Sequence[Path]) -> list[Table[SideRow]]:
+    """Return the table; real and synthetic data apart.
 
     Raises:
         ResultError: a run has no report, or one of another version; a dataset is in one run under several settings, or in
-            two runs that are of different ones or have all their methods in common.
+            two runs that differ in their setting or have all their methods in common.
     """
-    found: dict[str, Parts] = {}
+    found: dict[str, dict[str, Part]] = {}
     for run in runs:
         rows = _rows(run)
         for data, dataset in dict.fromkeys(zip(rows["data"], rows["dataset"], strict=True)):
             parts = found.setdefault(data, {})
             own = rows[(rows["data"] == data) & (rows["dataset"] == dataset)]
-            parts[dataset] = _joined(dataset, *parts[dataset], run, own) if dataset in parts else (run, own, [])
+            parts[dataset] = _joined(dataset, parts[dataset], run, own) if dataset in parts else Part(run, own)
     return [_table(parts, data == "synthetic") for data, parts in sorted(found.items())]
 
 
-def _joined(
-    dataset: str, first: Path, rows: pd.DataFrame, notes: list[str], run: Path, others: pd.DataFrame
-) -> tuple[Path, pd.DataFrame, list[str]]:
-    """Rows of a dataset, and of another run those of methods that are not among them."""
-    here, there = (_setting(one) for one in (rows, others))
+def _joined(dataset: str, first: Part, run: Path, others: pd.DataFrame) -> Part:
+    """Return a dataset with the methods that only another run has."""
+    both = f"{dataset} is in {first.run} and in {run}"
+    here, there = _setting(first.rows), _setting(others)
     if differ := [f"{name} {here[name]} and {there[name]}" for name in here if here[name] != there[name]]:
-        raise ResultError(
-            f"{dataset} is in {first} and in {run}, which differ ({'; '.join(differ)}): give runs of one setting and one reference"
-        )
+        raise ResultError(f"{both}, which differ ({'; '.join(differ)}): give runs of one setting and one reference")
     if here["accuracy of the reference"] is None:
-        raise ResultError(f"{dataset} is in {first} and in {run}, which have no reference in common: give one of them")
-    more = others[~others["method"].isin(rows["method"])]
+        raise ResultError(f"{both}, which have no reference in common: give one of them")
+    more = others[~others["method"].isin(first.rows["method"])]
     if more.empty:
-        raise ResultError(f"{dataset} is in {first} and in {run}, which has no other methods: give one of them")
+        raise ResultError(f"{both}, which has no other methods: give one of them")
     names = ", ".join(dict.fromkeys(more["method"]))
     note = f"{dataset}: measured in another run, beside the same {more['reference'].iloc[0]} timed again: {names}."
-    return first, pd.concat([rows, more]), [*notes, note]
+    return Part(first.run, pd.concat([first.rows, more]), (*first.notes, note))
 
 
-def _setting(rows: pd.DataFrame) -> dict[str, Any]:
-    """What runs must have in common to stand in one column; the reference's accuracy and training tell its weights and rows."""
+def _setting(rows: pd.DataFrame) -> dict[str, object]:
+    """Return what runs must share to stand in one column; the reference's accuracy and training identify its weights."""
     own = rows[rows["method"] == rows["reference"]]
     return {
         "test rows": _sizes(rows),
@@ -141,97 +169,93 @@ def _setting(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _table(parts: Parts, synthetic: bool) -> Table:
-    wide: dict[tuple[str, ...], dict[str, Any]] = {}
-    carried: list[str] = []
-    for dataset, (_, rows, _) in parts.items():
-        for plain_record in rows.astype(object).where(rows.notna(), None).to_dict("records"):
-            record = {str(key): value for key, value in plain_record.items()}
-            row = wide.setdefault(
-                tuple(record[name] for name in IDENTITY), {name: record[name] for name in ("kind", *IDENTITY)}
-            )
-            carried.append(record["marks"] or "")
-            row.update({f"{dataset} {name}": record[name] for name in (*COSTS, *TESTED, *TRAINING, "marks")})
+def _table(parts: dict[str, Part], synthetic: bool) -> Table[SideRow]:
+    wide: dict[tuple[str, str], SideRow] = {}
+    for dataset, part in parts.items():
+        for record in part.rows.astype(object).where(part.rows.notna(), None).to_dict("records"):
+            key = record["method"], record["point"]
+            row = wide.setdefault(key, SideRow(record["kind"], *key, on={}))
+            row.on[dataset] = OnDataset({name: record[name] for name in NUMBERS}, record["marks"] or "")
     kinds = ("method", "control", "bound")
-    ordered: list[dict[str, Any]] = sorted(wide.values(), key=lambda one: kinds.index(one["kind"]))
-    frame = pd.DataFrame(ordered).astype(object)
-    frame = frame.where(frame.notna(), None)
-    columns = [
+    rows = sorted(wide.values(), key=lambda row: kinds.index(row.kind))
+    columns: list[Column[SideRow]] = [
         Column("method", "Method", method_name, numeric=False),
-        Column("point", "Point", lambda row: row["point"], numeric=False),
-        Column("training", "Training", lambda row: _times(row, parts), missing=f"{UNTRAINED}, or it was not counted"),
+        Column("point", "Point", lambda row: row.point, numeric=False),
+        Column("training", "Training", _training_ratio, missing=f"{UNTRAINED}, or it was not counted"),
         *(column for dataset in parts for column in _columns(dataset)),
     ]
-    numbers = [f"{dataset} {name}" for dataset in parts for name in (*COSTS, *TESTED, *TRAINING, "marks")]
+    values = {f"{dataset} {name}": _value(dataset, name) for dataset in parts for name in (*NUMBERS, "marks")}
     return Table(
-        NAME + ("-synthetic" if synthetic else ""),
+        NAME + file_tag(synthetic),
         "Every method on every dataset" + data_tag(synthetic),
-        frame,
+        rows,
         columns,
-        ("kind", *IDENTITY, *numbers),
-        [*_notes(parts), *footnotes(pd.DataFrame({"marks": carried}))],
+        ("kind", *IDENTITY, *values),
+        [*_notes(parts), *footnotes([one for row in rows for one in row.on.values()])],
         split="kind",
+        values=values,
     )
 
 
-def _times(row: Row, parts: Parts) -> str:
-    """FLOPs of training over those of the reference: one number, or the least and the most of the datasets."""
-    ratios: list[Any] = [row.get(f"{dataset} train_ratio") for dataset in parts]
-    ratios = [ratio for ratio in ratios if finite(ratio)]
+def _value(dataset: str, name: str) -> Callable[[SideRow], object]:
+    def value(row: SideRow) -> object:
+        one = row.on.get(dataset)
+        return None if one is None else one.marks or None if name == "marks" else one[name]
+
+    return value
+
+
+def _training_ratio(row: SideRow) -> str:
+    """Return FLOPs of training over those of the reference: one number, or the lowest and highest of the datasets."""
+    ratios = [ratio for one in row.on.values() if finite(ratio := one["train_ratio"])]
     if not ratios:
         return DASH
     low, high = fixed(min(ratios)), fixed(max(ratios))
     return f"{low}×" if low == high else f"{low}–{high}×"
 
 
-def _columns(dataset: str) -> list[Column]:
-    def key(name: str) -> str:
-        return f"{dataset} {name}"
-
-    def accuracy(row: Row) -> str:
-        low, high = row[key("accuracy_low")], row[key("accuracy_high")]
-        text = percent(row[key("accuracy")])
-        return text if text == DASH else marked(f"{text} ({span(low, high, percent)})", {"marks": row[key("marks")]})
-
-    def difference(row: Row) -> str:
-        text = points(row[key("difference")])
-        return text if text == DASH else f"{text} ({p_value(row[key('p_holm')])})"
-
+def _columns(dataset: str) -> list[Column[SideRow]]:
     why = "the method was not measured on this dataset at this point"
+    untested = "not tested: the reference itself, a control or bound, or not measured at this point"
+
+    def accuracy(one: OnDataset) -> str:
+        text = f"{percent(one['accuracy'])} ({span(one['accuracy_low'], one['accuracy_high'], percent)})"
+        return marked(text, one.marks) if finite(one["accuracy"]) else DASH
+
+    def difference(one: OnDataset) -> str:
+        text = points(one["difference"])
+        return text if text == DASH else f"{text} ({p_value(one['p_holm'])})"
+
+    def column(key: str, label: str, show: Callable[[OnDataset], str], missing: str = why) -> Column[SideRow]:
+        def shown(row: SideRow) -> str:
+            return show(row.on[dataset]) if dataset in row.on else DASH
+
+        return Column(f"{dataset} {key}", label, shown, missing=missing, group=dataset)
+
     return [
-        Column(key("accuracy"), "accuracy % (95 %)", accuracy, missing=why, group=dataset),
-        Column(key("mean_layers"), "layers", lambda row: fixed(row[key("mean_layers")]), missing=why, group=dataset),
-        Column(key("speedup"), "speed-up", lambda row: times(row[key("speedup")]), missing=why, group=dataset),
-        Column(
-            key("difference"),
-            "points (p adjusted)",
-            difference,
-            missing="not tested: the reference itself, a control or bound, or not measured at this point",
-            group=dataset,
-        ),
+        column("accuracy", "accuracy % (95 %)", accuracy),
+        column("mean_layers", "layers", lambda one: fixed(one["mean_layers"])),
+        column("speedup", "speed-up", lambda one: times(one["speedup"])),
+        column("difference", "points (p adjusted)", difference, untested),
     ]
 
 
-def _notes(parts: Parts) -> list[str]:
-    names = sorted({str(name) for _, rows, _ in parts.values() for name in rows["reference"].dropna()})
+def _notes(parts: dict[str, Part]) -> list[str]:
+    names = sorted({str(name) for part in parts.values() for name in part.rows["reference"].dropna()})
     reference = " or ".join(names) or "a reference"
     each = [
-        f"{dataset}: {_sizes(rows)} test rows, {rows['backbone'].iloc[0]}" for dataset, (_, rows, _) in parts.items()
+        f"{dataset}: {_sizes(part.rows)} test rows, {part.rows['backbone'].iloc[0]}" for dataset, part in parts.items()
     ]
     return [
         f"{'; '.join(each)}.",
-        *(note for _, _, notes in parts.values() for note in notes),
-        (
-            f"Speed-up: wall time of {reference} over the method's, same rounds. Points: accuracy less "
-            "that of the reference on the same test rows; p: exact McNemar test, adjusted (Holm) within its own run, where "
-            "one family is one method over its points."
-        ),
-        (
-            f"Training: FLOPs of the layers, forward and backward, over those of {reference}, from the least to the "
-            "most of the datasets that have them, with the fine-tuning of the model that a method starts or learns from. "
-            "Heads, general distillation, choosing thresholds and filling GEEP's table are not in it."
-        ),
-        "Between datasets backbone, training rows and machine may differ, between runs the machine; their own reports say which.",
+        *(note for part in parts.values() for note in part.notes),
+        f"Speed-up: wall time of {reference} over the method's, same rounds. Points: accuracy less that of the reference on the "
+        "same test rows; p: exact McNemar test, adjusted (Holm) within its own run; one family is one method over its points.",
+        f"Training: FLOPs of the layers, forward and backward, over those of {reference}, from the lowest to the highest of the "
+        "datasets that have them. They include the fine-tuning of the model that a method starts or learns from; heads, general "
+        "distillation, choosing thresholds and filling GEEP's table are not included.",
+        "Backbone, training rows and machine may differ between datasets, and machines between runs; the report of each run says "
+        "which.",
     ]
 
 
@@ -242,7 +266,7 @@ def _sizes(rows: pd.DataFrame) -> str:
 
 @exit_codes("side_by_side")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the tables and print their Markdown; 2 with one line on bad input."""
+    """Write the tables and print their Markdown; return 2 with one line on bad input."""
     parser = argparse.ArgumentParser(prog="python -m reports.side_by_side", description=str(__doc__).split("\n\n")[0])
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="run folders with reports, published or your own"

@@ -1,40 +1,24 @@
-"""The short table that the terminal shows after a run."""
+"""The short summary that the terminal shows after a run."""
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 
+from rich.text import Text
+
+from harness.core.terminal_table import terminal_table
+from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import View, build_view
 from reports.notation.marks import footnotes
 from reports.notation.numbers import fixed, percent, plain, times
-from reports.tables.formats import Row
-from reports.tables.summary import method_name
+from reports.tables.shared_columns import method_name
 
 WIDTH = 110
-_NAME = 56
-
-
-def _width(text: str) -> int:
-    """Terminal columns of ``text``; East Asian wide characters take two."""
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def fit(text: str, width: int) -> str:
-    """``text`` cut or filled up to exactly ``width`` terminal columns."""
-    if _width(text) > width:
-        while _width(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - _width(text))
-
-
-def _line(name: str, numbers: list[str]) -> str:
-    return (fit(name, _NAME) + "".join(f"{number:>10}" for number in numbers)).rstrip()
+_HEADS = ("acc. %", "layers", "FLOPs", "samples/s", "speed-up")
 
 
 def summary(run_path: Path | str) -> str:
-    """Per dataset and method: accuracy, mean layers, FLOPs ratio, samples/s, speed-up. Fits 110 columns.
+    """Return accuracy, mean layers, FLOPs ratio, samples/s and speed-up per dataset and method; tables fit 110 columns.
 
     Raises:
         ResultError: there is no run or no result in it.
@@ -43,41 +27,47 @@ def summary(run_path: Path | str) -> str:
 
 
 def render(view: View) -> str:
-    """The summary of a view that was read already."""
-    heads = ["acc. %", "layers", "FLOPs", "samples/s", "speed-up"]
-    lines: list[str] = []
+    """Return the summary of a view."""
+    parts: list[str] = []
     hidden = 0
     for group in view.groups:
-        records = view.records(group)
-        shown = [record for record in records if record["kind"] == "method"] or records
-        hidden += len(records) - len(shown)
-        lines += ["", _line(f"{group.label}", heads), fit(f"  {group.facts}", WIDTH).rstrip()]
+        rows = view.of(group)
+        shown = [row for row in rows if row.kind == "method"] or rows
+        hidden += len(rows) - len(shown)
+        facts = [group.facts]
         if noise := view.noise_of(group):
-            text = f"  noise of a speed-up (A/A, reference over itself, 10th to 90th percentile): {noise}"
-            lines.append(fit(text, WIDTH).rstrip())
-        lines.append("-" * 106)
-        lines += [_line(_name(view, record), _numbers(record)) for record in shown]
-    lines.append("")
-    lines += [fit(note, WIDTH).rstrip() for note in footnotes(view.rows)]
+            facts.append(f"noise of a speed-up (A/A, reference over itself, 10th to 90th percentile): {noise}")
+        cells = [[_name(view, row), *_numbers(row)] for row in shown]
+        parts.append(
+            terminal_table([group.label, *_HEADS], cells, notes=[_cut(f"  {fact}") for fact in facts], width=WIDTH)
+        )
+    notes = [_cut(note) for note in footnotes(view.rows)]
     if hidden:
-        lines.append(f"{hidden} rows of controls and bounds are in the report.")
+        notes.append(f"{hidden} rows of controls and bounds are in the report.")
     if view.caveats:
-        lines.append(f"{len(view.caveats)} caveat(s), see the report; the first: ")
-        lines.append(fit(f"  {view.caveats[0]}", WIDTH).rstrip())
-    lines.append("FLOPs: how many times fewer (linear) than the reference; speed-up: wall time; — not measured.")
-    return "\n".join(lines).strip("\n") + "\n"
+        notes.append(f"{len(view.caveats)} caveat(s), see the report; the first:")
+        notes.append(_cut(f"  {view.caveats[0]}"))
+    notes.append("FLOPs: how many times fewer (linear) than the reference; speed-up: wall time; — not measured.")
+    return "\n".join([*parts, *notes]) + "\n"
 
 
-def _name(view: View, record: Row) -> str:
-    extra = " ".join(str(record[name]) for name in view.varying)
-    return f"{method_name(record)} {record['point']}" + (f" [{extra}]" if extra else "")
+def _cut(text: str) -> str:
+    """Return ``text`` cut to the width of the summary."""
+    line = Text(text)
+    line.truncate(WIDTH, overflow="ellipsis")
+    return line.plain
 
 
-def _numbers(record: Row) -> list[str]:
+def _name(view: View, row: ResultRow) -> str:
+    setting = view.setting_of(row)
+    return f"{method_name(row)} {row.point}" + (f" [{setting}]" if setting else "")
+
+
+def _numbers(row: ResultRow) -> list[str]:
     return [
-        percent(record["accuracy"]),
-        fixed(record["mean_layers"]),
-        times(record["ratio_linear"]),
-        plain(record["samples_per_s"]),
-        times(record["speedup"]),
+        percent(row.accuracy),
+        fixed(row.mean_layers),
+        times(row.ratio_linear),
+        plain(row.samples_per_s),
+        times(row.speedup),
     ]

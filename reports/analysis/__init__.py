@@ -1,1 +1,1 @@
-"""From results on disk to typed rows and findings; draws nothing."""
+"""From a run folder to typed rows: means over seeds, paired tests, curves. Imports ``reports.notation`` only."""

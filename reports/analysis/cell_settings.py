@@ -1,55 +1,48 @@
-"""How rows are told apart and together: the coordinates of a cell that belong to its execution."""
+"""Settings under which a cell was measured: which of them rows share, and which tell rows apart."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Hashable, Sequence
 
 # Coordinates of a cell that two averaged numbers must share.
 SETTING = (
-    "source",
-    "backbone",
-    "protocol",
-    "order",
-    "executor",
-    "batch_size",
-    "batch_tokens",
-    "device",
-    "dtype",
-    "compute",
+    *("source", "backbone", "protocol", "order", "executor"),
+    *("batch_size", "batch_tokens", "device", "dtype", "compute"),
 )
-# Coordinates that a row and its reference must share, whatever else differs.
+# Coordinates that a row and its reference must share.
 SAME_REFERENCE = ("source", "backbone", "protocol", "device", "dtype")
-
-
 _PHRASES = {
     "n": "{} test samples",
     "batch_size": "batch {}",
     "batch_tokens": "at most {} tokens a batch",
-    "dtype": "{}",
-    "device": "{}",
-    "compute": "{}",
+    **dict.fromkeys(("dtype", "device", "compute"), "{}"),
 }
 
 
-def facts(rows: list[dict[str, Any]]) -> str:
-    """Coordinates shared by all rows, as one line."""
+def values_of(row: object, names: Collection[str]) -> tuple[Hashable, ...]:
+    """Return several attributes of a row, to be compared or used as a key."""
+    return tuple(getattr(row, name) for name in names)
+
+
+def shared_facts(rows: Sequence[object]) -> str:
+    """Return the settings that all rows share, as one line."""
     parts = []
     for name in (*SETTING, "n"):
-        values = {row[name] for row in rows}
+        values = {getattr(row, name) for row in rows}
         if len(values) == 1 and name != "executor" and values != {0}:
             parts.append(_PHRASES.get(name, name + " {}").format(values.pop()))
     return ", ".join(parts)
 
 
-def varying(rows: list[dict[str, Any]]) -> list[str]:
-    """Coordinates that must be shown beside the method for a row to be told from its neighbours."""
+def varying_settings(rows: Sequence[object]) -> list[str]:
+    """Return the settings that must be shown beside the method, because rows of a dataset differ in them."""
     shown = []
     for name in SETTING:
-        # These may belong to the method (FastBERT's loop, compiled blocks); they tell rows apart where one ran with two.
+        # Executor and compute may belong to the method; they are shown only where one method ran with two.
         scope = ("slug", "method", "point") if name in ("executor", "compute") else ("slug",)
-        values: dict[tuple[Any, ...], set[Any]] = {}
+        values: dict[tuple[Hashable, ...], set[Hashable]] = {}
         for row in rows:
-            values.setdefault(tuple(row[key] for key in scope), set()).add(row[name])
+            values.setdefault(values_of(row, scope), set()).add(getattr(row, name))
         if any(len(found) > 1 for found in values.values()):
             shown.append(name)
     return shown

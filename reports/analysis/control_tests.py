@@ -1,102 +1,117 @@
-"""Does prediction beat its controls? Paired tests on the same samples, and what they say in words."""
+"""Paired tests of methods that predict exits against their controls, and the verdicts in words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from harness.measure.statistics import holm, paired
 from harness.results.schema import Cell
-from reports.notation.numbers import fixed, p_value, plain, points, times
+from reports.analysis.cell_settings import SETTING, values_of
+from reports.analysis.result_rows import ResultRow, ratio
+from reports.analysis.roles import PREDICTS, SEQUENTIAL, VERIFIES
+from reports.analysis.samples import Reader
+from reports.notation.marks import together
+from reports.notation.numbers import fixed
 
-SEQUENTIAL = "control-sequential"
 ALPHA = 0.05
 # Layer ratios inside this band count as the same cost.
 SAME_COST = (0.95, 1.05)
-# A verified exit is meant to keep up with the sequential one: at most this much less accurate, at most 5 % more layers.
+# Verified exits keep up with the sequential exit if they are at most this much less accurate, with at most 5 % more layers.
 CLOSE_ACCURACY = 0.002
 # What must be the same for a pair to be comparable; the executor belongs to the method.
-SAME = ("slug", "source", "backbone", "protocol", "order", "batch_size", "batch_tokens", "device", "dtype", "compute")
+SAME = ("slug", *(name for name in SETTING if name != "executor"))
 
-Reader = Callable[[Cell], "pd.DataFrame | None"]
-
-
-def is_predictive(row: Mapping[str, Any]) -> bool:
-    """Whether a row's method claims that predicting exits pays: the family of ``geep``."""
-    name = row["method"]
-    return row["kind"] == "method" and (name == "geep" or name.startswith("geep-"))
+BEATS, DEARER, NO_BETTER = "beats", "beats, with more layers,", "no better than"
+WORSE, UNKNOWN = "worse than", "cannot be compared with"
 
 
-def is_verified(row: Mapping[str, Any]) -> bool:
-    """Whether a predictive row checks its exits with a head, so that its one rival is the sequential exit."""
-    return "verified" in str(row["method"])
+@dataclass(frozen=True, kw_only=True)
+class ControlTest(ResultRow):
+    """A predicting row against one control; ``seeds`` counts those compared, ``marks`` are those of both sides.
+
+    Attributes:
+        control_row: the control's row.
+        difference: accuracy less that of the control, 0..1; None where nothing can be compared.
+        wins, losses: test rows that only this side, or only the control, answers correctly.
+        pairs: test rows compared.
+        p, p_holm: exact p-value, and adjusted for all comparisons of the dataset (Holm).
+        verdict: in words.
+        close: whether the row keeps up with the control.
+    """
+
+    control_row: ResultRow
+    difference: float | None
+    wins: int
+    losses: int
+    pairs: int
+    p: float | None
+    p_holm: float | None = None
+    verdict: str = UNKNOWN
+    close: bool = False
+
+    @property
+    def control(self) -> str:
+        return self.control_row.method
+
+    @property
+    def control_point(self) -> str:
+        return self.control_row.point
+
+    @property
+    def verified(self) -> bool:
+        return self.role == VERIFIES
+
+    @property
+    def layer_ratio(self) -> float | None:
+        return ratio(self.mean_layers, self.control_row.mean_layers)
+
+    @property
+    def speed_ratio(self) -> float | None:
+        return ratio(self.samples_per_s, self.control_row.samples_per_s)
 
 
-def _matching(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Control name -> index of its row at the same point, or at its base (``speed=0.5`` of ``speed=0.5/once``)."""
-    base = row["point"].partition("/")[0]
-    found: dict[str, tuple[tuple[bool, bool], int]] = {}
-    for index, other in enumerate(rows):
-        if other["kind"] != "control" or any(other[name] != row[name] for name in SAME):
+def _matching(row: ResultRow, rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return, for each control, its row at the same point or at the base of the point, ordered by name.
+
+    A method that verifies its exits has the sequential exit as its only control.
+    """
+    found: dict[str, tuple[tuple[bool, bool], ResultRow]] = {}
+    for other in rows:
+        if other.kind != "control" or values_of(other, SAME) != values_of(row, SAME):
             continue
-        if other["point"] not in (row["point"], base) or (is_verified(row) and other["method"] != SEQUENTIAL):
+        if other.point not in (row.point, row.base) or (row.role == VERIFIES and other.role != SEQUENTIAL):
             continue
-        rank = (other["point"] == row["point"], other["executor"] == row["executor"])
-        if other["method"] not in found or rank > found[other["method"]][0]:
-            found[other["method"]] = (rank, index)
-    return {name: index for name, (_, index) in sorted(found.items())}
+        rank = (other.point == row.point, other.executor == row.executor)
+        if other.method not in found or rank > found[other.method][0]:
+            found[other.method] = (rank, other)
+    return [other for _, (_, other) in sorted(found.items())]
 
 
-def compare_with_controls(
-    rows: Sequence[Mapping[str, Any]], members: Sequence[Sequence[Cell]], read: Reader
-) -> list[dict[str, Any]]:
-    """Every predictive row against every control that mirrors it.
+def compare_with_controls(rows: Sequence[ResultRow], read: Reader) -> list[ControlTest]:
+    """Test every row whose role is to predict or verify exits against every control at the same point.
 
     Args:
-        rows: rows of the view.
-        members: the cells (one per seed) behind each row.
+        rows: rows of the view, with their marks and noise.
         read: per-sample rows of a cell.
     """
-    verdicts: list[dict[str, Any]] = []
-    for index, row in enumerate(rows):
-        if not is_predictive(row):
+    tests = []
+    for row in rows:
+        if row.kind != "method" or row.role not in (PREDICTS, VERIFIES):
             continue
-        for name, other_index in _matching(row, rows).items():
-            other = rows[other_index]
-            ours, theirs, seeds = series_of(members[index], members[other_index], read)
-            verdict = {
-                **{key: row[key] for key in ("label", "dataset", "data", "method", "point", "executor", *SAME)},
-                "kind": row["kind"],
-                "control": name,
-                "control_point": other["point"],
-                "verified": is_verified(row),
-                "seeds": len(seeds),
-                **paired(ours, theirs),
-                "accuracy": row["accuracy"],
-                "control_accuracy": other["accuracy"],
-                "mean_layers": row["mean_layers"],
-                "control_layers": other["mean_layers"],
-                "layer_ratio": _ratio(row["mean_layers"], other["mean_layers"]),
-                "mean_heads": row["mean_heads"],
-                "control_heads": other["mean_heads"],
-                "speed_ratio": _ratio(row["samples_per_s"], other["samples_per_s"]),
-            }
-            verdicts.append(verdict)
-    _judge(verdicts)
-    return verdicts
+        for other in _matching(row, rows):
+            ours, theirs, seeds = correct_by_seed(row.cells, other.cells, read)
+            about = {**vars(row), "seeds": len(seeds), "marks": together(row.marks, other.marks)}
+            tests.append(ControlTest(**about, control_row=other, **paired(ours, theirs)))
+    return _judged(tests)
 
 
-def _ratio(ours: float | None, theirs: float | None) -> float | None:
-    """``ours / theirs``; None where either is missing."""
-    return ours / theirs if ours is not None and theirs else None
-
-
-def series_of(
+def correct_by_seed(
     ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader
 ) -> tuple[list[pd.Series], list[pd.Series], list[int]]:
-    """Correctness of both sides for every seed that both have and can be read, and these seeds."""
+    """Return the correctness of both sides for every readable seed that both have, and these seeds."""
     by_seed = {cell.seed: cell for cell in theirs}
     left, right, seeds = [], [], []
     for cell in ours:
@@ -110,75 +125,56 @@ def series_of(
     return left, right, seeds
 
 
-def _judge(verdicts: list[dict[str, Any]]) -> None:
-    """Add ``p_holm`` (family: the comparisons of one dataset), ``verdict`` and ``sentence``."""
-    for slug in dict.fromkeys(v["slug"] for v in verdicts):
-        tested = [v for v in verdicts if v["slug"] == slug and v["p"] is not None]
-        for verdict, adjusted in zip(tested, holm([v["p"] for v in tested]), strict=True):
-            verdict["p_holm"] = adjusted
-    for verdict in verdicts:
-        verdict.setdefault("p_holm", None)
-        verdict["verdict"] = _word(verdict)
-        verdict["close"] = bool(
-            verdict["difference"] is not None
-            and verdict["difference"] >= -CLOSE_ACCURACY - 1e-12
-            and verdict["layer_ratio"] is not None
-            and verdict["layer_ratio"] <= SAME_COST[1]
+def _judged(tests: Sequence[ControlTest]) -> list[ControlTest]:
+    """Return the tests with adjusted p-values (family: the comparisons of one dataset) and verdicts."""
+    adjusted: dict[int, float] = {}
+    for slug in dict.fromkeys(test.slug for test in tests):
+        tested = {i: test.p for i, test in enumerate(tests) if test.slug == slug and test.p is not None}
+        adjusted |= zip(tested, holm(list(tested.values())), strict=True)
+    found = []
+    for i, test in enumerate(tests):
+        close = (
+            test.difference is not None
+            and test.difference >= -CLOSE_ACCURACY - 1e-12
+            and test.layer_ratio is not None
+            and test.layer_ratio <= SAME_COST[1]
         )
-        verdict["sentence"] = sentence(verdict)
+        p_holm = adjusted.get(i)
+        found.append(replace(test, p_holm=p_holm, verdict=_verdict(test, p_holm), close=close))
+    return found
 
 
-def _word(verdict: Mapping[str, Any]) -> str:
-    if verdict["p_holm"] is None:
-        return "cannot be compared with"
-    if verdict["p_holm"] >= ALPHA or verdict["difference"] == 0:
-        return "no better than"
-    if verdict["difference"] < 0:
-        return "worse than"
-    ratio = verdict["layer_ratio"]
-    return "beats, with more layers," if ratio is not None and ratio > SAME_COST[1] else "beats"
+def _verdict(test: ControlTest, p_holm: float | None) -> str:
+    if p_holm is None or test.difference is None:
+        return UNKNOWN
+    if p_holm >= ALPHA or test.difference == 0:
+        return NO_BETTER
+    if test.difference < 0:
+        return WORSE
+    return DEARER if test.layer_ratio is not None and test.layer_ratio > SAME_COST[1] else BEATS
 
 
-def sentence(verdict: Mapping[str, Any]) -> str:
-    """One comparison in words."""
-    word = verdict["verdict"]
-    verb = word if word.startswith(("beats", "cannot")) else f"is {word}"
-    if word.startswith("cannot"):
-        return (
-            f"{verdict['method']} at {verdict['point']} {verb} {verdict['control']}: its per-sample rows are missing."
-        )
-    text = (
-        f"{verdict['method']} at {verdict['point']} {verb} {verdict['control']}: {points(verdict['difference'], 2)} "
-        f"points of accuracy (adjusted p {p_value(verdict['p_holm'])}) at {times(verdict['layer_ratio'])} its layers"
-    )
-    if verdict["verified"]:
-        text += (
-            f" and {plain(verdict['mean_heads'])} heads a sample instead of {plain(verdict['control_heads'])}; "
-            f"{'keeps up' if verdict['close'] else 'does not keep up'} ({_tolerance()})"
-        )
-    return text + "."
-
-
-def headlines(verdicts: pd.DataFrame) -> list[str]:
-    """One sentence per dataset and method: which controls it beats, and at how many of its points."""
-    lines: list[str] = []
-    if not len(verdicts):
-        return lines
-    for (label, method), part in verdicts.groupby(["label", "method"], sort=False):
-        won, lost = _count(part, "beats"), _count(part, "worse than")
-        dearer, unknown = _count(part, "beats, with more layers,"), _count(part, "cannot be compared with")
-        if part["verified"].all():
-            clauses = [
-                f"keeps up with {SEQUENTIAL} ({_tolerance()}) at {int(part['close'].sum())} of {len(part)} points"
-            ]
+def headlines(tests: Sequence[ControlTest]) -> list[str]:
+    """Return one sentence per dataset and method: which controls it beats, and at how many of its points."""
+    together: dict[tuple[str, str], list[ControlTest]] = {}
+    for test in tests:
+        together.setdefault((test.label, test.method), []).append(test)
+    lines = []
+    for (label, method), part in together.items():
+        won, lost, dearer, unknown = (_count(part, verdict) for verdict in (BEATS, WORSE, DEARER, UNKNOWN))
+        verified = all(test.verified for test in part)
+        if verified:
+            names = " and ".join(sorted({test.control for test in part}))
+            close = sum(test.close for test in part)
+            clauses = [f"keeps up with {names} ({_tolerance()}) at {close} of {len(part)} points"]
             clauses += [f"beats {won}"] if won else []
         else:
             clauses = [f"beats {won}" if won else "beats none of its controls"]
         clauses += [f"is worse than {lost}"] if lost else []
         clauses += [f"beats, but with more layers, {dearer}"] if dearer else []
         clauses += [f"cannot be compared with {unknown}"] if unknown else []
-        rest = int(part["verdict"].eq("no better than").sum())
-        clauses += [f"is no better in {rest} of {len(part)} comparisons"] if rest and not part["verified"].all() else []
+        rest = sum(test.verdict == NO_BETTER for test in part)
+        clauses += [f"is no better in {rest} of {len(part)} comparisons"] if rest and not verified else []
         lines.append(f"{label}: {method} {'; '.join(clauses)}.")
     return lines
 
@@ -187,10 +183,11 @@ def _tolerance() -> str:
     return f"at most {fixed(100 * CLOSE_ACCURACY, 1)} points less accurate and 5 % more layers"
 
 
-def _count(part: pd.DataFrame, verdict: str) -> str:
-    """``control-a at 2 of 3 points, control-b at 1 of 3 points`` for one verdict; empty where there is none."""
-    told = []
-    for control, mine in part.groupby("control", sort=True):
-        if count := int(mine["verdict"].eq(verdict).sum()):
-            told.append(f"{control} at {count} of {len(mine)} points")
-    return ", ".join(told)
+def _count(part: Sequence[ControlTest], verdict: str) -> str:
+    """Return ``control-a at 2 of 3 points, control-b at 1 of 3 points`` for one verdict; empty where there is none."""
+    shown = []
+    for control in sorted({test.control for test in part}):
+        mine = [test.verdict == verdict for test in part if test.control == control]
+        if any(mine):
+            shown.append(f"{control} at {sum(mine)} of {len(mine)} points")
+    return ", ".join(shown)

@@ -1,63 +1,95 @@
-"""Accuracy/FLOPs curves in one number each: the area under them, and the score at matched cost."""
+"""Each curve of accuracy against FLOPs as one number: the area under it, and its score at matched cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.measure.statistics import area_under_curve, score_at_matched_cost
+from reports.analysis.cell_settings import values_of
+from reports.analysis.result_rows import ResultRow
+from reports.analysis.roles import CONSTANT
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 
-BASELINE = "control-constant"
-COST = "flops_linear"
 
-Record = Mapping[str, Any]
+@dataclass(frozen=True, kw_only=True)
+class Curve(ResultRow):
+    """One curve; what it inherits is that of its first point.
+
+    Attributes:
+        points: number of operating points.
+        cost_low, cost_high: cheapest and most expensive point, FLOPs per sample.
+        budget_low, budget_high: budgets of the area: all points of the dataset under the same conditions.
+        area: 0..1; None where no budget below the highest buys a point.
+        baseline: method of constant depth that the score refers to; None where none was measured under the same conditions.
+        score: 0..1; None without a baseline, or where every point is cheaper than the baseline.
+        score_used: points that the score counts.
+    """
+
+    points: int
+    cost_low: float
+    cost_high: float
+    budget_low: float
+    budget_high: float
+    area: float | None
+    baseline: str | None
+    score: float | None
+    score_used: int
 
 
-def measure_curves(rows: Sequence[Record], varying: Sequence[str]) -> list[dict[str, Any]]:
-    """One record per (dataset, method, variant, setting); bounds are left out, as nobody can buy them.
+class _Point(NamedTuple):
+    row: ResultRow
+    cost: float
+    accuracy: float
 
-    Budgets of the area reach from the cheapest to the dearest point of the dataset under the same conditions, so that areas of
-    one dataset compare; left of a curve's cheapest point a method has nothing. The baseline of the score is
-    ``control-constant`` under the same conditions.
+
+def measure_curves(rows: Sequence[ResultRow], varying: Sequence[str]) -> list[Curve]:
+    """Return one curve per dataset, method, variant and setting; bounds are left out, because they are not methods.
+
+    Budgets of the area reach from the cheapest to the most expensive point of the dataset under the same conditions, so that
+    areas of one dataset can be compared; below a curve's cheapest point the accuracy counts as 0. The baseline of the score is
+    the control of constant depth under the same conditions.
 
     Args:
         rows: rows of the view, with their marks.
-        varying: coordinates that tell rows of a dataset apart.
-
-    Returns:
-        Records with ``points``, ``cost_low`` and ``cost_high`` (FLOPs of a sample), ``budget_low`` and ``budget_high``, ``area``
-        (0..1; None where no budget below the dearest buys a point), ``score``
-        (0..1; None without a baseline at such costs), ``score_used``.
+        varying: settings that tell rows of a dataset apart.
     """
-    shared = [name for name in varying if name != "executor"]
-    curves: dict[tuple[Any, ...], list[Record]] = {}
-    conditions: dict[tuple[Any, ...], list[Record]] = {}
+    shared = ["slug", *(name for name in varying if name != "executor")]
+    curves: dict[tuple[Hashable, ...], list[_Point]] = {}
+    conditions: dict[tuple[Hashable, ...], list[_Point]] = {}
     for row in rows:
-        if row["kind"] == "bound" or not finite(row["accuracy"]) or not finite(row[COST]) or row[COST] <= 0:
+        cost, accuracy = row.flops_linear, row.accuracy
+        if row.kind == "bound" or not finite(accuracy) or not finite(cost) or cost <= 0:
             continue
-        variant = row["point"].partition("/")[2]
-        key = (row["slug"], row["method"], variant, *(row[name] for name in varying))
-        curves.setdefault(key, []).append(row)
-        conditions.setdefault((row["slug"], *(row[name] for name in shared)), []).append(row)
+        point = _Point(row, cost, accuracy)
+        curves.setdefault(values_of(row, ("slug", "method", "variant", *varying)), []).append(point)
+        conditions.setdefault(values_of(row, shared), []).append(point)
     found = []
-    for (slug, _, variant, *_), mine in curves.items():
-        first = mine[0]
-        same = conditions[(slug, *(first[name] for name in shared))]
-        low, high = min(row[COST] for row in same), max(row[COST] for row in same)
-        baseline = [row for row in same if row["method"] == BASELINE]
-        cost, accuracy = [row[COST] for row in mine], [row["accuracy"] for row in mine]
+    for mine in curves.values():
+        first = mine[0].row
+        same = conditions[values_of(first, shared)]
+        low, high = min(point.cost for point in same), max(point.cost for point in same)
+        name = min((point.row.method for point in same if point.row.role == CONSTANT), default=None)
+        baseline = [point for point in same if point.row.method == name]
+        cost_of, accuracy_of = [point.cost for point in mine], [point.accuracy for point in mine]
         matched = None
         if baseline:
-            matched = score_at_matched_cost(
-                cost, accuracy, [row[COST] for row in baseline], [row["accuracy"] for row in baseline]
+            costs, accuracies = [point.cost for point in baseline], [point.accuracy for point in baseline]
+            matched = score_at_matched_cost(cost_of, accuracy_of, costs, accuracies)
+        found.append(
+            Curve(
+                **{**vars(first), "marks": together(*(point.row.marks for point in (*mine, *baseline)))},
+                points=len(mine),
+                cost_low=min(cost_of),
+                cost_high=max(cost_of),
+                budget_low=low,
+                budget_high=high,
+                area=area_under_curve(cost_of, accuracy_of, low, high) if min(cost_of) < high else None,
+                baseline=name,
+                score=matched.score if matched else None,
+                score_used=matched.used if matched else 0,
             )
-        record = {key: first[key] for key in ("slug", "label", "data", "dataset", "kind", "method", *varying)}
-        record.update(variant=variant, points=len(mine), cost_low=min(cost), cost_high=max(cost))
-        record.update(budget_low=low, budget_high=high)
-        record["area"] = area_under_curve(cost, accuracy, low, high) if min(cost) < high else None
-        record.update(score=matched.score if matched else None, score_used=matched.used if matched else 0)
-        record["marks"] = together(*(row["marks"] for row in (*mine, *baseline)))
-        found.append(record)
+        )
     return found

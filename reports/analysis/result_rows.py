@@ -1,204 +1,331 @@
-"""From results to rows: one row per (dataset, method, point, setting), averaged over seeds."""
+"""From results to rows: one row per dataset, method, operating point and setting, averaged over seeds."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import Any
 
 from harness.measure.statistics import Spread, spread
-from harness.results.schema import Cell, Latency, Overlaps, Result
-from reports.analysis.cell_settings import SAME_REFERENCE, SETTING
-from reports.analysis.noise import noise_band
-from reports.figures.waterfall import over_seeds
+from harness.results.schema import Cell, Latency, Overlaps, Result, SpeedupFactors
+from reports.analysis.cell_settings import SAME_REFERENCE, SETTING, values_of
+from reports.analysis.factor_losses import mean_over_seeds
+from reports.analysis.noise import Noise, noise_band
+from reports.analysis.roles import role_of
+from reports.notation.marks import MARKS
 
 FALLBACK_REFERENCE = "bert"
 
 
-def flat(result: Result) -> dict[str, Any]:
-    """One result as one flat row."""
-    data: dict[str, Any] = {**result.cell.model_dump(), "kind": result.kind, "synthetic": result.synthetic}
-    data.update(language=result.language, **result.quality.model_dump(), **result.cost.model_dump())
-    speed = result.speed.model_dump()
-    phases = speed.pop("phases")
-    data.update(speed, phases=phases, **result.checks.model_dump())
-    training, resources = result.training, result.resources
-    data.update(
-        **{name: getattr(resources, name, None) for name in ("disk_bytes", "host_peak_bytes", "joules_per_1000")},
-        layer_passes=training.layer_passes if training else None,
-        train_flops=training.flops if training else None,
-        unseen_tokens=result.unseen_tokens,
-        latency=result.latency,
-        waterfall=result.speedup_factors,
-        overlaps=result.overlaps,
-        train_seconds=training.seconds if training else None,
-        passes_ratio=training.passes_ratio if training else None,
-        dev_accuracy=training.dev_accuracy if training else None,
-        peak_memory_bytes=result.peak_memory_bytes,
-        histogram=result.exit_histogram,
-        settings=result.params,
-    )
-    return data
+@dataclass(frozen=True, kw_only=True)
+class SeedMeans:
+    """Means over the seeds of a row, of finite values only; None where there are none. Units are those of the result schema."""
+
+    accuracy: float | None
+    accuracy_low: float | None
+    accuracy_high: float | None
+    macro_f1: float | None
+    flops_linear: float | None
+    flops_full: float | None
+    params: float | None
+    mean_layers: float | None
+    mean_heads: float | None
+    depth: float | None
+    valid_token_ratio: float | None
+    samples_per_s: float | None
+    seconds: float | None
+    speedup: float | None
+    train_seconds: float | None
+    passes_ratio: float | None
+    dev_accuracy: float | None
+    peak_memory_bytes: float | None
+    tokens_per_s: float | None
+    layer_passes: float | None
+    train_flops: float | None
+    disk_bytes: float | None
+    host_peak_bytes: float | None
+    joules_per_1000: float | None
+    unseen_tokens: float | None
 
 
-_MEANS = (
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "macro_f1",
-    "flops_linear",
-    "flops_full",
-    "params",
-    "mean_layers",
-    "mean_heads",
-    "depth",
-    "valid_token_ratio",
-    "samples_per_s",
-    "seconds",
-    "speedup",
-    "train_seconds",
-    "passes_ratio",
-    "dev_accuracy",
-    "peak_memory_bytes",
-    "tokens_per_s",
-    "layer_passes",
-    "train_flops",
-    "disk_bytes",
-    "host_peak_bytes",
-    "joules_per_1000",
-    "unseen_tokens",
-)
+MEANS = tuple(one.name for one in fields(SeedMeans))
 
 
-def _mean(values: list[Any]) -> float | None:
-    """Mean of the finite values; None where there are none."""
-    good = [value for value in values if value is not None and math.isfinite(value)]
+@dataclass(frozen=True, kw_only=True)
+class ResultRow(SeedMeans):
+    """One row of a report; rows of tests and comparisons extend it.
+
+    Attributes:
+        dataset, synthetic, language, kind, role, method, point: what was measured.
+        source, ..., compute: the settings of the cells (:data:`reports.analysis.cell_settings.SETTING`).
+        cells: the cells behind the row, one per seed.
+        accuracy_sd, samples_per_s_sd, speedup_sd: standard deviations over seeds; None below two.
+        accuracy_seeds_low, accuracy_seeds_high: 95 % interval of the mean accuracy over seeds, cut at 0 and 1.
+        speedup_p10, speedup_p90: the envelope over seeds, so that an average never looks steadier than its parts.
+        n, rounds, rounds_agree, batches_agree, state_unchanged, syncs, overlaps: the worst over seeds; None where not checked.
+        left_out: whether a mean leaves out values that are not finite.
+        factors: factors of the speed-up, geometric means over seeds.
+        latency: batch size -> quantiles in seconds, means over seeds, and the fewest batches behind them.
+        round_seconds, reference_seconds: single passes, one list per seed.
+        histogram: samples that exit at layer 1, 2, ..., over all seeds.
+        phases: shares of a pass, means over seeds.
+        slug, label: of the dataset, for file names and for readers.
+        is_reference, ratio_reference, reference_depth: the reference of the same run, if there is one.
+        ratio_linear, ratio_full, ratio_layers: cost of the reference over that of the row.
+        kept: speed-up over ``ratio_linear``.
+        noise: A/A band of the dataset on this device.
+        samples_missing, partial, marks: what a reader must know (:mod:`reports.notation.marks`).
+    """
+
+    dataset: str
+    synthetic: bool
+    language: str
+    kind: str
+    role: str | None
+    method: str
+    point: str
+    source: str
+    backbone: str
+    protocol: str
+    order: str
+    executor: str
+    batch_size: int
+    batch_tokens: int
+    device: str
+    dtype: str
+    compute: str
+    cells: tuple[Cell, ...]
+    accuracy_sd: float | None
+    samples_per_s_sd: float | None
+    speedup_sd: float | None
+    accuracy_seeds_low: float | None
+    accuracy_seeds_high: float | None
+    speedup_p10: float | None
+    speedup_p90: float | None
+    n: int
+    seeds: int
+    rounds: int
+    rounds_agree: float
+    batches_agree: float | None
+    state_unchanged: bool | None
+    syncs: int | None
+    overlaps: Overlaps | None
+    left_out: bool
+    factors: SpeedupFactors | None
+    latency: dict[int, Latency]
+    round_seconds: list[list[float]]
+    reference_seconds: list[list[float]]
+    reference: str | None
+    histogram: list[int]
+    phases: dict[str, float | None]
+    notes: list[str]
+    slug: str = ""
+    label: str = ""
+    is_reference: bool = False
+    ratio_reference: str | None = None
+    reference_depth: float | None = None
+    ratio_linear: float | None = None
+    ratio_full: float | None = None
+    ratio_layers: float | None = None
+    kept: float | None = None
+    noise: Noise | None = None
+    samples_missing: bool = False
+    partial: bool = False
+    marks: str = ""
+
+    @property
+    def data(self) -> str:
+        return "synthetic" if self.synthetic else "real"
+
+    @property
+    def base(self) -> str:
+        """The operating point without its variant: ``speed=0.5`` of ``speed=0.5/once``."""
+        return self.point.partition("/")[0]
+
+    @property
+    def variant(self) -> str:
+        """The variant of the operating point: ``once`` of ``speed=0.5/once``; empty where there is none."""
+        return self.point.partition("/")[2]
+
+    @property
+    def seed_list(self) -> str:
+        return " ".join(str(seed) for seed in sorted(cell.seed for cell in self.cells))
+
+    @property
+    def noise_high(self) -> float | None:
+        return self.noise.high if self.noise else None
+
+
+def _numbers(result: Result) -> dict[str, float | None]:
+    """Return one result's value of everything in :data:`MEANS`."""
+    found: dict[str, float | None] = dict.fromkeys(MEANS)
+    for part in (result, result.quality, result.cost, result.speed, result.resources):
+        found.update({name: getattr(part, name) for name in MEANS if hasattr(part, name)})
+    if (training := result.training) is not None:
+        found.update(train_seconds=training.seconds, train_flops=training.flops, layer_passes=training.layer_passes)
+        found.update(passes_ratio=training.passes_ratio, dev_accuracy=training.dev_accuracy)
+    return found
+
+
+def _finite(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    good = _finite(values)
     return fmean(good) if good else None
 
 
-def _spread(values: list[Any]) -> Spread:
-    """Deviation and interval of the mean of the finite values; None each below two of them."""
-    good = [value for value in values if value is not None and math.isfinite(value)]
+def _spread(values: Sequence[float | None]) -> Spread:
+    good = _finite(values)
     return spread(good) if good else Spread(math.nan, None, None, None, 0)
 
 
-def averaged(results: list[Result]) -> tuple[list[dict[str, Any]], list[list[Cell]]]:
-    """Average cells that differ in nothing but the seed. Returns rows and the cells behind each."""
-    together: dict[tuple[Any, ...], list[Result]] = {}
+def average_over_seeds(results: Sequence[Result]) -> list[ResultRow]:
+    """Return one row for all cells that differ in nothing but the seed."""
+    together: dict[tuple[Hashable, ...], list[Result]] = {}
     for result in results:
         cell = result.cell
-        key = (cell.dataset, result.synthetic, cell.method, cell.point, *(getattr(cell, name) for name in SETTING))
+        key = (cell.dataset, result.synthetic, cell.method, cell.point, *values_of(cell, SETTING))
         together.setdefault(key, []).append(result)
-    rows, members = [], []
-    for same in together.values():
-        every = [flat(result) for result in same]
-        row = {
-            name: every[0][name] for name in ("dataset", "synthetic", "language", "kind", "method", "point", *SETTING)
-        }
-        row["data"] = "synthetic" if row["synthetic"] else "real"
-        row.update(seeds=len(every), seed_list=" ".join(str(seed) for seed in sorted(f["seed"] for f in every)))
-        row.update({name: _mean([f[name] for f in every]) for name in _MEANS})
-        for name in ("accuracy", "samples_per_s", "speedup"):
-            row[f"{name}_sd"] = _spread([f[name] for f in every]).sd
-        of_seeds = _spread([f["accuracy"] for f in every])
-        for end in ("low", "high"):  # of a share, so what lies beyond 0 and 1 is cut off
-            limit = getattr(of_seeds, end)
-            row[f"accuracy_seeds_{end}"] = None if limit is None else min(1.0, max(0.0, limit))
-        # Over seeds: the envelope, so that an average never looks steadier than its parts.
-        low, high = (
-            [v for f in every if (v := f[n]) is not None and math.isfinite(v)] for n in ("speedup_p10", "speedup_p90")
-        )
-        row.update(speedup_p10=min(low, default=None), speedup_p90=max(high, default=None))
-        row.update(n=min(f["n"] for f in every), rounds=min(f["rounds"] for f in every))
-        row.update(rounds_agree=min(f["rounds_agree"] for f in every), **_checks(every))
-        row["left_out"] = any(f[name] is not None and not math.isfinite(f[name]) for f in every for name in _MEANS)
-        row["waterfall"] = over_seeds([f["waterfall"] for f in every if f["waterfall"] is not None])
-        row["latency"] = _latency([f["latency"] for f in every])
-        row["round_seconds"] = [f["round_seconds"] for f in every]
-        row["reference_seconds"] = [f["reference_seconds"] for f in every]
-        row["reference"] = next((f["reference"] for f in every if f["reference"]), None)
-        layers = max(len(f["histogram"]) for f in every)
-        row["histogram"] = [sum(f["histogram"][i] for f in every if i < len(f["histogram"])) for i in range(layers)]
-        phases = sorted({name for f in every for name in f["phases"]})
-        row["phases"] = {name: _mean([f["phases"].get(name) for f in every]) for name in phases}
-        row["settings"] = every[0]["settings"]
-        row["notes"] = sorted({note for result in same for note in result.notes})
-        rows.append(row)
-        members.append([result.cell for result in same])
-    return rows, members
+    return [_row(same) for same in together.values()]
 
 
-def _checks(every: list[dict[str, Any]]) -> dict[str, Any]:
-    """The worst over seeds of what was looked at; None where nothing was."""
-    agree = [f["batches_agree"] for f in every if f["batches_agree"] is not None]
-    unchanged = [f["state_unchanged"] for f in every if f["state_unchanged"] is not None]
-    syncs = [f["syncs"] for f in every if f["syncs"] is not None]
-    overlaps: list[Overlaps] = [f["overlaps"] for f in every if f["overlaps"] is not None]
-    return {
-        "batches_agree": min(agree, default=None),
-        "state_unchanged": all(unchanged) if unchanged else None,
-        "syncs": max(syncs, default=None),
-        **{
-            f"overlap_{name}": max((getattr(one, name) for one in overlaps), default=None)
-            for name in Overlaps.model_fields
+def _row(same: Sequence[Result]) -> ResultRow:
+    first, cell = same[0], same[0].cell
+    every = [_numbers(result) for result in same]
+    of_seeds = _spread([one["accuracy"] for one in every])
+    low, high = (None if end is None else min(1.0, max(0.0, end)) for end in (of_seeds.low, of_seeds.high))
+    speeds, checks = [result.speed for result in same], [result.checks for result in same]
+    unchanged = [one.state_unchanged for one in checks if one.state_unchanged is not None]
+    histograms = [result.exit_histogram for result in same]
+    means = {name: _mean([one[name] for one in every]) for name in MEANS}
+    return ResultRow(
+        dataset=cell.dataset,
+        synthetic=first.synthetic,
+        language=first.language,
+        kind=first.kind,
+        role=role_of(first),
+        method=cell.method,
+        point=cell.point,
+        source=cell.source,
+        backbone=cell.backbone,
+        protocol=cell.protocol,
+        order=cell.order,
+        executor=cell.executor,
+        batch_size=cell.batch_size,
+        batch_tokens=cell.batch_tokens,
+        device=cell.device,
+        dtype=cell.dtype,
+        compute=cell.compute,
+        cells=tuple(result.cell for result in same),
+        accuracy_sd=of_seeds.sd,
+        samples_per_s_sd=_spread([one["samples_per_s"] for one in every]).sd,
+        speedup_sd=_spread([one["speedup"] for one in every]).sd,
+        accuracy_seeds_low=low,
+        accuracy_seeds_high=high,
+        speedup_p10=min(_finite([one.speedup_p10 for one in speeds]), default=None),
+        speedup_p90=max(_finite([one.speedup_p90 for one in speeds]), default=None),
+        n=min(result.quality.n for result in same),
+        seeds=len(same),
+        rounds=min(one.rounds for one in speeds),
+        rounds_agree=min(one.rounds_agree for one in checks),
+        batches_agree=min((one.batches_agree for one in checks if one.batches_agree is not None), default=None),
+        state_unchanged=all(unchanged) if unchanged else None,
+        syncs=max((one.syncs for one in checks if one.syncs is not None), default=None),
+        overlaps=_most([result.overlaps for result in same if result.overlaps is not None]),
+        left_out=any(value is not None and not math.isfinite(value) for one in every for value in one.values()),
+        factors=mean_over_seeds([result.speedup_factors for result in same if result.speedup_factors is not None]),
+        latency=_latency([one for result in same for one in result.latency]),
+        round_seconds=[one.round_seconds for one in speeds],
+        reference_seconds=[one.reference_seconds for one in speeds],
+        reference=next((one.reference for one in speeds if one.reference), None),
+        histogram=[sum(one[i] for one in histograms if i < len(one)) for i in range(max(map(len, histograms)))],
+        phases={
+            name: _mean([one.phases.get(name) for one in speeds])
+            for name in sorted({name for one in speeds for name in one.phases})
         },
-    }
+        notes=sorted({note for result in same for note in result.notes}),
+        **means,  # type: ignore[arg-type]
+    )
 
 
-def _latency(every: list[list[Latency]]) -> dict[int, dict[str, float]]:
-    """Batch size -> quantiles in seconds, means over seeds, and the fewest batches behind them."""
+def _most(every: Sequence[Overlaps]) -> Overlaps | None:
+    names = Overlaps.model_fields
+    return Overlaps(**{name: max(getattr(one, name) for one in every) for name in names}) if every else None
+
+
+def _latency(every: Sequence[Latency]) -> dict[int, Latency]:
     found: dict[int, list[Latency]] = {}
-    for latencies in every:
-        for one in latencies:
-            found.setdefault(one.batch_size, []).append(one)
+    for one in every:
+        found.setdefault(one.batch_size, []).append(one)
     return {
-        size: {
-            "n": min(one.n for one in same),
-            **{name: fmean(getattr(one, name) for one in same) for name in ("p50", "p90", "p99")},
-        }
+        size: Latency(
+            batch_size=size,
+            n=min(one.n for one in same),
+            p50=fmean(one.p50 for one in same),
+            p90=fmean(one.p90 for one in same),
+            p99=fmean(one.p99 for one in same),
+        )
         for size, same in sorted(found.items())
     }
 
 
-def _ratio(above: float | None, below: float | None) -> float | None:
+def ratio(above: float | None, below: float | None) -> float | None:
+    """Return ``above / below``; None where either is missing or ``below`` is zero."""
     return above / below if above is not None and below else None
 
 
-def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """FLOPs and layer ratios to the reference of the same run, matched on :data:`SAME_REFERENCE`."""
+def with_ratios(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return the rows with FLOPs and layer ratios to the reference of the same run, matched on :data:`SAME_REFERENCE`."""
+    found = []
     for row in rows:
-        name = row["reference"] or FALLBACK_REFERENCE
-        candidates = [
-            other
-            for other in rows
-            if other["method"] == name
-            and other["slug"] == row["slug"]
-            and all(other[k] == row[k] for k in SAME_REFERENCE)
-        ]
+        name = row.reference or FALLBACK_REFERENCE
         # Nearest setting first; among a reference's own points, its full depth.
         best = max(
-            candidates,
-            key=lambda o: (o["order"] == row["order"], o["batch_size"] == row["batch_size"], o["mean_layers"] or 0.0),
+            (
+                other
+                for other in rows
+                if (other.method, other.slug) == (name, row.slug)
+                and values_of(other, SAME_REFERENCE) == values_of(row, SAME_REFERENCE)
+            ),
+            key=lambda o: (o.order == row.order, o.batch_size == row.batch_size, o.mean_layers or 0.0),
             default=None,
         )
-        row["is_reference"] = row["method"] == name
-        row["ratio_reference"] = name if best else None
-        row["reference_depth"] = best["depth"] if best else None
-        for ratio, cost in (
-            ("ratio_linear", "flops_linear"),
-            ("ratio_full", "flops_full"),
-            ("ratio_layers", "mean_layers"),
-        ):
-            row[ratio] = _ratio(best[cost], row[cost]) if best else None
-        row["kept"] = _ratio(row["speedup"], row["ratio_linear"])
+        row = replace(row, is_reference=row.method == name)
+        if best is not None:
+            linear = ratio(best.flops_linear, row.flops_linear)
+            row = replace(
+                row,
+                ratio_reference=name,
+                reference_depth=best.depth,
+                ratio_linear=linear,
+                ratio_full=ratio(best.flops_full, row.flops_full),
+                ratio_layers=ratio(best.mean_layers, row.mean_layers),
+                kept=ratio(row.speedup, linear),
+            )
+        found.append(row)
+    return found
 
 
-def add_noise(rows: list[dict[str, Any]]) -> None:
-    """The A/A band of a dataset on a device, beside every ratio of its rows."""
+def with_noise(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return the rows with the A/A band of their dataset and device."""
     series: dict[tuple[str, str], list[list[float]]] = {}
     for row in rows:
-        series.setdefault((row["slug"], row["device"]), []).extend(row["reference_seconds"])
+        series.setdefault((row.slug, row.device), []).extend(row.reference_seconds)
     bands = {key: noise_band(passes) for key, passes in series.items()}
-    for row in rows:
-        row["noise"] = band = bands[row["slug"], row["device"]]
-        row["noise_high"] = band.high if band else None
+    return [replace(row, noise=bands[row.slug, row.device]) for row in rows]
+
+
+def signs(row: ResultRow) -> str:
+    """Return the marks that a row earns, in the order of :data:`reports.notation.marks.MARKS`."""
+    earned = {
+        "†": row.rounds_agree < 1,
+        "‡": row.batches_agree is not None and row.batches_agree < 1,
+        "§": row.state_unchanged is False,
+        "¶": row.overlaps is not None and max(row.overlaps.train_test, row.overlaps.dev_test) > 0,
+        "°": row.samples_missing,
+        "#": row.partial,
+    }
+    return "".join(mark.sign for mark in MARKS if earned[mark.sign])

@@ -1,142 +1,191 @@
-"""Every method against ``bert``, ``fastbert``, whom the profile names and, a variant, what it is like: paired tests, and whether it
-is faster and not worse."""
+"""Paired tests of every method against its rivals, and whether it is faster and not worse.
+
+Rivals are ``bert``, ``fastbert``, those that the profile names, and for a variant the method that it is based on.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from harness.measure.statistics import bootstrap_difference, faster_and_not_worse, holm, paired, self_ratios
-from harness.results.schema import Cell
-from reports.analysis.control_tests import ALPHA, SAME, Reader, series_of
+from reports.analysis.cell_settings import values_of
+from reports.analysis.control_tests import ALPHA, SAME, correct_by_seed
 from reports.analysis.noise import FEWEST, usable
+from reports.analysis.result_rows import ResultRow
+from reports.analysis.samples import Reader
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 
 RIVALS = ("bert", "fastbert")
 # Accuracy that a method may lose and still count as not worse.
 MARGIN = 0.005
-# Steady to about 0.02 points on a thousand rows, and quick enough for hundreds of comparisons.
+# The interval is stable to about 0.02 points on a thousand rows; hundreds of comparisons stay quick.
 RESAMPLES = 10_000
 DRAWS = 4_000
 MEASURED, RATIO = "measured", "ratio of speed-ups"
 
-Record = Mapping[str, Any]
+
+class Judgement(NamedTuple):
+    """Faster and not worse, of the worst seed (:func:`harness.measure.statistics.faster_and_not_worse`); None: unknown."""
+
+    not_worse: bool | None = None
+    faster: bool | None = None
+    lowest_difference: float | None = None
+    lowest_speedup: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalTest(ResultRow):
+    """A method's row against one rival; ``seeds`` counts those compared, ``marks`` are those of both sides.
+
+    Attributes:
+        rival: name of the rival.
+        rival_row: the row of the rival that it is compared with; None where there is none at this point and setting.
+        difference: accuracy less that of the rival, 0..1, with its 95 % interval.
+        wins, losses: test rows that only this side, or only the rival, answers correctly.
+        pairs: test rows compared.
+        p, p_holm: exact p-value, and adjusted (Holm; family: one method and one rival, over datasets and points, real and
+            synthetic data apart).
+        rival_speedup: speed-up over the rival.
+        speed_from: whether that was measured, or is a ratio of two speed-ups.
+        judgement: faster and not worse.
+    """
+
+    rival: str
+    rival_row: ResultRow | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    wins: int
+    losses: int
+    pairs: int
+    p: float | None
+    rival_speedup: float | None
+    speed_from: str | None
+    judgement: Judgement
+    p_holm: float | None = None
+
+    @property
+    def rival_point(self) -> str | None:
+        return self.rival_row.point if self.rival_row else None
+
+    @property
+    def rival_accuracy(self) -> float | None:
+        return self.rival_row.accuracy if self.rival_row else None
+
+    @property
+    def passed(self) -> bool | None:
+        return None if self.judgement.faster is None else bool(self.judgement.not_worse and self.judgement.faster)
 
 
 def compare_with_rivals(
-    rows: Sequence[Record],
-    members: Sequence[Sequence[Cell]],
-    read: Reader,
-    named: Mapping[str, Sequence[str]] | None = None,
-) -> list[dict[str, Any]]:
-    """Every row of kind method against every rival that its dataset has.
+    rows: Sequence[ResultRow], read: Reader, named: Mapping[str, Sequence[str]] | None = None
+) -> list[RivalTest]:
+    """Test every row of kind method against every rival that its dataset has.
 
-    The rival's row shares dataset and setting, how blocks are run aside. Its point is the same, or its base (``speed=0.5`` of
-    ``speed=0.5/once``); where its points are of another kind (speeds against budgets), the nearest in mean layers; where one of
-    the two has nothing to choose, the rival's most accurate one. ``rival_point`` is None where there is none.
+    The rival's row shares dataset and setting, except how blocks are run. Its point is the same, or its base (``speed=0.5`` of
+    ``speed=0.5/once``); if its points are of another kind (speeds against budgets), the nearest in mean layers; if one of the two
+    has only one point, the rival's most accurate one.
 
     Args:
         rows: rows of the view, with their marks and noise.
-        members: the cells (one per seed) behind each row.
         read: per-sample rows of a cell.
-        named: method -> rivals beside :data:`RIVALS`.
-
-    Returns:
-        One record per (row, rival): ``difference`` (accuracy minus the rival's, 0..1) with its 95 % interval
-        (``difference_low``, ``difference_high``), ``p``, ``p_holm`` (family: one method and one rival, over datasets and
-        points, real and synthetic data apart), ``pairs`` (test rows), ``rival_speedup``, and of the worst seed what
-        :func:`harness.measure.statistics.faster_and_not_worse` says.
+        named: method -> rivals in addition to :data:`RIVALS`.
     """
-    pairs = _aa_pairs(rows)
-    found: list[dict[str, Any]] = []
-    for index, row in enumerate(rows):
-        if row["kind"] != "method":
+    noise = _aa_pairs(rows)
+    measured = {(row.method, row.slug) for row in rows}
+    found = []
+    for row in rows:
+        if row.kind != "method":
             continue
-        for rival in dict.fromkeys((*RIVALS, *(named or {}).get(row["method"], ()))):
-            if row["method"] == rival or not any(o["method"] == rival and o["slug"] == row["slug"] for o in rows):
+        for rival in dict.fromkeys((*RIVALS, *(named or {}).get(row.method, ()))):
+            if row.method == rival or (rival, row.slug) not in measured:
                 continue
-            at = _rival_of(row, rival, rows)
-            record = {
-                key: row[key] for key in ("label", "data", "dataset", "kind", "method", "point", "executor", *SAME)
-            }
-            record.update(rival=rival, rival_point=None, accuracy=row["accuracy"], rival_accuracy=None)
-            record.update(noise=row["noise"], noise_high=row["noise_high"], marks=row["marks"])
-            if at is None:
-                found.append({**record, "seeds": 0, **_accuracies([], []), **_speedup(row, {}), **_UNJUDGED})
-                continue
-            other = rows[at]
-            left, right, seeds = series_of(members[index], members[at], read)
-            record.update(rival_point=other["point"], rival_accuracy=other["accuracy"])
-            record["marks"] = together(row["marks"], other["marks"])
-            record.update(seeds=len(seeds), **_accuracies(left, right), **_speedup(row, other))
-            times = _round_ratios(row, members[index], other, members[at])
-            noise = pairs[row["slug"], row["device"]][record["speed_from"] or MEASURED]
-            found.append({**record, **_judged(left, right, [times.get(seed) for seed in seeds], noise)})
-    _adjust(found)
-    return found
+            other = _rival_of(row, rival, rows)
+            left, right, seeds = correct_by_seed(row.cells, other.cells, read) if other else ([], [], [])
+            low, high = _interval(left, right)
+            speedup, source = _speedup(row, other) if other else (None, None)
+            judgement = Judgement()
+            if other is not None:
+                ratios = _round_ratios(row, other)
+                pairs = noise[row.slug, row.device][source or MEASURED]
+                judgement = _judged(left, right, [ratios.get(seed) for seed in seeds], pairs)
+            about = {**vars(row), "seeds": len(seeds), "marks": together(row.marks, other.marks if other else "")}
+            found.append(
+                RivalTest(
+                    **about,
+                    rival=rival,
+                    rival_row=other,
+                    **paired(left, right),
+                    difference_low=low,
+                    difference_high=high,
+                    rival_speedup=speedup,
+                    speed_from=source,
+                    judgement=judgement,
+                )
+            )
+    return _adjusted(found)
 
 
-def _rival_of(row: Record, rival: str, rows: Sequence[Record]) -> int | None:
-    """Index of the rival's row that ``row`` is held against."""
-    base = row["point"].partition("/")[0]
+def _rival_of(row: ResultRow, rival: str, rows: Sequence[ResultRow]) -> ResultRow | None:
+    """Return the rival's row that ``row`` is compared with."""
     alike = [name for name in SAME if name != "compute"]
-    able = [i for i, o in enumerate(rows) if o["method"] == rival and all(o[name] == row[name] for name in alike)]
-    near = [i for i in able if rows[i]["point"] in (row["point"], base)]
-    settings = [i for i in able if "=" in rows[i]["point"]]
+    able = [other for other in rows if other.method == rival and values_of(other, alike) == values_of(row, alike)]
+    near = [other for other in able if other.point in (row.point, row.base)]
+    settings = [other for other in able if "=" in other.point]
 
-    def same_way(i: int) -> tuple[bool, bool]:
-        return rows[i]["compute"] == row["compute"], rows[i]["executor"] == row["executor"]
+    def same_way(other: ResultRow) -> tuple[bool, bool]:
+        return other.compute == row.compute, other.executor == row.executor
 
-    def accuracy(i: int) -> float:
-        return rows[i]["accuracy"] if finite(rows[i]["accuracy"]) else -1.0
+    def accuracy(other: ResultRow) -> float:
+        return other.accuracy if finite(other.accuracy) else -1.0
 
     if near:
-        return max(near, key=lambda i: (rows[i]["point"] == row["point"], same_way(i), accuracy(i)))
-    if "=" not in base or not settings:
-        return max(able, key=lambda i: (accuracy(i), same_way(i)), default=None)
-    mean = row["mean_layers"]
-    if any(rows[i]["point"].partition("=")[0] == base.partition("=")[0] for i in settings) or not mean:
-        return None  # that very speed was not measured of the rival
-    apart = {i: abs(math.log(layers / mean)) for i in settings if (layers := rows[i]["mean_layers"])}
-    return min(apart, key=lambda i: (apart[i], *(not yes for yes in same_way(i))), default=None)
+        return max(near, key=lambda other: (other.point == row.point, same_way(other), accuracy(other)))
+    if "=" not in row.base or not settings:
+        return max(able, key=lambda other: (accuracy(other), same_way(other)), default=None)
+    mean = row.mean_layers
+    if any(other.point.partition("=")[0] == row.base.partition("=")[0] for other in settings) or not mean:
+        return None  # the rival was not measured at this very speed
+    apart = [(abs(math.log(other.mean_layers / mean)), other) for other in settings if other.mean_layers]
+    return min(apart, key=lambda pair: (pair[0], *(not yes for yes in same_way(pair[1]))), default=(0, None))[1]
 
 
-def _accuracies(left: Sequence[pd.Series], right: Sequence[pd.Series]) -> dict[str, Any]:
-    """The paired test and the interval of the difference."""
-    record: dict[str, Any] = {**paired(left, right), "difference_low": None, "difference_high": None}
-    if record["p"] is None:
-        return record
+def _interval(left: Sequence[pd.Series], right: Sequence[pd.Series]) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of the difference over the rows that all seeds of both sides share."""
+    if not left:
+        return None, None
     index = left[0].index
     for one in (*left[1:], *right):
         index = index if one.index.equals(index) else index.intersection(one.index)
-    if len(index):
-        ours, theirs = (np.stack([one.loc[index].to_numpy() for one in side]) for side in (left, right))
-        low, high = bootstrap_difference(ours, theirs, 1 - ALPHA, RESAMPLES)
-        record.update(difference_low=low, difference_high=high)
-    return record
+    if not len(index):
+        return None, None
+    ours, theirs = (np.stack([one.loc[index].to_numpy() for one in side]) for side in (left, right))
+    return bootstrap_difference(ours, theirs, 1 - ALPHA, RESAMPLES)
 
 
-def _speedup(row: Record, other: Record) -> dict[str, Any]:
-    """The speed-up over the rival: measured where the rival is the reference, else by way of the common reference."""
-    mine, name = row["speedup"], row["reference"]
-    if other and name and finite(mine):
-        if name == other["method"]:
-            return {"rival_speedup": mine, "speed_from": MEASURED}
-        if name == other["reference"] and finite(other["speedup"]) and other["speedup"] > 0:
-            return {"rival_speedup": mine / other["speedup"], "speed_from": RATIO}
-    return {"rival_speedup": None, "speed_from": None}
+def _speedup(row: ResultRow, other: ResultRow) -> tuple[float | None, str | None]:
+    """Return the speed-up over the rival, and whether it was measured or goes by way of a common reference."""
+    mine, name = row.speedup, row.reference
+    if name and finite(mine):
+        if name == other.method:
+            return mine, MEASURED
+        if name == other.reference and finite(other.speedup) and other.speedup > 0:
+            return mine / other.speedup, RATIO
+    return None, None
 
 
-def _aa_pairs(rows: Sequence[Record]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """A/A log ratios by (dataset, device): of one ratio, and of a quotient of two, whose noises add."""
+def _aa_pairs(rows: Sequence[ResultRow]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """Return A/A log ratios by (dataset, device): of one ratio, and of a quotient of two ratios, whose noises add."""
     series: dict[tuple[str, str], list[Sequence[float]]] = {}
     for row in rows:
-        series.setdefault((row["slug"], row["device"]), []).extend(row["reference_seconds"])
+        series.setdefault((row.slug, row.device), []).extend(row.reference_seconds)
     found = {}
     for key, passes in series.items():
         logs = self_ratios(usable(passes))
@@ -148,15 +197,13 @@ def _aa_pairs(rows: Sequence[Record]) -> dict[tuple[str, str], dict[str, np.ndar
     return found
 
 
-def _round_ratios(
-    row: Record, cells: Sequence[Cell], other: Record, other_cells: Sequence[Cell]
-) -> dict[int, np.ndarray]:
-    """Seed -> rival's seconds over own seconds, round by round; seeds without single passes are left out."""
-    mine, theirs = _against_reference(row, cells), _against_reference(other, other_cells)
-    common = [cell.seed for cell in other_cells if cell.seed in mine]
-    if row["reference"] == other["method"]:
+def _round_ratios(row: ResultRow, other: ResultRow) -> dict[int, np.ndarray]:
+    """Return seed -> rival's seconds over own seconds, round by round; seeds without single passes are left out."""
+    mine, theirs = _against_reference(row), _against_reference(other)
+    common = [cell.seed for cell in other.cells if cell.seed in mine]
+    if row.reference == other.method:
         return {seed: mine[seed] for seed in common}
-    if row["reference"] != other["reference"]:
+    if row.reference != other.reference:
         return {}
     found = {}
     for seed in (seed for seed in common if seed in theirs):
@@ -165,52 +212,47 @@ def _round_ratios(
     return found
 
 
-def _against_reference(row: Record, cells: Sequence[Cell]) -> dict[int, np.ndarray]:
-    """Seed -> reference seconds over own seconds of each round."""
+def _against_reference(row: ResultRow) -> dict[int, np.ndarray]:
+    """Return seed -> reference seconds over own seconds of each round."""
     found = {}
-    for cell, own, reference in zip(cells, row["round_seconds"], row["reference_seconds"], strict=True):
-        if row["reference"] and len(own) == len(reference) and len(usable([own, reference])) == 2:
+    for cell, own, reference in zip(row.cells, row.round_seconds, row.reference_seconds, strict=True):
+        if row.reference and len(own) == len(reference) and len(usable([own, reference])) == 2:
             found[cell.seed] = np.asarray(reference) / np.asarray(own)
     return found
 
 
-_UNJUDGED: dict[str, Any] = dict.fromkeys(("not_worse", "faster", "passed", "lowest_difference", "lowest_speedup"))
-
-
 def _judged(
     left: Sequence[pd.Series], right: Sequence[pd.Series], ratios: Sequence[np.ndarray | None], noise: np.ndarray
-) -> dict[str, Any]:
-    """Faster and not worse, held against every seed alone; nothing where a half cannot be told of one of them.
+) -> Judgement:
+    """Return faster and not worse, tested for every seed by itself; unknown if a half is unknown for one of them.
 
     Seeds are not pooled: the bound counts a test row once, and a row under several seeds has no single answer.
     """
     if not left or not len(noise):
-        return _UNJUDGED
+        return Judgement()
     found = []
     for a, b, rounds in zip(left, right, ratios, strict=True):
         a, b = (a, b) if a.index.equals(b.index) else a.align(b, join="inner")
         if rounds is None or not len(a):
-            return _UNJUDGED
+            return Judgement()
         delta = a.to_numpy().astype(np.int8) - b.to_numpy()
         counts = int((delta > 0).sum()), int((delta < 0).sum()), len(delta)
         found.append(faster_and_not_worse(*counts, rounds.tolist(), noise, margin=MARGIN, alpha=ALPHA, draws=DRAWS))
-    not_worse, faster = all(v.not_worse for v in found), all(v.faster for v in found)
-    return {
-        "not_worse": not_worse,
-        "faster": faster,
-        "passed": not_worse and faster,
-        "lowest_difference": min(v.lowest_difference for v in found),
-        "lowest_speedup": min(v.lowest_speedup for v in found),
-    }
+    return Judgement(
+        all(one.not_worse for one in found),
+        all(one.faster for one in found),
+        min(one.lowest_difference for one in found),
+        min(one.lowest_speedup for one in found),
+    )
 
 
-def _adjust(records: Sequence[dict[str, Any]]) -> None:
-    """Add ``p_holm``."""
-    families: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for record in records:
-        record["p_holm"] = None
-        if record["p"] is not None:
-            families.setdefault((record["data"], record["method"], record["rival"]), []).append(record)
+def _adjusted(tests: Sequence[RivalTest]) -> list[RivalTest]:
+    """Return the tests with ``p_holm``."""
+    families: dict[tuple[str, str, str], dict[int, float]] = {}
+    for i, test in enumerate(tests):
+        if test.p is not None:
+            families.setdefault((test.data, test.method, test.rival), {})[i] = test.p
+    adjusted: dict[int, float] = {}
     for family in families.values():
-        for record, adjusted in zip(family, holm([record["p"] for record in family]), strict=True):
-            record["p_holm"] = adjusted
+        adjusted |= zip(family, holm(list(family.values())), strict=True)
+    return [replace(test, p_holm=adjusted.get(i)) for i, test in enumerate(tests)]

@@ -1,8 +1,8 @@
-"""Per-sample rows of cells, looked at before anybody counts on them."""
+"""Per-sample rows of cells, validated before use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,17 @@ from harness.core.errors import ResultError
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
 
-# What a report computes from rows; "index" tells which row of the test split a row is.
+# What a report computes from rows; "index" is the row of the test split.
 COLUMNS = ("correct", "exit_layer", "predicted_exit", "difficulty")
+Reader = Callable[[Cell], "pd.DataFrame | None"]
 
 
 class SampleReader:
-    """Rows of cells; a file that cannot be used becomes a problem to tell, not the end of the report.
+    """Rows of cells; a file that cannot be used becomes a problem to report and does not stop the report.
 
     Attributes:
-        problems: one sentence each, in the order met.
-        stripped: there are no per-sample rows at all, as in published runs: one thing to say, not one for each cell.
+        problems: one sentence each, in the order found.
+        stripped: the run has no per-sample rows at all, like published runs: one problem instead of one per cell.
     """
 
     def __init__(self, run: RunFolder, results: Sequence[Result] = ()) -> None:
@@ -31,15 +32,15 @@ class SampleReader:
         self.stripped = bool(results) and not any(run.samples_path(result.cell).exists() for result in results)
         if self.stripped:
             self.problems.append(
-                "the run was stripped of them; paired tests, predictor quality and difficulty are missing."
+                "they were removed from this run; paired tests, predictor quality and difficulty are missing."
             )
-        self._kept: dict[Cell, pd.DataFrame | None] = {}
+        self._read: dict[Cell, pd.DataFrame | None] = {}
 
     def read(self, cell: Cell) -> pd.DataFrame | None:
-        """:data:`COLUMNS` indexed by test row, in its order, or None where there is no usable file."""
-        if cell not in self._kept:
-            self._kept[cell] = None if self.stripped else self._load(cell)
-        return self._kept[cell]
+        """Return :data:`COLUMNS` indexed by test row, in its order; None where there is no usable file."""
+        if cell not in self._read:
+            self._read[cell] = None if self.stripped else self._load(cell)
+        return self._read[cell]
 
     def _load(self, cell: Cell) -> pd.DataFrame | None:
         try:
@@ -54,24 +55,24 @@ class SampleReader:
         return frame if frame.index.is_monotonic_increasing else frame.sort_index()
 
     def _fault(self, cell: Cell, frame: pd.DataFrame) -> str:
-        """Why these rows cannot be used; empty where they can."""
+        """Return why these rows cannot be used; empty where they can."""
         names = ["index", *COLUMNS]
         if missing := [name for name in names if name not in frame]:
             return f"has no column {missing[0]}"
         if holes := [name for name in names if frame[name].isna().any()]:
             return f"has empty values in column {holes[0]}"
         if wrong := [name for name in names if not is_numeric_dtype(frame[name])]:
-            return f"has something else than numbers in column {wrong[0]}"
+            return f"has values that are not numbers in column {wrong[0]}"
         if not frame["index"].is_unique:
-            return "has rows of one and the same test sample"
+            return "has several rows for the same test sample"
         if (result := self._results.get(cell)) is None:
             return ""
         quality = result.quality
         if len(frame) != quality.n:
-            return f"has {len(frame)} rows where the result counts {quality.n} test samples"
+            return f"has {len(frame)} rows, but the result counts {quality.n} test samples"
         if np.isfinite(quality.accuracy) and abs(float(frame["correct"].mean()) - quality.accuracy) * quality.n > 0.5:
             return (
-                f"says {frame['correct'].mean():.4f} accuracy where the result says {quality.accuracy:.4f}: "
-                "they are not of one measurement"
+                f"gives an accuracy of {frame['correct'].mean():.4f}, but the result says {quality.accuracy:.4f}: "
+                "they are not from the same measurement"
             )
         return ""

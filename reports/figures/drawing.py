@@ -1,4 +1,4 @@
-"""A finished figure, and how it goes into the page."""
+"""A finished figure, and its form inside the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 
 from reports.figures.palette import FAINT, INK, PAPER
 
-# A point of a figure: x and y in points from the top left, and what it says of itself.
+# A point of a figure: x and y in points from the top left, and its description.
 Spot = tuple[float, float, str]
 
 
@@ -19,13 +19,13 @@ class Drawing:
     """One figure, rendered.
 
     Attributes:
-        name: file name without suffix; carries ``synthetic`` where due.
-        title: for captions; carries ``synthetic`` where due.
-        description: for people who cannot see it.
+        name: file name without suffix; contains ``synthetic`` where the data is.
+        title: for captions; contains ``synthetic`` where the data is.
+        description: for readers who cannot see it.
         svg: the SVG file.
-        png: the PNG file; None where the SVG is all there is.
-        role: which place of the page it belongs to.
-        about: the one method that it is about; empty where it is about several.
+        png: the PNG file; None where there is only an SVG.
+        role: its place on the page.
+        about: the one method that it shows; empty where it shows several.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Drawing:
 
 
 def with_spots(svg: str, spots: Sequence[Spot]) -> str:
-    """The figure with an invisible disc over every point, which says what the point is when it is pointed at."""
+    """Return the figure with an invisible disc over every point; pointing at it shows the description of the point."""
     discs = "".join(
         f'<circle class="spot" cx="{x:.1f}" cy="{y:.1f}" r="7" fill-opacity="0"><title>{escape(text)}</title></circle>\n'
         for x, y, text in spots
@@ -59,7 +59,7 @@ _STYLE = re.compile(r' style="([^"]*)"')
 
 
 def _short_tag(tag: re.Match[str]) -> str:
-    """One tag with coordinates of two decimals (points of 1/72 inch) and no space that means nothing."""
+    """Return a tag with coordinates of two decimals (points of 1/72 inch) and without needless space."""
     text = _DECIMALS.sub(r"\1", _STILL.sub("", tag[0]))
     text = _PATH.sub(lambda found: ' d="' + _AROUND.sub(r"\1", found[1]) + '"', text)
     text = _STYLE.sub(
@@ -69,9 +69,9 @@ def _short_tag(tag: re.Match[str]) -> str:
 
 
 def inline_svg(drawing: Drawing) -> str:
-    """The SVG for use inside a page: no prolog, ids of its own, ink and paper that follow the page's colours.
+    """Return the SVG for use inside a page: no prolog, unique ids, ink and paper in the colours of the page.
 
-    It is a third of the file's size, as a page holds many figures: ids that nothing refers to and needless digits go.
+    It is a third as large as the file, because a page holds many figures: unused ids and needless digits are removed.
     """
     text = _NOT_FOR_PAGES.sub("", _XML_HEAD.sub("", drawing.svg))
     kept = {name for pair in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text) for name in pair}
@@ -85,7 +85,7 @@ def inline_svg(drawing: Drawing) -> str:
     for color, variable in ((INK, "var(--ink)"), (FAINT, "var(--line)"), (PAPER, "var(--card)")):
         text = re.sub(color, variable, text, flags=re.IGNORECASE)
     head, end, body = text.partition(">")
-    # Files drawn by hand say their size in pixels, at which their words can be read.
+    # Figures drawn with Canvas give their size in pixels, at which their text is readable.
     natural = re.search(r'\swidth="([\d.]+)"', head)
     size = f' style="width:{natural[1]}px"' if natural else ""
     head = re.sub(r'\s(?:height|width|version|font-family|role)="[^"]*"', "", head)

@@ -1,11 +1,13 @@
-"""Accuracy against cost. Points name themselves: in words where there is room, and all of them when pointed at."""
+"""Accuracy against cost. Labels name points where there is room; pointing at a point shows its description."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
+from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
 from reports.figures.drawing import Drawing, Spot
 from reports.figures.palette import INK, PAPER
@@ -15,85 +17,107 @@ from reports.notation.numbers import finite, fixed, percent, plain, times
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Cost = Literal["flops_linear", "samples_per_s"]
 # (method, variant, setting): points that one line may join.
-Key = tuple[str, str, str]
+Line = tuple[str, str, str]
 Label = tuple[float, float, str, str]
-# More lines than this in a figure: what others dominate steps back, and only what nothing dominates is named in words.
+# With more lines than this in a figure, dominated ones are pale, and only points that nothing dominates are labelled.
 CROWD = 14
 FAR = 2
 
 
-def series(records: Sequence[dict[str, Any]], varying: Sequence[str]) -> dict[Key, list[dict[str, Any]]]:
-    """Points that one line may join: same method, same variant (``once`` of ``speed=0.5/once``), same setting."""
-    together: dict[Key, list[dict[str, Any]]] = {}
-    for record in records:
-        variant = record["point"].partition("/")[2]
-        setting = " ".join(str(record[name]) for name in varying)
-        together.setdefault((record["method"], variant, setting), []).append(record)
-    return together
+@dataclass(frozen=True)
+class Point:
+    """One row in a figure: cost on the x axis, accuracy with its interval (0..1) on the y axis."""
+
+    row: ResultRow
+    cost: float
+    accuracy: float
+    low: float
+    high: float
+
+    @property
+    def setting(self) -> str:
+        return short_point(self.row.point) if "=" in self.row.point else ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.method} {self.setting}".strip()
 
 
-def frontier(records: Sequence[Mapping[str, Any]], cost: str) -> list[int]:
-    """Indices of methods' points that no other method's point dominates, from the cheapest on.
+def points_of(rows: Sequence[ResultRow], cost: Cost) -> list[Point]:
+    """Return the rows that have both an accuracy and a cost."""
+    found = []
+    for row in rows:
+        x, y = getattr(row, cost), row.accuracy
+        if finite(x) and finite(y) and x > 0:
+            low, high = (end if finite(end) else y for end in (row.accuracy_low, row.accuracy_high))
+            found.append(Point(row, x, y, low, high))
+    return found
+
+
+def frontier(points: Sequence[Point], cost: Cost) -> list[int]:
+    """Return the indices of methods' points that no other method's point dominates, cheapest first.
 
     A point is dominated by one that is at least as accurate and as cheap, and better in one of the two. Controls and bounds
-    take no part. ``samples_per_s`` is a cost in reverse.
+    are ignored. More ``samples_per_s`` is cheaper.
     """
 
     def worth(at: int) -> tuple[float, float]:
-        price = records[at][cost]
-        return (-price if cost == "samples_per_s" else price), -records[at]["accuracy"]
+        price = points[at].cost
+        return (-price if cost == "samples_per_s" else price), -points[at].accuracy
 
     found: list[int] = []
-    for at in sorted((i for i, r in enumerate(records) if r["kind"] == "method"), key=worth):
+    for at in sorted((i for i, point in enumerate(points) if point.row.kind == "method"), key=worth):
         if not found or worth(at)[1] < worth(found[-1])[1] or worth(at) == worth(found[-1]):
             found.append(at)
     return found
 
 
-def floor_of(records: Sequence[Mapping[str, Any]]) -> float | None:
-    """Where the axis of accuracy is cut, in 0..1, so that a few that failed do not press all others into a line.
+def floor_of(points: Sequence[Point]) -> float | None:
+    """Return where the axis of accuracy is cut, in 0..1, so that a few failed points do not flatten all others.
 
-    Below the cut lies at most a tenth of the points, farther from the others than :data:`FAR` times what those span. ``None``
+    At most a tenth of the points lie below the cut, farther from the others than :data:`FAR` times the range of those. None
     where there are no such points.
     """
-    ranked = sorted(records, key=lambda r: r["accuracy"])
-    values = [r["accuracy"] for r in ranked]
+    ranked = sorted(points, key=lambda point: point.accuracy)
+    values = [point.accuracy for point in ranked]
     for below in range(len(values) // 10, 0, -1):
         span = values[-1] - values[below]
         if span > 0 and values[below] - values[below - 1] > FAR * span:
-            rest = [r["accuracy_low"] if finite(r["accuracy_low"]) else r["accuracy"] for r in ranked[below:]]
-            floor = min(rest) - span / 4
+            floor = min(point.low for point in ranked[below:]) - span / 4
             return float(floor) if floor > values[below - 1] else None
     return None
 
 
 def short_point(point: str) -> str:
-    """What a label in a crowded figure says: the value of ``name=value``, without its variant."""
+    """Return the label of a point in a crowded figure: the value of ``name=value``, without its variant."""
     return point.partition("/")[0].rpartition("=")[2]
 
 
-def describe(record: Mapping[str, Any], varying: Sequence[str]) -> str:
-    """What a point says when it is pointed at."""
-    setting = " ".join(str(record[name]) for name in varying)
-    name = " ".join(part for part in (record["method"], record["point"], setting) if part)
-    if record["kind"] == "bound":
-        name += " (bound, not a method)"
+def describe(row: ResultRow, setting: str) -> str:
+    """Return the description of a point."""
+    name = " ".join(part for part in (row.method, row.point, setting) if part) + _bound(row)
     return (
-        f"{name}: accuracy {percent(record['accuracy'])} %, {fixed(record['mean_layers'])} layers, "
-        f"FLOPs ratio {times(record['ratio_linear'])}, {plain(record['samples_per_s'])} samples/s, "
-        f"speed-up {times(record['speedup'])}"
+        f"{name}: accuracy {percent(row.accuracy)} %, {fixed(row.mean_layers)} layers, FLOPs ratio {times(row.ratio_linear)}, "
+        f"{plain(row.samples_per_s)} samples/s, speed-up {times(row.speedup)}"
     )
 
 
-def draw_pareto(view: View, group: Group, chosen: dict[str, Look], cost: str, word: str) -> Drawing:
-    """Accuracy against one cost; the points of a line are joined in order of cost."""
-    what = "FLOPs" if word == "flops" else "throughput"
+def _bound(row: ResultRow) -> str:
+    return " (bound, not a method)" if row.kind == "bound" else ""
+
+
+def draw_pareto(view: View, group: Group, chosen: Mapping[str, Look], cost: Cost) -> Drawing:
+    """Draw accuracy against one cost; the points of a line are joined in order of cost."""
+    what, word = ("FLOPs", "flops") if cost == "flops_linear" else ("throughput", "throughput")
     title = f"Accuracy against {what}: {group.label}"
-    records = [r for r in view.records(group) if finite(r[cost]) and finite(r["accuracy"]) and r[cost] > 0]
-    lines = series(records, view.varying)
+    points = points_of(view.of(group), cost)
+    lines: dict[Line, list[Point]] = {}
+    for point in points:
+        lines.setdefault((point.row.method, point.row.variant, view.setting_of(point.row)), []).append(point)
     variants = {name: sorted({key[1] for key in lines if key[0] == name}) for name in {key[0] for key in lines}}
-    noise = _noise_spans(records) if word == "throughput" else []
+    noise = _noise_spans(points) if cost == "samples_per_s" else []
     entries = {(key[0], key[2]) if chosen[key[0]].line == "--" else key for key in lines}
     legend_rows = math.ceil((len(entries) + bool(noise) + 1) / 2)
     height = 4.2 + 0.16 * legend_rows
@@ -101,40 +125,39 @@ def draw_pareto(view: View, group: Group, chosen: dict[str, Look], cost: str, wo
     axes.set_position((0.11, (0.16 * legend_rows + 0.55) / height, 0.86, 3.3 / height))
     labels: list[Label] = []
     named: set[str] = set()
-    best = [records[at] for at in frontier(records, cost)]
+    best = [points[at] for at in frontier(points, cost)]
     crowded = len(entries) > CROWD
     if len(best) > 1:
-        x, y = [r[cost] for r in best], [100 * r["accuracy"] for r in best]
-        axes.plot(x, y, color=INK, alpha=0.18, lw=3, drawstyle="steps-post", zorder=1, label="dominated by none")
-    for (method, variant, setting), points in lines.items():
-        points = sorted(points, key=lambda r: r[cost])
+        x, y = [p.cost for p in best], [100 * p.accuracy for p in best]
+        axes.plot(x, y, color=INK, alpha=0.18, lw=3, drawstyle="steps-post", zorder=1, label="not dominated")
+    for (method, variant, setting), unordered in lines.items():
+        mine = sorted(unordered, key=lambda p: p.cost)
         second = variants[method].index(variant) % 2 == 1
-        legend = _legend(points[0], variant, setting)
-        behind = crowded and not any(p in best or p["is_reference"] for p in points)
+        legend = _legend(mine[0].row, variant, setting)
+        front = [p for p in mine if p in best or p.row.is_reference]
         shown = "_" if legend in named else legend
-        _plot(axes, points, cost, chosen[method], hollow=second, legend=shown, behind=behind)
+        _plot(axes, mine, chosen[method], hollow=second, legend=shown, behind=crowded and not front)
         named.add(legend)
         if crowded:
-            told = [p for p in points if p in best or p["is_reference"]]
-            # Budgets that chose one and the same setting are one point: on a FLOPs axis exactly, named once.
-            once = {(p["accuracy"], p["flops_linear"]): p for p in reversed(told)}
+            # Budgets that chose the same setting are one point, on a FLOPs axis exactly, and are labelled once.
+            once = {(p.accuracy, p.row.flops_linear): p for p in reversed(front)}
             labels += [
-                (p[cost], 100 * p["accuracy"], f"{method} {_setting_of(p)}".strip(), chosen[method].color)
-                for p in told
-                if once[p["accuracy"], p["flops_linear"]] is p
+                (p.cost, 100 * p.accuracy, p.name, chosen[method].color)
+                for p in front
+                if once[p.accuracy, p.row.flops_linear] is p
             ]
-        elif points[0]["kind"] == "method" and variant == variants[method][0]:
-            labels += _labels(points, cost, chosen[method])
+        elif mine[0].row.kind == "method" and variant == variants[method][0]:
+            labels += _labels(mine, cost, chosen[method])
     for number, (low, high) in enumerate(noise):
         axes.axvspan(low, high, color=INK, alpha=0.09, lw=0, label="_" if number else "reference against itself (A/A)")
-    _scale(axes, [r[cost] for r in records], word)
-    floor = floor_of(records)
+    _scale(axes, [p.cost for p in points], cost)
+    floor = floor_of(points)
     if floor is not None:
-        labels += _cut(axes, records, cost, chosen, floor)
+        labels += _cut(axes, points, chosen, floor)
     axes.set_ylabel("accuracy %, 95 % interval")
     axes.set_title(title)
     if lines:
-        # Below the axes, in the band that the height was reserved for.
+        # Below the axes, in the space that the height includes for it.
         figure.legend(
             loc="lower left",
             bbox_to_anchor=(0.02, 0.0),
@@ -147,57 +170,37 @@ def draw_pareto(view: View, group: Group, chosen: dict[str, Look], cost: str, wo
         )
     _place_labels(axes, labels)
     spots: list[Spot] = []
-    if records:
-        shown_at = [max(r["accuracy"], floor or 0.0) for r in records]
-        pixels = axes.transData.transform([(r[cost], 100 * y) for r, y in zip(records, shown_at, strict=True)])
+    if points:
+        pixels = axes.transData.transform([(p.cost, 100 * max(p.accuracy, floor or 0.0)) for p in points])
         # Points of a 72nd inch, from the top.
         spots = [
-            (72 * px / figure.dpi, 72 * (height - py / figure.dpi), describe(record, view.varying))
-            for (px, py), record in zip(pixels, records, strict=True)
+            (72 * px / figure.dpi, 72 * (height - py / figure.dpi), describe(p.row, view.setting_of(p.row)))
+            for (px, py), p in zip(pixels, points, strict=True)
         ]
     description = (
-        f"{title}. {len(records)} points of {len(variants)} methods; all numbers are in the table results-{group.slug}."
+        f"{title}. {len(points)} points of {len(variants)} methods; all numbers are in the table results-{group.slug}."
     )
     return render(figure, f"pareto-{word}-{group.slug}", title, description, role="pareto", spots=spots)
 
 
-def _noise_spans(records: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Samples a second that the reference has by chance."""
-    return [
-        (r["samples_per_s"] * r["noise"].low, r["samples_per_s"] * r["noise"].high)
-        for r in records
-        if r["is_reference"] and r["noise"] is not None
-    ]
+def _noise_spans(points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Return the samples per second that the reference reaches by chance."""
+    return [(p.cost * p.row.noise.low, p.cost * p.row.noise.high) for p in points if p.row.is_reference and p.row.noise]
 
 
-def _legend(record: Mapping[str, Any], variant: str, setting: str) -> str:
+def _legend(row: ResultRow, variant: str, setting: str) -> str:
     # Variants of a control look alike and share one line of the legend.
-    told = variant and record["kind"] != "control"
-    legend = " ".join(part for part in (record["method"], f"({variant})" if told else "", setting) if part)
-    return legend + (" (bound, not a method)" if record["kind"] == "bound" else "")
+    told = variant and row.kind != "control"
+    return " ".join(part for part in (row.method, f"({variant})" if told else "", setting) if part) + _bound(row)
 
 
-def _setting_of(record: Mapping[str, Any]) -> str:
-    return short_point(record["point"]) if "=" in record["point"] else ""
-
-
-def _plot(
-    axes: Axes,
-    points: Sequence[Mapping[str, Any]],
-    cost: str,
-    look: Look,
-    *,
-    hollow: bool,
-    legend: str,
-    behind: bool,
-) -> None:
-    y = [100 * p["accuracy"] for p in points]
-    low = [max(0.0, 100 * (p["accuracy"] - p["accuracy_low"])) if finite(p["accuracy_low"]) else 0.0 for p in points]
-    high = [max(0.0, 100 * (p["accuracy_high"] - p["accuracy"])) if finite(p["accuracy_high"]) else 0.0 for p in points]
-    front = points[0]["kind"] == "method"
+def _plot(axes: Axes, points: Sequence[Point], look: Look, *, hollow: bool, legend: str, behind: bool) -> None:
+    low = [max(0.0, 100 * (p.accuracy - p.low)) for p in points]
+    high = [max(0.0, 100 * (p.high - p.accuracy)) for p in points]
+    front = points[0].row.kind == "method"
     axes.errorbar(
-        [p[cost] for p in points],
-        y,
+        [p.cost for p in points],
+        [100 * p.accuracy for p in points],
         yerr=[low, high],
         color=look.color,
         marker=look.marker,
@@ -214,35 +217,32 @@ def _plot(
     )
 
 
-def _cut(
-    axes: Axes, records: Sequence[Mapping[str, Any]], cost: str, chosen: Mapping[str, Look], floor: float
-) -> list[Label]:
-    """End the axis at ``floor``; what lies below stands on it as an arrow and says how low it is."""
-    top = max(r["accuracy_high"] if finite(r["accuracy_high"]) else r["accuracy"] for r in records)
+def _cut(axes: Axes, points: Sequence[Point], chosen: Mapping[str, Look], floor: float) -> list[Label]:
+    """End the axis at ``floor``; points below it become an arrow on the axis, labelled with their accuracy."""
+    top = max(p.high for p in points)
     axes.set_ylim(100 * floor, 100 * (top + (top - floor) / 20))
     found: list[Label] = []
-    for r in records:
-        if r["accuracy"] >= floor:
-            continue
-        color = chosen[r["method"]].color
-        axes.plot([r[cost]], [100 * floor], marker=7, markersize=7, color=color, clip_on=False, zorder=4, label="_")
-        name = f"{r['method']} {_setting_of(r)}".strip()
-        found.append((r[cost], 100 * (floor + (top - floor) / 20), f"{name}: {percent(r['accuracy'])} %", color))
+    for p in points:
+        if p.accuracy < floor:
+            color = chosen[p.row.method].color
+            axes.plot([p.cost], [100 * floor], marker=7, markersize=7, color=color, clip_on=False, zorder=4, label="_")
+            text = f"{p.name}: {percent(p.accuracy)} %"
+            found.append((p.cost, 100 * (floor + (top - floor) / 20), text, color))
     return found
 
 
-def _labels(points: Sequence[Mapping[str, Any]], cost: str, look: Look) -> list[Label]:
-    """A lone point says its method; on a line each says its setting, and the dearest end the method too."""
+def _labels(points: Sequence[Point], cost: Cost, look: Look) -> list[Label]:
+    """Return the labels of a line: a lone point has its method; on a line each has its setting, the last one the method too."""
     end = points[0] if cost == "samples_per_s" else points[-1]
     found = []
     for p in points:
-        text = short_point(p["point"]) if len(points) > 1 else ""
-        name = f"{p['method']} {text}".strip() if p is end else text
-        found.append((p[cost], 100 * p["accuracy"], name, look.color))
+        text = short_point(p.row.point) if len(points) > 1 else ""
+        name = f"{p.row.method} {text}".strip() if p is end else text
+        found.append((p.cost, 100 * p.accuracy, name, look.color))
     return found
 
 
-def _scale(axes: Axes, values: Sequence[float], word: str) -> None:
+def _scale(axes: Axes, values: Sequence[float], cost: Cost) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if values and max(values) / min(values) > 6:
@@ -251,19 +251,17 @@ def _scale(axes: Axes, values: Sequence[float], word: str) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif values:
         axes.set_xlim(left=0)
-    divisor, prefix = (1e9, "G") if word == "flops" and max(values, default=0) >= 1e9 else (1e6, "M")
-    if word == "throughput":
-        divisor, prefix = 1.0, ""
+    if cost == "samples_per_s":
+        divisor, label = 1.0, "samples/s (more is better)"
+    else:
+        divisor, prefix = (1e9, "G") if max(values, default=0) >= 1e9 else (1e6, "M")
+        label = f"{prefix}FLOPs per sample, linear layers (fewer is better)"
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / divisor:,g}"))
-    axes.set_xlabel(
-        f"{prefix}FLOPs per sample, linear layers (fewer is better)"
-        if word == "flops"
-        else "samples/s (more is better)"
-    )
+    axes.set_xlabel(label)
 
 
 def _place_labels(axes: Axes, labels: Sequence[Label]) -> None:
-    """Put each label beside its point where nothing else is; where there is no room, try fewer words, then none."""
+    """Put each label beside its point where it covers nothing; without enough room, try its last word, then none."""
     if not labels:
         return
     pixels = axes.transData.transform([(x, y) for x, y, _, _ in labels])
@@ -296,7 +294,7 @@ Box = tuple[float, float, float, float]
 def _free_place(
     px: float, py: float, text: str, scale: float, taken: Sequence[Box], frame: tuple[float, float]
 ) -> Box | None:
-    """A box for ``text`` near a point, in pixels, that touches no taken one and stays between the sides of the axes."""
+    """Return a box for ``text`` near a point, in pixels, that covers no taken one and stays inside the axes sideways."""
     width, height = (4.4 * len(text) + 1) * scale, 8.0 * scale
     for dx, dy in ((11, 0), (-11, 0), (9, 6), (-9, 6), (9, -6), (-9, -6), (0, 9), (0, -9), (9, 12), (9, -12), (-9, 12)):
         shift = (width / 2 - 4 * scale) * ((dx > 0) - (dx < 0))

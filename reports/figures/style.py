@@ -1,7 +1,7 @@
-"""What all matplotlib figures share: style, paper, and how each method looks.
+"""Style of all matplotlib figures, and the look of each method.
 
-Readable by colour-blind people, in print and in the dark: every method has a marker of its own beside its colour. matplotlib
-is imported when the first figure is drawn.
+Colour-blind readers, print and dark pages are supported: every method has a marker of its own in addition to its colour.
+matplotlib is imported when the first figure is drawn.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reports.analysis.view import View
 from reports.figures.drawing import Drawing, Spot, with_spots
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-STYLE: dict[str, Any] = {
+STYLE: dict[str, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "geep-bench",
     "font.family": "DejaVu Sans",
@@ -47,7 +47,7 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn, the same in every figure of a report."""
+    """How one method is drawn in every figure of a report."""
 
     color: str
     marker: str
@@ -56,13 +56,14 @@ class Look:
 
 
 def looks(view: View) -> dict[str, Look]:
-    """One look per method of the run: the reference in ink, methods in colour, controls in grey, bounds dotted."""
+    """Return one look per method of the run: the reference in ink, methods in colour, controls in grey, bounds dotted."""
     chosen: dict[str, Look] = {}
     counts = {"method": 0, "control": 0, "bound": 0}
-    facts = view.rows.groupby("method", sort=True).agg(kind=("kind", "first"), reference=("is_reference", "any"))
-    for method, kind, reference in facts.itertuples():
+    kinds = {row.method: row.kind for row in reversed(view.rows)}
+    references = {row.method for row in view.rows if row.is_reference}
+    for method, kind in sorted(kinds.items()):
         i = counts[kind]
-        if reference:
+        if method in references:
             chosen[method] = Look(INK, "*", "-", False)
             continue
         counts[kind] += 1
@@ -76,6 +77,7 @@ def looks(view: View) -> dict[str, Look]:
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure, in inches, with axes that fill it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -87,9 +89,9 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 def render(
     figure: Figure, name: str, title: str, description: str, *, role: str, spots: Sequence[Spot] = ()
 ) -> Drawing:
-    """The finished figure as SVG and PNG; ``spots`` name its points."""
+    """Return the finished figure as SVG and PNG; ``spots`` name its points."""
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    # Paper behind the PNG: transparent ones are unreadable in dark viewers, which cannot recolour them.
+    # The PNG has a white background, because dark viewers cannot recolour it.
     figure.savefig(png, format="png", dpi=130, transparent=False, facecolor="white", metadata={"Software": None})
     return Drawing(name, title, description, with_spots(svg.getvalue().decode(), spots), png.getvalue(), role)

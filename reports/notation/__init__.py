@@ -1,1 +1,1 @@
-"""How numbers and footnotes are written."""
+"""Text forms: numbers, footnote marks, and tables as Markdown, CSV and LaTeX. Imports nothing else of ``reports``."""

@@ -1,1 +1,14 @@
-"""Tables: which there are, and how a table becomes Markdown, CSV or LaTeX."""
+"""The tables of a report. Imports ``reports.analysis`` and ``reports.notation``.
+
+To add a table, add one file to this folder: :mod:`reports.tables.catalogue` finds every module with a ``TABLES``. For example,
+``reports/tables/my_table.py``::
+
+    def my_table(view: View, group: Group) -> Table[ResultRow]:
+        columns = [*identity_columns(view), Column("speedup", "Speed-up", lambda row: times(row.speedup))]
+        return Table(f"mine-{group.slug}", caption("Mine", group), view.of(group), columns, ("method", "point", "speedup"))
+
+    TABLES = (DatasetTable("mine", 75, "My own table", my_table),)
+
+It then stands on the page, in ``report.md``, and as Markdown, CSV and LaTeX in ``report/tables/``. A table about the whole run
+is a :class:`reports.tables.catalogue.RunTables`. File names and captions of synthetic data must contain the word "synthetic".
+"""

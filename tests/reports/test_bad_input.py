@@ -11,7 +11,7 @@ import pytest
 
 from reports.analysis.view import build_view
 from reports.build import write_report
-from reports.tables.summary import results_table
+from reports.tables.result_tables import results_table
 
 
 def edit(path, change):
@@ -97,19 +97,19 @@ def test_a_run_stripped_of_its_samples(fabricate):
     run, _ = make(fabricate)
     shutil.rmtree(run.path / "samples")
     caveats, page = told(run)
-    one_line(caveats, "No per-sample rows", "stripped")
+    one_line(caveats, "No per-sample rows", "removed")
     assert "°</td>" not in page and "cannot be compared" in page
 
 
 FAULTS = {
     "has 150 rows": lambda frame: frame.iloc[:150],
-    "of one and the same test sample": lambda frame: frame.assign(index=0),
+    "has several rows for the same test sample": lambda frame: frame.assign(index=0),
     "has no column exit_layer": lambda frame: frame.drop(columns="exit_layer"),
     "has empty values in column exit_layer": lambda frame: frame.assign(
         exit_layer=frame["exit_layer"].astype("Int16").where(frame["index"] > 3)
     ),
-    "has something else than numbers in column exit_layer": lambda frame: frame.assign(exit_layer="x"),
-    "they are not of one measurement": lambda frame: frame.assign(correct=False),
+    "has values that are not numbers in column exit_layer": lambda frame: frame.assign(exit_layer="x"),
+    "they are not from the same measurement": lambda frame: frame.assign(correct=False),
 }
 
 
@@ -143,8 +143,8 @@ def test_two_cells_with_one_key(fabricate, differ):
     caveats, _ = told(run)
     line = one_line(caveats, "2 results", "geep speed=0.5 on ag_news, seed 0")
     assert path.name in line and ("differ" in line) == differ
-    row = build_view(run.path).rows.set_index("method").loc["geep"]
-    assert (row["seeds"], row["accuracy"]) == (1, 0.9)
+    (row,) = [row for row in build_view(run.path).rows if row.method == "geep"]
+    assert (row.seeds, row.accuracy) == (1, 0.9)
 
 
 def test_two_cells_with_one_key_and_no_file_of_that_name(fabricate):
@@ -195,8 +195,8 @@ def test_no_number_at_all(fabricate):
     path.write_text(re.sub(r": -?\d+\.\d+", ": NaN", path.read_text(encoding="utf-8")), encoding="utf-8")
     caveats, _ = told(run)
     one_line(caveats, "Not a number in geep")
-    row = build_view(run.path).rows.set_index("method").loc["geep"]
-    assert not any(isinstance(row[name], float) and row[name] > 0 for name in ("accuracy", "mean_layers", "speedup"))
+    (row,) = [row for row in build_view(run.path).rows if row.method == "geep"]
+    assert (row.accuracy, row.mean_layers, row.speedup) == (None, None, None)
 
 
 def test_everything_at_once(fabricate):

@@ -127,7 +127,7 @@ def minimal(fabricate):
 def test_single_unknown_method_is_reported(fabricate):
     """One third-party cell without reference, controls or known names makes a whole report."""
     page = write_report(minimal(fabricate).path).read_text(encoding="utf-8")
-    assert "lonely" in page and "nothing can be said" in page
+    assert "lonely" in page and "there is nothing to compare" in page
 
 
 def test_a_failing_write_keeps_the_old_report(fabricate, monkeypatch):

@@ -57,7 +57,7 @@ def test_nothing_changed(two, capsys):
     """A run beside one like it: every count is what it was, and the gate is open."""
     assert main(["compare", *two(), "--gate"]) == 0
     out = capsys.readouterr().out
-    assert "2 cells compared; in 2 of them every answer and every count is what it was" in out
+    assert "2 cells compared; in 2 of them all predictions and all counts are identical" in out
     assert "weibo (synthetic)" in out
     assert out.splitlines()[-1] == "gate: nothing got worse"
 

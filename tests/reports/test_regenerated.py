@@ -30,8 +30,8 @@ from scipy.stats import t as student
 from harness.results.run_folder import RunFolder
 from harness.running.record import quality
 from reports.analysis.view import View, build_view
-from reports.page import Contents
-from reports.tables.formats import Table
+from reports.notation.table_formats import AnyTable
+from reports.tables.catalogue import Contents
 
 Rows = list[dict[str, Any]]
 Key = tuple[str, ...]  # method, point, then whatever else the tables tell rows apart by
@@ -106,14 +106,14 @@ class Stored:
             self.settings.add(json.dumps({k: cell[k] for k in ("backbone", "device", "dtype", "order", "batch_size")}))
 
 
-def column(table: Table, heading: str) -> int:
+def column(table: AnyTable, heading: str) -> int:
     return next(i for i, c in enumerate(table.columns) if c.heading == heading)
 
 
-def shown(table: Table, heading: str) -> dict[Key, str]:
+def shown(table: AnyTable, heading: str) -> dict[Key, str]:
     """Cells of a column by (method, point)."""
     at = column(table, heading)
-    return {(r["method"], r["point"]): row[at] for r, row in zip(table.records, table.cells, strict=True)}
+    return {(r.method, r.point): row[at] for r, row in zip(table.rows, table.cells, strict=True)}
 
 
 def accuracy(rows: Rows) -> float:
@@ -155,7 +155,7 @@ def compare(path: Path) -> int:
     compared = 0
     for group in view.groups:
         cells = stored.rows[group.dataset, group.synthetic]
-        tables = contents.datasets[group.slug]
+        tables = {block.name: block.tables[0] for block in contents.datasets[group.slug]}
         expected: dict[tuple[str, str], Mapping[Key, str]] = {}
         expected["details", "Test samples"] = {k: f"{min(len(r) for r in s.values()):,}" for k, s in cells.items()}
         expected["details", "Macro F1 %"] = {k: percent(fmean(map(macro_f1, s.values()))) for k, s in cells.items()}
@@ -164,31 +164,31 @@ def compare(path: Path) -> int:
         expected["results", "Accuracy % (95 % interval)"] = {
             k: f"{percent(fmean(a))} ({percent(limits[k][0])}–{percent(limits[k][1])})" for k, a in accuracies.items()
         }
-        if view.rows["seeds"].max() > 1:
+        if max(row.seeds for row in view.rows) > 1:
             expected["results", "± (seeds; 95 % of their mean)"] = {k: over_seeds(a) for k, a in accuracies.items()}
         expected |= difficulty(cells) if "difficulty" in tables else {}
         for (name, heading), values in expected.items():
             assert shown(tables[name], heading) == dict(values), (group.label, heading)
             compared += len(values)
-        summary = next(t for t in contents.summary if (t.name == "summary-synthetic") == group.synthetic)
-        mine = [row for r, row in zip(summary.records, summary.cells, strict=True) if r["slug"] == group.slug]
+        summary = next(t for t in contents.named("summary") if (t.name == "summary-synthetic") == group.synthetic)
+        mine = [row for r, row in zip(summary.rows, summary.cells, strict=True) if r.slug == group.slug]
         at = column(summary, "Accuracy % (95 % interval)")
         assert sorted(row[at] for row in mine) == sorted(expected["results", "Accuracy % (95 % interval)"].values())
         paper = next(
             t
-            for t in contents.papers
+            for t in contents.named("papers")
             if any(c.group == group.dataset for c in t.columns) and (("synthetic" in t.name) == group.synthetic)
         )
         for key, text in shown(paper, f"{group.dataset} Acc. %").items():
             assert text == (percent(fmean(accuracies[key]), 2) if key in accuracies else "—")
             compared += 1
-        for record in view.records(group):
-            rows = [row for r in cells[record["method"], record["point"]].values() for row in r]
+        for record in view.of(group):
+            rows = [row for r in cells[record.method, record.point].values() for row in r]
             counts = Counter(row["exit_layer"] for row in rows)
-            assert {i: n for i, n in enumerate(record["histogram"], start=1) if n} == dict(counts)
+            assert {i: n for i, n in enumerate(record.histogram, start=1) if n} == dict(counts)
             compared += 1
         compared += verdicts(view, group.slug, cells) + predictors(tables, cells)
-    return compared + rivals(contents.rivals, stored)
+    return compared + rivals(contents.named("rivals"), stored)
 
 
 def difficulty(cells: Mapping[Key, dict[int, Rows]]) -> dict[tuple[str, str], dict[Key, str]]:
@@ -218,11 +218,11 @@ def paired(ours: dict[int, Rows], theirs: dict[int, Rows]) -> tuple[float, int, 
 
 def verdicts(view: View, slug: str, cells: Mapping[Key, dict[int, Rows]]) -> int:
     """The table of controls: every paired test of a dataset."""
-    tables = [t for t in Contents(view).controls if slug in {r["slug"] for r in t.records}]
-    lines = [(r, row, t) for t in tables for r, row in zip(t.records, t.cells, strict=True) if r["slug"] == slug]
-    tests = [paired(cells[r["method"], r["point"]], cells[r["control"], r["control_point"]]) for r, _, _ in lines]
+    tables = [t for t in Contents(view).named("controls") if slug in {r.slug for r in t.rows}]
+    lines = [(r, row, t) for t in tables for r, row in zip(t.rows, t.cells, strict=True) if r.slug == slug]
+    tests = [paired(cells[r.method, r.point], cells[r.control, r.control_point]) for r, _, _ in lines]
     p_values = [exact_p(wins, losses) for _, wins, losses in tests]
-    for (record, row, table), (difference, wins, losses), p, adjusted in zip(
+    for (_, row, table), (difference, wins, losses), p, adjusted in zip(
         lines, tests, p_values, holm(p_values), strict=True
     ):
         at = {c.heading: text for c, text in zip(table.columns, row, strict=True)}
@@ -230,7 +230,7 @@ def verdicts(view: View, slug: str, cells: Mapping[Key, dict[int, Rows]]) -> int
         assert at["Accuracy difference, points"] == signed(difference)
         assert (at["p exact"], at["p adjusted"]) == (p_text(p), p_text(adjusted))
         word = "no better" if adjusted >= 0.05 or not difference else "worse" if difference < 0 else "beats"
-        assert at["Verdict"].startswith(word), record["sentence"]
+        assert at["Verdict"].startswith(word), row
     return 5 * len(lines)
 
 
@@ -247,19 +247,17 @@ def tango_lower(wins: int, losses: int, n: int) -> float:
     return (low + high) / 2
 
 
-def rivals(tables: list[Table], stored: Stored) -> int:
+def rivals(tables: list[AnyTable], stored: Stored) -> int:
     """The tables against rivals: tests, families, intervals, bounds."""
     compared = 0
     for table in tables:
         tests, families = [], defaultdict(list)
-        lines = [
-            pair for pair in zip(table.records, table.cells, strict=True) if isinstance(pair[0]["rival_point"], str)
-        ]
+        lines = [pair for pair in zip(table.rows, table.cells, strict=True) if pair[0].rival_point is not None]
         for i, (r, _) in enumerate(lines):
-            cells = stored.rows[r["dataset"], r["data"] == "synthetic"]
-            ours, theirs = cells[r["method"], r["point"]], cells[r["rival"], r["rival_point"]]
+            cells = stored.rows[r.dataset, r.synthetic]
+            ours, theirs = cells[r.method, r.point], cells[r.rival, r.rival_point]
             tests.append((ours, theirs, paired(ours, theirs)))
-            families[r["method"], r["rival"]].append(i)
+            families[r.method, r.rival].append(i)
         p_values = [exact_p(wins, losses) for _, _, (_, wins, losses) in tests]
         adjusted = {
             i: p for same in families.values() for i, p in zip(same, holm([p_values[i] for i in same]), strict=True)
@@ -278,21 +276,21 @@ def rivals(tables: list[Table], stored: Stored) -> int:
                 bounds.append(tango_lower(wins, losses, len(ours[seed])))
             error = math.sqrt(sum((v - found[0]) ** 2 for v in balance.values())) / len(balance)
             limits = [found[0] - 1.96 * error, found[0] + 1.96 * error]
-            assert [r["difference_low"], r["difference_high"]] == pytest.approx(limits, abs=0.25 * error + 1e-9)
+            assert [r.difference_low, r.difference_high] == pytest.approx(limits, abs=0.25 * error + 1e-9)
             if at["At worst: accuracy, points"] != "—":
-                assert r["lowest_difference"] == pytest.approx(min(bounds), abs=1e-9)
-                assert r["not_worse"] == (min(bounds) > -0.005)
+                assert r.judgement.lowest_difference == pytest.approx(min(bounds), abs=1e-9)
+                assert r.judgement.not_worse == (min(bounds) > -0.005)
             compared += 5
     return compared
 
 
-def predictors(tables: Mapping[str, Table], cells: Mapping[Key, dict[int, Rows]]) -> int:
+def predictors(tables: Mapping[str, AnyTable], cells: Mapping[Key, dict[int, Rows]]) -> int:
     """The table of predicted exits."""
     if "predictor" not in tables:
         return 0
     table = tables["predictor"]
-    for record, row in zip(table.records, table.cells, strict=True):
-        mine, other = cells[record["method"], record["point"]], cells["control-sequential", record["compared_with"]]
+    for record, row in zip(table.rows, table.cells, strict=True):
+        mine, other = cells[record.method, record.point], cells["control-sequential", record.compared_with]
         at = {c.heading: text for c, text in zip(table.columns, row, strict=True)}
         pairs, taus, early, late = [], [], [], []
         for seed in sorted(mine.keys() & other.keys()):
@@ -317,7 +315,7 @@ def predictors(tables: Mapping[str, Table], cells: Mapping[Key, dict[int, Rows]]
         assert at["Against sequential: of it, too late"] == signed(fmean(late))
         if ("oracle", "agree") in cells:
             assert at["Against oracle: accuracy, points"] == signed(paired(mine, cells["oracle", "agree"])[0])
-    return 9 * len(table.records)
+    return 9 * len(table.rows)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def test_a_small_one_has_the_shape_of_a_large_one(tmp_path, capsys):
     assert said and int(said[1]) == 2 * points
     view = build_view(tmp_path / "run")
     assert view.synthetic and len(view.rows) == points and len(view.verdicts) and len(view.predictors)
-    assert view.caveats == [] and set(view.rows["marks"]) == {""}
+    assert view.caveats == [] and {row.marks for row in view.rows} == {""}
 
 
 @pytest.mark.parametrize("option", ["--datasets", "--seeds", "--samples"])

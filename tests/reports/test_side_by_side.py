@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from reports.build import write_report
+from reports.notation.table_formats import to_markdown
 from reports.side_by_side import main, side_by_side
-from reports.tables.formats import to_markdown
 
 
 def answers(n: int, wrong: int) -> list[bool]:

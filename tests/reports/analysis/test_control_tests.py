@@ -11,7 +11,7 @@ YES, NO = True, False
 
 
 def verdicts(run):
-    return build_view(run.path).verdicts.set_index("control")
+    return {test.control: test for test in build_view(run.path).verdicts}
 
 
 def make(fabricate, geep, control, **options):
@@ -25,28 +25,28 @@ def make(fabricate, geep, control, **options):
 def test_beats_worse_and_no_better(fabricate):
     """Verdict words follow sign and significance of the paired difference."""
     high, low = [YES] * 100, [YES] * 60 + [NO] * 40
-    beats = verdicts(make(fabricate, high, low)).loc["control-random"]
-    assert (beats["verdict"], beats["wins"], beats["losses"]) == ("beats", 40, 0)
-    assert "geep at speed=0.5 beats control-random: +40.00 points" in beats["sentence"]
+    beats = verdicts(make(fabricate, high, low))["control-random"]
+    assert (beats.verdict, beats.wins, beats.losses) == ("beats", 40, 0)
+    assert (beats.method, beats.point, beats.difference) == ("geep", "speed=0.5", pytest.approx(0.4))
 
 
 def test_worse_than(fabricate):
     """A significant loss is called worse."""
-    worse = verdicts(make(fabricate, [YES] * 60 + [NO] * 40, [YES] * 100)).loc["control-random"]
-    assert worse["verdict"] == "worse than"
+    worse = verdicts(make(fabricate, [YES] * 60 + [NO] * 40, [YES] * 100))["control-random"]
+    assert worse.verdict == "worse than"
 
 
 def test_small_difference_is_no_better(fabricate):
     """A difference that the test cannot tell from chance is called no better than, even when it is positive."""
-    row = verdicts(make(fabricate, [YES] * 62 + [NO] * 38, [YES] * 60 + [NO] * 40)).loc["control-random"]
-    assert row["difference"] == pytest.approx(0.02)
-    assert "is no better than control-random" in row["sentence"]
+    row = verdicts(make(fabricate, [YES] * 62 + [NO] * 38, [YES] * 60 + [NO] * 40))["control-random"]
+    assert row.difference == pytest.approx(0.02)
+    assert row.verdict == "no better than"
 
 
 def test_a_win_bought_with_layers_is_named(fabricate):
     """Better accuracy at more than 5 % more layers is not a plain win."""
-    row = verdicts(make(fabricate, [YES] * 100, [YES] * 60 + [NO] * 40, layers=3)).loc["control-random"]
-    assert row["verdict"].startswith("beats, with more layers")
+    row = verdicts(make(fabricate, [YES] * 100, [YES] * 60 + [NO] * 40, layers=3))["control-random"]
+    assert row.verdict.startswith("beats, with more layers")
 
 
 def test_verified_is_compared_with_the_sequential_exit_only(fabricate):
@@ -57,12 +57,9 @@ def test_verified_is_compared_with_the_sequential_exit_only(fabricate):
     run.cell("control-sequential", "speed=0.5", kind="control", layers=4.1, heads=4.1, correct=right)
     run.cell("control-random", "speed=0.5", kind="control", layers=4.0, correct=right)
     view = build_view(run.path)
-    (row,) = view.verdicts.to_dict("records")
-    assert (row["control"], row["close"]) == ("control-sequential", True)
-    assert (
-        "1.40 heads a sample instead of 4.10; keeps up (at most 0.2 points less accurate and 5 % more layers)"
-        in row["sentence"]
-    )
+    (row,) = view.verdicts
+    assert (row.control, row.close) == ("control-sequential", True)
+    assert (row.mean_heads, row.control_row.mean_heads) == (1.4, 4.1)
     assert headlines(view.verdicts) == [
         (
             "ag_news (synthetic): geep-verified keeps up with control-sequential "
@@ -77,7 +74,7 @@ def test_identical_point_is_preferred_to_its_base(fabricate):
     run.cell("geep", "speed=0.5/shared", layers=4)
     run.cell("control-random", "speed=0.5", kind="control", layers=4)
     run.cell("control-random", "speed=0.5/shared", kind="control", layers=4)
-    assert verdicts(run)["control_point"].tolist() == ["speed=0.5/shared"]
+    assert [test.control_point for test in build_view(run.path).verdicts] == ["speed=0.5/shared"]
 
 
 def test_headline_says_when_nothing_is_beaten(fabricate):
@@ -89,14 +86,14 @@ def test_headline_says_when_nothing_is_beaten(fabricate):
 
 def test_missing_samples_cannot_be_compared(fabricate):
     """Without per-sample rows there is no verdict and no crash."""
-    row = verdicts(make(fabricate, [YES] * 9, [YES] * 9, samples=False)).loc["control-random"]
-    assert row["verdict"] == "cannot be compared with"
+    row = verdicts(make(fabricate, [YES] * 9, [YES] * 9, samples=False))["control-random"]
+    assert row.verdict == "cannot be compared with"
 
 
 def test_controls_of_another_device_are_not_used(fabricate):
     """A control measured on another device mirrors nothing here."""
     run = make(fabricate, [YES] * 9, [YES] * 9, device="cuda")
-    assert not len(build_view(run.path).verdicts)
+    assert not build_view(run.path).verdicts
 
 
 def test_third_party_methods_are_not_judged(fabricate):
@@ -104,4 +101,4 @@ def test_third_party_methods_are_not_judged(fabricate):
     run = fabricate()
     run.cell("my-exit", "speed=0.5")
     run.cell("control-random", "speed=0.5", kind="control")
-    assert not len(build_view(run.path).verdicts)
+    assert not build_view(run.path).verdicts

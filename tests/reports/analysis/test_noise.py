@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from reports.analysis.noise import FEWEST, noise_band
 from reports.analysis.view import build_view
-from reports.page import Contents
-from reports.tables.formats import to_markdown
+from reports.notation.table_formats import to_markdown
+from reports.tables.catalogue import Contents
 from reports.terminal import summary
 
 seconds = st.lists(st.floats(0.01, 100), min_size=2, max_size=8)
@@ -64,7 +64,7 @@ def test_band_stands_beside_every_ratio_of_times(fabricate):
         ratio = max(keys.index(key) for key in ("speedup", "measured", "speed_ratio", "rival_speedup") if key in keys)
         assert keys[ratio + 1] == "noise_high", table.name
         assert "0.91–1.10×" in to_markdown(table)
-    for table in (*contents.summary, *(t for t in timed if t.name.startswith("waterfall"))):
+    for table in (*contents.named("summary"), *(t for t in timed if t.name.startswith("waterfall"))):
         assert any("A/A noise: 10th to 90th percentile" in note for note in table.notes)
 
 
@@ -97,5 +97,5 @@ def test_older_results_have_none(fabricate):
     run.cell("bert")
     view = build_view(run.path)
     assert view.noise_of(view.groups[0]) == ""
-    (table,) = Contents(view).summary
+    (table,) = Contents(view).named("summary")
     assert table.cells[0][-1] == "—" and any("fewer than" in note for note in table.notes)

@@ -12,8 +12,8 @@ from scipy.stats import kendalltau
 
 from reports.analysis.prediction_quality import confusion_of, tau_b
 from reports.analysis.view import build_view
-from reports.figures.all_figures import draw_figures
-from reports.tables.breakdown import predictor_table
+from reports.figures.dataset_figures import draw_figures
+from reports.tables.predictor_table import predictor_table
 
 exits = st.integers(1, 5)
 
@@ -54,19 +54,25 @@ def make(fabricate, **geep):
 
 
 def quality(run, method="geep"):
-    return build_view(run.path).predictors.set_index("method").loc[method]
+    (row,) = [row for row in build_view(run.path).predictors if row.method == method]
+    return row
 
 
 def test_known_answers(fabricate):
     """Hits, near misses, both kinds of error and what they cost, on four samples counted by hand."""
     row = quality(make(fabricate))
-    assert (row["hit"], row["within_one"], row["early"], row["late"]) == (0.5, 0.75, 0.25, 0.25)
+    assert (row.agreement.hit, row.agreement.within_one, row.agreement.early, row.agreement.late) == (
+        0.5,
+        0.75,
+        0.25,
+        0.25,
+    )
     # Leaving early lost the third sample, leaving late won the fourth.
-    assert (row["cost_early"], row["cost_late"], row["accuracy_vs_sequential"]) == (-0.25, 0.25, 0.0)
-    assert row["layers_vs_sequential"] == pytest.approx(0.25)
-    assert row["accuracy_vs_oracle"] == -0.25 and row["layers_vs_oracle"] == pytest.approx(1.25)
-    assert row["tau_b"] == pytest.approx(kendalltau(SEQUENTIAL, [1, 2, 2, 6]).statistic)
-    assert row["unseen_tokens"] == 0.125
+    assert (row.agreement.cost_early, row.agreement.cost_late, row.accuracy_vs_sequential) == (-0.25, 0.25, 0.0)
+    assert row.layers_vs_sequential == pytest.approx(0.25)
+    assert row.accuracy_vs_oracle == -0.25 and row.layers_vs_oracle == pytest.approx(1.25)
+    assert row.agreement.tau_b == pytest.approx(kendalltau(SEQUENTIAL, [1, 2, 2, 6]).statistic)
+    assert row.unseen_tokens == 0.125
 
 
 def test_a_constant_has_no_rank_correlation(fabricate):
@@ -86,7 +92,7 @@ def test_methods_stand_beside_their_controls(fabricate):
     run.cell("control-sequential", "speed=0.1", kind="control", exits=SEQUENTIAL, correct=[YES] * 4)
     run.cell("fastbert", "speed=0.5", exits=SEQUENTIAL, correct=[YES] * 4)
     view = build_view(run.path)
-    assert list(zip(view.predictors["method"], view.predictors["point"], strict=True)) == [
+    assert [(row.method, row.point) for row in view.predictors] == [
         ("geep", "speed=0.1"),
         ("geep", "speed=0.5"),
         ("control-constant", "speed=0.5"),
@@ -98,7 +104,7 @@ def test_verified_exits_are_judged_by_what_was_predicted(fabricate):
     run = make(fabricate)
     run.cell("geep-verified", "speed=0.5/once", exits=SEQUENTIAL, predicted=[1, 1, 1, 1], correct=[YES] * 4)
     row = quality(run, "geep-verified")
-    assert row["hit"] == 0.25 and row["compared_with"] == "speed=0.5"
+    assert row.agreement.hit == 0.25 and row.compared_with == "speed=0.5"
 
 
 def test_seeds_are_pooled_but_ranked_apart(fabricate):
@@ -108,8 +114,8 @@ def test_seeds_are_pooled_but_ranked_apart(fabricate):
     run.cell("geep", "speed=0.5", exits=[4, 3, 2, 1], predicted=[4, 3, 2, 1], **common)
     run.cell("control-sequential", "speed=0.5", kind="control", exits=SEQUENTIAL, **common)
     row = quality(run)
-    assert row["n"] == 8 and row["hit"] == 0.25
-    assert row["tau_b"] == pytest.approx((kendalltau(SEQUENTIAL, [1, 2, 2, 6]).statistic - 1) / 2)
+    assert row.n == 8 and row.agreement.hit == 0.25
+    assert row.agreement.tau_b == pytest.approx((kendalltau(SEQUENTIAL, [1, 2, 2, 6]).statistic - 1) / 2)
 
 
 def test_controls_of_another_device_are_not_used(fabricate):
@@ -117,7 +123,7 @@ def test_controls_of_another_device_are_not_used(fabricate):
     run = fabricate()
     run.cell("geep", "speed=0.5", predicted=[1] * 200)
     run.cell("control-sequential", "speed=0.5", kind="control", device="cuda")
-    assert not len(build_view(run.path).predictors)
+    assert not build_view(run.path).predictors
 
 
 def test_without_an_oracle_its_columns_are_dashes(fabricate):
@@ -135,5 +141,5 @@ def test_heat_map_has_a_panel_per_predictor(fabricate):
     view = build_view(make(fabricate).path)
     (drawing,) = [d for d in draw_figures(view, view.groups[0]) if d.role == "confusion"]
     assert "geep speed=0.5" in drawing.svg and "control-constant speed=0.5" in drawing.svg
-    assert "left at 3, predicted 2: 25.0 %" in drawing.svg
+    assert "exit at 3, predicted 2: 25.0 %" in drawing.svg
     assert "synthetic" in drawing.name and "synthetic" in drawing.title

@@ -8,13 +8,12 @@ import pytest
 
 from harness.core.errors import ResultError
 from reports.analysis.view import build_view
-from reports.tables.summary import results_table
+from reports.tables.result_tables import results_table
 
 
 def row(view, method, point="full"):
-    found = view.rows[(view.rows["method"] == method) & (view.rows["point"] == point)]
-    assert len(found) == 1
-    return found.iloc[0]
+    (found,) = [row for row in view.rows if (row.method, row.point) == (method, point)]
+    return found
 
 
 def test_ratios_refer_to_the_reference_of_the_same_run(fabricate):
@@ -23,9 +22,9 @@ def test_ratios_refer_to_the_reference_of_the_same_run(fabricate):
     run.cell("bert", flops=8.0, layers=6)
     run.cell("fastbert", "speed=0.5", flops=2.0, layers=3, speedup=1.7)
     fast = row(build_view(run.path), "fastbert", "speed=0.5")
-    assert (fast["ratio_linear"], fast["ratio_layers"], fast["speedup"]) == (4.0, 2.0, 1.7)
-    assert fast["ratio_full"] == pytest.approx(4.0)
-    assert fast["kept"] == pytest.approx(1.7 / 4.0)
+    assert (fast.ratio_linear, fast.ratio_layers, fast.speedup) == (4.0, 2.0, 1.7)
+    assert fast.ratio_full == pytest.approx(4.0)
+    assert fast.kept == pytest.approx(1.7 / 4.0)
 
 
 def test_seeds_are_averaged_and_counted(fabricate):
@@ -34,9 +33,9 @@ def test_seeds_are_averaged_and_counted(fabricate):
     for seed, accuracy in enumerate((0.80, 0.84, 0.88)):
         run.cell("bert", seed=seed, accuracy=accuracy)
     bert = row(build_view(run.path), "bert")
-    assert bert["accuracy"] == pytest.approx(0.84)
-    assert bert["accuracy_sd"] == pytest.approx(0.04)
-    assert (bert["seeds"], bert["seed_list"]) == (3, "0 1 2")
+    assert bert.accuracy == pytest.approx(0.84)
+    assert bert.accuracy_sd == pytest.approx(0.04)
+    assert (bert.seeds, bert.seed_list) == (3, "0 1 2")
 
 
 def test_the_interval_over_seeds_is_students(fabricate):
@@ -46,8 +45,8 @@ def test_the_interval_over_seeds_is_students(fabricate):
         run.cell("bert", seed=seed, accuracy=accuracy)
     view = build_view(run.path)
     bert = row(view, "bert")
-    assert bert["accuracy_seeds_low"] == pytest.approx(0.84 - 4.302653 * 0.04 / math.sqrt(3), abs=1e-6)
-    assert bert["accuracy_seeds_high"] == pytest.approx(0.84 + 4.302653 * 0.04 / math.sqrt(3), abs=1e-6)
+    assert bert.accuracy_seeds_low == pytest.approx(0.84 - 4.302653 * 0.04 / math.sqrt(3), abs=1e-6)
+    assert bert.accuracy_seeds_high == pytest.approx(0.84 + 4.302653 * 0.04 / math.sqrt(3), abs=1e-6)
     column = next(c for c in results_table(view, view.groups[0]).columns if c.key == "accuracy_sd")
     assert column.show(bert) == "4.00 (3; 74.1–93.9)"
 
@@ -56,8 +55,7 @@ def test_one_seed_has_no_spread(fabricate):
     """The spread of a single seed is missing, not zero."""
     run = fabricate()
     run.cell("bert")
-    spread = row(build_view(run.path), "bert")["accuracy_sd"]
-    assert spread is None or math.isnan(spread)
+    assert row(build_view(run.path), "bert").accuracy_sd is None
 
 
 @pytest.mark.parametrize(
@@ -69,7 +67,7 @@ def test_settings_are_never_averaged(fabricate, coordinate):
     run.cell("bert", accuracy=0.9)
     run.cell("bert", accuracy=0.8, **dict([coordinate]))
     view = build_view(run.path)
-    assert sorted(view.rows["accuracy"]) == [0.8, 0.9]
+    assert sorted(row.accuracy for row in view.rows) == [0.8, 0.9]
     assert coordinate[0] in view.varying
 
 
@@ -78,7 +76,7 @@ def test_ratio_does_not_cross_devices(fabricate):
     run = fabricate()
     run.cell("bert", device="cpu")
     run.cell("fastbert", "speed=0.5", device="cuda", speedup=None, reference=None)
-    assert math.isnan(row(build_view(run.path), "fastbert", "speed=0.5")["ratio_linear"])
+    assert row(build_view(run.path), "fastbert", "speed=0.5").ratio_linear is None
 
 
 def test_synthetic_and_real_rows_of_one_name_stay_apart(fabricate):
@@ -102,16 +100,19 @@ def test_difficulty_means(fabricate):
     """Accuracy and mean exit layer are taken per true difficulty."""
     run = fabricate()
     run.cell("bert", correct=[True, True, True, False, False, False], histogram=[2, 2, 0, 0, 0, 2])
-    found = build_view(run.path).difficulty.set_index("difficulty")
-    assert found["accuracy"].tolist() == [1.0, 0.5, 0.0]
-    assert found["exit_layer"].tolist() == [1.0, 2.0, 6.0]
+    (row,) = build_view(run.path).difficulty
+    assert [(level, part.accuracy, part.exit_layer) for level, part in row.levels.items()] == [
+        (0, 1.0, 1.0),
+        (1, 0.5, 2.0),
+        (2, 0.0, 6.0),
+    ]
 
 
 def test_unknown_difficulty_is_left_out(fabricate):
     """Real data, whose difficulty nobody knows, has no difficulty rows."""
     run = fabricate()
     run.cell("bert", synthetic=False)
-    assert not len(build_view(run.path).difficulty)
+    assert not build_view(run.path).difficulty
 
 
 def test_reference_is_first_and_bounds_are_last(fabricate):
@@ -121,7 +122,7 @@ def test_reference_is_first_and_bounds_are_last(fabricate):
     run.cell("control-random", "speed=0.5", kind="control")
     run.cell("alpha")
     run.cell("bert")
-    assert build_view(run.path).rows["method"].tolist() == ["bert", "alpha", "control-random", "oracle"]
+    assert [row.method for row in build_view(run.path).rows] == ["bert", "alpha", "control-random", "oracle"]
 
 
 def test_broken_result_becomes_a_caveat_now_and_later(fabricate):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from reports.analysis.view import build_view
 from reports.notation.numbers import DASH, flops_unit, p_value, percent, plain, points, times
-from reports.tables.formats import Column, Table, escape_latex, escape_markdown, to_csv, to_latex, to_markdown
-from reports.tables.summary import results_table, summary_tables
+from reports.notation.table_formats import Column, Table, escape_latex, escape_markdown, to_csv, to_latex, to_markdown
+from reports.tables.result_tables import results_table, summary_tables
 
 NASTY = "a_b & <c>"
 
@@ -62,8 +62,8 @@ def test_markdown_rows_keep_their_columns(text):
     table = Table(
         "t",
         "c",
-        pd.DataFrame({"a": [text], "b": [1]}),
-        [Column("a", "A", lambda r: str(r["a"]), numeric=False), Column("b", "B", lambda r: plain(r["b"]))],
+        [(text, 1)],
+        [Column("a", "A", lambda row: row[0], numeric=False), Column("b", "B", lambda row: plain(row[1]))],
         ("a", "b"),
     )
     (row,) = to_markdown(table).splitlines()[4:5]
@@ -111,7 +111,7 @@ def test_latex_is_booktabs_with_balanced_rows(plausible_run):
     assert text.count("{") == text.count("}") and r"\toprule" in text and r"a\_b \& \textless{}c\textgreater{}" in text
     body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == len(table.records)
+    assert len(rows) == len(table.rows)
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(table.columns) - 1}
 
 

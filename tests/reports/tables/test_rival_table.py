@@ -1,4 +1,4 @@
-"""Every method against its rivals, and curves in one number: cases that can be reckoned by hand."""
+"""Every method against its rivals: cases with known answers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from reports.analysis.rival_tests import RivalTest
 from reports.analysis.view import build_view
 from reports.build import write_report
-from reports.page import Contents
-from reports.tables.formats import to_csv, to_latex, to_markdown
+from reports.notation.table_formats import to_csv, to_latex, to_markdown
+from reports.tables.catalogue import Contents
 
 FULL = 2_000_000.0
 
@@ -19,15 +20,14 @@ def answers(n: int, wrong: int, start: int = 0) -> list[bool]:
     return [not start <= i < start + wrong for i in range(n)]
 
 
-def against(run) -> dict[tuple[str, str, str], dict]:
-    """(method, point, rival) -> record; one dataset."""
-    records = build_view(run.path).rivals.to_dict("records")
-    return {(r["method"], r["point"], r["rival"]): r for r in records}
+def against(run) -> dict[tuple[str, str, str], RivalTest]:
+    """(method, point, rival) -> test; one dataset."""
+    return {(test.method, test.point, test.rival): test for test in build_view(run.path).rivals}
 
 
 def shown(table, **keys) -> dict[str, str]:
     """Heading -> text of the one row with these values."""
-    (i,) = [i for i, r in enumerate(table.records) if all(r[k] == v for k, v in keys.items())]
+    (i,) = [i for i, row in enumerate(table.rows) if all(getattr(row, k) == v for k, v in keys.items())]
     return {c.heading: text for c, text in zip(table.columns, table.cells[i], strict=True)}
 
 
@@ -38,11 +38,11 @@ def test_difference_and_exact_p(fabricate):
     run.cell("fastbert", "speed=0.5", correct=answers(200, 8))
     found = against(run)
     loss, gain = found["fastbert", "speed=0.5", "bert"], found["bert", "full", "fastbert"]
-    assert (loss["wins"], loss["losses"], loss["pairs"]) == (0, 8, 200)
-    assert loss["difference"] == pytest.approx(-0.04) and gain["difference"] == pytest.approx(0.04)
-    assert loss["p"] == pytest.approx(2 / 2**8) == gain["p"]
+    assert (loss.wins, loss.losses, loss.pairs) == (0, 8, 200)
+    assert loss.difference == pytest.approx(-0.04) and gain.difference == pytest.approx(0.04)
+    assert loss.p == pytest.approx(2 / 2**8) == gain.p
     # 8 of 200: a Binomial(200, 0.04) has 2.5 % and 97.5 % quantiles 3 and 14.
-    assert (loss["difference_low"], loss["difference_high"]) == pytest.approx((-14 / 200, -3 / 200), abs=1 / 200)
+    assert (loss.difference_low, loss.difference_high) == pytest.approx((-14 / 200, -3 / 200), abs=1 / 200)
     assert len(found) == 2
 
 
@@ -76,8 +76,8 @@ def test_rivals_that_the_profile_names(fabricate):
         ("distilbert-labels", "full", "bert"),
     }
     gain = found["distilbert", "full", "distilbert-labels"]
-    assert (gain["wins"], gain["losses"]) == (8, 0)
-    assert gain["p"] == gain["p_holm"] == pytest.approx(2 / 2**8)
+    assert (gain.wins, gain.losses) == (8, 0)
+    assert gain.p == gain.p_holm == pytest.approx(2 / 2**8)
 
 
 @pytest.mark.parametrize("table", [[], {"distilbert": "bert"}, {"distilbert": [3]}, None])
@@ -96,7 +96,7 @@ def test_same_answers_differ_by_nothing(fabricate):
     run.cell("bert", correct=answers(50, 5))
     run.cell("distilbert", correct=answers(50, 5))
     r = against(run)["distilbert", "full", "bert"]
-    assert (r["difference"], r["difference_low"], r["difference_high"], r["p"]) == (0, 0, 0, 1)
+    assert (r.difference, r.difference_low, r.difference_high, r.p) == (0, 0, 0, 1)
 
 
 def test_family_is_one_method_and_one_rival(fabricate):
@@ -108,12 +108,11 @@ def test_family_is_one_method_and_one_rival(fabricate):
         run.cell("tinybert", dataset=dataset, correct=answers(100, 7))
     run.cell("bert", dataset="three", synthetic=False, correct=answers(100, 0))
     run.cell("geep", "speed=0.5", dataset="three", synthetic=False, correct=answers(100, 7))
-    rivals = build_view(run.path).rivals
-    geep = rivals[rivals["method"] == "geep"].set_index("dataset")["p_holm"]
+    geep = {test.dataset: test.p_holm for test in build_view(run.path).rivals if test.method == "geep"}
     assert geep["one"] == pytest.approx(2 * 2 / 2**8)
     assert geep["two"] == pytest.approx(2 / 2**6)
     assert geep["three"] == pytest.approx(2 / 2**7)
-    for table in Contents(build_view(run.path)).rivals:
+    for table in Contents(build_view(run.path)).named("rivals"):
         assert "p adjusted (Holm) over the datasets and points of one method and one rival" in table.caption
 
 
@@ -130,14 +129,14 @@ def test_which_row_of_the_rival(fabricate):
     run.cell("control-constant", "speed=0.5", kind="control")
     run.cell("fastbert", "speed=0.5", dataset="other")
     run.cell("geep", "speed=0.9", dataset="other")
-    found = {key: r["rival_point"] for key, r in against(run).items() if isinstance(r["rival_point"], str)}
+    found = {key: r.rival_point for key, r in against(run).items() if r.rival_point is not None}
     assert found["geep", "speed=0.1", "fastbert"] == found["geep", "speed=0.1/once", "fastbert"] == "speed=0.1"
     assert found["distilbert", "full", "fastbert"] == "speed=0.5"
     assert found["geep", "speed=0.3", "bert"] == "full"
     without = {("geep", "speed=0.3", "fastbert"), ("geep", "speed=0.9", "fastbert"), ("tinybert", "full", "bert")}
     assert without <= against(run).keys() and not without & found.keys()
     assert not any(key[0].startswith("control") or key[0] == key[2] for key in found)
-    (table,) = Contents(build_view(run.path)).rivals
+    (table,) = Contents(build_view(run.path)).named("rivals")
     row = shown(table, point="speed=0.3", rival="fastbert")
     assert row["Rival"] == "fastbert, no such point"
     assert {row[h] for h in ("Test rows", "p exact", "Speed-up over rival", "At worst: speed-up")} == {"—"}
@@ -153,8 +152,8 @@ def test_budgets_meet_the_speed_nearest_in_layers(fabricate):
     run.cell("pabee", "budget=0.5", layers=2.9)
     run.cell("pabee", "budget=0.75", layers=4.0)
     found = against(run)
-    assert found["pabee", "budget=0.5", "fastbert"]["rival_point"] == "speed=0.5"
-    assert found["pabee", "budget=0.75", "fastbert"]["rival_point"] == "speed=0.1"
+    assert found["pabee", "budget=0.5", "fastbert"].rival_point == "speed=0.5"
+    assert found["pabee", "budget=0.75", "fastbert"].rival_point == "speed=0.1"
 
 
 def test_blocks_that_are_run_otherwise_are_still_compared(fabricate):
@@ -163,7 +162,7 @@ def test_blocks_that_are_run_otherwise_are_still_compared(fabricate):
     run.cell("bert", compute="eager")
     run.cell("bert-compiled", compute="compiled")
     view = build_view(run.path)
-    assert against(run)["bert-compiled", "full", "bert"]["rival_point"] == "full"
+    assert against(run)["bert-compiled", "full", "bert"].rival_point == "full"
     assert "compute" not in view.varying
 
 
@@ -174,11 +173,11 @@ def test_speedup_over_a_rival(fabricate):
     run.cell("fastbert", "speed=0.5", speedup=1.5)
     run.cell("geep", "speed=0.5", speedup=3.0)
     run.cell("geep", "speed=0.5/shared", speedup=3.0, reference="another")
-    (table,) = Contents(build_view(run.path)).rivals
+    (table,) = Contents(build_view(run.path)).named("rivals")
     texts = {
-        (r["point"], r["rival"]): shown(table, method="geep", point=r["point"], rival=r["rival"])["Speed-up over rival"]
-        for r in table.records
-        if r["method"] == "geep"
+        (r.point, r.rival): shown(table, method="geep", point=r.point, rival=r.rival)["Speed-up over rival"]
+        for r in table.rows
+        if r.method == "geep"
     }
     assert texts == {
         ("speed=0.5", "bert"): "3.00×",
@@ -196,7 +195,7 @@ def judged(fabricate, n=1000, lost=0, seconds=(0.5,), name="a-run"):
         run.cell("bert", correct=answers(n, 0), samples_per_s=n, **common)
         run.cell("fastbert", "speed=0.5", correct=answers(n, 0), samples_per_s=n / 0.8, **common)
         run.cell("geep", "speed=0.5", correct=answers(n, lost), samples_per_s=n / own, **common)
-    (table,) = Contents(build_view(run.path)).rivals
+    (table,) = Contents(build_view(run.path)).named("rivals")
     return table
 
 
@@ -225,12 +224,12 @@ def test_faster_and_not_worse(fabricate, changes, bert, fastbert):
 def test_bounds_by_hand(fabricate):
     """Without a differing row Tango's bound is -z^2 / (n + z^2); without noise the least speed-up is the median."""
     table = judged(fabricate)
-    (r,) = [r for r in table.records if r["method"] == "geep" and r["rival"] == "bert"]
+    (r,) = [r for r in table.rows if r.method == "geep" and r.rival == "bert"]
     z2 = 1.6448536**2
-    assert r["lowest_difference"] == pytest.approx(-z2 / (1000 + z2), abs=1e-6)
-    assert r["lowest_speedup"] == pytest.approx(1 / 0.5)
-    (r,) = [r for r in table.records if r["method"] == "geep" and r["rival"] == "fastbert"]
-    assert r["lowest_speedup"] == pytest.approx(0.8 / 0.5)
+    assert r.judgement.lowest_difference == pytest.approx(-z2 / (1000 + z2), abs=1e-6)
+    assert r.judgement.lowest_speedup == pytest.approx(1 / 0.5)
+    (r,) = [r for r in table.rows if r.method == "geep" and r.rival == "fastbert"]
+    assert r.judgement.lowest_speedup == pytest.approx(0.8 / 0.5)
 
 
 def test_missing_samples_are_a_dash_and_a_mark(fabricate):
@@ -238,7 +237,7 @@ def test_missing_samples_are_a_dash_and_a_mark(fabricate):
     run = fabricate()
     run.cell("bert", samples=False)
     run.cell("geep", "speed=0.5", speedup=2.0)
-    (table,) = Contents(build_view(run.path)).rivals
+    (table,) = Contents(build_view(run.path)).named("rivals")
     row = shown(table, method="geep")
     assert row["Method"] == "geep °" and row["Speed-up over rival"] == "2.00×"
     assert {row[h] for h in ("Test rows", "p exact", "p adjusted", VERDICT)} == {"—"}
@@ -253,65 +252,14 @@ def test_seeds_are_paired_by_their_number(fabricate):
     for seed in (1, 2, 3):
         run.cell("geep", "speed=0.5", seed=seed, correct=answers(100, seed))
     r = against(run)["geep", "speed=0.5", "bert"]
-    assert (r["seeds"], r["difference"], r["pairs"]) == (2, 0, 100)
-
-
-def curve_run(fabricate, control=True):
-    run = fabricate()
-    run.cell("bert", accuracy=0.95)
-    run.cell("geep", "speed=0.5", flops=FULL / 2, accuracy=0.9)
-    run.cell("geep", "speed=0.8", flops=FULL / 4, accuracy=0.8)
-    run.cell("oracle", "agree", kind="bound", flops=FULL / 100, accuracy=0.99)
-    if control:
-        run.cell("control-constant", "speed=0.5", kind="control", flops=FULL, accuracy=0.9)
-        run.cell("control-constant", "speed=0.8", kind="control", flops=FULL / 4, accuracy=0.7)
-    return run
-
-
-def curves(run) -> dict[tuple[str, str], dict]:
-    return {(r["method"], r["variant"]): r for r in build_view(run.path).curves.to_dict("records")}
-
-
-def test_area_and_score_by_hand(fabricate):
-    """Budgets from 1/4 to 1: half of them (on a log scale) buy 0.8, half 0.9; the baseline runs straight from 0.7 to 0.9."""
-    found = curves(curve_run(fabricate))
-    geep = found["geep", ""]
-    assert (geep["points"], geep["cost_low"], geep["budget_high"]) == (2, FULL / 4, FULL)
-    assert geep["area"] == pytest.approx((0.8 + 0.9) / 2)
-    assert geep["score"] == pytest.approx(((0.8 - 0.7) + (0.9 - (0.7 + 0.2 / 3))) / 2)
-    assert found["control-constant", ""]["area"] == pytest.approx(0.7)
-    assert found["control-constant", ""]["score"] == pytest.approx(0)
-    assert found["bert", ""]["score"] == pytest.approx(0.05)
-    assert ("oracle", "") not in found
-
-
-def test_what_has_no_area_or_score(fabricate):
-    """The dearest point alone has no area, a run without constant depth no score, points below the baseline are left out."""
-    (table,) = Contents(build_view(curve_run(fabricate, control=False).path)).curves
-    assert shown(table, method="bert")["Area %"] == "—"
-    assert {r["score"] for r in table.records} == {None}
-    assert any("no control-constant under the same conditions" in note for note in table.notes)
-    run = curve_run(fabricate)
-    run.cell("geep", "speed=0.9", flops=FULL / 8, accuracy=0.7)
-    (table,) = Contents(build_view(run.path)).curves
-    assert shown(table, method="geep")["Points scored"] == "2 of 3"
-
-
-def test_variants_and_devices_are_curves_of_their_own(fabricate):
-    """Points of another variant or device join no curve and bound no budgets there."""
-    run = curve_run(fabricate)
-    run.cell("geep", "speed=0.5/shared", flops=FULL / 3, accuracy=0.85)
-    run.cell("geep", "speed=0.5", flops=FULL / 50, accuracy=0.9, device="cuda")
-    records = build_view(run.path).curves.to_dict("records")
-    geep = {(r["variant"], r["device"]): r for r in records if r["method"] == "geep"}
-    assert geep["", "cpu"]["points"] == 2 and geep["shared", "cpu"]["points"] == 1
-    assert geep["", "cpu"]["budget_low"] == FULL / 4
-    assert geep["", "cuda"]["points"] == 1
+    assert (r.seeds, r.difference, r.pairs) == (2, 0, 100)
 
 
 def test_all_formats_carry_both_tables(fabricate):
     """Page, Markdown, CSV and LaTeX have the tables, where the verdicts stand; the same run gives the same numbers."""
-    run = curve_run(fabricate)
+    run = fabricate()
+    run.cell("bert", accuracy=0.95)
+    run.cell("geep", "speed=0.5", flops=FULL / 2, accuracy=0.9)
     page = write_report(run.path)
     text, markdown = page.read_text("utf-8"), (page.parent / "report.md").read_text("utf-8")
     section = text[text.index('<section id="controls">') : text.index('<section id="summary">')]
@@ -319,7 +267,7 @@ def test_all_formats_carry_both_tables(fabricate):
         assert caption in section and f"tables/{name}-synthetic.csv" in section
         assert caption in markdown[: markdown.index("## Summary")]
     first, second = (Contents(build_view(run.path)) for _ in range(2))
-    for a, b in zip(first.rivals + first.curves, second.rivals + second.curves, strict=True):
+    for a, b in zip(first.all, second.all, strict=True):
         for render in (to_csv, to_markdown, to_latex):
             assert render(a) == render(b)
 
@@ -328,4 +276,4 @@ def test_without_a_rival_there_is_no_table(fabricate):
     """A run without bert and fastbert has no such table."""
     run = fabricate()
     run.cell("geep", "speed=0.5")
-    assert not Contents(build_view(run.path)).rivals
+    assert not Contents(build_view(run.path)).named("rivals")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reports.analysis.view import build_view
-from reports.figures.all_figures import draw_figures
+from reports.figures.dataset_figures import draw_figures
 from reports.figures.drawing import inline_svg
 from reports.figures.pareto import CROWD, FAR, floor_of, frontier, short_point
 from reports.figures.style import looks
@@ -39,8 +41,8 @@ def test_no_histogram_where_everything_leaves_at_one_layer(fabricate):
     assert [drawing.name.split("-")[0] for drawing in draw_figures(view, view.groups[0])] == ["pareto", "pareto"]
 
 
-def accuracies(*values: float) -> list[dict[str, float]]:
-    return [{"accuracy": value, "accuracy_low": value - 0.02} for value in values]
+def accuracies(*values: float) -> list[SimpleNamespace]:
+    return [SimpleNamespace(accuracy=value, low=value - 0.02) for value in values]
 
 
 def test_what_failed_does_not_press_the_others_into_a_line():
@@ -58,7 +60,7 @@ def test_what_failed_does_not_press_the_others_into_a_line():
 @given(st.lists(st.floats(0, 1), max_size=40))
 def test_a_cut_hides_at_most_a_tenth(values):
     """And those lie far below; everything else stays above the floor."""
-    records = [{"accuracy": value, "accuracy_low": None} for value in values]
+    records = [SimpleNamespace(accuracy=value, low=value) for value in values]
     floor = floor_of(records)
     below = [value for value in values if floor is not None and value < floor]
     assert len(below) <= len(values) / 10
@@ -101,7 +103,10 @@ def test_the_frontier_is_what_no_method_dominates(points, cost, sign):
 
     methods = [i for i, p in enumerate(points) if p["kind"] == "method"]
     expected = {i for i in methods if not any(dominates(points[j], points[i]) for j in methods)}
-    found = frontier(points, cost)
+    found = frontier(
+        [SimpleNamespace(row=SimpleNamespace(kind=p["kind"]), cost=p[cost], accuracy=p["accuracy"]) for p in points],
+        cost,
+    )
     assert len(found) == len(set(found)) and set(found) == expected
     assert [sign * points[i][cost] for i in found] == sorted(sign * points[i][cost] for i in found)
 

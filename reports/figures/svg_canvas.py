@@ -1,4 +1,4 @@
-"""A drawing made of rectangles, lines and words, written as SVG by hand: small, quick, and each part can name itself."""
+"""Drawings of rectangles, lines and text, written directly as SVG: small and quick, and each part can have a description."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def _number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-_WORDS = 99
+_TEXT = 99
 
 
 class Canvas:
     """Collects shapes in pixels, origin at the top left.
 
-    Shapes of one height and style are one group of the file, which keeps it small. Heights say what lies on what; words lie
-    on everything.
+    Shapes of one layer and style form one group of the file, which keeps it small. Higher layers cover lower ones; text covers
+    everything.
     """
 
     def __init__(self, width: float, height: float, title: str) -> None:
@@ -39,7 +39,7 @@ class Canvas:
         says: str = "",
         above: int = 0,
     ) -> None:
-        """A rectangle; ``says`` shows when it is pointed at."""
+        """Add a rectangle; ``says`` appears when a reader points at it."""
         wide, high = _number(max(width, 0.5)), _number(height)
         path = f"M{_number(x)} {_number(y)}h{wide}v{high}h-{wide}z"
         style = f'fill="{fill}"' + (f' stroke="{stroke}"' if stroke else "")
@@ -51,7 +51,7 @@ class Canvas:
             self._paths.setdefault((above, style), []).append(path)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, color: str = INK, *, above: int = 0) -> None:
-        """A thin line."""
+        """Add a thin line."""
         self._paths.setdefault((above, f'fill="none" stroke="{color}"'), []).append(
             f"M{_number(x1)} {_number(y1)}L{_number(x2)} {_number(y2)}"
         )
@@ -67,15 +67,15 @@ class Canvas:
         color: str = INK,
         bold: bool = False,
     ) -> None:
-        """Words, their baseline at ``y``."""
+        """Add text with its baseline at ``y``."""
         style = f'font-size="{size:g}" fill="{color}"'
         style += f' text-anchor="{anchor}"' if anchor != "start" else ""
         style += ' font-weight="600"' if bold else ""
         words = f'<text x="{_number(x)}" y="{_number(y)}">{escape(text)}</text>'
-        self._shapes.setdefault((_WORDS, style), []).append(words)
+        self._shapes.setdefault((_TEXT, style), []).append(words)
 
     def svg(self) -> str:
-        """The file. Its background is left out: the paper shows through."""
+        """Return the file. It has no background."""
         body = []
         for key in sorted(dict.fromkeys([*self._paths, *self._shapes]), key=lambda key: key[0]):
             style = key[1]
@@ -92,12 +92,12 @@ class Canvas:
 
 
 def width_of(text: str, size: float) -> float:
-    """About how many pixels ``text`` takes at a font size; a wide character counts nearly two."""
+    """Return about how many pixels ``text`` takes at a font size; a wide character counts nearly two."""
     return 0.58 * size * sum(1.75 if ord(char) > 0x2E7F else 1.0 for char in text)
 
 
 def fitted(text: str, size: float, width: float) -> str:
-    """``text`` cut to about ``width`` pixels at a font size."""
+    """Return ``text`` cut to about ``width`` pixels at a font size."""
     if width_of(text, size) <= width:
         return text
     while text and width_of(text + "…", size) > width:

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.results.schema import Factor, SpeedupFactors
+from reports.analysis.factor_losses import LOSSES, largest_loss, mean_over_seeds
 from reports.analysis.noise import Noise
 from reports.analysis.view import build_view
-from reports.figures.all_figures import draw_figures
-from reports.figures.waterfall import LOSSES, draw_waterfalls, largest_loss, over_seeds
-from reports.tables.breakdown import waterfall_table
+from reports.figures.dataset_figures import draw_figures
+from reports.figures.factor_panels import draw_factor_panels
+from reports.tables.speed_tables import factor_table
 
 ratios = st.floats(0.01, 100)
 
@@ -31,7 +32,7 @@ def make(factors: dict[str, float]) -> SpeedupFactors:
 @given(st.lists(st.dictionaries(st.sampled_from(list(LOSSES)), ratios, min_size=1), min_size=1, max_size=4))
 def test_factors_over_seeds_still_multiply_to_the_speedup(seeds):
     """Geometric means keep the product exact, also where a seed lacks a factor, and names keep their order."""
-    mean = over_seeds([make(seed) for seed in seeds])
+    mean = mean_over_seeds([make(seed) for seed in seeds])
     assert mean is not None
     assert math.prod(f.ratio for f in mean.factors) == pytest.approx(mean.measured, rel=1e-9)
     names = [factor.name for factor in mean.factors]
@@ -40,9 +41,9 @@ def test_factors_over_seeds_still_multiply_to_the_speedup(seeds):
 
 def test_what_is_no_number_is_left_out():
     """A factor of zero or NaN, from a clock that stood still, takes its seed out instead of the report down."""
-    assert over_seeds([make({"layers": math.nan})]) is None
-    assert over_seeds([make({"layers": 0.0}), make({"layers": 2.0})]) == make({"layers": 2.0})
-    assert over_seeds([]) is None
+    assert mean_over_seeds([make({"layers": math.nan})]) is None
+    assert mean_over_seeds([make({"layers": 0.0}), make({"layers": 2.0})]) == make({"layers": 2.0})
+    assert mean_over_seeds([]) is None
 
 
 def test_the_largest_loss_is_named():
@@ -59,7 +60,7 @@ def test_table_has_every_factor_and_its_reason(fabricate):
     run.cell("geep", "speed=0.5", factors={"layers": 2.0, "heads": 0.9, "kernels": 0.7})
     run.cell("fastbert", "speed=0.5", factors={"FLOPs": 2.0, "kernels": 0.9})
     view = build_view(run.path)
-    table = waterfall_table(view, view.groups[0])
+    table = factor_table(view, view.groups[0])
     assert table is not None
     assert [column.label for column in table.columns][2:6] == ["layers", "heads", "FLOPs", "kernels"]
     fast, geep = table.cells  # the reference has nothing to be taken apart
@@ -76,18 +77,18 @@ def test_older_results_have_no_waterfall(fabricate):
     run.cell("bert")
     run.cell("geep", "speed=0.5")
     view = build_view(run.path)
-    assert waterfall_table(view, view.groups[0]) is None
+    assert factor_table(view, view.groups[0]) is None
     assert not [d for d in draw_figures(view, view.groups[0]) if d.role == "waterfall"]
     run.cell("fastbert", "speed=0.5", factors={"layers": 2.0})
     view = build_view(run.path)
-    table = waterfall_table(view, view.groups[0])
+    table = factor_table(view, view.groups[0])
     assert table is not None and [row[2] for row in table.cells] == ["2.00×", "—"]
 
 
 def test_titles_are_never_cut():
     """However long the dataset's name is, the word synthetic at its end is drawn, within the frame."""
-    title = "Speed-up of a-method taken apart: " + "name " * 20 + "(synthetic)"
-    svg, _ = draw_waterfalls(title, [("full", make({"layers": 2.0}))], None)
+    title = "Factors of the speed-up of a-method: " + "name " * 20 + "(synthetic)"
+    svg, _ = draw_factor_panels(title, [("full", make({"layers": 2.0}))], None)
     assert f">{title}</text>" in svg and float(ElementTree.fromstring(svg).get("width")) > 700
 
 
@@ -112,7 +113,7 @@ def test_a_figure_per_method(fabricate):
 )
 def test_any_ratios_can_be_drawn(several):
     """Whatever the factors are, the figure is well-formed and nothing in it lies outside its frame."""
-    svg, _ = draw_waterfalls("t", [(f"p{i}", make(one)) for i, one in enumerate(several)], Noise(0.9, 1 / 0.9, 9))
+    svg, _ = draw_factor_panels("t", [(f"p{i}", make(one)) for i, one in enumerate(several)], Noise(0.9, 1 / 0.9, 9))
     root = ElementTree.fromstring(svg)
     width, height = float(root.get("width")), float(root.get("height"))
     for text in root.iter("{http://www.w3.org/2000/svg}text"):

@@ -6,9 +6,9 @@ import pytest
 
 from reports.analysis.view import build_view
 from reports.notation.marks import MARKS, footnotes
-from reports.page import Contents
-from reports.tables.checks import checks_tables, overlap_table
-from reports.tables.formats import to_latex, to_markdown
+from reports.notation.table_formats import to_latex, to_markdown
+from reports.tables.catalogue import Contents
+from reports.tables.check_tables import checks_tables, overlap_tables
 from reports.terminal import summary
 
 SHARED = {"train_test": 3, "dev_test": 1, "train_dev": 5, "within_test": 2}
@@ -30,11 +30,7 @@ def test_a_failing_check_marks_every_table(fabricate, sign, failing):
     for control in ("control-random", "control-sequential"):
         run.cell(control, "speed=0.5", kind="control", predicted=[3] * 200)
     view = build_view(run.path)
-    held = [
-        table
-        for table in Contents(view).all
-        if "geep" in set(table.frame.get("method", ())) and not table.name.startswith("overlaps")
-    ]
+    held = [table for table in Contents(view).all if "geep" in {getattr(row, "method", None) for row in table.rows}]
     assert len(held) >= 9
     for table in held:
         shown = [cell for row in table.cells for cell in row if cell.startswith("geep")]
@@ -50,7 +46,7 @@ def test_sound_rows_carry_no_mark(fabricate):
     run = fabricate()
     run.cell("bert", checks={"batches_agree": 1.0, "state_unchanged": True}, overlaps=dict.fromkeys(SHARED, 0))
     view = build_view(run.path)
-    assert set(view.rows["marks"]) == {""} and footnotes(view.rows) == []
+    assert {row.marks for row in view.rows} == {""} and footnotes(view.rows) == []
     (table,) = checks_tables(view)
     assert table.cells[0][1:] == ["bert", "1", "100.00", "100.00", "yes", "—", "holds"]
 
@@ -64,8 +60,8 @@ def test_checks_show_the_worst_row_of_a_method(fabricate):
     (table,) = checks_tables(build_view(run.path))
     rows = {row[1].split()[0]: row for row in table.cells}
     assert rows["geep"][1:] == ["geep ‡", "2", "100.00", "99.50", "yes", "4", "fails"]
-    assert rows["fastbert"][3:] == ["100.00", "—", "—", "—", "holds, as far as looked at"]
-    assert any("not looked at in this run" in note for note in table.notes)
+    assert rows["fastbert"][3:] == ["100.00", "—", "—", "—", "holds, as far as checked"]
+    assert any("not checked in this run" in note for note in table.notes)
 
 
 def test_overlaps_are_counted_and_printed(fabricate):
@@ -74,8 +70,7 @@ def test_overlaps_are_counted_and_printed(fabricate):
     run.cell("bert", overlaps=SHARED)
     run.cell("bert", dataset="other")
     view = build_view(run.path)
-    table = overlap_table(view)
-    assert table is not None
+    (table,) = overlap_tables(view)
     assert table.cells[0] == ["ag_news (synthetic)", "200", "3 (1.50 %)", "1 (0.50 %)", "5", "2 (1.00 %)"]
     assert table.cells[1][2:] == ["—"] * 4
     assert any("Test rows also occur in train or dev" in caveat and "ag_news" in caveat for caveat in view.caveats)
@@ -85,7 +80,7 @@ def test_nobody_counted_overlaps(fabricate):
     """Older results have no table of overlaps."""
     run = fabricate()
     run.cell("bert")
-    assert overlap_table(build_view(run.path)) is None
+    assert overlap_tables(build_view(run.path)) == []
 
 
 def test_marks_are_told_apart(fabricate):
@@ -94,8 +89,8 @@ def test_marks_are_told_apart(fabricate):
     run = fabricate()
     run.cell("bert", rounds_agree=0.5, checks={"state_unchanged": False})
     view = build_view(run.path)
-    assert view.rows["marks"].tolist() == ["†§"]
-    assert "bert †§" in to_markdown(Contents(view).summary[0])
+    assert [row.marks for row in view.rows] == ["†§"]
+    assert "bert †§" in to_markdown(Contents(view).named("summary")[0])
 
 
 def test_the_worst_seed_counts(fabricate):

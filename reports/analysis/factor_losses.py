@@ -1,0 +1,70 @@
+"""Factors of a speed-up, from layers to FLOPs to block time to wall time: means over seeds, and what each loss means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from harness.results.schema import Factor, SpeedupFactors
+
+# Factors from layers to wall time, with the meaning of a value below 1. Other names come last.
+LOSSES: dict[str, str] = {
+    "layers": "more layers run than in the reference",
+    "width": "a layer costs more FLOPs per token",
+    "length": "the samples that run many layers are the long ones",
+    "attention and padding": "padding is computed, or attention over longer sequences weighs more",
+    "heads": "exit heads are computed in addition to layers",
+    "FLOPs": "more FLOPs run, over all blocks",
+    "kernels": "the same FLOPs take longer: smaller or more launches",
+    "prediction": "exits have to be predicted",
+    "sorting": "samples are sorted and gathered, and the host receives the order",
+    "answers": "predictions are copied to the host and back into input order",
+    "rest": "the remainder of the pass: Python, launches, waiting",
+}
+_ORDER = {name: place for place, name in enumerate(LOSSES)}
+
+
+def in_order(waterfalls: Sequence[SpeedupFactors]) -> list[str]:
+    """Return the names of all factors that occur, from layers to wall time, unknown names last."""
+    names = sorted({factor.name for one in waterfalls for factor in one.factors})
+    return sorted(names, key=lambda name: _ORDER.get(name, len(_ORDER)))
+
+
+def mean_over_seeds(waterfalls: Sequence[SpeedupFactors]) -> SpeedupFactors | None:
+    """Return geometric means of the factors; one that a seed lacks counts as 1 there, so that products stay exact.
+
+    Seeds with a factor that is not finite and positive are left out; None where no seed remains. The explanation of a factor is
+    that of the first seed that has it.
+    """
+    good = [one for one in waterfalls if all(math.isfinite(v) and v > 0 for v in _values(one))]
+    if not good:
+        return None
+    found: dict[str, list[Factor]] = {}
+    for one in good:
+        for factor in one.factors:
+            found.setdefault(factor.name, []).append(factor)
+
+    def mean(values: Sequence[float]) -> float:
+        return math.exp(sum(math.log(value) for value in values) / len(good))
+
+    names = sorted(found, key=lambda name: _ORDER.get(name, len(_ORDER)))
+    return SpeedupFactors(
+        factors=[Factor(name=n, ratio=mean([f.ratio for f in found[n]]), what=found[n][0].what) for n in names],
+        product=mean([one.product for one in good]),
+        measured=mean([one.measured for one in good]),
+    )
+
+
+def _values(one: SpeedupFactors) -> list[float]:
+    return [*(factor.ratio for factor in one.factors), one.product, one.measured]
+
+
+def largest_loss(one: SpeedupFactors) -> Factor | None:
+    """Return the smallest factor; None where no factor is below 0.995."""
+    least = min(one.factors, key=lambda factor: factor.ratio, default=None)
+    return least if least is not None and least.ratio < 0.995 else None
+
+
+def ratio_of(one: SpeedupFactors | None, name: str) -> float | None:
+    """Return the ratio of one factor; None where the row has no such factor."""
+    return next((factor.ratio for factor in one.factors if factor.name == name), None) if one else None

@@ -1,0 +1,141 @@
+"""What a run folder contains beside usable results: doubtful results, missing cells, and the tables of its profile."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.results.run_folder import RunFolder
+from harness.results.schema import Cell, Result
+
+
+def cell_name(cell: Cell) -> str:
+    """Return the name of a cell for use in a sentence."""
+    return f"{cell.method} {cell.point} on {cell.dataset}, seed {cell.seed}"
+
+
+def first_few(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return at most ``most`` names and how many more there are."""
+    last = f"and {len(names) - most} more"
+    return separator.join(names[:most]) + (f"{';' if ';' in separator else ''} {last}" if len(names) > most else "")
+
+
+def usable_results(run: RunFolder) -> tuple[list[Result], list[str]]:
+    """Return every usable result, one per cell, and a sentence about each doubtful one.
+
+    Raises:
+        ResultError: a result of another schema version.
+    """
+    by_cell: dict[Cell, list[Result]] = {}
+    for result in run.results():
+        by_cell.setdefault(result.cell, []).append(result)
+    problems: list[str] = []
+    kept = []
+    for cell, same in by_cell.items():
+        kept.append(same[0] if len(same) == 1 else _choose(run, cell, same, problems))
+    for result in kept:
+        if names := _not_finite(result):
+            problems.append(
+                f"Not a number in {cell_name(result.cell)}: {first_few(names, 6)}; these values are shown as missing."
+            )
+    return kept, problems
+
+
+def _choose(run: RunFolder, cell: Cell, same: Sequence[Result], problems: list[str]) -> Result:
+    """Return one of several results of one cell: the one in the file named after the cell, to which the samples belong."""
+    path = run.result_path(cell)
+    texts = [result.model_dump_json() for result in same]
+    try:
+        own = Result.model_validate(json.loads(path.read_text(encoding="utf-8"))).model_dump_json()
+        at = texts.index(own)
+        why = f"the one in {path.name} is used"
+    except (OSError, ValueError):  # not JSON, not valid, or not among them
+        at, why = 0, f"none of them is called {path.name}; the first by name is used"
+    differ = "that differ" if len(set(texts)) > 1 else "that are equal"
+    problems.append(f"{len(same)} results {differ} are stored for {cell_name(cell)}: {why}; delete the others.")
+    return same[at]
+
+
+def _not_finite(result: Result) -> list[str]:
+    """Return the names of the metrics that are NaN or infinite."""
+    parts = {"quality", "cost", "speed", "checks", "latency", "speedup_factors", "unseen_tokens"}
+    leaves = _leaves(result.model_dump(include=parts))
+    return list(dict.fromkeys(name for name, value in leaves if not math.isfinite(value)))
+
+
+def _leaves(data: object, name: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(data, float):
+        yield name, data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _leaves(value, str(key))
+    elif isinstance(data, list):
+        for value in data:
+            yield from _leaves(value, name)
+
+
+def lost_cells(run: RunFolder, results: Sequence[Result]) -> dict[str, list[str]]:
+    """Return the cells that were broken or failed and have no result: dataset, as in file names -> what is missing."""
+    there = {run.result_path(result.cell).stem for result in results}
+    lost: dict[str, list[str]] = defaultdict(list)
+    for folder, why in (("set-aside", "broken, set aside"), ("failures", "failed")):
+        for path in sorted((run.path / folder).glob("*.json")):
+            parts = path.stem.split("--")
+            if path.stem not in there and len(parts) >= 5:
+                lost["--".join(parts[:-4])].append(f"{parts[-4]} {parts[-3]}, {parts[-2]} ({why})")
+    return dict(lost)
+
+
+def lost_note(cells: Sequence[str]) -> list[str]:
+    """Return a footnote that names the rows missing from a table."""
+    return [f"Missing from this table: {first_few(cells, 8, '; ')}."] if cells else []
+
+
+def _profile_table(run: RunFolder, key: str) -> Mapping[str, object]:
+    """Return a table of the run's profile; empty where ``run.json``, which is informative, does not have it."""
+    try:
+        table = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["profile"][key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return table if isinstance(table, Mapping) else {}
+
+
+def read_compared(run: RunFolder) -> dict[str, list[str]]:
+    """Return method -> others that the run's profile compares it with; a variant always with the method it is based on."""
+    compared: dict[str, list[str]] = defaultdict(list)
+    for method, others in _profile_table(run, "compare").items():
+        compared[str(method)] += map(str, others) if isinstance(others, list) else []
+    for method, table in _profile_table(run, "method").items():
+        if isinstance(table, Mapping) and "like" in table:
+            compared[str(method)].append(str(table["like"]))
+    return dict(compared)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant of a method: the method that it is ``like``, its own ``settings``, and what it ``needs``, as text."""
+
+    method: str
+    like: str
+    settings: str
+    needs: str
+
+
+def read_variants(run: RunFolder, methods: Collection[str]) -> list[Variant]:
+    """Return the variants of the run's profile that are among ``methods``."""
+    found = []
+    for name, table in _profile_table(run, "method").items():
+        if name in methods and isinstance(table, Mapping) and "like" in table:
+            own = {key: value for key, value in table.items() if key not in ("like", "needs")}
+            settings = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
+            found.append(Variant(name, str(table["like"]), settings, _needs(table.get("needs"))))
+    return found
+
+
+def _needs(given: object) -> str:
+    if isinstance(given, Mapping):
+        return ", ".join(f"{name} as {role}" for role, name in given.items())
+    return ", ".join(str(name) for name in given) if isinstance(given, list) else ""

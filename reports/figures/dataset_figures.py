@@ -1,0 +1,48 @@
+"""All figures of a dataset: accuracy against cost, exit layers, quality of predicted exits, and factors of the speed-up."""
+
+from __future__ import annotations
+
+from reports.analysis.result_rows import ResultRow
+from reports.analysis.view import Group, View, file_slug, of_group
+from reports.figures.drawing import Drawing
+from reports.figures.exit_heat_maps import draw_heat_maps
+from reports.figures.exit_histograms import draw_exit_histograms
+from reports.figures.factor_panels import draw_factor_panels
+from reports.figures.pareto import draw_pareto
+from reports.figures.style import STYLE, looks
+
+
+def draw_figures(view: View, group: Group) -> list[Drawing]:
+    """Return the figures of one dataset, in the order shown."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        chosen = looks(view)
+        drawings = [
+            draw_pareto(view, group, chosen, "flops_linear"),
+            draw_pareto(view, group, chosen, "samples_per_s"),
+            draw_exit_histograms(view, group, chosen),
+        ]
+    found = [drawing for drawing in drawings if drawing is not None]
+    if predictors := of_group(view.predictors, group):
+        title = f"Predicted and sequential exits: {group.label}"
+        svg, description = draw_heat_maps(title, predictors)
+        found.append(Drawing(f"confusion-{group.slug}", title, description, svg, role="confusion"))
+    return [*found, *_factor_figures(view, group)]
+
+
+def _factor_figures(view: View, group: Group) -> list[Drawing]:
+    """Return one figure per method whose speed-up has factors, with a panel per operating point."""
+    by_method: dict[str, list[ResultRow]] = {}
+    for row in view.of(group):
+        if row.factors is not None and not row.is_reference:
+            by_method.setdefault(row.method, []).append(row)
+    drawings = []
+    for method, rows in by_method.items():
+        title = f"Factors of the speed-up of {method}: {group.label}"
+        panels = [(f"{row.point} {view.setting_of(row)}".strip(), row.factors) for row in rows if row.factors]
+        svg, description = draw_factor_panels(title, panels, rows[0].noise)
+        name = f"waterfall-{file_slug(method)}-{group.slug}"
+        drawings.append(Drawing(name, title, description, svg, role="waterfall", about=method))
+    return drawings

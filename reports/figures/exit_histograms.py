@@ -1,0 +1,84 @@
+"""Histograms of exit layers, one small panel per row of a dataset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from reports.analysis.result_rows import ResultRow
+from reports.analysis.view import Group, View
+from reports.figures.drawing import Drawing
+from reports.figures.palette import INK
+from reports.figures.style import Look, new_figure, render
+from reports.notation.numbers import finite
+
+_PANELS = 4  # histograms per line
+_MOST_PANELS = 36
+
+
+def draw_exit_histograms(view: View, group: Group, chosen: Mapping[str, Look]) -> Drawing | None:
+    """Draw the exit histograms of a dataset; None where no row uses more than one exit.
+
+    All panels share one pair of axes, because many axes are slow.
+    """
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    rows = [row for row in view.of(group) if sum(1 for count in row.histogram if count) > 1]
+    if not rows:
+        return None
+    # A control often has the histogram of its method by construction; it is drawn once.
+    total = len(rows)
+    shown: list[ResultRow] = []
+    seen: set[tuple[object, ...]] = set()
+    for row in rows:
+        key = (row.base, *row.histogram, view.setting_of(row))
+        if row.kind != "control" or key not in seen:
+            shown.append(row)
+        seen.add(key)
+    rows = shown[:_MOST_PANELS]
+    left_out = total - len(rows)
+    highest = max(count / sum(row.histogram) for row in rows for count in row.histogram)
+    lines = math.ceil(len(rows) / _PANELS)
+    title = f"Exit layers of samples: {group.label}"
+    height = 0.62 + 0.86 * lines
+    figure, axes = new_figure(7.6, height)
+    axes.set_axis_off()
+    axes.set_position((0.02, 0.02, 0.96, 1 - 0.36 / height - 0.02))
+    axes.set_xlim(0, _PANELS)
+    axes.set_ylim(-lines, 0)
+    figure.text(0.02, 1 - 0.14 / height, title, fontsize=10, va="center")
+    note = f"share of samples per exit layer, tallest bar {100 * highest:.0f} %; ▾ mean layers executed"
+    figure.text(
+        0.02,
+        1 - 0.32 / height,
+        note + (f"; {left_out} equal or further rows left out" if left_out else ""),
+        fontsize=7.5,
+        va="center",
+    )
+    bars: dict[str, list[Path]] = {}
+    baselines = []
+    for number, row in enumerate(rows):
+        x0, y0 = number % _PANELS + 0.03, -(number // _PANELS) - 0.86
+        counts, look = row.histogram, chosen[row.method]
+        tallest, depth, width, room = highest * sum(counts), len(counts), 0.9, 0.52
+        step = width / depth
+        for layer, count in enumerate(counts):
+            x, top = x0 + layer * step, y0 + room * count / tallest
+            if count:
+                corners = [(x + 0.1 * step, y0), (x + 0.9 * step, y0), (x + 0.9 * step, top), (x + 0.1 * step, top)]
+                bars.setdefault(look.color, []).append(Path([*corners, corners[0]], closed=True))
+        baselines.append(Path([(x0, y0), (x0 + width, y0)]))
+        name = f"{row.method} {row.point} {view.setting_of(row)}".strip()
+        axes.text(x0, y0 + room + 0.19, name[:36], fontsize=6.5, va="center")
+        for layer in {0, depth - 1, depth // 2}:
+            axes.text(x0 + (layer + 0.5) * step, y0 - 0.07, str(layer + 1), fontsize=6, ha="center", va="center")
+        if finite(row.mean_layers):
+            mean = min(max(row.mean_layers - 0.5, 0.0), depth)
+            axes.plot([x0 + mean * step], [y0 + room + 0.06], marker="v", markersize=3, color=INK, linestyle="none")
+    # One path per colour, because hundreds of single bars are slow to draw and large to load.
+    for color, paths in bars.items():
+        axes.add_patch(PathPatch(Path.make_compound_path(*paths), facecolor=color, linewidth=0))
+    axes.add_patch(PathPatch(Path.make_compound_path(*baselines), edgecolor=INK, linewidth=0.6, fill=False))
+    description = f"{title}. One histogram for each of {len(rows)} rows that use more than one exit, all on one scale."
+    return render(figure, f"exits-{group.slug}", title, description, role="exits")

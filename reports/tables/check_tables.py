@@ -1,0 +1,172 @@
+"""Checks that must hold for every method: invariance, an unchanged state, and no test row seen before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.results.schema import Overlaps
+from reports.analysis.result_rows import ResultRow
+from reports.analysis.view import View, by_data
+from reports.notation.marks import footnotes, marked, together
+from reports.notation.numbers import DASH, finite, percent, whole
+from reports.notation.table_formats import Column, Table
+from reports.tables.catalogue import RunTables
+from reports.tables.shared_columns import data_tag, file_tag
+
+_OVERLAPS = {
+    "train_test": "Test rows also in train",
+    "dev_test": "Test rows also in dev",
+    "train_dev": "Dev rows also in train",
+    "within_test": "Test rows that occur twice or more",
+}
+NOT_CHECKED = "not checked in this run"
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """The worst of a method on a dataset, over its operating points and seeds; None where not checked."""
+
+    data: str
+    dataset: str
+    label: str
+    method: str
+    kind: str
+    points: int
+    rounds_agree: float | None
+    batches_agree: float | None
+    state_unchanged: bool | None
+    syncs: int | None
+    marks: str
+
+    @property
+    def verdict(self) -> str:
+        checked = [value is not None for value in (self.rounds_agree, self.batches_agree, self.state_unchanged)]
+        if set(self.marks) & set("†‡§"):
+            return "fails"
+        return "holds" if all(checked) else "holds, as far as checked"
+
+
+def checks_tables(view: View) -> list[Table[CheckRow]]:
+    """Return one row per dataset and method; real and synthetic data apart."""
+    columns: list[Column[CheckRow]] = [
+        Column("dataset", "Dataset", lambda row: row.dataset, numeric=False),
+        Column("method", "Method", lambda row: marked(row.method, row.marks), numeric=False),
+        Column("points", "Rows", lambda row: whole(row.points)),
+        Column("rounds_agree", "Same label in any order %", lambda row: percent(row.rounds_agree, 2)),
+        Column(
+            "batches_agree",
+            "Same label in any batch size %",
+            lambda row: percent(row.batches_agree, 2),
+            missing=NOT_CHECKED,
+        ),
+        Column("state_unchanged", "Unchanged by testing", _unchanged, numeric=False, missing=NOT_CHECKED),
+        Column(
+            "syncs",
+            "Syncs a pass",
+            lambda row: whole(row.syncs),
+            missing="counted on CUDA only, if the run asks for it",
+        ),
+        Column("verdict", "Verdict", lambda row: row.verdict, numeric=False),
+    ]
+    tables = []
+    for synthetic, half in by_data(view.rows):
+        by_method: dict[tuple[str, str], list[ResultRow]] = {}
+        for row in half:
+            by_method.setdefault((row.slug, row.method), []).append(row)
+        rows = [_worst(same) for same in by_method.values()]
+        tables.append(
+            Table(
+                f"checks{file_tag(synthetic)}",
+                f"Checks of every method, the worst of its rows{data_tag(synthetic)}",
+                rows,
+                columns,
+                ("data", "dataset", "method", *(column.key for column in columns[2:]), "marks"),
+                footnotes(rows),
+                split="dataset",
+            )
+        )
+    return tables
+
+
+def _worst(same: Sequence[ResultRow]) -> CheckRow:
+    first = same[0]
+    unchanged = [row.state_unchanged for row in same if row.state_unchanged is not None]
+    return CheckRow(
+        data=first.data,
+        dataset=first.dataset,
+        label=first.label,
+        method=first.method,
+        kind=first.kind,
+        points=len(same),
+        rounds_agree=min((row.rounds_agree for row in same if finite(row.rounds_agree)), default=None),
+        batches_agree=min((row.batches_agree for row in same if finite(row.batches_agree)), default=None),
+        state_unchanged=all(unchanged) if unchanged else None,
+        syncs=max((row.syncs for row in same if row.syncs is not None), default=None),
+        marks=together(*(row.marks for row in same)),
+    )
+
+
+def _unchanged(row: CheckRow) -> str:
+    return DASH if row.state_unchanged is None else "yes" if row.state_unchanged else "no"
+
+
+@dataclass(frozen=True)
+class OverlapRow:
+    """Rows that the splits of one dataset share; ``test`` is the number of test samples."""
+
+    label: str
+    test: int
+    counts: dict[str, int | None]
+
+
+def overlap_tables(view: View) -> list[Table[OverlapRow]]:
+    """Return one table with a row per dataset; none where overlaps were not counted."""
+    rows = []
+    for group in view.groups:
+        mine = view.of(group)
+        known = [row.overlaps for row in mine if row.overlaps is not None]
+        counts = {name: max((getattr(one, name) for one in known), default=None) for name in Overlaps.model_fields}
+        rows.append(OverlapRow(group.label, max(row.n for row in mine), counts))
+    if all(count is None for row in rows for count in row.counts.values()):
+        return []
+    columns: list[Column[OverlapRow]] = [
+        Column("label", "Dataset", lambda row: row.label, numeric=False),
+        Column("test", "Test samples", lambda row: whole(row.test)),
+        *(_counts(name, label) for name, label in _OVERLAPS.items()),
+    ]
+    all_synthetic = all(group.synthetic for group in view.groups)
+    note = (
+        "Rows are the same if their token ids are, cut to the length that the model sees. In brackets: share of the test samples. "
+        "Thresholds are tuned on dev and weights on train, so the rows that test shares with them were seen before."
+    )
+    return [
+        Table(
+            f"overlaps{file_tag(view.synthetic)}",
+            "Rows that splits share"
+            + (data_tag(True) if all_synthetic else ", synthetic data marked" if view.synthetic else ""),
+            rows,
+            columns,
+            ("dataset", "test", *(f"overlap_{name}" for name in _OVERLAPS)),
+            [note],
+            values={
+                "dataset": lambda row: row.label,
+                **{f"overlap_{name}": lambda row, name=name: row.counts[name] for name in _OVERLAPS},  # type: ignore[misc]
+            },
+        )
+    ]
+
+
+def _counts(name: str, label: str) -> Column[OverlapRow]:
+    def show(row: OverlapRow) -> str:
+        count = row.counts[name]
+        if count is None:
+            return DASH
+        if name == "train_dev" or not row.test:
+            return whole(count)
+        return f"{whole(count)} ({percent(count / row.test, 2)} %)"
+
+    return Column(f"overlap_{name}", label, show, missing=NOT_CHECKED)
+
+
+TABLES = (RunTables("checks", "checks", 10, checks_tables), RunTables("overlaps", "checks", 20, overlap_tables))

@@ -1,0 +1,95 @@
+"""How well exits are predicted: predicted exits against the sequential exit, methods beside controls."""
+
+from __future__ import annotations
+
+from reports.analysis.cell_settings import SETTING
+from reports.analysis.prediction_quality import Agreement, PredictorRow
+from reports.analysis.view import Group, View, of_group
+from reports.notation.marks import footnotes, marked
+from reports.notation.numbers import fixed, minus, percent, points
+from reports.notation.table_formats import Column, Table
+from reports.tables.catalogue import DatasetTable
+from reports.tables.shared_columns import caption, setting_columns
+
+_SEQUENTIAL, _ORACLE = "Against sequential:", "Against oracle:"
+
+
+def predictor_table(view: View, group: Group) -> Table[PredictorRow] | None:
+    """Return the table of one dataset; None where nothing is predicted."""
+    rows = of_group(view.predictors, group)
+    if not rows:
+        return None
+    why = "no oracle with per-sample rows in this run under the same conditions"
+
+    def share(key: str, label: str) -> Column[PredictorRow]:
+        return Column(key, label, lambda row: percent(getattr(row.agreement, key)))
+
+    def change(key: str, label: str, above: str) -> Column[PredictorRow]:
+        return Column(key, label, lambda row: points(_value(row, key), 2), missing=why, group=above)
+
+    def layers(key: str, above: str) -> Column[PredictorRow]:
+        return Column(key, "layers", lambda row: _signed(_value(row, key)), missing=why, group=above)
+
+    columns: list[Column[PredictorRow]] = [
+        Column("method", "Method", lambda row: marked(row.method, row.marks), numeric=False),
+        Column("point", "Point", lambda row: row.point, numeric=False),
+        *setting_columns(view),
+        Column(
+            "tau_b",
+            "Kendall tau-b",
+            lambda row: minus(fixed(row.agreement.tau_b)),
+            missing="one of the two never changes, so nothing is ranked",
+        ),
+        share("hit", "Hits %"),
+        share("within_one", "Within one layer %"),
+        share("early", "Too early %"),
+        share("late", "Too late %"),
+        Column(
+            "unseen_tokens",
+            "Unseen tokens %",
+            lambda row: percent(row.unseen_tokens),
+            missing="this row has no exit table, or the run did not count them",
+        ),
+        change("accuracy_vs_sequential", "accuracy, points", _SEQUENTIAL),
+        change("cost_early", "of it, too early", _SEQUENTIAL),
+        change("cost_late", "of it, too late", _SEQUENTIAL),
+        layers("layers_vs_sequential", _SEQUENTIAL),
+        change("accuracy_vs_oracle", "accuracy, points", _ORACLE),
+        layers("layers_vs_oracle", _ORACLE),
+    ]
+    csv = (
+        *("data", "dataset", "kind", "method", "point", *SETTING, "seeds", "n", "compared_with"),
+        *("tau_b", "hit", "within_one", "early", "late", "unseen_tokens", "cost_early", "cost_late"),
+        *("accuracy_vs_sequential", "layers_vs_sequential", "accuracy_vs_oracle", "layers_vs_oracle", "marks"),
+    )
+    names = " or ".join(sorted({row.sequential_row.method for row in rows}))
+    notes = [
+        f"Predicted exits against the layer where {names} exits on the same weights and samples, at the same point. "
+        "Hits: the same layer; too early costs accuracy, too late costs layers. Kendall's tau-b compares the ranks of pairs of "
+        "samples and corrects for ties, which are frequent among exits; a predictor without information has about 0.",
+        "Verified exits apply a head where the prediction says so: their hits are those of the prediction, their accuracy and "
+        "layers are those of the final answer. The oracle exits at the first layer that agrees with full depth.",
+    ]
+    return Table(
+        f"predictor-{group.slug}",
+        caption("How well exits are predicted", group),
+        rows,
+        columns,
+        csv,
+        notes + footnotes(rows, lowest=False),
+        split="base",
+        values={name: lambda row, name=name: getattr(row.agreement, name) for name in Agreement._fields},  # type: ignore[misc]
+    )
+
+
+def _value(row: PredictorRow, key: str) -> object:
+    return getattr(row.agreement if key in Agreement._fields else row, key)
+
+
+def _signed(value: object) -> str:
+    """Return a difference with its sign; without one at zero."""
+    text = fixed(value)
+    return minus(text) if not text[:1].isdigit() or not float(text.replace(",", "")) else f"+{text}"
+
+
+TABLES = (DatasetTable("predictor", 20, "How well exits are predicted", predictor_table, "confusion"),)

@@ -1,0 +1,102 @@
+"""Columns, notes and captions that several tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from reports.analysis.cell_settings import SETTING
+from reports.analysis.noise import WHY_MISSING
+from reports.analysis.result_rows import ResultRow
+from reports.analysis.view import Group, View
+from reports.notation.marks import marked
+from reports.notation.numbers import DASH, whole
+from reports.notation.table_formats import Column
+
+_HEADINGS = {
+    **{name: name.capitalize() for name in SETTING},
+    "batch_size": "Batch",
+    "batch_tokens": "Tokens a batch",
+    "dtype": "dtype",
+    "compute": "Blocks run",
+}
+NO_REFERENCE = "no reference method was measured in this run under the same conditions"
+BOUND = "bound, not a method"
+UNTRAINED = "nothing was trained for this row, or it uses the weights of another row"
+IDENTITY = ("data", "language", "dataset", "kind", "method", "point", *SETTING, "seeds", "seed_list", "n")
+
+
+class NamedRow(Protocol):
+    """A row that shows a method."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def marks(self) -> str: ...
+
+
+def method_name(row: NamedRow) -> str:
+    """Return the method as shown: a bound is named as one, and marks follow."""
+    return marked(f"{row.method} ({BOUND})" if row.kind == "bound" else row.method, row.marks)
+
+
+def setting_columns(view: View) -> list[Column[ResultRow]]:
+    """Return the settings that tell the rows of this run apart."""
+
+    def column(name: str) -> Column[ResultRow]:
+        return Column(name, _HEADINGS[name], lambda row: str(getattr(row, name)), numeric=name == "batch_size")
+
+    return [column(name) for name in view.varying]
+
+
+DATASET: Column[ResultRow] = Column("dataset", "Dataset", lambda row: row.dataset, numeric=False)
+
+
+def identity_columns(view: View) -> list[Column[ResultRow]]:
+    """Return method, operating point and the settings that vary."""
+    return [
+        Column("method", "Method", method_name, numeric=False),
+        Column("point", "Point", lambda row: row.point, numeric=False),
+        *setting_columns(view),
+    ]
+
+
+# The A/A band, shown beside every ratio of times.
+NOISE: Column[ResultRow] = Column(
+    "noise_high", "A/A noise", lambda row: str(row.noise) if row.noise else DASH, missing=WHY_MISSING
+)
+
+
+def noise_notes(rows: Sequence[ResultRow]) -> list[str]:
+    """Return what the A/A band of these rows is."""
+    bands = dict.fromkeys((row.label, row.noise) for row in rows if row.noise is not None)
+    pairs = [band.pairs for _, band in bands if band is not None]
+    if not pairs:
+        return []
+    count = whole(pairs[0]) if len(set(pairs)) == 1 else f"{whole(min(pairs))} to {whole(max(pairs))}"
+    return [
+        f"A/A noise: 10th to 90th percentile of the reference over itself in neighbouring rounds ({count} pairs, cells of a "
+        "dataset pooled, both directions). A ratio inside this band is no evidence of a difference."
+    ]
+
+
+def reference_names(rows: Iterable[ResultRow]) -> str:
+    """Return the names of the references of these rows."""
+    return " and ".join(sorted({row.ratio_reference for row in rows if row.ratio_reference})) or "none"
+
+
+def data_tag(synthetic: bool) -> str:
+    """Return the end of a caption."""
+    return " (synthetic data)" if synthetic else ""
+
+
+def file_tag(synthetic: bool) -> str:
+    """Return the end of a file name."""
+    return "-synthetic" if synthetic else ""
+
+
+def caption(text: str, group: Group) -> str:
+    """Return the caption of a table of one dataset, with the settings that all its rows share."""
+    return f"{text}: {group.label}; {group.facts}"
