@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from harness.core.errors import DataError
+from harness.core.errors import DataError, first_line
 from harness.data.cards import DatasetCard
 from harness.data.splits import RawDataset, RawSplit, assemble, check_split, integer_labels
 
@@ -58,8 +58,8 @@ def load_hub(card: DatasetCard) -> RawDataset:
         try:
             table = library.load_dataset(card.hub_id, card.hub_config, split=theirs, revision=card.hub_revision)
         except Exception as error:  # the library raises errors of many other libraries
-            cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise DataError(f"{where} cannot be loaded ({type(error).__name__}: {cause}): {_MEND}") from error
+            cause = f"{type(error).__name__}: {first_line(error)[:200]}"
+            raise DataError(f"{where} cannot be loaded ({cause}): {_MEND}") from error
         splits[split] = _to_split(table, card, where)
     return assemble(
         splits,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from harness.core.errors import DataError, UnknownNameError
+from harness.core.errors import DataError, UnknownNameError, first_line
 from harness.core.settings import StrictSettings
 from harness.data.cards import CARDS, parse_card, read_toml
 from harness.data.splits import SPLITS, RawDataset, RawSplit, assemble, check_split, integer_labels
@@ -30,11 +30,6 @@ class LocalCard(StrictSettings):
     title: str = ""
     language: Literal["en", "zh"] | None = None
     label_names: tuple[str, ...] = ()
-
-
-def _cause(error: Exception) -> str:
-    """Return the first line of a library's message."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -80,9 +75,11 @@ def read_table(path: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty: give it a header and at least one row") from error
     except pd.errors.ParserError as error:
-        raise DataError(f"{path}: not a {form} table ({_cause(error)}): quote texts that hold separators") from error
+        raise DataError(
+            f"{path}: not a {form} table ({first_line(error)}): quote texts that hold separators"
+        ) from error
     except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
-        raise DataError(f"{path}: cannot be read ({_cause(error)}): write the file again") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)}): write the file again") from error
 
 
 def _texts(table: pd.DataFrame, column: str, where: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""Backbones and general students from raw text. May import toolkit, results and everything below."""
+"""Pretraining of backbones, and general distillation of students, on raw text. May import toolkit, measure, results and below."""

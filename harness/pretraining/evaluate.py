@@ -1,4 +1,4 @@
-"""How well a model guesses words it was never trained on."""
+"""Evaluation on held-out documents: perplexity of masked words, and the loss of a student."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS = 64
 
 
 def _frequencies(shards: Shards) -> np.ndarray:
-    """Nats of every token by its frequency in the training rows, add-one smoothed: float64 [V]."""
+    """Return the nats of every token by its frequency in the training rows, add-one smoothed: float64 [V]."""
     counts = np.ones(shards.vocab_size)
     for part in shards.rows(*TRAIN_KINDS):
         counts += np.bincount(part.reshape(-1), minlength=shards.vocab_size)
@@ -29,15 +29,15 @@ def _frequencies(shards: Shards) -> np.ndarray:
 
 @torch.no_grad()
 def perplexity(model: MaskedWordModel, shards: Shards, *, share: float, every: bool) -> dict[str, Any]:
-    """Perplexity (e to the mean cross-entropy) of masked tokens in at most 4,000 held-out rows, in float32.
+    """Compute the perplexity (e to the mean cross-entropy) of masked tokens in at most 4,000 held-out rows, in float32.
 
     Args:
-        share: of tokens to guess.
-        every: also of every layer through the decoder, which means something after multi-exit pretraining.
+        share: of tokens that are masked.
+        every: also evaluate every layer with the decoder, which is meaningful after multi-exit pretraining.
 
     Returns:
-        ``perplexity``, ``loss`` (nats), ``guesses``; ``by_frequency``: the perplexity of knowing how frequent words are
-        and nothing else; ``by_layer``, if asked for. Numbers are ``None`` where nothing could be masked.
+        ``perplexity``, ``loss`` (nats) and ``guesses``; ``by_frequency``: the perplexity from word frequencies alone;
+        ``by_layer`` if ``every``. Numbers are ``None`` if nothing could be masked.
     """
     model.eval()
     device = model.bias.device
@@ -64,7 +64,7 @@ def perplexity(model: MaskedWordModel, shards: Shards, *, share: float, every: b
 
 @torch.no_grad()
 def held_out_loss(model: Distillation, shards: Shards, *, share: float) -> float | None:
-    """What a student was trained to minimise, on the same held-out rows: mean over batches, weighted by their tokens."""
+    """Return the loss of a student on the same held-out rows: the mean over batches, weighted by tokens."""
     model.eval()
     total, tokens = 0.0, 0
     device = model.encoder.device

@@ -1,5 +1,4 @@
-"""A pretrained model, or a distilled student, as a folder that ``--backbone`` and transformers read (``AutoModel``,
-``AutoModelForMaskedLM``)."""
+"""Export of a pretrained model or a distilled student, as a folder for ``--backbone`` and for transformers (``AutoModel``)."""
 
 from __future__ import annotations
 
@@ -20,18 +19,18 @@ from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 from harness.pretraining.text import vocabulary
 
-PIECE = 16 * 2**20  # bytes; no file of weights is as large, so that it passes where larger ones do not
-_HEADER = 64 * 2**10  # at least as large as the header of a piece
+PIECE = 16 * 2**20  # bytes; weight files stay smaller, for hosts that limit the size of files
+_HEADER = 64 * 2**10  # bytes; upper bound of a file's header
 INDEX = "model.safetensors.index.json"
 
 
 def tensors_of(model: MaskedWordModel | Encoder, shape: EncoderShape, *, one_segment: bool = True) -> dict[str, Tensor]:
-    """All weights in float16 in the naming of ``BertForMaskedLM``, or of ``BertModel`` where there is no head to guess words.
+    """Return all weights in float16 under the names of ``BertForMaskedLM``, or of ``BertModel`` without a masked-word head.
 
-    The decoder is tied, and therefore left out.
+    The tied decoder is left out.
 
     Args:
-        one_segment: no text was ever on the second segment: it is written as a copy of the first.
+        one_segment: no text was in the second segment, so that it is written as a copy of the first.
     """
     encoder, prefix = (model, "") if isinstance(model, Encoder) else (model.encoder, "bert.")
     state = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
@@ -47,7 +46,7 @@ def tensors_of(model: MaskedWordModel | Encoder, shape: EncoderShape, *, one_seg
 
 
 def pieces_of(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    """Tensors in their order, in pieces below ``limit`` bytes; a tensor that is larger is a piece of its own."""
+    """Divide tensors, in their order, into pieces below ``limit`` bytes; a larger tensor is a piece of its own."""
     pieces: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -60,7 +59,7 @@ def pieces_of(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tenso
 
 
 def round_to_half(model: nn.Module) -> None:
-    """What float16 keeps of the weights, so that what is measured is what is written."""
+    """Round all weights to float16, so that the evaluated weights are the written ones."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
@@ -75,15 +74,15 @@ def write(
     *,
     one_segment: bool = True,
 ) -> list[str]:
-    """Config, tokenizer and weights into an existing folder; the config, without which nobody reads it, last.
+    """Write config, tokenizer and weights into an existing folder. The config is last: without it the folder is not valid.
 
     Args:
-        shape: as it shall be read, with the dropout for fine-tuning.
-        limit: bytes that no file of weights reaches.
+        shape: for the config, with the dropout for fine-tuning.
+        limit: upper bound of the size of weight files, in bytes.
         one_segment: see :func:`tensors_of`.
 
     Returns:
-        Names of the files of weights.
+        Names of the weight files.
 
     Raises:
         ResultError: the folder cannot be written.
@@ -106,7 +105,7 @@ def write(
         vocabulary.save(tokenizer, folder, shape.max_positions)
     except OSError as error:
         raise ResultError(f"cannot write {folder}: {error.strerror}: free space, then run again") from error
-    # Written in half precision to be small; to be computed in float32, unless somebody says otherwise.
+    # Stored in half precision to be small, but computed in float32 by default.
     kind = "BertModel" if isinstance(model, Encoder) else "BertForMaskedLM"
     config = {**shape.to_hf(), "architectures": [kind], "dtype": "float32", "tie_word_embeddings": True}
     text = json.dumps(config, indent=1)

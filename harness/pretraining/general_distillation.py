@@ -1,11 +1,7 @@
-"""General distillation: a student learns on raw text from a pretrained teacher, in the loop that pretrains backbones.
+"""General distillation: a student learns from a pretrained teacher on raw text, in the loop that pretrains backbones.
 
-A method says what its students learn: it has
-
-* ``general_distillation(teacher, *, config, dropout) -> Distillation``, which makes the student, and
-* ``general_recipe``, what differs from the defaults of :class:`~harness.pretraining.recipe.PretrainRecipe`.
-
-``geep-bench distill METHOD`` does the rest (:mod:`harness.pretraining.distill_command`).
+A method defines its students by the capability :class:`harness.contracts.DistilsGenerally`; ``geep-bench distill METHOD``
+trains them (:mod:`harness.pretraining.distill_command`).
 """
 
 from __future__ import annotations
@@ -24,13 +20,13 @@ from harness.encoder.model import Encoder
 
 @dataclass(frozen=True)
 class DistillationRows:
-    """What teacher and student made of B rows of T tokens.
+    """States of student and teacher for B rows of T tokens.
 
     Attributes:
         states: of the student, h^0 .. h^M, each [B * T, d].
         taught: of the teacher, h^0 .. h^N, each [B * T, D], without gradient.
-        attention: knows which tokens see each other.
-        valid: numbers of the rows of states that are no padding, int64 [n]; ``None`` where all are.
+        attention: attention within the pieces of the rows.
+        valid: indices of the tokens that are not padding, int64 [n]; ``None`` if there is no padding.
         where, labels: masked tokens, see :class:`harness.pretraining.text.masking.Masked`.
     """
 
@@ -42,18 +38,18 @@ class DistillationRows:
     labels: Tensor
 
     def tokens(self, hidden: Tensor) -> Tensor:
-        """[B * T, d] -> [n, d], padding left out."""
+        """Remove padding: [B * T, d] -> [n, d]."""
         return hidden if self.valid is None else hidden.index_select(0, self.valid)
 
 
 class Distillation(nn.Module, ABC):
-    """A student, and whatever else is trained with it, beside a frozen teacher.
+    """A student, with all other weights that are trained with it, and a frozen teacher.
 
-    The student's segments are frozen, so that the second stays where it was beside the first, whether pairs are seen or not.
+    The student's segment embeddings are frozen, so that the second segment stays valid even without pairs of texts.
 
     Attributes:
-        objective: one line for the card.
-        teacher: with its masked-word head, if it came with one; no part of this module, so that it is neither trained nor saved.
+        objective: one line for the model card.
+        teacher: with its masked-word head, if it has one; not a submodule, so that it is neither trained nor saved.
     """
 
     objective: str
@@ -75,12 +71,12 @@ class Distillation(nn.Module, ABC):
 
     @property
     def words(self) -> MaskedWordModel | None:
-        """The student with its masked-word head, where it has one."""
+        """The student with its masked-word head, if it has one."""
         return None
 
     @abstractmethod
     def loss(self, rows: DistillationRows) -> Tensor:
-        """What is minimised, float32 [1]."""
+        """Return the loss, float32 [1]."""
 
     def forward(
         self,
@@ -92,11 +88,11 @@ class Distillation(nn.Module, ABC):
         labels: Tensor,
         every: bool = False,
     ) -> Tensor:
-        """The loss, float32 [1].
+        """Return the loss, float32 [1].
 
         Args:
             ids, positions, pieces, segments, where, labels: see :class:`harness.pretraining.text.batches.Batch`.
-            every: of no meaning here.
+            every: not used; pretraining has it in the same place.
         """
         attention = RowAttention(ids.shape[0], ids.shape[1], pieces, ids.device)
         with torch.no_grad():
@@ -106,8 +102,8 @@ class Distillation(nn.Module, ABC):
         return self.loss(DistillationRows(states, taught, attention, valid, where, labels)).reshape(1)
 
     def training_flops(self, *, rows: int, length: int, share: float, every: bool) -> int:
-        """FLOPs of one step: matrix products of the layers, of the teacher once and of the student with its gradients, and
-        of guessing masked words where the student does."""
+        """Return the FLOPs of one step: matrix products of the teacher's layers, and of the student's layers and masked-word head
+        with their gradients."""
         tokens = rows * length
         tally = Tally(rows, tokens, tokens, rows * length**2)
 

@@ -1,8 +1,8 @@
-"""The loop: masked words or a teacher's, AdamW, and a state on disk that it goes on from as if nothing had happened.
+"""The training loop on raw text, with AdamW and states on disk from which a run resumes exactly.
 
-Batches follow from seed and number (:mod:`harness.pretraining.text.batches`), dropout from seed and step, so that weights, moments
-and step are the whole state. A run that was killed and started again has the same losses and the same weights, bit for bit
-on a CPU; on a GPU as far as its kernels repeat themselves.
+Batches are determined by seed and number (:mod:`harness.pretraining.text.batches`), dropout by seed and step, so that weights,
+moments and step are the whole state. A run that was killed and resumed has the same losses and weights, bit for bit on a CPU;
+on a GPU as far as its kernels are deterministic.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from harness.pretraining.recipe import PretrainRecipe
 from harness.pretraining.text.batches import Batch, Stream, ahead
 from harness.toolkit.training import has_bfloat16
 
-_WINDOW = 20  # steps between looks at the loss, which wait for the device
-_LINE_SECONDS = 30.0  # between lines, where there is no terminal for a bar
-_MEASURED_SECONDS, _WARM = 5.0, 3  # of the rate; steps before
-_EARLY = 100  # batches among which either kind is looked for
-_PEAKS = 3  # measurements of the peak, of which the best counts: others may be using the machine
-_RESERVE = 0.03  # of the time, for states and looks
+_WINDOW = 20  # steps between reads of the loss, which wait for the device
+_LINE_SECONDS = 30.0  # between progress lines without a terminal
+_MEASURED_SECONDS, _WARM = 5.0, 3  # to measure the time of a step; warm-up steps before
+_EARLY = 100  # batches that are searched for both kinds
+_PEAKS = 3  # measurements of the peak rate; the best counts, as other programs may use the machine
+_RESERVE = 0.03  # share of the time for states and progress
 
 Forward = Callable[..., Tensor]
 
 
 @dataclass
 class Progress:
-    """How far a run is; kept in its states.
+    """Progress of a run, stored in its states.
 
     Attributes:
         step: optimiser steps done.
-        tokens: seen, padding not counted.
-        seconds: spent in the loop, over all starts.
+        tokens: processed, without padding.
+        seconds: in the loop, over all calls.
         loss: mean of the last window, in nats.
     """
 
@@ -59,7 +59,7 @@ class Progress:
 
 
 class Curve:
-    """Losses by step, one JSON line each; lines behind a state are cut when a run goes on from it."""
+    """Losses by step, one JSON line each; lines after a state are cut when a run resumes from it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,7 +71,7 @@ class Curve:
             write_atomic(self.path, lambda place: place.write_text("".join(kept), encoding="utf-8"))
 
     def add(self, first: int, losses: list[float], norms: list[float]) -> None:
-        """Append steps ``first`` ... (counted from 1)."""
+        """Append steps from ``first`` on (counted from 1)."""
         rows = enumerate(zip(losses, norms, strict=True), start=first)
         text = "".join(json.dumps({"step": number, "loss": loss, "norm": norm}) + "\n" for number, (loss, norm) in rows)
         try:
@@ -85,8 +85,8 @@ class Trainer:
     """A model, its data and its optimiser.
 
     Args:
-        folder: where states and the curve lie; must exist.
-        compiled: run forward and backward through ``torch.compile``; where that fails, eagerly, and say so.
+        folder: existing folder of the states and the curve.
+        compiled: use ``torch.compile``; if it fails, print a message and run eagerly.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Trainer:
         self.peak = 0.0
 
     def _optimizer(self) -> torch.optim.AdamW:
-        """AdamW as in BERT: norms and biases are not decayed."""
+        """Return AdamW as in BERT, without decay of norms and biases."""
         parameters = list(self.model.parameters())
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.recipe.weight_decay},
@@ -122,30 +122,30 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss to be minimised: of the last layer, or the mean over all."""
+        """Return the loss: of the last layer, or the mean over all layers."""
         with self._precision():
             losses = self.forward(*batch.inputs, self.recipe.multi_exit)
         return losses.mean()
 
     def prepare(self) -> None:
-        """Compile, if asked to, by running once on a batch of either kind; measure the device's peak."""
+        """Compile by running a batch of each kind, if asked to, and measure the device's peak rate."""
         self.model.train()
         if self.compiled:
             self.forward = torch.compile(self.model, dynamic=False, fullgraph=True)
             try:
-                for batch in self._either_kind():
+                for batch in self._both_kinds():
                     self.loss(batch).backward()
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # whatever the compiler of this machine lacks
-                print(f"torch.compile failed, going on without: {str(error).splitlines()[0]}", file=sys.stderr)
+            except RuntimeError as error:  # e.g. a machine without a compiler
+                print(f"torch.compile failed, continuing without it: {str(error).splitlines()[0]}", file=sys.stderr)
                 self.forward, self.compiled = self.model, False
             self.optimizer.zero_grad(set_to_none=True)
         dtype = torch.bfloat16 if self.bf16 else torch.float32
         self.peak = max(matrix_rate(str(self.device), dtype) for _ in range(_PEAKS))
 
-    def _either_kind(self) -> list[Batch]:
-        """The first batch that needs no mask in attention, and the first that does, if they come early."""
+    def _both_kinds(self) -> list[Batch]:
+        """Return the first batch without and the first with a mask in attention, among the first ones."""
         found: dict[bool, Batch] = {}
         for number in range(min(self.stream.per_epoch, _EARLY)):
             batch = self.stream.batch(number)
@@ -155,10 +155,10 @@ class Trainer:
         return list(found.values())
 
     def resume(self) -> bool:
-        """Go on from the newest state, if there is one.
+        """Load the newest state; return whether there is one.
 
         Raises:
-            ResultError: it is damaged, or of another shape.
+            ResultError: it is damaged, or has another shape.
         """
         found = snapshot.files(self.folder)
         if found:
@@ -170,7 +170,7 @@ class Trainer:
         snapshot.save(self.folder, self.progress.step, self.model, self.optimizer, vars(self.progress))
 
     def _update(self, step: int, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        """One step; its loss and the norm of its gradient, on the device."""
+        """Do one step; return its loss and the norm of its gradient, on the device."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + step)  # dropout
         total = torch.zeros((), device=self.device)
         for batch in batches:
@@ -185,7 +185,7 @@ class Trainer:
         return total, norm
 
     def seconds_per_step(self) -> float:
-        """Measured on this device, by real steps that are then undone."""
+        """Measure the time of a step on this device, by real steps that are then undone."""
         self.model.train()
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         size, step, start, done = self.recipe.accumulate, 0, 0.0, 0
@@ -218,18 +218,15 @@ class Trainer:
         )
 
     def train(self, *, save_every: float = 60.0, stop_after: float = math.inf, show: bool = True) -> bool:
-        """Train to the end.
+        """Train to the end; return whether the end was reached.
 
         Args:
             save_every: seconds between states; 0 for one after every step.
             stop_after: seconds after which to save and stop.
 
-        Returns:
-            Whether the end was reached.
-
         Raises:
-            ConfigError: the loss or its gradient became NaN or infinite; the last good state is kept.
-            ResultError: a state could not be written; the one before it is kept.
+            ConfigError: the loss or its gradient is NaN or infinite; the last valid state is kept.
+            ResultError: a state cannot be written; the one before it is kept.
         """
         recipe, progress = self.recipe, self.progress
         self.model.train()
@@ -243,7 +240,7 @@ class Trainer:
         with _Bar(recipe.steps, progress.step, show) as bar:
 
             def look() -> None:
-                """Wait for the steps since the last look; note them, or stop if one went wrong."""
+                """Read the losses since the last call, which waits for the device; stop if one is not finite."""
                 nonlocal tokens, mark, done_before
                 if not losses:
                     return
@@ -253,7 +250,7 @@ class Trainer:
                         kept = snapshot.files(self.folder)
                         where = f"the state in {kept[-1].name} is kept" if kept else "no state was written yet"
                         raise ConfigError(
-                            f"the loss is not finite at step {number} of {recipe.steps}; {where}: start anew with --fresh and "
+                            f"the loss is not finite at step {number} of {recipe.steps}; {where}: start again with --fresh and "
                             "a lower --learning-rate"
                         )
                 self.curve.add(done_before + 1, values, sizes)
@@ -292,7 +289,7 @@ class Trainer:
 
 
 class _Bar:
-    """A bar on a terminal; else a line now and then."""
+    """A progress bar on a terminal; otherwise a line every 30 seconds."""
 
     def __init__(self, steps: int, done: int, show: bool) -> None:
         self._steps, self._show = steps, show
@@ -306,7 +303,7 @@ class _Bar:
         self._bar.close()
 
     def show(self, progress: Progress, rate: float, share: float) -> None:
-        """Tokens per second and share of the peak since the last time; the bar itself tells what is left."""
+        """Show the loss, the tokens per second and the share of the peak rate since the last call."""
         facts = f"loss {progress.loss:.3f}, {rate:,.0f} tokens/s, {share:.1%} of peak"
         self._bar.update(progress.step - self._bar.n)
         self._bar.set_postfix_str(facts)
@@ -319,5 +316,5 @@ class _Bar:
 
 
 def steps_for(minutes: float, seconds_per_step: float) -> int:
-    """Steps that fit into ``minutes``, with a reserve for states; at least 1."""
+    """Return the steps that fit into ``minutes``, with a reserve for states; at least 1."""
     return max(1, int(minutes * 60 * (1 - _RESERVE) / seconds_per_step))

@@ -1,12 +1,11 @@
-"""What a run on raw text is to do, kept beside it, so that the same command goes on and another one is refused."""
+"""The plan of a run on raw text. It is stored with the run, so that only the same command can resume it."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from collections.abc import Callable
-from dataclasses import replace
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,70 +29,72 @@ DEFAULT_STEPS = 10_000
 
 
 def check_device(device: str) -> None:
-    """Complain about a device that is not there.
+    """Check that the device exists.
 
     Raises:
-        DeviceError: this machine has none.
+        DeviceError: this machine has no CUDA device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
-            "--device cuda: this machine has no usable CUDA device: leave --device out, or say --device cpu"
+            "--device cuda: this machine has no usable CUDA device: leave --device out, or use --device cpu"
         )
 
 
-def amount(args: argparse.Namespace) -> dict[str, Any]:
-    """How much is to be done, by the option that says so."""
+def _progress(args: argparse.Namespace, text: str) -> None:
+    print(f"{args.command}: {text}", file=sys.stderr, flush=True)
+
+
+def asked(args: argparse.Namespace, recipe: PretrainRecipe, data: shards.Shards) -> dict[str, Any]:
+    """Return the settings that pretraining and distillation share, and that a command must repeat to resume a run."""
     given = {"minutes": args.minutes, "tokens": args.tokens, "steps": args.steps}
     name, value = next(((key, value) for key, value in given.items() if value is not None), ("steps", DEFAULT_STEPS))
-    return {name: value}
+    return {"recipe": recipe.model_dump(exclude={"steps"}), "amount": {name: value}, "shards": data.fingerprint}
 
 
-def shards_for(
-    args: argparse.Namespace, work: Path | None, say: Callable[[str], None], tokenizer: Tokenizer | None = None
-) -> shards.Shards:
-    """The shards that were asked for, made if they are not there.
+def shards_for(args: argparse.Namespace, work: Path | None, tokenizer: Tokenizer | None = None) -> shards.Shards:
+    """Open the shards that the options name; make them first if they do not exist.
 
     Args:
-        say: tells what takes long.
-        tokenizer: whose ids they hold; one that is given by --vocab-from, or trained, where it is ``None``.
+        tokenizer: of their token ids; ``None`` to use --vocab-from, or to train one.
 
     Raises:
-        ConfigError, DataError: the corpus or the shards cannot be used, or are others than those that were asked for.
+        ConfigError, DataError: the corpus or the shards are not valid, or do not match the options.
     """
     folder = args.shards or (work / "shards" if work else None)
     if folder is None:
-        raise ConfigError("--shards-only: say where to with --shards DIR")
+        raise ConfigError("--shards-only needs a folder: name it with --shards DIR")
     if not (folder / "shards.json").is_file():
         if not args.corpus:
             raise ConfigError(
                 f"no shards in {folder}: give raw text with --corpus FILE[,FILE], or shards with --shards DIR"
             )
         if not args.lang:
-            raise ConfigError("--corpus needs --lang en or --lang zh: characters are counted and masked differently")
+            raise ConfigError("--corpus needs --lang en or --lang zh: the languages are masked differently")
         if folder.exists():
-            raise ConfigError(f"{folder} is there, but holds no shards: name another folder with --shards")
+            raise ConfigError(f"{folder} exists, but has no shards: name another folder with --shards")
         sources = [corpus.corpus_file(path) for path in args.corpus]
         given = tokenizer or (vocabulary.load(args.vocab_from) if args.vocab_from else None)
         vocab = args.vocab if given is None else given.get_vocab_size()
-        say(f"tokenising {', '.join(one.path.name for one in sources)} (once)")
+        _progress(args, f"tokenising {', '.join(one.path.name for one in sources)} (once)")
         shards.make(sources, folder, language=args.lang, vocab=vocab, length=args.length, tokenizer=given)
     found = shards.Shards.open(folder)
     if args.lang and args.lang != found.facts["language"]:
-        raise ConfigError(f"--lang {args.lang}, but the shards in {folder} are {found.facts['language']}: name others")
+        raise ConfigError(
+            f"--lang {args.lang}, but the shards in {folder} are {found.facts['language']}: name other shards"
+        )
     if tokenizer and vocabulary.fingerprint(tokenizer) != found.facts["vocabulary"]:
         raise ConfigError(
-            f"the shards in {folder} hold ids of another vocabulary than the teacher's: name another folder with --shards or "
-            "--out"
+            f"the shards in {folder} have another vocabulary than the teacher: name another folder with --shards or --out"
         )
     if args.corpus:
         if "pairs" not in found.facts["train"] and any(corpus.corpus_file(path).form != "txt" for path in args.corpus):
-            say(
-                f"the shards in {folder} are of a version that read the texts of a pair one by one; delete them for pairs"
+            _progress(
+                args, f"the shards in {folder} come from a version without pairs of texts; delete them to use pairs"
             )
-        asked = sorted(
+        wanted = sorted(
             (one["name"], one["sha256"]) for one in (corpus.corpus_file(path).facts() for path in args.corpus)
         )
-        if asked != sorted((one["name"], one["sha256"]) for one in found.facts["sources"]):
+        if wanted != sorted((one["name"], one["sha256"]) for one in found.facts["sources"]):
             raise ConfigError(
                 f"the shards in {folder} were made from other files: name another folder with --shards or --out"
             )
@@ -101,7 +102,7 @@ def shards_for(
 
 
 def _same(old: dict[str, Any], new: dict[str, Any], work: Path) -> None:
-    """Complain about the first thing in which a plan differs from what is asked now."""
+    """Check that a plan has the settings that are asked for now; the error names the first difference."""
 
     def flat(tree: dict[str, Any]) -> dict[str, Any]:
         parts = {key: value for key, value in tree.items() if not isinstance(value, dict)}
@@ -114,33 +115,39 @@ def _same(old: dict[str, Any], new: dict[str, Any], work: Path) -> None:
     for key in dict.fromkeys([*now, *before]):
         if before.get(key) != now.get(key):
             raise ConfigError(
-                f"{work} holds a run with {key} = {before.get(key)}, asked for is {now.get(key)}: name another folder with "
-                "--out, or start anew with --fresh"
+                f"{work} has a run with {key} = {before.get(key)}, but {now.get(key)} was asked for: name another folder with "
+                "--out, or start again with --fresh"
             )
 
 
 def load(work: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """The plan of a run that was begun, if it is the one that is asked for."""
+    """Read the plan of a run that has begun; ``None`` if there is none.
+
+    Raises:
+        ConfigError: it has other settings.
+        ResultError: it is damaged or missing.
+    """
     path = work / "plan.json"
     if not path.is_file():
         if snapshot.files(work):
-            raise ResultError(f"{work} holds states but no plan.json: name another folder with --out, or say --fresh")
+            raise ResultError(f"{work} has states but no plan.json: name another folder with --out, or use --fresh")
         return None
     try:
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _same(plan["asked"], asked, work)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultError(f"{path} is damaged ({error!r}): start anew with --fresh") from error
+        raise ResultError(f"{path} is damaged ({error!r}): start again with --fresh") from error
     return plan
 
 
-def forget(work: Path) -> None:
+def _delete(work: Path) -> None:
+    """Delete plan, curve and states; shards are kept."""
     for path in [work / "plan.json", work / "curve.jsonl", *snapshot.files(work)]:
         path.unlink(missing_ok=True)
 
 
-def steps_of(args: argparse.Namespace, trainer: Trainer, data: shards.Shards) -> tuple[int, float | None]:
-    """Steps to do, and seconds per step where they were measured."""
+def _steps(args: argparse.Namespace, trainer: Trainer, data: shards.Shards) -> tuple[int, float | None]:
+    """Return the number of steps, and the seconds per step if they were measured."""
     if args.minutes is not None:
         seconds = trainer.seconds_per_step()
         return steps_for(args.minutes, seconds), seconds
@@ -161,55 +168,57 @@ def carry_out(
     device: str,
     compiled: bool,
     began: float,
-    say: Callable[[str], None],
 ) -> tuple[Trainer, bool] | None:
-    """Train to the end, from the newest state if there is one.
+    """Train to the end, starting from the newest state if there is one.
 
     Args:
-        model: on the CPU, as it starts; moved to ``device`` and trained in place.
-        asked: what has to be the same for a run to go on.
-        work: where plan, states and curve lie.
-        began: when the command did, in seconds.
+        model: with initial weights on the CPU; moved to ``device`` and trained in place.
+        asked: settings that must be the same to resume a run.
+        work: folder of plan, states and curve.
+        began: start of the command, in seconds.
 
     Returns:
-        The trainer, and whether it was at its end already; ``None`` where --stop-after came first.
+        The trainer, and whether an earlier call had finished the training; ``None`` if --stop-after ended this one.
 
     Raises:
-        GeepBenchError: the run that is there is another one, the loss is not finite, or the disk or the memory is full.
+        GeepBenchError: ``work`` has another run, the loss is not finite, or the disk or the memory is full.
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResultError(f"cannot write {work}: {error.strerror}: choose another folder with --out") from error
     if args.fresh:
-        forget(work)
+        _delete(work)
     plan = load(work, asked)
     model.to(device)
     stream = Stream(data, size=recipe.rows, share=recipe.mask_share, seed=recipe.seed, device=device)
-    trainer = Trainer(model, stream, replace(recipe, steps=plan["steps"] if plan else 0), work, compiled=compiled)
+    trainer = Trainer(
+        model, stream, recipe.model_copy(update={"steps": plan["steps"] if plan else 0}), work, compiled=compiled
+    )
     try:
         done = plan is not None and trainer.resume() and trainer.progress.step >= plan["steps"]
         if not done and args.steps != 0:
             trainer.prepare()
         if plan is None:
-            steps, seconds = steps_of(args, trainer, data)
+            steps, seconds = _steps(args, trainer, data)
             plan = {"asked": asked, "steps": steps, "measured_seconds_per_step": seconds}
             write_json(work / "plan.json", plan)
             trainer.curve.cut(0)
-        trainer.recipe = replace(recipe, steps=plan["steps"])
+        trainer.recipe = recipe.model_copy(update={"steps": plan["steps"]})
         shape = model.encoder.shape
-        say(
-            f"{shape.layers} x {shape.width}, {parameters_of(model):,} parameters, {data.length * stream.rows:,} tokens an "
-            f"epoch; step {trainer.progress.step:,} of {plan['steps']:,} on {device}"
+        _progress(
+            args,
+            f"{shape.layers} x {shape.width}, {parameters_of(model):,} parameters, {data.length * stream.rows:,} tokens per "
+            f"epoch; step {trainer.progress.step:,} of {plan['steps']:,} on {device}",
         )
         if trainer.progress.step < plan["steps"]:
             limit = 60 * args.stop_after - (clock.now() - began) if args.stop_after else math.inf
             if not trainer.train(save_every=args.save_every, stop_after=limit):
                 at = f"{trainer.progress.step:,} of {plan['steps']:,}"
-                say(f"stopped at step {at}; the same command goes on from there")
+                _progress(args, f"stopped at step {at}; run the same command again to resume")
                 return None
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"the device's memory ran out with --rows {args.rows}: halve it and double --accumulate (with --fresh)"
+            f"the device's memory is full with --rows {args.rows}: halve it and double --accumulate (with --fresh)"
         ) from error
     return trainer, done

@@ -1,84 +1,54 @@
-"""``geep-bench pretrain``: options in, a backbone folder out.
+"""``geep-bench pretrain``: pretrain a backbone on raw text.
 
 ::
 
     OUT/config.json, model*.safetensors, vocab.txt, ...     the backbone
-    OUT/README.md, OUT/pretraining.json                     its card, and the facts that it is made from
-    OUT/training/shards/                                    token ids, unless --shards names another place
-    OUT/training/plan.json                                  what is being trained; a second call must ask for the same
+    OUT/README.md, OUT/pretraining.json                     its model card, and the facts in it
+    OUT/training/shards/                                    token ids, unless --shards names another folder
+    OUT/training/plan.json                                  the settings of the run, which a second call must repeat
     OUT/training/state-*.safetensors, curve.jsonl           the newest states; losses by step
 
-What is in ``training`` is needed to go on, and by nobody who uses the backbone.
+``OUT/training`` is needed only to resume.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from harness.core import clock
-from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError, ResultError
 from harness.encoder.backbone import default_device
 from harness.encoder.masked_words import MaskedWordModel
-from harness.encoder.model import parameters_of
 from harness.encoder.shape import EncoderShape
 from harness.pretraining import export, model_card, plan, start
 from harness.pretraining.evaluate import perplexity
 from harness.pretraining.loop import Trainer
-from harness.pretraining.plan import UNFINISHED
 from harness.pretraining.recipe import PretrainRecipe
 from harness.pretraining.text import shards, vocabulary
 
 
-def _say(text: str) -> None:
-    print(f"pretrain: {text}", file=sys.stderr, flush=True)
-
-
-def _recipe(args: argparse.Namespace, steps: int) -> PretrainRecipe:
-    given = {field.name: getattr(args, field.name) for field in fields(PretrainRecipe) if field.name != "steps"}
-    return PretrainRecipe(steps=steps, **given)
-
-
-def _asked(
-    args: argparse.Namespace, data: shards.Shards, shape: EncoderShape, recipe: PretrainRecipe
-) -> dict[str, Any]:
-    """What has to be the same for a run to go on."""
-    return {
-        "shape": shape.to_dict(),
-        "recipe": {key: value for key, value in recipe.to_dict().items() if key != "steps"},
-        "amount": plan.amount(args),
-        "shards": data.fingerprint,
-        "init_from": args.init_from.resolve().name if args.init_from else None,
-    }
-
-
 def run(args: argparse.Namespace) -> int:
-    """The command; returns the exit code.
+    """Run the command and return the exit code.
 
     Raises:
-        GeepBenchError: an input cannot be used, the loss is not finite, the disk is full, or there is no such device.
+        GeepBenchError: an input is not valid, the loss is not finite, the disk is full, or the device does not exist.
     """
     if args.out is None and not args.shards_only:
-        raise ConfigError("say where the backbone shall go with --out DIR (or make shards only, with --shards-only)")
+        raise ConfigError("no output folder: name one for the backbone with --out DIR (or use --shards-only)")
     began = clock.now()
     device = args.device or default_device()
     plan.check_device(device)
-    recipe = _recipe(args, args.steps or 0)
+    recipe = PretrainRecipe.from_options(args)
     work = args.work or (args.out / "training" if args.out else None)
-    if not args.shards_only:  # before anything that takes long
+    if not args.shards_only:  # checked before anything that takes long
         start.shape_for(args.layers, args.width, args.heads, args.intermediate, args.vocab, args.length)
-    data = plan.shards_for(args, work, _say)
+    data = plan.shards_for(args, work)
     if args.shards_only:
-        facts = data.facts
-        print(
-            f"shards: {data.folder}, {facts['train']['tokens']:,} tokens of {facts['train']['documents']:,} documents"
-        )
+        facts = data.facts["train"]
+        print(f"shards: {data.folder}, {facts['tokens']:,} tokens of {facts['documents']:,} documents")
         return 0
     assert work is not None
     shape = start.shape_for(args.layers, args.width, args.heads, args.intermediate, data.vocab_size, data.length)
@@ -86,20 +56,15 @@ def run(args: argparse.Namespace) -> int:
     origin: dict[str, Any] | None = None
     if args.init_from:
         origin = start.take_from(model, args.init_from, vocabulary.words(data.tokenizer))
-    found = plan.carry_out(
-        args,
-        data,
-        model,
-        recipe,
-        _asked(args, data, shape, recipe),
-        work,
-        device=device,
-        compiled=args.compile == "on" or (args.compile == "auto" and device == "cuda"),
-        began=began,
-        say=_say,
-    )
+    asked = {
+        "shape": shape.to_dict(),
+        **plan.asked(args, recipe, data),
+        "init_from": args.init_from.resolve().name if args.init_from else None,
+    }
+    compiled = args.compile == "on" or (args.compile == "auto" and device == "cuda")
+    found = plan.carry_out(args, data, model, recipe, asked, work, device=device, compiled=compiled, began=began)
     if found is None:
-        return UNFINISHED
+        return plan.UNFINISHED
     _finish(args, data, shape, model, found[0], origin, found[1])
     return 0
 
@@ -111,64 +76,48 @@ def _finish(
     model: MaskedWordModel,
     trainer: Trainer,
     origin: dict[str, Any] | None,
-    kept: bool,
+    finished_before: bool,
 ) -> None:
-    """Round, measure, write.
+    """Round the weights to float16, evaluate them, and write the backbone's folder.
 
     Args:
-        kept: the weights were there before, so that what else is known of them still holds.
+        origin: facts about the weights that training started from.
+        finished_before: an earlier call finished the training, so that its facts about these weights still hold.
     """
     recipe, progress = trainer.recipe, trainer.progress
     export.round_to_half(model)
     held = perplexity(model, data, share=recipe.mask_share, every=recipe.multi_exit)
-    two = data.paired or (origin is not None and origin["embeddings"])
-    # The shape is that with the dropout that fine-tuning is used to.
-    names = export.write(args.out, model, shape, data.tokenizer, one_segment=not two)
-    machine = environment_facts()
-    cpu = f"{machine['cpu']}, {machine['torch_threads']} threads"
-    before = _facts(args.out) if kept else {}
-    facts = {
-        "language": data.facts["language"],
-        "licence": args.licence,
-        "about": args.about,
-        "sources": data.facts["sources"],
-        "train": data.facts["train"],
+    second_used = data.paired or (origin is not None and origin["embeddings"])
+    # ``shape`` has the dropout for fine-tuning.
+    names = export.write(args.out, model, shape, data.tokenizer, one_segment=not second_used)
+    before = _facts(args.out) if finished_before else {}
+    facts = model_card.common_facts(args, trainer, data, model, shape, names)
+    facts |= {
         "heldout": data.facts["heldout"],
-        "shape": shape.to_dict(),
-        "parameters": parameters_of(model),
-        "bytes": sum((args.out / name).stat().st_size for name in names),
-        "recipe": recipe.to_dict(),
         "objective": "masked words from every layer, mean of the losses" if recipe.multi_exit else "masked words",
         "masking": "runs of characters" if data.facts["language"] == "zh" else "whole words",
         "start": origin,
         "run": {
-            **vars(progress),
-            "loss": progress.loss if math.isfinite(progress.loss) else None,
+            **facts["run"],
             "epochs": progress.step * recipe.accumulate / trainer.stream.per_epoch,
             "flops": progress.step * trainer.flops_per_step(),
             "peak": trainer.peak or before.get("run", {}).get("peak"),
             "bf16": trainer.bf16,
             "compiled": trainer.compiled,
         },
-        "device": machine["gpu"]["name"] if trainer.device.type == "cuda" else cpu,
-        "fingerprint": machine,
         "evaluation": held,
         "accuracy": before.get("accuracy", []),
     }
-    model_card.write(args.out, facts)
-    said = (
-        "-"
-        if held["perplexity"] is None
-        else f"{held['perplexity']:.2f} (by frequency alone {held['by_frequency']:.0f})"
-    )
-    print(f"held-out perplexity: {said}")
-    print(
-        f"backbone: {args.out} ({facts['bytes'] / 2**20:.1f} MiB in {len(names)} file{'s' if len(names) > 1 else ''})"
-    )
+    model_card.write(args.out, model_card.FACTS, facts, model_card.render(facts))
+    found = "-"
+    if held["perplexity"] is not None:
+        found = f"{held['perplexity']:.2f} (from word frequencies alone: {held['by_frequency']:.0f})"
+    print(f"held-out perplexity: {found}")
+    print(f"backbone: {model_card.folder_line(args.out, facts, names)}")
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """What was written about a backbone before; nothing, if that is gone."""
+    """Return the facts of an earlier call; empty if there are none."""
     path = folder / model_card.FACTS
     if not path.is_file():
         return {}

@@ -1,75 +1,67 @@
-"""What a pretraining run does, as numbers."""
+"""Hyper-parameters of training on raw text."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
 
 from harness.core.errors import ConfigError
-from harness.toolkit.training import PRECISIONS
+from harness.core.settings import StrictSettings, explain
 
-LEAST_RATE = 0.02  # of the learning rate, at the end
+LEAST_RATE = 0.02  # last learning rate, as a share of the highest
 
 
-@dataclass(frozen=True)
-class PretrainRecipe:
-    """Hyper-parameters; weights follow from these, the shards and the start, bit for bit on one kind of machine.
+class PretrainRecipe(StrictSettings):
+    """Hyper-parameters. With the shards and the initial weights they determine all weights, bit for bit on equal machines.
 
     Attributes:
-        steps: of the optimiser.
-        rows: of a batch that goes through the device at a time.
-        accumulate: such batches per step.
-        mask_share: of the tokens, to be guessed.
-        dropout: while pretraining; the written config keeps BERT's 0.1 for fine-tuning. None by default: a small
-            model on its corpus is far from learning it by heart.
-        multi_exit: the loss is the mean of the losses from every layer's states, each through the same decoder, as
-            ElasticBERT (arXiv 2110.07038) adds one loss per layer. All layers weigh the same, since none is known to be
-            the one that is left from; a mean or a sum is the same to AdamW, whose steps do not depend on a loss's scale.
+        steps: optimiser steps; 0 for an untrained control.
+        rows: rows per batch on the device.
+        accumulate: batches per step.
+        mask_share: share of the tokens that are masked.
+        dropout: during pretraining; the exported config keeps BERT's 0.1 for fine-tuning. 0 by default: a small model
+            does not overfit its corpus.
+        multi_exit: the loss is the mean of the losses from every layer's states through the same decoder, as ElasticBERT
+            (arXiv 2110.07038) adds one loss per layer. All layers have the same weight. Mean and sum are equivalent for
+            AdamW, whose steps do not depend on the scale of the loss.
         precision: as in :class:`harness.toolkit.training.Recipe`.
     """
 
-    steps: int = 10_000
-    rows: int = 256
-    accumulate: int = 1
-    learning_rate: float = 5e-4
-    warmup: float = 0.06
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    mask_share: float = 0.15
-    dropout: float = 0.0
+    steps: int = Field(default=10_000, ge=0)
+    rows: int = Field(default=256, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0, lt=1)
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    mask_share: float = Field(default=0.15, gt=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     multi_exit: bool = False
-    precision: str = "auto"
-    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(default=0, ge=0)
 
-    def __post_init__(self) -> None:
-        """Refuse what makes no sense.
+    @classmethod
+    def from_options(cls, options: object, **defaults: Any) -> PretrainRecipe:
+        """Make a recipe from command line options of the same names; an option that is ``None`` or missing was not given.
+
+        Args:
+            options: parsed arguments.
+            defaults: values for options that were not given.
 
         Raises:
-            ConfigError: a number is out of its range, which the message tells.
+            ConfigError: names every option out of its range, with the allowed values.
         """
-        ranges: dict[str, tuple[bool, str]] = {
-            "steps": (self.steps >= 0, "0 (an untrained control) or more"),
-            "rows": (self.rows >= 1, "at least 1"),
-            "accumulate": (self.accumulate >= 1, "at least 1"),
-            "learning_rate": (0 < self.learning_rate < 1, "between 0 and 1"),
-            "warmup": (0 <= self.warmup < 1, "at least 0 and below 1"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "clip": (self.clip > 0, "above 0"),
-            "mask_share": (0 < self.mask_share < 1, "between 0 and 1"),
-            "dropout": (0 <= self.dropout < 1, "at least 0 and below 1"),
-            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-            "seed": (self.seed >= 0, "at least 0"),
-        }
-        for name, (right, allowed) in ranges.items():
-            if not right:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {allowed}")
+        given = {name: value for name in cls.model_fields if (value := getattr(options, name, None)) is not None}
+        try:
+            return cls(**{**defaults, **given})
+        except ValidationError as error:
+            lines = explain(error, cls, lambda place: f"--{str(place[0]).replace('_', '-')}")
+            raise ConfigError("; ".join(lines)) from error
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step (from 0): linear warm-up, linear decay to 2 %."""
+        """Return the learning rate of a step (from 0): linear warm-up, then linear decay to 2 %."""
         warm = max(1, round(self.warmup * self.steps))
         rising = (step + 1) / warm
         falling = (self.steps - step) / max(1, self.steps - warm + 1)
         return self.learning_rate * min(1.0, rising, max(LEAST_RATE, falling))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)

@@ -1,8 +1,8 @@
-"""The state of a run on disk: one safetensors file, written beside the one before it.
+"""States of a run on disk, one safetensors file each.
 
-A file holds the weights, both moments of AdamW and, as JSON in its header, the step and what else has to be known. Random
-numbers follow from seed and step (:mod:`harness.pretraining.loop`), so that they need no state. The two newest files are
-kept: whatever happens while one is written, the one before it is whole.
+A file has the weights, both moments of AdamW and, as JSON in its header, the step and other facts. Random numbers are
+determined by seed and step (:mod:`harness.pretraining.loop`), so that they need no state. The two newest files are kept: if
+writing one fails, the one before it is complete.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def files(folder: Path) -> list[Path]:
-    """States in a folder, oldest first."""
+    """Return the states in a folder, oldest first."""
     return sorted(folder.glob("state-*.safetensors"))
 
 
 def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
-    """Write the state after ``step`` steps; then delete all but the newest two.
+    """Write the state after ``step`` steps, then delete all but the newest two.
 
     Args:
-        facts: JSON values to be handed back by :func:`load`.
+        facts: JSON values that :func:`load` returns.
 
     Raises:
-        ResultError: it cannot be written; files that were there before still are.
+        ResultError: the file cannot be written; older files are kept.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -43,7 +43,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
         for moment in _MOMENTS:
             held = optimizer.state[parameter].get(moment)
             tensors[f"{moment}.{name}"] = torch.zeros_like(parameter) if held is None else held
-    # As bytes first: so what goes wrong on disk is an OSError that says so.
+    # Serialised to bytes first, so that a full disk raises an OSError with its cause.
     here = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     content = to_bytes(here, {"facts": json.dumps(facts)})
     path = folder / f"state-{step:09d}.safetensors"
@@ -54,10 +54,10 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a state back in place; the facts that were saved with it.
+    """Restore a state; return the facts that were saved with it.
 
     Raises:
-        ResultError: the file is damaged, or of another model.
+        ResultError: the file is damaged, or belongs to another model.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -68,8 +68,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
                 shape = file.get_slice(f"model.{name}").get_shape() if wanted <= names else None
                 if shape != list(parameter.shape):
                     raise ResultError(
-                        f"{path} is the state of a model of another shape ('{name}' is {shape or 'missing'}, wanted "
-                        f"{list(parameter.shape)}): name another folder with --out, or start anew with --fresh"
+                        f"{path} is the state of a model of another shape ('{name}' is {shape or 'missing'}, not "
+                        f"{list(parameter.shape)}): name another folder with --out, or start again with --fresh"
                     )
             step = torch.tensor(float(facts["step"]))
             with torch.no_grad():
@@ -81,11 +81,11 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
                     optimizer.state[parameter] = state
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(
-            f"{path} is damaged ({error}): delete it; the same command then goes on from the state before it"
+            f"{path} is damaged ({error}): delete it; the same command then resumes from the state before it"
         ) from error
     return facts
 
 
 def _step_device(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
-    """Fused AdamW counts its steps on the device, any other on the host."""
+    """Return where AdamW counts its steps: fused AdamW on the device, others on the host."""
     return parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")

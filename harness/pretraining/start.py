@@ -1,4 +1,4 @@
-"""Where weights come from: drawn at random, or some of a teacher's layers."""
+"""Initial weights: random, or evenly spread layers of another backbone."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ from harness.pretraining.text import vocabulary
 def shape_for(
     layers: int, width: int, heads: int | None, intermediate: int | None, vocab: int, length: int
 ) -> EncoderShape:
-    """Dimensions as asked for; heads of 64 and an inner width of four times the width unless said otherwise.
+    """Return the shape of a model. Default: heads of width 64 and an inner width of four times the width.
 
     Raises:
-        ConfigError: they do not fit together.
+        ConfigError: the dimensions do not fit together.
     """
     heads = heads or max(1, width // 64)
     if width % heads:
         raise ConfigError(
-            f"--width {width} is not divisible by --heads {heads}: choose a width that is a multiple of it"
+            f"--width {width} is not divisible by --heads {heads}: choose a multiple of the number of heads"
         )
     return EncoderShape(layers, width, heads, intermediate or 4 * width, vocab, max_positions=length)
 
 
 def spread(count: int, depth: int) -> list[int]:
-    """``count`` layers out of ``depth``, evenly spread, first and last among them (the last, if it is one)."""
+    """Return ``count`` of ``depth`` layers, evenly spread with the first and the last; only the last if ``count`` is 1."""
     if count == 1:
         return [depth - 1]
     return [int(layer) for layer in np.rint(np.linspace(0, depth - 1, count))]
 
 
 def fresh(shape: EncoderShape, dropout: float, seed: int) -> MaskedWordModel:
-    """Random weights. The second segment begins as the first; without pairs it is written as it, too
-    (see :mod:`harness.pretraining.export`)."""
+    """Return a model with random weights, except that the embedding of the second segment is a copy of the first."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MaskedWordModel(Encoder(replace(shape, dropout=dropout)))
@@ -52,7 +51,7 @@ def fresh(shape: EncoderShape, dropout: float, seed: int) -> MaskedWordModel:
 
 
 def _words(folder: Path) -> list[str] | None:
-    """The vocabulary of a folder, if it tells."""
+    """Return the vocabulary of a folder, if it has one."""
     if (folder / "vocab.txt").is_file():
         return (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     if (folder / "tokenizer.json").is_file():
@@ -61,16 +60,15 @@ def _words(folder: Path) -> list[str] | None:
 
 
 def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> dict[str, Any]:
-    """Copy evenly spread layers of the teacher in ``folder``; if its vocabulary is ``words``, also its embeddings, and its
-    masked-word head, where it has one.
+    """Copy evenly spread layers of the backbone in ``folder``, some of them twice if it has fewer than ``model``.
 
-    A teacher with fewer layers gives some of them twice.
+    If its vocabulary is ``words``, its embeddings and its masked-word head (if it has one) are copied, too.
 
     Returns:
-        Its ``name``, which of its ``layers`` (from 0) were taken, and whether ``embeddings`` and ``head`` were.
+        Facts: its ``name``, the copied ``layers`` (from 0), and whether ``embeddings`` and ``head`` were copied.
 
     Raises:
-        BackboneError: the teacher cannot be read, or its layers are of another width, inner width, or number of heads.
+        BackboneError: the folder cannot be read, or has another width, inner width, number of heads or activation.
     """
     found = checkpoint.read(folder)
     theirs, state = found.shape, found.state
@@ -78,8 +76,8 @@ def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> dict[st
     for name in ("width", "heads", "intermediate", "activation"):
         if getattr(theirs, name) != getattr(ours, name):
             raise BackboneError(
-                f"--init-from {folder}: its {name} is {getattr(theirs, name)}, this model's {getattr(ours, name)}: choose the "
-                "same, or leave --init-from out"
+                f"--init-from {folder}: its {name} is {getattr(theirs, name)}, but this model's is {getattr(ours, name)}: use "
+                "the same, or leave --init-from out"
             )
     chosen = spread(ours.layers, theirs.layers)
     same = _words(folder) == words

@@ -1,6 +1,6 @@
 """Make an untrained backbone folder: random weights and a vocabulary from a text file.
 
-For languages or domains without a checkpoint at hand, and as the control that shows what pretraining is worth::
+For languages or domains without a checkpoint, and as a control that shows the effect of pretraining::
 
     python -m harness.pretraining.untrained --texts train.txt --layers 6 --width 128 --out my-backbone
 """
@@ -25,7 +25,7 @@ from harness.pretraining.text import vocabulary
 
 
 def read_texts(path: Path) -> list[str]:
-    """Lines of a text file, or the columns ``text`` and ``text_pair`` of a Parquet file.
+    """Return the lines of a text file, or the columns ``text`` and ``text_pair`` of a Parquet file.
 
     Raises:
         DataError: the file cannot be read or has no text.
@@ -41,7 +41,7 @@ def read_texts(path: Path) -> list[str]:
             f"cannot read {path}: {error}: give a UTF-8 text file or a Parquet file with a column 'text'"
         ) from error
     if not any(text.strip() for text in texts):
-        raise DataError(f"{path} holds no text: give one with a sample per line")
+        raise DataError(f"{path} has no text: give a file with a sample per line")
     return texts
 
 
@@ -70,7 +70,7 @@ def make_scratch(
 
 @exit_codes("untrained")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.pretraining.untrained", description=__doc__.splitlines()[0]
     )

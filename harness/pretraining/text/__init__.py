@@ -1,4 +1,4 @@
-"""Raw text to batches of masked words: corpus, vocabulary, packing, shards.
+"""From raw text to batches with masked words: corpus, vocabulary, packing, shards, masking.
 
 May import what pretraining may, but not pretraining itself.
 """

@@ -1,7 +1,7 @@
-"""Batches that follow from a seed and a number alone, so that a run can go on anywhere as if it had never stopped.
+"""Batches that are determined by a seed and a number, so that a run can resume exactly at any step.
 
-Every epoch goes through all rows in a new order. Rows that hold one piece and those that hold several come in batches of
-their own (but for the last ones of an epoch): the former need no mask in attention.
+Every epoch visits all rows in a new order. Rows with one piece and rows with several are in separate batches (except the last
+ones of an epoch), because the former need no attention mask.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Batch:
     """B rows of T tokens on a device.
 
     Attributes:
-        ids: int32 [B, T], with masks.
-        positions: int64 [B, T], in their piece.
-        pieces: int32 [B, T], number of the piece from 1, 0 for padding; ``None`` where every row is one piece.
-        segments: int64 [B, T], 1 for the second text of a pair; ``None`` where there are no pairs.
+        ids: int32 [B, T], masked.
+        positions: int64 [B, T], within the piece.
+        pieces: int32 [B, T], number of the piece from 1, 0 for padding; ``None`` if every row is one piece.
+        segments: int64 [B, T], 1 for the second text of a pair; ``None`` without pairs.
         where, labels: int64 [B * P], see :class:`harness.pretraining.text.masking.Masked`.
-        tokens: that are no padding.
+        tokens: number of tokens without padding.
     """
 
     ids: Tensor
@@ -51,12 +51,12 @@ class Batch:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
-        """What a model takes, in its order."""
+        """Arguments of a model's ``forward``, in order."""
         return self.ids, self.positions, self.pieces, self.segments, self.where, self.labels
 
 
 def places(ids: np.ndarray, special: Specials = _OWN) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in their piece (int64 [B, T]) and numbers of pieces (int32 [B, T], padding 0) of rows of ids."""
+    """Return positions within pieces (int64 [B, T]) and piece numbers (int32 [B, T], padding 0) of rows of ids."""
     begins = ids == special.cls
     here = np.arange(ids.shape[1])
     last = np.maximum.accumulate(np.where(begins, here, 0), axis=1)
@@ -66,7 +66,7 @@ def places(ids: np.ndarray, special: Specials = _OWN) -> tuple[np.ndarray, np.nd
 
 
 def segments(ids: np.ndarray, special: Specials = _OWN) -> np.ndarray:
-    """Segments of rows of ids, int64 [B, T]: 1 behind the first [SEP] of a piece, where its second text is, else 0."""
+    """Return segments of rows of ids, int64 [B, T]: 1 for the second text of a piece (after its first [SEP]), else 0."""
     ends = ids == special.sep
     before = np.cumsum(ends, axis=1) - ends  # [SEP]s in the row so far
     at_start = np.maximum.accumulate(np.where(ids == special.cls, before, 0), axis=1)
@@ -82,7 +82,7 @@ def make(
     special: Specials = _OWN,
     paired: bool = False,
 ) -> Batch:
-    """Mask rows of ids [B, T] and bring them to ``device``; ``paired``: some hold pairs."""
+    """Mask rows of ids [B, T] and copy them to ``device``; ``paired``: some rows have pairs."""
     positions, pieces = places(ids, special)
     masked = mask(ids, kinds, share, generator, special.mask)
 
@@ -101,11 +101,11 @@ def make(
 
 
 class Stream:
-    """Batches to train on, by number.
+    """Training batches, by number.
 
     Args:
-        size: rows of a batch.
-        share: of tokens to guess.
+        size: rows per batch.
+        share: of tokens that are masked.
     """
 
     def __init__(self, shards: Shards, *, size: int, share: float, seed: int, device: torch.device | str) -> None:
@@ -119,21 +119,21 @@ class Stream:
 
     @property
     def length(self) -> int:
-        """Tokens of a row."""
+        """Tokens per row."""
         return int(self._parts[0].shape[1])
 
     @property
     def rows(self) -> int:
-        """Rows of an epoch."""
+        """Rows per epoch."""
         return int(self._starts[-1])
 
     @property
     def per_epoch(self) -> int:
-        """Batches of an epoch; the last one is filled up with rows of the same epoch."""
+        """Batches per epoch; the last one is filled with other rows of the epoch."""
         return math.ceil(self.rows / self.size)
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Rows of every batch of an epoch, int64 [batches, size]."""
+        """Return the rows of every batch of an epoch, int64 [batches, size]."""
         generator = np.random.default_rng([self.seed, _ORDER, epoch])
         full = generator.permutation(self._full_rows)
         shared = self._full_rows + generator.permutation(self.rows - self._full_rows)
@@ -156,7 +156,7 @@ class Stream:
         return found
 
     def batch(self, number: int) -> Batch:
-        """The batch with this number, from 0; the same whenever it is asked for."""
+        """Return the batch with this number (from 0); it is the same for every call."""
         epoch, place = divmod(number, self.per_epoch)
         ids = self._rows(self.order(epoch)[place])
         generator = np.random.default_rng([self.seed, _MASKS, number])
@@ -164,7 +164,7 @@ class Stream:
 
 
 def held_out(shards: Shards, *, size: int, share: float, device: torch.device | str, most: int) -> Iterator[Batch]:
-    """Batches of the held-out rows (at most ``most`` rows), masked in one and the same way for everybody."""
+    """Yield batches of at most ``most`` held-out rows, with the same masks for every model."""
     rows = np.concatenate(shards.rows("heldout"))
     rows = rows[np.random.default_rng(_HELD_OUT).permutation(len(rows))[:most]]
     for start in range(0, len(rows), size):
@@ -174,7 +174,7 @@ def held_out(shards: Shards, *, size: int, share: float, device: torch.device | 
 
 
 def ahead(make_one: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    """Batches ``start`` .. ``stop - 1`` in order, a few made ahead by other threads."""
+    """Yield batches ``start`` .. ``stop - 1`` in order; other threads prepare the next ones."""
     with ThreadPoolExecutor(_WORKERS) as pool:
         waiting: deque[Future[Batch]] = deque()
         try:

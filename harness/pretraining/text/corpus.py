@@ -1,12 +1,12 @@
 """Raw text, document by document.
 
-* ``.txt`` (also ``.txt.gz`` and ``.txt.zst``): documents are separated by blank lines. A file without a blank line in its
-  first 10,000 lines holds one document per line.
-* ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``: every row is a document, what its column ``text`` (or ``text_pair``) holds; where
-  both hold something, a pair of texts that are read together.
+* ``.txt`` (also ``.txt.gz`` and ``.txt.zst``): documents are separated by blank lines. In a file without a blank line in its
+  first 10,000 lines, every line is a document.
+* ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``: every row is a document: its column ``text`` or ``text_pair``, or a pair of texts
+  if both have text.
 
-A file that is called a test or dev split is refused, always: what methods are judged by must not be in a backbone. (Rename
-it if it is no split of a data set.)
+Files named like a test or dev split are always refused, because a backbone must not know the data that methods are tested on.
+(Rename the file if it is not a split of a dataset.)
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from harness.core.errors import DataError
+from harness.core.errors import DataError, first_line
 from harness.data.local import FORMATS, read_table
 
 Document = str | tuple[str, str]  # a text, or a pair of texts
 PACKED = {".gz": "gzip", ".zst": "zstd"}
-_LOOK = 10_000  # lines among which a blank one would be, if there are any
+_LOOK = 10_000  # lines that are searched for a blank one
 _SPLIT = re.compile(r"(^|[^a-z])(test|dev|valid|validation|eval)([^a-z]|$)")
 
 
@@ -40,19 +40,19 @@ class CorpusFile:
     packed: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Name, size in bytes and SHA-256, for the record; no path, but that of a data set in its folder."""
+        """Return name, size in bytes and SHA-256. Only tables get their folder's name, because many are called train."""
         with self.path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         path = self.path.resolve()
-        name = path.name if self.form == "txt" else f"{path.parent.name}/{path.name}"  # many are called train
+        name = path.name if self.form == "txt" else f"{path.parent.name}/{path.name}"
         return {"name": name, "bytes": self.path.stat().st_size, "sha256": digest}
 
 
 def corpus_file(path: Path) -> CorpusFile:
-    """A file, by its name.
+    """Check a file by its name.
 
     Raises:
-        DataError: it is missing, of a kind that is not read, or called a test or dev split.
+        DataError: it is missing, has an unknown suffix, or is named like a test or dev split.
     """
     suffixes = [part.lower() for part in path.suffixes]
     packed = PACKED.get(suffixes[-1]) if suffixes else None
@@ -60,12 +60,12 @@ def corpus_file(path: Path) -> CorpusFile:
     kinds = ("txt", *(() if packed else FORMATS))
     if not form or form[0][1:] not in kinds:
         raise DataError(
-            f"{path}: no corpus: give .txt (also .txt.gz, .txt.zst), or {', '.join(f'.{kind}' for kind in FORMATS)} with a "
+            f"{path}: not a corpus: give .txt (also .txt.gz, .txt.zst), or {', '.join(f'.{kind}' for kind in FORMATS)} with a "
             "column text"
         )
     if _SPLIT.search(path.name.lower()):
         raise DataError(
-            f"{path} is called a dev or test split, and a backbone must not have seen those: leave it out (or rename it, if "
+            f"{path} is named like a dev or test split, which must not be used for pretraining: leave it out (or rename it if "
             "it is none)"
         )
     if not path.is_file():
@@ -74,7 +74,7 @@ def corpus_file(path: Path) -> CorpusFile:
 
 
 def _lines(given: CorpusFile) -> Iterator[str]:
-    """Lines of a text file, decoded one by one, so that a complaint can name the line."""
+    """Yield the lines of a text file, decoded one by one, so that an error can name the line."""
     try:
         stream = pa.input_stream(str(given.path), compression=given.packed)
         with io.BufferedReader(stream) as handle:
@@ -84,8 +84,7 @@ def _lines(given: CorpusFile) -> Iterator[str]:
                 except UnicodeDecodeError as error:
                     raise DataError(f"{given.path} line {number}: not UTF-8 text: save the file as UTF-8") from error
     except OSError as error:
-        cause = str(error).strip().splitlines()[0]
-        raise DataError(f"{given.path}: cannot be read ({cause}): fetch or write it again") from error
+        raise DataError(f"{given.path}: cannot be read ({first_line(error)}): download or write it again") from error
 
 
 def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
@@ -105,10 +104,10 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
 
 
 def read(given: CorpusFile) -> Iterator[Document]:
-    """Documents of one file, in its order; none is empty.
+    """Yield the documents of one file in order, without empty ones.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, has no column ``text``, or holds no text at all.
+        DataError: the file cannot be read, is not UTF-8, has no column ``text``, or has no text.
     """
     empty = True
     if given.form == "txt":
@@ -119,7 +118,7 @@ def read(given: CorpusFile) -> Iterator[Document]:
         table = read_table(given.path)
         if "text" not in table.columns:
             found = ", ".join(map(str, table.columns[:8]))
-            raise DataError(f"{given.path}: no column 'text' (columns: {found}): rename the one that holds the text")
+            raise DataError(f"{given.path}: no column 'text' (columns: {found}): rename the one with the text")
         columns = [table[name].tolist() for name in ("text", "text_pair") if name in table.columns]
         for row in zip(*columns, strict=True):
             texts = [value.strip() for value in row if isinstance(value, str) and value.strip()]
@@ -127,10 +126,10 @@ def read(given: CorpusFile) -> Iterator[Document]:
                 empty = False
                 yield texts[0] if len(texts) == 1 else (texts[0], texts[1])
     if empty:
-        raise DataError(f"{given.path} holds no text: give a file that does, or leave it out")
+        raise DataError(f"{given.path} has no text: give another file, or leave it out")
 
 
 def documents(sources: Sequence[CorpusFile]) -> Iterator[Document]:
-    """Documents of all files, one file after the other. See :func:`read`."""
+    """Yield the documents of all files, one file after the other. See :func:`read`."""
     for given in sources:
         yield from read(given)

@@ -1,12 +1,12 @@
-"""Which tokens are to be guessed: whole words in English, spans of neighbours in Chinese.
+"""Masking: whole words in English, runs of characters in Chinese.
 
 BERT's masking (arXiv 1810.04805, section 3.1): of the chosen tokens 80 % become [MASK], 10 % another token, 10 % stay. A
-word is chosen with all its pieces (whole-word masking). Chinese text does not show its words, so that there, as in MacBERT
-(arXiv 2004.13922), runs of neighbouring characters are chosen: every character joins the one before it with probability
-1/2, anew each time a row is seen, which makes runs of 2 characters on average.
+word is chosen with all its pieces (whole-word masking). Chinese text has no marked words, so that runs of neighbouring
+characters are chosen, as in MacBERT (arXiv 2004.13922): every character joins the one before it with probability 1/2, drawn
+again each time a row is visited, which gives runs of 2 characters on average.
 
-Words are chosen in random order as long as a row's budget lasts, a share of its tokens; a row whose first word exceeds
-it has none masked.
+Words are chosen in random order within the budget of a row, which is a share of its tokens. A row whose first word exceeds
+the budget has no masked token.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _MASKED, _SWAPPED = 0.8, 0.9
 
 @dataclass(frozen=True)
 class Masked:
-    """Rows to guess in.
+    """Masked rows.
 
     Attributes:
-        ids: unsigned [B, T], with masks.
-        where: int64 [B * P], flat places to guess at, first those that count; P is a row's largest budget.
-        labels: int64 [B * P], what was there; :data:`ABSENT` behind those that count.
+        ids: unsigned [B, T], masked.
+        where: int64 [B * P], flat positions of the chosen tokens, then zeros; P is the largest budget of a row.
+        labels: int64 [B * P], the original tokens, then :data:`ABSENT`.
     """
 
     ids: np.ndarray
@@ -38,7 +38,7 @@ class Masked:
 
 
 def word_starts(ids: np.ndarray, kinds: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Where a word (or a span of Chinese characters) begins, bool [B, T]."""
+    """Return where a word (or a run of Chinese characters) begins, bool [B, T]."""
     kind = kinds[ids]  # [B, T]
     before = np.zeros_like(kind)  # nothing before the first token
     before[:, 1:] = kind[:, :-1]
@@ -50,14 +50,14 @@ def word_starts(ids: np.ndarray, kinds: np.ndarray, generator: np.random.Generat
 
 
 def choose(ids: np.ndarray, kinds: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
-    """Tokens to guess, whole words only: bool [B, T]."""
+    """Choose the tokens to predict, whole words only: bool [B, T]."""
     count, length = ids.shape
     maskable = (kinds[ids] != SPECIAL).reshape(-1)
     starts = word_starts(ids, kinds, generator).reshape(-1)
     first = np.flatnonzero(starts)
     if not len(first):
         return np.zeros(ids.shape, dtype=bool)
-    number = np.cumsum(starts) - 1  # word of every token; that of a special token means nothing
+    number = np.cumsum(starts) - 1  # word of every token; without meaning for special tokens
     size = np.bincount(number[maskable], minlength=len(first))
     row = first // length
     order = np.argsort(row + generator.random(len(first)))  # by row, at random within it
@@ -74,13 +74,13 @@ def choose(ids: np.ndarray, kinds: np.ndarray, share: float, generator: np.rando
 def mask(
     ids: np.ndarray, kinds: np.ndarray, share: float, generator: np.random.Generator, mask_id: int = MASK
 ) -> Masked:
-    """Choose, hide, and remember.
+    """Choose tokens, mask them, and return the original ones as labels.
 
     Args:
         ids: unsigned [B, T].
         kinds: uint8 [V], see :func:`harness.pretraining.text.vocabulary.kinds`.
-        share: of tokens to guess, 0 .. 1.
-        mask_id: of [MASK].
+        share: of tokens that are chosen, 0 .. 1.
+        mask_id: id of [MASK].
     """
     chosen = np.flatnonzero(choose(ids, kinds, share, generator))
     most = ids.shape[0] * budget(share, ids.shape[1])

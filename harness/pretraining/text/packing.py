@@ -1,10 +1,10 @@
-"""Documents -> rows of a fixed number of tokens.
+"""Packing of documents into rows of a fixed number of tokens.
 
-A document is cut into *pieces*, ``[CLS] tokens [SEP]``, of at most one row. A pair that fits into one is one piece,
-``[CLS] tokens [SEP] tokens [SEP]``, of which the second half is on the second segment; one that does not is two documents.
-Pieces that fill a row exactly have it for themselves; the ends of documents, and short documents, share rows, as many as
-fit, and padding fills what is left. What begins with [CLS] is a piece, so that ids alone say where pieces are: positions
-restart there, and attention never leaves a piece (:mod:`harness.pretraining.text.batches`, :mod:`harness.encoder.masked_words`).
+A document is cut into *pieces*, ``[CLS] tokens [SEP]``, of at most one row. A pair that fits into a row is one piece,
+``[CLS] tokens [SEP] tokens [SEP]``, whose second text is in the second segment; any other pair becomes two documents. Pieces
+that fill a row exactly have a row of their own. The ends of documents and short documents share rows, and padding fills the
+rest. Every piece begins with [CLS], so that the ids determine the pieces: positions restart there, and attention stays within a
+piece (:mod:`harness.pretraining.text.batches`, :mod:`harness.encoder.masked_words`).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 from harness.pretraining.text.vocabulary import Specials
 
 _OWN = Specials()
-SHORTEST = 2  # tokens; from less nothing can be learned
+SHORTEST = 2  # tokens of a piece; a single one has no context
 
 
 def full_pieces(ids: np.ndarray, length: int, special: Specials = _OWN) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a document.
+    """Cut a document into full rows.
 
     Args:
         ids: unsigned [n], without special tokens.
-        length: tokens of a row.
+        length: tokens per row.
         special: ids of special tokens.
 
     Returns:
-        Rows [m, length] that it fills, and what is left (maybe nothing), of the same type.
+        The full rows [m, length], and the remaining ids (possibly none), of the same type.
     """
     inside = length - 2
     count = len(ids) // inside
@@ -39,25 +39,25 @@ def full_pieces(ids: np.ndarray, length: int, special: Specials = _OWN) -> tuple
 
 
 def paired(first: np.ndarray, second: np.ndarray, length: int, special: Specials = _OWN) -> np.ndarray | None:
-    """What a piece of two texts holds between [CLS] and the last [SEP]; ``None`` where they do not fit into ``length`` tokens."""
+    """Return the ids of a pair between [CLS] and the last [SEP]; ``None`` if the pair does not fit into ``length`` tokens."""
     if len(first) + len(second) + 3 > length:
         return None
     return np.concatenate([first, np.array([special.sep], dtype=first.dtype), second])
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Which pieces share a row: longest first, each into the fullest row that it still fits (best-fit decreasing).
+    """Distribute pieces over rows: longest first, each into the fullest row with enough room (best-fit decreasing).
 
     Args:
         lengths: of the pieces, each in 1 .. ``room``.
-        room: of a row.
+        room: length of a row.
 
     Returns:
         Numbers of the pieces, per row.
     """
     rows: list[list[int]] = []
-    open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # by the room that is left in them
-    there = 0  # bit r is set where a row with r left exists
+    open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # by remaining room
+    there = 0  # bit r is set if a row with remaining room r exists
     for piece in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         size = lengths[piece]
         fitting = there >> size
@@ -77,7 +77,7 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def shared_rows(leftovers: Sequence[np.ndarray], length: int, special: Specials = _OWN) -> np.ndarray:
-    """Rows [n, length] out of pieces (of one unsigned type, without special tokens, at most ``length - 2`` each)."""
+    """Pack pieces (of one unsigned type, without special tokens, at most ``length - 2`` each) into rows [n, length]."""
     plan = best_fit([len(piece) + 2 for piece in leftovers], length)
     rows = np.full((len(plan), length), special.pad, dtype=leftovers[0].dtype if plan else np.uint16)
     for row, members in zip(rows, plan, strict=True):

@@ -1,15 +1,15 @@
-"""A corpus as files of token ids that can travel: made once, read for every run.
+"""Shards: a corpus as files of token ids, made once and read by every run.
 
 ::
 
-    SHARDS/shards.json               what is there, from what, with hashes
+    SHARDS/shards.json               list of the files and their sources, with hashes
     SHARDS/full-0000.npy ...         uint16 (uint32 from 65,537 words on) [rows, length], rows of one piece each (see packing)
-    SHARDS/shared-0000.npy ...       rows that hold several pieces, or padding
+    SHARDS/shared-0000.npy ...       rows with several pieces, or with padding
     SHARDS/heldout-0000.npy          rows of documents that are never trained on
     SHARDS/vocab.txt, tokenizer*.json
 
-No file exceeds 60 MiB. Held out are the first document and one in :data:`HELD_OUT`, by a hash of its text. Repeats of a
-text are dropped. A pair is held out by its first text, and is a repeat where both are the same: a second text may recur.
+No file exceeds 60 MiB. The first document and one in :data:`HELD_OUT`, by a hash of its text, are held out. Duplicates are
+removed. A pair is held out by its first text, and is a duplicate if both texts are equal: a second text may repeat.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from harness.pretraining.text.vocabulary import Specials
 FORMAT = 1
 LARGEST_FILE = 60 * 2**20  # bytes
 HELD_OUT = 200
-_TOGETHER = 1000  # documents that the tokenizer gets at a time
-_POOL = 100_000  # pieces that wait to share rows
-SAMPLE = 100_000_000  # characters that a vocabulary is trained on, at most
+_TOGETHER = 1000  # documents per call of the tokenizer
+_POOL = 100_000  # pieces that are packed together
+SAMPLE = 100_000_000  # characters to train a vocabulary on, at most
 TRAIN_KINDS = ("full", "shared")
 
 
 class _Writer:
-    """Rows of one kind into numbered files."""
+    """Writes rows of one kind to numbered files."""
 
     def __init__(self, folder: Path, kind: str, length: int, ids: type[np.unsignedinteger[Any]]) -> None:
         self.folder, self.kind, self.length = folder, kind, length
@@ -73,7 +73,7 @@ class _Writer:
 
 
 class _Pool:
-    """Pieces that wait for others to share a row with."""
+    """Pieces that are collected to be packed together."""
 
     def __init__(self, writer: _Writer, special: Specials) -> None:
         self.writer, self.special = writer, special
@@ -106,14 +106,14 @@ def _digest(document: Document) -> bytes:
 
 
 def _held_out(document: Document) -> bool:
-    """By a hash of its text; of a pair, of the first text, so that all pairs that it begins are on one side."""
+    """Decide by a hash of the text, or of the first text of a pair, so that pairs with the same first text stay together."""
     return int.from_bytes(_digest(_texts(document)[0])[:4], "big") % HELD_OUT == 0
 
 
 def _units(
     document: Document, parts: list[np.ndarray], length: int, special: Specials
 ) -> list[tuple[Document, np.ndarray]]:
-    """A document with its ids; a pair that does not fit into a row is two documents."""
+    """Return a document with its ids; a pair that does not fit into a row becomes two documents."""
     if isinstance(document, str):
         return [(document, parts[0])]
     both = paired(parts[0], parts[1], length, special)
@@ -121,10 +121,10 @@ def _units(
 
 
 def write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, *, length: int) -> dict[str, Any]:
-    """Rows of all documents into an existing folder; facts for ``shards.json``.
+    """Write the rows of all documents into an existing folder; return facts for ``shards.json``.
 
     Raises:
-        DataError: too few documents to hold one out.
+        DataError: there are too few documents to hold one out.
     """
     ids_as = vocabulary.id_type(tokenizer.get_vocab_size())
     writers = {kind: _Writer(folder, kind, length, ids_as) for kind in (*TRAIN_KINDS, "heldout")}
@@ -162,14 +162,13 @@ def write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, *, 
     files = [file for writer in writers.values() for file in writer.close()]
     if not {"heldout"} < {file["kind"] for file in files}:
         raise DataError(
-            f"the corpus has {len(seen)} different documents, too few or too short to train on some and hold one out: give "
-            "more text"
+            f"the corpus has {len(seen)} different documents, too few or too short to train and to hold one out: give more text"
         )
     return {"train": facts, "heldout": held_facts, "files": files}
 
 
 def _sample(documents: Iterable[Document]) -> Iterator[str]:
-    """Texts of documents up to :data:`SAMPLE` characters, without those held out."""
+    """Yield texts of documents up to :data:`SAMPLE` characters, without held-out ones."""
     room = SAMPLE
     for document in documents:
         if room <= 0:
@@ -188,10 +187,10 @@ def make(
     length: int,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Train a vocabulary (unless ``tokenizer`` is given) and write the shards; whole, or not at all.
+    """Train a vocabulary (unless ``tokenizer`` is given) and write the shards; the folder appears only when it is complete.
 
     Raises:
-        DataError, ConfigError: the corpus is empty, cannot be read, or does not support the vocabulary.
+        DataError, ConfigError: the corpus is empty, cannot be read, or is too small for the vocabulary.
     """
     ours = tokenizer or vocabulary.train_exactly(_sample(corpus.documents(sources)), vocab, language)
 
@@ -219,7 +218,7 @@ class Shards:
     Attributes:
         facts: ``shards.json``.
         tokenizer: of the ``tokenizers`` library.
-        kinds: what every token is, see :func:`harness.pretraining.text.vocabulary.kinds`.
+        kinds: kind of every token, see :func:`harness.pretraining.text.vocabulary.kinds`.
     """
 
     folder: Path
@@ -229,10 +228,10 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
-        """Read ``shards.json`` and the vocabulary; check sizes of the files.
+        """Read ``shards.json`` and the vocabulary, and check the sizes of the files.
 
         Raises:
-            DataError: something is missing, damaged or does not belong together.
+            DataError: a file is missing or damaged, or belongs to other shards.
         """
         path = folder / "shards.json"
         if not path.is_file():
@@ -247,12 +246,12 @@ class Shards:
                 )
             tokenizer = vocabulary.load(folder)
             if vocabulary.fingerprint(tokenizer) != facts["vocabulary"]:
-                raise DataError(f"the vocabulary in {folder} is not the one of its shards: fetch the folder again")
+                raise DataError(f"the vocabulary in {folder} is not that of its shards: copy the folder again")
             found = cls(folder, facts, tokenizer, vocabulary.kinds(tokenizer))
             for file in facts["files"]:
                 found._map(file)
         except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-            raise DataError(f"the shards in {folder} are damaged ({error}): fetch or make them again") from error
+            raise DataError(f"the shards in {folder} are damaged ({error}): copy or make them again") from error
         return found
 
     def _map(self, file: dict[str, Any]) -> np.ndarray:
@@ -263,7 +262,7 @@ class Shards:
 
     @property
     def length(self) -> int:
-        """Tokens of a row."""
+        """Tokens per row."""
         return int(self.facts["length"])
 
     @property
@@ -273,7 +272,7 @@ class Shards:
 
     @property
     def paired(self) -> bool:
-        """Whether some pieces are pairs, so that the second segment is used."""
+        """Whether there are pairs, which use the second segment."""
         return bool(self.facts["train"].get("pairs"))
 
     @property
@@ -286,9 +285,9 @@ class Shards:
         return content_key(self.facts["vocabulary"], [(file["kind"], file["sha256"]) for file in self.facts["files"]])
 
     def rows(self, *which: str) -> list[np.ndarray]:
-        """Files of these kinds, each uint16 or uint32 [rows, length], as memory maps."""
+        """Return the files of these kinds as memory maps, each uint16 or uint32 [rows, length]."""
         return [self._map(file) for kind in which for file in self.facts["files"] if file["kind"] == kind]
 
     def train_tokens(self) -> int:
-        """Tokens in rows to train on, [CLS] and [SEP] included, padding not."""
+        """Return the number of tokens in training rows, with [CLS] and [SEP], without padding."""
         return sum(int((part != self.special.pad).sum()) for part in self.rows(*TRAIN_KINDS))

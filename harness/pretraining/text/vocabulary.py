@@ -1,6 +1,6 @@
-"""WordPiece vocabularies: trained on a corpus, or taken from a folder; and what masking has to know of every token.
+"""WordPiece vocabularies, trained on a corpus or read from a folder, and the kind of every token for masking.
 
-As in BERT (arXiv 1810.04805), text is lower-cased, accents are stripped, and every Chinese character is a token of its own.
+As in BERT (arXiv 1810.04805), text is lower-cased, accents are stripped, and every Chinese character is a separate token.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from harness.core.errors import BackboneError, ConfigError
 from harness.encoder.backbone import Backbone
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))  # in vocabularies that are trained here
-LARGEST = 2**20  # far beyond any BERT vocabulary
+PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))  # ids in vocabularies that are trained here
+LARGEST = 2**20  # far larger than any BERT vocabulary
 # Kinds of tokens.
 SPECIAL, WORD, CONTINUES, CHARACTER = range(4)
-# Characters that get a token each: those of Latin scripts in English; in Chinese as many as are not rare.
+# Number of characters with a token of their own: Latin scripts for English, all but rare characters for Chinese.
 _ALPHABET = {"en": 1000, "zh": 8000}
 
 
@@ -40,16 +40,16 @@ class Specials:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Specials:
-        """Those of a tokenizer that has them all."""
+        """Return the ids in a tokenizer that has all special tokens."""
         return cls(*(tokenizer.token_to_id(name) for name in SPECIALS))
 
 
 def train(texts: Iterable[str], size: int, alphabet: int | None = None, least: int = 2) -> BertWordPieceTokenizer:
-    """A tokenizer whose vocabulary has at most ``size`` entries.
+    """Train a tokenizer with a vocabulary of at most ``size`` entries.
 
     Args:
-        alphabet: characters that get a token each, most frequent first; ``None`` for all.
-        least: times that a pair of pieces must occur to become one.
+        alphabet: number of characters with a token of their own, most frequent first; ``None`` for all.
+        least: number of times that a pair of pieces must occur to be merged.
     """
     tokenizer = BertWordPieceTokenizer(handle_chinese_chars=True, lowercase=True)
     tokenizer.train_from_iterator(
@@ -64,31 +64,31 @@ def train(texts: Iterable[str], size: int, alphabet: int | None = None, least: i
 
 
 def train_exactly(texts: Iterable[str], size: int, language: str) -> Tokenizer:
-    """A vocabulary of exactly ``size`` entries.
+    """Train a vocabulary of exactly ``size`` entries.
 
     Raises:
-        ConfigError: the corpus does not support as many, or that is beyond :data:`LARGEST`.
+        ConfigError: the corpus is too small for it, or ``size`` is out of range.
     """
     if not len(SPECIALS) < size <= LARGEST:
-        raise ConfigError(f"--vocab {size} is outside {len(SPECIALS) + 1}..{LARGEST}")
+        raise ConfigError(f"--vocab {size}: give a number from {len(SPECIALS) + 1} to {LARGEST}")
     tokenizer = train(texts, size, min(size, _ALPHABET[language]))
     found = tokenizer.get_vocab_size()
     if found < size:
         raise ConfigError(
-            f"--vocab {size}: the corpus supports {found} pieces only: lower --vocab to that, or give more text"
+            f"--vocab {size}: the corpus gives only {found} pieces: lower --vocab to that, or give more text"
         )
     if found > size:  # the alphabet alone
-        raise ConfigError(f"--vocab {size}: single characters alone are {found} pieces: raise --vocab to at least that")
+        raise ConfigError(f"--vocab {size}: the single characters are already {found} pieces: raise --vocab to that")
     return Tokenizer.from_str(tokenizer.to_str())
 
 
 def words(tokenizer: Any) -> list[str]:
-    """Its vocabulary, in order of ids."""
+    """Return the vocabulary of a tokenizer in the order of ids."""
     return [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
 
 
 def save(tokenizer: Any, folder: Path, longest: int) -> None:
-    """``vocab.txt``, ``tokenizer.json`` and ``tokenizer_config.json`` into an existing folder."""
+    """Write ``vocab.txt``, ``tokenizer.json`` and ``tokenizer_config.json`` into an existing folder."""
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words(tokenizer)), encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
     normalizer = json.loads(tokenizer.to_str()).get("normalizer") or {}
@@ -103,18 +103,15 @@ def save(tokenizer: Any, folder: Path, longest: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
-
-
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer that :func:`save` wrote, or another BERT's.
+    """Load the tokenizer of a folder: one written by :func:`save`, or that of another BERT.
 
     Raises:
-        BackboneError: there is none, it is damaged, lacks a special token, has gaps, or is beyond :data:`LARGEST`.
+        BackboneError: it is missing or damaged, lacks a special token, has gaps, or is larger than :data:`LARGEST`.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise BackboneError(f"no tokenizer.json in {folder}: give a folder that has one")
+        raise BackboneError(f"no tokenizer.json in {folder}: give a folder with one")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
@@ -123,10 +120,10 @@ def load(folder: Path) -> Tokenizer:
 
 
 def of_backbone(backbone: Backbone) -> Tokenizer:
-    """A copy of a backbone's tokenizer.
+    """Return a copy of a backbone's tokenizer.
 
     Raises:
-        BackboneError: as :func:`load`.
+        BackboneError: as for :func:`load`.
     """
     return _usable(Tokenizer.from_str(backbone.tokenizer.backend_tokenizer.to_str()), backbone.name)
 
@@ -136,9 +133,9 @@ def _usable(tokenizer: Tokenizer, name: str) -> Tokenizer:
     size = tokenizer.get_vocab_size()
     if lacking or size > LARGEST or max(tokenizer.get_vocab().values()) != size - 1:
         raise BackboneError(
-            f"the vocabulary of {name} {f'lacks {chr(32).join(lacking)}' if lacking else f'has {size} entries or gaps'}: "
-            f"{' '.join(SPECIALS)} are needed, and ids 0 up to at most {LARGEST - 1} without gaps; train one instead, or choose "
-            "another backbone"
+            f"the vocabulary of {name} {f'lacks {chr(32).join(lacking)}' if lacking else f'has {size} entries or gaps'}; it needs "
+            f"{' '.join(SPECIALS)} and ids from 0 to at most {LARGEST - 1} without gaps: train a vocabulary, or choose another "
+            "backbone"
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -146,23 +143,23 @@ def _usable(tokenizer: Tokenizer, name: str) -> Tokenizer:
 
 
 def id_type(size: int) -> type[np.unsignedinteger[Any]]:
-    """The type that ids of a vocabulary of ``size`` words are kept in."""
+    """Return the integer type of stored ids for a vocabulary of ``size`` words."""
     return np.uint16 if size <= 2**16 else np.uint32
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """Content hash of the vocabulary."""
+    """Return the content hash of the vocabulary."""
     return hashlib.sha256("\n".join(words(tokenizer)).encode()).hexdigest()[:16]
 
 
 def _is_character(word: str) -> bool:
-    """A Chinese character: what BERT sets apart from its neighbours."""
+    """Return whether a word is a single Chinese character, which BERT's tokenizer separates."""
     code = ord(word) if len(word) == 1 else 0
     return 0x3400 <= code <= 0x4DBF or 0x4E00 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or code >= 0x20000
 
 
 def kinds(tokenizer: Any) -> np.ndarray:
-    """What every token is, uint8 [V]: special, begins a word, continues one ("##"), or a Chinese character."""
+    """Return the kind of every token, uint8 [V]: special, start of a word, continuation ("##"), or Chinese character."""
     found = [
         SPECIAL
         if word in SPECIALS

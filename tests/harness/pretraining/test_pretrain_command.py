@@ -22,7 +22,7 @@ from harness.cli import main as cli
 from harness.core.errors import ConfigError, DeviceError, GeepBenchError, ResultError
 from harness.encoder.checkpoint import read
 from harness.encoder.masked_words import MaskedWordModel
-from harness.pretraining import loop, model_card, pretrain_command, snapshot, start
+from harness.pretraining import loop, model_card, plan, snapshot, start
 from harness.pretraining.recipe import PretrainRecipe
 from harness.pretraining.text.batches import Stream
 from harness.pretraining.text.shards import Shards
@@ -106,7 +106,7 @@ def test_stopping_after_some_time_goes_on_the_same(
     while not codes or codes[-1]:
         codes.append(pretrain(tmp_path / "parts", *options, "--stop-after", "0.1"))
         assert len(codes) < 20
-    assert len(codes) > 2 and set(codes[:-1]) == {pretrain.UNFINISHED}
+    assert len(codes) > 2 and set(codes[:-1]) == {plan.UNFINISHED}
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -224,7 +224,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One line, the states before it are whole, and with space again it ends as if nothing had happened."""
-    monkeypatch.setattr(pretrain_command, "_say", lambda _: None)  # what pytest captures goes to a file, too
+    monkeypatch.setattr(plan, "_progress", lambda *_: None)  # what pytest captures goes to a file, too
     options = ["--steps", "6"]
     pretrain(tmp_path / "whole", *options)
     pretrain(tmp_path / "b", *options, "--stop-after", "0.00001")
@@ -239,10 +239,10 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--layers", "4"], "shape: layers = 3, asked for is 4"),
-        (["--width", "32"], "shape: width = 16, asked for is 32"),
+        (["--layers", "4"], "shape: layers = 3, but 4 was asked for"),
+        (["--width", "32"], "shape: width = 16, but 32 was asked for"),
         (["--learning-rate", "1e-4"], "recipe: learning_rate"),
-        (["--steps", "5"], "amount: steps = 3, asked for is 5"),
+        (["--steps", "5"], "amount: steps = 3, but 5 was asked for"),
         (["--multi-exit"], "recipe: multi_exit"),
     ],
 )
@@ -274,10 +274,10 @@ def test_states_of_another_shape_without_a_plan_are_refused(pretrain: Pretrain, 
     ("options", "said"),
     [
         (["--width", "18", "--heads", "4"], "not divisible by --heads 4"),
-        (["--steps", "-1"], "--steps -1: must be 0"),
-        (["--rows", "0"], "--rows 0: must be at least 1"),
-        (["--learning-rate", "nan"], "--learning-rate nan"),
-        (["--mask-share", "1"], "--mask-share 1.0: must be between"),
+        (["--steps", "-1"], "--steps: steps = -1 is not allowed: give an integer of at least 0"),
+        (["--rows", "0"], "--rows: rows = 0 is not allowed: give an integer of at least 1"),
+        (["--learning-rate", "nan"], "--learning-rate: learning_rate = NaN is not allowed"),
+        (["--mask-share", "1"], "--mask-share: mask_share = 1.0 is not allowed: give a number above 0 and below 1"),
         (["--lang", "zh"], "--lang zh, but the shards"),
         (["--steps", "1", "--tokens", "5"], "not allowed with"),
         (["--length", "4"], "at least 8 tokens"),
@@ -300,9 +300,9 @@ def test_options_that_make_no_sense_are_one_line(
         (["--lang", "en", "--out", "o"], "no shards in o/training/shards: give raw text"),
         (["--corpus", "c.txt", "--out", "o"], "--corpus needs --lang"),
         (["--corpus", "c.txt", "--lang", "en"], "--out DIR"),
-        (["--corpus", "empty.txt", "--lang", "en", "--out", "o"], "holds no text"),
+        (["--corpus", "empty.txt", "--lang", "en", "--out", "o"], "has no text"),
         (["--corpus", "latin.txt", "--lang", "en", "--out", "o"], "line 1: not UTF-8"),
-        (["--corpus", "c.txt", "--lang", "en", "--out", "o", "--vocab", "9999"], "supports [0-9]+ pieces only"),
+        (["--corpus", "c.txt", "--lang", "en", "--out", "o", "--vocab", "9999"], "gives only [0-9]+ pieces"),
         (["--corpus", "test.parquet", "--lang", "en", "--out", "o"], "dev or test split"),
         (["--corpus", "c.txt", "--shards-only", "--lang", "en"], "--shards DIR"),
     ],
@@ -370,7 +370,7 @@ def test_compiled_or_not_it_learns_the_same(
     pretrain(tmp_path / "plain", "--steps", "4")
     pretrain(tmp_path / "compiled", "--steps", "4", "--compile", "on")
     assert_same(tmp_path / "plain", tmp_path / "compiled")
-    assert ("torch.compile failed, going on without: no compiler" in capsys.readouterr().err) == bool(reason)
+    assert ("torch.compile failed, continuing without it: no compiler" in capsys.readouterr().err) == bool(reason)
     assert set(seen[:2]) == (set() if reason else {True, False})
 
 
@@ -383,5 +383,5 @@ def test_too_little_memory_is_told_with_what_helps(
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(MaskedWordModel, "forward", full)
-    with pytest.raises(DeviceError, match="memory ran out with --rows 8: halve it and double --accumulate"):
+    with pytest.raises(DeviceError, match="memory is full with --rows 8: halve it and double --accumulate"):
         pretrain(tmp_path / "b", "--steps", "2")

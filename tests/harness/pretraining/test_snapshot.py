@@ -71,7 +71,7 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
     path = snapshot.save(tmp_path, 3, *trained(), {"step": 3})
     model, optimizer = trained(width=7)
     before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.raises(ResultError, match=r"another shape .*\[6, 4\], wanted \[7, 4\]"):
+    with pytest.raises(ResultError, match=r"another shape .*\[6, 4\], not \[7, 4\]"):
         snapshot.load(path, model, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 

@@ -54,13 +54,13 @@ def test_rows_of_tables_are_documents(form: str, tmp_path: Path) -> None:
 def test_dev_and_test_splits_are_refused(name: str, tmp_path: Path) -> None:
     """By their names, whatever is in them."""
     (tmp_path / name).write_text("text\nx\n", encoding="utf-8")
-    with pytest.raises(DataError, match="called a dev or test split"):
+    with pytest.raises(DataError, match="named like a dev or test split"):
         corpus.corpus_file(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "latest.txt", "testimonials.csv", "develop.txt", "contest.txt"])
 def test_other_names_are_not(name: str, tmp_path: Path) -> None:
-    """A word that holds "test" is no split."""
+    """A longer word that contains "test" does not name a split."""
     (tmp_path / name).write_text("", encoding="utf-8")
     assert corpus.corpus_file(tmp_path / name).path.name == name
 
@@ -68,19 +68,19 @@ def test_other_names_are_not(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("empty.txt", b"", "holds no text"),
-        ("blank.txt", b" \n\n \n", "holds no text"),
+        ("empty.txt", b"", "has no text"),
+        ("blank.txt", b" \n\n \n", "has no text"),
         ("broken.txt", b"good\n\nb\xffd\n", "line 3: not UTF-8"),
         ("latin.csv", b"text\nb\xffd\n", "not UTF-8"),
         ("nothing.jsonl", b"", "no column 'text'"),
         ("columns.csv", b"words,label\na,0\n", "no column 'text'"),
         ("cut.txt.gz", gzip.compress(b"word " * 1000)[:40], "cannot be read"),
         ("plain.txt.zst", b"not packed at all", "cannot be read"),
-        ("what.pdf", b"x", "no corpus"),
-        ("rows.csv.gz", b"x", "no corpus"),
+        ("what.pdf", b"x", "not a corpus"),
+        ("rows.csv.gz", b"x", "not a corpus"),
     ],
 )
-def test_what_cannot_be_used_is_said(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+def test_unusable_files_are_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     """In one line, with the file's name."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said) as caught:

@@ -188,8 +188,8 @@ def test_the_second_segment_is_learnt_from_pairs_only(
         facts = json.loads((out / "pretraining.json").read_text(encoding="utf-8"))
         assert bool(facts["train"]["pairs"]) == (name == "pairs")
     assert not told["pairs"][0] and told["texts"][0]
-    assert "The second segment was only seen in pairs" in told["pairs"][1] and "are pairs of texts" in told["pairs"][1]
-    assert "All training text was on the first segment" in told["texts"][1] and "pairs" not in told["texts"][1]
+    assert "The second segment occurs only in pairs" in told["pairs"][1] and "are pairs of texts" in told["pairs"][1]
+    assert "All training text was in the first segment" in told["texts"][1] and "pairs" not in told["texts"][1]
 
 
 def test_going_on_from_a_backbone_takes_all_that_it_learnt(

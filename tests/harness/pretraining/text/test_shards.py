@@ -82,7 +82,7 @@ def test_too_little_text_is_refused(english: Shards, tmp_path: Path) -> None:
 def test_nothing_is_left_of_shards_that_failed(tmp_path: Path) -> None:
     """An empty corpus ends in one line, and the folder is not there."""
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match="holds no text"):
+    with pytest.raises(DataError, match="has no text"):
         shards.make([corpus.corpus_file(tmp_path / "empty.txt")], tmp_path / "s", language="en", vocab=50, length=16)
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
 

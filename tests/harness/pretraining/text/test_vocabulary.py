@@ -23,10 +23,10 @@ def test_a_vocabulary_has_the_size_asked_for(english: Shards) -> None:
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        (5000, "supports [0-9]+ pieces only"),
-        (12, "single characters alone"),
-        (5, "outside 6"),
-        (2**20 + 1, "outside 6"),
+        (5000, "gives only [0-9]+ pieces"),
+        (12, "single characters are already [0-9]+ pieces"),
+        (5, "give a number from 6 to 1048576"),
+        (2**20 + 1, "give a number from 6 to 1048576"),
     ],
 )
 def test_a_size_that_the_corpus_does_not_support_is_refused(size: int, said: str) -> None:
