@@ -254,7 +254,7 @@ def test_sort(request: pytest.FixtureRequest, benchmark: Any, skew: str, name: s
 
     def ours() -> Tensor:
         if device == "cuda":
-            return schedule_on_device(exits, lengths, depth=LAYERS, max_length=128).order
+            return schedule_on_device(exits, lengths, depth=LAYERS, max_length=128)
         return schedule(exits, lengths)
 
     def theirs() -> Tensor:

@@ -19,7 +19,6 @@ class Quantiles(Protocol):
 
     def quantiles(self, tokens: TokenSet, quantiles: Sequence[float | int]) -> Tensor:
         """Return the predicted exits at Q quantiles, int16 [N, Q]."""
-        ...
 
 
 _tables: WeakValueDictionary[int, Quantiles] = WeakValueDictionary()

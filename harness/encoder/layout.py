@@ -23,21 +23,22 @@ from harness.core.work import Tally
 from harness.encoder import transfer, varlen
 
 
-class Attention(Protocol):
+class SelfAttention(Protocol):
+    """What layers need from a batch's layout."""
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+        """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
+
+
+class Attention(SelfAttention, Protocol):
     """What layers and heads need from a batch's layout."""
 
     @property
     def first(self) -> Tensor:
         """Rows of the first tokens ([CLS]), int64 [B]."""
-        ...
-
-    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
-        ...
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """Attention of one query per sample over its tokens: query [B, D], kv [rows, 2 D] -> [B, D]."""
-        ...
 
 
 class Scored(Protocol):
@@ -46,11 +47,9 @@ class Scored(Protocol):
     @property
     def pairs(self) -> Tensor:
         """True if query and key are both tokens of one text, bool [B, 1, T, T]."""
-        ...
 
     def scores(self, query_key: Tensor, heads: int) -> Tensor:
         """Return scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]."""
-        ...
 
 
 def running_sums(lengths: np.ndarray) -> np.ndarray:

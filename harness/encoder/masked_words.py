@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.core.work import LayerCost, Tally
+from harness.core.work import Tally
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import attend_grid, attention_scores, split_heads
 from harness.encoder.model import Encoder, init_weights
-from harness.encoder.shape import ACTIVATIONS, EncoderShape
+from harness.encoder.shape import ACTIVATIONS
 
 ABSENT = -100  # a label that does not count
 
@@ -40,11 +40,6 @@ class RowAttention:
         # Padding attends to padding, so no row of the mask is empty.
         self.mask = None if pieces is None else (pieces[:, None, :, None] == pieces[:, None, None, :])  # [B, 1, T, T]
 
-    @property
-    def first(self) -> Tensor:
-        """Rows of hidden states at which rows of text begin, int64 [B]."""
-        return torch.arange(self.count) * self.length
-
     def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         """[B * T, 3 D] -> [B * T, D]."""
         return attend_grid(split_heads(qkv, self.count, self.length, 3, heads), self.mask, dropout)
@@ -59,14 +54,6 @@ class RowAttention:
         if self.pieces is None or self.mask is None:
             return torch.ones(self.count, 1, self.length, self.length, dtype=torch.bool, device=self.device)
         return self.mask & (self.pieces > 0)[:, None, :, None]
-
-    def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        """Not available: a row of several pieces has no single first token.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("rows of several pieces have no single first token")
 
 
 def row_states(
@@ -136,8 +123,11 @@ class MaskedWordModel(nn.Module):
         )
 
     def training_flops(self, *, rows: int, length: int, share: float, every: bool) -> int:
-        """Return :func:`training_flops` of this encoder."""
-        return training_flops(self.encoder.shape, rows=rows, length=length, share=share, every=every)
+        """Return the FLOPs of one training step on ``rows`` rows: matrix products of forward and backward (twice as much)."""
+        shape, tokens, guesses = self.encoder.shape, rows * length, rows * budget(share, length)
+        layers = shape.layers * self.encoder.cost().flops(Tally(rows, tokens, tokens, rows * length**2), "full")
+        decoder = 2 * guesses * shape.width * (shape.width + shape.vocab_size)
+        return 3 * (layers + decoder * (shape.layers if every else 1))
 
 
 def guessing_loss(model: MaskedWordModel, hidden: Tensor, where: Tensor, labels: Tensor) -> Tensor:
@@ -155,14 +145,3 @@ def masked_word_model(backbone: Backbone) -> MaskedWordModel | None:
     model = MaskedWordModel(backbone.encoder())
     model.load_state_dict({**model.state_dict(), **backbone.head})
     return model.to(backbone.device)
-
-
-def training_flops(shape: EncoderShape, *, rows: int, length: int, share: float, every: bool) -> int:
-    """Return the FLOPs of one training step on ``rows`` rows: matrix products of forward and backward (twice as much)."""
-    tokens = rows * length
-    layers = shape.layers * LayerCost(shape.width, shape.intermediate).flops(
-        Tally(rows, tokens, tokens, rows * length**2), "full"
-    )
-    guesses = rows * budget(share, length)
-    decoder = 2 * guesses * shape.width * (shape.width + shape.vocab_size)
-    return 3 * (layers + decoder * (shape.layers if every else 1))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from harness.core.tokens import TokenSet
 from harness.core.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost
-from harness.encoder.layout import Attention, Layout, Scored
+from harness.encoder.layout import Attention, Layout, Scored, SelfAttention
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
 
 
@@ -37,7 +37,7 @@ class EncoderLayer(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
-    def forward(self, hidden: Tensor, layout: Attention) -> Tensor:
+    def forward(self, hidden: Tensor, layout: SelfAttention) -> Tensor:
         """[rows, width] -> [rows, width]."""
         context = layout.attend(self.qkv(hidden), self.heads, self.dropout if self.training else 0.0)
         return self.close(hidden, context)

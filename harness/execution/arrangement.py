@@ -87,9 +87,7 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
     else:
         # Bounds replace reading the values; samples outside them still run, only out of order.
         longest = execution.max_length if execution.order == "length" else 0
-        order = schedule_on_device(
-            first, by_length, depth=shape.layers, max_length=longest, window=execution.window
-        ).order
+        order = schedule_on_device(first, by_length, depth=shape.layers, max_length=longest, window=execution.window)
     facts = torch.cat([order[:, None], lengths[order][:, None], columns[order].long()], dim=1)  # [N, 2 + S]
     copy = transfer.download(torch.cat([facts.reshape(-1).int(), _extremes(tokens)]))
     ordered, positions = _gathered(tokens, order)  # queued while the copy is under way

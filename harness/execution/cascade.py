@@ -57,22 +57,13 @@ def _window(run: Pass, whole: MultiExitModel, leaves: LeaveRule, begin: int, end
         return
     sure = []
     for first, last in cut(run.lengths, begin, end, run.execution):
-        _answer(run, first, last)
+        run.run_to_the_end(first, last)
         sure.append(leaves(run.logits[first:last]))
     going = np.flatnonzero(~(yield transfer.download(torch.cat(sure)))) + begin
     if not len(going):
         return
     second = Pass.over(whole, going, run)
     for first, last in second.batches():
-        _answer(second, first, last)
+        second.run_to_the_end(first, last)
     run.answer(going, second.logits, whole.depth - 1)
     run.work.merge(second.work)
-
-
-def _answer(run: Pass, first: int, last: int) -> None:
-    """Run one batch at full depth."""
-    hidden, layout = run.begin(first, last)
-    for index in range(run.model.depth):
-        hidden = run.layer(index, hidden, layout)
-    final = run.model.depth - 1
-    run.answer(slice(first, last), run.head(final, hidden, layout), final)

@@ -32,10 +32,7 @@ def run_full(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> P
         run = Pass(model, tokens, execution)
         with run.phases("layers"):
             for first, last in run.batches():
-                hidden, layout = run.begin(first, last)
-                for index in range(model.depth):
-                    hidden = run.layer(index, hidden, layout)
-                run.answer(slice(first, last), run.head(model.depth - 1, hidden, layout), model.depth - 1)
+                run.run_to_the_end(first, last)
         return run.predictions()
 
 

@@ -75,7 +75,6 @@ class Recorder(Protocol):
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """Record ``run``. Recording may execute it any number of times."""
-        ...
 
 
 @contextmanager

@@ -128,6 +128,14 @@ class Pass:
         last = self.model.depth - 1
         return self.head(last, self.layer(last, hidden, layout, SIDE), layout, SIDE)
 
+    def run_to_the_end(self, first: int, last: int) -> None:
+        """Run one batch at full depth and answer it."""
+        final = self.model.depth - 1
+        hidden, layout = self.begin(first, last)
+        for index in range(final + 1):
+            hidden = self.layer(index, hidden, layout)
+        self.answer(slice(first, last), self.head(final, hidden, layout), final)
+
     def keep(self, tensor: Tensor) -> Tensor:
         """Return hidden states or logits that stay valid after the next block."""
         return self.engine.keep(tensor)

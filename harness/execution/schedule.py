@@ -6,7 +6,6 @@ Batches cut from the result hold samples of similar depth and length, which exac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -46,16 +45,21 @@ def schedule(exits: Tensor, lengths: Tensor, *, descending: bool = True, window:
         raise ConfigError(
             f"schedule: exit {shallow} or length {short} is negative: give layer indices and token counts"
         )
-    bins = (deep + 1) * (long + 1)
-    windows = -(-len(exits) // window) if window else 1
-    if bins * windows >= 1 << 62:
+    window = window or len(exits)
+    if (deep + 1) * (long + 1) * -(-len(exits) // window) >= 1 << 62:
         raise ConfigError(f"schedule: lengths up to {long} are too large to sort: give tokens per sample")
-    key = depth * (long + 1) + length
+    return _by_library(depth, length, deep + 1, long, descending, window)
+
+
+def _by_library(exits: Tensor, lengths: Tensor, depth: int, max_length: int, descending: bool, window: int) -> Tensor:
+    """Sort int64 exits below ``depth`` and lengths up to ``max_length`` by a stable sort of a library."""
     if descending:
-        key = bins - 1 - key
-    if window:
+        exits, lengths = depth - 1 - exits, max_length - lengths
+    key = exits * (max_length + 1) + lengths
+    bins = depth * (max_length + 1)
+    if window < len(key):
         key += torch.arange(len(key), device=key.device) // window * bins
-    return _stable_argsort(key, bins * windows)
+    return _stable_argsort(key, -(-len(key) // window) * bins)
 
 
 def _stable_argsort(key: Tensor, bound: int) -> Tensor:
@@ -83,20 +87,6 @@ _BOTH, _LENGTH, _EXIT = range(3)
 _CELLS = 8  # per sample; above this, the bins of many small windows cost more than a library sort
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The execution order, on the device of the samples.
-
-    Attributes:
-        order: int64 [N], sample ``order[i]`` runs as the i-th.
-        offsets: int64 [W, depth + 1] for W windows; the j-th group of equal exits in window w is
-            ``order[offsets[w, j] : offsets[w, j + 1]]``. Its exit is ``depth - 1 - j`` if descending, else ``j``.
-    """
-
-    order: Tensor
-    offsets: Tensor
-
-
 def sort_kernels() -> Source:
     """Return the source of the counting sort."""
     return Source.of("harness.execution", "sort.cu")
@@ -111,8 +101,8 @@ def schedule_on_device(
     descending: bool = True,
     window: int = 0,
     launcher: Launcher | None = None,
-) -> Schedule:
-    """:func:`schedule` with known bounds: the same order, and where each exit begins, without synchronising.
+) -> Tensor:
+    """:func:`schedule` with known bounds: the same order without synchronising.
 
     Uses a counting sort where kernels can be launched, else a stable sort of torch.
 
@@ -136,17 +126,17 @@ def schedule_on_device(
     if size >= 1 << 31 or depth * (max_length + 1) >= 1 << 31:
         raise ConfigError(f"schedule: {size} samples, {depth} exits, {max_length} tokens: 2^31 are too many to sort")
     if not size:
-        empty = torch.zeros(1, depth + 1, dtype=torch.int64, device=exits.device)
-        return Schedule(empty.new_empty(0), empty)
+        return torch.zeros(0, dtype=torch.int64, device=exits.device)
     window = min(window, size) or size
     if launcher is None and exits.device.type == "cuda":
         launcher = _device_launcher(exits.device)
     passes = _passes(size, window, depth, max_length)
     if launcher is None or not passes:
+        exits, lengths = exits.to(torch.int64).clamp(0, depth - 1), lengths.to(torch.int64).clamp(0, max_length)
         return _by_library(exits, lengths, depth, max_length, descending, window)
     exits, lengths = exits.to(torch.int16).contiguous(), lengths.to(torch.int64).contiguous()
     windows, tiles = -(-size // window), -(-window // TILE)
-    order = ends = None
+    order = None
     for by, bins in passes:
         facts = (size, window, tiles, bins, depth, max_length, by, int(descending))
         counts = torch.empty(windows, bins, tiles, dtype=torch.int32, device=exits.device)
@@ -155,9 +145,8 @@ def schedule_on_device(
         placed = torch.empty(size, dtype=torch.int64, device=exits.device)
         launcher.launch("place", windows * tiles, 32, exits, lengths, order, *facts, counts, ends, placed)
         order = placed
-    assert order is not None and ends is not None
-    # The exits are the higher digit of the last pass, so each exit is a whole number of cells.
-    return Schedule(order, _offsets(ends.view(windows, depth, -1)[:, :, -1], window))
+    assert order is not None
+    return order
 
 
 def _passes(size: int, window: int, depth: int, max_length: int) -> list[tuple[int, int]]:
@@ -171,24 +160,6 @@ def _passes(size: int, window: int, depth: int, max_length: int) -> list[tuple[i
         if all(bins <= MAX_BINS and bins * cells <= room for _, bins in passes):
             return passes
     return []
-
-
-def _by_library(exits: Tensor, lengths: Tensor, depth: int, max_length: int, descending: bool, window: int) -> Schedule:
-    exit_layer, length = exits.to(torch.int64).clamp(0, depth - 1), lengths.to(torch.int64).clamp(0, max_length)
-    if descending:
-        exit_layer, length = depth - 1 - exit_layer, max_length - length
-    group = exit_layer + torch.arange(len(exits), device=exits.device) // window * depth
-    windows = -(-len(exits) // window)
-    order = _stable_argsort(group * (max_length + 1) + length, windows * depth * (max_length + 1))
-    every = torch.arange(windows * depth, device=exits.device)
-    ends = torch.searchsorted(group[order], every, right=True)
-    return Schedule(order, _offsets(ends.view(windows, depth), window))
-
-
-def _offsets(ends: Tensor, window: int) -> Tensor:
-    """Return where groups begin and end, [W, depth + 1], from where they end, [W, depth]."""
-    begin = torch.arange(len(ends), device=ends.device) * window
-    return torch.cat([begin[:, None], ends], dim=1)
 
 
 @cache

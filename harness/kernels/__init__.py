@@ -50,4 +50,3 @@ class Launcher(Protocol):
             DeviceError: the source does not compile there.
             torch.OutOfMemoryError: no memory to load or launch it; nothing ran.
         """
-        ...

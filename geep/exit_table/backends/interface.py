@@ -39,27 +39,21 @@ class Backend(Protocol):
         Raises:
             OutOfMemory: nothing of it was counted. After any other error the counts are incomplete.
         """
-        ...
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
         """Add counts (uint32 [K, L]) of distinct rising keys (int64 [K]); raises as :meth:`insert`."""
-        ...
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:
         """Return all keys, rising (int64 [K]), and their counts (uint32 [K, L]), none of them all zero."""
-        ...
 
     def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
         """Turn counts into rows (see ``rows``); keys rarer than ``min_count`` take ``prior`` (int64 [L])."""
-        ...
 
     def sums(self, packed: PackedKeys) -> tuple[Tensor, KeyHits]:
         """Add up the rows of each sample's keys: int64 [N, L] on the samples' device."""
-        ...
 
     def exits(self, packed: PackedKeys, per_mille: list[int]) -> tuple[Tensor, KeyHits]:
         """Return the exits at Q quantiles of those sums, int16 [N, Q] on the samples' device; see ``rows.exits_at``."""
-        ...
 
     def check(self) -> None:
         """Report invalid ids of earlier queries (see ``device``).
@@ -67,21 +61,17 @@ class Backend(Protocol):
         Raises:
             ConfigError: an id or an offset was out of range; it was left out.
         """
-        ...
 
     @property
     def layout(self) -> str:
         """How rows are found: ``"dense"`` (by token id), ``"sorted"`` (some by search over sorted keys) or ``"dense+hash"``
         (n-grams and large ids by hash).
         """
-        ...
 
     @property
     def keys(self) -> int:
         """Distinct keys counted."""
-        ...
 
     @property
     def bytes(self) -> int:
         """Memory of counts and rows."""
-        ...

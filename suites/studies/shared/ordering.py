@@ -73,7 +73,7 @@ class InOrder:
             exits = torch.zeros(len(tokens), dtype=torch.int16, device=tokens.device)
         if tokens.device.type == "cpu":
             return schedule(exits, lengths)
-        return schedule_on_device(exits, lengths, depth=self.depth, max_length=self.longest).order
+        return schedule_on_device(exits, lengths, depth=self.depth, max_length=self.longest)
 
 
 def execution_for(order: str, execution: Execution, sorts: bool) -> Execution:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
-from harness.encoder.masked_words import ABSENT, MaskedWordModel, budget, training_flops
+from harness.encoder.masked_words import ABSENT, MaskedWordModel, budget
 from harness.encoder.shape import EncoderShape
 from harness.pretraining import export, start
 from harness.pretraining.text.batches import make, places
@@ -118,5 +118,5 @@ def test_flops_are_those_that_run(every: bool) -> None:
     batch = make(ROWS, np.array([0] * 5 + [1] * 35, dtype=np.uint8), 0.2, np.random.default_rng(0), torch.device("cpu"))
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*batch.inputs, every)
-    assert counter.get_total_flops() * 3 == training_flops(SHAPE, rows=2, length=16, share=0.2, every=every)
+    assert counter.get_total_flops() * 3 == model.training_flops(rows=2, length=16, share=0.2, every=every)
     assert len(batch.where) == 2 * budget(0.2, 16)

@@ -243,7 +243,7 @@ BUGS = {
         "sorted by length whatever is asked": (
             'lengths if execution.order == "length" else torch.zeros_like(lengths)', "lengths"),
         "bounds of a device without length": ('execution.max_length if execution.order == "length" else 0', "0"),
-        "one window on a device": ("window=execution.window\n        ).order", "window=0\n        ).order"),
+        "one window on a device": ("max_length=longest, window=execution.window", "max_length=longest, window=0"),
         "offsets of a batch not from 0": (" - whole.offsets[begin]", ""),
         "positions from the wrong sample": ("self.positions[rows]", "self.positions[: rows.stop - rows.start]"),
         "segments of other samples": ("whole.segments[rows]", "whole.segments[: rows.stop - rows.start]"),
