@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 # Coordinates of a cell that two averaged numbers must share.
 SETTING = (
@@ -24,6 +28,14 @@ def values_of(row: object, names: Collection[str]) -> tuple[Hashable, ...]:
     return tuple(getattr(row, name) for name in names)
 
 
+def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return key -> rows with this key, both in order of appearance."""
+    found: dict[K, list[T]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
+
+
 def shared_facts(rows: Sequence[object]) -> str:
     """Return the settings that all rows share, as one line."""
     parts = []
@@ -40,9 +52,7 @@ def varying_settings(rows: Sequence[object]) -> list[str]:
     for name in SETTING:
         # Executor and compute may belong to the method; they are shown only where one method ran with two.
         scope = ("slug", "method", "point") if name in ("executor", "compute") else ("slug",)
-        values: dict[tuple[Hashable, ...], set[Hashable]] = {}
-        for row in rows:
-            values.setdefault(values_of(row, scope), set()).add(getattr(row, name))
-        if any(len(found) > 1 for found in values.values()):
+        same = grouped(rows, lambda row, scope=scope: values_of(row, scope))  # type: ignore[misc]
+        if any(len({getattr(row, name) for row in some}) > 1 for some in same.values()):
             shown.append(name)
     return shown

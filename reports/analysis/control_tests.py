@@ -9,10 +9,10 @@ import pandas as pd
 
 from harness.measure.statistics import holm, paired
 from harness.results.schema import Cell
-from reports.analysis.cell_settings import SETTING, values_of
+from reports.analysis.cell_settings import SETTING, grouped, values_of
 from reports.analysis.result_rows import ResultRow, ratio
 from reports.analysis.roles import PREDICTS, SEQUENTIAL, VERIFIES
-from reports.analysis.samples import Reader
+from reports.analysis.samples import Reader, paired_samples
 from reports.notation.marks import together
 from reports.notation.numbers import fixed
 
@@ -112,17 +112,8 @@ def correct_by_seed(
     ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader
 ) -> tuple[list[pd.Series], list[pd.Series], list[int]]:
     """Return the correctness of both sides for every readable seed that both have, and these seeds."""
-    by_seed = {cell.seed: cell for cell in theirs}
-    left, right, seeds = [], [], []
-    for cell in ours:
-        if cell.seed not in by_seed:
-            continue
-        a, b = read(cell), read(by_seed[cell.seed])
-        if a is not None and b is not None:
-            left.append(a["correct"])
-            right.append(b["correct"])
-            seeds.append(cell.seed)
-    return left, right, seeds
+    pairs = paired_samples(ours, theirs, read)
+    return [a["correct"] for a, _ in pairs.values()], [b["correct"] for _, b in pairs.values()], list(pairs)
 
 
 def _judged(tests: Sequence[ControlTest]) -> list[ControlTest]:
@@ -156,11 +147,8 @@ def _verdict(test: ControlTest, p_holm: float | None) -> str:
 
 def headlines(tests: Sequence[ControlTest]) -> list[str]:
     """Return one sentence per dataset and method: which controls it beats, and at how many of its points."""
-    together: dict[tuple[str, str], list[ControlTest]] = {}
-    for test in tests:
-        together.setdefault((test.label, test.method), []).append(test)
     lines = []
-    for (label, method), part in together.items():
+    for (label, method), part in grouped(tests, lambda test: (test.label, test.method)).items():
         won, lost, dearer, unknown = (_count(part, verdict) for verdict in (BEATS, WORSE, DEARER, UNKNOWN))
         verified = all(test.verified for test in part)
         if verified:

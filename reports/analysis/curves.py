@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness.measure.statistics import area_under_curve, score_at_matched_cost
-from reports.analysis.cell_settings import values_of
+from reports.analysis.cell_settings import grouped, values_of
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.roles import CONSTANT
 from reports.notation.marks import together
@@ -57,17 +57,14 @@ def measure_curves(rows: Sequence[ResultRow], varying: Sequence[str]) -> list[Cu
         varying: settings that tell rows of a dataset apart.
     """
     shared = ["slug", *(name for name in varying if name != "executor")]
-    curves: dict[tuple[Hashable, ...], list[_Point]] = {}
-    conditions: dict[tuple[Hashable, ...], list[_Point]] = {}
-    for row in rows:
-        cost, accuracy = row.flops_linear, row.accuracy
-        if row.kind == "bound" or not finite(accuracy) or not finite(cost) or cost <= 0:
-            continue
-        point = _Point(row, cost, accuracy)
-        curves.setdefault(values_of(row, ("slug", "method", "variant", *varying)), []).append(point)
-        conditions.setdefault(values_of(row, shared), []).append(point)
+    points = [
+        _Point(row, row.flops_linear, row.accuracy)
+        for row in rows
+        if row.kind != "bound" and finite(row.accuracy) and finite(row.flops_linear) and row.flops_linear > 0
+    ]
+    conditions = grouped(points, lambda point: values_of(point.row, shared))
     found = []
-    for mine in curves.values():
+    for mine in grouped(points, lambda point: values_of(point.row, ("slug", "method", "variant", *varying))).values():
         first = mine[0].row
         same = conditions[values_of(first, shared)]
         low, high = min(point.cost for point in same), max(point.cost for point in same)

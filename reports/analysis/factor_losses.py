@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from harness.results.schema import Factor, SpeedupFactors
+from reports.analysis.cell_settings import grouped
 
 # Factors from layers to wall time, with the meaning of a value below 1. Other names come last.
 LOSSES: dict[str, str] = {
@@ -39,15 +40,12 @@ def mean_over_seeds(waterfalls: Sequence[SpeedupFactors]) -> SpeedupFactors | No
     good = [one for one in waterfalls if all(math.isfinite(v) and v > 0 for v in _values(one))]
     if not good:
         return None
-    found: dict[str, list[Factor]] = {}
-    for one in good:
-        for factor in one.factors:
-            found.setdefault(factor.name, []).append(factor)
+    found = grouped([factor for one in good for factor in one.factors], lambda factor: factor.name)
 
     def mean(values: Sequence[float]) -> float:
         return math.exp(sum(math.log(value) for value in values) / len(good))
 
-    names = sorted(found, key=lambda name: _ORDER.get(name, len(_ORDER)))
+    names = in_order(good)
     return SpeedupFactors(
         factors=[Factor(name=n, ratio=mean([f.ratio for f in found[n]]), what=found[n][0].what) for n in names],
         product=mean([one.product for one in good]),

@@ -20,7 +20,7 @@ from reports.analysis.cell_settings import values_of
 from reports.analysis.control_tests import SAME
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.roles import ORACLE, SEQUENTIAL
-from reports.analysis.samples import Reader
+from reports.analysis.samples import Reader, paired_samples
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 
@@ -152,19 +152,11 @@ def _counterpart(row: ResultRow, rows: Sequence[ResultRow], role: str) -> Result
 
 def _pairs(ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     """Return rows of both sides over the same test samples, for each seed that both have."""
-    by_seed = {cell.seed: cell for cell in theirs}
     pairs = []
-    for cell in ours:
-        if cell.seed not in by_seed:
-            continue
-        mine, other = read(cell), read(by_seed[cell.seed])
-        if mine is None or other is None:
-            continue
-        if not mine.index.equals(other.index):
-            common = mine.index.intersection(other.index)
-            mine, other = mine.loc[common], other.loc[common]
-        if len(mine):
-            pairs.append((mine, other))
+    for mine, other in paired_samples(ours, theirs, read).values():
+        common = mine.index if mine.index.equals(other.index) else mine.index.intersection(other.index)
+        if len(common):
+            pairs.append((mine.loc[common], other.loc[common]))
     return pairs
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
 from harness.measure.statistics import Spread, spread
 from harness.results.schema import Cell, Latency, Overlaps, Result, SpeedupFactors
-from reports.analysis.cell_settings import SAME_REFERENCE, SETTING, values_of
+from reports.analysis.cell_settings import SAME_REFERENCE, SETTING, grouped, values_of
 from reports.analysis.factor_losses import mean_over_seeds
 from reports.analysis.noise import Noise, noise_band
 from reports.analysis.roles import role_of
@@ -184,41 +184,26 @@ def _spread(values: Sequence[float | None]) -> Spread:
 
 def average_over_seeds(results: Sequence[Result]) -> list[ResultRow]:
     """Return one row for all cells that differ in nothing but the seed."""
-    together: dict[tuple[Hashable, ...], list[Result]] = {}
-    for result in results:
-        cell = result.cell
-        key = (cell.dataset, result.synthetic, cell.method, cell.point, *values_of(cell, SETTING))
-        together.setdefault(key, []).append(result)
+    together = grouped(
+        results, lambda one: (one.synthetic, values_of(one.cell, ("dataset", "method", "point", *SETTING)))
+    )
     return [_row(same) for same in together.values()]
 
 
 def _row(same: Sequence[Result]) -> ResultRow:
-    first, cell = same[0], same[0].cell
+    first = same[0]
     every = [_numbers(result) for result in same]
     of_seeds = _spread([one["accuracy"] for one in every])
     low, high = (None if end is None else min(1.0, max(0.0, end)) for end in (of_seeds.low, of_seeds.high))
     speeds, checks = [result.speed for result in same], [result.checks for result in same]
     unchanged = [one.state_unchanged for one in checks if one.state_unchanged is not None]
     histograms = [result.exit_histogram for result in same]
-    means = {name: _mean([one[name] for one in every]) for name in MEANS}
+    about = first.cell.model_dump(exclude={"seed"}) | {name: _mean([one[name] for one in every]) for name in MEANS}
     return ResultRow(
-        dataset=cell.dataset,
         synthetic=first.synthetic,
         language=first.language,
         kind=first.kind,
         role=role_of(first),
-        method=cell.method,
-        point=cell.point,
-        source=cell.source,
-        backbone=cell.backbone,
-        protocol=cell.protocol,
-        order=cell.order,
-        executor=cell.executor,
-        batch_size=cell.batch_size,
-        batch_tokens=cell.batch_tokens,
-        device=cell.device,
-        dtype=cell.dtype,
-        compute=cell.compute,
         cells=tuple(result.cell for result in same),
         accuracy_sd=of_seeds.sd,
         samples_per_s_sd=_spread([one["samples_per_s"] for one in every]).sd,
@@ -247,7 +232,7 @@ def _row(same: Sequence[Result]) -> ResultRow:
             for name in sorted({name for one in speeds for name in one.phases})
         },
         notes=sorted({note for result in same for note in result.notes}),
-        **means,  # type: ignore[arg-type]
+        **about,
     )
 
 
@@ -257,9 +242,7 @@ def _most(every: Sequence[Overlaps]) -> Overlaps | None:
 
 
 def _latency(every: Sequence[Latency]) -> dict[int, Latency]:
-    found: dict[int, list[Latency]] = {}
-    for one in every:
-        found.setdefault(one.batch_size, []).append(one)
+    found = grouped(every, lambda one: one.batch_size)
     return {
         size: Latency(
             batch_size=size,

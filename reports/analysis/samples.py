@@ -76,3 +76,16 @@ class SampleReader:
                 "they are not from the same measurement"
             )
         return ""
+
+
+def paired_samples(
+    ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader
+) -> dict[int, tuple[pd.DataFrame, pd.DataFrame]]:
+    """Return seed -> rows of both sides, for every seed that both have and that can be read."""
+    by_seed = {cell.seed: read(cell) for cell in theirs}
+    found = {}
+    for cell in ours:
+        mine, other = (read(cell), by_seed[cell.seed]) if cell.seed in by_seed else (None, None)
+        if mine is not None and other is not None:
+            found[cell.seed] = mine, other
+    return found

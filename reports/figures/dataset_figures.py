@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.analysis.result_rows import ResultRow
+from reports.analysis.cell_settings import grouped
 from reports.analysis.view import Group, View, file_slug, of_group
 from reports.figures.drawing import Drawing
 from reports.figures.exit_heat_maps import draw_heat_maps
@@ -34,12 +34,9 @@ def draw_figures(view: View, group: Group) -> list[Drawing]:
 
 def _factor_figures(view: View, group: Group) -> list[Drawing]:
     """Return one figure per method whose speed-up has factors, with a panel per operating point."""
-    by_method: dict[str, list[ResultRow]] = {}
-    for row in view.of(group):
-        if row.factors is not None and not row.is_reference:
-            by_method.setdefault(row.method, []).append(row)
+    with_factors = [row for row in view.of(group) if row.factors is not None and not row.is_reference]
     drawings = []
-    for method, rows in by_method.items():
+    for method, rows in grouped(with_factors, lambda row: row.method).items():
         title = f"Factors of the speed-up of {method}: {group.label}"
         panels = [(f"{row.point} {view.setting_of(row)}".strip(), row.factors) for row in rows if row.factors]
         svg, description = draw_factor_panels(title, panels, rows[0].noise)

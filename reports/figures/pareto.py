@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
 from reports.figures.drawing import Drawing, Spot
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Cost = Literal["flops_linear", "samples_per_s"]
-# (method, variant, setting): points that one line may join.
-Line = tuple[str, str, str]
 Label = tuple[float, float, str, str]
 # With more lines than this in a figure, dominated ones are pale, and only points that nothing dominates are labelled.
 CROWD = 14
@@ -113,9 +112,8 @@ def draw_pareto(view: View, group: Group, chosen: Mapping[str, Look], cost: Cost
     what, word = ("FLOPs", "flops") if cost == "flops_linear" else ("throughput", "throughput")
     title = f"Accuracy against {what}: {group.label}"
     points = points_of(view.of(group), cost)
-    lines: dict[Line, list[Point]] = {}
-    for point in points:
-        lines.setdefault((point.row.method, point.row.variant, view.setting_of(point.row)), []).append(point)
+    # Points that one line may join.
+    lines = grouped(points, lambda point: (point.row.method, point.row.variant, view.setting_of(point.row)))
     variants = {name: sorted({key[1] for key in lines if key[0] == name}) for name in {key[0] for key in lines}}
     noise = _noise_spans(points) if cost == "samples_per_s" else []
     entries = {(key[0], key[2]) if chosen[key[0]].line == "--" else key for key in lines}

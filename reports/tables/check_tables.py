@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.results.schema import Overlaps
+from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import View, by_data
 from reports.notation.marks import footnotes, marked, together
@@ -71,10 +72,7 @@ def checks_tables(view: View) -> list[Table[CheckRow]]:
     ]
     tables = []
     for synthetic, half in by_data(view.rows):
-        by_method: dict[tuple[str, str], list[ResultRow]] = {}
-        for row in half:
-            by_method.setdefault((row.slug, row.method), []).append(row)
-        rows = [_worst(same) for same in by_method.values()]
+        rows = [_worst(same) for same in grouped(half, lambda row: (row.slug, row.method)).values()]
         tables.append(
             Table(
                 f"checks{file_tag(synthetic)}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from reports.analysis.cell_settings import SETTING
+from reports.analysis.cell_settings import SETTING, grouped
 from reports.analysis.control_tests import BEATS, DEARER, NO_BETTER, UNKNOWN, WORSE, ControlTest
 from reports.analysis.view import View, by_data
 from reports.notation.marks import footnotes, marked, together
@@ -98,10 +98,7 @@ def tally_tables(view: View) -> list[Table[TallyRow]]:
     """Return how often each predicting method beats each control; real and synthetic data apart."""
     tables = []
     for synthetic, tests in by_data(view.verdicts):
-        together_by: dict[tuple[str, str], list[ControlTest]] = {}
-        for test in tests:
-            together_by.setdefault((test.label, test.method), []).append(test)
-        rows = [_tally(same) for same in together_by.values()]
+        rows = [_tally(same) for same in grouped(tests, lambda test: (test.label, test.method)).values()]
         controls = sorted({test.control for test in tests})
         columns: list[Column[TallyRow]] = [
             Column("dataset", "Dataset", lambda row: row.dataset, numeric=False),

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from reports.analysis.cell_settings import values_of
+from reports.analysis.cell_settings import grouped, values_of
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View, file_slug
 from reports.notation.marks import footnotes, together
@@ -84,9 +84,7 @@ class PaperRow(ResultRow):
 
 def paper_tables(view: View) -> list[Table[PaperRow]]:
     """Return one table per language (Chinese first, as in the paper), real and synthetic data apart."""
-    halves: dict[tuple[bool, str], list[Group]] = {}
-    for group in view.groups:
-        halves.setdefault((group.synthetic, group.language), []).append(group)
+    halves = grouped(view.groups, lambda group: (group.synthetic, group.language))
     order = sorted(halves, key=lambda k: (k[0], _FIRST.index(k[1]) if k[1] in _FIRST else len(_FIRST), k[1]))
     return [table for key in order if (table := _half(view, halves[key])) is not None]
 

@@ -45,6 +45,7 @@ class Fabricator:
         *,
         dataset: str = "ag_news",
         kind: str = "method",
+        role: str | None = None,
         layers: float = DEPTH,
         correct: Sequence[bool] | None = None,
         accuracy: float | None = None,
@@ -104,6 +105,7 @@ class Fabricator:
         result = Result(
             cell=Cell(method=method, dataset=dataset, seed=seed, point=point, **coordinates),
             kind=kind,
+            role=role,
             synthetic=synthetic,
             language=language,
             params={"speed": 0.5},
