@@ -1,22 +1,23 @@
-"""From a profile to cells: what is finished stays, what is missing is fitted, measured and stored, one cell at a time.
+"""From a profile to cells: finished cells stay; missing ones are fitted, measured and stored, one at a time.
 
-Kept in the run folder, ``plan/<dataset>--<method>--seed<k>.json`` says which cells a fitted method has and which settings
-and data they came from. A run that finds its plan and all results does not even load the data.
+``plan/<dataset>--<method>--seed<k>.json`` in the run folder lists the cells of a fitted method and the content key of the
+settings and data that they came from. A run that finds its plans and all results does not even load the data.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from harness.contracts import Fitted, HasRole, OperatingPoint
+from harness.contracts import OperatingPoint
 from harness.core import clock
 from harness.core.errors import MethodError, format_error, is_fatal
 from harness.core.files import content_key, write_json
@@ -53,37 +54,35 @@ class GridOutcome:
     predicting: float = 0.0
 
 
-def _is_folder(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and Path(value).expanduser().is_dir()
+@dataclass(frozen=True)
+class CellPlan:
+    """The stored list of a fitted method's cells.
 
-
-def plan_path(run: RunFolder, dataset: str, method: str, seed: int) -> Path:
-    return run.path / "plan" / f"{dataset}--{method}--seed{seed}.json"
-
-
-def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
-    """Operating points as cells can be made of.
-
-    Raises:
-        MethodError: there is none, one is something else, two share a name, or a setting is nothing that JSON can hold.
+    Attributes:
+        path: the file.
+        key: content key of the settings and data they came from; empty if there is no plan.
+        cells: names of their results (:func:`harness.results.run_folder.stem`).
     """
-    if not points or not all(isinstance(point, OperatingPoint) for point in points):
-        raise MethodError(f"operating_points returned {points!r}: return at least one OperatingPoint(name, params)")
-    names = [point.name for point in points]
-    if not all(isinstance(name, str) and name for name in names):
-        raise MethodError(f'operating points are named {names}: give each a name, e.g. "speed=0.5"')
-    if len(set(names)) < len(names):
-        raise MethodError(f"operating points share a name: {names}: name each after its settings")
-    for point in points:
+
+    path: Path
+    key: str = ""
+    cells: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, run: RunFolder, dataset: str, method: str, seed: int) -> CellPlan:
+        """Read a plan. A damaged one counts as missing, which costs loading the fitted method and no more."""
+        path = run.path / "plan" / f"{dataset}--{method}--seed{seed}.json"
         try:
-            json.dumps(dict(point.params), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise MethodError(f"operating point '{point.name}': params {error}: use plain numbers and text") from error
-    return list(points)
+            plan = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(plan["key"], str) and all(isinstance(name, str) for name in plan["cells"]):
+                return cls(path, plan["key"], tuple(plan["cells"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(path)
+        return cls(path)
 
 
-def one_line(result: Result) -> str:
-    """A result as a line for the terminal while the run goes on."""
+def progress_line(result: Result) -> str:
+    """Return a measured cell as one line for the terminal."""
     cell, speed = result.cell, result.speed
     ratio = "" if speed.speedup is None else f", {speed.speedup:.2f}x {speed.reference}"
     return (
@@ -101,32 +100,27 @@ class Grid:
         self.run = RunFolder.create(settings.out)
         self.outcome = GridOutcome()
         self._identities: dict[str, str] = {}
+        self._session: Session | None = None
 
     def execute(self) -> GridOutcome:
-        """Measure what is missing. Killed at any moment and called again, it loses at most the cell in hand.
+        """Measure what is missing. A run that is killed loses at most the cell in progress; call this again to resume.
 
         Raises:
             GeepBenchError: the input cannot be used; finished cells stay.
         """
-        profile = self.settings.profile
-        self.run.results()  # sets broken files aside first, and refuses another schema before any work
+        self.run.results()  # sets broken files aside, and rejects another schema before any work
         for message in self.run.broken:
             print(message, file=sys.stderr)
         write_json(self.run.path / "run.json", self._facts())
-        jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
-        session: Session | None = None
+        jobs = list(self._jobs())
         with FitPool(self.settings) as pool, tqdm(total=len(jobs), desc="run", unit="method", disable=None) as bar:
             for number, (dataset, seed, method) in enumerate(jobs, start=1):
                 bar.set_description(f"{dataset} {method} seed {seed}")
                 stored = self._stored(dataset, method, seed)
-                if stored is not None:
+                if stored is None:
+                    self._measure(self._session_of(dataset, seed, pool), method, bar, f"[{number}/{len(jobs)}]")
+                else:
                     self.outcome.kept += stored
-                    bar.update()
-                    continue
-                if session is None or (session.dataset, session.seed) != (dataset, seed):
-                    session = Session(self.settings, dataset, seed)
-                    pool.fit(session, [name for name in profile.methods if self._stored(dataset, name, seed) is None])
-                self._measure(session, method, bar, f"[{number}/{len(jobs)}]")
                 bar.update()
         return self.outcome
 
@@ -136,14 +130,9 @@ class Grid:
         Raises:
             GeepBenchError: the input cannot be used; finished fits stay.
         """
-        profile = self.settings.profile
-        jobs = [(d, s, m) for d in profile.datasets for s in profile.seeds for m in profile.methods]
-        session: Session | None = None
         with FitPool(self.settings) as pool:
-            for dataset, seed, method in tqdm(jobs, desc="fits", unit="method", disable=None):
-                if session is None or (session.dataset, session.seed) != (dataset, seed):
-                    session = Session(self.settings, dataset, seed)
-                    pool.fit(session, profile.methods)
+            for dataset, seed, method in tqdm(list(self._jobs()), desc="fits", unit="method", disable=None):
+                session = self._session_of(dataset, seed, pool, all_methods=True)
                 try:
                     session.fitted(method)
                     self.outcome.fitted += 1
@@ -153,18 +142,33 @@ class Grid:
                     self._failed(session.cell(method, OperatingPoint("fit")), error)
         return self.outcome
 
+    def _jobs(self) -> Iterator[tuple[str, int, str]]:
+        profile = self.settings.profile
+        return itertools.product(profile.datasets, profile.seeds, profile.methods)
+
+    def _session_of(self, dataset: str, seed: int, pool: FitPool, *, all_methods: bool = False) -> Session:
+        """Return the session of a dataset and seed; for a new one, fit the methods whose cells are missing, or all."""
+        if self._session is None or (self._session.dataset, self._session.seed) != (dataset, seed):
+            self._session = Session(self.settings, dataset, seed)
+            methods = self.settings.profile.methods
+            pool.fit(self._session, [m for m in methods if all_methods or self._stored(dataset, m, seed) is None])
+        return self._session
+
     def _facts(self) -> dict[str, Any]:
-        """What was asked, without any path of this machine."""
+        """Return the settings for ``run.json``, with folders reduced to their names."""
         settings = self.settings
         facts = settings.profile.model_dump(mode="json")
         tables = [facts["backbones"], *facts["method"].values()]
         tables += [value for table in tables for value in table.values() if isinstance(value, dict)]  # one per language
         for table in tables:
-            table.update({key: Path(value).expanduser().name for key, value in table.items() if _is_folder(value)})
+            folders = {
+                key: Path(value).expanduser() for key, value in table.items() if value and isinstance(value, str)
+            }
+            table.update({key: folder.name for key, folder in folders.items() if folder.is_dir()})
         return {"profile": facts, "source": settings.source, "device": settings.device, "dtype": settings.dtype}
 
     def _key(self, dataset: str, method: str) -> str:
-        """Content key of a method's cells: settings and data that results follow from."""
+        """Return the content key of a method's cells: all settings and data that its results depend on."""
         profile = self.settings.profile
         if dataset not in self._identities:
             self._identities[dataset] = source_identity(dataset, self.settings.source, self.settings.data)
@@ -181,53 +185,38 @@ class Grid:
         )
 
     def _stored(self, dataset: str, method: str, seed: int) -> int | None:
-        """Number of this method's cells, if all of them are stored and were made with these settings; else ``None``."""
-        path = plan_path(self.run, dataset, method, seed)
-        plan = self._plan(path)
+        """Return the number of a method's cells if all are stored and match these settings, else ``None``."""
+        plan = CellPlan.read(self.run, dataset, method, seed)
         try:
-            if self.settings.fresh or plan is None or plan["key"] != self._key(dataset, method):
+            if self.settings.fresh or plan.key != self._key(dataset, method):
                 return None
-        except MethodError:  # reported when its turn comes
+        except MethodError:  # reported when the method is fitted
             return None
-        done = [(self.run.path / "results" / f"{name}.json").is_file() for name in plan["cells"]]
+        done = [(self.run.path / "results" / f"{name}.json").is_file() for name in plan.cells]
         return len(done) if all(done) else None
 
-    def _plan(self, path: Path) -> dict[str, Any] | None:
-        """A stored plan; ``None`` where there is none. A broken one only costs asking the fitted method again."""
-        try:
-            plan = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(plan["key"], str) and all(isinstance(name, str) for name in plan["cells"]):
-                return dict(plan)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return None
-
-    def _measure(self, session: Session, name: str, bar: Any, place: str) -> None:
-        """Fit one method and measure its cells, those that are missing; ``place`` says how far the run is."""
-        path = plan_path(self.run, session.dataset, name, session.seed)
-        plan = self._plan(path)
+    def _measure(self, session: Session, name: str, bar: Any, progress: str) -> None:
+        """Fit one method and measure those of its cells that are missing; ``progress`` is printed with each of them."""
+        plan = CellPlan.read(self.run, session.dataset, name, session.seed)
         placeholder = session.cell(name, OperatingPoint("fit"))
         key = ""
         try:
             key = self._key(session.dataset, name)
             fitted = session.fitted(name)
-            with session.naming(name):
-                points = checked_points(fitted.operating_points(session.prepared.task.dev))
-            cells = {session.cell(name, point, fitted): point for point in points}
+            cells = {session.cell(name, point, fitted): point for point in session.points(name)}
         except Exception as error:
             if is_fatal(error):
                 raise
-            if plan and key and plan["key"] != key:  # results of other settings are no results of these
-                for outdated in plan["cells"]:
-                    self.run.forget_result(outdated)
+            if key not in ("", plan.key):
+                self._forget(plan.cells)
             self._failed(placeholder, error)
             return
         self.run.forget_failure(placeholder)
-        if plan is None or plan["key"] != key:
-            # Results of other settings must neither pass for these when this run is killed, nor stand beside them.
-            for outdated in {*(plan["cells"] if plan else ()), *(self.run.result_path(cell).stem for cell in cells)}:
-                self.run.forget_result(outdated)
-        write_json(path, {"key": key, "cells": [self.run.result_path(cell).stem for cell in cells]})
+        names = [self.run.result_path(cell).stem for cell in cells]
+        if plan.key != key:
+            # Results of other settings must not remain, not even if this run is killed now.
+            self._forget({*plan.cells, *names})
+        write_json(plan.path, {"key": key, "cells": names})
         before: SavedState | None = None
         for cell, point in cells.items():
             if not self.settings.fresh and self.run.result_path(cell).is_file():
@@ -239,13 +228,18 @@ class Grid:
                 with session.naming(name):
                     before = before or SavedState.of(fitted)
                     start = clock.now()
-                    measured = self.measure_cell(session, fitted, point, reference)
-                    beside = self._beside(session, name, Contender(fitted, self._executed(point)), measured, before)
+                    contender = session.contender(fitted, point)
+                    measured = measure(
+                        contender,
+                        session.prepared.test.tokens,
+                        rounds=self.settings.profile.rounds,
+                        seed=session.seed,
+                        reference=reference,
+                        reference_name=self.settings.profile.reference,
+                    )
+                    found = self._diagnose(session, name, contender, measured, before)
                 method = self.settings.profile.method_of(name)
-                role = method.role if isinstance(method, HasRole) else None
-                result = build_result(
-                    cell, fitted, point, measured, session.prepared, beside, kind=method.kind, role=role
-                )
+                result = build_result(cell, method, contender, measured, session.prepared, found)
                 self.run.save(result, sample_rows(measured, session.prepared))
             except Exception as error:
                 if is_fatal(error):
@@ -255,47 +249,45 @@ class Grid:
             self.run.forget_failure(cell)
             self.outcome.measured += 1
             self.outcome.seconds += clock.now() - start
-            self.outcome.predicting += measured.predicting + beside.predicting
-            bar.write(f"{place} {one_line(result)}", file=sys.stderr)
+            self.outcome.predicting += measured.predicting + found.predicting
+            bar.write(f"{progress} {progress_line(result)}", file=sys.stderr)
+
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.run.forget_result(name)
 
     def _failed(self, cell: Cell, error: Exception) -> None:
-        """Record and tell what a method raised.
+        """Record and print an error of a method.
 
         Raises:
-            DeviceError: the device is gone, so that nothing else would work.
+            DeviceError: the device no longer works, so the run cannot continue.
         """
         self.outcome.failed += 1
         reason = f"{format_error(error)}{advice(error)}"
         where = self.run.fail(cell, "".join(traceback.format_exception(error)), reason)
-        print(f"{cell.dataset} {cell.method} {cell.point}: {reason} (see {where}); going on", file=sys.stderr)
+        print(f"{cell.dataset} {cell.method} {cell.point}: {reason} (see {where}); continuing", file=sys.stderr)
         check_alive(self.settings.device)
 
     def _reference(self, session: Session) -> Contender | None:
-        """What speed-ups are measured against, if it is among the methods of this run."""
+        """Return the method that speed-ups are measured against, if this run measures it."""
         profile = self.settings.profile
         if profile.reference not in profile.methods:
             return None
         try:
-            rival = session.fitted(profile.reference)
-            points = checked_points(rival.operating_points(session.prepared.task.dev))
+            return session.contender(session.fitted(profile.reference), session.points(profile.reference)[0])
         except Exception as error:
             if is_fatal(error):
                 raise
-            # Measured without it, cells would lack their speed-ups for good.
+            # Cells measured without it would never get a speed-up.
             raise MethodError(
                 f"no speed-up without the reference '{profile.reference}': {format_error(error)}"
             ) from error
-        return Contender(rival, self._executed(points[0]))
 
-    def _executed(self, point: OperatingPoint) -> OperatingPoint:
-        return replace(point, execution=self.settings.execution)
-
-    def _beside(
+    def _diagnose(
         self, session: Session, name: str, contender: Contender, measured: Measured, before: SavedState
     ) -> Diagnostics:
-        """What is looked at beside the rounds of a cell."""
         method, borrowed = self.settings.profile.method_of(name), 0
-        if not before.weights:  # then another's are needed at inference
+        if not before.weights:  # it predicts with the weights of the methods it needs
             borrowed = sum(SavedState.of(session.fitted(need)).size for need in method.needs)
         return diagnose(
             contender,
@@ -306,17 +298,4 @@ class Grid:
             borrowed=borrowed,
             host_peak=measured.host_peak_bytes,
             seed=session.seed,
-        )
-
-    def measure_cell(
-        self, session: Session, fitted: Fitted, point: OperatingPoint, reference: Contender | None
-    ) -> Measured:
-        """Time one cell next to the reference."""
-        return measure(
-            Contender(fitted, self._executed(point)),
-            session.prepared.test.tokens,
-            rounds=self.settings.profile.rounds,
-            seed=session.seed,
-            reference=reference,
-            reference_name=self.settings.profile.reference,
         )

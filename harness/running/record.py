@@ -1,4 +1,4 @@
-"""From a measurement to what is stored: the result and its per-sample rows."""
+"""Makes the stored form of a measurement: the result and its per-sample rows."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import pandas as pd
 import torch
 from sklearn.metrics import f1_score
 
-from harness.contracts import Fitted, HasTraining, Kind, OperatingPoint, Role
+from harness.contracts import HasRole, HasTraining, Method
 from harness.core.environment import environment_facts
 from harness.core.errors import MethodError
 from harness.measure.diagnostics import Diagnostics
-from harness.measure.passes import Measured
+from harness.measure.passes import Contender, Measured
 from harness.measure.statistics import bootstrap_interval
 from harness.results.schema import SCHEMA, Cell, Checks, Cost, Quality, Result, Training
 from harness.running.task import Prepared
 
 
 def quality(predictions: np.ndarray, labels: np.ndarray) -> Quality:
-    """Accuracy with its interval, and macro F1 over the classes that occur (int64 [n] each)."""
+    """Return accuracy with its interval, and macro F1 over the classes that occur (int64 [n] each)."""
     correct = predictions == labels
     low, high = bootstrap_interval(correct)
     return Quality(
@@ -32,35 +32,26 @@ def quality(predictions: np.ndarray, labels: np.ndarray) -> Quality:
 
 def build_result(
     cell: Cell,
-    fitted: Fitted,
-    point: OperatingPoint,
+    method: Method,
+    contender: Contender,
     measured: Measured,
     prepared: Prepared,
-    beside: Diagnostics | None = None,
-    *,
-    kind: Kind = "method",
-    role: Role | None = None,
+    diagnostics: Diagnostics,
 ) -> Result:
-    """The stored form of one measurement.
-
-    Args:
-        beside: diagnostics, if any were made.
-        kind: the method's kind.
-        role: the method's role, if it has one.
+    """Return the stored form of one measurement.
 
     Raises:
         MethodError: the logits do not have the task's classes.
     """
-    predictions, cost = measured.predictions, fitted.cost
+    predictions, cost = measured.predictions, contender.fitted.cost
     if predictions.logits.shape[1] != prepared.task.num_labels:
         raise MethodError(
             f"predict returned {predictions.logits.shape[1]} classes, the task has {prepared.task.num_labels}: "
             "return logits [N, task.num_labels]"
         )
     work, n = predictions.work, len(predictions.exit_layer)
-    report = fitted.training if isinstance(fitted, HasTraining) else None
-    training = None
-    if report is not None:
+    training, fitted = None, contender.fitted
+    if isinstance(fitted, HasTraining) and (report := fitted.training) is not None:
         training = Training(
             seconds=report.seconds,
             steps=report.steps,
@@ -73,11 +64,11 @@ def build_result(
     return Result(
         schema=SCHEMA,
         cell=cell,
-        kind="bound" if measured.foresees else kind,
-        role=role,
+        kind="bound" if measured.foresees else method.kind,
+        role=method.role if isinstance(method, HasRole) else None,
         synthetic=cell.source == "embedded",
         language=prepared.task.language,
-        params=dict(point.params),
+        params=dict(contender.point.params),
         quality=quality(predictions.logits.argmax(1), prepared.test.labels.numpy()),
         cost=Cost(
             flops_linear=cost.flops(work, "linear") / n,
@@ -92,16 +83,16 @@ def build_result(
         training=training,
         checks=Checks(
             rounds_agree=measured.rounds_agree,
-            batches_agree=beside.batches_agree if beside else None,
-            state_unchanged=beside.state_unchanged if beside else None,
-            syncs=beside.syncs if beside else None,
+            batches_agree=diagnostics.batches_agree,
+            state_unchanged=diagnostics.state_unchanged,
+            syncs=diagnostics.syncs,
         ),
         exit_histogram=np.bincount(predictions.exit_layer.astype(np.int64), minlength=cost.depth).tolist(),
         peak_memory_bytes=measured.peak_memory_bytes,
         speedup_factors=measured.speedup_factors,
-        latency=beside.latency if beside else [],
-        resources=beside.resources if beside else None,
-        unseen_tokens=beside.unseen_tokens if beside else None,
+        latency=diagnostics.latency,
+        resources=diagnostics.resources,
+        unseen_tokens=diagnostics.unseen_tokens,
         overlaps=prepared.overlaps,
         notes=prepared.notes,
         fingerprint=environment_facts(),
@@ -109,7 +100,7 @@ def build_result(
 
 
 def sample_rows(measured: Measured, prepared: Prepared) -> pd.DataFrame:
-    """One row per test sample (columns: :data:`harness.results.schema.SAMPLE_COLUMNS`)."""
+    """Return one row per test sample (columns: :data:`harness.results.schema.SAMPLE_COLUMNS`)."""
     predictions, labels = measured.predictions, prepared.test.labels.numpy()
     probabilities = torch.from_numpy(predictions.logits).softmax(-1).numpy()
     label = predictions.logits.argmax(1)

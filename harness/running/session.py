@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,18 @@ from harness.contracts import (
 from harness.core.errors import ConfigError, MethodError, ResultError, format_error, is_fatal
 from harness.core.files import cache_root, content_key, write_folder
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
+from harness.measure.passes import Contender
 from harness.results.schema import Cell
 from harness.running.settings import Settings
 from harness.running.task import Prepared, load_raw, prepare
 
-# Raised whenever a change of the chassis or of the training loop changes what methods learn.
+# Raised whenever a change of the encoder or the training loop changes what methods learn.
 CHASSIS_VERSION = 1
 FITTED_PARTS = ("operating_points", "predict", "save", "cost")
 
 
 def checked_fit(fitted: Fitted, name: str) -> Fitted:
-    """``fitted``, if it has all parts.
+    """Return ``fitted`` if it has all parts of the contract.
 
     Raises:
         MethodError: it lacks one.
@@ -45,10 +48,31 @@ def checked_fit(fitted: Fitted, name: str) -> Fitted:
     return fitted
 
 
+def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
+    """Return ``points`` if cells can be made of them.
+
+    Raises:
+        MethodError: there are none, they have another type, share a name, or have settings that JSON cannot hold.
+    """
+    if not points or not all(isinstance(point, OperatingPoint) for point in points):
+        raise MethodError(f"operating_points returned {points!r}: return at least one OperatingPoint(name, params)")
+    names = [point.name for point in points]
+    if not all(isinstance(name, str) and name for name in names):
+        raise MethodError(f'operating points are named {names}: give each a name, e.g. "speed=0.5"')
+    if len(set(names)) < len(names):
+        raise MethodError(f"operating points share a name: {names}: name each after its settings")
+    for point in points:
+        try:
+            json.dumps(dict(point.params), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise MethodError(f"operating point '{point.name}': params {error}: use plain numbers and text") from error
+    return list(points)
+
+
 class Session:
     """One dataset with one seed: its data, its backbone, and the methods fitted on it so far.
 
-    Everything is loaded when it is first needed, so that a finished session costs nothing.
+    Everything is loaded when it is first needed, so that a session whose cells are all finished costs nothing.
     """
 
     def __init__(self, settings: Settings, dataset: str, seed: int) -> None:
@@ -69,12 +93,12 @@ class Session:
 
     @cached_property
     def backbone_name(self) -> str:
-        """What the profile or the command line says for this dataset's language."""
+        """The backbone that the settings give for this dataset's language."""
         backbones = self.settings.profile.backbones
         if self._language in backbones:
             return backbones[self._language]
         raise ConfigError(
-            f"dataset '{self.dataset}' is {self._language} and no backbone was given for that language: "
+            f"dataset '{self.dataset}' is {self._language}, and no backbone is given for that language: "
             f"add --backbone {self._language}=DIR_OR_ID"
         )
 
@@ -87,7 +111,7 @@ class Session:
         if self.backbone_name == EMBEDDED and self.settings.source != "embedded":
             raise ConfigError(
                 f"the embedded backbone only knows the embedded language, not the words of '{self.dataset}': "
-                f"give one with --backbone {self._language}=DIR_OR_ID"
+                f"give another one with --backbone {self._language}=DIR_OR_ID"
             )
         return load_backbone(self.backbone_name, self._language, device=self.settings.device)
 
@@ -96,7 +120,7 @@ class Session:
         return prepare(self._raw, self.backbone, self.settings.profile.max_length)
 
     def fit_key(self, name: str) -> str:
-        """Content key of a fitted method: everything its weights follow from."""
+        """Return the content key of a fitted method: everything its weights depend on."""
         profile = self.settings.profile
         method, named = profile.method_of(name), profile.named_content(name)
         uses_head = isinstance(method, UsesWordHead) and method.uses_word_head(profile.config(name))
@@ -118,24 +142,24 @@ class Session:
         return cache_root() / "fits" / f"{self.dataset}--{name}--{self.fit_key(name)}"
 
     def is_cached(self, name: str) -> bool:
-        """Whether a fit of this method with these settings and data is in the cache."""
+        """Return whether a fit of this method with these settings and data is in the cache."""
         return self._folder(name).is_dir()
 
     def may_be_cached(self, name: str) -> bool:
-        """As :meth:`is_cached`, but without loading anything: false if no fit of that name is there, whatever its settings."""
+        """Return whether the cache has a fit of this name with any settings; loads nothing."""
         return any((cache_root() / "fits").glob(f"{self.dataset}--{name}--*"))
 
     def fitted(self, name: str) -> Fitted:
-        """The fitted method or variant: from this process, from the cache, or trained now.
+        """Return the fitted method or variant: from this process, from the cache, or trained now.
 
         Raises:
-            ConfigError: a setting that makes no sense.
-            MethodError: it cannot be used, or one that it learns from cannot.
-            Exception: whatever its code raises beside.
+            ConfigError: a setting is invalid.
+            MethodError: it, or a method it needs, cannot be used.
+            Exception: a bug in its code.
         """
         if name in self._fitted:
             return self._fitted[name]
-        if name in self._failed:  # nobody waits twice for the same failure
+        if name in self._failed:  # the same fit would fail again
             raise MethodError(self._failed[name])
         try:
             self._fitted[name] = self._fit(name)
@@ -168,9 +192,23 @@ class Session:
                 raise
             raise MethodError(f"method '{name}' learns from '{need}', which failed: {format_error(error)}") from error
 
+    def points(self, name: str) -> list[OperatingPoint]:
+        """Return the operating points of a method or variant.
+
+        Raises:
+            MethodError: they do not follow the contract.
+        """
+        fitted = self.fitted(name)
+        with self.naming(name):
+            return checked_points(fitted.operating_points(self.prepared.task.dev))
+
+    def contender(self, fitted: Fitted, point: OperatingPoint) -> Contender:
+        """Return a fitted method at a point, executed as the settings say."""
+        return Contender(fitted, replace(point, execution=self.settings.execution))
+
     @contextmanager
     def naming(self, name: str) -> Iterator[None]:
-        """A variant's code knows the name of its method only; complaints from inside also bear the variant's."""
+        """Add a variant's name to errors from inside: the code knows only the name of the variant's base."""
         try:
             yield
         except ConfigError as error:
@@ -189,7 +227,7 @@ class Session:
             return None
 
     def cell(self, name: str, point: OperatingPoint, fitted: Fitted | None = None) -> Cell:
-        """Coordinates of one measurement; without ``fitted``, of the fit itself."""
+        """Return the coordinates of one measurement or, without ``fitted``, of the fit itself."""
         given = self.settings.execution
         executor = fitted.executor if isinstance(fitted, HasExecutor) else "own"
         compute = fitted.compute if isinstance(fitted, HasCompute) else None

@@ -1,4 +1,4 @@
-"""From texts to what the referee works with: a task for methods to learn from, and a test split that only it sees."""
+"""Prepares a dataset: a task for methods to learn from, and a test split that only the harness sees."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from harness.data.cards import CARDS, card
 from harness.data.embedded import load_embedded
 from harness.data.hub import load_hub
 from harness.data.local import available, load_local
+from harness.data.overlaps import count_overlaps
 from harness.data.splits import RawDataset, RawSplit, limit_dataset
 from harness.encoder.backbone import Backbone
 from harness.results.schema import Overlaps
-from harness.running.overlaps import overlaps
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Prepared:
 
     Attributes:
         task: train and dev, for methods.
-        test: ids and labels, for the referee.
+        test: ids and labels, for the harness.
         difficulty: int8 [N] of the test rows; -1 where unknown.
-        notes: what a reader of results should know about the data.
+        notes: remarks on the data for readers of results.
     """
 
     task: Task
@@ -41,17 +41,17 @@ class Prepared:
 
     @cached_property
     def overlaps(self) -> Overlaps:
-        """Rows that stand in more than one split."""
-        return overlaps(self.task.train.tokens, self.task.dev.tokens, self.test.tokens)
+        """Counts of rows that occur in more than one split."""
+        return Overlaps(**count_overlaps(self.task.train.tokens, self.task.dev.tokens, self.test.tokens))
 
 
 def load_raw(
     name: str, source: str, *, data: Path | None = None, max_train: int | None = None, max_test: int | None = None
 ) -> RawDataset:
-    """A dataset from one of the three sources, cut to size.
+    """Load a dataset from one of the three sources, cut to at most ``max_train`` and ``max_test`` rows.
 
     Raises:
-        GeepBenchError: it cannot be loaded; the message says how to mend it.
+        GeepBenchError: it cannot be loaded.
     """
     if source == "embedded":
         raw = load_embedded(name)
@@ -67,10 +67,10 @@ def load_raw(
 
 
 def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
-    """Complain about an unknown dataset before anything expensive starts.
+    """Validate dataset names before anything expensive starts.
 
     Raises:
-        UnknownNameError: a dataset is neither a card nor, for local data, a folder.
+        UnknownNameError: a dataset has no card and, for local data, no folder.
         DataError: the folder of local data does not exist.
     """
     known = set(CARDS)
@@ -87,7 +87,7 @@ def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
 
 
 def source_identity(name: str, source: str, data: Path | None) -> str:
-    """What a dataset's content follows from, without loading it: to tell whether stored results are still its own."""
+    """Return what a dataset's content depends on, without loading it, to decide whether stored results are still valid."""
     if source == "local" and data is not None:
         digest = hashlib.sha256()
         for path in sorted((Path(data).expanduser() / name).glob("*.*")):

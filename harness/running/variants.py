@@ -1,14 +1,14 @@
-"""Rows that are no new code: a registered method under a name of its own, with settings of its own.
+"""Variants: a registered method under another name, with other settings. They need no code.
 
 In a profile::
 
     [method.distilbert-third]
-    like = "distilbert"             # a method or another variant, whose settings it takes over
-    layers = 2                      # its own settings win
-    needs = {bert = "bert-long"}    # optional: who plays the teacher that distilbert's code calls "bert"
+    like = "distilbert"             # a method or another variant; its settings are inherited
+    layers = 2                      # overrides the inherited setting
+    needs = {bert = "bert-long"}    # optional: the method to use as the teacher that distilbert's code calls "bert"
 
-``needs`` may also be a list of names; the method then finds its teachers under these. A variant is resolved by the profile that
-holds it; the registry knows nothing of it.
+``needs`` may also be a list of names; the method then finds its teachers under these names. Variants belong to their profile;
+the registry does not know them.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ INHERITED = ("role", "settings", "point_names", "named_content", "uses_word_head
 Tables = Mapping[str, Mapping[str, Any]]
 
 
-class _Cast(dict[str, Fitted]):
-    """Teachers by role; says in one line who is missing."""
+class _Teachers(dict[str, Fitted]):
+    """Fitted teachers by role; a missing role raises an error that says how to fill it."""
 
     def __init__(self, variant: Variant, teachers: Mapping[str, Fitted]) -> None:
         super().__init__({role: teachers[name] for role, name in variant.roles.items()})
         self._variant = variant
 
     def __missing__(self, role: str) -> Fitted:
-        method, given = self._variant.base.name, ", ".join(self) or "nobody"
+        method, given = self._variant.base.name, ", ".join(self) or "none"
         raise ConfigError(
-            f"method '{method}' looks for a teacher '{role}' and is given {given}: write needs = {{{role} = ...}}"
+            f"method '{method}' looks for a teacher '{role}' and has {given}: write needs = {{{role} = ...}}"
         )
 
 
 class Variant:
-    """A method under another name: fits, loads and names its points as the method does that it is like.
+    """A method under another name, with all capabilities of its base.
 
     Attributes:
         base: the registered method.
-        roles: what the base calls a teacher -> name of the method or variant that plays it.
-        identity: for content keys; no two different variants share one.
+        roles: the base's name of a teacher -> the method or variant that is used for it.
+        identity: for content keys; different variants have different ones.
     """
 
     def __init__(self, name: str, base: Method, roles: Mapping[str, str]) -> None:
@@ -68,38 +68,38 @@ class Variant:
     def fit(
         self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
     ) -> Fitted:
-        """As the base, whose teachers bear the names of their roles."""
-        return self.base.fit(task, backbone, _Cast(self, teachers), config=config, seed=seed)
+        """Fit the base; teachers are passed by role."""
+        return self.base.fit(task, backbone, _Teachers(self, teachers), config=config, seed=seed)
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> Fitted:
-        """What ``save`` wrote."""
-        return self.base.load(folder, task, backbone, _Cast(self, teachers))
+        """Load what ``save`` wrote."""
+        return self.base.load(folder, task, backbone, _Teachers(self, teachers))
 
 
 def is_variant(tables: Tables, name: str) -> bool:
-    """Whether the table of that name makes it one."""
+    """Return whether the table ``name`` defines a variant."""
     return "like" in tables.get(name, {})
 
 
 def lineage(tables: Tables, name: str) -> list[str]:
-    """``name``, what it is like, what that is like, ..., down to a name that is no variant.
+    """Return ``name`` and its bases, the nearest first, down to a method that is not a variant.
 
     Raises:
-        ConfigError: variants are like each other in a circle, or ``like`` is no name.
+        ConfigError: variants refer to each other in a circle, or ``like`` is not a string.
     """
     found = [name]
     while is_variant(tables, found[-1]):
         like = tables[found[-1]]["like"]
         if not isinstance(like, str):
-            raise ConfigError(f"variant '{found[-1]}': like = {like!r} is not a name: write like = \"...\"")
+            raise ConfigError(f"variant '{found[-1]}': like = {like!r} must be a string: write like = \"...\"")
         if like in found:
-            raise ConfigError(f"variants are like each other in a circle: {' -> '.join([*found, like])}")
+            raise ConfigError(f"variants refer to each other in a circle: {' -> '.join([*found, like])}")
         found.append(like)
     return found
 
 
 def settings(tables: Tables, name: str) -> dict[str, Any]:
-    """Own settings of a method or variant: those of what it is like, overridden by its own.
+    """Return the settings of a method or variant: those of its bases, overridden by its own.
 
     Raises:
         ConfigError: as :func:`lineage`.
@@ -112,18 +112,18 @@ def settings(tables: Tables, name: str) -> dict[str, Any]:
 
 
 def method_of(tables: Tables, name: str) -> Method:
-    """The method or variant called ``name``.
+    """Return the method or variant called ``name``.
 
     Raises:
-        UnknownNameError: there is none, or it is like, or needs, one that does not exist.
-        ConfigError: a variant makes no sense.
+        UnknownNameError: it, or a method in its ``like`` or ``needs``, does not exist.
+        ConfigError: a variant is invalid.
         MethodError: its plug-in cannot be imported or lacks a part of the contract.
     """
     if not is_variant(tables, name):
         _refuse_unless_known(tables, "method", name)
         if "needs" in tables.get(name, {}):
             raise ConfigError(
-                f"[method.{name}] needs = ...: teachers are chosen for variants only: "
+                f"[method.{name}] needs = ...: only variants can have other teachers: "
                 f'give it another name and add like = "{name}"'
             )
         return registry.get(name)
@@ -136,7 +136,7 @@ def method_of(tables: Tables, name: str) -> Method:
     roles = {need: need for need in base.needs}
     for one in reversed(family[:-1]):
         if "needs" in tables[one]:
-            roles = _recast(one, roles, tables[one]["needs"])
+            roles = _reassign(one, roles, tables[one]["needs"])
     for need in roles.values():
         _refuse_unless_known(tables, f"method in needs of variant '{name}':", need)
     return Variant(name, base, roles)
@@ -153,22 +153,22 @@ def _refuse_bad_name(name: str) -> None:
         raise ConfigError(f"variant '{name}' has the name of a registered method: choose another one")
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         raise ConfigError(
-            f"variant '{name[:LONGEST]}' cannot be called so: use up to {LONGEST} letters, digits and single - . + between them"
+            f"variant '{name[:LONGEST]}': this name is not allowed: use up to {LONGEST} letters, digits and single - . + between them"
         )
 
 
-def _recast(variant: str, roles: Mapping[str, str], needs: Any) -> dict[str, str]:
-    """The roles after one ``needs``: a list replaces all, a mapping changes those that it names."""
+def _reassign(variant: str, roles: Mapping[str, str], needs: Any) -> dict[str, str]:
+    """Return the roles after one ``needs``: a list replaces all roles, a mapping those that it names."""
     names = needs.values() if isinstance(needs, Mapping) else needs
     if not isinstance(needs, list | tuple | Mapping) or not all(isinstance(name, str) for name in names):
         raise ConfigError(
-            f'variant \'{variant}\': needs = {needs!r} names no methods: write needs = ["..."] or needs = {{role = "..."}}'
+            f'variant \'{variant}\': needs = {needs!r} must name methods: write needs = ["..."] or needs = {{role = "..."}}'
         )
     if not isinstance(needs, Mapping):
         return {name: name for name in needs}
     for role in needs:
         if role not in roles:
             raise ConfigError(
-                f"variant '{variant}': nobody plays the role '{role}' in needs: its roles are {', '.join(roles) or 'none'}"
+                f"variant '{variant}': needs has an unknown role '{role}': its roles are {', '.join(roles) or 'none'}"
             )
     return {**roles, **needs}

@@ -65,7 +65,7 @@ def test_the_embedded_backbone_reads_no_real_text(stage: Any, settings: Settings
 
 def test_a_language_without_backbone_is_told(stage: Any, settings: Settings) -> None:
     """The message names dataset, language and option."""
-    with pytest.raises(ConfigError, match=r"'lcqmc' is zh .*--backbone zh="):
+    with pytest.raises(ConfigError, match=r"'lcqmc' is zh, .*--backbone zh="):
         run(change(settings, backbones={"en": "embedded"}, datasets=["lcqmc"]))
 
 
