@@ -153,7 +153,8 @@ def _refuse_bad_name(name: str) -> None:
         raise ConfigError(f"variant '{name}' has the name of a registered method: choose another one")
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         raise ConfigError(
-            f"variant '{name[:LONGEST]}': this name is not allowed: use up to {LONGEST} letters, digits and single - . + between them"
+            f"variant '{name[:LONGEST]}': this name is not allowed: "
+            f"use up to {LONGEST} letters and digits, with single - . + between them"
         )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from harness.data.overlaps import count_overlaps
-
 from harness.core.tokens import TokenSet
+from harness.data.overlaps import count_overlaps
 
 
 def test_rows_are_compared_as_the_model_sees_them() -> None:
