@@ -58,7 +58,7 @@ class Progress:
     loss: float = math.nan
 
 
-class Curve:
+class LossCurve:
     """Losses by step, one JSON line each; lines after a state are cut when a run resumes from it."""
 
     def __init__(self, path: Path) -> None:
@@ -102,7 +102,7 @@ class Trainer:
         self.device = stream.device
         self.bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_bfloat16(self.device))
         self.progress = Progress()
-        self.curve = Curve(folder / "curve.jsonl")
+        self.curve = LossCurve(folder / "curve.jsonl")
         self.forward: Forward = model
         self.compiled = compiled
         self.optimizer = self._optimizer()

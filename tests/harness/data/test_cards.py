@@ -41,13 +41,13 @@ def test_card_is_consistent(name):
 
 
 def test_unknown_name_suggests_the_nearest():
-    """A misspelt dataset name is answered with the right one."""
+    """The error for a misspelt dataset name suggests the right one."""
     with pytest.raises(UnknownNameError, match="unknown dataset 'agnews'.*did you mean ag_news"):
         card("agnews")
 
 
 def test_cards_are_strict_and_frozen():
-    """A card neither takes unknown fields nor lets itself be changed."""
+    """A card accepts no unknown fields and cannot be changed."""
     it = card("ag_news")
     with pytest.raises(ValidationError):
         DatasetCard.model_validate({**it.model_dump(), "colour": "red"})

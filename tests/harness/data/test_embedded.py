@@ -16,7 +16,7 @@ FEW = (600, 100, 200)
 
 @pytest.fixture(scope="module")
 def twins():
-    """All twelve in small."""
+    """Small twins of all cards."""
     return {name: load_embedded(name, sizes=FEW) for name in CARDS}
 
 
@@ -36,7 +36,7 @@ def test_twelve_twins_follow_their_cards(twins):
 
 
 def test_twins_satisfy_the_rules_of_data(twins):
-    """What is asked of users' data holds for the twins too."""
+    """The twins satisfy the rules for users' data."""
     for name, twin in twins.items():
         assert count_labels(twin.train, name) == twin.num_labels
         for split, size in zip((twin.train, twin.dev, twin.test), FEW, strict=True):
@@ -46,7 +46,7 @@ def test_twins_satisfy_the_rules_of_data(twins):
 
 
 def test_labels_and_difficulties_are_balanced(twins):
-    """Labels are equally frequent, in every degree of difficulty; degrees come 4 : 3 : 3."""
+    """Labels are equally frequent at every difficulty; difficulties have shares 4 : 3 : 3."""
     for twin in twins.values():
         counts = np.bincount(twin.train.labels, minlength=twin.num_labels)
         assert counts.max() - counts.min() <= 1
@@ -58,7 +58,7 @@ def test_labels_and_difficulties_are_balanced(twins):
 
 
 def test_seed_decides_everything():
-    """The same seed gives the same samples, another seed others."""
+    """The same seed gives the same samples, another seed gives others."""
     one, again, other = (load_embedded("lcqmc", seed, (50, 10, 10)) for seed in (0, 0, 1))
     assert one.train.texts == again.train.texts
     assert one.test.pairs == again.test.pairs
@@ -84,7 +84,7 @@ def test_twins_of_one_kind_differ(twins):
 
 
 def test_vocabularies_are_aligned():
-    """Both languages have as many entries, each once, and every concept under the same id."""
+    """Both vocabularies have the same size, unique entries, and the same id for each concept."""
     en, zh = vocabulary("en"), vocabulary("zh")
     assert len(en) == len(set(en)) == len(zh) == len(set(zh))
     assert en[:5] == zh[:5] == list(SPECIALS)
@@ -96,7 +96,7 @@ def test_vocabularies_are_aligned():
 
 
 def test_every_word_is_in_the_vocabulary(twins):
-    """No generated text has a word that would become [UNK]."""
+    """No word of a generated text is unknown to the vocabulary."""
     for twin in twins.values():
         known = set(vocabulary(twin.language))
         for text in [*twin.train.texts, *(twin.train.pairs or [])]:
@@ -138,6 +138,6 @@ def test_counting_words_solves_easy_samples_only(name):
 
 
 def test_unknown_twin():
-    """A name that is no dataset is refused."""
+    """An unknown dataset is refused."""
     with pytest.raises(UnknownNameError):
         load_embedded("agnews")

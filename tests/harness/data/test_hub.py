@@ -12,7 +12,7 @@ from harness.data.hub import load_hub
 
 
 class FakeTable(dict):
-    """What load_dataset returns, as far as it is used."""
+    """The used part of what load_dataset returns."""
 
     @property
     def column_names(self):
@@ -20,7 +20,7 @@ class FakeTable(dict):
 
 
 class FakeHub:
-    """Serves tables by split and remembers how it was asked."""
+    """Serves tables by split and records the calls."""
 
     def __init__(self, tables):
         self.tables, self.calls = tables, []
@@ -78,7 +78,7 @@ def test_columns_offset_and_pairs(serve):
 
 
 def test_single_split_gives_test_and_dev(serve):
-    """Where the hub has one split, test and dev are carved from it without overlap."""
+    """If the hub has one split, test and dev are carved from it without overlap."""
     serve({"train": FakeTable(review=[f"r{i}" for i in range(200)], label=[i % 2 for i in range(200)])})
     data = load_hub(card("weibo"))
     assert [len(data.train), len(data.dev), len(data.test)] == [162, 18, 20]
@@ -87,14 +87,14 @@ def test_single_split_gives_test_and_dev(serve):
 
 @pytest.mark.parametrize("name", ["book_review", "shopping_review", "thucnews"])
 def test_no_faithful_copy(name):
-    """Datasets without a faithful copy point to local files."""
+    """The error for a dataset without a faithful copy points to local files."""
     with pytest.raises(DataError, match="no faithful copy on the hub.*--data DIR"):
         load_hub(card(name))
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), FileNotFoundError("404"), RuntimeError()])
 def test_unreachable(serve, error):
-    """Whatever the library raises becomes one line with the mend."""
+    """Every error of the library becomes one line with advice."""
     serve(error)
     with pytest.raises(DataError, match="cannot be loaded.*--data DIR") as caught:
         load_hub(card("ag_news"))

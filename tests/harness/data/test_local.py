@@ -28,7 +28,7 @@ def write(path, data):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A sound dataset ``toy``; tests spoil one thing each."""
+    """A valid dataset ``toy``, in which each test damages one thing."""
     for split in ("train", "dev", "test"):
         write(tmp_path / "toy" / f"{split}.csv", table())
     return tmp_path
@@ -72,7 +72,7 @@ def test_pairs(folder):
 
 
 def test_missing_folder_split_and_name(folder):
-    """What is not there is named, with what is."""
+    """Errors about missing folders and names list the existing ones."""
     refused(folder / "nowhere", "data folder .*nowhere does not exist")
     with pytest.raises(UnknownNameError, match="unknown dataset in .*'tay': did you mean toy"):
         load_local(folder, "tay")
@@ -83,7 +83,7 @@ def test_missing_folder_split_and_name(folder):
 
 
 def test_two_files_for_one_split(folder):
-    """Two candidates for one split are refused: guessing could measure the wrong one."""
+    """Two files for one split are refused."""
     write(folder / "toy" / "test.parquet", table())
     refused(folder, "test.parquet and test.csv both exist")
 
@@ -91,7 +91,7 @@ def test_two_files_for_one_split(folder):
 @pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
 @pytest.mark.parametrize("column", ["text", "label"])
 def test_missing_column(tmp_path, form, column):
-    """A missing column is named together with those that are there."""
+    """An error about a missing column lists the existing columns."""
     for split in ("train", "dev", "test"):
         write(tmp_path / "toy" / f"{split}.{form}", table().rename(columns={column: "other"}))
     refused(tmp_path, f"train.{form}: no column '{column}'")
@@ -154,14 +154,14 @@ def test_texts_that_are_no_texts(folder):
 
 @pytest.mark.parametrize("content", [b"PAR1 this is no parquet", b"\x00" * 64])
 def test_broken_parquet(folder, content):
-    """A damaged Parquet file gives one line."""
+    """A damaged Parquet file gives an error in one line."""
     (folder / "toy" / "train.csv").unlink()
     (folder / "toy" / "train.parquet").write_bytes(content)
     refused(folder, "train.parquet: cannot be read")
 
 
 def test_undecodable_text(folder):
-    """Text that is not UTF-8 is refused with the mend."""
+    """Text that is not UTF-8 is refused with advice."""
     for name, message in (("train.csv", "not UTF-8"), ("train.jsonl", "not UTF-8")):
         for old in (folder / "toy").glob("train.*"):
             old.unlink()
@@ -179,13 +179,13 @@ def test_broken_json_line(folder):
 
 
 def test_broken_csv(folder):
-    """A row with too many fields gives one line."""
+    """A row with too many fields gives an error in one line."""
     (folder / "toy" / "train.csv").write_text("text,label\na,0\nb,c,d,1\n")
     refused(folder, "train.csv: not a csv table")
 
 
 def test_unusual_texts_load(folder):
-    """A very long text, emoji, mixed scripts and a single test row are all fine."""
+    """A very long text, emoji, mixed scripts and a single test row are accepted."""
     texts = ["x" * 100_000, "好 good 👍🏽 хорошо جيد", "\u200bzero\u2028width", "line\nbreak"]
     write(folder / "toy" / "train.csv", table([(text, i % 2) for i, text in enumerate(texts)]))
     write(folder / "toy" / "test.csv", table([("👍", 1)]))
@@ -195,7 +195,7 @@ def test_unusual_texts_load(folder):
 
 
 def test_language(folder):
-    """An unknown dataset's language is guessed from its characters unless its card says it."""
+    """The language of an unknown dataset is guessed from its characters unless its card states it."""
     assert load_local(folder, "toy").language == "en"
     assert guess_language(["这家酒店很好", "ok"]) == "zh"
     assert guess_language(["", " "]) == "en"
@@ -215,13 +215,13 @@ def test_language(folder):
     ],
 )
 def test_bad_card(folder, text, message):
-    """A card.toml that makes no sense is refused."""
+    """An invalid card.toml is refused with file, key and allowed values."""
     (folder / "toy" / "card.toml").write_text(text)
     refused(folder, message)
 
 
 def test_known_dataset_takes_its_card(folder):
-    """A folder named as one of the twelve has that card's language, classes and label names."""
+    """A folder with the name of a card has that card's language, classes and label names."""
     (folder / "toy").rename(folder / "thucnews")
     data = load_local(folder, "thucnews")
     assert (data.language, data.num_labels, data.label_names[1]) == ("zh", 10, "realty")

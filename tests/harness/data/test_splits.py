@@ -43,13 +43,13 @@ def test_carving_partitions_and_keeps_every_class_in_train(labels, seed):
 
 
 def test_carving_is_deterministic():
-    """The same seed carves the same rows, another seed other ones."""
+    """The same seed carves the same rows, another seed carves others."""
     whole = split_of([0, 1] * 100)
     assert carve_dev(whole)[1].texts == carve_dev(whole)[1].texts != carve_dev(whole, seed=1)[1].texts
 
 
 def test_carving_nothing_is_an_error():
-    """Where every class has one row, a dev split is asked for in words."""
+    """If every class has a single row, the error asks for a dev file."""
     with pytest.raises(DataError, match="no class has two rows"):
         carve_dev(split_of([0, 1, 2]))
 
@@ -112,7 +112,7 @@ def test_integers_in_any_spelling(good):
 
 @pytest.mark.parametrize("bad", ["pos", "1.0", "", 1.5, float("nan"), float("inf"), None, True, [1]])
 def test_labels_that_are_no_integers(bad):
-    """Anything else is refused with file, column, row and mend."""
+    """Other values are refused with file, column, row and advice."""
     with pytest.raises(
         DataError, match=r"^f\.csv: column 'label' must hold integers, but row 2 holds .*number the classes"
     ) as caught:

@@ -1,4 +1,4 @@
-"""What is looked at beside the rounds: each of it on a method that does it wrong."""
+"""Diagnostics, each on a method with the fault that it finds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.toolkit.fitted import FullDepth
 
 
 class BatchDependent(FullDepth):
-    """Answers otherwise when a sample is alone, as padding that is attended to would."""
+    """Answers differently for a single sample, as with padding that is attended to."""
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         found = super().predict(tokens, at=at)
@@ -32,7 +32,7 @@ class BatchDependent(FullDepth):
 
 
 class Learning(FullDepth):
-    """Goes on learning while it is tested."""
+    """Learns while it is tested."""
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         next(self.model.parameters()).data.add_(1e-3)
@@ -51,7 +51,7 @@ def labels_of(fitted: FullDepth, tokens: TokenSet, point: OperatingPoint) -> np.
 def test_samples_alone_are_answered_as_in_batches(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
 ) -> None:
-    """Every sample alone, one call each; a method that looks at its neighbours is caught."""
+    """Every sample is run alone, and a method whose answers depend on other samples is found."""
     fitted = FullDepth(tiny_model)
     labels = labels_of(fitted, tokens, point)
     latency, agree, spent = single_samples(Contender(fitted, point), tokens, labels, seed=0)
@@ -64,7 +64,7 @@ def test_samples_alone_are_answered_as_in_batches(
 def test_slow_methods_are_asked_less_often(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time for it is bounded, and what is stored says how many calls there were."""
+    """The total time is limited, and the number of calls is stored."""
     ticks = iter(range(10_000))
     monkeypatch.setattr(clock, "now", lambda: 0.05 * next(ticks))
     latency, _, _ = single_samples(Contender(FullDepth(tiny_model), point), tokens, np.zeros(len(tokens)), seed=0)
@@ -74,7 +74,7 @@ def test_slow_methods_are_asked_less_often(
 def test_a_method_that_learns_from_test_is_caught(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, point: OperatingPoint
 ) -> None:
-    """What it would save after testing is compared with what it would have saved before."""
+    """The saved state after testing is compared with the state before."""
     for kind, unchanged in ((FullDepth, True), (Learning, False)):
         fitted = kind(make_model())
         before = SavedState.of(fitted)
@@ -91,7 +91,7 @@ def test_a_method_that_learns_from_test_is_caught(
 def test_bounds_and_controls_are_left_alone(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
 ) -> None:
-    """Who looks ahead, or deals out exits among all, has no latency: no sample of his ever ran alone."""
+    """Bounds and controls have no latency, because they never run a single sample."""
     fitted: Any = FullDepth(tiny_model)
     fitted.foresee = lambda tokens, at: torch.zeros(len(tokens), dtype=torch.int16)
     found = diagnose(Contender(fitted, point), tokens, np.zeros(len(tokens)), SavedState.of(fitted))
@@ -102,7 +102,7 @@ def test_bounds_and_controls_are_left_alone(
 
 
 def test_unseen_keys_are_those_without_a_row(tokens: TokenSet, point: OperatingPoint) -> None:
-    """The share is that of the method's own table; methods without one have none."""
+    """The share refers to the method's own table; methods without a table have none."""
     fitted: Any = SimpleNamespace(key_hits=lambda tokens, at: (3, 12))
     assert unseen_keys(Contender(fitted, point), tokens) == 0.75
     fitted = SimpleNamespace(key_hits=lambda tokens, at: (0, 0))
@@ -114,7 +114,7 @@ def test_unseen_keys_are_those_without_a_row(tokens: TokenSet, point: OperatingP
 def test_waits_are_counted_where_there_is_something_to_wait_for(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
 ) -> None:
-    """On the CPU nothing is asynchronous."""
+    """On the CPU there is no count of synchronisations."""
     assert count_syncs(Contender(FullDepth(tiny_model), point), tokens) is None
 
 
@@ -122,7 +122,7 @@ def test_waits_are_counted_where_there_is_something_to_wait_for(
 def test_waits_are_counted_on_a_device(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, point: OperatingPoint
 ) -> None:
-    """The chassis makes none; a method that asks for a value makes one each."""
+    """The encoder never synchronises; a method that reads a value does so once."""
 
     class Asking(FullDepth):
         def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
@@ -135,7 +135,7 @@ def test_waits_are_counted_on_a_device(
 
 
 def test_state_is_what_is_saved(tiny_model: MultiExitModel, tmp_path: Path) -> None:
-    """Its size is that of the files; a method that saves nothing borrows."""
+    """The size is that of the files; a method that saves nothing has no weights."""
     FullDepth(tiny_model).save(tmp_path)
     assert SavedState.of(FullDepth(tiny_model)).size == sum(path.stat().st_size for path in tmp_path.iterdir())
     nothing: Any = SimpleNamespace(save=lambda folder: None)
@@ -143,7 +143,7 @@ def test_state_is_what_is_saved(tiny_model: MultiExitModel, tmp_path: Path) -> N
 
 
 def test_peak_memory_starts_anew() -> None:
-    """What was held and let go before does not count."""
+    """Memory that was freed before the reset does not count."""
     if not reset_host_peak():
         pytest.skip("this system does not tell")
     block = np.ones(30_000_000)
@@ -157,7 +157,7 @@ def test_peak_memory_starts_anew() -> None:
 
 
 def test_energy_is_that_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counter's rise over a window of several runs, by their number; none where there is no counter."""
+    """The energy of a run is the mean over the runs in a window; ``None`` without a counter."""
     assert joules(lambda: None, torch.device("cpu")) is None
     state = {"time": 0.0, "energy": 5_000}
 
@@ -173,5 +173,5 @@ def test_energy_is_that_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_limits_are_of_use() -> None:
-    """A p99 wants a hundred calls."""
+    """A 99th percentile needs a hundred calls."""
     assert diagnostics.CALLS >= 100

@@ -1,4 +1,4 @@
-"""Timed passes, on a clock that tests turn by hand."""
+"""Timed passes on a fake clock."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Time:
 
 
 class Fake:
-    """Answers with the second word's parity and takes as many seconds as it is told, call by call."""
+    """Answers with the parity of the second word, and takes the given seconds for each call."""
 
     cost = ModelCost({"layer": LayerCost(4, 8)}, depth=1, params=0)
 
@@ -49,14 +49,14 @@ class Fake:
 
 
 class OrderDependent(Fake):
-    """Answers by the place in the batch: what no method may do."""
+    """Answers by the position in the batch, which methods must not do."""
 
     def logits(self, tokens: TokenSet) -> np.ndarray:
         return np.eye(2, dtype=np.float32)[np.arange(len(tokens)) % 2]
 
 
 class Foreseeing(Fake):
-    """Looks everything up before it runs, and for long."""
+    """Looks up exits before it runs, which takes long."""
 
     def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
         self.time.now += 1000
@@ -90,7 +90,7 @@ def contender(fitted: Fake, batch_size: int = 2) -> Contender:
 
 
 def test_medians_and_their_spread(time: Time, calls: list, samples: TokenSet) -> None:
-    """Seconds are the median of the rounds, warm-up aside; speed-up is the median of the ratios round by round."""
+    """Seconds are the median of the rounds without warm-up; the speed-up is the median of the ratios per round."""
     own = Fake("own", time, calls, [50, 1, 2, 3, 4, 10])
     reference = Fake("bert", time, calls, [70, 4, 4, 6, 4, 40])
     found = measure(
@@ -112,7 +112,7 @@ def test_medians_and_their_spread(time: Time, calls: list, samples: TokenSet) ->
 
 
 def test_passes_alternate_on_the_same_order(time: Time, calls: list, samples: TokenSet) -> None:
-    """After a warm-up of each: reference and method, method and reference, and so on, both on one order per round."""
+    """After a warm-up of both, reference and method alternate in changing order, on the same order of samples per round."""
     measure(
         contender(Fake("own", time, calls, [1] * 9)),
         samples,
@@ -132,7 +132,7 @@ def test_passes_alternate_on_the_same_order(time: Time, calls: list, samples: To
 
 
 def test_predictions_come_in_file_order(time: Time, calls: list, samples: TokenSet) -> None:
-    """Orders differ between rounds; what is stored does not, and rounds agree sample by sample."""
+    """Orders differ between rounds, stored predictions are in file order, and rounds agree sample by sample."""
     found = measure(contender(Fake("own", time, calls, [1] * 9)), samples, rounds=ROUNDS, seed=3)
     assert found.predictions.logits.argmax(1).tolist() == [i % 2 for i in range(40)]
     assert found.rounds_agree == 1.0
@@ -142,13 +142,13 @@ def test_predictions_come_in_file_order(time: Time, calls: list, samples: TokenS
 
 
 def test_answers_that_depend_on_the_order_are_caught(time: Time, calls: list, samples: TokenSet) -> None:
-    """A method that looks at a sample's place in the batch does not agree with itself."""
+    """Rounds disagree for a method that uses the position of a sample in the batch."""
     found = measure(contender(OrderDependent("own", time, calls, [1] * 9)), samples, rounds=ROUNDS, seed=0)
     assert found.rounds_agree < 0.5
 
 
 def test_the_same_seed_gives_the_same_orders(time: Time, samples: TokenSet) -> None:
-    """Orders follow from the seed."""
+    """The seed determines the orders."""
     seen: list[list] = [[], [], []]
     for calls, seed in zip(seen, (1, 1, 2), strict=True):
         measure(contender(Fake("own", time, calls, [1] * 9)), samples, rounds=3, seed=seed)
@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_orders(time: Time, samples: TokenSet) -> N
 
 
 def test_foresight_is_marked_and_not_timed(time: Time, calls: list, samples: TokenSet) -> None:
-    """A bound's look-up is outside the timed region, and the referee knows a bound when it sees one."""
+    """The look-up of a bound is outside the timed region, and its rows are marked as a bound."""
     found = measure(contender(Foreseeing("oracle", time, calls, [1] * 9)), samples, rounds=2, seed=0)
     assert found.foresees
     assert found.speed.seconds == 1
@@ -198,7 +198,7 @@ def _set(name: str, value: object) -> Callable[[Predictions], None]:
 def test_predictions_that_cannot_be_right_are_refused(
     time: Time, calls: list, samples: TokenSet, change: Callable[[Predictions], None], words: str
 ) -> None:
-    """Rows missing, a dimension missing, another type or logits that are no numbers are the method's bug, named as such."""
+    """Missing rows, a missing dimension, another type and logits that are not numbers are reported as errors of the method."""
     with pytest.raises(MethodError, match=words):
         timed_pass(contender(broken(change)("own", time, calls, [1])), samples)
 
@@ -219,7 +219,7 @@ def test_predictions_that_cannot_be_right_are_refused(
 def test_work_that_no_flops_can_come_from_is_refused(
     time: Time, calls: list, samples: TokenSet, change: Callable[[Predictions], None], words: str
 ) -> None:
-    """Exits outside the model, no layer at all, or blocks without a cost are told before a round is timed."""
+    """Exits outside the model, no layer, and blocks without a cost are reported before a round is timed."""
     with pytest.raises(MethodError, match=words):
         measure(contender(broken(change)("own", time, calls, [1] * 9)), samples, rounds=1, seed=0)
 
@@ -227,7 +227,7 @@ def test_work_that_no_flops_can_come_from_is_refused(
 def test_methods_predict_in_inference_mode_and_in_the_dtype_asked_for(
     time: Time, calls: list, samples: TokenSet
 ) -> None:
-    """No gradient is kept, and bfloat16 means autocast around predict."""
+    """predict runs without gradients, and within autocast for bfloat16."""
     seen = []
 
     def look(_: Predictions) -> None:
@@ -240,7 +240,7 @@ def test_methods_predict_in_inference_mode_and_in_the_dtype_asked_for(
 
 
 def test_phases_add_up_by_name(time: Time) -> None:
-    """Parts of one name are summed, others kept apart; nothing waits for a device on the CPU."""
+    """Times of one name are summed, different names are separate, and the CPU needs no synchronisation."""
     phases = clock.Phases("cpu")
     for name, seconds in (("layers", 2.0), ("predict", 1.0), ("layers", 0.5)):
         with phases(name):

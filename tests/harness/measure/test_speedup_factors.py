@@ -1,4 +1,4 @@
-"""The speed-up taken apart: factors that multiply to it, each of what it says."""
+"""Speed-up factors: their values, their product and their explanations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def side(
     cost: ModelCost = COST,
     **phases: float,
 ) -> Side:
-    """So many layers over ``rows`` samples of ``tokens`` tokens each, padded by ``pad``, and one head."""
+    """A pass of some layers over ``rows`` samples of ``tokens`` tokens each, padded by ``pad``, and one head."""
     work = Work()
     for layer in range(depth):
         work.add(f"layer.{layer}", Tally(rows, rows * (tokens + pad), rows * tokens, rows * (tokens + pad) ** 2))
@@ -42,7 +42,7 @@ def factors(own: Side, reference: Side) -> dict[str, float]:
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_factors_multiply_to_the_measured_ratio(data: st.DataObject) -> None:
-    """Whatever two methods did: the product is the ratio of wall times, and that of the first ones the ratio of FLOPs."""
+    """The product is always the ratio of wall times, and the product of the first factors is the ratio of FLOPs."""
 
     def draw() -> Side:
         parts = {
@@ -68,13 +68,13 @@ def test_factors_multiply_to_the_measured_ratio(data: st.DataObject) -> None:
 
 
 def test_a_method_against_itself_gains_and_loses_nothing() -> None:
-    """All factors are one."""
+    """A method compared with itself has only factors of one."""
     own = side(4, 3.0, layers=2.0, predict=0.5)
     assert all(ratio == pytest.approx(1) for ratio in factors(own, own).values())
 
 
 def test_each_cause_has_its_factor() -> None:
-    """Fewer layers, narrower ones, shorter samples, padding, slower kernels and time beside blocks: one factor each."""
+    """Fewer layers, smaller width, shorter samples, padding, slower kernels and time outside blocks have one factor each."""
     reference = side(4, 4.0, layers=4.0)
     assert factors(side(2, 4.0, layers=4.0), reference)["layers"] == 2
     assert "width" not in factors(side(2, 4.0), reference)
@@ -108,7 +108,7 @@ def test_it_says_what_ran() -> None:
 
 
 def test_blocks_of_another_kind_have_one_factor() -> None:
-    """A method that knows no layers is compared by all its FLOPs."""
+    """A method without layers has one factor for all FLOPs."""
     work = Work()
     work.add("cell.0", Tally(10, 50, 50, 0))
     cost: Any = ModelCost({"cell": LayerCost(2, 2)}, depth=1, params=1)

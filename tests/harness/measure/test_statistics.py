@@ -37,7 +37,7 @@ shares = st.floats(0, 1)
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_interval_holds_the_accuracy(correct: list[bool], level: float) -> None:
-    """The limits lie around the accuracy, inside 0..1, and a wider level is not narrower."""
+    """The limits enclose the accuracy, are in 0..1, and a higher level gives no narrower interval."""
     values = np.array(correct)
     low, high = bootstrap_interval(values, level)
     assert 0 <= low <= values.mean() <= high <= 1
@@ -57,13 +57,13 @@ def test_interval_agrees_with_scipys_bootstrap(right: int, wrong: int) -> None:
 
 @pytest.mark.parametrize("value", [True, False])
 def test_interval_without_spread(value: bool) -> None:
-    """One sample, or all of them alike: both limits are the accuracy."""
+    """With one sample, or with equal samples, both limits are the accuracy."""
     assert bootstrap_interval(np.array([value])) == (float(value), float(value))
     assert bootstrap_interval(np.full(30, value)) == (float(value), float(value))
 
 
 def test_spread_agrees_with_scipy() -> None:
-    """Mean, sample deviation and Student's interval are scipy's."""
+    """Mean, sample deviation and Student's interval equal those of scipy."""
     values = [0.81, 0.84, 0.80, 0.86]
     found = spread(values)
     expected = ttest_1samp(values, 0).confidence_interval(0.95)
@@ -73,7 +73,7 @@ def test_spread_agrees_with_scipy() -> None:
 
 
 def test_one_seed_has_no_spread() -> None:
-    """A single value says nothing about how values vary."""
+    """A single value has no deviation and no interval."""
     assert spread([0.9]) == (0.9, None, None, None, 1)
 
 
@@ -110,7 +110,7 @@ def test_holm_known_answer() -> None:
 
 
 def test_cells_that_answer_as_before_cost_nothing() -> None:
-    """One cell with 15 losses among 87 without a discordant sample is judged as if it were alone."""
+    """One cell with 15 losses among 87 without a discordant sample is tested as if it were alone."""
     p = mcnemar(0, 15, "worse")
     adjusted = holm_testable([1.0] * 87 + [p], [0] * 87 + [15], alpha=0.01)
     assert adjusted == [None] * 87 + [pytest.approx(p)]
@@ -124,7 +124,7 @@ def test_cells_that_could_be_significant_pay_for_each_other() -> None:
 
 
 def test_testable_cells_raise_false_alarms_no_more_often_than_asked() -> None:
-    """Over all ways in which the discordant samples of four equal cells can fall, alpha is kept, exactly."""
+    """Over all outcomes of the discordant samples of four equal cells, the exact level is at most alpha."""
     alpha, discordant = 0.1, (5, 6, 4, 0)
     wrong = 0.0
     for wins in product(*(range(d + 1) for d in discordant)):
@@ -136,7 +136,7 @@ def test_testable_cells_raise_false_alarms_no_more_often_than_asked() -> None:
 
 
 def test_pairs_are_matched_by_test_row() -> None:
-    """Rows are paired by index, not by position, and only rows that both have count."""
+    """Rows are paired by index, not by position, and only common rows count."""
     ours = pd.Series([YES, NO, YES], index=[0, 1, 2])
     theirs = pd.Series([NO, YES, YES, YES], index=[1, 0, 3, 2])
     result = paired([ours], [theirs])
@@ -157,7 +157,7 @@ def test_nothing_to_pair() -> None:
 
 
 def test_bootstrapped_difference_agrees_with_scipy() -> None:
-    """One seed: scipy's paired percentile bootstrap of the mean difference, within half a sample in 200."""
+    """With one seed the interval equals scipy's paired percentile bootstrap, within half a sample in 200."""
     rng = np.random.default_rng(5)
     new, base = rng.random(200) < 0.8, rng.random(200) < 0.7
     difference = new.astype(int) - base.astype(int)
@@ -166,7 +166,7 @@ def test_bootstrapped_difference_agrees_with_scipy() -> None:
 
 
 def test_more_seeds_are_not_more_samples() -> None:
-    """The same answers under four seeds give the interval of one."""
+    """The same answers under four seeds give the same interval as one seed."""
     rng = np.random.default_rng(6)
     new, base = rng.random(150) < 0.8, rng.random(150) < 0.7
     assert bootstrap_difference(np.stack([new] * 4), np.stack([base] * 4)) == pytest.approx(
@@ -184,7 +184,7 @@ def test_worst_case_known_answer() -> None:
 
 @given(st.integers(1, 200), st.floats(0.01, 0.2))
 def test_worst_case_without_discordant_samples(n: int, alpha: float) -> None:
-    """Nothing discordant still leaves doubt: by hand, the bound is -z^2 / (n + z^2)."""
+    """Without discordant samples the bound is -z^2 / (n + z^2), computed by hand."""
     z = norm.ppf(1 - alpha)
     assert worst_case(0, 0, n, alpha) == pytest.approx(-(z**2) / (n + z**2), abs=1e-9)
 
@@ -199,7 +199,7 @@ def test_worst_case_is_below_what_was_seen_and_falls_with_losses(wins: int, loss
 
 
 def test_area_by_hand() -> None:
-    """Budgets 1 to 8, three octaves: 0 for one octave, 0.5 for one, 0.8 for one; the dominated and the dear count nothing."""
+    """Budgets 1 to 8, three octaves at 0, 0.5 and 0.8; dominated points and points above the bound do not count."""
     assert area_under_curve([2, 4, 5, 9], [0.5, 0.8, 0.7, 1.0], 1, 8) == pytest.approx((0 + 0.5 + 0.8) / 3)
     assert area_under_curve([0.5], [0.6], 1, 8) == pytest.approx(0.6)
     assert area_under_curve([], [], 1, 8, floor=0.25) == pytest.approx(0.25)
@@ -214,7 +214,7 @@ costs = st.lists(st.tuples(st.floats(0.01, 10), shares), min_size=1, max_size=8)
 def test_area_rises_with_points_and_ignores_units(
     points: list[tuple[float, float]], extra: tuple[float, float], unit: float
 ) -> None:
-    """One more operating point never lowers it, other units of cost change nothing, and it lies between floor and best."""
+    """Another operating point never lowers the area, the unit of cost does not matter, and the area is between floor and best."""
     cost, accuracy = zip(*points, strict=True)
     area = area_under_curve(cost, accuracy, 0.1, 1.0)
     more = [*points, extra]
@@ -224,7 +224,7 @@ def test_area_rises_with_points_and_ignores_units(
 
 
 def test_matched_score_by_hand() -> None:
-    """Half-way between two baseline points their mean is met; beyond the last its accuracy; below the first, nothing."""
+    """The baseline is interpolated between points, constant above the last one, and undefined below the first one."""
     found = score_at_matched_cost([15, 30, 5], [0.8, 0.85, 0.9], [10, 20, 20], [0.6, 0.8, 0.7])
     assert found.score == pytest.approx(((0.8 - 0.7) + (0.85 - 0.8)) / 2)
     assert (found.used, found.below) == (2, 1)
@@ -233,7 +233,7 @@ def test_matched_score_by_hand() -> None:
 
 @given(costs)
 def test_the_baseline_scores_nothing_against_itself(points: list[tuple[float, float]]) -> None:
-    """Every point of a baseline lies on its own curve."""
+    """The score of a baseline against itself is 0."""
     best: dict[float, float] = {}
     for cost, accuracy in points:
         best[cost] = max(accuracy, best.get(cost, 0.0))
@@ -241,13 +241,13 @@ def test_the_baseline_scores_nothing_against_itself(points: list[tuple[float, fl
 
 
 def test_self_ratios_by_hand() -> None:
-    """Neighbouring passes of one series are pairs; passes of different series never are."""
+    """Successive passes of one series are pairs; passes of different series are not."""
     assert self_ratios([[1.0, 2.0, 1.0], [5.0], [], [3.0, 9.0]]) == pytest.approx([log(2), -log(2), log(3)])
     assert len(self_ratios([])) == 0
 
 
 def test_noise_of_a_median_has_the_spread_that_theory_gives() -> None:
-    """The median of three normal values has 0.6698 of their deviation, and no side is favoured."""
+    """The median of three normal values has 0.6698 times their deviation, symmetrically."""
     pairs = np.random.default_rng(0).normal(0, 0.05, 5000)
     noise = median_noise(pairs, 3)
     assert noise.std() == pytest.approx(0.6698 * 0.05, rel=0.03)
@@ -255,7 +255,7 @@ def test_noise_of_a_median_has_the_spread_that_theory_gives() -> None:
 
 
 def test_stalls_widen_the_noise() -> None:
-    """One pair in ten that doubled shows in the tails of the median of three."""
+    """If one pair in ten is doubled, the tails of the median of three show it."""
     calm = np.full(100, 0.01)
     stalling = np.concatenate([calm[:90], np.full(10, log(2))])
     assert np.quantile(median_noise(calm, 3), 0.99) == pytest.approx(0.01)
@@ -272,7 +272,7 @@ def test_stalls_widen_the_noise() -> None:
     ],
 )
 def test_faster_and_not_worse(losses: int, ratios: Sequence[float], expected: tuple[bool, bool]) -> None:
-    """Both halves are judged by their lower bounds, and passing takes both."""
+    """Both tests use their lower bounds, and both must pass."""
     pairs = np.random.default_rng(0).normal(0, 0.05, 200)
     found = faster_and_not_worse(10, losses, 2000, ratios, pairs, margin=0.01)
     assert (found.not_worse, found.faster) == expected
@@ -281,7 +281,7 @@ def test_faster_and_not_worse(losses: int, ratios: Sequence[float], expected: tu
 
 
 def test_few_samples_prove_nothing() -> None:
-    """With agreement everywhere, 200 samples do not show a loss below one point, 300 do."""
+    """With full agreement, 200 samples cannot exclude a loss of one point, but 300 can."""
     pairs = np.full(50, 0.01)
     assert not faster_and_not_worse(0, 0, 200, [2.0], pairs, margin=0.01).not_worse
     assert faster_and_not_worse(0, 0, 300, [2.0], pairs, margin=0.01).not_worse

@@ -25,7 +25,7 @@ CHINESE = "山水花鸟天地人风雨春秋冬夏书画诗酒茶"
 
 
 def _text(language: str, count: int) -> list[str]:
-    """Words in a fixed order, from any of them on: each follows from its neighbours, and from nothing else."""
+    """Texts of words in a fixed cyclic order, so that every word follows from its neighbours."""
     draw = random.Random(language)
     words, between = (ENGLISH, " ") if language == "en" else (CHINESE, "")
     texts = []
@@ -70,7 +70,7 @@ def chinese(shard_folders: dict[str, Path]) -> Shards:
 
 @pytest.fixture
 def pretrain(shard_folders: dict[str, Path]) -> Callable[..., int]:
-    """The command, with a model of 3 x 16 on the English shards unless told otherwise; saves after every step."""
+    """The command with a model of 3 x 16 on the English shards; it saves after every step."""
 
     def run(out: Path, *options: str, shards_from: str | None = "en") -> int:
         given = ["pretrain", "--layers", "3", "--width", "16", "--heads", "2", "--rows", "8", "--save-every", "0"]
@@ -102,5 +102,5 @@ def _no_space() -> Iterator[None]:
 
 @pytest.fixture
 def full_disk() -> Callable[[], AbstractContextManager[None]]:
-    """Inside it no file may grow beyond 100 bytes: the kernel refuses writes in the middle, as on a full disk."""
+    """Limit files to 100 bytes, so that writes fail in the middle as on a full disk."""
     return _no_space

@@ -75,7 +75,7 @@ def whole(teachers: dict[str, Path]) -> Backbone:
 
 @pytest.fixture
 def distil(corpora: dict[str, Path], teachers: dict[str, Path], tmp_path: Path) -> Distil:
-    """The command on the small English corpus, rows of 16 tokens; the shards are shared."""
+    """Run the command on the small English corpus with rows of 16 tokens; all calls share the shards."""
 
     def run(method: str, out: Path, *options: str, teacher: str = "whole") -> int:
         given = ["distill", method, "--teacher", str(teachers[teacher]), "--corpus", str(corpora["en"]), "--lang", "en"]
@@ -96,7 +96,7 @@ def curve(out: Path) -> list[float]:
 def test_a_student_comes_out(
     method: str, distil: Distil, whole: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The loss falls; the folder is a backbone with the teacher's words; the card says what it is."""
+    """The loss falls, the folder is a backbone with the teacher's vocabulary, and the card describes it."""
     out = tmp_path / "s"
     options = ["--steps", "120", "--learning-rate", "5e-3", "--about", "Made-up words.", "--layers", "2"]
     assert distil(method, out, *options) == 0
@@ -122,7 +122,7 @@ def test_a_student_comes_out(
 
 
 def test_transformers_reads_the_student(distil: Distil, tmp_path: Path) -> None:
-    """With its masked-word head, every tensor in place; its second segment is the teacher's, beside the first."""
+    """transformers loads every tensor with the masked-word head; the two segments are those of the teacher."""
     assert distil("distilbert", tmp_path / "s", "--steps", "3") == 0
     model, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "s", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -131,8 +131,8 @@ def test_transformers_reads_the_student(distil: Distil, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_goes_on_where_it_was_stopped(method: str, distil: Distil, tmp_path: Path) -> None:
-    """Stopped after the first step and started again, and again: the same losses and the same folder, bit for bit."""
+def test_a_stopped_run_resumes_exactly(method: str, distil: Distil, tmp_path: Path) -> None:
+    """A run that is stopped after every step has the same losses and the same folder, bit for bit."""
     whole, parts = tmp_path / "whole-run", tmp_path / "parts"
     options = ["--steps", "4", "--dropout", "0.1"]
     assert distil(method, whole, *options) == 0
@@ -147,7 +147,7 @@ def test_it_goes_on_where_it_was_stopped(method: str, distil: Distil, tmp_path: 
 
 
 def test_another_plan_is_refused(distil: Distil, tmp_path: Path) -> None:
-    """Other weights of the loss, or another method, in the same folder: told, with what differs."""
+    """Other settings or another method in the same folder are refused with the difference."""
     assert distil("distilbert", tmp_path / "s", "--steps", "1") == 0
     with pytest.raises(ConfigError, match="method: alpha_ce = None, but 1.0 was asked for: name another folder"):
         distil("distilbert", tmp_path / "s", "--steps", "1", "--alpha-ce", "1")
@@ -156,7 +156,7 @@ def test_another_plan_is_refused(distil: Distil, tmp_path: Path) -> None:
 
 
 def test_no_steps_write_the_start(distil: Distil, whole: Backbone, tmp_path: Path) -> None:
-    """DistilBERT's is the teacher's layers, embeddings and head (in half precision), a control that says so."""
+    """With 0 steps, DistilBERT's student has layers, embeddings and head of the teacher (in half precision)."""
     assert distil("distilbert", tmp_path / "s", "--steps", "0") == 0
     found = load_backbone(str(tmp_path / "s"), "en")
     for ours, theirs in (("layers.0", "layers.0"), ("layers.1", "layers.3")):
@@ -169,7 +169,7 @@ def test_no_steps_write_the_start(distil: Distil, whole: Backbone, tmp_path: Pat
 
 
 def test_tinybert_takes_shapes(distil: Distil, tmp_path: Path) -> None:
-    """The teacher's own width keeps its inner width; a smaller one has the published ratio."""
+    """With the teacher's width the inner width is the teacher's; a smaller width has the published ratio."""
     assert distil("tinybert", tmp_path / "a", "--steps", "0", "--layers", "2", "--width", "16") == 0
     assert distil("tinybert", tmp_path / "b", "--steps", "0", "--layers", "1", "--width", "8") == 0
     shapes = [load_backbone(str(tmp_path / name), "en").shape for name in "ab"]
@@ -195,7 +195,7 @@ def rows(distil: Distil, tmp_path: Path) -> Batch:
 
 
 def answers(model: Any, batch: Batch) -> tuple[list[list[torch.Tensor]], list[torch.Tensor]]:
-    """States h^0 .. h^L and word scores of every piece, each run alone: lists by piece."""
+    """Return states h^0 .. h^L and word scores of every piece, each run alone, as lists by piece."""
     from harness.core.tokens import TokenSet
     from harness.encoder.layout import Layout
 
@@ -212,7 +212,7 @@ def answers(model: Any, batch: Batch) -> tuple[list[list[torch.Tensor]], list[to
 
 @pytest.mark.parametrize("soft_on", ["all", "masked"])
 def test_distilberts_loss_on_text(rows: Batch, whole: Backbone, soft_on: str) -> None:
-    """5 T^2 KLDivLoss(batchmean) + 2 cross-entropy of masked words + 1 cosine, from pieces run one by one; padding out."""
+    """The loss is 5 T^2 KLDivLoss(batchmean) + 2 cross-entropy of masked words + 1 cosine, as for pieces run one by one."""
     model = DistilBert().general_distillation(whole, config={"soft_on": soft_on}, dropout=0.0).eval()
     assert model.words is not None
     torch.manual_seed(1)
@@ -234,7 +234,7 @@ def test_distilberts_loss_on_text(rows: Batch, whole: Backbone, soft_on: str) ->
 
 
 def test_tinyberts_loss_on_text(rows: Batch, whole: Backbone) -> None:
-    """Embeddings and states of tokens, scores of pairs within a piece; from pieces run one by one."""
+    """The loss compares embeddings, states, and attention scores within a piece, as for pieces run one by one."""
     torch.manual_seed(0)
     model: Any = TinyBert().general_distillation(whole, config={"layers": 2, "width": 8}, dropout=0.0).eval()
     student, teacher = model.encoder, model.teacher.encoder
@@ -278,7 +278,7 @@ def _scores(encoder: Any, layer: int, hidden: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", [DistilBert(), TinyBert()], ids=METHODS)
 def test_only_the_student_learns(method: Any, rows: Batch, whole: Backbone) -> None:
-    """Gradients reach all of it but what is frozen, and never the teacher, which is neither saved nor in training mode."""
+    """Gradients reach all weights of the student that are not frozen; the teacher gets none and is not saved."""
     model: Distillation = method.general_distillation(whole, config={"layers": 2}, dropout=0.1).train()
     model(*rows.inputs).sum().backward()
     without = {
@@ -292,7 +292,7 @@ def test_only_the_student_learns(method: Any, rows: Batch, whole: Backbone) -> N
 
 
 def test_a_teacher_without_a_head(distil: Distil, tmp_path: Path) -> None:
-    """Soft words are refused, with advice; without them masked words are learnt by a fresh head; TinyBERT needs none."""
+    """DistilBERT's soft words need a head, masked words get a new one, and TinyBERT needs none."""
     with pytest.raises(ConfigError, match=r"'headless' has no masked-word head.*--alpha-ce 0"):
         distil("distilbert", tmp_path / "a", "--steps", "1", teacher="headless")
     assert distil("distilbert", tmp_path / "b", "--steps", "1", "--alpha-ce", "0", teacher="headless") == 0
@@ -327,7 +327,7 @@ def test_a_teacher_without_a_head(distil: Distil, tmp_path: Path) -> None:
 def test_bad_input(
     method: str, options: list[str], error: type[Exception], said: str, distil: Distil, tmp_path: Path
 ) -> None:
-    """One line that says what, where and how to mend it; nothing is written."""
+    """An error is one line with what, where and how to correct it, and nothing is written."""
     with pytest.raises(error, match=said) as caught:
         distil(method, tmp_path / "s", "--steps", "1", *options)
     assert "\n" not in str(caught.value)
@@ -337,13 +337,13 @@ def test_bad_input(
 def test_shards_of_another_vocabulary_are_refused(
     shard_folders: dict[str, Path], distil: Distil, tmp_path: Path
 ) -> None:
-    """Their ids are other words."""
+    """Shards with another vocabulary are refused."""
     with pytest.raises(ConfigError, match="another vocabulary than the teacher"):
         distil("tinybert", tmp_path / "s", "--steps", "1", "--shards", str(shard_folders["en"]))
 
 
 def test_special_tokens_may_stand_anywhere(whole: Backbone) -> None:
-    """Their ids are the vocabulary's own; a vocabulary with gaps is refused."""
+    """Special tokens have the ids of the vocabulary; a vocabulary with gaps is refused."""
     tokenizer = vocabulary.of_backbone(whole)
     assert vocabulary.Specials.of(tokenizer) == vocabulary.Specials(0, 2, 3, 4, len(VOCABULARY) - 2)
     holes = BertTokenizer(vocab={word: 2 * i for i, word in enumerate(VOCABULARY)})
@@ -352,7 +352,7 @@ def test_special_tokens_may_stand_anywhere(whole: Backbone) -> None:
 
 
 def test_help_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
-    """The command teaches: an example, and what comes out."""
+    """The help has an example and the method's options."""
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["distill", "--help"])
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The folder that others read."""
+"""The exported folder, read by us and by transformers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model() -> MaskedWordModel:
 def test_both_readers_find_the_same_weights(
     limit: int, model: MaskedWordModel, english: Shards, tmp_path: Path
 ) -> None:
-    """In one file or in many: ours, and transformers' models with and without the decoder, without a complaint."""
+    """Our loader and transformers' models with and without decoder read one file or several, without warnings."""
     names = export.write(tmp_path, model, SHAPE, english.tokenizer, limit)
     assert (len(names) > 1) == (limit < export.PIECE)
     found = read(tmp_path)
@@ -57,7 +57,7 @@ def test_both_readers_find_the_same_weights(
 
 
 def test_pieces_stay_below_their_limit(model: MaskedWordModel) -> None:
-    """A tensor that is larger stands alone; order and content are kept."""
+    """A larger tensor is a piece of its own; order and content are kept."""
     tensors = export.tensors_of(model, SHAPE)
     limit = export._HEADER + 2000
     pieces = export.pieces_of(tensors, limit)
@@ -68,7 +68,7 @@ def test_pieces_stay_below_their_limit(model: MaskedWordModel) -> None:
 
 
 def test_files_of_an_older_export_do_not_stay(model: MaskedWordModel, english: Shards, tmp_path: Path) -> None:
-    """Else readers would mix two sets of weights."""
+    """Weight files of an earlier export are deleted, so that readers cannot mix them."""
     export.write(tmp_path, model, SHAPE, english.tokenizer, export._HEADER + 3000)
     assert (tmp_path / export.INDEX).is_file()
     export.write(tmp_path, model, SHAPE, english.tokenizer)
@@ -76,7 +76,7 @@ def test_files_of_an_older_export_do_not_stay(model: MaskedWordModel, english: S
 
 
 def test_the_index_names_every_tensor(model: MaskedWordModel, english: Shards, tmp_path: Path) -> None:
-    """With the file that holds it."""
+    """A full disk gives an error with the file."""
     names = export.write(tmp_path, model, SHAPE, english.tokenizer, export._HEADER + 3000)
     index = json.loads((tmp_path / export.INDEX).read_text(encoding="utf-8"))
     assert set(index["weight_map"]) == set(export.tensors_of(model, SHAPE))

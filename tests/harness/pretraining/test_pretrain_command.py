@@ -1,4 +1,4 @@
-"""The command: runs, kills, resumes, bad input."""
+"""``geep-bench pretrain``: runs, kills, resumed runs, bad input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def curve(out: Path) -> list[dict[str, float]]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    """Of the newest state, with moments, in float32."""
+    """Return the newest state, with moments, in float32."""
     return load_file(snapshot.files(out / "training")[-1])
 
 
@@ -51,7 +51,7 @@ def assert_same(one: Path, other: Path) -> None:
 def test_it_learns_words_from_their_neighbours(
     pretrain: Pretrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On unseen documents far better than by frequency; the card has the run's facts, and the folder is a backbone."""
+    """Perplexity is far below that of frequencies, the card has the facts of the run, and the folder is a backbone."""
     out = tmp_path / "b"
     recipe = ["--steps", "300", "--learning-rate", "1e-2", "--rows", "32", "--save-every", "1000"]
     assert pretrain(out, *recipe, "--about", "Made-up words.", "--licence", "cc-by-sa-4.0") == 0
@@ -71,9 +71,9 @@ def test_it_learns_words_from_their_neighbours(
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(pretrain: Pretrain, tmp_path: Path) -> None:
-    """SIGKILL again and again, at steps and moments of chance: same losses, weights and moments, bit for bit.
+    """After SIGKILL at random times, losses, weights and moments are the same, bit for bit.
 
-    With everything on that draws random numbers or carries something over: dropout, accumulation, several epochs.
+    All features with random numbers or state are on: dropout, accumulation, several epochs.
     """
     options = ["--steps", "40", "--dropout", "0.1", "--accumulate", "2", "--multi-exit"]
     pretrain(tmp_path / "whole", *options)
@@ -94,10 +94,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(pretrain: Pretrain, tmp_path: P
     assert_same(tmp_path / "whole", broken)
 
 
-def test_stopping_after_some_time_goes_on_the_same(
+def test_stopping_after_some_time_changes_nothing(
     pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit code 3 until it is done; states need not be written at every step for that."""
+    """--stop-after gives exit code 3 until training is finished, without a state at every step."""
     options = ["--steps", "10", "--save-every", "1000"]
     pretrain(tmp_path / "whole", *options)
     ticks = iter(range(10**6))
@@ -111,7 +111,7 @@ def test_stopping_after_some_time_goes_on_the_same(
 
 
 def test_a_finished_run_is_not_run_again(pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The card can be written anew, and keeps the accuracies that were added."""
+    """A finished run only rewrites its card, which keeps added accuracies."""
     out = tmp_path / "b"
     pretrain(out, "--steps", "2")
     facts = json.loads((out / "pretraining.json").read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ def test_a_finished_run_is_not_run_again(pretrain: Pretrain, tmp_path: Path, mon
 def test_accuracies_that_are_none_are_refused(
     pretrain: Pretrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file of something else, and a folder that holds no card: one line, and the card stays."""
+    """A wrong file and a folder without a card give an error in one line, and the card is unchanged."""
     out = tmp_path / "b"
     pretrain(out, "--steps", "1")
     before = (out / "README.md").read_bytes()
@@ -147,7 +147,7 @@ def test_accuracies_that_are_none_are_refused(
 
 
 def test_without_steps_it_is_an_untrained_control(pretrain: Pretrain, tmp_path: Path) -> None:
-    """Same shape and vocabulary as the trained one, and the card says what it is."""
+    """With 0 steps, the backbone has the shape and vocabulary of the trained one, and its card says that it is untrained."""
     assert pretrain(tmp_path / "u", "--steps", "0") == 0
     assert pretrain(tmp_path / "t", "--steps", "1") == 0
     assert read(tmp_path / "u").shape == read(tmp_path / "t").shape
@@ -156,7 +156,7 @@ def test_without_steps_it_is_an_untrained_control(pretrain: Pretrain, tmp_path: 
 
 
 def test_a_start_from_a_teacher(pretrain: Pretrain, tmp_path: Path) -> None:
-    """Its layers and, the vocabulary being the same, its embeddings."""
+    """Training starts from layers of another backbone and, with the same vocabulary, from its embeddings."""
     pretrain(tmp_path / "teacher", "--steps", "3")
     assert pretrain(tmp_path / "s", "--steps", "0", "--layers", "2", "--init-from", str(tmp_path / "teacher")) == 0
     theirs, ours = read(tmp_path / "teacher").state, read(tmp_path / "s").state
@@ -169,7 +169,7 @@ def test_a_start_from_a_teacher(pretrain: Pretrain, tmp_path: Path) -> None:
 def test_from_chinese_text_by_time(
     corpora: dict[str, Path], pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shards are made on the way; steps are planned by the measured rate, and stay as planned."""
+    """Shards are made if needed; --minutes plans the steps from the measured rate and keeps the plan."""
     table = tmp_path / "train.parquet"
     pd.DataFrame({"text": ["山水花鸟天地人风雨", "春秋冬夏书画诗酒茶"] * 20, "label": [0, 1] * 20}).to_parquet(table)
     corpus = f"{corpora['zh']},{table}"
@@ -185,7 +185,7 @@ def test_from_chinese_text_by_time(
 
 
 def test_measuring_the_rate_leaves_no_trace(english: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are as before, the optimiser has no moments."""
+    """Measuring the time of a step leaves weights and optimiser unchanged."""
     monkeypatch.setattr(loop, "_MEASURED_SECONDS", 0.05)
     model = start.fresh(start.shape_for(2, 16, 2, None, 90, 16), 0.0, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -199,7 +199,7 @@ def test_measuring_the_rate_leaves_no_trace(english: Shards, tmp_path: Path, mon
 def test_a_loss_that_is_not_finite_stops_the_run(
     pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the step at which it happened, with the last good state kept, though looks and states come later."""
+    """The error names the step of the first infinite loss, and the last valid state is kept."""
     out = tmp_path / "b"
     pretrain(out, "--steps", "30", "--stop-after", "0.0001")
     monkeypatch.setattr(loop.Trainer, "save", lambda self: None)  # as if no state had been due before
@@ -223,7 +223,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(
     full_disk: Callable[[], AbstractContextManager[None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One line, the states before it are whole, and with space again it ends as if nothing had happened."""
+    """A full disk gives an error in one line; older states are complete, and the run can be resumed exactly."""
     monkeypatch.setattr(plan, "_progress", lambda *_: None)  # what pytest captures goes to a file, too
     options = ["--steps", "6"]
     pretrain(tmp_path / "whole", *options)
@@ -249,7 +249,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(
 def test_another_run_in_the_same_folder_is_refused(
     options: list[str], said: str, pretrain: Pretrain, tmp_path: Path
 ) -> None:
-    """It names what differs; --fresh starts anew."""
+    """The error names the difference; --fresh starts again."""
     out = tmp_path / "b"
     pretrain(out, "--steps", "3")
     with pytest.raises(ConfigError, match=said):
@@ -258,7 +258,7 @@ def test_another_run_in_the_same_folder_is_refused(
 
 
 def test_states_of_another_shape_without_a_plan_are_refused(pretrain: Pretrain, tmp_path: Path) -> None:
-    """Nobody knows what they are; and a plan with another model's state says which tensor does not fit."""
+    """States without a plan are refused, and for another model's state the error names the tensor that does not fit."""
     pretrain(tmp_path / "a", "--steps", "2")
     pretrain(tmp_path / "b", "--steps", "2", "--width", "32")
     for path in snapshot.files(tmp_path / "b" / "training"):
@@ -287,7 +287,7 @@ def test_states_of_another_shape_without_a_plan_are_refused(pretrain: Pretrain, 
 def test_options_that_make_no_sense_are_one_line(
     options: list[str], said: str, pretrain: Pretrain, tmp_path: Path
 ) -> None:
-    """Told before anything is trained."""
+    """Invalid options are reported before training."""
     with pytest.raises(GeepBenchError, match=said) as caught:
         pretrain(tmp_path / "b", *options)
     assert len(str(caught.value).splitlines()) == 1
@@ -314,7 +314,7 @@ def test_unusable_corpora_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With exit code 2, and nothing written."""
+    """An unusable corpus gives exit code 2, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     Path("c.txt").write_text("some words here\n\nand others there\n", encoding="utf-8")
     Path("empty.txt").write_text(" \n", encoding="utf-8")
@@ -329,7 +329,7 @@ def test_unusable_corpora_are_one_line(
 def test_shards_can_be_made_alone_and_are_checked(
     corpora: dict[str, Path], pretrain: Pretrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other files than they were made from are refused."""
+    """Shards are refused if they were made from other files."""
     shards = tmp_path / "s"
     made = ["pretrain", "--corpus", str(corpora["en"]), "--lang", "en", "--vocab", "90", "--length", "16"]
     assert cli.main([*made, "--shards", str(shards), "--shards-only"]) == 0
@@ -340,7 +340,7 @@ def test_shards_can_be_made_alone_and_are_checked(
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    """With examples, and what the third exit code means."""
+    """The help has examples and explains exit code 3."""
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "--help"])
     assert "exit code 3" in capsys.readouterr().out.lower()
@@ -354,7 +354,7 @@ def test_compiled_or_not_it_learns_the_same(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What the compiler is given runs both kinds of batches; where it fails, a line says so and the run goes on."""
+    """Both kinds of batches are compiled; if compiling fails, a message is printed and the run continues."""
     seen: list[bool] = []
 
     def compiler(model: MaskedWordModel, **_: object) -> Callable[..., torch.Tensor]:
@@ -374,10 +374,10 @@ def test_compiled_or_not_it_learns_the_same(
     assert set(seen[:2]) == (set() if reason else {True, False})
 
 
-def test_too_little_memory_is_told_with_what_helps(
+def test_too_little_memory_is_reported_with_advice(
     pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not a traceback."""
+    """A full device memory gives an error with advice."""
 
     def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("no memory")

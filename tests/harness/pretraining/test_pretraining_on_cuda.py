@@ -1,4 +1,4 @@
-"""Pretraining on a device."""
+"""Pretraining on a CUDA device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("more", [[], ["--multi-exit", "--accumulate", "2", "--dropout", "0.1"]])
-def test_it_learns_compiled_in_bfloat16_and_goes_on(
+def test_it_learns_compiled_in_bfloat16_and_resumes(
     more: list[str], pretrain: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one go and in two, to about the same loss, far better than by frequency; and nothing had to run uncompiled."""
+    """Training in one call and in two gives about the same loss, far better than frequencies, and is compiled."""
     recipe = [
         "--device",
         "cuda",

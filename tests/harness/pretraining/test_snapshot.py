@@ -15,7 +15,7 @@ from harness.pretraining import snapshot
 
 
 def trained(width: int = 6, steps: int = 3) -> tuple[nn.Module, torch.optim.AdamW]:
-    """A little model after some steps."""
+    """A small model after some steps."""
     torch.manual_seed(0)
     model = nn.Linear(4, width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -30,8 +30,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def test_a_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    """Weights, moments and the count of steps: the next steps are the same."""
+def test_a_state_is_restored_bit_for_bit(tmp_path: Path) -> None:
+    """Weights, moments and the number of steps are restored: the next steps are the same."""
     model, optimizer = trained()
     path = snapshot.save(tmp_path, 3, model, optimizer, {"step": 3, "loss": 0.5})
     other, fresh = trained(steps=0)
@@ -44,7 +44,7 @@ def test_a_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_the_two_newest_are_kept(tmp_path: Path) -> None:
-    """By number, also where numbers grow longer."""
+    """The newest states by number are kept, also with more digits."""
     model, optimizer = trained()
     for number in (8, 9, 10, 100):
         snapshot.save(tmp_path, number, model, optimizer, {"step": number})
@@ -57,7 +57,7 @@ def test_the_two_newest_are_kept(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_old_state(
     tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    """One line says so, nothing half-written stays, and the old state loads."""
+    """A full disk gives an error in one line, no partial file, and the old state loads."""
     model, optimizer = trained()
     old = snapshot.save(tmp_path, 3, model, optimizer, {"step": 3})
     with full_disk(), pytest.raises(ResultError, match="cannot write .*state-000000004.*free space"):
@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_the_old_state(
 
 
 def test_another_shape_is_refused(tmp_path: Path) -> None:
-    """With both shapes in the message, and nothing loaded."""
+    """The error for another model names both shapes, and nothing is loaded."""
     path = snapshot.save(tmp_path, 3, *trained(), {"step": 3})
     model, optimizer = trained(width=7)
     before = [parameter.clone() for parameter in model.parameters()]
@@ -77,8 +77,8 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])
-def test_a_damaged_state_is_said(content: bytes | None, tmp_path: Path) -> None:
-    """Empty, foreign, or cut."""
+def test_a_damaged_state_is_reported(content: bytes | None, tmp_path: Path) -> None:
+    """Empty, foreign and truncated files are refused."""
     model, optimizer = trained()
     path = snapshot.save(tmp_path, 3, model, optimizer, {"step": 3})
     path.write_bytes(path.read_bytes()[:-10] if content is None else content)

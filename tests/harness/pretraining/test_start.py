@@ -1,4 +1,4 @@
-"""Where weights come from."""
+"""Initial weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEACHER = EncoderShape(layers=6, width=16, heads=2, intermediate=64, vocab_size=
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
-    """Six layers, told apart by a bias."""
+    """Six layers that differ by a bias."""
     model = start.fresh(TEACHER, 0.0, 5)
     with torch.no_grad():
         for number, layer in enumerate(model.encoder.layers):
@@ -34,12 +34,12 @@ def teacher(tmp_path: Path) -> Path:
     [(6, 12, [0, 2, 4, 7, 9, 11]), (1, 5, [4]), (12, 12, list(range(12))), (4, 2, [0, 0, 1, 1]), (2, 12, [0, 11])],
 )
 def test_layers_are_evenly_spread(count: int, depth: int, chosen: list[int]) -> None:
-    """First and last among them; twice where there are too few."""
+    """Layers are evenly spread with the first and the last, and repeat if there are too few."""
     assert start.spread(count, depth) == chosen
 
 
 def test_layers_and_embeddings_are_copied(teacher: Path) -> None:
-    """Positions as far as the teacher has them; the rest as it was drawn."""
+    """Positions are copied as far as the teacher has them; the others keep their random values."""
     model = start.fresh(start.shape_for(3, 16, 2, None, 25, 12), 0.0, 0)
     drawn = model.encoder.position.weight.clone()
     taken = {"name": teacher.name, "layers": [0, 2, 5], "embeddings": True, "head": False}  # its folder has no head
@@ -53,7 +53,7 @@ def test_layers_and_embeddings_are_copied(teacher: Path) -> None:
 
 
 def test_of_another_vocabulary_only_layers_are_taken(teacher: Path) -> None:
-    """Words would get the embeddings of other words."""
+    """Embeddings of another vocabulary are not copied."""
     model = start.fresh(start.shape_for(2, 16, 2, None, 25, 8), 0.0, 0)
     before = model.encoder.word.weight.clone()
     taken = start.take_from(model, teacher, [*WORDS[:-1], "other"])
@@ -64,14 +64,14 @@ def test_of_another_vocabulary_only_layers_are_taken(teacher: Path) -> None:
 
 @pytest.mark.parametrize(("width", "heads", "inner"), [(32, 2, 64), (16, 4, 64), (16, 2, 32)])
 def test_other_dimensions_are_refused(teacher: Path, width: int, heads: int, inner: int) -> None:
-    """In one line that names what differs."""
+    """Another width, inner width or number of heads is refused with its name."""
     model = start.fresh(start.shape_for(2, width, heads, inner, 25, 8), 0.0, 0)
     with pytest.raises(BackboneError, match="--init-from .*: its (width|heads|intermediate) is"):
         start.take_from(model, teacher, WORDS)
 
 
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
-    """Before anything is read; without --heads there are as many of 64 as fit."""
+    """A width that the heads do not divide is refused; by default heads have width 64."""
     with pytest.raises(ConfigError, match="--width 250 is not divisible by --heads 3"):
         start.shape_for(12, 250, None, None, 100, 128)
     assert start.shape_for(12, 256, None, None, 100, 128).heads == 4
@@ -79,7 +79,7 @@ def test_a_width_that_heads_do_not_divide_is_refused() -> None:
 
 
 def test_random_weights_follow_from_the_seed() -> None:
-    """And leave the global generator where it was."""
+    """Random weights follow from the seed, and do not change the global generator."""
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)

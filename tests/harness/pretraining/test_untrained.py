@@ -12,7 +12,7 @@ from harness.pretraining import untrained
 
 
 def test_a_chinese_folder_loads_and_knows_its_characters(tmp_path: Path) -> None:
-    """Characters are tokens of their own, and none of the training text is unknown."""
+    """Chinese characters are separate tokens, and no training text is unknown."""
     texts = ["这本书很好看", "太难看了", "书 不错 good"] * 3
     pd.DataFrame({"text": texts}).to_parquet(tmp_path / "t.parquet")
     arguments = ["--texts", str(tmp_path / "t.parquet"), "--layers", "3", "--width", "16", "--heads", "2"]
@@ -36,7 +36,7 @@ def test_unusable_texts_are_one_line(content: bytes | None, tmp_path: Path, caps
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is lost by a second call."""
+    """An existing folder is not overwritten."""
     (tmp_path / "texts.txt").write_text("a b c\n", encoding="utf-8")
     assert untrained.main(["--texts", str(tmp_path / "texts.txt"), "--out", str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Two runs side by side: what is an alarm, what is not, and what is refused. Fabricated cells."""
+"""Comparison of two runs with fabricated cells: alarms, remarks and errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def alarmed(found: Comparison) -> str:
 
 
 def test_a_run_is_no_worse_than_itself(make_cell: Maker, make_packed: Runner) -> None:
-    """Nothing moved, no alarm, no test that could have raised one."""
+    """Equal runs have no change, no alarm and no possible significance."""
     run = make_packed(make_cell(), make_cell(method="bert"))
     found = compare(run, run)
     assert not found.alarms and not found.only_base and not found.only_new
@@ -49,7 +49,7 @@ def test_a_run_is_no_worse_than_itself(make_cell: Maker, make_packed: Runner) ->
     ids=["clear", "too few to tell", "chance", "better", "discordant but clear", "discordant"],
 )
 def test_accuracy_needs_significance(make_cell: Maker, make_packed: Runner, lost: int, won: int, alarm: bool) -> None:
-    """Losses of 400 samples are an alarm where wins do not explain them."""
+    """Losses among 400 samples are an alarm unless wins outweigh them."""
     found = compare(make_packed(make_cell()), make_packed(make_cell(worse(lost, won))))
     assert bool(found.alarms) == alarm
     assert found.changes[0].difference == pytest.approx((won - lost) / 400)
@@ -59,7 +59,7 @@ def test_accuracy_needs_significance(make_cell: Maker, make_packed: Runner, lost
 
 
 def test_accuracy_needs_more_than_the_margin(make_cell: Maker, make_packed: Runner) -> None:
-    """A significant loss of 3 points is none within a margin of 4; between machines the wider margin holds."""
+    """A significant loss of 3 points is no alarm with a margin of 4; between machines the wider margin applies."""
     base, new = make_packed(make_cell()), make_packed(make_cell(worse(12)))
     assert "accuracy down by 3.00 points" in alarmed(compare(base, new))
     assert not compare(base, new, Limits(margin=0.04)).alarms
@@ -69,7 +69,7 @@ def test_accuracy_needs_more_than_the_margin(make_cell: Maker, make_packed: Runn
 
 
 def test_many_cells_pay_for_each_other_only_where_they_moved(make_cell: Maker, make_packed: Runner) -> None:
-    """Eight lost samples are an alarm among 87 cells as they were, and none among 87 that moved as much by chance."""
+    """Eight lost samples are an alarm among 87 unchanged cells, but not among 87 that changed as much by chance."""
     others = [f"m{number}" for number in range(87)]
     base = make_packed(make_cell(), *(make_cell(method=name) for name in others))
     still = make_packed(make_cell(worse(8)), *(make_cell(method=name) for name in others))
@@ -79,7 +79,7 @@ def test_many_cells_pay_for_each_other_only_where_they_moved(make_cell: Maker, m
 
 
 def test_seeds_are_one_cell(make_cell: Maker, make_packed: Runner) -> None:
-    """Two seeds are averaged, a sample counts once, and a seed that only one run has is left over."""
+    """Two seeds are averaged, a sample counts once, and a seed of only one run is unmatched."""
     base = make_packed(*(make_cell(seed=seed) for seed in (0, 1, 2)))
     new = make_packed(make_cell(worse(12), seed=0), make_cell(worse(12), seed=1))
     found = compare(base, new)
@@ -90,7 +90,7 @@ def test_seeds_are_one_cell(make_cell: Maker, make_packed: Runner) -> None:
 
 @pytest.mark.parametrize("field", ["flops_full", "flops_linear", "mean_layers"])
 def test_counts_may_not_rise_on_one_machine(make_cell: Maker, make_packed: Runner, field: str) -> None:
-    """Any rise is an alarm, a fall is none, and what JSON rounds away is neither."""
+    """Any rise of a count is an alarm; a fall and rounding by JSON are not."""
     base = make_packed(make_cell(**{field: 3.0}))
     assert "up by 0.1 %" in alarmed(compare(base, make_packed(make_cell(**{field: 3.003}))))
     fallen = compare(base, make_packed(make_cell(**{field: 2.9})))
@@ -99,7 +99,7 @@ def test_counts_may_not_rise_on_one_machine(make_cell: Maker, make_packed: Runne
 
 
 def test_counts_have_room_between_machines(make_cell: Maker, make_packed: Runner) -> None:
-    """Tuned exits may move by 30 %; a constant depth costs the same everywhere, and may be tuned to one layer more."""
+    """Tuned exits may change by 30 %; a constant depth may change by one layer if it is tuned, else not at all."""
 
     def found(new: PackedCell, **old: Any) -> str:
         return alarmed(compare(make_packed(make_cell(**old)), make_packed(new, machines=[ELSEWHERE])))
@@ -113,13 +113,13 @@ def test_counts_have_room_between_machines(make_cell: Maker, make_packed: Runner
 
 
 def sketch(confidence: float, layers: int = 3) -> dict[str, Any]:
-    """Fields of a cell whose samples all have this confidence and leave after this layer."""
+    """Fields of a cell whose samples all have this confidence and exit after this layer."""
     packed = [np.full(64, confidence, dtype="<f4"), np.full(64, layers, dtype=np.uint8)]
     return dict(zip(("sketch", "sketch_exits"), (base64.b64encode(a.tobytes()).decode() for a in packed), strict=True))
 
 
 def test_the_same_fit_costs_the_same_everywhere(make_cell: Maker, make_packed: Runner) -> None:
-    """Equal confidences on another machine: any rise is an alarm. Other ones on the same machine: retraining has room."""
+    """With equal confidences on another machine any rise is an alarm; other confidences on one machine allow for retraining."""
     base = make_packed(make_cell(**sketch(0.7)))
     dearer = make_cell(mean_layers=3.1, **sketch(0.7 + 1e-6))
     assert "layers up by 3.33 %" in alarmed(compare(base, make_packed(dearer, machines=[ELSEWHERE])))
@@ -130,7 +130,7 @@ def test_the_same_fit_costs_the_same_everywhere(make_cell: Maker, make_packed: R
 
 
 def test_exits_that_all_moved_are_no_excuse(make_cell: Maker, make_packed: Runner) -> None:
-    """Where no sample leaves where it did, nothing says that the fit is another one: on one machine, a rise is an alarm."""
+    """If no sample exits at the same layer, the fit is unknown, and on one machine a rise is an alarm."""
     found = compare(
         make_packed(make_cell(**sketch(0.7))), make_packed(make_cell(mean_layers=3.5, **sketch(0.9, layers=4)))
     )
@@ -139,14 +139,14 @@ def test_exits_that_all_moved_are_no_excuse(make_cell: Maker, make_packed: Runne
 
 
 def test_cuda_does_not_repeat(make_cell: Maker, make_packed: Runner) -> None:
-    """On one GPU, too, retraining gives other weights: counts and accuracy have the room that other machines have."""
+    """Retraining on one GPU gives other weights: counts and accuracy have the limits of different machines."""
     base, new = make_packed(make_cell(device="cuda")), make_packed(make_cell(worse(12), device="cuda", mean_layers=3.5))
     assert not compare(base, new).alarms
     assert len(compare(make_packed(make_cell()), make_packed(make_cell(worse(12), mean_layers=3.5))).alarms) == 2
 
 
-def test_counts_of_nothing_are_no_trouble(make_cell: Maker, make_packed: Runner) -> None:
-    """A method that counted no FLOPs before, and passes that have a time of 0, are said, not divided by."""
+def test_counts_and_times_of_zero_are_reported(make_cell: Maker, make_packed: Runner) -> None:
+    """A method without FLOPs in base, and passes with a time of 0, are reported without a division by 0."""
     nothing = {"flops_full": 0.0, "mean_layers": 0.0, "exits": [400]}
     found = compare(make_packed(make_cell(**nothing)), make_packed(make_cell(exits=[400]), machines=[ELSEWHERE]))
     assert "FLOPs (all) up from 0" in alarmed(found)
@@ -155,14 +155,14 @@ def test_counts_of_nothing_are_no_trouble(make_cell: Maker, make_packed: Runner)
 
 
 def test_seeds_on_other_rows_are_not_stacked(make_cell: Maker, make_packed: Runner) -> None:
-    """Where every seed has test rows of its own, accuracy is shown and not tested."""
+    """If every seed has other test rows, accuracy is shown but not tested."""
     run = make_packed(make_cell(seed=0), make_cell(worse(0)[:300], seed=1, rows="4567"))
     found = compare(run, run)
     assert found.changes[0].seeds == (0, 1) and found.changes[0].p is None
 
 
-def test_machines_that_differ_are_told(make_cell: Maker, make_packed: Runner) -> None:
-    """Times of another machine, device or way to run are refused in one line; the rest is compared."""
+def test_times_of_other_machines_are_not_compared(make_cell: Maker, make_packed: Runner) -> None:
+    """Times of another machine, device or executor are refused in one line; the rest is compared."""
     cells = [make_cell(round_seconds=[0.1] * 30, reference_seconds=[0.2] * 30)]
     base = make_packed(*cells)
     found = compare(base, make_packed(*cells, machines=[ELSEWHERE]))
@@ -178,7 +178,7 @@ def test_machines_that_differ_are_told(make_cell: Maker, make_packed: Runner) ->
 
 
 def test_two_ways_to_run_are_not_mixed_up(make_cell: Maker, make_packed: Runner) -> None:
-    """Where both runs have a cell in two dtypes each finds its own; where only one has, there is nothing to guess."""
+    """Cells with two dtypes in both runs match by dtype; with two dtypes in one run they have no match."""
     both = make_packed(make_cell(), make_cell(dtype="bfloat16"))
     assert [change.cell.dtype for change in compare(both, both).changes] == ["float32", "bfloat16"]
     with pytest.raises(ResultError, match="no cell in common"):
@@ -186,7 +186,7 @@ def test_two_ways_to_run_are_not_mixed_up(make_cell: Maker, make_packed: Runner)
 
 
 def test_other_rows_are_not_compared(make_cell: Maker, make_packed: Runner) -> None:
-    """Another split is told and left out; where nothing else is left, that is unusable."""
+    """Cells with other test rows are reported and left out; without other cells, comparing is an error."""
     base = make_packed(make_cell(), make_cell(method="bert"))
     found = compare(base, make_packed(make_cell(rows="4567"), make_cell(method="bert")))
     assert [change.cell.method for change in found.changes] == ["bert"]
@@ -198,7 +198,7 @@ def test_other_rows_are_not_compared(make_cell: Maker, make_packed: Runner) -> N
 
 
 def test_without_rows_accuracy_is_shown_but_not_tested(make_cell: Maker, make_packed: Runner) -> None:
-    """A cell without bits has accuracies and no p-value, and is no alarm."""
+    """A cell without bits has accuracies but no p-value and no alarm."""
     found = compare(make_packed(make_cell()), make_packed(make_cell(worse(40), bits=None, rows=None)))
     assert found.changes[0].wins is None and not found.alarms
     assert found.changes[0].difference == pytest.approx(-0.1)
@@ -206,7 +206,7 @@ def test_without_rows_accuracy_is_shown_but_not_tested(make_cell: Maker, make_pa
 
 
 def test_what_fails_now_is_a_regression(make_cell: Maker, make_packed: Runner) -> None:
-    """A method that raises where it used to be measured is an alarm; one that is new is not."""
+    """A failed method is an alarm if it was measured in base."""
     cell = make_cell()
     base = make_packed(cell, make_cell(method="bert"))
     fit = cell.cell.model_copy(update={"point": "fit"})
@@ -215,14 +215,14 @@ def test_what_fails_now_is_a_regression(make_cell: Maker, make_packed: Runner) -
     assert not compare(base, make_packed(cell, make_cell(method="bert"), failed=[new])).alarms
 
 
-def test_cells_of_several_commits_are_told(make_cell: Maker, make_packed: Runner) -> None:
-    """A run that was gone on with after a change of the code is not what it seems."""
+def test_cells_of_several_commits_are_reported(make_cell: Maker, make_packed: Runner) -> None:
+    """A run with cells of several versions of the code is reported."""
     found = compare(make_packed(make_cell()), make_packed(make_cell(), commits=["a", "b"]))
     assert any("several versions of the code (a, b)" in remark for remark in found.remarks)
 
 
-def test_other_tokens_are_told(make_cell: Maker, make_packed: Runner) -> None:
-    """A tokenizer that changed explains other FLOPs."""
+def test_other_numbers_of_tokens_are_reported(make_cell: Maker, make_packed: Runner) -> None:
+    """A changed number of tokens is reported, because it changes FLOPs."""
     found = compare(make_packed(make_cell()), make_packed(make_cell(tokens=5000)))
     assert any("other numbers of tokens" in remark for remark in found.remarks)
 
@@ -263,14 +263,14 @@ def test_a_slow_method_is_found(make_cell: Maker, make_packed: Runner) -> None:
 
 
 def test_a_slow_method_within_the_limit_is_none(make_cell: Maker, make_packed: Runner) -> None:
-    """What may be added is the caller's to say, however significant it is."""
+    """The caller chooses the limit, however significant a slow-down is."""
     base, new = timed(make_cell, make_packed, 1, {}, 30), timed(make_cell, make_packed, 2, {"geep": 1.1}, 30)
     assert compare(base, new).alarms
     assert not compare(base, new, Limits(slower=0.15)).alarms
 
 
 def test_a_stall_is_no_slow_down(make_cell: Maker, make_packed: Runner) -> None:
-    """A machine that stalled for two passes of three spoils the median, not the best pass."""
+    """A machine that stalls for two passes of three changes the median but not the best pass, and is no alarm."""
     base = timed(make_cell, make_packed, 1, {})
     new = timed(make_cell, make_packed, 2, {})
     stalled = [
@@ -287,7 +287,7 @@ def test_a_stall_is_no_slow_down(make_cell: Maker, make_packed: Runner) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.01, 0.05, 0.2]))
 def test_noise_alone_raises_no_alarm(make_cell: Maker, make_packed: Runner, seed: int, noise: float) -> None:
-    """However noisy the clock, a run is not slower than another one like it, and noise brackets the ratio."""
+    """With any noise, a run is not slower than an equal one, and the noise range encloses the ratio."""
     rng = np.random.default_rng(seed)
 
     def run() -> PackedRun:
@@ -310,7 +310,7 @@ def test_noise_alone_raises_no_alarm(make_cell: Maker, make_packed: Runner, seed
 
 
 def test_few_passes_say_nothing(make_cell: Maker, make_packed: Runner) -> None:
-    """Below a number of A/A pairs nobody knows the noise: times are refused, with what to do."""
+    """With too few A/A pairs the noise is unknown: times are not compared, and the remark gives advice."""
     cell = make_cell(round_seconds=[0.1, 0.2], reference_seconds=[0.2, 0.2])
     found = compare(make_packed(cell), make_packed(cell))
     assert any(f"({LEAST_PAIRS} are needed)" in remark for remark in found.remarks)
@@ -318,7 +318,7 @@ def test_few_passes_say_nothing(make_cell: Maker, make_packed: Runner) -> None:
 
 
 def test_results_without_passes_are_refused(make_cell: Maker, make_packed: Runner) -> None:
-    """Results that were written before passes were kept compare in everything but time."""
+    """Results without stored passes are compared in everything but time."""
     found = compare(make_packed(make_cell()), make_packed(make_cell()))
     assert any("single passes were not stored" in remark for remark in found.remarks)
     other = compare(make_packed(make_cell(reference=None)), make_packed(make_cell()))
@@ -326,7 +326,7 @@ def test_results_without_passes_are_refused(make_cell: Maker, make_packed: Runne
 
 
 def test_a_slower_reference_is_reported_without_an_alarm(make_cell: Maker, make_packed: Runner) -> None:
-    """Everything 20 % slower, the reference included, moves no ratio; the reference's own seconds are named."""
+    """If everything is 20 % slower, no ratio changes, and the reference's own seconds are reported."""
     base = timed(make_cell, make_packed, 1, {})
     slow = [
         cell.model_copy(

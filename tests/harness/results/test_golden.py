@@ -1,4 +1,4 @@
-"""Results that the first version of the schema wrote: still read, still under the same names, still comparable."""
+"""Results of the first version of the schema: readable, under the same names, and comparable."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "first-schema"
 
 @pytest.fixture
 def old(tmp_path: Path) -> RunFolder:
-    """A copy: reading may set files aside."""
+    """A copy, because reading may move files."""
     shutil.copytree(GOLDEN, tmp_path / "old")
     return RunFolder.open(tmp_path / "old")
 
 
 def test_old_results_load(old: RunFolder) -> None:
-    """All of them, nothing set aside; what was not kept then has the value that says so."""
+    """Old results load completely, and fields added later have their defaults."""
     results = old.results()
     assert [result.cell.method for result in results] == ["bert", "geep", "geep"]
     assert old.broken == []
@@ -32,13 +32,13 @@ def test_old_results_load(old: RunFolder) -> None:
 
 
 def test_old_results_keep_their_names(old: RunFolder) -> None:
-    """Coordinates that are younger than a file do not change what it is called, so that a run can be gone on with."""
+    """Coordinates added later do not change file names, so that old runs can be resumed."""
     written = {path.stem for path in (old.path / "results").glob("*.json")}
     assert {stem(result.cell) for result in old.results()} == written
 
 
 def test_old_results_are_written_as_they_were(old: RunFolder) -> None:
-    """Reading and writing loses nothing of what the file held."""
+    """Reading and writing an old result keeps its whole content."""
     for result in old.results():
         before = json.loads(old.result_path(result.cell).read_text(encoding="utf-8"))
         after = result.model_dump(mode="json", by_alias=True)
@@ -50,7 +50,7 @@ def test_old_results_are_written_as_they_were(old: RunFolder) -> None:
 
 
 def test_old_failures_name_their_cell(old: RunFolder) -> None:
-    """A failure record without the younger coordinates is that of the cell which was measured since."""
+    """A failure record without later coordinates belongs to the cell that was measured since."""
     (record,) = old.failures()
     assert "compute" not in record["cell"]
     assert failed_cell(record) in {result.cell for result in old.results()}
@@ -58,7 +58,7 @@ def test_old_failures_name_their_cell(old: RunFolder) -> None:
 
 
 def test_old_results_can_be_packed_and_compared(old: RunFolder, tmp_path: Path) -> None:
-    """Counts and accuracies are there; per-sample rows and passes are not, and that is told."""
+    """Counts and accuracies are compared; missing rows and passes are reported."""
     write(pack(old.path), tmp_path / "old.json")
     found = compare(load(tmp_path / "old.json"), load(old.path))
     assert len(found.changes) == 3

@@ -89,7 +89,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_a_run_survives_packing(run: RunFolder, tmp_path: Path) -> None:
-    """Answers, counts, passes and machine come back equal from the file, and from the folder read on the fly."""
+    """Answers, counts, passes and machine are equal when read from the file and from the folder."""
     right = np.random.default_rng(0).random(1001) < 0.7
     result = save(run, right)
     write(pack(run.path), tmp_path / "packed.json")
@@ -104,7 +104,7 @@ def test_a_run_survives_packing(run: RunFolder, tmp_path: Path) -> None:
     assert (tmp_path / "packed.json").stat().st_size < 2400
 
 
-def test_fits_are_told_apart_by_their_confidences(run: RunFolder) -> None:
+def test_confidences_distinguish_fits(run: RunFolder) -> None:
     """Only samples that exit at the same layer count; one other confidence among them shows another fit."""
     result = save(run, np.ones(200, dtype=bool))
     rows = run.samples(result.cell)
@@ -132,7 +132,7 @@ def test_bits_are_the_answers(make_cell: Callable[..., PackedCell], answers: lis
     assert correct.tolist() == answers
 
 
-def test_rows_are_told_apart_by_label_and_order(run: RunFolder) -> None:
+def test_hashes_distinguish_rows_by_label_and_order(run: RunFolder) -> None:
     """Two cells on the same rows have the same hash; another label changes it."""
     save(run, np.ones(4, dtype=bool))
     save(run, np.zeros(4, dtype=bool), method="geep")
@@ -152,7 +152,7 @@ def test_missing_rows_leave_the_rest(run: RunFolder) -> None:
     assert packed.problems == ["1 of 1 cells of a-run have no usable per-sample rows"]
 
 
-def test_failures_are_packed_until_they_are_mended(run: RunFolder) -> None:
+def test_failures_are_packed_until_the_cell_is_measured(run: RunFolder) -> None:
     """A failed cell is listed unless it was measured afterwards; a record without a cell is ignored."""
     done = save(run, np.ones(4, dtype=bool))
     missing = done.cell.model_copy(update={"method": "geep"})

@@ -1,4 +1,4 @@
-"""Run folders: written whole or not at all, and what is broken is told."""
+"""Run folders: written atomically, and broken files are reported."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def files(folder: Path) -> list[str]:
 
 
 def test_what_is_saved_is_read(run: RunFolder, save: Callable[..., Result]) -> None:
-    """Results and rows come back equal, ordered by name, and nothing else is left in the folder."""
+    """Results and rows are read as they were written, ordered by name, and no other file remains."""
     saved = [save(method=name) for name in ("fastbert", "bert")]
     assert run.results() == saved[::-1]
     pd.testing.assert_frame_equal(RunFolder.open(run.path).samples(saved[0].cell), make_rows())
@@ -91,13 +91,13 @@ def test_what_is_saved_is_read(run: RunFolder, save: Callable[..., Result]) -> N
     [{"seed": 1}, {"point": "a"}, {"batch_size": 9}, {"executor": "ladder"}, {"device": "cuda"}, {"backbone": "x"}],
 )
 def test_no_two_cells_share_a_file(change: dict) -> None:
-    """Any coordinate that differs makes another name."""
+    """Cells that differ in any coordinate have different names."""
     assert stem(make_cell(**change)) != stem(make_cell())
 
 
 @pytest.mark.parametrize("name", ["书" * 300, "../../etc/passwd", "a b/c\\d:e", "🙂" * 99, "."])
 def test_any_name_makes_a_file_name(run: RunFolder, save: Callable[..., Result], name: str) -> None:
-    """Long Chinese names, emoji, separators and dots end in files of at most 255 bytes inside the folder."""
+    """Long Chinese names, emoji, separators and dots give file names of at most 255 bytes inside the folder."""
     result = save(dataset=name, method=name)
     path = run.result_path(result.cell)
     assert len(path.name.encode()) < 230  # room for the name of a temporary neighbour
@@ -107,7 +107,7 @@ def test_any_name_makes_a_file_name(run: RunFolder, save: Callable[..., Result],
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
-    """Whatever goes wrong half-way, the old file stays as it was and no temporary one is left."""
+    """If writing fails, the old file stays as it was and no temporary file remains."""
     target = tmp_path / "deep" / "file.json"
     write_json(target, {"old": True})
     for problem in (OSError(28, "No space left on device"), ValueError("bug"), KeyboardInterrupt()):
@@ -123,14 +123,14 @@ def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
-    """NaN would make a file that other programs cannot read."""
+    """NaN is refused, because other programs could not read the file."""
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert files(tmp_path) == []
 
 
 def test_killed_between_rows_and_result_the_cell_is_unfinished(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are written first: without its JSON a cell does not count, and saving it again mends it."""
+    """Rows are written first: a cell without JSON is unfinished, and saving it again completes it."""
     result = make_result(make_cell())
 
     def killed(*_: object) -> None:
@@ -147,15 +147,15 @@ def test_killed_between_rows_and_result_the_cell_is_unfinished(run: RunFolder, m
 
 
 def test_rows_must_have_the_agreed_columns(run: RunFolder) -> None:
-    """Others would break readers later; nothing is written."""
+    """Rows with other columns are refused, and nothing is written."""
     with pytest.raises(ValueError, match="sample columns"):
         run.save(make_result(make_cell()), make_rows().drop(columns="difficulty"))
     assert files(run.path) == []
 
 
 @pytest.mark.parametrize("content", ["", "{half", "[1, 2]", '"text"', '{"schema": 1}', "\udcff", '{"schema": "one"}'])
-def test_broken_results_are_set_aside_and_told(run: RunFolder, save: Callable[..., Result], content: str) -> None:
-    """The others are read; the broken file is kept elsewhere, and the message says where and what follows."""
+def test_broken_results_are_set_aside_and_reported(run: RunFolder, save: Callable[..., Result], content: str) -> None:
+    """Broken files are moved and reported with their new place; the other results are read."""
     good, bad = save(), save(seed=1)
     path = run.result_path(bad.cell)
     path.write_bytes(content.encode(errors="surrogateescape"))
@@ -169,7 +169,7 @@ def test_broken_results_are_set_aside_and_told(run: RunFolder, save: Callable[..
 
 
 def test_a_result_with_unknown_keys_is_broken(run: RunFolder, save: Callable[..., Result]) -> None:
-    """Reading is strict: a key nobody knows is no result of this schema."""
+    """A result with an unknown key is not valid."""
     path = run.result_path(save().cell)
     path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
     assert run.results() == []
@@ -177,7 +177,7 @@ def test_a_result_with_unknown_keys_is_broken(run: RunFolder, save: Callable[...
 
 
 def test_results_of_another_schema_are_refused_and_left(run: RunFolder, save: Callable[..., Result]) -> None:
-    """They are no damage: the message names both versions, and the file stays."""
+    """The error for another schema names both versions, and the file stays."""
     path = run.result_path(save().cell)
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": SCHEMA + 1}))
     with pytest.raises(ResultError, match=rf"schema {SCHEMA + 1}, this program reads {SCHEMA}"):
@@ -186,29 +186,29 @@ def test_results_of_another_schema_are_refused_and_left(run: RunFolder, save: Ca
 
 
 @pytest.mark.parametrize("below", ["file", "file/run", "file/deep/run"])
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, below: str) -> None:
-    """Found out before anything expensive starts."""
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, below: str) -> None:
+    """A run folder that cannot be written is reported before anything expensive starts."""
     (tmp_path / "file").write_text("I am no folder")
     with pytest.raises(ResultError, match=r"cannot write the run folder .*--out"):
         RunFolder.create(tmp_path / below)
 
 
-def test_writing_below_a_file_is_told(tmp_path: Path) -> None:
-    """Also later, when a folder has gone."""
+def test_writing_below_a_file_is_reported(tmp_path: Path) -> None:
+    """A file that cannot be written later is reported, too."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match=r"cannot write .*a\.json"):
         write_json(tmp_path / "file" / "a.json", {})
 
 
 def test_there_must_be_a_run_to_open(tmp_path: Path) -> None:
-    """The message says how to make one."""
+    """The error for a missing run says how to create one."""
     with pytest.raises(ResultError, match=r"no run at .*geep-bench run --out"):
         RunFolder.open(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 but no more"])
-def test_rows_that_cannot_be_read_are_told(run: RunFolder, save: Callable[..., Result], content: bytes | None) -> None:
-    """Missing or broken Parquet: the message says which result to delete."""
+def test_unreadable_rows_are_reported(run: RunFolder, save: Callable[..., Result], content: bytes | None) -> None:
+    """The error for missing or broken rows says which result to delete."""
     cell = save().cell
     run.samples_path(cell).unlink()
     if content is not None:
@@ -218,7 +218,7 @@ def test_rows_that_cannot_be_read_are_told(run: RunFolder, save: Callable[..., R
 
 
 def test_failures_are_kept_until_the_cell_is_measured(run: RunFolder) -> None:
-    """A failure holds cell and traceback; a broken record is told; forgetting removes it."""
+    """A failure record has cell and traceback; a broken record is reported, and the record can be deleted."""
     cell = make_cell()
     path = run.fail(cell, "Traceback ...\nValueError: no")
     (record,) = run.failures()
@@ -232,7 +232,7 @@ def test_failures_are_kept_until_the_cell_is_measured(run: RunFolder) -> None:
 
 
 def test_forgetting_a_result_takes_its_rows_along(run: RunFolder, save: Callable[..., Result]) -> None:
-    """Both files go; doing it twice is no error; others stay."""
+    """A result is deleted with its rows; other results stay, and a second call does nothing."""
     kept, gone = save(), save(seed=1)
     for _ in range(2):
         run.forget_result(stem(gone.cell))

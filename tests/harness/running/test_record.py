@@ -18,6 +18,6 @@ def test_quality_by_hand() -> None:
 
 
 def test_quality_of_one_row() -> None:
-    """A test split of one row is a result, too."""
+    """A test split of one row gives a result."""
     found = quality(np.array([1]), np.array([1]))
     assert (found.accuracy, found.accuracy_low, found.accuracy_high, found.macro_f1, found.n) == (1, 1, 1, 1, 1)

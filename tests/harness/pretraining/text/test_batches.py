@@ -1,4 +1,4 @@
-"""The order of the data."""
+"""Order and content of batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 @pytest.mark.parametrize("size", [1, 7, 8, 64, 10_000])
 def test_an_epoch_holds_every_row(english: Shards, size: int) -> None:
-    """Each at least once, and no more are repeated than fill the last batch."""
+    """An epoch has every row at least once, and repeats only rows that fill the last batch."""
     data = stream(english, size)
     order = data.order(3)
     assert order.shape == (data.per_epoch, size)
@@ -37,7 +37,7 @@ def test_an_epoch_holds_every_row(english: Shards, size: int) -> None:
 
 
 def test_batches_follow_from_seed_and_number(english: Shards) -> None:
-    """Whoever asks, in whatever order; another seed or number gives another batch."""
+    """A batch depends only on seed and number."""
     one, other = stream(english), stream(english)
     far = one.batch(1000)
     assert same(other.batch(1000), far) and same(one.batch(5), other.batch(5))
@@ -47,7 +47,7 @@ def test_batches_follow_from_seed_and_number(english: Shards) -> None:
 
 
 def test_most_batches_of_full_rows_need_no_mask(english: Shards) -> None:
-    """Rows of one piece come together, but for the last ones of an epoch."""
+    """Rows of one piece are in batches of their own, except the last ones of an epoch."""
     data = stream(english)
     full = sum(map(len, english.rows("full")))
     unmasked = sum(data.batch(number).pieces is None for number in range(data.per_epoch))
@@ -55,7 +55,7 @@ def test_most_batches_of_full_rows_need_no_mask(english: Shards) -> None:
 
 
 def test_places_restart_with_every_piece() -> None:
-    """And padding belongs to no piece."""
+    """Positions restart at each piece, and padding belongs to no piece."""
     ids = np.array([[CLS, 9, 9, SEP, CLS, 9, SEP, PAD]], dtype=np.uint16)
     positions, pieces = places(ids)
     assert positions[0, :7].tolist() == [0, 1, 2, 3, 0, 1, 2]
@@ -63,7 +63,7 @@ def test_places_restart_with_every_piece() -> None:
 
 
 def test_the_second_text_of_a_pair_is_on_the_second_segment() -> None:
-    """As in BERT: the first [SEP] belongs to the first text, the last one to the second; a piece of one text has one."""
+    """Segments are those of BERT: the first [SEP] belongs to the first text; a piece of one text has one segment."""
     ids = np.array([[CLS, 9, SEP, CLS, 9, SEP, 8, SEP, CLS, 7, SEP, PAD]], dtype=np.uint16)
     assert segments(ids).tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]]
     spelt = np.array([[CLS, 9, SEP, 9, SEP, 9, SEP, PAD]], dtype=np.uint16)  # a text that says [SEP] itself
@@ -71,7 +71,7 @@ def test_the_second_text_of_a_pair_is_on_the_second_segment() -> None:
 
 
 def test_held_out_rows_are_masked_alike_for_everybody(english: Shards) -> None:
-    """Every row once, up to the limit asked for."""
+    """Held-out batches have every row once, up to the limit."""
     one, other = (list(held_out(english, size=4, share=0.15, device="cpu", most=10)) for _ in range(2))
     assert all(same(a, b) for a, b in zip(one, other, strict=True))
     assert sum(len(batch.ids) for batch in one) == min(10, sum(map(len, english.rows("heldout"))))
@@ -79,7 +79,7 @@ def test_held_out_rows_are_masked_alike_for_everybody(english: Shards) -> None:
 
 
 def test_made_ahead_is_in_order_and_failures_come_through(english: Shards) -> None:
-    """Threads change nothing that is seen."""
+    """Batches prepared by threads are in order, and errors are raised."""
     data = stream(english)
     found = list(ahead(data.batch, 3, 30))
     assert len(found) == 27 and all(same(batch, data.batch(3 + i)) for i, batch in enumerate(found))

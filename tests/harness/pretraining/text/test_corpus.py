@@ -1,4 +1,4 @@
-"""Documents out of files of several kinds."""
+"""Documents from files of several kinds."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ def read(path: Path) -> list[corpus.Document]:
 
 
 def test_blank_lines_separate_documents(tmp_path: Path) -> None:
-    """Lines up to a blank one belong together, whatever the line ends."""
+    """Lines up to a blank one are a document, with any line endings."""
     (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo \r\n\r\n \n\nthree\n".encode())
     assert read(tmp_path / "a.txt") == ["one two", "three"]
 
 
 def test_without_blank_lines_every_line_is_a_document(tmp_path: Path) -> None:
-    """Blank lines at the ends separate nothing."""
+    """In a file without blank lines between them, every line is a document."""
     (tmp_path / "a.txt").write_text("\none\ntwo\n\n", encoding="utf-8")
     assert read(tmp_path / "a.txt") == ["one", "two"]
 
 
 def test_packed_text_is_read(tmp_path: Path) -> None:
-    """As if it were not packed."""
+    """A compressed file gives the same documents."""
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"eins\n\nzwei"))
     assert read(tmp_path / "a.txt.gz") == ["eins", "zwei"]
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
 def test_rows_of_tables_are_documents(form: str, tmp_path: Path) -> None:
-    """A row with two texts is a pair, in whichever column the only one stands; labels are not looked at."""
+    """A row with two texts is a pair, a row with one text is a document, and labels are ignored."""
     table = pd.DataFrame({"text": ["a b", "c", ""], "text_pair": ["d", "", "e"], "label": [0, 1, 1]})
     path = tmp_path / f"train.{form}"
     if form == "parquet":
@@ -52,7 +52,7 @@ def test_rows_of_tables_are_documents(form: str, tmp_path: Path) -> None:
     "name", ["test.parquet", "dev.csv", "my_test.jsonl", "DEV.txt", "wiki-valid.txt.gz", "validation.tsv"]
 )
 def test_dev_and_test_splits_are_refused(name: str, tmp_path: Path) -> None:
-    """By their names, whatever is in them."""
+    """Files named like a dev or test split are refused."""
     (tmp_path / name).write_text("text\nx\n", encoding="utf-8")
     with pytest.raises(DataError, match="named like a dev or test split"):
         corpus.corpus_file(tmp_path / name)
@@ -81,14 +81,14 @@ def test_other_names_are_not(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_unusable_files_are_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
-    """In one line, with the file's name."""
+    """The error is one line with the name of the file."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said) as caught:
         read(tmp_path / name)
     assert name in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
-def test_a_missing_file_is_said() -> None:
-    """Before anything else is done."""
+def test_a_missing_file_is_reported() -> None:
+    """A missing file is reported first."""
     with pytest.raises(DataError, match="no such file"):
         corpus.corpus_file(Path("nowhere.txt"))

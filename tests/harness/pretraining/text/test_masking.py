@@ -1,4 +1,4 @@
-"""What is hidden, and how."""
+"""Masking: which tokens, and how."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ shares = st.floats(0.05, 0.9)
 @given(rows, shares, st.integers(0, 9))
 @settings(max_examples=60)
 def test_words_are_hidden_whole_and_within_the_budget(ids: np.ndarray, share: float, seed: int) -> None:
-    """A continuation is chosen exactly if what it continues is; no row exceeds its share; special tokens never are."""
+    """Whole words are chosen, no row exceeds its share, and special tokens are never chosen."""
     chosen = choose(ids, KINDS, share, np.random.default_rng(seed))
     kind = KINDS[ids]
     assert not chosen[kind == SPECIAL].any()
@@ -35,7 +35,7 @@ def test_words_are_hidden_whole_and_within_the_budget(ids: np.ndarray, share: fl
 @given(rows, shares, st.integers(0, 9))
 @settings(max_examples=60)
 def test_labels_are_what_was_there(ids: np.ndarray, share: float, seed: int) -> None:
-    """Everywhere else nothing changes, no special token but [MASK] is put in, and shapes depend on nothing but the rows'."""
+    """Other tokens do not change, no special token but [MASK] is inserted, and shapes depend only on those of the rows."""
     found = mask(ids, KINDS, share, np.random.default_rng(seed))
     count = int((found.labels != ABSENT).sum())
     assert len(found.where) == len(found.labels) == ids.shape[0] * budget(share, ids.shape[1])
@@ -49,7 +49,7 @@ def test_labels_are_what_was_there(ids: np.ndarray, share: float, seed: int) -> 
 
 
 def test_shares_are_those_of_bert() -> None:
-    """Of single words 15 % are chosen; 80 % of those masked, 10 % swapped, 10 % kept."""
+    """Of single-token words 15 % are chosen: 80 % of them are masked, 10 % replaced, 10 % kept."""
     ids = np.random.default_rng(0).integers(5, 15, (200, 100)).astype(np.uint16)
     found = mask(ids, KINDS, 0.15, np.random.default_rng(1))
     assert (found.labels != ABSENT).all() and len(found.labels) == 200 * 15
@@ -60,7 +60,7 @@ def test_shares_are_those_of_bert() -> None:
 
 
 def test_runs_of_characters_have_two_on_average_and_change() -> None:
-    """Drawn anew each time, and never across something else."""
+    """Runs of characters are drawn again each time, and contain only neighbouring characters."""
     ids = np.full((50, 100), 30, dtype=np.uint16)
     ids[:, 50] = 6
     first, second = (word_starts(ids, KINDS, np.random.default_rng(seed)) for seed in (0, 1))
@@ -70,7 +70,7 @@ def test_runs_of_characters_have_two_on_average_and_change() -> None:
 
 
 def test_every_place_is_hidden_in_time(chinese: Shards) -> None:
-    """Over many draws every maskable place of real rows is chosen: no place is favoured out of sight."""
+    """Over many draws every maskable position of real rows is chosen."""
     ids = np.array(chinese.rows("full")[0][:4])
     ever = np.zeros(ids.shape, dtype=bool)
     for seed in range(300):

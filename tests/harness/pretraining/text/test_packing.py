@@ -1,4 +1,4 @@
-"""Documents cut into rows."""
+"""Packing of documents into rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.pretraining.text.vocabulary import CLS, PAD, SEP
 
 @given(st.lists(st.integers(1, 20), max_size=80))
 def test_every_piece_gets_one_place_where_it_fits(lengths: list[int]) -> None:
-    """No piece is lost or twice there, no row overflows, and no two rows could have been one."""
+    """Every piece occurs once, no row overflows, and no two rows could be merged."""
     rows = best_fit(lengths, 20)
     assert sorted(piece for row in rows for piece in row) == list(range(len(lengths)))
     sizes = [sum(lengths[piece] for piece in row) for row in rows]
@@ -42,7 +42,7 @@ def test_nothing_is_lost_but_crumbs(texts: list[list[int]], length: int) -> None
 
 
 def _pieces(tokens: list[int]) -> list[list[int]]:
-    """What stands between each [CLS] and its [SEP]."""
+    """Return the text between each [CLS] and its [SEP]."""
     starts = [place for place, token in enumerate(tokens) if token == CLS]
     pieces = [tokens[start:end] for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True)]
     assert all(piece[-1] == SEP and SEP not in piece[:-1] for piece in pieces)

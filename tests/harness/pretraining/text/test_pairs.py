@@ -1,4 +1,4 @@
-"""Pairs of texts in pretraining: read together, the second on the second segment, as fine-tuning will have them."""
+"""Pairs of texts in pretraining, with the second text in the second segment, as in fine-tuning."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAIRS = [("river stone", "house"), ("green", "light winter summer"), ("river", "
 
 
 def test_a_pair_is_one_piece_where_it_fits(english: Shards, tmp_path: Path) -> None:
-    """[CLS] a [SEP] b [SEP]; one that does not fit into a row is two documents; both texts count."""
+    """A pair is [CLS] a [SEP] b [SEP]; if it does not fit into a row it is two documents; both texts are counted."""
     brim = (" ".join(WORDS), " ".join(WORDS[:5]))  # 13 words and 3 special tokens
     long = (" ".join(WORDS), " ".join(WORDS[:6]))
     facts = shards.write([*PAIRS, brim, long, "garden river"], english.tokenizer, tmp_path, length=16)
@@ -52,14 +52,14 @@ def test_a_pair_is_one_piece_where_it_fits(english: Shards, tmp_path: Path) -> N
 
 
 def test_the_same_texts_in_another_pair_are_no_repeat(english: Shards, tmp_path: Path) -> None:
-    """A pair is a repeat if both texts are the same, in the same places."""
+    """A pair is a duplicate if both texts are equal, in the same order."""
     documents = [("river", "stone house"), ("river stone", "house"), "river stone house", ("river", "stone house")]
     facts = shards.write(documents, english.tokenizer, tmp_path, length=16)
     assert facts["train"]["repeats"] == 1
 
 
 def _texts(folder: Path, facts: dict[str, Any], *kinds: str) -> list[str]:
-    """What stands between special tokens in rows of these kinds."""
+    """Return the texts between special tokens in rows of these kinds."""
     english = Shards.open(folder).tokenizer
     rows = [row for f in facts["files"] if f["kind"] in kinds for row in np.load(folder / f["name"])]
     said = [english.decode(row[row != PAD].tolist(), skip_special_tokens=False) for row in rows]
@@ -68,7 +68,7 @@ def _texts(folder: Path, facts: dict[str, Any], *kinds: str) -> list[str]:
 
 @pytest.mark.parametrize("length", [16, 64])
 def test_no_pair_is_on_both_sides(length: int, english: Shards, tmp_path: Path) -> None:
-    """First texts of held-out pairs begin no pair to train on; where pairs do not fit, no text is on both sides at all."""
+    """First texts of held-out pairs begin no training pair; texts of pairs that do not fit are on one side only."""
     draw = random.Random(0)
     some = [" ".join(draw.choices(WORDS, k=9)) for _ in range(300)]
     table = pd.DataFrame({"text": [draw.choice(some) for _ in range(3000)], "text_pair": draw.choices(some, k=3000)})
@@ -87,7 +87,7 @@ def test_no_pair_is_on_both_sides(length: int, english: Shards, tmp_path: Path) 
 
 
 def test_pairs_have_the_states_that_bert_gives_them() -> None:
-    """transformers' model with token_type_ids, on the written weights; the two segments of which differ."""
+    """States equal those of transformers' model with token_type_ids, on weights whose segments differ."""
     model = start.fresh(SHAPE, 0.0, 0).eval()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_pairs_have_the_states_that_bert_gives_them() -> None:
 
 
 def test_an_encoder_of_one_segment_reads_pairs_on_it() -> None:
-    """As DistilBERT's: where the second text is makes no difference."""
+    """An encoder with one segment, as DistilBERT's, ignores the segments of a pair."""
     model = start.fresh(replace(SHAPE, type_vocab=1), 0.0, 0).eval()
     ids = np.array([[CLS, 7, 8, SEP, 9, SEP]], dtype=np.uint16)
     given = [torch.from_numpy(part) for part in (ids.astype(np.int64), *places(ids), segments(ids))]
@@ -122,7 +122,7 @@ def test_an_encoder_of_one_segment_reads_pairs_on_it() -> None:
 
 @pytest.fixture
 def paired(english: Shards, tmp_path: Path) -> Path:
-    """Shards of 200 pairs, the second text of which says the first one backwards."""
+    """Shards of 200 pairs whose second text is the first one reversed."""
     draw = random.Random(0)
     first = [draw.sample(WORDS, 4) for _ in range(200)]
     table = pd.DataFrame({"text": [" ".join(a) for a in first], "text_pair": [" ".join(a[::-1]) for a in first]})
@@ -134,7 +134,7 @@ def paired(english: Shards, tmp_path: Path) -> Path:
 
 
 def test_only_shards_with_pairs_say_where_second_texts_are(paired: Path, english: Shards) -> None:
-    """Others go on exactly as before there were pairs."""
+    """Only batches of shards with pairs have segments."""
     found = Shards.open(paired)
     assert found.paired and not english.paired
     batch = Stream(found, size=4, share=0.15, seed=0, device="cpu").batch(0)
@@ -145,7 +145,7 @@ def test_only_shards_with_pairs_say_where_second_texts_are(paired: Path, english
 
 @pytest.fixture
 def whole(english: Shards, tmp_path: Path) -> Backbone:
-    """A teacher with a masked-word head, whose segments differ."""
+    """A teacher with a masked-word head and different segments."""
     shape = replace(SHAPE, layers=4, vocab_size=english.vocab_size)
     model, draw = start.fresh(shape, 0.0, 0), torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def whole(english: Shards, tmp_path: Path) -> Backbone:
 
 
 def test_what_is_learnt_depends_on_segments(paired: Path, whole: Backbone) -> None:
-    """Of masked words and of both distillations: another loss without them, and a gradient for the second one where it learns."""
+    """Segments change the losses of masked words and of both distillations, and the second one gets a gradient if it is trained."""
     batch = Stream(Shards.open(paired), size=4, share=0.3, seed=0, device="cpu").batch(0)
     blind = replace(batch, segments=None)
     words = masked_word_model(whole)
@@ -178,7 +178,7 @@ def test_what_is_learnt_depends_on_segments(paired: Path, whole: Backbone) -> No
 def test_the_second_segment_is_learnt_from_pairs_only(
     pretrain: Callable[..., int], paired: Path, tmp_path: Path
 ) -> None:
-    """It is written as learnt, and the card says what it has seen; without pairs it is a copy of the first."""
+    """The trained second segment is written and described in the card; without pairs it is a copy of the first."""
     told = {}
     for name, options, source in (("pairs", ["--shards", str(paired)], None), ("texts", [], "en")):
         out = tmp_path / name
@@ -195,7 +195,7 @@ def test_the_second_segment_is_learnt_from_pairs_only(
 def test_going_on_from_a_backbone_takes_all_that_it_learnt(
     pretrain: Callable[..., int], paired: Path, tmp_path: Path
 ) -> None:
-    """Of one vocabulary: both segments and the masked-word head come along, so that nothing is learnt again."""
+    """With the same vocabulary, both segments and the masked-word head are copied."""
     pretrain(tmp_path / "first", "--shards", str(paired), "--steps", "3", shards_from=None)
     first = checkpoint.read(tmp_path / "first")
     assert first.head is not None

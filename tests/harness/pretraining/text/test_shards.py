@@ -1,4 +1,4 @@
-"""Token ids on disk."""
+"""Shards: token ids on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.pretraining.text.vocabulary import CLS, PAD, SEP, SPECIALS
 
 
 def test_every_document_is_trained_on_or_held_out(english: Shards, corpora: dict[str, Path]) -> None:
-    """Counts add up: only ends of documents of a single token are left out."""
+    """All tokens are in the shards, except ends of documents with a single token."""
     facts = english.facts
     texts = set(corpus.read(corpus.corpus_file(corpora["en"])))
     assert facts["train"]["documents"] + facts["heldout"]["documents"] == len(texts)
@@ -33,7 +33,7 @@ def test_every_document_is_trained_on_or_held_out(english: Shards, corpora: dict
 
 
 def test_full_rows_are_one_piece(english: Shards) -> None:
-    """So that they need no mask: one [CLS], one [SEP], no padding."""
+    """Full rows have one [CLS], one [SEP] and no padding, so that they need no mask."""
     for rows in english.rows("full"):
         assert (rows[:, 0] == CLS).all() and (rows[:, -1] == SEP).all()
         assert ((rows == CLS).sum(1) == 1).all() and (rows != PAD).all()
@@ -42,7 +42,7 @@ def test_full_rows_are_one_piece(english: Shards) -> None:
 def test_repeats_are_dropped_and_files_stay_small(
     english: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text counts once; a file ends before its limit."""
+    """A duplicate is stored once, and files stay below their size limit."""
     monkeypatch.setattr(shards, "LARGEST_FILE", 1024 + 5 * 32)  # five rows of 16 tokens
     one, other = "river stone house green light " * 8, "winter summer garden story letter " * 40
     facts = shards.write([one, other, one, other], english.tokenizer, tmp_path, length=16)
@@ -55,7 +55,7 @@ def test_repeats_are_dropped_and_files_stay_small(
 
 
 def test_large_vocabularies_have_room(tmp_path: Path) -> None:
-    """Beyond 16 bits ids are kept in 32: those of the last words come back, masked batches included."""
+    """Ids above 16 bits are stored in 32 bits and read correctly, also in masked batches."""
     words = [*SPECIALS, *(f"w{i}" for i in range(70_000))]
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
     many = vocabulary.of_backbone(Backbone("many", EncoderShape(1, 4, 1, 4, len(words), 16), {}, tokenizer))
@@ -74,13 +74,13 @@ def test_large_vocabularies_have_room(tmp_path: Path) -> None:
 
 
 def test_too_little_text_is_refused(english: Shards, tmp_path: Path) -> None:
-    """One document cannot be both trained on and held out."""
+    """A corpus of one document is refused, because it cannot be trained on and held out."""
     with pytest.raises(DataError, match="1 different documents"):
         shards.write(["river stone house"] * 3, english.tokenizer, tmp_path, length=16)
 
 
 def test_nothing_is_left_of_shards_that_failed(tmp_path: Path) -> None:
-    """An empty corpus ends in one line, and the folder is not there."""
+    """An empty corpus gives an error in one line and no folder."""
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="has no text"):
         shards.make([corpus.corpus_file(tmp_path / "empty.txt")], tmp_path / "s", language="en", vocab=50, length=16)
@@ -89,7 +89,7 @@ def test_nothing_is_left_of_shards_that_failed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "facts", "vocabulary", "format", "rows"])
 def test_damaged_shards_are_refused(damage: str, shard_folders: dict[str, Path], tmp_path: Path) -> None:
-    """Whatever is missing or does not belong together is told in one line."""
+    """Missing files, damaged files and mismatches give an error in one line."""
     folder = shutil.copytree(shard_folders["en"], tmp_path / "s")
     facts = json.loads((folder / "shards.json").read_text(encoding="utf-8"))
     first = folder / facts["files"][0]["name"]

@@ -14,7 +14,7 @@ from harness.pretraining.text.shards import Shards
 
 
 def test_a_vocabulary_has_the_size_asked_for(english: Shards) -> None:
-    """Special tokens first, in the order that ids are taken from."""
+    """Special tokens come first, in the order of their ids."""
     words = vocabulary.words(english.tokenizer)
     assert len(words) == 90
     assert tuple(words[:5]) == vocabulary.SPECIALS
@@ -30,13 +30,13 @@ def test_a_vocabulary_has_the_size_asked_for(english: Shards) -> None:
     ],
 )
 def test_a_size_that_the_corpus_does_not_support_is_refused(size: int, said: str) -> None:
-    """Too many and too few, with the number that would do."""
+    """Sizes that are too large or too small are refused with a possible size."""
     with pytest.raises(ConfigError, match=said):
         vocabulary.train_exactly(["some words of some text"] * 5, size, "en")
 
 
 def test_kinds_tell_words_from_pieces_and_characters() -> None:
-    """A Chinese character is neither a word's beginning nor its continuation."""
+    """Chinese characters have a kind of their own."""
     tokenizer = vocabulary.train(["abab ab 山水"] * 9, 40)
     kinds = dict(zip(vocabulary.words(tokenizer), vocabulary.kinds(tokenizer).tolist(), strict=True))
     assert kinds["[MASK]"] == vocabulary.SPECIAL
@@ -47,7 +47,7 @@ def test_kinds_tell_words_from_pieces_and_characters() -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_transformers_reads_the_same_tokenizer(language: str, shard_folders: dict[str, Path]) -> None:
-    """Same ids for text with capitals, accents, unknown signs and both scripts."""
+    """A saved and loaded tokenizer gives the same ids for capitals, accents, unknown signs and both scripts."""
     theirs = AutoTokenizer.from_pretrained(shard_folders[language])
     text = "The Río, 山水 ☃ GREENER b"
     ours = vocabulary.load(shard_folders[language]).encode(text)
@@ -56,7 +56,7 @@ def test_transformers_reads_the_same_tokenizer(language: str, shard_folders: dic
 
 
 def test_a_foreign_or_broken_vocabulary_is_refused(tmp_path: Path) -> None:
-    """Missing, damaged, and without a special token."""
+    """A tokenizer that is missing, damaged or without a special token is refused."""
     with pytest.raises(BackboneError, match="no tokenizer.json"):
         vocabulary.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
@@ -70,6 +70,6 @@ def test_a_foreign_or_broken_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_that_of_the_words(english: Shards, chinese: Shards) -> None:
-    """It differs between vocabularies, and is that of the shards."""
+    """The fingerprint differs between vocabularies and equals that of the shards."""
     assert vocabulary.fingerprint(english.tokenizer) == english.facts["vocabulary"] != chinese.facts["vocabulary"]
     assert chinese.kinds.dtype == np.uint8
