@@ -1,18 +1,16 @@
-"""Does depth matter on a profile's data? Accuracy of every layer's head on test, and where easy and hard samples leave.
+"""Does depth matter on a dataset? Measure the test accuracy of every layer's head, and where easy and hard samples exit.
 
 ::
 
     python -m suites.studies.depth --profile quick
     python -m suites.studies.depth --method geep --profile mini --data DATA --datasets ag_news --backbone en=DIR
 
-Heads are FastBERT's: on a frozen, fine-tuned backbone, so that they show what each layer holds; or those of ``--method``
-(``geep``: trained together with the backbone, all at once). Takes the other options of ``geep-bench run``, and the fits that
-it has cached, or makes them.
+The heads are FastBERT's, trained on a frozen, fine-tuned backbone, and thus show what each layer knows; or those of ``--method``
+(``geep`` trains heads and backbone together). Cached fits are used; others are made.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.cli.main import parser, settings_of
 from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
@@ -30,11 +27,11 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
 from harness.execution.exit_rules import first_exit
 from harness.running.session import Session
-from harness.running.settings import validate_settings
+from suites.studies.shared.study import settings_from, study_parser
 
 
 def depth_of(session: Session, method: str, speed: float) -> dict[str, Any]:
-    """Accuracy per answering layer (index order), and mean exit layer (from 1) and accuracy by true difficulty."""
+    """Return the accuracy of every layer with a head, in rising order, and the mean exit layer (from 1) by true difficulty."""
     fitted: Any = session.fitted(method)
     if not isinstance(getattr(fitted, "model", None), MultiExitModel) or not fitted.model.exits:
         raise ConfigError(f"--method {method} has no heads at several depths: choose fastbert or geep")
@@ -62,19 +59,13 @@ def depth_of(session: Session, method: str, speed: float) -> dict[str, Any]:
 
 @exit_codes("depth")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    own = argparse.ArgumentParser(
-        prog="python -m suites.studies.depth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    own.add_argument("--method", default="fastbert", help="a method with heads at several depths")
-    own.add_argument("--speed", type=float, default=0.5, help="entropy threshold for the exits by difficulty")
-    own.add_argument("--out", type=Path, help="also write JSON here")
-    args, rest = own.parse_known_args(arguments)
-    settings = settings_of(parser().parse_args(["run", *rest]))
-    validate_settings(settings)
+    """Run the command and return its exit code."""
+    parser = study_parser("depth", __doc__)
+    parser.add_argument("--method", default="fastbert", help="a method with heads at several depths")
+    parser.add_argument("--speed", type=float, default=0.5, help="entropy threshold for the exits by difficulty")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="also write JSON here")
+    args = parser.parse_args(arguments)
+    settings = settings_from(args)
     rows = [
         depth_of(Session(settings, name, settings.profile.seeds[0]), args.method, args.speed)
         for name in settings.profile.datasets

@@ -1,14 +1,13 @@
-"""Which training settings suit a method? Every candidate is fitted and scored on dev; test is never looked at.
+"""Find the training settings that suit a method: fit every candidate and score it on dev. The test split is never used.
 
 ::
 
     python -m suites.studies.tuning --try learning_rate=5e-5,1e-4,2e-4 --try epochs=3,5 --profile mini --methods bert,tinybert \\
         --data DATA --backbone en=BACKBONE --datasets ag_news --max-train 1000
 
-takes the options of ``geep-bench run``, and tries every combination on every method that ``--methods`` names. A
-comparison is fair when every rival was given the same candidates. Fits are cached, so that a stopped search goes on
-where it was. The score is the mean accuracy on dev over the operating points; where those are given speeds, at which exits move
-with training, over the layers that answer.
+Every combination is tried on every method of ``--methods``. A comparison is fair if all methods had the same candidates. Fits are
+cached, so that a stopped search resumes. The score is the mean accuracy on dev over the operating points. If points are defined
+by a speed, whose exits change with training, it is the mean over all layers with a head instead.
 """
 
 from __future__ import annotations
@@ -22,23 +21,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.cli.main import settings_of
-from harness.cli.run_options import parser
 from harness.contracts import Execution
 from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
 from harness.core.files import write_json
 from harness.running.session import Session
-from harness.running.settings import Settings, validate_settings
+from harness.running.settings import Settings
 from harness.toolkit.fitted import FittedModel
 from harness.toolkit.training import dev_accuracies
+from suites.studies.shared.study import settings_from, study_parser
 
 TUNING = Execution(batch_size=64)
 
 
 def candidate(text: str) -> tuple[str, list[Any]]:
-    """``"epochs=3,5"`` -> the name of a setting and its values."""
+    """Read ``"epochs=3,5"`` as the name of a setting and its values."""
     name, _, values = text.partition("=")
     try:
         found = [json.loads(value) for value in values.split(",")]
@@ -50,26 +48,26 @@ def candidate(text: str) -> tuple[str, list[Any]]:
 
 
 def combinations(candidates: Sequence[tuple[str, list[Any]]]) -> Iterator[dict[str, Any]]:
-    """Every way of choosing one value per setting."""
+    """Yield every way to choose one value per setting."""
     names = [name for name, _ in candidates]
     for values in itertools.product(*(values for _, values in candidates)):
         yield dict(zip(names, values, strict=True))
 
 
 def with_settings(settings: Settings, method: str, changes: Mapping[str, Any]) -> Settings:
-    """The same settings, with ``changes`` to those of one method only: its teachers keep theirs."""
+    """Return the settings with ``changes`` to one method; its teachers keep theirs."""
     profile = settings.profile
     own = {**profile.method.get(method, {}), **changes}
     return replace(settings, profile=profile.model_copy(update={"method": {**profile.method, method: own}}))
 
 
 def score(settings: Settings, dataset: str, seed: int, method: str) -> dict[str, Any]:
-    """Accuracy on dev of every point, or of every layer that answers, and what the fit took."""
+    """Return the dev accuracy of every point, or of every layer with a head, and facts about the fit."""
     session = Session(settings, dataset, seed)
     fitted: Any = session.fitted(method)
     borrowed = [getattr(session.fitted(need), "training", None) for need in settings.profile.method_of(method).needs]
     if getattr(fitted, "training", None) in (None, *borrowed):
-        raise ConfigError(f"method '{method}' trains no model of its own here: name those that do with --methods")
+        raise ConfigError(f"method '{method}' trains no model of its own: choose methods that do with --methods")
     dev = session.prepared.task.dev
     points = fitted.operating_points(dev)
     if all("speed" in point.params for point in points) and isinstance(fitted, FittedModel):
@@ -88,7 +86,7 @@ def score(settings: Settings, dataset: str, seed: int, method: str) -> dict[str,
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """One candidate, for the terminal."""
+    """Return the line that shows one candidate."""
     chosen = " ".join(f"{name}={value}" for name, value in row["settings"].items())
     layers = " ".join(f"{100 * value:.1f}" for value in row["accuracy"])
     return (
@@ -98,7 +96,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per method, the settings with the highest mean score over datasets and seeds; the first tried on ties."""
+    """Return by method the settings with the highest mean score over datasets and seeds; the first of equals."""
     sums: dict[str, dict[str, float]] = {}
     for row in rows:
         scores = sums.setdefault(row["method"], {})
@@ -109,18 +107,20 @@ def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @exit_codes("tuning")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    own = argparse.ArgumentParser(
-        prog="python -m suites.studies.tuning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    """Run the command and return its exit code."""
+    parser = study_parser("tuning", __doc__)
+    parser.add_argument(
+        "--try",
+        dest="candidates",
+        action="append",
+        required=True,
+        type=candidate,
+        metavar="KEY=A,B",
+        help="values to try",
     )
-    own.add_argument("--try", dest="candidates", action="append", required=True, type=candidate, metavar="KEY=A,B")
-    own.add_argument("--json", type=Path, metavar="FILE", help="also write all scores here")
-    args, rest = own.parse_known_args(arguments)
-    settings = settings_of(parser().parse_args(["run", *rest]))
-    validate_settings(settings)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores here")
+    args = parser.parse_args(arguments)
+    settings = settings_from(args)
     rows = []
     profile = settings.profile
     for dataset, seed, method in itertools.product(profile.datasets, profile.seeds, profile.methods):
