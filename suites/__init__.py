@@ -1,1 +1,1 @@
-"""What is measured: profiles (data) and pytest-benchmark cells."""
+"""Benchmarks that pytest collects, profiles, the regression gate, and studies. Imports ``harness`` and ``geep.exit_table`` only."""

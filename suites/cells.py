@@ -1,4 +1,4 @@
-"""Which pytest-benchmark cells a profile has, and the sessions behind them."""
+"""The pytest-benchmark cells of a profile, and the sessions that run them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class CellId:
 
 
 def point_names(profile: Profile, method: str) -> Sequence[str]:
-    """Operating points of a method or variant as far as its settings tell; :data:`FIRST` where it does not say."""
+    """Return the operating points of a method or variant by its settings; :data:`FIRST` if it does not name them."""
     try:
         found = profile.method_of(method)
-    except MethodError:  # its benchmark will fail and say why; those of others go on
+    except MethodError:  # its benchmark will fail with the reason; others are not affected
         return [FIRST]
     return list(found.point_names(profile.config(method))) if isinstance(found, NamesPoints) else [FIRST]
 
 
 def cells_of(settings: Settings) -> list[CellId]:
-    """All cells of a profile, methods of one dataset next to each other."""
+    """Return all cells of a profile, ordered by dataset."""
     profile = settings.profile
     return [
         CellId(dataset, seed, method, point)
@@ -50,7 +50,7 @@ def cells_of(settings: Settings) -> list[CellId]:
 
 
 class Sessions:
-    """Datasets and fitted methods of a session; the last dataset used is kept in memory, fits are cached on disk."""
+    """Datasets with fitted methods. The last dataset stays in memory; fits are cached on disk."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -62,7 +62,7 @@ class Sessions:
         return self._session
 
     def contender(self, cell: CellId) -> tuple[Contender, OperatingPoint]:
-        """The fitted method (trained now if the cache does not have it) at the cell's point.
+        """Return the fitted method, trained now unless cached, at the cell's point, and that point as tuned.
 
         Raises:
             ConfigError: the method has no such point.

@@ -11,21 +11,19 @@ from harness.cli.argument_types import names
 from harness.cli.run_options import backbones
 from harness.core.environment import environment_facts
 from harness.core.errors import GeepBenchError
-from harness.encoder.backbone import default_device
-from harness.running import profile
-from harness.running.settings import Settings, validate_settings
+from harness.running.settings import Settings, make_settings, validate_settings
 from suites.cells import Sessions, cells_of
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("geep", "GEEP bench")
     group.addoption("--profile", default="quick", help="profile by name or TOML file (default: quick)")
-    group.addoption("--methods", help="comma-separated: these methods only")
-    group.addoption("--datasets", help="comma-separated: these datasets only")
+    group.addoption("--methods", metavar="a,b", help="these methods only")
+    group.addoption("--datasets", metavar="x,y", help="these datasets only")
     group.addoption("--data", type=Path, help="folder of local data")
     group.addoption("--backbone", help="en=DIR_OR_ID,zh=DIR_OR_ID")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    group.addoption("--tokens", type=int, default=200_000, help="tokens of the exit table's microbenchmarks")
+    group.addoption("--tokens", type=int, default=200_000, help="tokens of the exit table's benchmarks")
     group.addoption(
         "--shape", default="google/bert_uncased_L-4_H-256_A-4", help="backbone shape of the executors' benchmarks"
     )
@@ -37,24 +35,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="eager",
         help="how the executors' benchmarks run blocks",
     )
-    group.addoption("--max-train", type=int, help="at most so many train rows")
-    group.addoption("--max-test", type=int, help="at most so many test rows")
+    group.addoption("--max-train", type=int, metavar="N", help="at most N train rows")
+    group.addoption("--max-test", type=int, metavar="N", help="at most N test rows")
 
 
 def _settings(config: pytest.Config) -> Settings:
-    chosen = profile.load(config.getoption("--profile"))
-    changes: dict[str, Any] = {}
-    for option in ("methods", "datasets"):
-        if given := config.getoption(f"--{option}"):
-            changes[option] = names(given)
-    for option in ("max_train", "max_test"):
-        if (limit := config.getoption(option)) is not None:
-            changes[option] = limit
-    if given := config.getoption("--backbone"):
-        changes["backbones"] = {**chosen.backbones, **backbones(given)}
-    data = config.getoption("--data")
-    device = config.getoption("--device") or default_device()
-    return Settings(chosen.model_copy(update=changes), out=Path("."), data=data, device=device)
+    option = config.getoption
+    listed = {name: names(given) for name in ("methods", "datasets") if (given := option(name))}
+    limits = {name: option(name) for name in ("max_train", "max_test")}
+    given = backbones(option("backbone")) if option("backbone") else None
+    where = {"data": option("data"), "device": option("device")}
+    return make_settings(option("profile"), out=Path("."), backbones=given, **where, **listed, **limits)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -71,11 +62,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def sessions(request: pytest.FixtureRequest) -> Sessions:
-    """The profile's datasets; training happens here, cached, never in a timed round."""
+    """The datasets and fitted methods of the profile. Methods are trained here, or cached, never in a timed round."""
     return Sessions(_settings(request.config))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """So that runs on different devices are not compared by mistake. The host's name is nobody's business."""
+    """Store facts about the machine, so that only runs on equal machines are compared; the host's name is left out."""
     machine_info["node"] = ""
     machine_info["geep"] = environment_facts()

@@ -1,4 +1,4 @@
-"""One benchmark per cell: the timed region is ids on the device -> logits on the host, as in ``geep-bench run``."""
+"""One benchmark per cell. The timed region is that of ``geep-bench run``: ids on the device -> logits on the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from suites.cells import CellId, Sessions
 
 
 def test_predict(benchmark: Any, sessions: Sessions, cell: CellId) -> None:
-    """Predict the whole test split; accuracy and FLOPs come from the very pass that was timed."""
+    """Predict the whole test split; accuracy and FLOPs come from the timed pass itself."""
     contender, point = sessions.contender(cell)
     session = sessions.session(cell)
     tokens, at = session.prepared.test.tokens, contender.point
@@ -50,5 +50,5 @@ def test_predict(benchmark: Any, sessions: Sessions, cell: CellId) -> None:
             "bound": foresees,
         }
     )
-    # Not a timing assertion: what was timed must have answered every sample.
+    # The timed pass must have answered every sample.
     assert predictions.logits.shape == (n, session.prepared.task.num_labels)

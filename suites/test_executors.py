@@ -1,11 +1,10 @@
-"""Benchmarks of the executors on one random model: the same samples, the same exits, different ways to run them.
+"""Benchmark the executors on one random model: the same samples and exits, run in different ways.
 
 ``pytest suites/test_executors.py --benchmark-only --shape bert-base-uncased --samples 10000 --batch-size 256 --device cuda``
 
-What counts is time and executed layers, not answers; see
-``suites/workloads/random_model.py``. ``ladder``, ``exact-k`` and ``verified`` know
-exits beforehand, ``shrink`` and ``faithful`` find out layer by layer. ``roofline`` is FLOPs over time, as a fraction of the
-rate of a large matrix product in the same session.
+Time and executed layers are measured; answers do not matter, see ``suites/workloads/random_model.py``. ``ladder``, ``exact-k``
+and ``verified`` know exits beforehand, ``shrink`` and ``faithful`` determine them layer by layer. ``roofline`` is FLOPs over
+time, as a fraction of the rate of a large matrix product in the same session.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ WINDOWS = (256, 1024, 0)
 
 @pytest.fixture(scope="module")
 def workload(request: pytest.FixtureRequest) -> ExecutorWorkload:
-    """The one that the command line asks for."""
+    """The model and samples that the command line asks for."""
     option = request.config.getoption
     device = option("--device") or default_device()
     return ExecutorWorkload(
@@ -75,7 +74,7 @@ def _measure(
             "phases": found.phases,
         }
     )
-    # Not a timing assertion: what was timed must have run what its exits say.
+    # The timed pass must have run as many layers as its exits require.
     assert layers == pytest.approx(found.exit_layer.mean() + 1)
 
 
@@ -83,7 +82,7 @@ def _measure(
 def test_executor(
     benchmark: Any, request: pytest.FixtureRequest, workload: ExecutorWorkload, rate: float, executor: str
 ) -> None:
-    """All samples known at once."""
+    """Run all samples at once."""
     benchmark.group = f"executors, {workload.shape}, batch {request.config.getoption('--batch-size')}"
     _measure(benchmark, request, workload, rate, executor, 0)
 
@@ -93,6 +92,6 @@ def test_executor(
 def test_window(
     benchmark: Any, request: pytest.FixtureRequest, workload: ExecutorWorkload, rate: float, executor: str, window: int
 ) -> None:
-    """Sorting needs samples to sort: so many are waited for, then run."""
+    """Sort and run samples window by window."""
     benchmark.group = f"windows, {executor}, {workload.shape}"
     _measure(benchmark, request, workload, rate, executor, window)

@@ -1,14 +1,13 @@
-"""Microbenchmarks of the exit table and the schedule against what one would write with torch alone.
+"""Benchmark the exit table and the schedule against implementations with torch alone.
 
-``pytest suites/test_exit_table.py --benchmark-only --tokens 1000000 --device cuda``. Timed with the device's own events on
-CUDA (``device_seconds`` in ``extra_info``, one per round), with the wall clock as well. ``per_second`` counts what
-``counted`` says; ``roofline`` is the least number of bytes that the operation has to move (``least_bytes``) over time, as a
-fraction of the copy bandwidth measured in the same session.
+``pytest suites/test_exit_table.py --benchmark-only --tokens 1000000 --device cuda``. On CUDA, device events measure the time as
+well (``device_seconds`` in ``extra_info``, one per round). ``per_second`` is the rate of what ``counted`` names; ``roofline`` is
+the least number of bytes that the operation must move (``least_bytes``) over time, as a fraction of the copy bandwidth
+measured in the same session.
 
-What is about the hash table itself (how full it is, single tokens by hash) runs the kernels: on the device, or emulated on
-the host with at most 2^15 tokens, which shows that it works and nothing about speed. A rival for which memory does not
-suffice is skipped and says so. Text is made on the host, some ten seconds for 10^8 tokens; beyond that, use
-``suites.studies.exit_table_load``, which keeps no text.
+Benchmarks of the hash table itself (load factor, single tokens by hash) run the kernels on the device, or emulated on the host
+with at most 2^15 tokens, which tests that they work and says nothing about speed. An alternative that runs out of memory is
+skipped. For more than 10^8 tokens use ``suites.studies.exit_table_load``, which keeps no text in memory.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from suites.workloads.exit_table_workloads import random_exits as exits_for
 ROW_BYTES = 32  # a frozen slot: key and twelve entries
 ROUNDS, WARM_UP = 5, 2
 
-# What answers, and for which n-grams it can.
+# Implementations, and the n-gram lengths that they support.
 PREDICT: dict[str, tuple[Callable[[TableWorkload], Tensor], tuple[int, ...]]] = {
     "table": (lambda workload: workload.table.predict(workload.asked, QUANTILE), (1, 2)),
     "gather_sum": (
@@ -74,14 +73,14 @@ def _device(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="module", params=[(skew, n) for skew in SKEWS for n in (1, 2)], ids=lambda p: f"{p[0]}-{p[1]}")
 def workload(request: pytest.FixtureRequest) -> TableWorkload:
-    """Text and table by skew and n-gram length; pytest runs all tests of one before it makes the next."""
+    """Text and table, by skew and n-gram length."""
     skew, ngram = request.param
     return TableWorkload(request.config.getoption("--tokens"), skew, ngram, _device(request.config))
 
 
 @pytest.fixture(scope="module")
 def kernels(request: pytest.FixtureRequest) -> TableKernels:
-    """Where the hash table's kernels run."""
+    """The place where the hash table's kernels run."""
     try:
         return TableKernels.here(_device(request.config), request.config.getoption("--tokens"))
     except DeviceError as error:
@@ -96,7 +95,7 @@ def filling(request: pytest.FixtureRequest, kernels: TableKernels) -> LoadWorklo
 
 @cache
 def bandwidth(device: str) -> float:
-    """Bytes per second that a plain copy moves on this device, reads and writes counted."""
+    """Return the bytes per second of a plain copy on this device, reads and writes counted."""
     source = torch.ones((1 << 30 if device == "cuda" else 1 << 27) // 4, device=device)
     target = torch.empty_like(source)
     seconds = []
@@ -121,13 +120,13 @@ def _measure(
     least: int,
     prepare: Callable[[], Any] | None = None,
 ) -> Any:
-    """Time it, and return what it found.
+    """Time ``run`` and return its result.
 
     Args:
-        backend: of the table that is timed; ``None`` for a rival.
-        work: how many of ``counted`` a round does; ``count`` in the results.
-        least: bytes that have to be moved.
-        prepare: makes what ``run`` is given, anew for every round and untimed.
+        backend: of the timed table; ``None`` for an alternative.
+        work: number of ``counted`` per round.
+        least: bytes that must be moved.
+        prepare: makes the argument of ``run`` before every round, untimed.
     """
     seconds = []
 
@@ -145,7 +144,7 @@ def _measure(
     except torch.OutOfMemoryError:
         if backend is not None:
             raise
-        pytest.skip(f"this rival needs more memory than {device} has at {tokens} tokens")
+        pytest.skip(f"{tokens} tokens need more memory than {device} has")
     measured = seconds[WARM_UP:]
     median = float(np.median(measured))
     benchmark.extra_info.update(
@@ -169,10 +168,10 @@ def test_predict(benchmark: Any, workload: TableWorkload, name: str) -> None:
     """Ids on the device -> exits on the device."""
     run, ngrams = PREDICT[name]
     if workload.ngram not in ngrams:
-        pytest.skip(f"{name} finds rows by token id, so that it has none for n-grams")
+        pytest.skip(f"{name} finds rows by token id and has none for n-grams")
     benchmark.group = f"predict, {workload.ngram}-grams, {workload.skew}"
     expected = PREDICT["table"][0](workload)
-    assert len(workload.rows.keys)  # made before the clock starts
+    assert len(workload.rows.keys)  # cached before the clock starts
     found = _measure(
         benchmark,
         lambda: run(workload),
@@ -185,17 +184,17 @@ def test_predict(benchmark: Any, workload: TableWorkload, name: str) -> None:
     )
     agreement = float((found == expected).float().mean())
     benchmark.extra_info["agreement"] = agreement
-    assert agreement == 1 or name == "hashing_trick"  # its collisions are the price it pays
+    assert agreement == 1 or name == "hashing_trick"  # keys that collide share a row
 
 
 def _least_of_predict(samples: int, lookups: int) -> int:
-    """Every id is read, every n-gram's row is read, an exit is written."""
+    """Return the bytes: every id and every n-gram's row is read, an exit is written."""
     return 4 * samples * LENGTH + ROW_BYTES * lookups + 2 * samples
 
 
 @pytest.mark.parametrize("name", ["table", "unique_bincount"])
 def test_insert(benchmark: Any, workload: TableWorkload, name: str) -> None:
-    """Counting from nothing."""
+    """Count all n-grams into an empty table."""
     benchmark.group = f"insert, {workload.ngram}-grams, {workload.skew}"
 
     def theirs() -> int:
@@ -216,12 +215,12 @@ def test_insert(benchmark: Any, workload: TableWorkload, name: str) -> None:
 
 
 def _least_of_insert(samples: int, inserts: int) -> int:
-    """Every id is read, every n-gram's count is read and written."""
+    """Return the bytes: every id is read, every n-gram's count is read and written."""
     return 4 * samples * LENGTH + 8 * inserts
 
 
 def test_freeze(benchmark: Any, workload: TableWorkload) -> None:
-    """From counts to rows."""
+    """Turn counts into rows."""
     benchmark.group = f"freeze, {workload.ngram}-grams, {workload.skew}"
     stats = workload.table.stats()
     _measure(
@@ -240,7 +239,7 @@ def test_freeze(benchmark: Any, workload: TableWorkload) -> None:
 @pytest.mark.parametrize("name", ["schedule", "torch_sort"])
 @pytest.mark.parametrize("skew", SKEWS)
 def test_sort(request: pytest.FixtureRequest, benchmark: Any, skew: str, name: str) -> None:
-    """Exits and lengths on the device -> order on the device. Skewed: most samples are short and leave early."""
+    """Exits and lengths on the device -> order on the device. With skew, most samples are short and exit early."""
     device, tokens = _device(request.config), request.config.getoption("--tokens")
     benchmark.group = f"sort by exit and length, {skew}"
     size = max(1000, tokens // LENGTH)
@@ -275,7 +274,7 @@ def test_sort(request: pytest.FixtureRequest, benchmark: Any, skew: str, name: s
 
 @pytest.mark.parametrize("load", LOADS)
 def test_predict_by_load(benchmark: Any, filling: LoadWorkload, load: float) -> None:
-    """The same questions to hash tables of the same size, more or less full: what searching longer costs."""
+    """Query hash tables of one size at several load factors, which lengthen the search."""
     benchmark.group = f"predict by load factor, 2-grams, {filling.skew}"
     train = filling.train(load)
     exits = exits_for(len(train), filling.text.device)
@@ -311,7 +310,7 @@ def test_predict_by_load(benchmark: Any, filling: LoadWorkload, load: float) -> 
 
 @pytest.mark.parametrize("load", LOADS)
 def test_insert_by_load(benchmark: Any, filling: LoadWorkload, load: float) -> None:
-    """Filling a table of always the same size, empty at first, up to that share."""
+    """Fill an empty hash table of one size up to several load factors."""
     benchmark.group = f"insert by load factor, 2-grams, {filling.skew}"
     train = filling.train(load)
     exits = exits_for(len(train), filling.text.device)
@@ -332,7 +331,7 @@ def test_insert_by_load(benchmark: Any, filling: LoadWorkload, load: float) -> N
 
 @pytest.mark.parametrize("name", ["dense", "hash"])
 def test_single_tokens(benchmark: Any, filling: LoadWorkload, name: str) -> None:
-    """The same kernels find single tokens by address, as they do by default, or by hash: what the dense table is for."""
+    """Find single tokens by address, as by default, or by hash with the same kernels: the use of the dense table."""
     benchmark.group = f"single tokens, dense or by hash, {filling.skew}"
     table, backend = filling.kernels.table(1, dense_ids=None if name == "dense" else 0)
     table.insert(filling.text, exits_for(len(filling.text), filling.text.device))

@@ -1,1 +1,1 @@
-"""Synthetic workloads for micro-benchmarks."""
+"""Synthetic workloads for the benchmarks of executors and exit table."""

@@ -1,7 +1,7 @@
-"""What a library user would write instead of an exit table: the rivals of its microbenchmarks.
+"""Alternatives to the exit table, written with torch alone: what its benchmarks compare it with.
 
-All of them give the exit table's answers bit for bit (the hashing trick aside), from float32 rows of small integers, whose
-sums are exact. Samples all have the same number of tokens, which suits the rivals: a gathered [N, T, L] needs no mask.
+All except the hashing trick return the exit table's answers bit for bit, because float32 sums of small integers are exact. All
+samples have the same number of tokens, which favours the alternatives: a gathered [N, T, L] needs no mask.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _PRIME = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as int64 (Knuth,
 
 
 def text(tokens: int, vocab: int, skew: str, seed: int, device: torch.device | str = "cpu") -> TokenSet:
-    """Random samples of :data:`LENGTH` tokens, drawn on the device: ``skew`` is ``"uniform"`` or ``"zipf"``.
+    """Draw random samples of :data:`LENGTH` tokens on the device.
 
-    Zipf: the k-th of the vocabulary is drawn in proportion to k^-1.2.
+    Args:
+        skew: ``"uniform"``, or ``"zipf"``: the k-th id is drawn in proportion to k^-1.2.
     """
     draw = torch.Generator(device).manual_seed(seed)
     samples = max(1, tokens // LENGTH)
@@ -45,13 +46,13 @@ def text(tokens: int, vocab: int, skew: str, seed: int, device: torch.device | s
 
 @dataclass(frozen=True)
 class FrozenRows:
-    """The rows of a frozen table as a library user would hold them, on one device.
+    """The rows of a frozen table as plain tensors on one device.
 
     Attributes:
         keys: int64 [K], rising; unigrams first.
-        rows: float32 [K + 1, L]; the back-off row is the last.
+        rows: float32 [K + 1, L]; the last one is the back-off row.
         dense: float32 [V, L], rows by token id.
-        trick: float32 [2^22, L], rows by hashed key; keys that collide share one.
+        trick: float32 [2^22, L], rows by hashed key; keys that collide share a row.
     """
 
     keys: Tensor
@@ -61,16 +62,16 @@ class FrozenRows:
 
     @classmethod
     def of(cls, table: ExitTable, exits: Tensor, vocab: int, smoothing: int, device: torch.device | str) -> FrozenRows:
-        """From the counts of a table that was frozen with ``min_count=1``.
+        """Return the rows of a table that was frozen with ``min_count=1``.
 
         Args:
-            exits: int64 [N], all that was inserted.
+            exits: int64 [N], of all inserted samples.
         """
         found, counts = table.counts()
         prior = prior_row(np.bincount(exits.cpu().numpy(), minlength=table.num_layers))
         rows = np.empty((len(found) + 1, table.num_layers), dtype=np.float32)
         rows[-1] = prior
-        for begin in range(0, len(found), _PIECE):  # as int64 they would take eight times the memory
+        for begin in range(0, len(found), _PIECE):  # in pieces, because int64 takes eight times the memory
             part = smoothed_rows(counts[begin : begin + _PIECE], prior, smoothing)
             rows[begin : begin + len(part)] = part
         keys = torch.from_numpy(found)
@@ -88,28 +89,28 @@ class FrozenRows:
 
 
 def hashed(keys: Tensor) -> Tensor:
-    """Row of each key in the hashing trick, int64."""
+    """Return each key's row in the hashing trick, int64."""
     return (keys * _PRIME >> 40) & (TRICK_ROWS - 1)
 
 
 def exits_of(sums: Tensor, per_mille: int) -> Tensor:
-    """The smallest exit with ``1000 * cumulative >= q * total``: float32 [N, L] -> int16 [N]."""
+    """Return the smallest exit with ``1000 * cumulative >= q * total``: float32 [N, L] -> int16 [N]."""
     cumulative = sums.to(torch.int64).cumsum(1)
     return (cumulative * PER_MILLE >= per_mille * cumulative[:, -1:]).int().argmax(1).to(torch.int16)
 
 
 def gather_and_sum(tokens: TokenSet, held: FrozenRows, per_mille: int) -> Tensor:
-    """``table[ids].sum(1)``: what one writes first. Unigrams."""
+    """Predict with ``table[ids].sum(1)``, the obvious way; unigrams only."""
     return exits_of(held.dense[tokens.ids.view(-1, LENGTH)].sum(1), per_mille)
 
 
 def bag_of_rows(tokens: TokenSet, held: FrozenRows, per_mille: int) -> Tensor:
-    """torch's fused gather and sum. Unigrams."""
+    """Predict with torch's fused gather and sum; unigrams only."""
     return exits_of(embedding_bag(tokens.ids.view(-1, LENGTH), held.dense, mode="sum"), per_mille)
 
 
 def keys_of(tokens: TokenSet, ngram: int) -> tuple[Tensor, Tensor]:
-    """Keys of all n-grams, [G], and the sample of each."""
+    """Return the keys of all n-grams, int64 [G], and the sample of each."""
     packed = pack(tokens, ())
     words = packed.words()
     starts = [torch.nonzero(packed.windows(n, words)).squeeze(1) for n in range(1, ngram + 1)]
@@ -118,7 +119,7 @@ def keys_of(tokens: TokenSet, ngram: int) -> tuple[Tensor, Tensor]:
 
 
 def search_sorted(tokens: TokenSet, held: FrozenRows, per_mille: int, ngram: int) -> Tensor:
-    """Binary search over sorted keys, gather, scatter-add."""
+    """Predict by binary search over sorted keys, gather and scatter-add."""
     keys, sample = keys_of(tokens, ngram)
     at = torch.searchsorted(held.keys, keys).clamp_(max=len(held.keys) - 1)
     at = torch.where(held.keys[at] == keys, at, len(held.keys))
@@ -127,7 +128,7 @@ def search_sorted(tokens: TokenSet, held: FrozenRows, per_mille: int, ngram: int
 
 
 def hashing_trick(tokens: TokenSet, held: FrozenRows, per_mille: int, ngram: int) -> Tensor:
-    """No keys at all: rows by hash modulo 2^22, collisions and unseen keys included. Other answers, therefore."""
+    """Predict with rows by hash modulo 2^22, without keys; collisions and unseen keys change answers."""
     keys, sample = keys_of(tokens, ngram)
     order = torch.argsort(sample, stable=True)
     each = torch.bincount(sample, minlength=len(tokens))
@@ -136,7 +137,7 @@ def hashing_trick(tokens: TokenSet, held: FrozenRows, per_mille: int, ngram: int
 
 
 def count_by_sorting(tokens: TokenSet, exits: Tensor, layers: int, ngram: int) -> tuple[Tensor, Tensor]:
-    """``torch.unique`` and ``bincount``: keys, rising, and counts [K, L]."""
+    """Count with ``torch.unique`` and ``bincount``; returns rising keys and counts [K, L]."""
     keys, sample = keys_of(tokens, ngram)
     unique, inverse = torch.unique(keys, return_inverse=True)
     counts = torch.bincount(inverse * layers + exits[sample], minlength=len(unique) * layers)

@@ -1,4 +1,4 @@
-"""What the exit table's microbenchmarks are about: text, tables made of it, and hash tables filled to a given share."""
+"""Workloads of the exit table's benchmarks: text, tables made from it, and hash tables at a given load factor."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from suites.workloads.exit_table_alternatives import LENGTH, FrozenRows
 LAYERS, VOCAB, SMOOTHING, QUANTILE = 12, 30_522, 8, 700
 SKEWS = ("uniform", "zipf")
 LOADS = (0.25, 0.5, 0.7, 0.9)
-HOST_TOKENS = 1 << 15  # emulated kernels look up two million n-grams a second
+HOST_TOKENS = 1 << 15  # emulated kernels look up two million n-grams per second
 
 
 def grams(samples: int, ngram: int) -> int:
-    """N-grams of every length up to ``ngram`` in so many samples."""
+    """Return the number of n-grams of every length up to ``ngram`` in ``samples`` samples."""
     return samples * sum(LENGTH - n + 1 for n in range(1, ngram + 1))
 
 
 def first(tokens: TokenSet, samples: int) -> TokenSet:
-    """The first so many samples."""
+    """Return the first ``samples`` samples."""
     size = samples * LENGTH
     return TokenSet(tokens.ids[:size], tokens.offsets[: samples + 1], tokens.segments[:size])
 
 
 def partly_new(seen: TokenSet, skew: str, samples: int) -> TokenSet:
-    """Samples to ask about: four fifths of them drawn from ``seen``, the others new."""
+    """Return samples to query: four fifths of them drawn from ``seen``, the others new."""
     device = seen.device
     new = exit_table_alternatives.text(samples // 5 * LENGTH, VOCAB, skew, 1, device).ids.view(-1, LENGTH)[
         : samples // 5
@@ -49,13 +49,13 @@ def partly_new(seen: TokenSet, skew: str, samples: int) -> TokenSet:
 
 
 def random_exits(samples: int, device: torch.device | str) -> Tensor:
-    """Layers that samples left at, int64."""
+    """Return a random exit layer per sample, int64."""
     return torch.from_numpy(np.random.default_rng(2).integers(0, LAYERS, samples)).to(device)
 
 
 @dataclass
 class TableWorkload:
-    """Text, exits and a frozen table, on a device."""
+    """Text, exits and a frozen table on one device."""
 
     tokens: int
     skew: str
@@ -75,7 +75,7 @@ class TableWorkload:
         return random_exits(len(self.train), self.device)
 
     def counted(self) -> ExitTable:
-        """A new table that has counted everything and is not frozen."""
+        """Return a new table with all samples counted, not frozen."""
         table = ExitTable(LAYERS, self.ngram)
         table.insert(self.train, self.exits)
         return table
@@ -97,12 +97,12 @@ class TableWorkload:
 
 @dataclass
 class TableKernels:
-    """Where the hash table's kernels run: on the device, or emulated, with less text.
+    """The place where the hash table's kernels run: the device, or the host, emulated and with less text.
 
     Attributes:
         backend: ``"cuda"`` or ``"host"``.
         launcher: of the kernels.
-        tokens: how much text to take.
+        tokens: amount of text.
     """
 
     backend: str
@@ -111,10 +111,10 @@ class TableKernels:
 
     @classmethod
     def here(cls, device: str, tokens: int) -> TableKernels:
-        """On the device if it is one, else on the host.
+        """Return the device if it runs the kernels, else the host.
 
         Raises:
-            DeviceError: the kernels run on neither; says why.
+            DeviceError: neither runs them; the message names both reasons.
         """
         problem = cuda.problem() if device == "cuda" else "--device cpu was asked for, or there is no device"
         if problem is None:
@@ -126,7 +126,7 @@ class TableKernels:
     def table(
         self, ngram: int, max_load: float = 0.5, dense_ids: int | None = None, capacity: int | None = None
     ) -> tuple[ExitTable, HashedBackend]:
-        """An empty table and its backend, which is laid out as told."""
+        """Return an empty table and its backend with the given layout."""
         backend = HashedBackend(
             self.backend, LAYERS, ngram, 0, self.launcher, max_load=max_load, dense_ids=dense_ids, capacity=capacity
         )
@@ -135,11 +135,10 @@ class TableKernels:
 
 @dataclass
 class LoadWorkload:
-    """Text whose bigrams fill a hash table of always the same number of slots to a given share.
+    """Text whose bigrams fill a hash table with a fixed number of slots to a given load factor.
 
-    Single tokens are dense and take no slot. The number of slots is the largest power of two that the bigrams of all the
-    text fill to the largest of :data:`LOADS`; for a smaller share, only the first samples are inserted. Queries are always
-    as many: four fifths of their samples are among the inserted ones.
+    Single tokens are dense and take no slot. The number of slots is the largest power of two that all bigrams fill to the
+    largest of :data:`LOADS`; for a smaller load, only the first samples are inserted.
     """
 
     kernels: TableKernels
@@ -151,7 +150,7 @@ class LoadWorkload:
 
     @cached_property
     def distinct(self) -> Tensor:
-        """Distinct bigrams of the first 1, 2, ... samples, int64 [N]."""
+        """The number of distinct bigrams in the first 1, 2, ... samples, int64 [N]."""
         keys, sample = exit_table_alternatives.keys_of(self.text, 2)
         pairs = keys >> N_SHIFT == 2
         unique, inverse = torch.unique(keys[pairs], return_inverse=True)
@@ -163,12 +162,12 @@ class LoadWorkload:
         return 1 << int(int(self.distinct[-1]) / max(LOADS)).bit_length() - 1
 
     def train(self, load: float) -> TokenSet:
-        """As many samples as fill the slots to that share, at most."""
+        """Return the first samples, as many as fill the slots to ``load`` at most."""
         limit = torch.tensor(int(load * self.slots), device=self.distinct.device)
         return first(self.text, max(1, int(torch.searchsorted(self.distinct, limit, right=True))))
 
     def counted(self, load: float, train: TokenSet, exits: Tensor) -> tuple[ExitTable, HashedBackend]:
-        """A table that has counted them in exactly :attr:`slots` slots, unless some found none in a reasonable time."""
+        """Return a table that has counted the samples in :attr:`slots` slots; it grows if a search takes too long."""
         table, backend = self.kernels.table(2, max_load=load, capacity=self.slots)
         table.insert(train, exits)
         return table, backend

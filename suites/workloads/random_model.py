@@ -1,7 +1,7 @@
-"""A random model and random samples that behave: they leave at every layer, by entropy, as often as wanted.
+"""A random model and random samples whose entropies give a chosen share of exits at every layer.
 
-For timing executors against each other at any shape, without data or training. All of them then run the same samples to the
-same layers, whether they know them beforehand or find out on the way.
+It compares the speed of executors at any shape without data or training. All executors run the same samples to the same layers,
+whether they know the exits beforehand or determine them layer by layer.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ from harness.execution.exit_rules import Entropy, normalised_entropy
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.verified import run_verified
 
-THRESHOLD = 0.5  # normalised entropy up to which a sample leaves
-PILOT = 512  # samples by which heads are set
+THRESHOLD = 0.5  # a sample exits at this normalised entropy or less
+PILOT = 512  # samples for which heads are set
 
 
 def random_samples(
     count: int, vocab: int, rng: np.random.Generator, longest: int = 128, length: int | None = None
 ) -> TokenSet:
-    """Ids after Zipf's law; lengths log-normal around 50 tokens (as AG News has them), cut at ``longest``, or all alike.
+    """Draw ids by Zipf's law, and lengths log-normally around 50 tokens as in AG News, at most ``longest``.
 
-    First ids are uniform: heads look from there, and samples have to differ for a random model to tell them apart.
+    First ids are uniform: heads read that position, and a random model must be able to tell samples apart.
+
+    Args:
+        length: of all samples, instead of random ones.
     """
     drawn = np.clip(np.exp(rng.normal(3.9, 0.45, count)), 8, longest).astype(np.int64)
     lengths = drawn if length is None else np.full(count, length)
@@ -47,13 +50,13 @@ def random_samples(
 
 
 def shallow(count: int) -> np.ndarray:
-    """Probabilities of ``count`` exits, shallow ones more likely: mean about a third of the way."""
+    """Return probabilities of ``count`` exits with a mean at about a third of the depth."""
     weight = np.linspace(2.0, 0.2, count)
     return weight / weight.sum()
 
 
 def set_exits(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> None:
-    """Shift and scale every student's logits so that samples leave as :func:`shallow` says at :data:`THRESHOLD`."""
+    """Shift and scale every student's logits so that exits at :data:`THRESHOLD` follow :func:`shallow`."""
     few = tokens.select(np.arange(min(PILOT, len(tokens))))
     logits = exit_logits(model, few, execution)  # [A, N, C]
     wanted = shallow(len(model.answers))
@@ -61,7 +64,7 @@ def set_exits(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> 
     for place, exit_layer in enumerate(model.exits):
         said = logits[place] - logits[place].mean(0)
         leaving = round(float(wanted[place] / wanted[place:].sum() * int(here.sum())))
-        # Half way between two samples, so that rounding decides nothing.
+        # Half way between two samples, so that rounding moves no sample.
         scale = (_scale(said[here], leaving) * _scale(said[here], leaving + 1)) ** 0.5
         label = model.student(exit_layer).label
         assert isinstance(label, nn.Linear)
@@ -72,7 +75,7 @@ def set_exits(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> 
 
 
 def _scale(logits: Tensor, count: int) -> float:
-    """The least factor on logits [N, C] with which ``count`` samples are sure: the larger, the surer everybody."""
+    """Return the smallest factor on logits [N, C] with which ``count`` samples exit; a larger one lowers all entropies."""
     low, high = 0.0, 1e6
     for _ in range(60):
         middle = (low + high) / 2
@@ -83,11 +86,11 @@ def _scale(logits: Tensor, count: int) -> float:
 
 @dataclass
 class ExecutorWorkload:
-    """What executors are timed on.
+    """A model, samples and an exit table for timing executors.
 
     Attributes:
         shape: name of a backbone's shape.
-        length: tokens of every sample; ``None`` for lengths as they occur.
+        length: tokens of every sample; ``None`` for realistic lengths.
     """
 
     shape: str
@@ -100,7 +103,7 @@ class ExecutorWorkload:
     def execution(
         self, batch_size: int, compute: Compute = "eager", window: int = 0, batch_tokens: int = 0
     ) -> Execution:
-        """How to run, with samples sorted by length."""
+        """Return execution settings; samples are sorted by length."""
         return Execution(batch_size, window=window, dtype=self.dtype, compute=compute, batch_tokens=batch_tokens)
 
     @cached_property
@@ -119,7 +122,7 @@ class ExecutorWorkload:
 
     @cached_property
     def exits(self) -> Tensor:
-        """Where samples leave if a head is asked after every layer: int16 [N] on the device."""
+        """Exit layers if a head runs after every layer: int16 [N] on the device."""
         found = run_sequential(self.model, self.tokens, self.execution(64), Entropy(THRESHOLD))
         return torch.from_numpy(found.exit_layer).to(self.device)
 
@@ -132,10 +135,10 @@ class ExecutorWorkload:
         return table
 
     def run(self, executor: str, execution: Execution) -> Predictions:
-        """One pass. Methods that predict exits pay for the prediction, but use the exits that others find out.
+        """Run one pass. Executors that predict exits spend the time for it, but use :attr:`exits`.
 
         Raises:
-            KeyError: there is no such executor.
+            KeyError: unknown executor.
         """
         rule = Entropy(THRESHOLD)
 
