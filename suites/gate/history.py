@@ -181,7 +181,7 @@ def to_svg(found: Sequence[HistoryPoint], synthetic: bool) -> str:
 
 @exit_codes("history")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m suites.gate.history", description=__doc__.splitlines()[0])
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="packed references or run folders, oldest first"

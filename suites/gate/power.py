@@ -313,7 +313,7 @@ def real(folder: Path, repetitions: int, dataset: str, rounds: int) -> list[Powe
 
 @exit_codes("power")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m suites.gate.power", description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,1 +1,1 @@
-"""Programs that answer one question each; run with ``python -m suites.studies.NAME``."""
+"""Studies: programs that answer one question each, run with ``python -m suites.studies.NAME``."""

@@ -182,7 +182,7 @@ def _sizes(text: str) -> list[int]:
 
 @exit_codes("executor_speed")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m suites.studies.executor_speed", description=__doc__.splitlines()[0]
     )

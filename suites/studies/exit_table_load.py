@@ -172,7 +172,7 @@ def _now(device: str) -> float:
 
 @exit_codes("exit_table_load")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m suites.studies.exit_table_load", description=__doc__.splitlines()[0]
     )

@@ -225,7 +225,7 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command and return its exit code."""
     return LatencyStudy.main(__doc__, arguments)
 
 

@@ -286,7 +286,7 @@ def disagreeing(rows: Sequence[dict[str, Any]], dtype: str) -> list[dict[str, An
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command and return its exit code."""
     return OrderStudy.main(__doc__, arguments)
 
 

@@ -239,7 +239,7 @@ def _waiting(out: Page, rows: Sequence[dict[str, Any]], named: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command and return its exit code."""
     return StreamingStudy.main(__doc__, arguments)
 
 

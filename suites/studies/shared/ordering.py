@@ -1,6 +1,6 @@
-"""Samples put into an order before a method runs, by code that knows nothing of the method.
+"""Sort samples before a method runs, without knowledge of the method.
 
-So length sorting can be given to everybody, and is credited to nobody's early exits (DESIGN section 4, rule 2).
+Thus every method can have its samples sorted by length, and the gain is not credited to early exits.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from suites.studies.shared.study_methods import StudyMethod, StudySamples
 MEANING = {
     "arrival": "as they come",
     "length": "longest first",
-    "predicted": "deepest predicted exit first, ties as they come; predicting and sorting are timed",
+    "predicted": "deepest predicted exit first, ties in order of arrival; predicting and sorting are timed",
     "oracle": "deepest true exit first; looked up beforehand and not timed: a bound",
-    "own": "as the method sorts by itself: all samples by its exits, ties by length",
+    "own": "as the method itself sorts: all samples by its exits, ties by length",
 }
 ORDERS = tuple(MEANING)
 PREDICTING, SORTING = "order by prediction", "order and back"  # phases
@@ -31,14 +31,16 @@ PREDICTING, SORTING = "order by prediction", "order and back"  # phases
 
 @dataclass
 class InOrder:
-    """A method around which samples are sorted, longest or deepest first, and put back; all of it timed.
+    """A method whose samples are sorted, longest or deepest first, and whose answers are put back in order, all timed.
+
+    Without ``exits`` and ``predict_exits``, samples are sorted by length.
 
     Attributes:
-        fitted: the method; it gets the samples as if they had arrived in this order.
-        depth: layers, one more than the largest exit.
-        exits: int16 [M] of the samples about to run, known beforehand; or
-        predict_exits: finds them out in the timed region; neither: sort by length.
-        longest: tokens, or more, of any sample.
+        fitted: the method; it receives the samples as if they had arrived in this order.
+        depth: number of layers, one more than the largest exit.
+        longest: upper bound of the tokens of a sample.
+        exits: int16 [M] of the samples about to run, known beforehand.
+        predict_exits: predicts exits in the timed region.
     """
 
     fitted: Fitted
@@ -67,7 +69,7 @@ class InOrder:
         return Predictions(logits, exit_layer, found.work, predicted, {**found.phases, **phases.seconds()})
 
     def _sorted(self, tokens: TokenSet, exits: Tensor | None) -> Tensor:
-        """int64 [M]: by exit if there are any, else by length."""
+        """Return the order, int64 [M]: by exit if there are exits, else by length."""
         lengths = tokens.lengths if exits is None else torch.zeros_like(tokens.lengths)
         if exits is None:
             exits = torch.zeros(len(tokens), dtype=torch.int16, device=tokens.device)
@@ -77,10 +79,10 @@ class InOrder:
 
 
 def execution_for(order: str, execution: Execution, sorts: bool) -> Execution:
-    """How an ordered method is run.
+    """Return the execution settings under an order.
 
-    Under ``own`` it sorts all samples as it likes. Under every other order batches are cut from the order given; a method
-    that sorts by exits gets one batch at a time (its window), and goes on sorting within that.
+    Under ``own`` the method sorts all samples itself. Under any other order, batches are cut from the given order; a method
+    that sorts by exits receives one batch at a time (its window) and sorts within it.
     """
     if order == "own":
         return replace(execution, order="length", window=0)
@@ -88,14 +90,14 @@ def execution_for(order: str, execution: Execution, sorts: bool) -> Execution:
 
 
 def around(order: str, entry: StudyMethod, samples: StudySamples, exits: np.ndarray | None) -> InOrder | None:
-    """What sorts for ``entry``; ``None`` where nothing has to.
+    """Return the sorter around ``entry``, or ``None`` if no sorting is needed.
 
     Args:
         exits: for ``oracle``: int16 [M] of the samples about to run.
     """
     if order in ("arrival", "own"):
         return None
-    # Exits come from the predictor's model as well as from the entry's.
+    # Exits come from the predictor's model or from the entry's.
     depth = max(entry.fitted.cost.depth, samples.predictor[0].model.depth) if order != "length" else 1
     longest = samples.session.settings.execution.max_length
     if order == "length":
@@ -106,7 +108,7 @@ def around(order: str, entry: StudyMethod, samples: StudySamples, exits: np.ndar
 
 
 def pointless(order: str, entry: StudyMethod, samples: StudySamples, execution: Execution) -> str | None:
-    """Why this order cannot change how ``entry`` runs; ``None`` where it can."""
+    """Return why this order cannot change how ``entry`` runs, or ``None`` if it can."""
     probe = samples.probes[entry.label]
     if order == "own" and not probe.sorts:
         return "does not sort by exits: its own order is by length"
@@ -117,5 +119,5 @@ def pointless(order: str, entry: StudyMethod, samples: StudySamples, execution: 
     if execution.batch_size >= len(samples) and not execution.batch_tokens:
         return "one batch holds all samples: no order changes it"
     if execution.protocol == "paper" and not probe.leaves_early:
-        return "all padded alike and all leave alike: no order changes the work"
+        return "all samples have the same padded length and exit: no order changes the work"
     return None

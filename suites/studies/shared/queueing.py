@@ -1,10 +1,10 @@
-"""Waiting in windows: samples arrive at random, are collected until a window is full, and windows are served one by one.
+"""Waiting times when randomly arriving samples are collected in windows, and windows are served one by one.
 
-A window of W samples is served as soon as its last sample has arrived and the windows before it are done; all its answers
-are given together. With Poisson arrivals at rate r (samples/s) windows arrive with Erlang(W, 1/r) gaps, and services hardly
-vary: an E_W/G/1 queue, M/D/1 for W = 1. The sample that arrives as the k-th of its window waits for W - k others, which is
-Erlang(W - k, 1/r): (W - 1) / (2 r) on average over k, (W - 1) / r for the first. Windows are never closed early; a time-out
-would bound the wait and make batches smaller.
+A window of W samples is served as soon as its last sample has arrived and earlier windows are done; all its answers are given
+together. With Poisson arrivals at rate r (samples/s), windows arrive with Erlang(W, 1/r) gaps, and service times vary little:
+an E_W/G/1 queue, M/D/1 for W = 1. The k-th sample of a window waits for W - k others, which takes Erlang(W - k, 1/r) time:
+(W - 1) / (2 r) on average over k, (W - 1) / r for the first. Windows are never closed early; a time-out would bound the wait
+and make batches smaller.
 
 Sources: Kleinrock, Queueing Systems I (1975), M/G/1 (Pollaczek-Khinchine); Kingman 1962 for the upper bound; Lindley 1952
 for the recursion.
@@ -20,23 +20,23 @@ from scipy.special import gammainc
 
 ARRIVALS = 1_000_000  # simulated samples
 WINDOWS = (400, 50_000)  # simulated windows, at least and at most
-SETTLING = 0.1  # of the simulated windows, left out: the queue begins empty
+SETTLING = 0.1  # share of simulated windows that are discarded, because the queue begins empty
 
 
 def collecting_mean(window: int, rate: float) -> float:
-    """Mean seconds that a sample waits for the rest of its window."""
+    """Return the mean seconds that a sample waits for the rest of its window."""
     return (window - 1) / (2 * rate)
 
 
 def collecting_worst(window: int, rate: float) -> float:
-    """Mean seconds that the first of a window waits for the rest."""
+    """Return the mean seconds that the first sample of a window waits for the rest."""
     return (window - 1) / rate
 
 
 def collecting_quantile(window: int, rate: float, share: float) -> float:
-    """Seconds within which ``share`` (0..1, exclusive) of all samples have their window full; exact.
+    """Return the seconds within which the windows of ``share`` (0..1, exclusive) of all samples are full; exact.
 
-    The wait is 0 for the last of a window, and Erlang(j, 1 / rate) with j = 1 .. W - 1 equally often for the others.
+    The wait is 0 for the last sample of a window, and Erlang(j, 1 / rate) with equally likely j = 1 .. W - 1 for the others.
     """
     if share <= 1 / window:
         return 0.0
@@ -52,7 +52,7 @@ def collecting_quantile(window: int, rate: float, share: float) -> float:
 
 
 def utilisation(window: int, rate: float, service: float) -> float:
-    """Share of the time that the server works, if it can: 1 or more means that it cannot keep up.
+    """Return the utilisation of the server; at 1 or more it cannot keep up.
 
     Args:
         service: mean seconds for a window.
@@ -61,13 +61,13 @@ def utilisation(window: int, rate: float, service: float) -> float:
 
 
 def queueing_single(rate: float, service: float) -> float:
-    """Mean seconds in the queue of M/D/1 (W = 1), for a utilisation below 1."""
+    """Return the mean seconds in the queue of M/D/1 (W = 1), for a utilisation below 1."""
     load = rate * service
     return load * service / (2 * (1 - load))
 
 
 def queueing_bound(window: int, rate: float, service: float, deviation: float = 0.0) -> float:
-    """Kingman's upper bound of the mean seconds that a full window waits for the ones before, utilisation below 1.
+    """Return Kingman's upper bound of the mean seconds in the queue of a full window, for a utilisation below 1.
 
     Args:
         deviation: standard deviation of the service, seconds.
@@ -78,11 +78,11 @@ def queueing_bound(window: int, rate: float, service: float, deviation: float = 
 
 @dataclass(frozen=True)
 class Waits:
-    """Seconds of every sample (or window), in order of arrival.
+    """Waiting times in seconds, in order of arrival.
 
     Attributes:
         collecting: [J * W], until its window is full.
-        queueing: [J], that a full window waits for the ones before.
+        queueing: [J], of full windows behind earlier ones.
         whole: [J * W], from arrival to answer.
     """
 
@@ -92,7 +92,7 @@ class Waits:
 
 
 def serve(arrivals: np.ndarray, services: np.ndarray) -> Waits:
-    """What samples wait, given when they arrive ([J * W], rising) and how long every window takes ([J])."""
+    """Return the waiting times for given arrivals ([J * W], rising) and service times of windows ([J]), in seconds."""
     windows = arrivals.reshape(len(services), -1)
     full = windows[:, -1]
     # Finished windows: f_j = max(f_{j-1}, full_j) + s_j; with C the running sum of s, f_j - C_j is a running maximum.
@@ -105,7 +105,7 @@ def serve(arrivals: np.ndarray, services: np.ndarray) -> Waits:
 
 
 def simulate(window: int, rate: float, services: np.ndarray, seed: int = 0) -> Waits:
-    """Poisson arrivals, and services drawn from measured ones (seconds per window); the beginning is left out."""
+    """Simulate Poisson arrivals with service times drawn from measured ones (seconds per window); discard the beginning."""
     rng = np.random.default_rng(seed)
     count = int(np.clip(ARRIVALS // window, *WINDOWS))
     arrivals = np.cumsum(rng.exponential(1 / rate, count * window))

@@ -1,4 +1,4 @@
-"""Finished parts of a long measurement, in the file that will hold its results: killed and started again, it goes on."""
+"""Finished parts of a long measurement, stored in its results file, from which a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from harness.core.files import write_json
 
 
 class ResumeFile:
-    """One JSON file: what was asked, the parts measured so far by name, and at the end the results.
+    """A JSON file with the settings, the parts measured so far by name, and at the end the results.
 
     Args:
-        path: the file; made when the first part is kept.
-        suite: which program writes it.
-        asked: JSON values that parts follow from.
-        fresh: forget what is there.
+        path: of the file; it is made when the first part is stored.
+        suite: name of the study that writes it.
+        asked: JSON values on which parts depend.
+        fresh: drop parts that are stored.
 
     Raises:
-        ResultError: the file is not this suite's, was made with other settings, or cannot be written.
+        ResultError: the file belongs to another program, was made with other settings, or cannot be written.
     """
 
     def __init__(self, path: Path, suite: str, asked: Mapping[str, Any], *, fresh: bool = False) -> None:
@@ -34,7 +34,7 @@ class ResumeFile:
             "parts": {},
             "fingerprint": environment_facts(),
         }
-        try:  # before hours of work
+        try:  # fail before hours of work
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResultError(f"cannot write {path}: {error.strerror}: choose another file with --out") from error
@@ -42,7 +42,7 @@ class ResumeFile:
         if found is None:
             return
         if found.get("suite") != suite or not isinstance(found.get("parts"), dict):
-            raise ResultError(f"{path} was not written by this suite: choose another file with --out")
+            raise ResultError(f"{path} was not written by this study: choose another file with --out")
         if fresh or not found["parts"]:
             return
         before, now = found.get("asked", {}), self._data["asked"]
@@ -70,11 +70,7 @@ class ResumeFile:
         return self._data["parts"][part]
 
     def store(self, part: str, value: Any, *, instead_of: str = "") -> Any:
-        """Store a part, at once and whole; parts whose names begin with ``instead_of`` are no longer needed.
-
-        Returns:
-            The value.
-        """
+        """Write a part to the file and return its value; drop parts whose names begin with ``instead_of``."""
         parts = self._data["parts"]
         if instead_of:
             parts = {name: kept for name, kept in parts.items() if not name.startswith(instead_of)}
@@ -83,5 +79,5 @@ class ResumeFile:
         return value
 
     def finish(self, **results: Any) -> None:
-        """Store the results beside the parts that they came from."""
+        """Write the results beside the parts."""
         write_json(self.path, {**self._data, **results, "complete": True})

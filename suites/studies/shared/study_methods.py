@@ -1,4 +1,4 @@
-"""Who runs in a suite about speed: fitted methods at one operating point each, with every executor that they have."""
+"""The methods of a study: fitted, at one operating point each, with every executor that they have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.running.session import Session
 from harness.running.settings import Settings
 from harness.toolkit.fitted import AssignedExits
 
-PREDICTOR = "geep"  # whose predicted exits samples are ordered by
+PREDICTOR = "geep"  # samples are ordered by the exits that this method predicts
 EXECUTORS = ("ladder", "exact-k")
 
 
@@ -30,9 +30,9 @@ class StudyMethod:
     """A fitted method at one operating point with one executor.
 
     Attributes:
-        kind: ``"bound"`` for whatever looks ahead.
-        executor: ``"ladder"`` or ``"exact-k"`` for exits that are known beforehand, else the method's own.
-        foresight: int16 [N] on the device, by sample: what a bound looked up beforehand, never timed.
+        kind: ``"bound"`` for a method that looks ahead.
+        executor: ``"ladder"`` or ``"exact-k"`` for exits known beforehand, else the method's own.
+        foresight: int16 [N] on the device, by sample: exits that a bound looked up beforehand, untimed.
     """
 
     method: str
@@ -44,12 +44,12 @@ class StudyMethod:
 
     @property
     def label(self) -> str:
-        """Short and unique: method, point where there are several, executor where there is a choice."""
+        """A short, unique name: method, point if there are several, executor if there is a choice."""
         parts = [self.method, *([] if self.point.name == "full" else [self.point.name])]
         return " ".join([*parts, *([self.executor] if self.executor in EXECUTORS else [])])
 
     def at(self, execution: Execution, samples: np.ndarray) -> OperatingPoint:
-        """The point, run this way on these samples (int64 [M])."""
+        """Return the point with these execution settings, for these samples (int64 [M])."""
         way = execution
         if self.executor in EXECUTORS:
             way = replace(execution, executor=cast(Literal["ladder", "exact-k"], self.executor))
@@ -59,18 +59,18 @@ class StudyMethod:
         return replace(self.point, execution=way, foresight=seen)
 
     def run(self, tokens: TokenSet, samples: np.ndarray, execution: Execution, through: Any = None) -> TimedPass:
-        """One timed pass over ``tokens``, which are the samples of these numbers.
+        """Make one timed pass over ``tokens``; ``samples`` are their numbers, int64 [M].
 
         Args:
-            through: something with a ``predict`` of its own around this method's.
+            through: an object whose ``predict`` wraps that of the method.
         """
-        method = cast(Fitted, _Blind(through or self.fitted))
+        method = cast(Fitted, _PredictOnly(through or self.fitted))
         return timed_pass(Contender(method, self.at(execution, samples)), tokens)
 
 
 @dataclass(frozen=True)
-class _Blind:
-    """Only ``predict``: foresight was looked up before."""
+class _PredictOnly:
+    """A method without ``foresee``, because foresight was looked up before."""
 
     fitted: Any
 
@@ -79,10 +79,10 @@ class _Blind:
 
 
 def point_at(method: str, points: Sequence[OperatingPoint], speed: float) -> OperatingPoint:
-    """The first point at ``speed``; of a method that knows no speeds, its first.
+    """Return the first point at ``speed``, or the first point of a method without speeds.
 
     Raises:
-        ConfigError: it knows speeds, and not this one.
+        ConfigError: the method has speeds, but not this one.
     """
     speeds = [point.params.get("speed") for point in points]
     if speed in speeds:
@@ -94,7 +94,7 @@ def point_at(method: str, points: Sequence[OperatingPoint], speed: float) -> Ope
 
 
 def entries(session: Session, methods: Sequence[str], speed: float) -> Iterator[StudyMethod]:
-    """All entries of the named methods: every executor for methods, the run's for controls and bounds."""
+    """Yield all entries of the named methods: every executor for methods, the run's for controls and bounds."""
     for name in methods:
         fitted = session.fitted(name)
         points = list(fitted.operating_points(session.prepared.task.dev))
@@ -109,12 +109,12 @@ def entries(session: Session, methods: Sequence[str], speed: float) -> Iterator[
 
 @dataclass(frozen=True)
 class Probe:
-    """What an untimed pass of an entry showed, by sample.
+    """Results of an untimed pass of an entry, by sample.
 
     Attributes:
         labels: int64 [N].
         exits: int16 [N], layer indices.
-        predicted: int16 [N], what was predicted beforehand; ``None`` where nothing is.
+        predicted: int16 [N], exits predicted beforehand, or ``None``.
     """
 
     labels: np.ndarray
@@ -123,20 +123,20 @@ class Probe:
 
     @property
     def sorts(self) -> bool:
-        """The method predicts exits that differ, and thus sorts by them."""
+        """Whether the method predicts exits that differ, and thus sorts by them."""
         return self.predicted is not None and bool(np.ptp(self.predicted))
 
     @property
     def leaves_early(self) -> bool:
-        """Samples leave at different layers."""
+        """Whether samples exit at different layers."""
         return bool(np.ptp(self.exits))
 
 
 class StudySamples:
-    """Test samples of one dataset, everybody who runs on them, and what is known about each.
+    """Test samples of one dataset, the methods that run on them, and a probe of each method.
 
     Args:
-        count: so many of them, drawn with seed 0; ``None``: all.
+        count: number of samples, drawn with seed 0; ``None``: all.
         batch_size: of untimed passes.
     """
 
@@ -169,7 +169,7 @@ class StudySamples:
         """The predictor, and its point at the chosen speed.
 
         Raises:
-            ConfigError: the method of that name assigns no exits.
+            ConfigError: the method of this name assigns no exits.
         """
         fitted = self.session.fitted(PREDICTOR)
         if not isinstance(fitted, AssignedExits):
@@ -179,22 +179,22 @@ class StudySamples:
         return fitted, point_at(PREDICTOR, list(fitted.operating_points(self.session.prepared.task.dev)), self.speed)
 
     def predict(self, tokens: TokenSet) -> Tensor:
-        """The predictor's exits, int16 [M] on the device."""
+        """Return the predictor's exits, int16 [M] on the device."""
         fitted, point = self.predictor
         return fitted.assign(tokens, at=point)
 
     @cached_property
     def sequential(self) -> np.ndarray:
-        """Exits that the sequential rule finds on the predictor's weights: what it tries to guess. int16 [N]."""
+        """The exits of the sequential rule on the predictor's weights, which it tries to predict: int16 [N]."""
         fitted, point = self.predictor
         rule = Entropy(point.params.get("speed", self.speed))
         return run_sequential(fitted.model, self.tokens, self._untimed, rule).exit_layer
 
     def foreseen(self, entry: StudyMethod) -> tuple[np.ndarray, str]:
-        """The exits of order ``oracle`` (int16 [N]), and whose they are.
+        """Return the exits of order ``oracle`` (int16 [N]), and their origin.
 
-        A method that finds its exits on the way, or a bound, is ordered by the exits that it will take itself. Where all
-        leave alike, or leave as predicted, those of the sequential rule on the predictor's weights.
+        A method that determines exits layer by layer, or a bound, is ordered by its own exits. If all exits are equal or
+        predicted, those of the sequential rule on the predictor's weights are used.
         """
         probe = self.probes[entry.label]
         if probe.leaves_early and (entry.kind == "bound" or not isinstance(entry.fitted, AssignedExits)):
@@ -203,6 +203,6 @@ class StudySamples:
 
 
 def with_protocol(settings: Settings, protocol: str) -> Settings:
-    """The same settings under another protocol; ``compute`` may follow from it."""
+    """Return the settings under another protocol, on which ``compute`` may depend."""
     execution = settings.profile.execution.model_copy(update={"protocol": protocol})
     return replace(settings, profile=settings.profile.model_copy(update={"execution": execution}))

@@ -1,4 +1,4 @@
-"""Timed passes that take turns, and the search for a method's best batch size."""
+"""Timed passes that alternate between methods, and the search for a method's best batch size."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from harness.core.tokens import TokenSet
 from harness.measure.passes import TimedPass
 from suites.studies.shared.study_methods import StudyMethod
 
-# A pass over tokens, which are the samples of these numbers.
+# A timed pass over tokens and the numbers of their samples.
 Pass = Callable[[TokenSet, np.ndarray], TimedPass]
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-SLOWER = 1.05  # a size that takes more than this many times the fastest pass is on the way down
-DOWN = 2  # so many of them in a row end the climb
-NEAR = 1.10  # sizes up to this many times the fastest pass are looked at again
+SLOWER = 1.05  # a size is slower if it takes more than this times the fastest pass
+DOWN = 2  # this many slower sizes in a row end the search
+NEAR = 1.10  # sizes within this factor of the fastest pass are measured again
 
 
 def samples_of(number: int, count: int, seed: int) -> np.ndarray:
-    """The order of samples in a round, int64 [count]: round 0 takes them as they are, others at random."""
+    """Return the order of samples in a round, int64 [count]: as stored in round 0, random in others."""
     return np.arange(count) if number == 0 else np.random.default_rng([seed, number]).permutation(count)
 
 
 def take_turns(
     cells: Mapping[str, Pass], tokens: TokenSet, number: int, seed: int, tell: Callable[[str], None] | None = None
 ) -> dict[str, TimedPass]:
-    """One round: every cell once, over the same samples in the same order; every other round backwards."""
+    """Run one round: every cell once on the same samples in the same order; odd rounds run the cells backwards."""
     order = samples_of(number, len(tokens), seed)
     shuffled = tokens if number == 0 else tokens.select(order)
     found = {}
@@ -43,7 +43,7 @@ def take_turns(
 
 
 def warm_up(run: Pass, tokens: TokenSet, execution: Execution) -> None:
-    """Four batches; where blocks are compiled or captured when a shape first occurs, all samples in two orders."""
+    """Run four batches; if blocks are compiled or captured at a shape's first use, run all samples in two orders."""
     orders = [np.arange(min(len(tokens), 4 * execution.batch_size))]
     if execution.compute != "eager":
         orders = [samples_of(number, len(tokens), seed=2**31) for number in (0, 1)]
@@ -52,7 +52,7 @@ def warm_up(run: Pass, tokens: TokenSet, execution: Execution) -> None:
 
 
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """``median``, ``p10`` and ``p90``."""
+    """Return ``median``, ``p10`` and ``p90``."""
     low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.1, 0.5, 0.9])
     return {"median": float(middle), "p10": float(low), "p90": float(high)}
 
@@ -66,18 +66,18 @@ def sweep(
     seed: int,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """The batch size at which a method is fastest, samples sorted by length.
+    """Find the batch size at which a method is fastest, with samples sorted by length.
 
-    Sizes rise, two passes each, of which the faster one counts here. The climb ends early where larger batches cannot help:
+    Rising sizes get two passes each, of which the faster one counts. The search ends early when larger batches cannot help:
     at a size that holds all samples, after two sizes in a row that were more than 5 % slower than the fastest so far, or
-    where memory ran out. Sizes within 10 % of the fastest then take turns for ``rounds`` more passes, and the smallest
+    when memory is used up. Sizes within 10 % of the fastest then alternate for ``rounds`` more passes, and the smallest
     median wins.
 
     Returns:
-        ``best``; ``tried``: size, seconds of its passes, and samples/s by their median; ``ended``: why the climb ended.
+        ``best``; ``tried``: size, seconds of its passes, and samples/s by their median; ``ended``: why the search ended.
 
     Raises:
-        RuntimeError: not even the smallest size fits into memory.
+        torch.OutOfMemoryError: even the smallest size does not fit into memory.
     """
 
     def at(size: int) -> Pass:

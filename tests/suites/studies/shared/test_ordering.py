@@ -201,7 +201,7 @@ def test_what_makes_no_sense_is_said(samples: StudySamples) -> None:
     assert "one batch" in str(pointless("predicted", geep, samples, replace(some, batch_size=40)))
     assert pointless("predicted", geep, samples, replace(some, batch_size=40, batch_tokens=99)) is None
     padded = replace(some, protocol="paper")
-    assert "padded alike" in str(pointless("length", bert, samples, padded))
+    assert "same padded length" in str(pointless("length", bert, samples, padded))
     assert pointless("length", geep, samples, padded) is None
     for size in (1, 8, 40):
         assert pointless("arrival", bert, samples, replace(some, batch_size=size)) is None
