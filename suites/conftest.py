@@ -40,12 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _settings(config: pytest.Config) -> Settings:
-    option = config.getoption
-    listed = {name: names(given) for name in ("methods", "datasets") if (given := option(name))}
-    limits = {name: option(name) for name in ("max_train", "max_test")}
-    given = backbones(option("backbone")) if option("backbone") else None
-    where = {"data": option("data"), "device": option("device")}
-    return make_settings(option("profile"), out=Path("."), backbones=given, **where, **listed, **limits)
+    given: dict[str, Any] = {key: config.getoption(key) for key in ("data", "device", "max_train", "max_test")}
+    given |= {key: names(text) for key in ("methods", "datasets") if (text := config.getoption(key))}
+    if text := config.getoption("backbone"):
+        given["backbones"] = backbones(text)
+    return make_settings(config.getoption("profile"), out=Path("."), **given)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
