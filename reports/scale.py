@@ -43,6 +43,9 @@ _FACTORS = (
     *("prediction", "sorting", "answers", "rest"),
 )
 _SPEEDS = (0.1, 0.5)
+_PHASES = {"predict": 0.001, "schedule": 0.002, "layers": 0.99}
+_SETTING: dict[str, object] = {"source": "embedded", "backbone": "made-up", "protocol": "modern", "order": "length"}
+_SETTING |= {"executor": "made-up", "batch_size": 32, "device": "cpu", "dtype": "float32"}
 
 
 def points_of(method: str) -> list[str]:
@@ -97,7 +100,7 @@ def _cell(
     full = point == "full"
     exits = np.full(n, DEPTH) if full else np.clip(left + rng.integers(-3, 3, n), 1, DEPTH)
     correct = rng.random(n) < rng.uniform(0.8, 0.95)
-    accuracy, mean = float(correct.mean()), float(exits.mean())
+    share, mean = float(correct.mean()), float(exits.mean())
     ratios = np.exp(rng.normal(0, 0.1, len(_FACTORS)))
     speedup = float(np.prod(ratios))
     passes = list(np.exp(rng.normal(0, 0.03, 9)))
@@ -115,70 +118,38 @@ def _cell(
             "difficulty": (np.arange(n) * 3 // n).astype(np.int8),
         }
     )
+    quality = Quality(
+        accuracy=share, accuracy_low=share - 0.01, accuracy_high=min(1.0, share + 0.01), macro_f1=share, n=n
+    )
+    flops = _FULL * mean / DEPTH
+    cost = {"flops_linear": flops, "flops_full": 1.03 * flops, "params": 110_000_000, "mean_layers": mean}
+    seconds = n / 100 / speedup
+    times = {"seconds": seconds, "seconds_p10": 0.95 * seconds, "seconds_p90": 1.05 * seconds, "rounds": 9}
+    times |= {"speedup": speedup, "speedup_p10": 0.95 * speedup, "speedup_p90": 1.05 * speedup}
+    times |= {"samples_per_s": 100 * speedup, "tokens_per_s": 4000 * speedup}
+    fitting = {"seconds": 100.0, "steps": 1000, "layer_passes": 100_000, "passes_ratio": 1.5, "flops": 3e15}
+    quantiles = {"p50": 0.01, "p90": 0.011, "p99": 0.013}
+    factors = [Factor(name=f, ratio=float(r), what="made up") for f, r in zip(_FACTORS, ratios, strict=True)]
     result = Result(
         schema=1,
-        cell=Cell(
-            method=method,
-            dataset=dataset,
-            source="embedded",
-            backbone="made-up",
-            seed=seed,
-            point=point,
-            protocol="modern",
-            order="length",
-            executor="made-up",
-            batch_size=32,
-            device="cpu",
-            dtype="float32",
-        ),
+        cell=Cell.model_validate({**_SETTING, "method": method, "dataset": dataset, "seed": seed, "point": point}),
         kind=kind,
         synthetic=True,
         language=language,
         params={},
-        quality=Quality(
-            accuracy=accuracy,
-            accuracy_low=accuracy - 0.01,
-            accuracy_high=min(1.0, accuracy + 0.01),
-            macro_f1=accuracy,
-            n=n,
+        quality=quality,
+        cost=Cost.model_validate({**cost, "mean_heads": 1.0, "depth": DEPTH, "valid_token_ratio": 0.98}),
+        speed=Speed.model_validate(
+            {**times, "reference": "bert", "phases": _PHASES, "round_seconds": passes, "reference_seconds": passes}
         ),
-        cost=Cost(
-            flops_linear=_FULL * mean / DEPTH,
-            flops_full=1.03 * _FULL * mean / DEPTH,
-            params=110_000_000,
-            mean_layers=mean,
-            mean_heads=1.0,
-            depth=DEPTH,
-            valid_token_ratio=0.98,
-        ),
-        speed=Speed(
-            samples_per_s=100 * speedup,
-            seconds=n / 100 / speedup,
-            seconds_p10=0.95 * n / 100 / speedup,
-            seconds_p90=1.05 * n / 100 / speedup,
-            rounds=9,
-            reference="bert",
-            speedup=speedup,
-            speedup_p10=0.95 * speedup,
-            speedup_p90=1.05 * speedup,
-            phases={"predict": 0.001, "schedule": 0.002, "layers": 0.99},
-            tokens_per_s=4000 * speedup,
-            round_seconds=passes,
-            reference_seconds=passes,
-        ),
-        training=Training(
-            seconds=100.0, steps=1000, layer_passes=100_000, passes_ratio=1.5, dev_accuracy=accuracy, flops=3e15
-        ),
+        training=Training.model_validate({**fitting, "dev_accuracy": share}),
         checks=Checks(rounds_agree=1.0, batches_agree=1.0, state_unchanged=True),
         exit_histogram=np.bincount(exits, minlength=DEPTH + 1)[1:].tolist(),
         latency=[
-            Latency(batch_size=size, n=200, p50=0.01 * size, p90=0.011 * size, p99=0.013 * size) for size in (1, 32)
+            Latency(batch_size=size, n=200, **{name: size * value for name, value in quantiles.items()})
+            for size in (1, 32)
         ],
-        speedup_factors=SpeedupFactors(
-            factors=[Factor(name=f, ratio=float(r), what="made up") for f, r in zip(_FACTORS, ratios, strict=True)],
-            product=speedup,
-            measured=speedup,
-        ),
+        speedup_factors=SpeedupFactors(factors=factors, product=speedup, measured=speedup),
         resources=Resources(disk_bytes=440_000_000, host_peak_bytes=2_000_000_000),
         overlaps=Overlaps(train_test=0, dev_test=0, train_dev=1, within_test=2),
         unseen_tokens=0.02 if method.startswith("geep") else None,

@@ -20,29 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-STYLE: dict[str, object] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "geep-bench",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "savefig.transparent": True,
-    "text.parse_math": False,
-}
+STYLE: dict[str, object] = dict.fromkeys(
+    ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+)
+STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "geep-bench", "font.family": "DejaVu Sans", "font.size": 9}
+STYLE |= {"axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True}
+STYLE |= {"legend.frameon": False, "legend.fontsize": 8, "savefig.transparent": True, "text.parse_math": False}
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,7 @@ MARKS = (
     ),
     Mark("§", "Testing changed the fitted state of the method: later samples were influenced by earlier ones."),
     Mark("¶", "Test rows also occur in train or dev (counted in the table of overlaps)."),
-    Mark(
-        "°",
-        "Per-sample rows are missing or unusable: paired tests and predictor quality do not include this row.",
-    ),
+    Mark("°", "Per-sample rows are missing or unusable: paired tests and predictor quality do not include this row."),
     Mark(
         "#",
         "A mean over fewer seeds than other rows of the dataset have, or one that leaves out values that are not finite; "

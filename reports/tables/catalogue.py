@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import reports.tables
 from reports.analysis.view import Group, View
@@ -55,16 +55,12 @@ class DatasetTable:
     in_markdown: bool = True
 
 
-@dataclass(frozen=True)
-class Block:
-    """Tables that stand together, as declared, with the heading filled in."""
+class Block(NamedTuple):
+    """Tables that stand together, how they were declared, and their heading, filled in."""
 
-    name: str
+    kind: RunTables | DatasetTable
     heading: str
     tables: Sequence[AnyTable]
-    figures: str = ""
-    in_markdown: bool = True
-    section: str = ""
 
 
 def declared() -> list[RunTables | DatasetTable]:
@@ -93,22 +89,22 @@ class Contents:
         for kind in kinds:
             if isinstance(kind, RunTables) and (tables := kind.make(self.view)):
                 heading = kind.heading.format(rows=sum(len(table.rows) for table in tables))
-                self.blocks.append(Block(kind.name, heading, tables, section=kind.section))
+                self.blocks.append(Block(kind, heading, tables))
         for group in self.view.groups:
             own = self.datasets.setdefault(group.slug, [])
             for kind in kinds:
                 if isinstance(kind, DatasetTable) and (table := kind.make(self.view, group)) and table.rows:
                     heading = kind.heading.format(label=group.label)
-                    own.append(Block(kind.name, heading, [table], kind.figures, kind.in_markdown))
+                    own.append(Block(kind, heading, [table]))
 
     def section(self, name: Section) -> list[Block]:
         """Return the blocks of a section of the page."""
-        return [block for block in self.blocks if block.section == name]
+        return [block for block in self.blocks if getattr(block.kind, "section", "") == name]
 
     def named(self, name: str, group: Group | None = None) -> list[AnyTable]:
         """Return the tables of one kind, about the run or about one dataset."""
         blocks = self.datasets[group.slug] if group else self.blocks
-        return [table for block in blocks if block.name == name for table in block.tables]
+        return [table for block in blocks if block.kind.name == name for table in block.tables]
 
     @property
     def all(self) -> list[AnyTable]:

@@ -31,12 +31,7 @@ def _table(view: View, synthetic: bool, curves: list[Curve]) -> Table[Curve]:
             f"Budgets, {unit}FLOPs",
             lambda row: span(row.budget_low / divisor, row.budget_high / divisor),
         ),
-        Column(
-            "area",
-            "Area %",
-            lambda row: percent(row.area, 2),
-            missing="no budget below the highest buys a point",
-        ),
+        Column("area", "Area %", lambda row: percent(row.area, 2), missing="no budget below the highest buys a point"),
         Column(
             "score",
             f"Score against {baseline}, points",

@@ -146,13 +146,7 @@ def details_table(view: View, group: Group) -> Table[ResultRow]:
         *([] if "executor" in view.varying else executor),
     ]
     return Table(
-        f"details-{group.slug}",
-        caption("Behind the results", group),
-        rows,
-        columns,
-        CSV,
-        footnotes(rows),
-        split="kind",
+        f"details-{group.slug}", caption("Behind the results", group), rows, columns, CSV, footnotes(rows), split="kind"
     )
 
 

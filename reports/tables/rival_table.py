@@ -41,11 +41,7 @@ def rival_tables(view: View) -> list[Table[RivalTest]]:
             group=worst,
         ),
         Column(
-            "lowest_speedup",
-            "speed-up",
-            lambda row: times(row.judgement.lowest_speedup),
-            missing=unknown,
-            group=worst,
+            "lowest_speedup", "speed-up", lambda row: times(row.judgement.lowest_speedup), missing=unknown, group=worst
         ),
         Column("passed", f"Faster and not worse by {_MARGIN}", _passed, numeric=False, missing=unknown),
     ]

@@ -155,7 +155,7 @@ def compare(path: Path) -> int:
     compared = 0
     for group in view.groups:
         cells = stored.rows[group.dataset, group.synthetic]
-        tables = {block.name: block.tables[0] for block in contents.datasets[group.slug]}
+        tables = {block.kind.name: block.tables[0] for block in contents.datasets[group.slug]}
         expected: dict[tuple[str, str], Mapping[Key, str]] = {}
         expected["details", "Test samples"] = {k: f"{min(len(r) for r in s.values()):,}" for k, s in cells.items()}
         expected["details", "Macro F1 %"] = {k: percent(fmean(map(macro_f1, s.values()))) for k, s in cells.items()}

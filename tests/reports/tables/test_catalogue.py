@@ -74,6 +74,6 @@ def test_empty_tables_are_left_out(fabricate):
     run.cell("lonely", speedup=None, reference=None, synthetic=False)
     view = build_view(run.path)
     contents = Contents(view)
-    assert [block.name for block in contents.section("controls")] == ["curves"]
+    assert [block.kind.name for block in contents.section("controls")] == ["curves"]
     assert contents.named("predictor", view.groups[0]) == []
-    assert [block.name for block in contents.datasets["ag_news"]] == ["anatomy", "ownership", "results", "details"]
+    assert [block.kind.name for block in contents.datasets["ag_news"]] == ["anatomy", "ownership", "results", "details"]
