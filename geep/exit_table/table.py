@@ -256,33 +256,22 @@ class ExitTable:
         write(Path(folder), header, *self.counts())
 
     @classmethod
-    def load(
-        cls,
-        folder: Path | str,
-        backend: str = "auto",
-        *,
-        num_layers: int | None = None,
-        ngram: int | None = None,
-        seed: int | None = None,
-    ) -> ExitTable:
-        """What :meth:`save` wrote, frozen if it was.
+    def load(cls, folder: Path | str, backend: str = "auto", **expected: int | None) -> ExitTable:
+        """Read a table that :meth:`save` wrote, frozen if it was.
 
         Args:
-            folder: where from.
             backend: may differ from the one that wrote it.
-            num_layers: if given, another value in the file is refused; ``ngram`` and ``seed`` likewise.
-            ngram: see there.
-            seed: see there.
+            expected: ``num_layers``, ``ngram`` or ``seed`` that the table must have; ``None`` accepts any.
 
         Raises:
             ResultError: a file is missing, damaged or of another version.
-            ConfigError: the table is another than the one expected.
+            ConfigError: the table differs from what is expected.
         """
         header, keys, counts = read(Path(folder))
-        for name, expected in (("num_layers", num_layers), ("ngram", ngram), ("seed", seed)):
+        for name, value in expected.items():
             found = getattr(header, name)
-            if expected is not None and found != expected:
-                raise ConfigError(f"exit table in {folder} has {name}={found}, not {expected}: build it again")
+            if value is not None and found != value:
+                raise ConfigError(f"exit table in {folder} has {name}={found}, not {value}: build it again")
         table = cls(header.num_layers, header.ngram, backend, header.seed, header.special)
         table._do(lambda backend: backend.absorb(keys, counts), counting=True)
         table._tokens = header.tokens

@@ -138,6 +138,7 @@ class FastBertHead(nn.Module):
         # 128 as published for width 768; smaller for narrower encoders, so that heads stay cheaper than layers. Even,
         # for the two attention heads.
         self.inner = inner or max(2, min(128, width // 4 * 2))
+        self.head_width = self.inner // 2  # of one attention head
         self.width, self.labels, self.dropout = width, labels, dropout
         self.narrow = nn.Linear(width, self.inner)
         self.query = nn.Linear(self.inner, self.inner)
@@ -154,17 +155,14 @@ class FastBertHead(nn.Module):
         context = layout.attend_first(query, self.key_value(x), 2, self.dropout if self.training else 0.0)
         return self.label(torch.tanh(self.dense(self.out(context))))
 
-    @property
-    def head_width(self) -> int:
-        """Width of one attention head."""
-        return self.inner // 2
-
     def cost(self) -> BlockCost:
         return FastBertHeadCost(self.width, self.inner, self.labels)
 
 
 class LinearHead(nn.Module):
     """BERT's own classifier: tanh layer and label layer on [CLS]."""
+
+    head_width = 0  # no attention
 
     def __init__(self, width: int, labels: int, dropout: float = 0.1) -> None:
         super().__init__()
@@ -177,11 +175,6 @@ class LinearHead(nn.Module):
         """[rows, width] -> logits [B, labels]."""
         x = torch.tanh(self.dense(hidden.index_select(0, layout.first)))
         return self.label(F.dropout(x, self.dropout, self.training))
-
-    @property
-    def head_width(self) -> int:
-        """0: there is no attention."""
-        return 0
 
     def cost(self) -> BlockCost:
         return LinearHeadCost(self.width, self.labels)

@@ -73,19 +73,6 @@ class ExitRule(ABC):
 
 
 @dataclass(frozen=True)
-class Stateless(ExitRule):
-    """A rule from a function of the logits: [B, C] -> bool [B]."""
-
-    leaves: Callable[[Tensor], Tensor]
-
-    def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
-        return self.leaves(logits)
-
-    def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        return score, memory
-
-
-@dataclass(frozen=True)
 class ThresholdRule(ExitRule):
     """A rule that compares the score of the current answer with a threshold and remembers nothing.
 

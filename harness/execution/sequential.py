@@ -16,22 +16,16 @@ from harness.contracts import Execution, Predictions
 from harness.core.tokens import TokenSet
 from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.exit_rules import ExitRule, Stateless
+from harness.execution.exit_rules import ExitRule
 from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
 
 
-def run_sequential(
-    model: MultiExitModel, tokens: TokenSet, execution: Execution, leaves: LeaveRule | ExitRule
-) -> Predictions:
+def run_sequential(model: MultiExitModel, tokens: TokenSet, execution: Execution, rule: ExitRule) -> Predictions:
     """Run batches that shrink layer by layer. Results equal those at batch size 1.
 
     Hidden states, lengths, mask and the rule's memory shrink together on the device. The host receives one bool per active
     sample, exit layer and batch; meanwhile another batch computes.
-
-    Args:
-        leaves: a rule; or a function, logits [B, C] -> bool [B], true for samples that leave.
     """
-    rule = leaves if isinstance(leaves, ExitRule) else Stateless(leaves)
     with inference(model):
         run = Pass(model, tokens, execution)
         with run.phases("layers"):

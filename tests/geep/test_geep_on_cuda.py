@@ -54,7 +54,7 @@ def test_predictions_are_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("compute", ["eager", "graphs"])
-def test_nobody_waits_from_ids_to_answers(
+def test_prediction_does_not_synchronise_from_ids_to_answers(
     geep: FittedGeep, verified: FittedVerified, unseen: Split, compute: Any
 ) -> None:
     """Hashing, sorting, execution and un-sorting synchronise nothing but their own copies."""

@@ -172,7 +172,7 @@ def test_nonsense_is_refused_before_training(
 
 @pytest.mark.parametrize("layers", [1, 2, 25])
 def test_depth_must_fit(layers: int, signal_task: Task, small_backbone: Backbone) -> None:
-    """Fewer than 3 layers leave no student, more than 24 no table; both are told before training."""
+    """Fewer than 3 layers leave no student, more than 24 no table; both are refused before training."""
     shape = replace(small_backbone.shape, layers=layers)
     backbone = Backbone("odd", shape, Encoder(shape).state_dict(), None)
     with pytest.raises(ConfigError, match=f"3 to 24 layers, odd has {layers}"):
@@ -189,7 +189,7 @@ def test_fewer_exits_and_longer_keys(signal_task: Task, small_backbone: Backbone
         assert set(fitted.predict(unseen.tokens, at=at).exit_layer.tolist()) <= {0, 4}
 
 
-def test_nobody_leaves_at_speed_zero(signal_task: Task, small_backbone: Backbone, unseen: Split) -> None:
+def test_no_sample_leaves_at_speed_zero(signal_task: Task, small_backbone: Backbone, unseen: Split) -> None:
     """Where no training sample was sure, every prediction is full depth, and costs no more than that."""
     fitted = Geep().fit(signal_task, small_backbone, {}, config={"epochs": 1, "speeds": [0.0]}, seed=0)
     for at in fitted.points:
@@ -250,7 +250,7 @@ def test_files_hold_no_pickle(trained_geep: FittedGeep, tmp_path: Path) -> None:
 
 
 def test_known_keys_are_counted(scattered_geep: FittedGeep, unseen: Split) -> None:
-    """N-grams of words, special ids aside, and how many of them the table has a row of its own for."""
+    """Hits are n-grams of words without special ids, and those among them with a row of their own."""
     at = scattered_geep.points[0]
     table = scattered_geep.tables[at.params["speed"]]
     found, asked = scattered_geep.key_hits(unseen.tokens, at=at)

@@ -1,4 +1,4 @@
-"""The shared exit loss: its value, who learns from what, and what it costs."""
+"""The shared exit loss: its value, its gradients and its cost."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def scattered_verified(scattered_geep: FittedGeep, signal_task: Task, small_back
 
 @pytest.fixture(scope="session")
 def restless(scattered_geep: FittedGeep) -> FittedVerified:
-    """Points at which some leave at every look and others go on, in both modes, to the last layer and to an earlier end."""
+    """Points at which some samples leave at every look and others continue, to the last layer or to an earlier end."""
     points = [
         OperatingPoint(
             f"looks={looks}/end={end}/threshold={threshold}",
@@ -70,7 +70,7 @@ def restless(scattered_geep: FittedGeep) -> FittedVerified:
 def test_simulation_is_what_running_does(
     data: st.DataObject, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
-    """Accuracy, layers and heads that tuning counts on equal those of running the same looks, whatever they are."""
+    """Accuracy, layers and heads that tuning counts on equal those of running the same looks."""
     looks = data.draw(st.integers(1, 4))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     targets = np.sort(view.answers[rng.integers(0, 4, (48, looks))], axis=1).astype(np.int16)
@@ -117,7 +117,7 @@ def test_tuning_keeps_to_the_budget(
     table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
     budget = SLACK * view.sequential_layers(speed)
     chosen = tune(table, tokens, view, speed, mode)
-    # A threshold of 1 lets everybody leave at the first look: there is nothing cheaper.
+    # A threshold of 1 lets all samples leave at the first look, which is the cheapest choice.
     cheapest = min(
         simulate(table.quantiles(tokens, [first]).numpy(), view, np.array([1.0]), 4)[2][0]
         for first in range(25, 1000, 25)
@@ -176,7 +176,7 @@ def test_predictions_depend_on_the_sample_alone(
 
 
 def test_unsure_samples_go_on(restless: FittedVerified, unseen: Split) -> None:
-    """Samples leave at a look only when sure, and those that go on are answered at a later one."""
+    """Samples leave at a look only when sure; the others are answered at a later look."""
     for at in restless.points:
         found = restless.predict(unseen.tokens, at=at)
         looks = restless.looks(unseen.tokens, at=at).numpy()

@@ -31,10 +31,10 @@ def make_backend(name: str, num_layers: int, ngram: int, seed: int) -> Backend:
         return CpuBackend(num_layers, ngram)
     if name == "reference":
         return ReferenceBackend(num_layers, ngram)
-    if name == "cuda":
-        return HashedBackend(name, num_layers, ngram, seed, cuda.launcher(kernels(num_layers)))
-    if name == "host":
-        return HashedBackend(name, num_layers, ngram, seed, host.launcher(kernels(num_layers)))
+    if name in ("cuda", "host"):
+        source = kernels(num_layers)
+        launcher = cuda.launcher(source) if name == "cuda" else host.launcher(source)
+        return HashedBackend(name, num_layers, ngram, seed, launcher)
     raise UnknownNameError("exit table backend", name, BACKENDS)
 
 

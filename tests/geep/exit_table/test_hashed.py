@@ -1,4 +1,4 @@
-"""The hash table's kernels on the host: equal to the specification under whatever schedule, capacity and shape of data."""
+"""The hash table's kernels on the host: equal to the specification for any schedule, capacity and data."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def filled(case: dict, backend: str) -> ExitTable:
 @settings(max_examples=100, deadline=None)
 @given(cases())
 def test_every_schedule_and_capacity_equals_the_reference_bit_for_bit(case: dict) -> None:
-    """Counts, sums, exits and statistics are those of ``reference`` and ``cpu``, whatever was put off, moved and how full."""
+    """Counts, sums, exits and statistics are those of ``reference`` and ``cpu`` for any late n-grams, moves and load."""
     test = [torch.tensor(sample) for sample in case["test"]]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in case["patch"].items():
@@ -166,7 +166,7 @@ def test_a_sample_longer_than_a_chunk_keeps_its_ngrams(monkeypatch: pytest.Monke
 
 
 def on_device(table: ExitTable) -> ExitTable:
-    """The table as if its host were a device whose tokens nobody checks beforehand."""
+    """A table whose host acts as a device with unchecked tokens."""
     table._backend.device = torch.device("cpu")
     return table
 
@@ -225,7 +225,7 @@ def test_a_table_begun_in_inference_mode_goes_on_outside() -> None:
 
 
 def test_the_operator_passes_torch_s_own_checks() -> None:
-    """Schema, fake and functionality agree, on whatever backend."""
+    """Schema, fake and functionality agree on any backend."""
     for backend in ("cpu", "host"):
         table = ExitTable(3, ngram=2, backend=backend)
         table.insert([torch.tensor([1, 2, 3])], [1])

@@ -52,7 +52,7 @@ def full() -> Callable[..., Any]:
 
 
 def made(ngram: int, backend: str, auto: bool = False) -> ExitTable:
-    """A table of five layers; ``auto``: as if nobody had asked for its backend."""
+    """A table of five layers; ``auto``: as if its backend had been chosen automatically."""
     table = ExitTable(5, ngram, backend)
     table._may_move = auto
     return table
@@ -80,7 +80,7 @@ def same(one: ExitTable, two: ExitTable) -> None:
 def test_an_insert_that_finds_no_memory_counts_nothing(
     ngram: int, before: list, more: list, left: int, merging: bool
 ) -> None:
-    """Whichever allocation fails, the table is as it was before, goes on, and in the end answers as the reference does."""
+    """After any failed allocation the table is unchanged, continues, and finally answers as the reference does."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(hashed, name, value)
@@ -120,7 +120,7 @@ def test_an_insert_that_finds_no_memory_counts_nothing(
 @NEEDS_COMPILER
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3), SAMPLES, SAMPLES, st.integers(0, 12))
-def test_a_table_that_nobody_placed_goes_on_on_the_cpu(ngram: int, before: list, more: list, left: int) -> None:
+def test_an_automatically_placed_table_moves_to_the_cpu(ngram: int, before: list, more: list, left: int) -> None:
     """Where the device's memory ends, it says so, once, and gives the answers that it would have given."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
@@ -257,7 +257,7 @@ def test_counts_that_are_not_whole_are_never_used(
 
 @NEEDS_COMPILER
 def test_a_fault_on_the_device_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA tells of it at the next call, whichever that is; the table does not pretend to be whole."""
+    """CUDA reports it at any later call; the table then refuses to be used as complete."""
     table = made(2, "host")
     put(table, [([1, 2], 0)])
     fault = RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -48,7 +48,7 @@ def test_files_do_not_show_the_order_of_inserts_or_the_backend(rows: list, ngram
 @settings(max_examples=30, deadline=None)
 @given(ROWS, st.integers(1, 3), st.sampled_from(BACKENDS), st.sampled_from(BACKENDS))
 def test_a_frozen_table_predicts_the_same_after_loading(rows: list, ngram: int, wrote: str, reads: str) -> None:
-    """Loading, on whatever backend, restores predictions and statistics."""
+    """Loading, on any backend, restores predictions and statistics."""
     made = build(rows, ngram, wrote)
     made.freeze(min_count=2, smoothing=4)
     asked = [torch.tensor(sample) for sample in ([1, 2, 3], [9], [7, 7, 7, 7, 1])]

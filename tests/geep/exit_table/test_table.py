@@ -62,7 +62,7 @@ def build(case: dict, backend: str) -> ExitTable:
 @settings(max_examples=100, deadline=None)
 @given(cases())
 def test_the_cpu_backend_equals_the_reference_bit_for_bit(case: dict) -> None:
-    """Both backends give the same counts, row sums, exits and statistics, whatever the data."""
+    """Both backends give the same counts, row sums, exits and statistics for any data."""
     reference, fast = build(case, "reference"), build(case, "cpu")
     test = tensors(case["test"])
     for ours, theirs in zip(reference._backend.export(), fast._backend.export(), strict=True):
@@ -205,7 +205,7 @@ def test_words_pull_the_prediction_to_the_exits_they_were_seen_at(backend: str) 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rare_keys_take_the_back_off_row(backend: str) -> None:
-    """A key below min_count says no more than an unknown one and is no hit."""
+    """A key below min_count counts as unknown and is not a hit."""
     made = ExitTable(num_layers=4, backend=backend)
     made.insert(tensors([[1], [2], [2], [2]]), [0, 3, 3, 3])
     made.freeze(min_count=2, smoothing=0)
@@ -282,7 +282,7 @@ def test_options_out_of_range_are_refused(options: dict, word: str) -> None:
 
 
 def test_an_unknown_backend_is_answered_with_a_suggestion() -> None:
-    """A misspelt backend is told the right name."""
+    """The error for a misspelt backend suggests the right name."""
     with pytest.raises(UnknownNameError, match="did you mean cpu"):
         ExitTable(6, backend="cpuu")
 

@@ -47,7 +47,7 @@ def test_a_folder_is_loaded(folder: Path, make_backbone: Callable[..., Backbone]
 
 
 def test_copies_of_the_encoder_are_independent(make_backbone: Callable[..., Backbone]) -> None:
-    """Training one copy does not touch the next; the fingerprint tells weights apart."""
+    """Training one copy does not touch the next; the fingerprint distinguishes weights."""
     made = make_backbone()
     one, other = made.encoder(), made.encoder()
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_pairs_are_cut_to_fit_and_keep_both_texts(make_backbone: Callable[..., B
 
 
 def test_the_models_positions_are_the_limit(make_backbone: Callable[..., Backbone]) -> None:
-    """No sample outgrows the position embeddings, whatever length is asked for."""
+    """No sample is longer than the position embeddings for any requested length."""
     assert int(make_backbone().encode(["good " * 500], max_length=400).lengths[0]) == 64
 
 
@@ -117,7 +117,7 @@ def test_folders_that_cannot_be_used(folder: Path, damage: Callable[[Path], None
 
 
 @pytest.mark.usefixtures("offline")
-def test_names_that_nobody_knows_bring_the_nearest() -> None:
+def test_unknown_names_suggest_the_nearest() -> None:
     """Neither folder nor reachable: the message says what to give instead."""
     for ask in (lambda: load_backbone("bert-base-uncasd", "en"), lambda: shape_of("bert-base-uncasd")):
         with pytest.raises(BackboneError, match="did you mean bert-base-uncased"):

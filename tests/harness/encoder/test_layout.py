@@ -98,7 +98,7 @@ def test_parts_of_a_batch_are_those_samples(lengths: list[int], pad_to: int | No
 
 
 def make_given(lengths: list[int], pad_to: int | None) -> Layout:
-    """A layout that is told its offsets, as batches of a pass are."""
+    """A layout with given offsets, as in batches of a pass."""
     offsets = torch.tensor([0, *np.cumsum(lengths).tolist()])
     return Layout(np.array(lengths, dtype=np.int64), pad_to, "cpu", offsets)
 
@@ -108,7 +108,7 @@ def make_given(lengths: list[int], pad_to: int | None) -> Layout:
 def test_parts_of_parts_know_where_their_samples_lie(
     lengths: list[int], pad_to: int | None, told: bool, data: st.DataObject
 ) -> None:
-    """However a layout came about, told its offsets or not: rows, offsets, bounds, mask and attention are its own."""
+    """Rows, offsets, bounds, mask and attention are right for layouts of any origin, with given offsets or not."""
     layout = make_given(lengths, pad_to) if told else make(lengths, pad_to)
     for _ in range(data.draw(st.integers(0, 3))):
         kind = data.draw(st.sampled_from(["prefix", "slice", "select"]))

@@ -50,7 +50,7 @@ def states(model: MaskedWordModel, ids: np.ndarray) -> torch.Tensor:
 
 
 def test_pieces_of_a_row_do_not_see_each_other(model: MaskedWordModel) -> None:
-    """Each has the states that it has alone in a row, whatever shares its row."""
+    """Each piece has the same states as alone in a row."""
     together = states(model, ROWS)[0]
     for begin, end in ((0, 5), (5, 9), (9, 14)):
         alone = np.full((1, 16), PAD, dtype=np.uint16)

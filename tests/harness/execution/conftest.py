@@ -1,4 +1,4 @@
-"""Stand-ins for what only a CUDA device has: its attention kernel and its graphs, with the properties that matter."""
+"""Stand-ins for the attention kernel and the graphs of CUDA, with the properties that matter."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _Tape(TorchDispatchMode):
         return out
 
     def replay(self) -> None:
-        """The same operations on the same memory; whatever the host decided stays as it was when recorded."""
+        """Repeat the operations on the same memory; decisions of the host stay as recorded."""
         now: dict[int, Any] = {}
 
         def current(leaf: Any) -> Any:
@@ -93,7 +93,7 @@ class TapeRecorder:
 class Kernel:
     """Attention over sequences of any lengths, written out.
 
-    Rows outside of all sequences come back as NaN, as whoever reads them has a bug.
+    Rows outside of all sequences are NaN, because reading them is a bug.
 
     Attributes:
         pairs: query-key pairs so far.
@@ -171,9 +171,9 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 @pytest.fixture(scope="session")
 def planted() -> Callable[[str, str, str], Callable[[], None]]:
-    """A bug for a module of the chassis: what is returned puts it there and into all that import it, for good.
+    """Prepare a bug for a module; the returned function puts it there and into all importing modules, permanently.
 
-    To be called in a process of its own.
+    Call it in a separate process.
     """
 
     def prepare(name: str, good: str, bad: str) -> Callable[[], None]:

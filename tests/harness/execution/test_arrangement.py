@@ -216,7 +216,7 @@ BAD = {
 def test_what_cannot_run_is_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, make_model: Callable[..., MultiExitModel], name: str, bad: str, window: int
 ) -> None:
-    """One line that names the sample as the user counts it, or the id, whatever the executor and its order."""
+    """The error is one line that names the sample by its input number, or the id, for every executor and order."""
     monkeypatch.setattr(Engine, "embed", lambda *_: pytest.fail("a block was run"))
     spoil, message = BAD[bad]
     rng = np.random.default_rng(0)

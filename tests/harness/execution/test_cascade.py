@@ -1,4 +1,4 @@
-"""A cascade of models: the small one answers the sure samples, the whole one the others, whatever the batches."""
+"""A cascade of models: the small one answers confident samples, the whole one the others, in any batches."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_with_graphs_as_on_cuda(
     said: tuple[np.ndarray, np.ndarray],
     window: int,
 ) -> None:
-    """Windows in flight at a time, both models in graphs: nobody overwrites another's answers."""
+    """With several windows in flight and both models in graphs, no window overwrites answers of another."""
     middle = float(confidence(torch.from_numpy(said[0])).median()) + 1e-5
     execution = Execution(batch_size=4, window=window, compute="graphs", max_length=12)
     for _ in range(2):

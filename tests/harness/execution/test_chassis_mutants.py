@@ -1,4 +1,4 @@
-"""Planted bugs in the executors' chassis: what gives wrong answers only sometimes, or only on a device, is caught.
+"""Planted bugs in the execution code: those that show only sometimes, or only on a device, are caught.
 
 The check is small and whole: running order, batches, refusals; then all executors, eagerly and in graphs by the stand-ins,
 against a model that is run sample by sample without any of the chassis but attention.
@@ -28,7 +28,7 @@ from harness.execution.exit_rules import Entropy, Patience, first_exit, normalis
 from harness.toolkit.distillation import take_layers
 
 N, DEPTH, END, SMALL = 23, 4, 2, 2
-TOKENS = torch.from_numpy(np.random.default_rng(7).integers(0, DEPTH - 1, 50))  # nobody but [CLS] runs to the end
+TOKENS = torch.from_numpy(np.random.default_rng(7).integers(0, DEPTH - 1, 50))  # only [CLS] runs to the end
 SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
 EXITS = np.random.default_rng(5).integers(0, DEPTH, N).astype(np.int16)
 LOOKS = np.stack([EXITS, np.random.default_rng(6).integers(0, DEPTH, N)], 1).astype(np.int16)
@@ -37,7 +37,7 @@ EXECUTIONS = [
     Execution(batch_size=5, max_length=14, protocol="paper", window=7),
     Execution(batch_size=6, max_length=12, batch_tokens=20, executor="exact-k", order="arrival"),
     Execution(batch_size=N, max_length=12),  # graphs of several sizes
-    Execution(batch_size=1, max_length=12),  # nobody is selected, so hidden states wait in their lane
+    Execution(batch_size=1, max_length=12),  # nothing is selected, so hidden states stay in their lane
 ]
 # Both limits in turn, with padding and without.
 CUTS = [
@@ -160,7 +160,7 @@ def check_refusals() -> None:
 
 @cache
 def small(model: MultiExitModel) -> MultiExitModel:
-    """The first layers as a model of its own, its head the student there."""
+    """A model of the first layers, whose head is the student there."""
     made = MultiExitModel(take_layers(model.encoder, range(SMALL)), model.labels)
     made.teacher.load_state_dict(model.student(SMALL - 1).state_dict())
     return made.eval()
@@ -229,7 +229,7 @@ def compare(put: Callable[[], None] | None, world: World, pretend_cuda: Callable
             check_order(world)
             check_refusals()
             check_answers(world, pretend_cuda(patch))
-        except Exception as error:  # whatever a bug leads to
+        except Exception as error:  # any effect of a bug
             raise AssertionError from error
 
 
@@ -240,7 +240,7 @@ BUGS = {
         "lengths in input order": ("lengths[order][:, None]", "lengths[:, None]"),
         "looks in input order": ("columns[order].long()", "columns.long()"),
         "sorted by the last look": ("columns[:, 0].contiguous()", "columns[:, -1].contiguous()"),
-        "sorted by length whatever is asked": (
+        "always sorted by length": (
             'lengths if execution.order == "length" else torch.zeros_like(lengths)', "lengths"),
         "bounds of a device without length": ('execution.max_length if execution.order == "length" else 0', "0"),
         "one window on a device": ("max_length=longest, window=execution.window", "max_length=longest, window=0"),
@@ -318,23 +318,23 @@ BUGS = {
             "self.layer(last, hidden, layout, SIDE)", "self.layer(last, hidden, layout)"),
     },
     "execution.executors": {
-        "those who leave stay a layer longer": (
+        "leaving samples stay a layer longer": (
             "active = int((depths >= index).sum())", "active = int((depths >= index - 1).sum())"),
         "answers at the place in the batch": ("slice(first + staying, first + active)", "slice(staying, active)"),
-        "those who stay are answered": (
+        "staying samples are answered": (
             "layout_now.slice(hidden, staying, active)", "layout_now.slice(hidden, 0, active - staying)"),
         "exact-k is a ladder": ('if execution.executor == "exact-k":', "if False:"),
     },
     "execution.sequential": {
-        "the wrong ones stay": ("np.flatnonzero(stay)", "np.flatnonzero(~stay)"),
-        "numbers of those who left": ("else samples)[stay]", "else samples)[: stay.sum()]"),
+        "the wrong samples stay": ("np.flatnonzero(stay)", "np.flatnonzero(~stay)"),
+        "numbers of samples that left": ("else samples)[stay]", "else samples)[: stay.sum()]"),
         "layers of every climb in one lane": (
             "run.layer(index, hidden, layout, lane)", "run.layer(index, hidden, layout)"),
         "embeddings of every climb in one lane": ("run.begin(first, last, lane)", "run.begin(first, last)"),
         "all leave if one does": ("if not stay.any():", "if not stay.all():"),
-        "memories of others": ("part.index_select(0, rows)", "part[: len(rows)]"),
+        "memories of other samples": ("part.index_select(0, rows)", "part[: len(rows)]"),
         "a memory that forgets": ("leaves, memory = rule.look(", "leaves, _ = rule.look("),
-        "faithful to those who stay": ("logits[torch.tensor(going, device=logits.device)]", "logits[: len(going)]"),
+        "answers of staying samples": ("logits[torch.tensor(going, device=logits.device)]", "logits[: len(going)]"),
     },
     "execution.verified": {
         "the end is ignored": (" | (group.depth >= end)", ""),
@@ -342,7 +342,7 @@ BUGS = {
         "hidden states are not kept": ("run.keep(part)", "part"),
         "logits are not kept": (
             "run.keep(run.head(index, part, its_layout))", "run.head(index, part, its_layout)"),
-        "everybody's verdict is the first one's": ("        start += len(group.samples)\n", ""),
+        "all decisions are the first one's": ("        start += len(group.samples)\n", ""),
         "shallow goals first": ("-goal[samples]", "goal[samples]"),
         "unsure ones wait at the wrong layer": ("setdefault(group.depth, [])", "setdefault(end - 1, [])"),
         "goals of other samples": ("targets[samples, 0]", "targets[: len(samples), 0]"),
@@ -363,15 +363,15 @@ BUGS = {
         "the first token leaves": ("index_fill_(0, first,", "index_fill_(0, first[:0],"),
         "exits in order of arrival": ("exits.places(run.arranged.tokens)", "exits.places(tokens)"),
         "what is attended to stays as it left": ("            hidden.index_copy_(0, some.index, active)\n", ""),
-        "the state of those who run on is lost": (
+        "the state of running tokens is lost": (
             "active = hidden.index_select(0, some.index)", "active = hidden[: some.rows]"),
         "padding is a token": ("every >= lengths[:, None]", "every >= 0 * lengths[:, None]"),
     },
     "execution.cascade": {
-        "everybody goes on": ("np.flatnonzero(~(yield", "np.flatnonzero((yield"),
-        "those of the first window": ("(torch.cat(sure)))) + begin", "(torch.cat(sure)))) + 0 * begin"),
+        "confident samples continue": ("np.flatnonzero(~(yield", "np.flatnonzero((yield"),
+        "samples of the first window": ("(torch.cat(sure)))) + begin", "(torch.cat(sure)))) + 0 * begin"),
         "the small model again": ("Pass.over(whole, going, run)", "Pass.over(run.model, going, run)"),
-        "answers of others": ("run.answer(going, second", "run.answer(going[::-1].copy(), second"),
+        "answers of other samples": ("run.answer(going, second", "run.answer(going[::-1].copy(), second"),
     },
 }  # fmt: skip
 CASES = [(module, bug) for module, bugs in BUGS.items() for bug in bugs]

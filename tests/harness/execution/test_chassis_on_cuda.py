@@ -74,7 +74,7 @@ def every_run(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> 
 
 
 @contextmanager
-def nobody_waits() -> Iterator[None]:
+def no_synchronisation() -> Iterator[None]:
     """Any synchronising call of torch raises; waiting for one's own copy is none of them."""
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -85,12 +85,12 @@ def nobody_waits() -> Iterator[None]:
 
 @pytest.mark.parametrize("compute", ["eager", "graphs"])
 @pytest.mark.parametrize("execution", EXECUTIONS, ids=lambda e: f"{e.protocol}-{e.batch_size}")
-def test_nobody_waits(model: MultiExitModel, tokens: TokenSet, execution: Execution, compute: Any) -> None:
+def test_no_synchronisation(model: MultiExitModel, tokens: TokenSet, execution: Execution, compute: Any) -> None:
     """Once everything has been prepared, a pass synchronises nothing but its own copies."""
     for name, run in every_run(model, tokens, replace(execution, compute=compute)).items():
         first = run()
         torch.cuda.synchronize()
-        with nobody_waits():
+        with no_synchronisation():
             again = run()
         np.testing.assert_allclose(again.logits, first.logits, rtol=3e-2, atol=3e-2, err_msg=name)
 
@@ -107,7 +107,7 @@ def test_blocks_answer_alike_however_they_run(
         for _ in range(3):
             found = runs[name]()
             assert np.isfinite(found.logits).all()
-            same = found.exit_layer == expected.exit_layer  # bf16 may tip who is near the threshold
+            same = found.exit_layer == expected.exit_layer  # bf16 may change decisions near the threshold
             assert same.mean() > (0.9 if name in DECIDING else 0.999), name
             error = np.linalg.norm(found.logits[same] - expected.logits[same]) / np.linalg.norm(expected.logits[same])
             assert error < 3e-2, name
@@ -175,7 +175,7 @@ def test_memory_does_not_grow(model: MultiExitModel, tokens: TokenSet) -> None:
 
 
 def test_left_overs_are_never_read(model: MultiExitModel, tokens: TokenSet) -> None:
-    """Answers are the same, bit for bit, when all that lies in the fixed buffers between passes is no number."""
+    """Answers are the same, bit for bit, when the fixed buffers hold NaN between passes."""
     execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
     for name, run in every_run(model, tokens, execution).items():
         first = run().logits

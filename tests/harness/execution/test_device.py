@@ -1,4 +1,4 @@
-"""What can be known about a device without having one: who waits, what lies where, what runs in fixed memory.
+"""Checks of the device path without a device: synchronisations, devices of tensors, fixed memory.
 
 Tensors on the device ``meta`` have no values. Whatever looks at one on the way (``item``, boolean masks, ``nonzero``)
 raises there, and :class:`OneDevice` refuses what mixes devices or moves data behind the executors' backs. The few copies to
@@ -194,7 +194,7 @@ def test_the_released_loop_does_look(
     tokens: TokenSet,
     copies: list[np.ndarray],
 ) -> None:
-    """FastBERT's own loop asks every sample on the way: what the other executors are spared, and this net catches."""
+    """FastBERT's own loop reads every sample; the check that other executors pass detects it."""
     model = make_model(shape=SHAPE)
     run_faithful(model, tokens, Execution(batch_size=5), RULE)
     twin, far = without_values(model), tokens.to("meta")
@@ -206,7 +206,7 @@ def test_the_released_loop_does_look(
 def test_exits_known_beforehand_take_two_copies(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], name: str
 ) -> None:
-    """The host is told who runs when, and gets the answers; nothing between."""
+    """The host receives the execution order and the answers, nothing else."""
     RUNS[name](make_model(shape=SHAPE), tokens, torch.arange(N, dtype=torch.int16) % DEPTH, Execution(batch_size=3))
     assert len(copies) == 2
     assert copies[-1].shape == (N, 3)
@@ -236,7 +236,7 @@ def test_a_rule_waits_for_a_bool_per_active_sample(
 def test_verified_exits_take_a_copy_per_look(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray]
 ) -> None:
-    """One chunk, two looks: a copy of a bool per sample that asked at the first, one for those who asked again."""
+    """One chunk, two looks: one copy of a bool per sample after each look."""
     RUNS["verified"](make_model(shape=SHAPE), tokens, torch.zeros(N, dtype=torch.int16), Execution(batch_size=3))
     assert [one.dtype.kind for one in copies].count("b") <= 3
     assert copies[1].shape == (N,)

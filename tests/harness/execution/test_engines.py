@@ -81,7 +81,7 @@ def run_all(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> li
 def test_one_graph_serves_all_layers_and_all_batches(
     compiler: None, make_model: Callable[..., MultiExitModel], tokens: TokenSet
 ) -> None:
-    """One per type of weights, whatever the layer, the rows (one included), the model of that shape and the layout."""
+    """One graph per type of weights, for every layer, number of rows (one included), model of that shape and layout."""
     for number, dtype in enumerate(("float32", "bfloat16")):
         execution = Execution(batch_size=5, dtype=dtype, compute="compiled", max_length=12)  # type: ignore[arg-type]
         run_full(make_model(shape=SHAPE), tokens, execution)
@@ -254,7 +254,7 @@ def test_engines_go_at_once(like_cuda: Any, make_model: Callable[..., MultiExitM
 def test_a_sweep_keeps_the_last_buffers_only(
     like_cuda: Any, make_model: Callable[..., MultiExitModel], tokens: TokenSet
 ) -> None:
-    """Every batch size has buffers and graphs of its own; those of the last two stay."""
+    """Every batch size has separate buffers and graphs; those of the last two are kept."""
     model = make_model(shape=SHAPE)
     made = [engines.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (1, 2, 3)]
     again = [engines.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (3, 2)]
@@ -282,7 +282,7 @@ def test_layouts_go_at_once(tokens: TokenSet) -> None:
 def test_autocast_around_a_pass_changes_nothing(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, dtype: Any
 ) -> None:
-    """The type is that of the execution, and not of whoever calls."""
+    """The type is that of the execution, not of the caller."""
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7, dtype=dtype)
     expected = run_all(model, tokens, execution)
     with torch.autocast("cpu", dtype=torch.float16):

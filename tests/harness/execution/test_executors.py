@@ -39,7 +39,7 @@ SHARED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthC
 def widest_gap(values: Tensor) -> float:
     """The middle of the widest gap between sorted values, so that rounding decides nothing."""
     ordered = values.flatten().sort().values
-    inner = ordered[len(ordered) // 4 : -len(ordered) // 4]  # neither nobody nor everybody leaves
+    inner = ordered[len(ordered) // 4 : -len(ordered) // 4]  # some samples leave, but not all
     at = int(inner.diff().argmax())
     return float((inner[at] + inner[at + 1]) / 2)
 
@@ -60,7 +60,7 @@ class World:
         return table[torch.from_numpy(exits.astype(np.int64)), torch.arange(len(exits))].numpy()
 
     def sure(self) -> np.ndarray:
-        """bool [A, N]: who would leave where."""
+        """bool [A, N]: whether each sample would leave at each head."""
         return (normalised_entropy(self.student) <= self.speed).numpy()
 
 
@@ -85,7 +85,7 @@ def check_layers(found: Predictions, passes: int) -> None:
 
 
 def test_the_world_is_worth_testing_in(world: World) -> None:
-    """Samples differ: every layer is somebody's exit, several labels occur, and no entropy is near the threshold."""
+    """Samples differ: every layer is the exit of one, several labels occur, and no entropy is near the threshold."""
     exits = first_exit(world.student, world.speed)
     assert set(exits.tolist()) == set(range(DEPTH))
     assert len(set(world.student.argmax(-1).flatten().tolist())) == 3
@@ -97,7 +97,7 @@ def test_the_world_is_worth_testing_in(world: World) -> None:
 @SHARED
 @given(execution=EXECUTIONS)
 def test_full_depth_is_the_same_in_every_execution(world: World, execution: Execution) -> None:
-    """All layers and one head for everybody, and the same logits."""
+    """All samples run all layers and one head, and give the same logits."""
     found = run_full(world.model, world.tokens, execution)
     exits = np.full(N, DEPTH - 1)
     check(found, exits, world.naive(exits))
@@ -155,7 +155,7 @@ def by_hand(world: World, looks: np.ndarray) -> tuple[np.ndarray, int]:
 def test_verified_exits_are_the_same_in_every_execution(
     world: World, execution: Execution, draw: st.DataObject, columns: int
 ) -> None:
-    """One look or three, rising or not: who is sure leaves at a look, the others at the end."""
+    """With one look or three, rising or not, confident samples leave at a look, the others at the end."""
     row = st.lists(st.integers(0, DEPTH - 1), min_size=columns, max_size=columns)
     looks = np.array(draw.draw(st.lists(row, min_size=N, max_size=N)))
     found = run_verified(
@@ -170,7 +170,7 @@ def test_verified_exits_are_the_same_in_every_execution(
 @pytest.mark.parametrize("batch_size", [1, 5, N])
 @pytest.mark.parametrize("speed", [1.0 + 1e-6, -1.0])
 def test_verified_at_the_ends_of_the_scale(world: World, speed: float, batch_size: int) -> None:
-    """Threshold 1: everybody leaves at the first look. Below 0: nobody leaves before the end."""
+    """At threshold 1 all samples leave at the first look; below 0 none leaves before the end."""
     looks = torch.arange(N, dtype=torch.int16)[:, None] % DEPTH
     found = run_verified(world.model, world.tokens, looks, Execution(batch_size=batch_size), Entropy(speed))
     exits = looks[:, 0].numpy() if speed > 0 else np.full(N, DEPTH - 1)

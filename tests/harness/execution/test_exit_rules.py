@@ -1,4 +1,4 @@
-"""Exit rules: what each decides, by hand; and the same exits in batches of any size as one by one."""
+"""Exit rules: decisions computed by hand, and the same exits in batches of any size as at batch size 1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from harness.execution.exit_rules import (
     Patience,
     PatienceConfidence,
     RawEntropy,
-    Stateless,
     Static,
     candidate_thresholds,
     first_exit,
@@ -146,7 +145,7 @@ def test_any_batch_equals_batch_size_one(world: World, execution: Execution, nam
     passes = int((places + 1).sum())
     assert found.work.rows("layer") == passes
     assert found.work.rows("head") == (N if name == "static" else passes)
-    # The last head decides nothing, so nobody asks the gate there.
+    # The last head decides nothing, so its gate does not run.
     assert found.work.rows("gate") == (passes - int((places == DEPTH - 1).sum()) if name == "learned" else 0)
 
 
@@ -173,13 +172,15 @@ def test_places_count_heads_and_not_layers(
         assert found.exit_layer.tolist() == [model.answers[place] for place in places]
 
 
-def test_a_function_of_the_logits_is_a_rule(world: World) -> None:
-    """What executors have taken so far still does, and is FastBERT's rule by another name."""
+def test_entropy_leaves_where_the_first_sure_head_is(world: World) -> None:
+    """The executor leaves where :func:`first_exit` says, and the rule as a function of the logits says the same."""
     speed = wide_gap(scores_of(Entropy(0.0), world.logits))
-    expected = first_exit(world.logits, speed).tolist()
-    for rule in (Entropy(speed), Stateless(Entropy(speed)), Entropy(speed)):
-        found = run_sequential(world.model, world.tokens, Execution(batch_size=6), rule)
-        assert found.exit_layer.tolist() == expected
+    expected = first_exit(world.logits, speed)
+    found = run_sequential(world.model, world.tokens, Execution(batch_size=6), Entropy(speed))
+    assert found.exit_layer.tolist() == expected.tolist()
+    sure = torch.stack([Entropy(speed)(answers) for answers in world.logits])
+    assert all(sure[place, sample] for sample, place in enumerate(expected.tolist()) if place < DEPTH - 1)
+    assert not any(sure[:place, sample].any() for sample, place in enumerate(expected.tolist()))
 
 
 def test_thresholds_are_compared_as_the_authors_do() -> None:
@@ -224,7 +225,7 @@ def test_many_settings_at_once_are_one_after_the_other(data: st.DataObject, name
 
 
 def test_temperatures_change_who_leaves_and_no_answer(world: World) -> None:
-    """Logits are stored as the heads gave them: whatever the temperature, classes and logits are those of the exit."""
+    """Stored logits and classes are those of the exit's head at any temperature."""
     cold, hot = (
         run_sequential(world.model, world.tokens, Execution(batch_size=8), Confidence(0.8, (t,) * DEPTH))
         for t in (0.05, 20.0)
@@ -313,7 +314,7 @@ def test_candidate_thresholds_lie_between_scores(values: list[float]) -> None:
         assert min(abs(cut - score) for score in unique) > 0.4 * APART
 
 
-def test_scores_that_only_rounding_tells_apart_share_a_side() -> None:
+def test_scores_within_rounding_are_not_separated() -> None:
     """No threshold is set between saturated confidences one float32 step apart."""
     one = np.float32(1.0)
     near = [float(np.nextafter(one, np.float32(0))), 1.0]

@@ -72,7 +72,7 @@ def every_run(
 def test_graphs_answer_as_eager_blocks_do(
     model: MultiExitModel, tokens: TokenSet, like_cuda: Any, execution: Execution, exits: list[int]
 ) -> None:
-    """Whatever the batches: the same exits, logits and heads; rows that nobody reads may cost, but not count."""
+    """Any batches give the same exits, logits and heads; rows never read may cost time but are not counted."""
     plain = every_run(model, tokens, np.array(exits), execution)
     graphs = every_run(model, tokens, np.array(exits), replace(execution, compute="graphs"))
     for name, run in plain.items():

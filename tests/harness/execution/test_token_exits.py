@@ -111,7 +111,7 @@ def test_equal_to_a_loop_over_tokens(world: World, protocol: str) -> None:
 def test_mean_layers_do_not_depend_on_batches(
     world: World, execution: Execution, other: Execution, table: list[int]
 ) -> None:
-    """Shares of samples add up to the same number, exactly, in whatever batches they are counted."""
+    """Shares of samples add up to exactly the same number in any batches."""
     exits = TokenExits.of(torch.tensor(table), DEPTH)
     one, two = (run_token_exits(world.model, world.tokens, exits, how).work for how in (execution, other))
     assert one.rows("layer") == two.rows("layer")
@@ -152,7 +152,7 @@ def _running(world: World, table: Tensor) -> list[int]:
     return [1 + int((table[row[1:]] > 0).sum()) for row in ids]
 
 
-def test_nobody_leaving_is_full_depth(world: World) -> None:
+def test_no_token_leaving_is_full_depth(world: World) -> None:
     """If every id stays to the end, it is the ordinary pass, bit for bit and block by block."""
     exits = TokenExits.of(torch.full((WORDS,), DEPTH - 1), DEPTH)
     found, full = (
@@ -167,7 +167,7 @@ def test_nobody_leaving_is_full_depth(world: World) -> None:
 
 
 def test_the_first_token_never_leaves(world: World, make_tokens: Callable[..., TokenSet]) -> None:
-    """The head reads it, so it runs to the end whatever its id; a sample of one token runs all layers."""
+    """The head reads it, so it runs to the end for any id; a sample of one token runs all layers."""
     exits = TokenExits.of(torch.zeros(WORDS, dtype=torch.int64), DEPTH)
     work = run_token_exits(world.model, make_tokens([1, 1, 1]), exits, Execution()).work
     assert work.rows("layer") == 3 * DEPTH

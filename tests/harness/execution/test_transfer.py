@@ -1,4 +1,4 @@
-"""Copies between host and device, on a stand-in for a device whose work is done only when somebody waits for it."""
+"""Copies between host and device, on a stand-in for a device that works only when waited for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Event:
     """Marks a place in the queue of a stream; waiting for it does the work before it."""
 
     def record(self, stream: torch.device | None = None) -> None:
-        self.queue = QUEUES[stream or HERE]  # the current device, if nobody says otherwise
+        self.queue = QUEUES[stream or HERE]  # by default the current device
         self.place = len(self.queue)
 
     def synchronize(self) -> None:
@@ -86,7 +86,7 @@ def test_values_are_there_after_waiting_and_not_before() -> None:
 
 
 BUGS = {
-    "nobody waits": ("self._arrived.synchronize()", "pass"),
+    "no wait": ("self._arrived.synchronize()", "pass"),
     "nothing is copied": ("self._host.copy_(source, non_blocking=True)", "pass"),
     "another device's stream": ("record(torch.cuda.current_stream(source.device))", "record()"),
     "the wait is over at once": ("if self._arrived is not None", "if self._arrived is None"),
@@ -110,7 +110,7 @@ def test_planted_bugs_are_caught(
 
 @pytest.mark.usefixtures("_devices")
 def test_two_copies_on_their_way_do_not_meet() -> None:
-    """Each has memory of its own, and may be waited for in any order."""
+    """Each copy has separate memory and can be waited for in any order."""
     one, two = (download(Far(torch.tensor([flag, not flag]))) for flag in (True, False))  # type: ignore[arg-type]
     assert two.wait().tolist() == [False, True]
     assert one.wait().tolist() == [True, False]

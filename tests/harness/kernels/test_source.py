@@ -48,7 +48,7 @@ def test_what_the_parser_does_not_understand_is_refused(text: str, word: str) ->
 
 
 def test_arguments_become_addresses_and_scalars_of_their_width() -> None:
-    """A tensor is its address whatever the sign of its type, None the null pointer, a number as wide as declared."""
+    """A tensor is passed as its address for either sign of its type, None as the null pointer, a number as wide as declared."""
     keys, counts = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)
     found = Source("a.cu", TEXT).arguments("one", (keys, counts, 1 << 40, -7), CPU)
     assert found == [keys.data_ptr(), counts.data_ptr(), 1 << 40, -7]
