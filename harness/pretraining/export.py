@@ -12,7 +12,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from harness.core.errors import ResultError
-from harness.core.files import write_atomic, write_json
+from harness.core.files import write_atomic, write_json, write_text
 from harness.encoder import checkpoint
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import Encoder
@@ -109,5 +109,5 @@ def write(
     kind = "BertModel" if isinstance(model, Encoder) else "BertForMaskedLM"
     config = {**shape.to_hf(), "architectures": [kind], "dtype": "float32", "tie_word_embeddings": True}
     text = json.dumps(config, indent=1)
-    write_atomic(folder / "config.json", lambda place: place.write_text(text, encoding="utf-8"))
+    write_text(folder / "config.json", text)
     return names

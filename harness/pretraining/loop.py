@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from harness.core import clock
 from harness.core.errors import ConfigError, ResultError
-from harness.core.files import write_atomic
+from harness.core.files import write_text
 from harness.encoder.masked_words import MaskedWordModel
 from harness.measure.peak_rate import matrix_rate
 from harness.pretraining import snapshot
@@ -68,7 +68,7 @@ class LossCurve:
         """Keep the first ``step`` steps."""
         if self.path.exists():
             kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]
-            write_atomic(self.path, lambda place: place.write_text("".join(kept), encoding="utf-8"))
+            write_text(self.path, "".join(kept))
 
     def add(self, first: int, losses: list[float], norms: list[float]) -> None:
         """Append steps from ``first`` on (counted from 1)."""

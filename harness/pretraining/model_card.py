@@ -20,7 +20,7 @@ from torch import nn
 from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ResultError
-from harness.core.files import write_atomic, write_json
+from harness.core.files import write_json, write_text
 from harness.encoder.model import parameters_of
 from harness.encoder.shape import EncoderShape
 from harness.pretraining.loop import Trainer
@@ -246,7 +246,7 @@ Documents are cut into pieces of at most {shape["max_positions"]} tokens; attent
 def write(folder: Path, name: str, facts: Mapping[str, Any], text: str) -> None:
     """Write the facts as the JSON file ``name``, and the card, into an existing folder."""
     write_json(folder / name, facts)
-    write_atomic(folder / CARD, lambda place: place.write_text(text, encoding="utf-8"))
+    write_text(folder / CARD, text)
 
 
 def add_accuracy(folder: Path, rows: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, Any]] = ()) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 from pydantic import ConfigDict, Field, ValidationError
 
 from harness.core.errors import ResultError
-from harness.core.files import write_atomic
+from harness.core.files import write_text
 from harness.results.run_folder import RunFolder, failed_cell
 from harness.results.schema import SCHEMA, Cell, Result, StrictRecord
 
@@ -255,7 +255,7 @@ def write(packed: PackedRun, path: Path) -> None:
     head = {"packed": packed.packed, "schema": packed.schema_, **data}
     lines = [f"{_json(name)}: {_json(value)}," for name, value in head.items()]
     text = "\n".join(["{", *lines, '"cells": [', ",\n".join(map(_json, cells)), "]}", ""])
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def _json(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import pandas as pd
 
-from harness.core.files import write_atomic
+from harness.core.files import write_text
 from reports.notation.numbers import DASH, finite
 
 R = TypeVar("R")
@@ -219,4 +219,4 @@ def write_tables(tables: Sequence[AnyTable], folder: Path) -> None:
         ResultError: the folder cannot be written.
     """
     for name, text in table_files(tables):
-        write_atomic(folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        write_text(folder / name, text)

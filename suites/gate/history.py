@@ -26,7 +26,7 @@ from typing import Any
 
 from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError
-from harness.core.files import write_atomic
+from harness.core.files import write_text
 from harness.results.packed_run import PackedCell, PackedRun, load
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222324")
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     synthetic = any(cell.synthetic for _, run in runs for cell in run.cells)
     for path in args.out:
         text = to_csv(found) if path.suffix == ".csv" else to_svg(found, synthetic)
-        write_atomic(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        write_text(path, text)
         print(f"{len(runs)} runs, {len({entry.method for entry in found})} methods: {path}")
     return 0
 

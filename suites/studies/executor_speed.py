@@ -31,7 +31,7 @@ from harness.core import clock
 from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
-from harness.core.files import write_atomic, write_json
+from harness.core.files import write_json, write_text
 from harness.encoder.backbone import default_device
 from harness.execution.engine import DTYPES
 from harness.measure.peak_rate import matrix_rate
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.out:
         write_json(args.out, facts)
     if args.profile:
-        write_atomic(args.profile, lambda place: place.write_text(profile(workload, rows), encoding="utf-8"))
+        write_text(args.profile, profile(workload, rows))
     for row in rows:
         print(
             f"{row['executor']:8} {batch_of(row):13} {row['compute']:15} {row['seconds']:8.3f} s  "

@@ -19,7 +19,7 @@ from harness.contracts import Execution
 from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
-from harness.core.files import content_key, write_atomic
+from harness.core.files import content_key, write_text
 from harness.running.session import CHASSIS_VERSION, Session
 from harness.running.settings import Settings, validate_settings
 from harness.running.task import source_identity
@@ -169,7 +169,7 @@ class Study(ABC):
             study.execute()
         stored.finish(**study.results())
         page = study.page()
-        write_atomic(args.markdown, lambda place: place.write_text(page.as_markdown, encoding="utf-8"))
+        write_text(args.markdown, page.as_markdown)
         print(page.for_terminal)
         print(f"\nrows: {args.out}, tables: {args.markdown}")
         return study.exit_code()
