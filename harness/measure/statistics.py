@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -129,14 +129,21 @@ def holm_testable(p_values: Sequence[float], discordant: Sequence[int], alpha: f
     return adjusted
 
 
-def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> dict[str, Any]:
+class PairedTest(TypedDict):
+    """Result of :func:`paired`: difference in accuracy (0..1), wins and losses of ``pairs`` test rows, two-sided ``p``."""
+
+    difference: float | None
+    wins: int
+    losses: int
+    pairs: int
+    p: float | None
+
+
+def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> PairedTest:
     """Compare correctness (bool Series indexed by test row), one pair of Series per seed.
 
     With one seed this is the exact McNemar test. With several seeds, a sample's wins minus losses are one observation (a
     sign test), because the same sample under two seeds is not two samples.
-
-    Returns:
-        ``difference`` in accuracy (0..1), ``wins``, ``losses``, ``pairs`` (test rows) and ``p`` (two-sided).
     """
     total: pd.Series | None = None
     differences = []
