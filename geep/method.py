@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from geep.exit_table import ExitTable
@@ -17,37 +17,41 @@ from geep.exit_table.rows import COUNT_LIMIT
 from geep.exit_table.storage import MAX_LAYERS
 from geep.objective import shared_exit_loss
 from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
-from harness.contracts import Execution, Fitted, Kind, OperatingPoint
-from harness.core.errors import ConfigError, ResultError
+from harness.contracts import Execution, OperatingPoint, Role
+from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
 from harness.execution.run_pass import Answer
-from harness.registry import register
-from harness.toolkit.fitted import SPEEDS, AssignedExits, checked_speeds, load_model
-from harness.toolkit.training import Recipe, dev_accuracies, own_settings, train
+from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.fitted import AssignedExits, load_model, read_json, read_points, reading
+from harness.toolkit.settings import Head, MethodSettings, speed_name
+from harness.toolkit.training import dev_accuracies, train
 
 TUNING = Execution(batch_size=64)
-DEFAULTS: dict[str, Any] = {
-    "exits": None,  # E: L - 2, the most there can be
-    "speeds": SPEEDS,
-    "ngram": 1,
-    "min_count": 2,
-    "smoothing": 8,
-    "holdout": 0.0,  # as in the paper: tables see exits of the samples that were trained on
-}
 
 
-def whole(key: str, value: Any, low: int, high: int) -> int:
-    """A setting of GEEP that must be a whole number.
+class GeepSettings(MethodSettings):
+    """Settings of GEEP. ``speeds`` are the entropy thresholds at which exit tables are built."""
 
-    Raises:
-        ConfigError: it is none, or outside ``low`` .. ``high``.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"method 'geep': {key} = {value!r} makes no sense here: give a whole number in {low}..{high}")
-    return value
+    head: Head = Field(default="fastbert", description="kind of classifier head")
+    exits: int | None = Field(default=None, ge=1, description="number of student exits E; by default L - 2, the most")
+    ngram: int = Field(default=1, ge=1, le=MAX_NGRAM, description="longest key, in tokens")
+    min_count: int = Field(
+        default=2, ge=1, le=COUNT_LIMIT - 1, description="samples that a key needs for a row of its own"
+    )
+    smoothing: int = Field(default=8, ge=0, le=COUNT_LIMIT - 1, description="weight of the back-off row in every row")
+    holdout: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="share of train that tables are built from, without training on it; 0: all",
+    )
+
+    @property
+    def point_names(self) -> list[str]:
+        return [f"{speed_name(speed)}{answer}" for speed in self.speeds for answer in ("", "/shared")]
 
 
 @dataclass
@@ -55,11 +59,6 @@ class FittedGeep(AssignedExits):
     """A trained multi-exit model, one exit table per speed, and the points that were tuned on dev."""
 
     tables: dict[float, ExitTable] = field(default_factory=dict)
-    points: list[OperatingPoint] = field(default_factory=list)
-
-    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
-        """Return, per speed, the student's answer and the shared one (``/shared``), tuned by ``fit``."""
-        return self.points
 
     def assign(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
         """Return the q-quantile of the summed distributions of a sample's tokens: int16 [N]."""
@@ -77,51 +76,39 @@ class FittedGeep(AssignedExits):
             place = folder / f"table-{speed:g}"
             place.mkdir()
             table.save(place)
-        points = [{"name": point.name, "params": dict(point.params)} for point in self.points]
-        facts = {"speeds": list(self.tables), "points": points}
-        (folder / "geep.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        (folder / "geep.json").write_text(json.dumps({"speeds": list(self.tables)}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> Self:
+        model, report = load_model(folder, device)
+        with reading(folder):
+            speeds = read_json(folder / "geep.json")["speeds"]
+            tables = {speed: ExitTable.load(folder / f"table-{speed:g}", num_layers=model.depth) for speed in speeds}
+            return cls(model, report, read_points(folder / "points.json"), tables)
 
 
-@register
-class Geep:
-    """One-step shared exit loss; exits predicted from tokens; batches sorted by predicted exit.
-
-    Config: :data:`DEFAULTS`, the keys of :class:`~harness.toolkit.training.Recipe`, and ``head``. ``exits`` is E, 1 .. L-2;
-    ``speeds`` are the entropy thresholds at which tables are built; ``holdout`` is the fraction of train kept out of
-    training to build the tables from.
-    """
+class Geep(BaseMethod[GeepSettings]):
+    """One-step shared exit loss; exits predicted from tokens; batches sorted by predicted exit."""
 
     name = "geep"
-    kind: Kind = "method"
-    needs: tuple[str, ...] = ()
-    version = 1
+    role: Role = "predicts-exits"
+    settings = GeepSettings
+    fitted = FittedGeep
 
-    def fit(
-        self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
-    ) -> FittedGeep:
-        """Train in one step, fill one table per speed from train, tune its quantile on dev.
-
-        Raises:
-            ConfigError: the backbone has fewer than 3 or more than 24 layers, or a setting makes no sense or is read by
-                nobody. All of it before training starts.
-        """
-        own = own_settings(self.name, config, DEFAULTS)
+    def learn(self, own: GeepSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedGeep:
+        """Train in one step, fill one table per speed from train, tune its quantile on dev."""
         depth = backbone.shape.layers
         if not 3 <= depth <= MAX_LAYERS:
             raise ConfigError(
                 f"geep needs 3 to {MAX_LAYERS} layers, {backbone.name} has {depth}: choose another backbone"
             )
         # The last layer has the teacher, and the one before it no student of its own.
-        exits = depth - 2 if own["exits"] is None else whole("exits", own["exits"], 1, depth - 2)
-        speeds = checked_speeds(self.name, own["speeds"])
-        options = {
-            "ngram": whole("ngram", own["ngram"], 1, MAX_NGRAM),
-            "min_count": whole("min_count", own["min_count"], 1, COUNT_LIMIT - 1),
-            "smoothing": whole("smoothing", own["smoothing"], 0, COUNT_LIMIT - 1),
-        }
-        learn, watch = split_off(task.train, own["holdout"], seed)
+        exits = own.exits or depth - 2
+        if exits > depth - 2:
+            raise ConfigError(f"method 'geep': exits = {exits} do not fit {depth} layers: choose from 1..{depth - 2}")
+        learn, watch = split_off(task.train, own.holdout, seed)
         torch.manual_seed(seed)
-        model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), config.get("head", "fastbert"))
+        model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), own.head)
 
         def evaluate() -> float:
             # Every exit has to answer, so every exit counts.
@@ -132,7 +119,7 @@ class Geep:
             model,
             lambda tokens, layout, labels: shared_exit_loss(model, tokens, layout, labels),
             learn,
-            Recipe.of(config),
+            own,
             seed=seed,
             name=f"geep {task.name}",
             evaluate=evaluate,
@@ -146,8 +133,17 @@ class Geep:
             )
             for answer in answers
         }
-        for speed in speeds:
-            table = build_table(watch.tokens, observed, model.answers, speed, depth, **options)
+        for speed in own.speeds:
+            table = build_table(
+                watch.tokens,
+                observed,
+                model.answers,
+                speed,
+                depth,
+                ngram=own.ngram,
+                min_count=own.min_count,
+                smoothing=own.smoothing,
+            )
             fitted.tables[speed] = table
             predicted = table.quantiles(task.dev.tokens, QUANTILES).cpu().numpy()
             budget = views["student"].sequential_layers(speed)
@@ -155,7 +151,7 @@ class Geep:
                 quantile, layers, accuracy = tune_quantile(predicted, view, budget, extra=int(answer == "shared"))
                 fitted.points.append(
                     OperatingPoint(
-                        f"speed={speed:g}" + ("/shared" if answer == "shared" else ""),
+                        speed_name(speed) + ("/shared" if answer == "shared" else ""),
                         {
                             "speed": speed,
                             "quantile": quantile,
@@ -167,31 +163,16 @@ class Geep:
                 )
         return fitted
 
-    def point_names(self, config: Mapping[str, Any]) -> list[str]:
-        speeds = checked_speeds(self.name, config.get("speeds", SPEEDS))
-        return [f"speed={speed:g}{answer}" for speed in speeds for answer in ("", "/shared")]
-
-    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FittedGeep:
-        model, report = load_model(folder, backbone.device)
-        try:
-            facts = json.loads((folder / "geep.json").read_text(encoding="utf-8"))
-            tables = {
-                speed: ExitTable.load(folder / f"table-{speed:g}", num_layers=model.depth) for speed in facts["speeds"]
-            }
-            points = [OperatingPoint(point["name"], point["params"]) for point in facts["points"]]
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:  # the last: a table of another model
-            raise ResultError(f"cannot load {folder}: {error}: delete that folder and run again") from error
-        return FittedGeep(model, report, tables, points)
-
 
 def split_off(train_split: Split, holdout: float, seed: int) -> tuple[Split, Split]:
     """Return rows to train on and rows to observe exits on: all rows twice for 0, else disjoint.
 
+    Args:
+        holdout: share of the rows to observe, 0 .. 0.5.
+
     Raises:
-        ConfigError: ``holdout`` is not in 0 .. 0.5, or leaves no row to train on.
+        ConfigError: no row is left to train on.
     """
-    if not isinstance(holdout, int | float) or not 0 <= holdout <= 0.5:
-        raise ConfigError(f"method 'geep': holdout = {holdout!r} is no fraction in 0..0.5: 0 keeps nothing out")
     if not holdout:
         return train_split, train_split
     order = torch.randperm(len(train_split), generator=torch.Generator().manual_seed(seed))

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from geep.exit_table import ExitTable
 from geep.method import TUNING, FittedGeep
 from geep.predictor import DevView
-from harness.contracts import Fitted, Kind, OperatingPoint, Predictions
+from harness.contracts import OperatingPoint, Predictions, Role
 from harness.core.clock import Phases
-from harness.core.errors import ConfigError, ResultError
-from harness.core.tokens import Split, Task, TokenSet
+from harness.core.errors import ConfigError
+from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.transfer import upload
 from harness.execution.executors import exit_logits
 from harness.execution.exit_rules import Entropy, candidate_thresholds
 from harness.execution.verified import run_verified
-from harness.registry import register
-from harness.toolkit.fitted import SPEEDS, FittedModel, checked_speeds
-from harness.toolkit.training import own_settings
+from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.fitted import ChosenPoints, read_points, reading, write_points
+from harness.toolkit.settings import MethodSettings, speed_name
 
 # Heads that a sample may use before it is answered unsure. EVERY: one at each exit from the first look on.
 EVERY = 0
@@ -137,17 +137,12 @@ def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: 
 
 
 @dataclass
-class FittedVerified(FittedModel):
-    """GEEP's model and tables, used to decide when to look."""
+class FittedVerified(ChosenPoints):
+    """GEEP's model and tables, used to decide when to look. Saves only the points: the rest is saved by GEEP."""
 
     executor = "verified"
 
     tables: dict[float, ExitTable] = field(default_factory=dict)
-    points: list[OperatingPoint] = field(default_factory=list)
-
-    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
-        """Return ``once`` and ``steps`` per speed, tuned by ``fit``."""
-        return self.points
 
     def looks(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
         """Return layer indices at which each sample runs a head, int16 [N, S]."""
@@ -169,56 +164,60 @@ class FittedVerified(FittedModel):
         return run_verified(self.model, tokens, looks, at.execution, rule, end=at.params["end"], phases=phases)
 
     def save(self, folder: Path) -> None:
-        """Write the points only: model and tables are saved by GEEP."""
-        points = [{"name": point.name, "params": dict(point.params)} for point in self.points]
-        (folder / "verified.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
+        write_points(self.points, folder / "verified.json")
 
 
-def _geep(teachers: Mapping[str, Fitted]) -> FittedGeep:
+def _geep(teachers: Teachers) -> FittedGeep:
     geep = teachers["geep"]
     if not isinstance(geep, FittedGeep):
         raise ConfigError(f"geep-verified needs the method 'geep' of this project, got {type(geep).__name__}")
     return geep
 
 
-@register
-class GeepVerified:
-    """Run to the predicted exit and apply one head; confident samples leave, the others continue. Trains nothing.
+class GeepVerifiedSettings(MethodSettings):
+    """Settings of ``geep-verified``."""
 
-    Config: ``modes``, a list out of ``once`` (one look, then on to a fixed end) and ``steps`` (a look at every next predicted
-    exit, or at every next exit, as tuned on dev).
-    """
+    modes: Annotated[tuple[Literal["once", "steps"], ...], Field(strict=False, min_length=1)] = Field(
+        default=("once", "steps"),
+        description="once: one look, then a fixed end; steps: a look at every next (predicted) exit. Each at most once",
+    )
+
+    @field_validator("modes")
+    @classmethod
+    def _once(cls, modes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(modes)) < len(modes):
+            raise ValueError("give each mode once")
+        return modes
+
+    @property
+    def point_names(self) -> list[str]:
+        return [f"{speed_name(speed)}/{mode}" for speed in self.speeds for mode in self.modes]
+
+
+class GeepVerified(BaseMethod[GeepVerifiedSettings]):
+    """Run to the predicted exit and apply one head; confident samples leave, the others continue. Trains nothing."""
 
     name = "geep-verified"
-    kind: Kind = "method"
+    role: Role = "verifies-exits"
     needs: tuple[str, ...] = ("geep",)
     version = 5
+    settings = GeepVerifiedSettings
 
-    def fit(
-        self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
+    def learn(
+        self, own: GeepVerifiedSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int
     ) -> FittedVerified:
-        """Tune quantile and threshold on dev for every speed and mode.
-
-        Raises:
-            ConfigError: an unknown mode or setting.
-        """
-        modes = own_settings(self.name, config, {"modes": list(MODES)})["modes"]
-        if not modes or any(mode not in list(MODES) for mode in modes) or len(set(modes)) < len(modes):
-            known = ", ".join(MODES)
-            raise ConfigError(
-                f"method '{self.name}': modes = {modes} makes no sense: name one or more out of {known}, once"
-            )
+        """Tune quantile and threshold on dev for every speed and mode."""
         geep = _geep(teachers)
         model = geep.model
         logits = exit_logits(model, task.dev.tokens, TUNING)
         view = DevView.of(logits, task.dev.labels, model.answers, model.depth)
-        fitted = FittedVerified(model, None, geep.tables)
+        fitted = FittedVerified(model, None, tables=geep.tables)
         for speed, table in geep.tables.items():
-            for mode in modes:
+            for mode in own.modes:
                 chosen = tune(table, task.dev.tokens, view, speed, mode)
                 fitted.points.append(
                     OperatingPoint(
-                        f"speed={speed:g}/{mode}",
+                        f"{speed_name(speed)}/{mode}",
                         {
                             "speed": speed,
                             "mode": mode,
@@ -235,16 +234,8 @@ class GeepVerified:
                 )
         return fitted
 
-    def point_names(self, config: Mapping[str, Any]) -> list[str]:
-        modes = config.get("modes", MODES)
-        speeds = checked_speeds(self.name, config.get("speeds", SPEEDS))
-        return [f"speed={speed:g}/{mode}" for speed in speeds for mode in modes]
-
-    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FittedVerified:
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> FittedVerified:
         geep = _geep(teachers)
-        try:
-            facts = json.loads((folder / "verified.json").read_text(encoding="utf-8"))
-            points = [OperatingPoint(point["name"], point["params"]) for point in facts]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResultError(f"cannot load {folder}: {error}: delete that folder and run again") from error
-        return FittedVerified(geep.model, None, geep.tables, points)
+        with reading(folder):
+            points = read_points(folder / "verified.json")
+        return FittedVerified(geep.model, None, points, geep.tables)

@@ -1,25 +1,24 @@
 """DistilBERT (Sanh et al. 2019, arXiv 1910.01108), distilled on the task, on raw text, or both.
 
-The paper distils while pre-training on raw text: :meth:`DistilBert.general_distillation`, whose student (or a public one,
-``student = "distilbert-base-uncased"``) is then fine-tuned, with the teacher's help or by labels alone. Without a student, the
-teacher is the fine-tuned BERT and the text is the task's train split, as in FastBERT's DistilBERT rows; so the loss on gold
-labels stands in the place of masked language modelling. Embeddings with segments, alternate layers and the head are then
-copied from the fine-tuned teacher.
+The paper distils during pretraining on raw text: :meth:`DistilBert.general_distillation` makes such a student. It (or a public
+one, ``student = "distilbert-base-uncased"``) is then fine-tuned, from the teacher or from labels alone. Without a pretrained
+student, the teacher is the fine-tuned BERT and the text is the task's train split, as in FastBERT's DistilBERT rows; a loss on
+labels then replaces masked language modelling, and embeddings, alternate layers and the head are copies of the teacher's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from harness.contracts import Fitted, Kind
 from harness.core.errors import ConfigError
+from harness.core.settings import StrictSettings
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
@@ -27,11 +26,9 @@ from harness.encoder.masked_words import ABSENT, MaskedWordModel, guessing_loss
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.pretraining.general_distillation import Distillation, DistillationRows
-from harness.registry import register
-from harness.toolkit import augmentation
+from harness.toolkit.augmentation import augment
+from harness.toolkit.base_method import Teachers
 from harness.toolkit.distillation import (
-    checked_temperature,
-    checked_weights,
     cosine_distance,
     fitted_teacher,
     soft_kl,
@@ -39,48 +36,74 @@ from harness.toolkit.distillation import (
     states_and_logits,
     take_layers,
 )
-from harness.toolkit.fitted import FullDepth, load_model
-from harness.toolkit.student_start import load_student, student_identity
-from harness.toolkit.training import Recipe, dev_accuracies, own_settings, train
-
-# Temperature and 5 : 2 : 1 are those of the released reference run; the 2 was on masked language modelling there.
-DEFAULTS: dict[str, Any] = {
-    "layers": None,  # half of the teacher's
-    "layer_map": None,  # teacher layer index each student layer starts from; evenly spread
-    "student": {},  # a folder or hub id to start from instead, or one per language: {en = "...", zh = "..."}
-    "start": "teacher",  # whose layers are copied: the fine-tuned "teacher"'s, or those of the pretrained "backbone"
-    "temperature": 2.0,
-    "alpha_ce": 5.0,
-    "alpha_hard": 2.0,
-    "alpha_cos": 1.0,
-    **augmentation.SETTINGS,
-}
-STARTS = ("teacher", "backbone")
-GENERAL: dict[str, Any] = {
-    "layers": None,
-    "temperature": 2.0,
-    "alpha_ce": 5.0,
-    "alpha_mlm": 2.0,
-    "alpha_cos": 1.0,
-    "soft_on": "all",  # tokens whose soft answers are learnt; "masked": the guessed ones only (--restrict_ce_to_mask)
-}
+from harness.toolkit.fitted import FullDepth
+from harness.toolkit.student_start import StudentMethod, StudentSettings
+from harness.toolkit.training import total_cost
 
 
-def starting_layers(depth: int, layers: int | None, layer_map: list[int] | None) -> list[int]:
-    """Teacher layers to copy.
+class DistilBertSettings(StudentSettings):
+    """Settings of DistilBERT. Temperature and 5 : 2 : 1 are the released run's; its 2 was on masked language modelling."""
+
+    layers: int | None = Field(
+        default=None, ge=1, description="layers of the student; by default half of the teacher's"
+    )
+    layer_map: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] | None = Field(
+        default=None, description="teacher layer that each student layer starts from, rising; by default evenly spread"
+    )
+    start: Literal["teacher", "backbone"] = Field(
+        default="teacher", description="whose layers are copied: the fine-tuned teacher's, or the pretrained backbone's"
+    )
+    temperature: float = Field(default=2.0, gt=0, description="softens the answers of both in the loss")
+    alpha_ce: float = Field(default=5.0, ge=0, description="weight of the teacher's soft answers")
+    alpha_hard: float = Field(default=2.0, ge=0, description="weight of the labels")
+    alpha_cos: float = Field(default=1.0, ge=0, description="weight of the cosine of the last hidden states")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.layer_map is not None:
+            if self.layers not in (None, len(self.layer_map)):
+                raise ValueError(
+                    f"layer_map has {len(self.layer_map)} entries, layers = {self.layers}: make them equal"
+                )
+            if sorted(set(self.layer_map)) != list(self.layer_map):
+                raise ValueError(f"layer_map = {list(self.layer_map)} does not rise: give each layer once, in order")
+        if not max(self.alpha_ce, self.alpha_hard, self.alpha_cos):
+            raise ValueError("alpha_ce, alpha_hard and alpha_cos are all 0: give one a value above 0")
+        return self
+
+
+class DistilBertGeneralSettings(StrictSettings):
+    """Settings of general distillation, with the weights of the released run."""
+
+    layers: int | None = Field(
+        default=None, ge=1, description="layers of the student; by default half of the teacher's"
+    )
+    temperature: float = Field(default=2.0, gt=0, description="softens the answers of both in the loss")
+    alpha_ce: float = Field(default=5.0, ge=0, description="weight of the teacher's soft words")
+    alpha_mlm: float = Field(default=2.0, ge=0, description="weight of the masked words")
+    alpha_cos: float = Field(default=1.0, ge=0, description="weight of the cosine of the last hidden states")
+    soft_on: Literal["all", "masked"] = Field(
+        default="all", description="tokens with soft words: all, or masked ones only (--restrict_ce_to_mask)"
+    )
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if not max(self.alpha_ce, self.alpha_mlm, self.alpha_cos):
+            raise ValueError("alpha_ce, alpha_mlm and alpha_cos are all 0: give one a value above 0")
+        return self
+
+
+def starting_layers(depth: int, layers: int | None, layer_map: Sequence[int] | None = None) -> list[int]:
+    """Return the teacher layers to copy.
 
     Raises:
-        ConfigError: more layers than the teacher has, or a map that does not fit.
+        ConfigError: more layers than the teacher has.
     """
     if layer_map is None:
-        return spread_layers(depth, max(1, depth // 2) if layers is None else layers)
-    if not isinstance(layer_map, list | tuple) or not layer_map or layers not in (None, len(layer_map)):
+        return spread_layers(depth, layers or max(1, depth // 2))
+    if layer_map[-1] >= depth:
         raise ConfigError(
-            f"distilbert: layer_map {layer_map} does not name {layers or 'any'} layers: list as many indices"
-        )
-    if not all(isinstance(i, int) and 0 <= i < depth for i in layer_map) or sorted(set(layer_map)) != list(layer_map):
-        raise ConfigError(
-            f"distilbert: layer_map {layer_map} does not fit the teacher: give rising layer indices in 0..{depth - 1}"
+            f"distilbert: layer_map = {list(layer_map)} does not fit {depth} layers: give indices in 0..{depth - 1}"
         )
     return list(layer_map)
 
@@ -89,15 +112,15 @@ class WordDistillation(Distillation):
     """The paper's loss on raw text.
 
     ``alpha_ce T^2 KL(teacher_T || student_T) + alpha_mlm CE(masked words) + alpha_cos (1 - cos(last hidden states))``, each a
-    mean over tokens that are no padding (CE: over masked ones). The student has the named layers of the teacher, its
-    embeddings and its masked-word head; of the head, a fresh one where the teacher has none.
+    mean over tokens without padding (CE: over masked ones). The student starts from the given layers of the teacher, its
+    embeddings and its masked-word head, or a fresh head if the teacher has none.
 
     Args:
         weights: alpha_ce, alpha_mlm, alpha_cos.
         masked_only: soft words of masked tokens only.
     """
 
-    _TOGETHER = 2**27  # scores of soft words that are computed at a time, for the sake of memory
+    _TOGETHER = 2**27  # scores of soft words that are computed at a time, to limit memory
 
     def __init__(
         self,
@@ -127,7 +150,7 @@ class WordDistillation(Distillation):
         return self.student
 
     def _soft(self, states: Tensor, taught: Tensor) -> Tensor:
-        """Mean of the soft loss over tokens [n, D], some at a time; the words' scores are made again for the gradient."""
+        """Return the mean soft loss over tokens [n, D], computed in parts; scores are recomputed for the gradient."""
 
         def part(own: Tensor, wanted: Tensor) -> Tensor:
             with torch.no_grad():
@@ -144,7 +167,7 @@ class WordDistillation(Distillation):
         last, taught = rows.states[-1], rows.taught[-1]
         total = last.new_zeros((), dtype=torch.float32)
         if soft:
-            # Fewer may be masked than there are places: those behind them are numbered 0 and count for nothing.
+            # Fewer tokens may be masked than there are places: the rest have number 0 and no weight.
             chosen = rows.where[rows.labels != ABSENT] if self.masked_only else None
             mine, his = (rows.tokens(h) if chosen is None else h.index_select(0, chosen) for h in (last, taught))
             if len(mine):
@@ -156,110 +179,62 @@ class WordDistillation(Distillation):
         return total
 
 
-@register
-class DistilBert:
+class DistilBert(StudentMethod[DistilBertSettings]):
     """A student of half the layers, taken from the fine-tuned teacher, learns its answers, its states and the labels.
 
     ``alpha_ce T^2 KL(teacher_T || student_T) + alpha_hard CE(labels) + alpha_cos (1 - cos(last hidden states))``. With
-    ``alpha_ce = alpha_cos = 0`` it learns from labels alone, and the teacher is not run.
-
-    Config: :data:`DEFAULTS`, the keys of :class:`~harness.toolkit.training.Recipe`, and ``head`` (default: the teacher's kind,
-    whose weights are then copied where its layers are).
+    ``alpha_ce = alpha_cos = 0`` it learns from labels alone, and the teacher is not run. The head is by default of the
+    teacher's kind, and starts from the teacher's if the layers do. The best dev epoch is kept.
     """
 
     name = "distilbert"
-    kind: Kind = "method"
-    needs: tuple[str, ...] = ("bert",)
-    version = 2
+    settings = DistilBertSettings
+    shaping = ("layers", "layer_map")
 
-    def named_content(self, config: Mapping[str, Any]) -> str | None:
-        """Content of the student that is named, if one is."""
-        return student_identity(config)
-
-    def uses_word_head(self, config: Mapping[str, Any]) -> bool:
-        """Return whether words are replaced by what the masked-word head predicts (``augment``)."""
-        return bool(config.get("augment"))
-
-    def fit(
-        self,
-        task: Task,
-        backbone: Backbone,
-        teachers: Mapping[str, Fitted],
-        *,
-        config: Mapping[str, Any],
-        seed: int,
+    def learn(
+        self, own: DistilBertSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int
     ) -> FullDepth:
-        """Distil on train, keep the best epoch on dev.
-
-        Raises:
-            ConfigError: a setting that makes no sense or that nobody reads, or a student that does not go with the teacher.
-        """
-        own = own_settings(self.name, config, DEFAULTS)
-        temperature = checked_temperature(self.name, own["temperature"])
-        weights = checked_weights(self.name, own, "alpha_ce", "alpha_hard", "alpha_cos")
-        if own["start"] not in STARTS:
-            raise ConfigError(f"distilbert: start = {own['start']!r} is unknown: choose one of {', '.join(STARTS)}")
-        how = augmentation.Augmentation.of(self.name, own)
         tuned = fitted_teacher(teachers)
         teacher = tuned.model
-        given = load_student(self.name, own, ("layers", "layer_map"), teacher.encoder.shape, backbone, task)
-        if given is not None and own["start"] != "teacher":
+        given = self.pretrained(own, teacher.encoder.shape, backbone, task)
+        if given is not None and own.start != "teacher":
             raise ConfigError("distilbert: start and student both say where layers come from: leave one out")
-        if given is not None and weights[2] and given.shape.width != teacher.encoder.shape.width:
+        if given is not None and own.alpha_cos and given.shape.width != teacher.encoder.shape.width:
             raise ConfigError(
                 f"distilbert: student '{given.name}' is {given.shape.width} wide, its teacher "
                 f"{teacher.encoder.shape.width}, and the cosine loss compares their states: set alpha_cos = 0, or choose "
                 "a student of equal width"
             )
-        copied = given is None and own["start"] == "teacher"
-        taught = weights[0] > 0 or weights[2] > 0
-        recipe = Recipe.of(config)
+        copied = given is None and own.start == "teacher"
+        taught = own.alpha_ce > 0 or own.alpha_cos > 0
 
         torch.manual_seed(seed)
         if given is not None:
             encoder = given.encoder()
         else:
-            chosen = starting_layers(teacher.depth, own["layers"], own["layer_map"])
+            chosen = starting_layers(teacher.depth, own.layers, own.layer_map)
             encoder = take_layers(teacher.encoder if copied else backbone.encoder(), chosen)
-        head = config.get("head", teacher.head_kind)
+        head = own.head or teacher.head_kind
         student = MultiExitModel(encoder, task.num_labels, (), head)
         if copied and head == teacher.head_kind:
             student.teacher.load_state_dict(teacher.teacher.state_dict())
 
         def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
             if not taught:
-                return weights[1] * F.cross_entropy(states_and_logits(student, tokens, layout)[1].float(), labels)
+                return own.alpha_hard * F.cross_entropy(states_and_logits(student, tokens, layout)[1].float(), labels)
             with torch.no_grad():
                 wanted, soft = states_and_logits(teacher, tokens, layout)
             states, logits = states_and_logits(student, tokens, layout)
-            total = weights[0] * soft_kl(logits, soft, temperature) + weights[1] * F.cross_entropy(
-                logits.float(), labels
-            )
-            if weights[2]:
-                total = total + weights[2] * cosine_distance(layout.tokens(states[-1]), layout.tokens(wanted[-1]))
+            total = own.alpha_ce * soft_kl(logits, soft, own.temperature)
+            total = total + own.alpha_hard * F.cross_entropy(logits.float(), labels)
+            if own.alpha_cos:
+                total = total + own.alpha_cos * cosine_distance(layout.tokens(states[-1]), layout.tokens(wanted[-1]))
             return total
 
-        told = f"{task.name} {self.name}"
-        split, made = augmentation.augment(task.train, backbone, how, seed=seed, name=told)
-        report = train(
-            student,
-            loss,
-            split,
-            recipe,
-            seed=seed,
-            name=told,
-            evaluate=lambda: dev_accuracies(student, task.dev)[-1],
-            teachers=[teacher],
-        )
-        if made is not None:
-            report = made + report
-        if tuned.training is not None and (copied or taught):
-            report = tuned.training + report  # the teacher is part of what a student costs
-        return FullDepth(student, report)
-
-    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> FullDepth:
-        """What ``save`` wrote."""
-        return FullDepth(*load_model(folder, backbone.device))
+        split, made = augment(task.train, backbone, own.augmentation, seed=seed, name=f"{task.name} {self.name}")
+        report = self.train_student(student, loss, split, own, task, seed, tuned)
+        # The teacher is part of the cost of a student that uses it.
+        return FullDepth(student, total_cost(tuned.training if copied or taught else None, made, report))
 
     # Of the released reference run. Its masking prefers rare words, ours takes whole words; its position embeddings are
     # frozen, and so are ours (harness.pretraining.general_distillation).
@@ -272,20 +247,17 @@ class DistilBert:
     }
 
     def general_distillation(self, teacher: Backbone, *, config: Mapping[str, Any], dropout: float) -> Distillation:
-        """The paper's objective on raw text: ``alpha_ce`` soft words + ``alpha_mlm`` masked words + ``alpha_cos`` cosine.
+        """Make a student with the paper's objective on raw text: soft words, masked words and cosine.
 
         Raises:
-            ConfigError: a setting that makes no sense, or a teacher that does not score words.
+            ConfigError: a setting is wrong, or the teacher has no masked-word head.
         """
-        own = own_settings(self.name, config, GENERAL)
-        temperature = checked_temperature(self.name, own["temperature"])
-        weights = checked_weights(self.name, own, "alpha_ce", "alpha_mlm", "alpha_cos")
-        if own["soft_on"] not in ("all", "masked"):
-            raise ConfigError(f"distilbert: soft_on = {own['soft_on']!r} is unknown: choose all or masked")
-        if weights[0] and teacher.head is None:
+        own = DistilBertGeneralSettings.read(config, f"method '{self.name}'")
+        if own.alpha_ce and teacher.head is None:
             raise ConfigError(
-                f"distilbert: '{teacher.name}' has no masked-word head, so that it has no soft answers to learn: say "
-                "--alpha-ce 0 (masked words are then learnt by a fresh head), or choose a teacher that has one"
+                f"distilbert: '{teacher.name}' has no masked-word head, and so no soft answers to learn: use "
+                "--alpha-ce 0 (a fresh head then learns masked words), or choose a teacher with such a head"
             )
-        chosen = starting_layers(teacher.shape.layers, own["layers"], None)
-        return WordDistillation(teacher, chosen, weights, temperature, own["soft_on"] == "masked", dropout)
+        chosen = starting_layers(teacher.shape.layers, own.layers)
+        weights = own.alpha_ce, own.alpha_mlm, own.alpha_cos
+        return WordDistillation(teacher, chosen, weights, own.temperature, own.soft_on == "masked", dropout)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,15 +13,14 @@ from harness.core.tokens import TokenSet
 from harness.encoder.layout import Layout
 from harness.encoder.model import ExitGate
 from harness.encoder.multi_exit import MultiExitModel
-from harness.registry import register
-from harness.toolkit.joint_training import JointMethod, exit_answers, exit_losses
+from harness.toolkit.joint_training import JointMethod, JointSettings, exit_answers, exit_losses
 from harness.toolkit.training import LossFn
 
 
 def gate_loss(
     gate: ExitGate, states: Sequence[Tensor], logits: Sequence[Tensor], layout: Layout, labels: Tensor
 ) -> Tensor:
-    """Squared error of the gate against 1 where a head is wrong and 0 where it is right, mean over exits and batch.
+    """Return the squared error of the gate against 1 where a head is wrong and 0 where it is right, mean over exits and batch.
 
     Neither states [rows, width] nor logits [B, C] get a gradient.
     """
@@ -31,13 +29,12 @@ def gate_loss(
     return F.mse_loss(doubts, wrong.float())
 
 
-@register
 class Berxit(JointMethod):
     """Even steps (from 0): cross-entropy of the last exit; odd steps: the sum over all exits. Rule ``learned``.
 
-    The gate ("learning to exit") is one for all exits, reads the state of [CLS], and learns in every step beside
-    the rest, without a gradient into the encoder. In the released code it reads each exit's pooled state, and its targets
-    are squeezed to 0.01 and 0.63, which moves thresholds only. The last epoch is kept, as there.
+    The gate ("learning to exit") is one for all exits, reads the state of [CLS], and learns in every step, without a gradient
+    into the encoder. In the released code it reads each exit's pooled state, and its targets are 0.01 and 0.63, which
+    changes thresholds only. The last epoch is kept, as released.
     """
 
     name = "berxit"
@@ -45,7 +42,7 @@ class Berxit(JointMethod):
     gated = True
     keeps_best = False
 
-    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: Mapping[str, Any]) -> LossFn:
+    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: JointSettings) -> LossFn:
         assert gate is not None
         steps = itertools.count()
 

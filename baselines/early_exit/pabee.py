@@ -1,9 +1,6 @@
-"""PABEE (Zhou et al., NeurIPS 2020): all exits trained together, deeper ones counting more; leave when heads agree."""
+"""PABEE (Zhou et al., NeurIPS 2020): all exits trained together, with larger weights for deeper ones; exit when heads agree."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -11,12 +8,16 @@ from harness.core.tokens import TokenSet
 from harness.encoder.layout import Layout
 from harness.encoder.model import ExitGate
 from harness.encoder.multi_exit import MultiExitModel
-from harness.registry import register
-from harness.toolkit.joint_training import JointMethod, exit_answers, exit_losses, weighted_mean
+from harness.toolkit.joint_training import (
+    JointMethod,
+    JointSettings,
+    exit_answers,
+    exit_losses,
+    weighted_mean,
+)
 from harness.toolkit.training import LossFn
 
 
-@register
 class Pabee(JointMethod):
     """``sum_i i CE_i / sum_i i`` over exits i = 1 .. L; rule ``patience``.
 
@@ -26,7 +27,7 @@ class Pabee(JointMethod):
     name = "pabee"
     rule = "patience"
 
-    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: Mapping[str, Any]) -> LossFn:
+    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: JointSettings) -> LossFn:
         weights = range(1, len(model.answers) + 1)
 
         def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:

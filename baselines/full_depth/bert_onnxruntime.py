@@ -1,7 +1,7 @@
-"""BERT in ONNX Runtime, as many serve it on CPUs: the whole network as one graph, over padded batches.
+"""BERT in ONNX Runtime, a common way to serve it on CPUs: the whole network as one graph, over padded batches.
 
-The graph is exported once, when it is fitted, and holds the weights; batches are those of every other row (ordered by length, cut
-the same way), padded to their longest sample. As many threads work on it as torch has. Needs the extra ``onnx``.
+The graph is exported once, in ``fit``, and holds the weights. Batches are those of every other row of a table (ordered by
+length, cut the same way), padded to their longest sample. ONNX Runtime has as many threads as torch. Requires the extra ``onnx``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib
 import logging
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from baselines.full_depth.bert_int8 import refuse_unless_cpu
-from harness.contracts import Fitted, Kind, OperatingPoint, Predictions
+from baselines.full_depth.bert_int8 import check_cpu
+from harness.contracts import OperatingPoint, Predictions
 from harness.core.clock import Phases
 from harness.core.errors import MethodError, ResultError
 from harness.core.tokens import Task, TokenSet
@@ -29,17 +28,17 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.arrangement import arrange, cut, windows
-from harness.registry import register
+from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.distillation import fitted_teacher
-from harness.toolkit.fitted import FullDepth
-from harness.toolkit.training import own_settings
+from harness.toolkit.fitted import FullDepth, reading
+from harness.toolkit.settings import MethodSettings
 
 GRAPH = "graph.onnx"
 INPUTS = ("ids", "segments", "mask")
 
 
 def needed(name: str) -> Any:
-    """A module of the extra ``onnx``.
+    """Import a module of the extra ``onnx``.
 
     Raises:
         MethodError: it is not installed.
@@ -51,7 +50,7 @@ def needed(name: str) -> Any:
 
 
 class _Grid:
-    """Attention over samples padded to one length, in operations that a graph of any batch and length can hold."""
+    """Attention over samples padded to one length, in operations that export to a graph of any batch size and length."""
 
     def __init__(self, mask: Tensor) -> None:
         self.count, self.longest = mask.shape
@@ -93,7 +92,7 @@ class _Padded(nn.Module):
 
 
 def export(model: MultiExitModel) -> bytes:
-    """The model at full depth as an ONNX graph of any batch and length.
+    """Export the model at full depth as an ONNX graph of any batch size and length.
 
     Raises:
         MethodError: the exporter is not installed.
@@ -123,14 +122,14 @@ def export(model: MultiExitModel) -> bytes:
     model_proto: Any = program.model_proto
     graph = model_proto.graph
     for part in (model_proto, graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
-        del part.metadata_props[:]  # where on this machine each operation comes from
+        del part.metadata_props[:]  # file names of this machine
         part.doc_string = ""
     return model_proto.SerializeToString()
 
 
 @dataclass
 class OnnxGraph(FullDepth):
-    """A graph and a session over it; ``model`` is where it came from and what is counted.
+    """A graph and its session; ``model`` is the source, for counting FLOPs.
 
     Raises:
         MethodError: ONNX Runtime is not installed.
@@ -146,7 +145,7 @@ class OnnxGraph(FullDepth):
         runtime = needed("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-        # Threads that wait by spinning after the answer would slow down whoever is measured next.
+        # Threads that keep spinning after the answer would slow down the next measurement.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = runtime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
@@ -157,7 +156,7 @@ class OnnxGraph(FullDepth):
         execution, depth = at.execution, self.model.depth
         if execution.dtype != "float32":
             raise MethodError(
-                f"bert-onnxruntime has a graph of float32, not {execution.dtype}: say --dtype float32, or leave it out"
+                f"bert-onnxruntime has a graph of float32, not {execution.dtype}: use --dtype float32, or leave the method out"
             )
         phases, work = Phases(tokens.device), Work()
         with phases("schedule"):
@@ -170,7 +169,7 @@ class OnnxGraph(FullDepth):
                     longest = execution.max_length if execution.protocol == "paper" else int(lengths.max())
                     mask = np.arange(longest) < lengths[:, None]  # [B, T]
                     ids, segments = np.zeros((2, *mask.shape), np.int32)
-                    # Both run sample by sample, so that the mask's cells are the packed tokens, in order.
+                    # Both are ordered by sample, so the true cells of the mask are the packed tokens, in order.
                     ids[mask], segments[mask] = packed.ids.numpy(), packed.segments.numpy()
                     (found,) = self._session.run(None, dict(zip(INPUTS, (ids, segments, mask), strict=True)))
                     logits[arranged.order[first:last]] = found
@@ -182,48 +181,25 @@ class OnnxGraph(FullDepth):
         return Predictions(logits, exits, work, phases=phases.seconds())
 
     def save(self, folder: Path) -> None:
-        """The graph, which holds the weights."""
+        """Write the graph, which holds the weights."""
         (folder / GRAPH).write_bytes(self.graph)
 
 
-@register
-class BertOnnxRuntime:
-    """``bert`` exported to ONNX and run by ONNX Runtime on the CPU, float32. No settings of its own."""
+class BertOnnxRuntime(BaseMethod):
+    """``bert`` exported to ONNX and run by ONNX Runtime on the CPU, float32."""
 
     name = "bert-onnxruntime"
-    kind: Kind = "method"
     needs: tuple[str, ...] = ("bert",)
-    version = 1
 
-    def fit(
-        self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
-    ) -> OnnxGraph:
-        """Export what ``bert`` learnt.
-
-        Raises:
-            ConfigError: a setting that nobody reads, or a ``bert`` that does not run on this chassis.
-            MethodError: the device is no CPU, or the extra ``onnx`` is not installed.
-        """
-        own_settings(self.name, config, {})
-        refuse_unless_cpu(self.name, backbone)
+    def learn(self, own: MethodSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> OnnxGraph:
+        check_cpu(self.name, backbone)
         needed("onnxruntime")  # before the export, which takes a while
         tuned = fitted_teacher(teachers)
         return OnnxGraph(tuned.model, tuned.training, export(tuned.model))
 
-    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> OnnxGraph:
-        """What ``save`` wrote.
-
-        Raises:
-            MethodError: as :meth:`fit`.
-            ResultError: the graph is missing or damaged.
-        """
-        refuse_unless_cpu(self.name, backbone)
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> OnnxGraph:
+        check_cpu(self.name, backbone)
         tuned = fitted_teacher(teachers)
-        try:
+        with reading(folder):
             graph = (folder / GRAPH).read_bytes()
-        except OSError as error:
-            raise ResultError(f"cannot read {folder / GRAPH}: {error}: delete that folder and run again") from error
         return OnnxGraph(tuned.model, tuned.training, graph)
-
-    def point_names(self, config: Mapping[str, Any]) -> list[str]:
-        return ["full"]

@@ -1,7 +1,7 @@
-"""A method for GEEP bench in a file of its own: no sample exits early, but the last heads answer together.
+"""A method for GEEP bench in one file: no sample exits early, and the last heads answer together.
 
-An ensemble that costs a few heads beside full depth: the mean of the heads' log-probabilities (a product of experts; Hinton
-2002), on the weights of ``fastbert``, whose heads have all learnt to answer.
+An ensemble that costs a few heads more than full depth: the mean of the heads' log-probabilities (a product of experts; Hinton
+2002), on the weights of ``fastbert``, whose heads are all trained to answer.
 """
 
 import torch
@@ -9,13 +9,13 @@ import torch
 from harness.contracts import OperatingPoint, Predictions
 from harness.core.tokens import Split, TokenSet
 from harness.execution.run_pass import Pass, inference
+from harness.toolkit.base_method import BorrowingMethod
 from harness.toolkit.distillation import fitted_teacher
-from harness.toolkit.fitted import FullDepth
-from harness.toolkit.training import own_settings
+from harness.toolkit.fitted import BorrowedModel, FullDepth
 
 
-class LastHeads(FullDepth):
-    """Another's model at full depth; nothing learnt, nothing stored."""
+class LastHeads(BorrowedModel, FullDepth):
+    """Another method's model at full depth."""
 
     def operating_points(self, dev: Split) -> list[OperatingPoint]:
         return [OperatingPoint(f"heads={n}", {"heads": n}) for n in (2, 3)]
@@ -34,18 +34,14 @@ class LastHeads(FullDepth):
                 run.answer(slice(first, last), torch.stack(votes).mean(0), self.model.depth - 1)
             return run.predictions()
 
-    def save(self, folder) -> None:
-        """Nothing of its own to keep."""
 
-
-class HeadAverage:
+class HeadAverage(BorrowingMethod):
     """The last two and the last three heads of ``fastbert`` vote after full depth."""
 
-    name, kind, needs, version = "head-average", "method", ("fastbert",), 1
+    name, needs = "head-average", ("fastbert",)
 
-    def fit(self, task, backbone, teachers, *, config, seed) -> LastHeads:
-        own_settings(self.name, config, {})  # refuses settings that nobody reads
+    def borrow(self, teachers) -> LastHeads:
         return LastHeads(fitted_teacher(teachers, "fastbert").model)
 
-    def load(self, folder, task, backbone, teachers) -> LastHeads:
-        return LastHeads(fitted_teacher(teachers, "fastbert").model)
+    def point_names(self, config) -> list[str]:
+        return ["heads=2", "heads=3"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.core.errors import ConfigError
 
 _LONGEST = 80  # characters of a wrong value that an error shows
 
@@ -19,6 +21,21 @@ class StrictSettings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], where: str) -> Self:
+        """Validate settings.
+
+        Args:
+            where: as in :func:`explain`.
+
+        Raises:
+            ConfigError: names every unknown key and every wrong value, with what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(config))
+        except ValidationError as error:
+            raise ConfigError("; ".join(explain(error, cls, where))) from error
 
 
 Place = tuple[int | str, ...]  # location of a problem inside the validated data, outermost key first
@@ -35,6 +52,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str | Callabl
     root = model.model_json_schema()
     lines: dict[str, str] = {}
     for one in error.errors(include_url=False):
+        if one["type"] == "too_short" and one["input"]:  # its items are wrong, and have lines of their own
+            continue
         schema, path = _locate(root, one["loc"])
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
         problem = _problem(one, schema, root, key)
@@ -130,7 +149,7 @@ def _range(schema: Mapping[str, Any]) -> str:
     words = {
         "minimum": "of at least",
         "exclusiveMinimum": "above",
-        "maximum": "of at most",
+        "maximum": "up to",
         "exclusiveMaximum": "below",
     }
     return " and ".join(f"{text} {schema[key]:g}" for key, text in words.items() if key in schema)

@@ -1,24 +1,25 @@
-"""More text from a train split: copies in which some words are replaced (TinyBERT, arXiv 1909.10351, algorithm 1).
+"""Data augmentation: copies of a train split with some words replaced (TinyBERT, arXiv 1909.10351, algorithm 1).
 
-A word is a piece and the "##" pieces that follow it; in Chinese, a character. Every word with a letter in it is replaced in
-every copy with probability ``p``, by one of ``M`` candidates, each as likely as the others:
+A word is a piece and the "##" pieces that follow it; in Chinese, a character. In every copy, every word with a letter in it is
+replaced with probability ``p`` by one of ``M`` equally likely candidates:
 
-* a word of one piece by what the backbone's masked-word head finds most probable in its place, all other words seen;
-* a word of several pieces, and every word where the backbone has no such head, by its nearest neighbours (cosine) among the
-  backbone's word embeddings; of several pieces their mean. This stands in for GloVe, which the paper asks for those.
+* for a word of one piece, the most probable words in its place according to the backbone's masked-word head, which sees all
+  other words;
+* for a word of several pieces, and for every word if the backbone has no such head, the nearest neighbours (cosine) among the
+  backbone's word embeddings (several pieces: their mean). The paper uses GloVe for these words.
 
-Candidates begin words: no "##" pieces, special or unused tokens, or signs; and never the word itself. Every one is a single
-piece, so that no copy is longer than its original. [CLS], [SEP] and segments stay.
+Candidates are pieces that begin a word: no "##" pieces, special or unused tokens, or punctuation, and never the word itself.
+Each is a single piece, so no copy is longer than its original. [CLS], [SEP] and segments do not change.
 
-The released code differs: it leaves a list of English function words alone, shows the head the original sentence beside the
-masked one, and drops copies that are there already. It makes 30 copies of splits of a few thousand rows, 20 of about a hundred
-thousand (SST-2, QNLI) and 10 of larger ones (MNLI, QQP); p = 0.4 and M = 15 everywhere.
+The released code differs: it never replaces a list of English function words, shows the head the original sentence beside the
+masked one, and drops duplicate copies. It makes 30 copies of splits of a few thousand rows, 20 of about a hundred thousand
+(SST-2, QNLI) and 10 of larger ones (MNLI, QQP); p = 0.4 and M = 15 everywhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,48 +36,23 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.masked_words import MaskedWordModel, masked_word_model
 from harness.toolkit.training import LayerPasses, TrainingReport, training_layout
 
-# A method's settings, off by default.
-SETTINGS: dict[str, Any] = {"augment": 0, "augment_p": 0.4, "augment_candidates": 15}
 _TOKENS = 8192  # of a batch through the encoder
 _QUERIES = 1024  # words that look for neighbours at a time
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How many copies, and how far from the original.
+    """How many copies to make, and how much they differ from the original.
 
     Attributes:
-        copies: of every sample, beside the original; 0 for none.
+        copies: of every sample, besides the original; 0 for none.
         share: probability that a word is replaced.
-        candidates: to choose from, per word.
+        candidates: per word.
     """
 
     copies: int = 0
     share: float = 0.4
     candidates: int = 15
-
-    @classmethod
-    def of(cls, method: str, own: Mapping[str, Any]) -> Augmentation:
-        """From a method's settings, see :data:`SETTINGS`.
-
-        Raises:
-            ConfigError: one is out of its range.
-        """
-        copies, share, candidates = (own[key] for key in SETTINGS)
-        right = (
-            isinstance(copies, int)
-            and copies >= 0
-            and isinstance(share, int | float)
-            and 0 < share <= 1
-            and isinstance(candidates, int)
-            and candidates >= 1
-        )
-        if not right:
-            raise ConfigError(
-                f"{method}: augment = {copies}, augment_p = {share}, augment_candidates = {candidates} make no sense: choose "
-                "a number of copies of at least 0, a probability above 0 and at most 1, and at least 1 candidate"
-            )
-        return cls(copies, float(share), candidates)
 
 
 @dataclass(frozen=True)
@@ -85,11 +61,11 @@ class _Words:
 
     Attributes:
         ids: int64 [T], all tokens, on the host.
-        first: bool [T], where words begin.
-        number: int64 [T], of the word a token belongs to; -1 for special tokens.
-        begin: int64 [W], token at which a word begins.
-        size: int64 [W], its pieces.
-        lettered: bool [W], whether there is a letter in it.
+        first: bool [T], whether a word begins there.
+        number: int64 [T], index of the word that a token belongs to; -1 for special tokens.
+        begin: int64 [W], index of the first token of a word.
+        size: int64 [W], number of its pieces.
+        lettered: bool [W], whether it has a letter.
     """
 
     ids: np.ndarray
@@ -102,12 +78,12 @@ class _Words:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What the pieces of a vocabulary are; bool [V] each.
+    """Properties of the pieces of a vocabulary; bool [V] each.
 
     Attributes:
-        special: [CLS] and its like, and those kept for later use ("[unused7]").
+        special: special tokens such as [CLS], and unused ones such as "[unused7]".
         continues: begin with "##".
-        lettered: hold a letter (or a Chinese character).
+        lettered: have a letter (or a Chinese character).
     """
 
     special: np.ndarray
@@ -116,7 +92,7 @@ class Pieces:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Pieces:
-        """Those of a tokenizer of transformers."""
+        """Read them from a tokenizer of transformers."""
         names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         known = set(tokenizer.all_special_ids)
         special = [i in known or (n[0] == "[" and n[-1] == "]" and len(n) > 2) for i, n in enumerate(names)]
@@ -128,14 +104,14 @@ class Pieces:
 
     @property
     def candidates(self) -> np.ndarray:
-        """Ids of pieces that may replace a word, int64."""
+        """Return the ids of pieces that may replace a word, int64."""
         return np.flatnonzero(self.lettered & ~self.special & ~self.continues)
 
     def words(self, tokens: TokenSet) -> _Words:
-        """Find the words of samples. A continuation that follows no word (never so in whole texts) is one by itself."""
+        """Find the words of samples. A continuation piece that follows no word (only in cut texts) is a word."""
         ids = tokens.ids.cpu().numpy().astype(np.int64)
         special = self.special[ids]
-        before = np.ones(len(ids), dtype=bool)  # whether nothing of this text stands before a token
+        before = np.ones(len(ids), dtype=bool)  # whether a token is the first of its text
         before[1:] = special[:-1]
         before[tokens.offsets[:-1].cpu().numpy()] = True
         first = ~special & (~self.continues[ids] | before)
@@ -147,7 +123,7 @@ class Pieces:
 
 
 def _draws(words: _Words, how: Augmentation, most: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For every copy: which words to replace (bool [W]), and by which of ``most`` candidates (int64 [W])."""
+    """Yield for every copy which words to replace (bool [W]), and the number of the candidate for each (int64 [W])."""
     for copy in range(how.copies):
         generator = np.random.default_rng([seed, copy])
         chosen = generator.random(len(words.size)) < how.share
@@ -155,20 +131,20 @@ def _draws(words: _Words, how: Augmentation, most: int, seed: int) -> Iterator[t
 
 
 def _best(scores: Tensor, own: Tensor, candidates: Tensor, most: int) -> np.ndarray:
-    """Ids of the ``most`` best candidates, int64 [n, most], from scores [n, C]; never ``own`` [n]."""
+    """Return the ids of the ``most`` best candidates, int64 [n, most], by scores [n, C]; never ``own`` [n]."""
     scores = scores.masked_fill(candidates[None, :] == own[:, None], -math.inf)
     return candidates[scores.topk(most, dim=1).indices].cpu().numpy()
 
 
 @torch.no_grad()
 def neighbours(table: Tensor, words: list[tuple[int, ...]], candidates: Tensor, most: int) -> np.ndarray:
-    """Nearest candidates of words by the cosine of embeddings.
+    """Return the nearest candidates of words, by the cosine of embeddings.
 
     Args:
         table: word embeddings [V, D].
-        words: the ids of each one's pieces.
+        words: the piece ids of each word.
         candidates: ids to choose from, int64 [C], on the table's device.
-        most: of them to return per word.
+        most: number of candidates per word.
 
     Returns:
         int64 [len(words), most], nearest first.
@@ -194,13 +170,13 @@ def predicted(
     mask: int,
     name: str,
 ) -> np.ndarray:
-    """Most probable candidates in the place of tokens, each masked by itself.
+    """Return the most probable candidates in the place of tokens; one token is masked at a time.
 
     Args:
         model: in eval mode, on the device of ``tokens``.
-        places: of the tokens, int64 [n], numbers in ``tokens.ids``.
+        places: int64 [n], indices into ``tokens.ids``.
         candidates: ids to choose from, int64 [C], on that device.
-        most: of them to return per place.
+        most: number of candidates per place.
         mask: id of [MASK].
         name: shown in the progress bar.
 
@@ -210,7 +186,7 @@ def predicted(
     offsets = tokens.offsets.cpu().numpy()
     sample = np.searchsorted(offsets, places, side="right") - 1
     lengths = np.diff(offsets)[sample]
-    order = np.argsort(-lengths, kind="stable")  # samples of one length together, the longest first
+    order = np.argsort(-lengths, kind="stable")  # samples of equal length together, the longest first
     found = np.empty((len(places), most), dtype=np.int64)
     start = 0
     with tqdm(total=len(places), desc=name, unit="word", leave=False, disable=None) as bar:
@@ -233,7 +209,7 @@ def predicted(
 def _table(
     words: _Words, needed: np.ndarray, backbone: Backbone, tokens: TokenSet, candidates: Tensor, most: int, name: str
 ) -> tuple[np.ndarray, TrainingReport]:
-    """Candidates of the words numbered in ``needed``, int64 [n, most], and what finding them cost."""
+    """Return candidates of the words ``needed`` (int64 indices), int64 [n, most], and the cost of finding them."""
     start, passes, flops = clock.now(), 0, 0.0
     found = np.empty((len(needed), most), dtype=np.int64)
     mask = backbone.tokenizer.mask_token_id
@@ -255,17 +231,17 @@ def _table(
 def augment(
     split: Split, backbone: Backbone, how: Augmentation, *, seed: int, name: str
 ) -> tuple[Split, TrainingReport | None]:
-    """A split and copies of it with other words.
+    """Return a split with augmented copies.
 
     Args:
-        split: its samples come first, in their order; then those of the first copy, and so on.
+        split: its samples come first, in order; then those of the first copy, and so on.
         backbone: pretrained, with the tokenizer that made the ids.
-        seed: every copy follows from it and from the copy's number.
+        seed: a copy depends on the seed and its own number only.
         name: shown in the progress bar.
 
     Returns:
-        The larger split, whose copies have the originals' labels, and what making it cost; the same split and ``None``
-        where no copies are asked for.
+        The larger split, whose copies have the originals' labels, and the cost of making it; the same split and ``None``
+        if there are to be no copies.
 
     Raises:
         ConfigError: the backbone has no tokenizer, or its vocabulary has fewer than two words.
@@ -273,7 +249,9 @@ def augment(
     if not how.copies:
         return split, None
     if backbone.tokenizer is None:
-        raise ConfigError(f"{name}: backbone '{backbone.name}' has no tokenizer to tell words by: set augment = 0")
+        raise ConfigError(
+            f"{name}: backbone '{backbone.name}' has no tokenizer, which finds the words: set augment = 0"
+        )
     pieces, tokens = Pieces.of(backbone.tokenizer), split.tokens
     if len(pieces.candidates) < 2:
         raise ConfigError(f"{name}: the vocabulary of '{backbone.name}' has fewer than two words: set augment = 0")
@@ -295,7 +273,7 @@ def augment(
     for chosen, pick in _draws(words, how, most, seed):
         new = words.ids.copy()
         new[words.begin[chosen]] = table[row_of[chosen], pick[chosen]]
-        gone = np.zeros(len(new), dtype=bool)  # the further pieces of words that are replaced
+        gone = np.zeros(len(new), dtype=bool)  # later pieces of replaced words
         gone[inside] = chosen[words.number[inside]]
         kept = ~(gone & ~words.first)
         all_ids.append(new[kept].astype(np.int32))

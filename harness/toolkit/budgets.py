@@ -1,16 +1,13 @@
-"""Operating points chosen on dev at matched cost: one rule for every method that has a threshold to choose.
+"""Choice of operating points on dev at equal cost: one rule for every method with a threshold to choose.
 
-A threshold of one exit rule means nothing to another. So methods are compared at budgets: shares of the full depth that they
-may run on average. Which threshold that takes is decided on dev, never on test (DESIGN section 4, rule 8).
+Thresholds of different exit rules cannot be compared. So methods are compared at budgets: shares of the full depth that
+a sample may run on average. The threshold for a budget is chosen on dev, never on test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from harness.core.errors import ConfigError
 
 BUDGETS = (0.25, 0.5, 0.75)
 
@@ -21,7 +18,7 @@ class Candidate:
 
     Attributes:
         threshold: of the rule, a JSON number.
-        layers: mean layers a sample runs.
+        layers: mean layers that a sample runs.
         accuracy: share of right answers.
     """
 
@@ -30,34 +27,16 @@ class Candidate:
     accuracy: float
 
 
-def checked_budgets(method: str, budgets: Any) -> tuple[float, ...]:
-    """Budgets as floats, in rising order.
-
-    Raises:
-        ConfigError: it is no list, there is none, one is no number above 0 and up to 1, or two bear the same name (``%g``).
-    """
-    if not isinstance(budgets, list | tuple):
-        raise ConfigError(f"method '{method}': budgets = {budgets!r} is not a list: write budgets = [...]")
-    wrong = [b for b in budgets if isinstance(b, bool) or not isinstance(b, int | float) or not 0 < b <= 1]
-    if wrong or not budgets:
-        raise ConfigError(
-            f"method '{method}': budgets {list(budgets)} make no sense: give at least one, each above 0 and up to 1"
-        )
-    if len({f"{b:g}" for b in budgets}) < len(budgets):
-        raise ConfigError(f"method '{method}': budgets {list(budgets)} name one twice: six digits must tell them apart")
-    return tuple(sorted(float(b) for b in budgets))
-
-
 def budget_name(budget: float) -> str:
-    """Name of the operating point of a budget."""
+    """Return the name of the operating point of a budget."""
     return f"budget={budget:g}"
 
 
 def at_budgets(candidates: Iterable[Candidate], budgets: Sequence[float], depth: int) -> list[Candidate]:
-    """For each budget the most accurate candidate that keeps it; of equally accurate ones the cheapest.
+    """Return for each budget the most accurate candidate within it; of equally accurate ones the cheapest.
 
-    A budget is kept by at most ``budget * depth`` mean layers. Where no candidate keeps it, the cheapest one is taken: a method
-    that cannot be that cheap shows what it can do.
+    A candidate is within a budget if it runs at most ``budget * depth`` mean layers. If no candidate is, the cheapest one
+    is reported.
 
     Args:
         candidates: at least one.
@@ -72,7 +51,7 @@ def at_budgets(candidates: Iterable[Candidate], budgets: Sequence[float], depth:
         raise ValueError("no candidate to choose from")
     chosen = []
     for budget in budgets:
-        # A hair of tolerance: budgets are shares, and means of integers come out of floating-point sums.
-        able = [one for one in pool if one.layers <= budget * depth * (1 + 1e-9)]
-        chosen.append(max(able, key=lambda one: (one.accuracy, -one.layers)) if able else pool[0])
+        # A small tolerance: budgets are shares, and mean layers are floating-point sums.
+        within = [one for one in pool if one.layers <= budget * depth * (1 + 1e-9)]
+        chosen.append(max(within, key=lambda one: (one.accuracy, -one.layers)) if within else pool[0])
     return chosen

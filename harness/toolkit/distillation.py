@@ -1,14 +1,12 @@
-"""Pieces of knowledge distillation: which layers teach which, and how far student and teacher are apart.
+"""Parts of knowledge distillation: teachers, which layer teaches which, and losses between student and teacher.
 
-Losses are scalars, in float32 also under autocast; the teacher's side gets no gradient.
+Losses are scalars, in float32 also under autocast; the teacher gets no gradient.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,78 +22,54 @@ from harness.toolkit.fitted import FittedModel, FullDepth
 
 
 def fitted_teacher(teachers: Mapping[str, Fitted], name: str = "bert") -> FittedModel:
-    """A fitted teacher, its model in eval mode.
+    """Return a fitted teacher, its model in eval mode.
 
     Raises:
-        ConfigError: there is no such teacher, or it does not run on this chassis.
+        ConfigError: there is no such teacher, or its model is not a trainable :class:`MultiExitModel`.
     """
     fitted = teachers.get(name)
     if not isinstance(fitted, FittedModel):
         raise ConfigError(
-            f"teacher '{name}' is {type(fitted).__name__}, not a fitted encoder: add it to the method's needs"
+            f"teacher '{name}' is {type(fitted).__name__}, not a model of this project's encoder: add one to the method's needs"
         )
     whole = [str(weight.dtype) for weight in fitted.model.parameters() if not weight.is_floating_point()]
     if whole:
-        raise ConfigError(f"teacher '{name}' has weights of type {whole[0]}: name one whose weights are real numbers")
+        raise ConfigError(f"teacher '{name}' has weights of type {whole[0]}: name one with floating-point weights")
     fitted.model.eval()
     return fitted
 
 
 def fine_tuned(method: str, teachers: Mapping[str, Fitted], name: str = "bert") -> FullDepth:
-    """The full-depth model that a method starts from, in eval mode.
+    """Return the full-depth model that a method starts from, in eval mode.
 
     Raises:
         ConfigError: there is none, or it is of another kind.
     """
     fitted = teachers.get(name)
     if not isinstance(fitted, FullDepth):
-        raise ConfigError(f"{method} needs a fine-tuned full-depth '{name}', got {type(fitted).__name__}")
+        raise ConfigError(
+            f"{method} needs a fine-tuned full-depth '{name}', got {type(fitted).__name__}: name one in its needs"
+        )
     fitted_teacher(teachers, name)
     return fitted
 
 
-def checked_temperature(method: str, temperature: Any) -> float:
-    """The softening of both answers.
-
-    Raises:
-        ConfigError: it is no number above 0.
-    """
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise ConfigError(f"{method}: temperature {temperature} makes no sense: choose one above 0")
-    return temperature
-
-
-def checked_weights(method: str, own: Mapping[str, Any], *names: str) -> tuple[float, ...]:
-    """Weights of the terms of a loss.
-
-    Raises:
-        ConfigError: one is no number or below 0, or none is above 0.
-    """
-    weights = tuple(own[name] for name in names)
-    right = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
-    if not right or not max(weights) > 0:
-        raise ConfigError(
-            f"{method}: weights {', '.join(names)} = {', '.join(map(str, weights))} make no sense: none below 0, one above 0"
-        )
-    return weights
-
-
 def states_and_logits(model: MultiExitModel, tokens: TokenSet, layout: Layout) -> tuple[list[Tensor], Tensor]:
-    """Hidden states h^0 .. h^L, each [rows, width], and the last head's logits [B, C]."""
+    """Return hidden states h^0 .. h^L, each [rows, width], and the last head's logits [B, C]."""
     states = list(model.encoder.states(tokens, layout))
     return states, model.teacher(states[-1], layout)
 
 
 def spread_layers(teacher: int, student: int) -> list[int]:
-    """Layer indices to start ``student`` layers from: evenly spread, first and last included, halves rounded up.
+    """Return the teacher layers to start ``student`` layers from: evenly spread, first and last included, halves rounded up.
 
     ``round(i * (N - 1) / (M - 1))`` gives DistilBERT's 0, 2, 4, 7, 9, 11 for 6 of 12 (its ``extract_distilbert.py``). A
-    single layer starts from the first, which alone knows how to read embeddings.
+    single layer starts from the first, the only one that was trained to read embeddings.
 
     Raises:
         ConfigError: fewer than 1 layer, or more than the teacher has.
     """
-    if not isinstance(student, int) or not 1 <= student <= teacher:
+    if not 1 <= student <= teacher:
         raise ConfigError(
             f"a student of {student} layers cannot start from a teacher of {teacher}: choose 1 to {teacher} layers"
         )
@@ -104,19 +78,19 @@ def spread_layers(teacher: int, student: int) -> list[int]:
 
 
 def uniform_map(teacher: int, student: int) -> list[int]:
-    """TinyBERT's ``g(m) = m N / M`` for m = 0 .. M: which h^n teaches h^m, embeddings (0) included.
+    """Return TinyBERT's ``g(m) = m N / M`` for m = 0 .. M: h^g(m) teaches h^m, embeddings (0) included.
 
     Raises:
         ConfigError: M does not divide N.
     """
-    if not isinstance(student, int) or student < 1 or teacher % student:
+    if student < 1 or teacher % student:
         divisors = [m for m in range(1, teacher + 1) if teacher % m == 0]
         raise ConfigError(f"{student} student layers do not divide the teacher's {teacher}: choose one of {divisors}")
     return [m * teacher // student for m in range(student + 1)]
 
 
 def take_layers(encoder: Encoder, layers: Sequence[int], dropout: float | None = None) -> Encoder:
-    """A new encoder with copies of the embeddings and of the named layers, in that order; the same dropout, if none is said."""
+    """Return a new encoder with copies of the embeddings and the given layers, in that order. ``dropout``: None keeps it."""
     shape = replace(encoder.shape, layers=len(layers))
     student = Encoder(shape if dropout is None else replace(shape, dropout=dropout)).to(encoder.device)
     for part in ("word", "position", "segment", "norm"):
@@ -127,16 +101,16 @@ def take_layers(encoder: Encoder, layers: Sequence[int], dropout: float | None =
 
 
 def layer_scores(encoder: Encoder, index: int, states: Sequence[Tensor], layout: Scored) -> Tensor:
-    """Attention scores before softmax of layer ``index``, [B, heads, T, T], given its input among h^0, h^1, ..."""
+    """Return the attention scores of layer ``index`` before softmax, [B, heads, T, T]; ``states`` are h^0, h^1, ..."""
     layer = encoder.layers[index]
     assert isinstance(layer, EncoderLayer)
     return layer.scores(states[index], layout)
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T^2 KL(softmax(t / T) || softmax(s / T))``, mean over samples; logits [B, C] (Hinton et al. 2015, section 2).
+    """Return ``T^2 KL(softmax(t / T) || softmax(s / T))``, mean over samples; logits [B, C] (Hinton et al. 2015, section 2).
 
-    T^2 keeps the gradient's size independent of T.
+    T^2 keeps the size of the gradient independent of T.
     """
     log_p = F.log_softmax(teacher.detach().float() / temperature, -1)
     log_q = F.log_softmax(student.float() / temperature, -1)
@@ -144,22 +118,22 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """``-sum_c softmax(t / T)_c log softmax(s / T)_c``, mean over samples; logits [B, C] (TinyBERT, equation 10).
+    """Return ``-sum_c softmax(t / T)_c log softmax(s / T)_c``, mean over samples; logits [B, C] (TinyBERT, equation 10).
 
-    TinyBERT's released code averages over classes too, which divides this by C.
+    TinyBERT's released code also averages over classes, which divides this by C.
     """
     p = F.softmax(teacher.detach().float() / temperature, -1)
     return -(p * F.log_softmax(student.float() / temperature, -1)).sum(-1).mean()
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """``1 - cos(s, t)``, mean over rows; [rows, width] each (DistilBERT, section 3)."""
+    """Return ``1 - cos(s, t)``, mean over rows; [rows, width] each (DistilBERT, section 3)."""
     target = torch.ones(len(student), device=student.device)
     return F.cosine_embedding_loss(student.float(), teacher.detach().float(), target)
 
 
 def score_distance(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
-    """Mean squared difference of attention scores over heads and pairs of valid tokens (TinyBERT, equation 7).
+    """Return the mean squared difference of attention scores over heads and pairs of valid tokens (TinyBERT, equation 7).
 
     Args:
         student: [B, heads, T, T], before softmax.

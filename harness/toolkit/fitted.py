@@ -1,14 +1,16 @@
-"""Base classes of fitted methods, by how they decide when to stop: full depth, sequentially, or beforehand."""
+"""Base classes of fitted methods, by how they decide when a sample stops: full depth, sequentially, or beforehand."""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from harness.contracts import ASSIGNED, Compute, OperatingPoint, Predictions
@@ -18,40 +20,57 @@ from harness.core.tokens import Split, TokenSet
 from harness.core.work import ModelCost
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import run_assigned, run_full
-from harness.execution.exit_rules import Entropy
+from harness.execution.exit_rules import Entropy, ExitRule
 from harness.execution.run_pass import Answer
 from harness.execution.sequential import run_sequential
+from harness.toolkit.settings import SPEEDS, speed_name
 from harness.toolkit.training import TrainingReport
 
-# FastBERT's Table 2 (ACL 2020) reports these.
-SPEEDS = (0.1, 0.5, 0.8)
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn the errors of damaged or missing files into a :class:`ResultError` that says how to recover."""
+    try:
+        yield
+    # ConfigError: a valid file of another model.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+        ConfigError,
+    ) as error:
+        raise ResultError(f"cannot load {folder}: {error!r}: delete that folder and run again") from error
 
 
-def checked_speeds(method: str, speeds: Any) -> tuple[float, ...]:
-    """Entropy thresholds as floats.
+def write_points(points: Sequence[OperatingPoint], place: Path) -> None:
+    """Write names and parameters of operating points as JSON."""
+    facts = [{"name": point.name, "params": dict(point.params)} for point in points]
+    place.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
-    Raises:
-        ConfigError: it is no list, there is none, one is no number in 0..1, or two bear the same name (``%g``).
-    """
-    if not isinstance(speeds, list | tuple):
-        raise ConfigError(f"method '{method}': speeds = {speeds!r} is not a list: write speeds = [...]")
-    wrong = [s for s in speeds if isinstance(s, bool) or not isinstance(s, int | float) or not 0 <= s <= 1]
-    if wrong or not speeds:
-        raise ConfigError(f"method '{method}': speeds {list(speeds)} make no sense: give at least one, each in 0..1")
-    if len({f"{s:g}" for s in speeds}) < len(speeds):
-        raise ConfigError(f"method '{method}': speeds {list(speeds)} name one twice: six digits must tell them apart")
-    return tuple(float(s) for s in speeds)
+
+def read_json(place: Path) -> Any:
+    """Read a JSON file; call it inside :func:`reading`."""
+    return json.loads(place.read_text(encoding="utf-8"))
+
+
+def read_points(place: Path) -> list[OperatingPoint]:
+    """Read what :func:`write_points` wrote; call it inside :func:`reading`."""
+    return [OperatingPoint(point["name"], point["params"]) for point in read_json(place)]
 
 
 @dataclass
 class FittedModel:
-    """A trained :class:`MultiExitModel` and what training it cost: the part that all fitted methods share.
+    """A trained :class:`MultiExitModel` and what training it cost.
 
     Attributes:
         model: in eval mode on its device.
         training: ``None`` for methods that only borrow another's model.
         executor: name of the executor, as stored with results.
-        compute: how its blocks are run whatever the run says; ``None``: as the run says.
+        compute: how its blocks run, whatever the run's setting is; ``None``: as the run's setting is.
     """
 
     executor: ClassVar[str] = "own"
@@ -65,16 +84,25 @@ class FittedModel:
         return self.model.cost()
 
     def save(self, folder: Path) -> None:
-        """Model and training report into an existing folder."""
+        """Write model and training report into an existing folder."""
         self.model.save(folder)
         report = None if self.training is None else asdict(self.training)
         (folder / "training.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ResultError: a file is missing or damaged.
+        """
+        return cls(*load_model(folder, device))
 
 
 def load_model(
     folder: Path, device: str, prepare: Callable[[MultiExitModel], object] | None = None
 ) -> tuple[MultiExitModel, TrainingReport | None]:
-    """What :meth:`FittedModel.save` wrote.
+    """Read what :meth:`FittedModel.save` wrote.
 
     Args:
         prepare: see :meth:`MultiExitModel.load`.
@@ -83,13 +111,18 @@ def load_model(
         ResultError: a file is missing or damaged.
     """
     model = MultiExitModel.load(folder, device, prepare)
-    try:
-        facts: dict[str, Any] | None = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        if facts is not None:
-            facts["dev_scores"] = tuple(facts["dev_scores"])
-        return model, None if facts is None else TrainingReport(**facts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultError(f"cannot load {folder}: {error}: delete that folder and run again") from error
+    with reading(folder):
+        facts: dict[str, Any] | None = read_json(folder / "training.json")
+        if facts is None:
+            return model, None
+        return model, TrainingReport(**{**facts, "dev_scores": tuple(facts["dev_scores"])})
+
+
+class BorrowedModel(FittedModel):
+    """Another method's model. Saves nothing: all weights belong to that method."""
+
+    def save(self, folder: Path) -> None:
+        """Save nothing."""
 
 
 class FullDepth(FittedModel):
@@ -105,39 +138,55 @@ class FullDepth(FittedModel):
 
 
 @dataclass
-class SequentialExits(FittedModel):
-    """FastBERT's inference: normalised entropy at most ``speed`` after any exit layer."""
+class ChosenPoints(FittedModel):
+    """A model with operating points that were chosen when it was fitted.
 
-    executor = "shrink"
+    Attributes:
+        points: saved beside the model.
+    """
 
-    speeds: tuple[float, ...] = SPEEDS
+    points: list[OperatingPoint] = field(default_factory=list)
 
     def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
-        return [OperatingPoint(f"speed={speed:g}", {"speed": speed}) for speed in self.speeds]
-
-    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        return run_sequential(self.model, tokens, at.execution, Entropy(at.params["speed"]))
+        return self.points
 
     def save(self, folder: Path) -> None:
         super().save(folder)
-        (folder / "speeds.json").write_text(json.dumps(self.speeds), encoding="utf-8")
+        write_points(self.points, folder / "points.json")
 
     @classmethod
-    def load(cls, folder: Path, device: str) -> SequentialExits:
-        """What :meth:`save` wrote.
-
-        Raises:
-            ResultError: a file is missing or damaged.
-        """
+    def load(cls, folder: Path, device: str) -> Self:
         model, report = load_model(folder, device)
-        try:
-            speeds = tuple(float(speed) for speed in json.loads((folder / "speeds.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise ResultError(f"cannot load {folder}: {error}: delete that folder and run again") from error
-        return cls(model, report, speeds)
+        with reading(folder):
+            return cls(model, report, read_points(folder / "points.json"))
 
 
-class AssignedExits(FittedModel, ABC):
+class RuleDriven(ChosenPoints, ABC):
+    """A model that asks a head after every exit layer and follows an exit rule."""
+
+    executor = "shrink"
+
+    @abstractmethod
+    def rule_at(self, at: OperatingPoint) -> ExitRule:
+        """Return the rule with the settings of an operating point."""
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        return run_sequential(self.model, tokens, at.execution, self.rule_at(at))
+
+
+class SequentialExits(RuleDriven):
+    """FastBERT's inference: a sample leaves after the first layer whose normalised entropy is at most the speed."""
+
+    @classmethod
+    def at_speeds(cls, model: MultiExitModel, report: TrainingReport | None, speeds: Sequence[float] = SPEEDS) -> Self:
+        """Make one with an operating point per speed."""
+        return cls(model, report, [OperatingPoint(speed_name(speed), {"speed": speed}) for speed in speeds])
+
+    def rule_at(self, at: OperatingPoint) -> ExitRule:
+        return Entropy(at.params["speed"])
+
+
+class AssignedExits(ChosenPoints, ABC):
     """The exit of every sample is known before it runs."""
 
     executor = ASSIGNED
@@ -145,11 +194,8 @@ class AssignedExits(FittedModel, ABC):
     answer: Answer = "student"
 
     @abstractmethod
-    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]: ...
-
-    @abstractmethod
     def assign(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
-        """Exit layer index of every sample, int16 [N]; counted as part of the timed region."""
+        """Return the exit layer index of every sample, int16 [N]; the call is part of the timed region."""
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         phases = Phases(tokens.device)

@@ -1,4 +1,4 @@
-"""Any exit rule on any weights: which rules there are, how each is set on dev, and the fitted method that runs it."""
+"""Exit rules on any weights: the list of rules, how each is tuned on dev, and the fitted method that runs one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.contracts import Execution, OperatingPoint, Predictions
-from harness.core.errors import ConfigError, ResultError
-from harness.core.tokens import Split, TokenSet
+from harness.contracts import Execution, OperatingPoint
+from harness.core.errors import ConfigError
+from harness.core.tokens import Split
 from harness.core.work import ModelCost
 from harness.encoder.model import ExitGate, parameters_of
 from harness.encoder.multi_exit import MultiExitModel
@@ -36,14 +35,14 @@ from harness.execution.exit_rules import (
     replay,
     scores_of,
 )
-from harness.execution.sequential import run_sequential
 from harness.toolkit.budgets import Candidate, at_budgets, budget_name
-from harness.toolkit.fitted import FittedModel, load_model
+from harness.toolkit.fitted import RuleDriven, load_model, read_json, read_points, reading, write_points
 from harness.toolkit.training import TrainingReport
 
 TUNING = Execution(batch_size=64)
 GATE = "gate.safetensors"
-RULES: dict[str, type[ExitRule]] = {
+RuleName = Literal["entropy", "raw-entropy", "confidence", "patience", "patience-confidence", "learned", "static"]
+RULES: dict[RuleName, type[ExitRule]] = {
     "entropy": Entropy,
     "raw-entropy": RawEntropy,
     "confidence": Confidence,
@@ -53,40 +52,26 @@ RULES: dict[str, type[ExitRule]] = {
     "static": Static,
 }
 SETTINGS = ("threshold", "patience", "place")
-THRESHOLDS = 200  # tried per rule, at most
-APART = 1e-5  # scores nearer than this are told apart by rounding only
+THRESHOLDS = 200  # at most, tried per rule
+APART = 1e-5  # scores nearer than this differ by rounding only
 _AT_ONCE = 2_000_000  # decisions that a replay holds in memory
-# Calibration stays within these temperatures: where dev is separated without a mistake, any smaller one is better yet.
+# Bounds of calibration: if dev is answered without a mistake, the likelihood grows without end as T falls.
 COLDEST, HOTTEST = 0.05, 20.0
-
-
-def checked_rule(method: str, rule: Any) -> str:
-    """The name of a rule.
-
-    Raises:
-        ConfigError: there is no such rule.
-    """
-    if not isinstance(rule, str) or rule not in RULES:
-        raise ConfigError(f"method '{method}': rule = {rule!r} is unknown: choose one of {', '.join(RULES)}")
-    return rule
+R = TypeVar("R", bound="RuleExits")
 
 
 def make_rule(
-    name: str, settings: Mapping[str, Setting], temperatures: tuple[float, ...] = (), gate: ExitGate | None = None
+    name: RuleName, settings: Mapping[str, Setting], temperatures: tuple[float, ...] = (), gate: ExitGate | None = None
 ) -> ExitRule:
-    """The rule called ``name`` with its settings, out of :data:`SETTINGS`."""
-    learnt: dict[str, Any] = {}
-    if name == "confidence":
-        learnt["temperatures"] = temperatures
-    if name == "learned":
-        learnt["gate"] = gate
-    return RULES[name](**settings, **learnt)
+    """Return the rule called ``name`` with its settings, some of :data:`SETTINGS`."""
+    learnt: dict[str, Any] = {"confidence": {"temperatures": temperatures}, "learned": {"gate": gate}}
+    return RULES[name](**settings, **learnt.get(name, {}))
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
-    """A temperature per exit that makes its answers to dev likeliest (Guo et al. 2017, as RightTool uses it).
+    """Return the temperature per exit that maximises the likelihood of dev (Guo et al. 2017, as RightTool uses it).
 
-    The likelihood is concave in 1/T, so halving an interval finds the best.
+    The likelihood is concave in 1/T, so bisection finds the maximum.
 
     Args:
         logits: [A, N, C].
@@ -104,11 +89,11 @@ def calibrate(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
     return tuple(found)
 
 
-def worth_trying(name: str, scores: Tensor, classes: int) -> list[dict[str, Any]]:
-    """Settings of a rule to choose from on dev.
+def worth_trying(name: RuleName, scores: Tensor, classes: int) -> list[dict[str, Any]]:
+    """Return the settings of a rule that are tried on dev.
 
     Args:
-        scores: [A, N], what the rule reads there.
+        scores: [A, N], as :func:`scores_of` returns them.
     """
     places = len(scores)
     if name == "static":
@@ -132,12 +117,12 @@ class Tried(Candidate):
 
 
 def outcomes(
-    name: str, scores: Tensor, correct: Tensor, answers: Sequence[int], settings: Sequence[Mapping[str, Any]]
+    name: RuleName, scores: Tensor, correct: Tensor, answers: Sequence[int], settings: Sequence[Mapping[str, Any]]
 ) -> list[Tried]:
-    """What a rule would do on dev with each of these settings.
+    """Replay a rule on dev with each of these settings.
 
     Args:
-        scores: [A, N], what the rule reads.
+        scores: [A, N], as :func:`scores_of` returns them.
         correct: bool [A, N].
         answers: layer indices of the places.
     """
@@ -157,42 +142,31 @@ def outcomes(
 
 
 @dataclass
-class RuleExits(FittedModel):
-    """A multi-exit model that runs under one exit rule, set on dev at budgets of mean layers.
+class RuleExits(RuleDriven):
+    """A multi-exit model under one exit rule, tuned on dev at budgets of mean layers.
 
     Attributes:
-        rule: its name, out of :data:`RULES`.
-        points: one per budget, named ``budget=0.25``; set when the method was fitted.
+        rule: its name, a key of :data:`RULES`.
         temperatures: per answering layer, for rule ``confidence``.
-        gate: learnt with the model, if it was.
+        gate: trained with the model; ``None`` if the method has none.
     """
 
-    executor = "shrink"
-
-    rule: str = "entropy"
-    points: list[OperatingPoint] = field(default_factory=list)
+    rule: RuleName = "entropy"
     temperatures: tuple[float, ...] = ()
     gate: ExitGate | None = None
 
     @property
     def cost(self) -> ModelCost:
-        """The model's, and the gate's where the rule asks it."""
+        """The model's cost, with the gate if the rule uses it."""
         cost = self.model.cost()
         if self.rule != "learned" or self.gate is None:
             return cost
         blocks = {**cost.blocks, "gate": self.gate.cost()}
         return replace(cost, blocks=blocks, params=cost.params + parameters_of(self.gate))
 
-    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
-        return self.points
-
     def rule_at(self, at: OperatingPoint) -> ExitRule:
-        """The rule with the settings of a point."""
         settings = {key: at.params[key] for key in SETTINGS if key in at.params}
         return make_rule(self.rule, settings, self.temperatures, self.gate)
-
-    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        return run_sequential(self.model, tokens, at.execution, self.rule_at(at))
 
     def save(self, folder: Path) -> None:
         super().save(folder)
@@ -201,78 +175,68 @@ class RuleExits(FittedModel):
             save_file({key: value.contiguous() for key, value in self.gate.state_dict().items()}, folder / GATE)
 
     def save_rule(self, folder: Path) -> None:
-        """What was chosen on dev, without the model."""
-        points = [{"name": point.name, "params": dict(point.params)} for point in self.points]
-        facts = {"rule": self.rule, "temperatures": self.temperatures, "points": points}
+        """Write what was chosen on dev, without the model."""
+        write_points(self.points, folder / "points.json")
+        facts = {"rule": self.rule, "temperatures": self.temperatures}
         (folder / "rule.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, device: str) -> RuleExits:
-        """What :meth:`save` wrote.
-
-        Raises:
-            ResultError: a file is missing or damaged.
-        """
+    def load(cls, folder: Path, device: str) -> Self:
         model, report = load_model(folder, device)
         gate = None
         if (folder / GATE).exists():
             gate = ExitGate(model.encoder.shape.width)
-            try:
+            with reading(folder):
                 gate.load_state_dict(load_file(folder / GATE))
-            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-                raise ResultError(f"cannot load {folder}: {error}: delete that folder and run again") from error
             gate = gate.to(device).eval()
         return cls.around(folder, model, report, gate)
 
     @classmethod
-    def around(
-        cls, folder: Path, model: MultiExitModel, report: TrainingReport | None, gate: ExitGate | None
-    ) -> RuleExits:
-        """What :meth:`save_rule` wrote, for a model that is there already.
+    def around(cls, folder: Path, model: MultiExitModel, report: TrainingReport | None, gate: ExitGate | None) -> Self:
+        """Read what :meth:`save_rule` wrote, for a given model.
 
         Raises:
-            ResultError: the file is missing, damaged, or of another model.
+            ResultError: a file is missing, damaged, or of another model.
         """
-        try:
-            facts = json.loads((folder / "rule.json").read_text(encoding="utf-8"))
-            points = [OperatingPoint(point["name"], point["params"]) for point in facts["points"]]
-            fitted = cls(model, report, facts["rule"], points, tuple(facts["temperatures"]), gate)
+        with reading(folder):
+            facts, points = read_json(folder / "rule.json"), read_points(folder / "points.json")
+            fitted = cls(model, report, points, facts["rule"], tuple(facts["temperatures"]), gate)
             for point in points:
                 fitted.rule_at(point)
             if fitted.rule == "learned" and gate is None:
                 raise ValueError(f"{GATE} is missing")
             if fitted.temperatures and len(fitted.temperatures) != len(model.answers):
                 raise ValueError("rule.json is of another model")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ResultError(f"cannot load {folder}: {error}: delete that folder and run again") from error
         return fitted
 
 
 def under_rule(
-    kind: type[RuleExits],
+    kind: type[R],
     model: MultiExitModel,
     report: TrainingReport | None,
     *,
     method: str,
-    rule: str,
+    rule: RuleName,
     budgets: Sequence[float],
     dev: Split,
     gate: ExitGate | None = None,
-) -> RuleExits:
-    """Put a model under a rule: calibrate where the rule wants it, and choose its settings at budgets; dev only.
+) -> R:
+    """Put a model under a rule: calibrate it if the rule needs that, and choose the rule's settings at budgets, on dev.
 
     Args:
-        budgets: as from :func:`~harness.toolkit.budgets.checked_budgets`.
+        budgets: in rising order, as :class:`~harness.toolkit.settings.BudgetSettings` has them.
 
     Raises:
         ConfigError: the model has no early exit, or lacks what the rule needs.
     """
     if not model.exits:
-        raise ConfigError(f"method '{method}': rule '{rule}' needs weights with early exits, and these have none")
+        raise ConfigError(
+            f"method '{method}': rule '{rule}' needs weights with early exits, and these have none: use an early-exit method"
+        )
     if rule == "learned" and gate is None:
         raise ConfigError(
             f"method '{method}': rule 'learned' needs a gate that was trained with the weights, and these have none: "
-            "take those of 'berxit', or another rule"
+            "use those of 'berxit', or another rule"
         )
     logits, doubts = exit_evidence(model, dev.tokens, TUNING, gate=gate if rule == "learned" else None)
     temperatures = calibrate(logits, dev.labels) if rule == "confidence" else ()
@@ -288,4 +252,4 @@ def under_rule(
         params = {"budget": budget, "rule": rule, **chosen.settings}
         params |= {"dev_mean_layers": chosen.layers, "dev_accuracy": chosen.accuracy}
         points.append(OperatingPoint(budget_name(budget), params))
-    return kind(model, report, rule, points, temperatures, gate)
+    return kind(model, report, points, rule, temperatures, gate)

@@ -1,89 +1,134 @@
-"""Pretrained weights for students to start from: a folder or hub id, or one per language, in a method's setting ``student``."""
+"""What methods with a student share: settings, pretrained students, augmented data and the last stage of training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic
+
+from pydantic import Field
+from typing_extensions import TypeVar
 
 from harness.core.errors import ConfigError
-from harness.core.tokens import Task
+from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone, content_of, load_backbone
+from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
+from harness.toolkit.augmentation import Augmentation
+from harness.toolkit.base_method import BaseMethod
+from harness.toolkit.fitted import FittedModel, FullDepth
+from harness.toolkit.settings import MethodSettings
+from harness.toolkit.training import LossFn, TrainingReport, dev_accuracies, train
 
 
-def student_identity(config: Mapping[str, Any]) -> Any:
-    """Content hash of the student that a config names, or one per language, for the key of its fit; ``None``: it names none.
+class StudentSettings(MethodSettings):
+    """Settings of a method that trains a student of ``bert``."""
 
-    Raises:
-        BackboneError: there is no such folder or repository, or a file is missing.
+    layers: int | None = Field(
+        default=None, ge=1, description="layers of the student; by default the method's own choice"
+    )
+    student: str | dict[str, str] = Field(
+        default="",
+        description='folder or hub id to start from, or one per language: {en = "...", zh = "..."}',
+    )
+    temperature: float = Field(default=1.0, gt=0, description="softens the answers of both in the loss")
+    augment: int = Field(default=0, ge=0, description="augmented copies of every train sample")
+    augment_p: float = Field(default=0.4, gt=0, le=1, description="probability that a word is replaced in a copy")
+    augment_candidates: int = Field(default=15, ge=1, description="candidates to replace a word by")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.augment, self.augment_p, self.augment_candidates)
+
+
+T = TypeVar("T", bound=StudentSettings, default=StudentSettings)
+
+
+class StudentMethod(BaseMethod[T], Generic[T]):
+    """A method that trains a student of the fine-tuned ``bert``.
+
+    Attributes:
+        shaping: settings that shape a new student, and have no meaning for a pretrained one.
     """
-    named = config.get("student")
-    if isinstance(named, Mapping):
-        return {
-            language: content_of(name, language) for language, name in named.items() if isinstance(name, str)
-        } or None
-    return content_of(named, "en") if isinstance(named, str) and named else None
 
+    needs: tuple[str, ...] = ("bert",)
+    version = 2
+    fitted = FullDepth
+    shaping: tuple[str, ...] = ("layers",)
 
-def student_for(method: str, named: Any, language: str) -> str:
-    """The name of the student for a language; empty where none is named.
+    def named_content(self, config: Mapping[str, Any]) -> Any:
+        """Return the content hash of the pretrained student, or one per language; ``None`` without one.
 
-    Args:
-        named: the setting: one name for all languages, or a table such as ``{en = "A", zh = "B"}``.
+        Raises:
+            BackboneError: there is no such folder or repository, or a file is missing.
+        """
+        named = self.read(config).student
+        if isinstance(named, str):
+            return content_of(named, "en") if named else None
+        return {language: content_of(name, language) for language, name in named.items()} or None
 
-    Raises:
-        ConfigError: it is neither, or the table lacks the language.
-    """
-    if isinstance(named, Mapping) and named and language not in named:
-        raise ConfigError(
-            f"{method}: student = {dict(named)!r} names none for language '{language}': add {language} = \"...\""
-        )
-    name = named.get(language, "") if isinstance(named, Mapping) else named
-    if not isinstance(name, str):
-        raise ConfigError(f"{method}: student = {name!r} is no name: give a folder or a hub id in quotes")
-    return name
+    def uses_word_head(self, config: Mapping[str, Any]) -> bool:
+        """Return whether augmentation may use the backbone's masked-word head."""
+        return self.read(config).augment > 0
 
+    def pretrained(self, own: T, teacher: EncoderShape, backbone: Backbone, task: Task) -> Backbone | None:
+        """Load the pretrained student that the settings name; ``None`` if they name none.
 
-def load_student(
-    method: str, own: Mapping[str, Any], shaping: tuple[str, ...], teacher: EncoderShape, backbone: Backbone, task: Task
-) -> Backbone | None:
-    """The student that a method's settings name; ``None`` where they name none.
-
-    Args:
-        own: the method's settings; ``student`` among them.
-        shaping: settings that shape a student made here, and have no meaning for one that is given.
-        teacher: dimensions of what it learns from.
-        backbone: whose tokenizer made the ids.
-        task: what it learns.
-
-    Raises:
-        ConfigError: it does not go with the teacher: another vocabulary, more layers, a larger width; it has fewer positions
-            than the longest sample; its shape is asked for, too; or as :func:`student_for`.
-        BackboneError: it cannot be found or read.
-    """
-    name = student_for(method, own["student"], task.language)
-    if not name:
-        return None
-    for key in shaping:
-        if own[key] is not None:
-            raise ConfigError(f"{method}: student '{name}' has a shape of its own: leave out {key} = {own[key]}")
-    found = load_backbone(name, task.language, device=backbone.device)
-    if backbone.tokenizer is None or found.tokenizer.get_vocab() != backbone.tokenizer.get_vocab():
-        raise ConfigError(
-            f"{method}: student '{name}' has another vocabulary than the teacher's backbone '{backbone.name}': the same ids "
-            "would be other words; choose a student made from that backbone"
-        )
-    for what, own_size, most in (
-        ("layers", found.shape.layers, teacher.layers),
-        ("width", found.shape.width, teacher.width),
-    ):
-        if own_size > most:
+        Raises:
+            ConfigError: there is none for the task's language, or it does not fit: another vocabulary, more layers or a
+                larger width than the teacher, fewer positions than the longest sample; or settings shape it, too.
+            BackboneError: it cannot be found or read.
+        """
+        named = own.student
+        if not isinstance(named, str) and named and task.language not in named:
             raise ConfigError(
-                f"{method}: student '{name}' has {what} {own_size}, its teacher {most}: choose a student that is no larger"
+                f"{self.name}: student = {named!r} names none for language '{task.language}': add {task.language} = \"...\""
             )
-    if found.shape.max_positions < task.max_length:
-        raise ConfigError(
-            f"{method}: student '{name}' knows {found.shape.max_positions} positions, samples have up to {task.max_length} "
-            "tokens: lower max_length"
+        name = named if isinstance(named, str) else named.get(task.language, "")
+        if not name:
+            return None
+        for key in self.shaping:
+            if getattr(own, key) is not None:
+                raise ConfigError(
+                    f"{self.name}: student '{name}' has a fixed shape: leave out {key} = {getattr(own, key)}"
+                )
+        found = load_backbone(name, task.language, device=backbone.device)
+        where = f"{self.name}: student '{name}' has"
+        if backbone.tokenizer is None or found.tokenizer.get_vocab() != backbone.tokenizer.get_vocab():
+            raise ConfigError(
+                f"{where} another vocabulary than the teacher's backbone '{backbone.name}', so that token ids differ: "
+                "choose a student made from that backbone"
+            )
+        for what, size, most in (
+            ("layers", found.shape.layers, teacher.layers),
+            ("width", found.shape.width, teacher.width),
+        ):
+            if size > most:
+                raise ConfigError(f"{where} {what} {size}, its teacher {most}: choose a student that is no larger")
+        if found.shape.max_positions < task.max_length:
+            raise ConfigError(
+                f"{where} {found.shape.max_positions} positions, samples have up to {task.max_length} tokens: lower max_length"
+            )
+        return found
+
+    def train_student(
+        self,
+        student: MultiExitModel,
+        loss: LossFn,
+        split: Split,
+        own: T,
+        task: Task,
+        seed: int,
+        teacher: FittedModel,
+        stage: str = "",
+    ) -> TrainingReport:
+        """Train a student and keep its best epoch on dev; the teacher's layer passes are counted."""
+        return train(
+            student,
+            loss,
+            split,
+            own,
+            seed=seed,
+            name=f"{task.name} {self.name}{stage}",
+            evaluate=lambda: dev_accuracies(student, task.dev)[-1],
+            teachers=[teacher.model],
         )
-    return found

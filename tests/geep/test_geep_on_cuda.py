@@ -29,7 +29,7 @@ def geep(scattered_geep: FittedGeep, tmp_path_factory: pytest.TempPathFactory) -
         folder: Path = tmp_path_factory.mktemp("table")
         table.save(folder)
         tables[speed] = ExitTable.load(folder, "cuda")
-    return FittedGeep(copy.deepcopy(scattered_geep.model).to("cuda"), None, tables, scattered_geep.points)
+    return FittedGeep(copy.deepcopy(scattered_geep.model).to("cuda"), None, scattered_geep.points, tables)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def verified(
     geep: FittedGeep, scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone
 ) -> FittedVerified:
     tuned = GeepVerified().fit(signal_task, small_backbone, {"geep": scattered_geep}, config={}, seed=0)
-    return FittedVerified(geep.model, None, geep.tables, tuned.points)
+    return FittedVerified(geep.model, None, tuned.points, geep.tables)
 
 
 @pytest.mark.parametrize("executor", ["ladder", "exact-k"])

@@ -62,7 +62,7 @@ def restless(scattered_geep: FittedGeep) -> FittedVerified:
         for looks, quantile, end in ((1, 400, 4), (1, 150, 2), (2, 150, 4), (3, 100, 4), (3, 100, 2), (EVERY, 150, 4))
         for threshold in (0.3123, 0.5456)
     ]
-    return FittedVerified(scattered_geep.model, None, scattered_geep.tables, points)
+    return FittedVerified(scattered_geep.model, None, points, scattered_geep.tables)
 
 
 @given(data=st.data())

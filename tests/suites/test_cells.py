@@ -100,7 +100,7 @@ def test_variants_have_cells_of_their_own() -> None:
     cells = cells_of(Settings(profile.load("quick").model_copy(update=changes), Path()))
     assert [(cell.method, cell.point) for cell in cells] == [
         *(("fastbert", "speed=0.1"), ("fastbert", "speed=0.5")),
-        *(("fastbert-one", "speed=0.3"), ("short", FIRST)),
+        *(("fastbert-one", "speed=0.3"), ("short", "full")),
     ]
 
 

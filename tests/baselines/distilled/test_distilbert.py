@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import baselines.distilled.distilbert as distilbert
 from baselines.distilled.distilbert import DistilBert
 from harness.core.errors import ConfigError
 from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
+from harness.toolkit import student_start
 from harness.toolkit.distillation import cosine_distance, soft_kl, spread_layers, states_and_logits, take_layers
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.training import TrainingReport
@@ -77,7 +77,7 @@ def test_loss_equals_a_loop_over_single_samples(
         seen.update(model=model.eval(), loss=loss_fn)
         return TrainingReport(0.0, 0, 0, 0)
 
-    monkeypatch.setattr(distilbert, "train", caught)
+    monkeypatch.setattr(student_start, "train", caught)
     fit(random_task, tiny_backbone, tuned_bert)
     tokens, labels = random_task.train.tokens.select([3, 0, 8]), random_task.train.labels[[3, 0, 8]]
     together = seen["loss"](tokens, Layout(tokens.lengths.numpy(), None, "cpu"), labels)

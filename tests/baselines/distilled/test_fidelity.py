@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from baselines.distilled import distilbert, tinybert
+from baselines.distilled import tinybert
 from baselines.distilled.distilbert import DistilBert
 from baselines.distilled.tinybert import Imitation, TinyBert, projected_encoder, student_shape
 from harness.core.tokens import Split, Task, TokenSet
@@ -23,6 +23,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder, parameters_of
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
+from harness.toolkit import student_start
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.training import TrainingReport
 
@@ -46,7 +47,7 @@ def batch() -> Split:
     return Split(TokenSet.from_lists(ids, [[0] * 4 + [1] * 3] * COUNT, (0, 1, 2)), torch.tensor([2, 0, 1]))
 
 
-def fitted(method: Any, module: Any, batch: Split, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Any:
+def fitted(method: Any, batch: Split, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Any:
     """Teacher, student as it starts, and the loss of the last stage."""
     encoder = twelve_layers()
     torch.manual_seed(1)
@@ -57,7 +58,8 @@ def fitted(method: Any, module: Any, batch: Split, monkeypatch: pytest.MonkeyPat
         seen.update(model=model.eval(), loss=loss_fn)
         return TrainingReport(0.0, 0, 0, 0)
 
-    monkeypatch.setattr(module, "train", caught)
+    for module in (student_start, tinybert):
+        monkeypatch.setattr(module, "train", caught)
     task = Task("t", "en", 3, 12, batch, batch)
     backbone = Backbone("b", encoder.shape, encoder.state_dict(), None)
     method.fit(task, backbone, {"bert": teacher}, config=config, seed=0)
@@ -76,7 +78,7 @@ def run(model: MultiExitModel, batch: Split) -> tuple[Tensor, Tensor]:
 
 def test_distilberts_layers(batch: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six layers of twelve are 0, 2, 4, 7, 9 and 11 of the teacher (extract_distilbert.py); embeddings are copied."""
-    teacher, student, _ = fitted(DistilBert(), distilbert, batch, monkeypatch)
+    teacher, student, _ = fitted(DistilBert(), batch, monkeypatch)
     assert student.depth == 6
     for new, old in enumerate([0, 2, 4, 7, 9, 11]):
         for name, value in student.encoder.layers[new].state_dict().items():
@@ -86,7 +88,7 @@ def test_distilberts_layers(batch: Split, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_distilberts_loss_is_that_of_its_distiller(batch: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """5 T^2 KLDivLoss(batchmean) at T = 2, 2 cross-entropy and 1 CosineEmbeddingLoss(target 1), by torch's modules."""
-    teacher, student, loss = fitted(DistilBert(), distilbert, batch, monkeypatch)
+    teacher, student, loss = fitted(DistilBert(), batch, monkeypatch)
     (states, logits), (wanted, soft) = run(student, batch), run(teacher, batch)
     kl = nn.KLDivLoss(reduction="batchmean")(nn.LogSoftmax(-1)(logits / 2), nn.Softmax(-1)(soft / 2)) * 2.0**2
     hard = nn.CrossEntropyLoss()(logits, batch.labels)
@@ -156,7 +158,7 @@ def test_masked_positions_do_not_count(batch: Split) -> None:
 
 def test_tinyberts_prediction_loss(batch: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """-sum_c p_c log q_c at T = 1, mean over samples; the released mean over classes, too, is this divided by C."""
-    teacher, student, loss = fitted(TinyBert(), tinybert, batch, monkeypatch)
+    teacher, student, loss = fitted(TinyBert(), batch, monkeypatch)
     p, q = (run(model, batch)[1].double().softmax(-1).numpy() for model in (teacher, student))
     found = loss(batch.tokens, Layout(batch.tokens.lengths.numpy(), None, "cpu"), batch.labels).item()
     assert found == pytest.approx(float(-(p * np.log(q)).sum() / COUNT), rel=1e-5)
@@ -219,8 +221,8 @@ def test_padding_does_not_count_in_any_loss(batch: Split, monkeypatch: pytest.Mo
     tokens = TokenSet.from_lists([batch.tokens.ids[:LENGTH].tolist(), [5, 9, 7], [8, 6]], None, (0, 1, 2))
     labels, lengths = batch.labels[:3], tokens.lengths.numpy()
     layouts = [Layout(lengths, pad_to, "cpu") for pad_to in (None, LENGTH, LENGTH + 5)]
-    for method, module in ((DistilBert(), distilbert), (TinyBert(), tinybert)):
-        *_, loss = fitted(method, module, batch, monkeypatch)
+    for method in (DistilBert(), TinyBert()):
+        *_, loss = fitted(method, batch, monkeypatch)
         with torch.no_grad():
             found = [loss(tokens, layout, labels).item() for layout in layouts]
         assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-4)

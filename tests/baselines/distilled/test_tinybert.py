@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines.distilled.tinybert import Imitation, TinyBert, projected_encoder, student_shape
+from baselines.distilled.tinybert import Imitation, TinyBert, TinyBertSettings, projected_encoder, student_shape
 from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
@@ -62,14 +62,16 @@ def naive_scores(layer: EncoderLayer, hidden: Tensor) -> Tensor:
 
 
 def test_a_width_may_be_a_share_of_the_teachers() -> None:
-    """1.0 is TinyBERT-6's shape on any backbone; others are rounded to a multiple of the heads; beyond 1 is refused."""
+    """1.0 is TinyBERT-6's shape on any backbone; others are rounded to a multiple of the heads; above 1 is refused."""
     base = KNOWN_SHAPES["bert-base-uncased"]
     assert student_shape(base, 6, 1.0, None) == replace(base, layers=6)
     assert student_shape(base, 4, 0.41, None).width == 312
     assert student_shape(base, 4, 0.0001, None).width == 12
+    assert [TinyBertSettings(width=width).width for width in (1, 1.0)] == [1, 1.0]
+    assert [type(TinyBertSettings(width=width).width) for width in (1, 1.0)] == [int, float]
     for wrong in (1.5, 0.0, -0.5, float("nan")):
-        with pytest.raises(ConfigError, match="width"):
-            student_shape(base, 4, wrong, None)
+        with pytest.raises(ConfigError, match="width = .* an integer above 0 or a number above 0 and up to 1"):
+            TinyBertSettings.read({"width": wrong}, "tinybert")
 
 
 def test_bert_base_gives_tinybert_4() -> None:
@@ -289,7 +291,14 @@ def test_imitation_is_learnt(imitation: Imitation, random_task: Task) -> None:
     layout = Layout(tokens.lengths.numpy(), None, "cpu")
     with torch.no_grad():
         before = imitation.eval().loss(tokens, layout, labels).item()
-    train(imitation, imitation.loss, random_task.train, Recipe(20, 1e-2, 24), seed=0, name="stage 1")
+    train(
+        imitation,
+        imitation.loss,
+        random_task.train,
+        Recipe(epochs=20, learning_rate=1e-2, batch_size=24),
+        seed=0,
+        name="stage 1",
+    )
     with torch.no_grad():
         assert imitation.loss(tokens, layout, labels).item() < 0.9 * before
 

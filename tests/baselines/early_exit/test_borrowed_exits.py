@@ -38,7 +38,7 @@ def sources(small_backbone: Backbone, scattered_geep: FittedGeep) -> dict[str, A
         if not name.startswith("encoder") and parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.9)
     gated = RuleExits(model.eval(), gate=ExitGate(16))
-    return {"fastbert": SequentialExits(model, None, (0.5,)), "berxit": gated, "geep": scattered_geep}
+    return {"fastbert": SequentialExits.at_speeds(model, None, (0.5,)), "berxit": gated, "geep": scattered_geep}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_round_trip(
     """Only the rule is stored; loaded beside the same weights it predicts the same."""
     fitted = borrow(source, rule)
     fitted.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["rule.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"points.json", "rule.json"}
     loaded = ExitRuleOnWeights().load(tmp_path, signal_task, small_backbone, {source: sources[source]})
     assert loaded.points == fitted.points
     assert loaded.cost == fitted.cost
@@ -152,13 +152,13 @@ def test_what_does_not_fit_is_refused(
 
     fastbert = {"fastbert": sources["fastbert"]}
     for teachers, config, told in (
-        (fastbert, {"rule": "guess"}, "unknown"),
+        (fastbert, {"rule": "guess"}, 'rule = "guess".*"entropy", "raw-entropy"'),
         (fastbert, {"rules": "entropy"}, "did you mean rule"),
         (fastbert, {"budgets": [2]}, "budgets"),
         (fastbert, {"rule": "learned"}, "berxit"),
         ({"bert": trained_bert}, {}, "early exits"),
-        ({}, {}, "one method, not 0"),
-        (sources, {}, "one method, not 3"),
+        ({}, {}, "one method, not of 0"),
+        (sources, {}, "one method, not of 3"),
         ({"other": object()}, {}, "'other'"),
     ):
         with pytest.raises(ConfigError, match=told) as caught:

@@ -18,6 +18,7 @@ import baselines.early_exit.cascadebert as module
 from baselines.early_exit.cascadebert import (
     Cascade,
     CascadeBert,
+    CascadeBertSettings,
     candidates,
     fitted_temperature,
     ranking_loss,
@@ -71,7 +72,7 @@ def test_ranking_loss_pulls_confidences_apart() -> None:
 
 def test_published_numbers_are_the_defaults() -> None:
     """Margin 0.5, weight 0.5, 2 layers of 12; at least one layer of fewer."""
-    assert (module.DEFAULTS["margin"], module.DEFAULTS["weight"]) == (0.5, 0.5)
+    assert (CascadeBertSettings().margin, CascadeBertSettings().weight) == (0.5, 0.5)
     assert [small_layers(None, depth) for depth in (12, 24, 6, 5, 2)] == [2, 4, 1, 1, 1]
 
 
@@ -274,16 +275,16 @@ def test_damage_is_told(
     ("config", "told"),
     [
         ({"layers": 5}, "1 to 4"),
-        ({"layers": 0}, "1 to 4"),
-        ({"layers": 1.5}, "1 to 4"),
+        ({"layers": 0}, "layers = 0 is not allowed: give an integer of at least 1"),
+        ({"layers": 1.5}, "layers = 1.5 is not allowed"),
         ({"margin": -0.1}, "margin"),
         ({"margin": 2}, "margin"),
         ({"weight": -1}, "weight"),
         ({"weight": float("nan")}, "weight"),
         ({"weight": "0.5"}, "weight"),
-        ({"difficulty": "label"}, "small or bert"),
+        ({"difficulty": "label"}, 'one of "small", "bert"'),
         ({"folds": 1}, "folds"),
-        ({"folds": 97}, "2 to 96"),
+        ({"folds": 97}, "folds = 97, but there are 96 train samples"),
         ({"folds": 2.0}, "folds"),
         ({"calibrate": 1}, "calibrate"),
         ({"budgets": []}, "budgets"),

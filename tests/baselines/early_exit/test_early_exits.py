@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import baselines.early_exit.deebert as deebert_module
+import harness.toolkit.frozen_heads as deebert_module
 import harness.toolkit.joint_training as joint_module
 from baselines.early_exit.berxit import Berxit, gate_loss
 from baselines.early_exit.deebert import DeeBert
@@ -168,7 +168,7 @@ def test_nonsense_is_refused_before_training(method: type[Any], fit: Fit, monkey
         ({"head": "convex"}, "head"),
     ]
     more: dict[str, list[tuple[dict[str, Any], str]]] = {
-        "pcee-bert": [({"weights": "up"}, "asc, desc, uniform"), ({"weights": 1}, "asc, desc, uniform")],
+        "pcee-bert": [({"weights": wrong}, 'one of "asc", "desc", "uniform"') for wrong in ("up", 1)],
         "righttool": [({"layers": value}, "layers") for value in ([], [4], [-1], [1, 1], [True], [0.5], 2, ["0"])],
         "deebert": [({"ramp_epochs": 0}, "epochs"), ({"head": "fastbert"}, "set both alike")],
     }

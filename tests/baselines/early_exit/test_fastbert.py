@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import baselines.early_exit.fastbert as module
-from baselines.early_exit.fastbert import DEFAULTS, FastBert, divergence
+import harness.toolkit.frozen_heads as module
+from baselines.early_exit.fastbert import FastBert, FastBertSettings, divergence
 from baselines.full_depth.bert import Bert
 from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError, ResultError
@@ -47,7 +47,7 @@ def scattered(fitted: SequentialExits, signal_task: Task, small_backbone: Backbo
     for name, parameter in model.named_parameters():
         if not name.startswith("encoder") and parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.9)
-    return SequentialExits(model.eval(), None, (0.15, 0.45, 0.75))
+    return SequentialExits.at_speeds(model.eval(), None, (0.15, 0.45, 0.75))
 
 
 def test_only_students_learn(fitted: SequentialExits, trained_bert: FullDepth) -> None:
@@ -161,7 +161,7 @@ def test_divergence_in_both_directions() -> None:
     backward = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     assert divergence(student, teacher, "teacher-student").item() == pytest.approx(forward / 2, rel=1e-5)
     assert divergence(student, teacher, "student-teacher").item() == pytest.approx(backward / 2, rel=1e-5)
-    assert DEFAULTS["divergence"] == "teacher-student"
+    assert FastBertSettings().divergence == "teacher-student"
 
 
 def test_released_schedule_ends_with_the_steps_of_fine_tuning(
@@ -269,7 +269,7 @@ def test_round_trip(
         np.testing.assert_array_equal(first.exit_layer, second.exit_layer)
 
 
-@pytest.mark.parametrize("victim", ["speeds.json", "training.json", "model.safetensors"])
+@pytest.mark.parametrize("victim", ["points.json", "training.json", "model.safetensors"])
 def test_damage_is_told(
     victim: str, fitted: SequentialExits, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
@@ -289,8 +289,8 @@ def test_damage_is_told(
         ({"distill_epochs": 1.5}, "epochs"),
         ({"distill_learning_rate": 0}, "learning_rate"),
         ({"distill_learning_rate": "1e-3"}, "distill_learning_rate"),
-        ({"speeds": [2]}, "0..1"),
-        ({"speeds": []}, "0..1"),
+        ({"speeds": [2]}, "a number from 0 to 1"),
+        ({"speeds": []}, "a number from 0 to 1"),
         ({"speeds": 0.5}, "list"),
         ({"speeds": [0.1, 0.1]}, "twice"),
         ({"head": "fastbert"}, "linear"),

@@ -35,7 +35,7 @@ def tuned(small_backbone: Backbone) -> SequentialExits:
     for name, parameter in model.named_parameters():
         if not name.startswith("encoder") and parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.9)
-    return SequentialExits(model.eval(), None, (0.15, 0.45, 0.75))
+    return SequentialExits.at_speeds(model.eval(), None, (0.15, 0.45, 0.75))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_nothing_of_its_own(
     released.save(tmp_path)
     assert not list(tmp_path.iterdir())
     again = FastBertFaithful().load(tmp_path, signal_task, small_backbone, {"fastbert": tuned})
-    assert again.speeds == tuned.speeds
+    assert again.points == tuned.points
     assert FastBertFaithful().point_names({"speeds": [0.15, 0.5]}) == ["speed=0.15", "speed=0.5"]
 
 
@@ -95,7 +95,7 @@ def test_another_fastbert_and_unread_settings_are_refused(
     method = FastBertFaithful()
     with pytest.raises(ConfigError, match="got FullDepth"):
         method.fit(signal_task, small_backbone, {"fastbert": FullDepth(tuned.model)}, config={}, seed=0)
-    with pytest.raises(ConfigError, match="no setting 'distill_epochs'"):
+    with pytest.raises(ConfigError, match="unknown key 'distill_epochs'"):
         method.fit(signal_task, small_backbone, {"fastbert": tuned}, config={"distill_epochs": 3}, seed=0)
 
 

@@ -50,7 +50,7 @@ def scattered(small_backbone: Backbone) -> HashedExits:
 
 
 def plan(depth: int, **own: Any) -> Plan:
-    return Plan.of({**module.DEFAULTS, **own}, depth)
+    return Plan.of(module.HashEESettings.read(own, "hashee"), depth)
 
 
 def leaving(exits: Any) -> list[int]:
@@ -268,9 +268,9 @@ def test_damage_is_told(
         ({"hash": "md5"}, "frequency"),
         ({"hash": 3}, "frequency"),
         ({"layers": 6}, "1..5"),
-        ({"layers": 0}, "1..5"),
-        ({"layers": 2.5}, "whole"),
-        ({"layers": "3"}, "number"),
+        ({"layers": 0}, "layers = 0 is not allowed: give an integer of at least 1"),
+        ({"layers": 2.5}, "layers = 2.5 is not allowed: give an integer"),
+        ({"layers": "3"}, "without quotes"),
         ({"first_exit": 0}, "first_exit"),
         ({"first_exit": 4, "layers": 3}, "first_exit"),
         ({"buckets": 6}, "1 to 5"),

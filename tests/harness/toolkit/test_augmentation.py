@@ -19,7 +19,7 @@ from harness.encoder.masked_words import MaskedWordModel, masked_word_model
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 from harness.toolkit import augmentation
-from harness.toolkit.augmentation import SETTINGS, Augmentation, Pieces, augment, neighbours, predicted
+from harness.toolkit.augmentation import Augmentation, Pieces, augment, neighbours, predicted
 
 SPECIALS = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]"]
 SIGNS = [",", "7", "."]
@@ -214,7 +214,7 @@ def test_the_cost_is_that_of_asking_every_word_once() -> None:
 def test_no_copies_is_the_split_itself() -> None:
     """Off by default: the very same object, at no cost."""
     split = _long(2)
-    assert augment(split, PLAIN, Augmentation.of("m", SETTINGS), seed=0, name="t") == (split, None)
+    assert augment(split, PLAIN, Augmentation(), seed=0, name="t") == (split, None)
 
 
 def test_chinese_characters_are_words() -> None:
@@ -224,24 +224,6 @@ def test_chinese_characters_are_words() -> None:
     copy = rows(larger.tokens)[1]
     assert [token for token, _ in copy][0::3] == [CLS, SEP]
     assert copy[1][0] != mountain and copy[2][0] != water
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"augment": -1},
-        {"augment": 1.5},
-        {"augment_p": 0},
-        {"augment_p": 1.01},
-        {"augment_p": math.nan},
-        {"augment_candidates": 0},
-        {"augment_candidates": [15]},
-    ],
-)
-def test_settings_out_of_range_are_refused(change: dict) -> None:
-    """In one line that names all three and what they may be."""
-    with pytest.raises(ConfigError, match=r"augment = .*augment_p = .*augment_candidates = .*choose"):
-        Augmentation.of("tinybert", {**SETTINGS, **change})
 
 
 def test_without_words_nothing_can_be_replaced() -> None:

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.core.errors import ConfigError
-from harness.toolkit.budgets import Candidate, at_budgets, budget_name, checked_budgets
+from harness.toolkit.budgets import Candidate, at_budgets
 
 CANDIDATES = st.lists(
     st.builds(
@@ -54,19 +53,3 @@ def test_no_candidate_is_an_error_of_the_caller():
     """There is nothing to choose."""
     with pytest.raises(ValueError, match="no candidate"):
         at_budgets([], [0.5], 12)
-
-
-@pytest.mark.parametrize("wrong", [[], "0.5", [0], [1.2], [True], ["half"], [0.5, 0.5], [float("nan")]])
-def test_budgets_that_make_no_sense_are_refused(wrong):
-    """Budgets are shares of the full depth, each named once."""
-    with pytest.raises(ConfigError, match="budgets"):
-        checked_budgets("pabee", wrong)
-
-
-def test_budgets_come_in_rising_order_and_are_named_by_their_share():
-    """Names are stable: they do not depend on what dev chose."""
-    assert [budget_name(b) for b in checked_budgets("pabee", [0.75, 1, 0.25])] == [
-        "budget=0.25",
-        "budget=0.75",
-        "budget=1",
-    ]

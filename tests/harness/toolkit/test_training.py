@@ -18,13 +18,12 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
+from harness.toolkit.settings import Recipe
 from harness.toolkit.training import (
     LayerPasses,
     LossFn,
-    Recipe,
     TrainingReport,
     dev_accuracies,
-    own_settings,
     parameter_groups,
     train,
 )
@@ -77,7 +76,7 @@ def test_the_loss_falls_on_what_can_be_learnt(tiny_shape: EncoderShape, toy: Spl
     seen: list[float] = []
     torch.manual_seed(0)
     model = MultiExitModel(Encoder(replace(tiny_shape, dropout=0.0)), 2)
-    recipe = replace(RECIPE, epochs=15, learning_rate=3e-3)
+    recipe = RECIPE.changed(epochs=15, learning_rate=3e-3)
     report = train(model, loss_of(model, seen), toy, recipe, seed=0, name="toy")
     assert sum(seen[-4:]) < 0.5 * sum(seen[:4])
     assert dev_accuracies(model, toy)[-1] > 0.8
@@ -91,7 +90,7 @@ def test_the_same_seed_gives_the_same_weights(make_model: Callable[..., MultiExi
     for seed in (5, 5, 6):
         model = make_model(labels=2, exits=())
         torch.rand(3)
-        train(model, loss_of(model), toy, replace(RECIPE, epochs=1), seed=seed, name="toy")
+        train(model, loss_of(model), toy, RECIPE.changed(epochs=1), seed=seed, name="toy")
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
@@ -125,7 +124,7 @@ def test_a_loss_that_is_no_number_stops_the_training(
 ) -> None:
     """The message names the task, the step and what to change; it comes within 50 steps."""
     plain = loss_of(model)
-    recipe = replace(RECIPE, epochs=epochs)
+    recipe = RECIPE.changed(epochs=epochs)
     with pytest.raises(ConfigError, match=r"toy: the loss is not finite at step (4 of 4|50 of 80).*learning_rate"):
         train(model, lambda *batch: plain(*batch) * bad, toy, recipe, seed=0, name="toy")
 
@@ -149,7 +148,7 @@ def test_layer_passes_are_counted(model: MultiExitModel, make_model: Callable[..
 
 def test_the_rate_warms_up_and_decays(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
     """Linear up over the first fifth of the steps, linear down over the rest, never beyond the rate asked for."""
-    train(model, loss_of(model), toy, replace(RECIPE, epochs=5, warmup=0.2), seed=0, name="toy")
+    train(model, loss_of(model), toy, RECIPE.changed(epochs=5, warmup=0.2), seed=0, name="toy")
     layers = [step[0] / RECIPE.learning_rate for step in rates]
     assert len(layers) == 20
     assert layers[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
@@ -160,7 +159,7 @@ def test_the_rate_warms_up_and_decays(model: MultiExitModel, toy: Split, rates: 
 
 def test_the_rate_stays_at_zero_beyond_its_horizon(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
     """FastBERT's released schedule: that of 3 epochs, warm-up included, in a run of 5; 0 from epoch 4 on."""
-    recipe = replace(RECIPE, epochs=5, warmup=0.25)
+    recipe = RECIPE.changed(epochs=5, warmup=0.25)
     train(model, loss_of(model), toy, recipe, seed=0, name="toy", horizon=12)  # 4 steps an epoch
     layers = [step[0] / RECIPE.learning_rate for step in rates]
     assert layers[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
@@ -170,7 +169,7 @@ def test_the_rate_stays_at_zero_beyond_its_horizon(model: MultiExitModel, toy: S
 
 def test_a_single_step_is_enough(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
     """One batch, one epoch: the full rate is used once."""
-    train(model, loss_of(model), toy, replace(RECIPE, epochs=1, batch_size=64), seed=0, name="toy")
+    train(model, loss_of(model), toy, RECIPE.changed(epochs=1, batch_size=64), seed=0, name="toy")
     assert [step[0] for step in rates] == [RECIPE.learning_rate]
 
 
@@ -200,54 +199,9 @@ def test_gradients_are_clipped(model: MultiExitModel, toy: Split, monkeypatch: p
 
     monkeypatch.setattr(torch.optim, "AdamW", Scale)
     plain = loss_of(model)
-    recipe = replace(RECIPE, epochs=1, clip=0.5)
+    recipe = RECIPE.changed(epochs=1, clip=0.5)
     train(model, lambda *batch: 1000 * plain(*batch), toy, recipe, seed=0, name="toy")
     assert norms == pytest.approx([0.5] * 4, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"epochs": 0},
-        {"epochs": 2.5},
-        {"epochs": True},
-        {"batch_size": 0},
-        {"learning_rate": 0},
-        {"learning_rate": "1e-3"},
-        {"learning_rate": math.nan},
-        {"warmup": 1},
-        {"weight_decay": -0.1},
-        {"clip": 0},
-        {"head_rate": 0},
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(setting: dict) -> None:
-    """Whatever a profile says is checked before it trains."""
-    with pytest.raises(ConfigError, match="make no sense"):
-        Recipe.of(setting)
-
-
-def test_recipe_takes_its_keys_only() -> None:
-    """A method's own settings pass by; defaults of the caller give way to the config."""
-    assert Recipe.of({"epochs": 7, "temperature": 2.0}, learning_rate=1.0, epochs=1) == Recipe(7, 1.0)
-
-
-def test_own_settings_are_checked() -> None:
-    """A key nobody reads is refused with the nearest ones; text is no number; what everybody reads passes."""
-    assert own_settings("m", {"epochs": 3, "head": "linear", "alpha": 2}, {"alpha": 1.0, "beta": 5}) == {
-        "alpha": 2,
-        "beta": 5,
-    }
-    with pytest.raises(ConfigError, match=r"no setting 'alpa': did you mean alpha"):
-        own_settings("m", {"alpa": 2}, {"alpha": 1.0})
-    with pytest.raises(ConfigError, match="without quotes"):
-        own_settings("m", {"alpha": "2"}, {"alpha": 1.0})
-    for default, given in ((1.0, [2.0]), ("a", ["a"]), (False, [True])):
-        with pytest.raises(ConfigError, match="is a list: write one value"):
-            own_settings("m", {"alpha": given}, {"alpha": default})
-    assert own_settings("m", {"alpha": [1, 2]}, {"alpha": None}) == {"alpha": [1, 2]}
-    with pytest.raises(ConfigError, match="head = .* is not the name of one"):
-        own_settings("m", {"head": ["linear"]}, {})
 
 
 def test_reports_of_two_stages_add_up() -> None:

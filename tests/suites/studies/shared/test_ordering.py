@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.controls.controls import Oracle, SequentialControl
+from baselines.controls.oracle import AgreementOracle
+from baselines.controls.sequential_control import SequentialGeep
 from geep.method import FittedGeep
 from geep.verified_exits import FittedVerified
 from harness.contracts import Execution, Fitted, OperatingPoint, Predictions
@@ -48,9 +49,9 @@ def samples(signal_task: Task, unseen: Split, trained_bert: FullDepth, scattered
     fitted: dict[str, Any] = {
         "bert": trained_bert,
         "geep": scattered_geep,
-        "geep-verified": FittedVerified(scattered_geep.model, None, scattered_geep.tables, points),
-        "control-sequential": SequentialControl(scattered_geep.model, None, scattered_geep),
-        "oracle": Oracle(scattered_geep.model, None, scattered_geep),
+        "geep-verified": FittedVerified(scattered_geep.model, None, points, scattered_geep.tables),
+        "control-sequential": SequentialGeep(scattered_geep.model, None, scattered_geep),
+        "oracle": AgreementOracle(scattered_geep.model, None, scattered_geep),
     }
     return StudySamples(Session(signal_task, unseen, fitted), list(fitted), SPEED, None, 8)  # type: ignore[arg-type]
 

@@ -1,0 +1,59 @@
+"""What all controls share: they run GEEP's model at GEEP's operating points, with exits from another source.
+
+Points have GEEP's names, so that rows compare at (nearly) equal mean layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.contracts import Kind, OperatingPoint, Role
+from harness.core.errors import ConfigError
+from harness.core.tokens import Split
+from harness.toolkit.base_method import BorrowingMethod, Teachers
+from harness.toolkit.fitted import AssignedExits, BorrowedModel
+from harness.toolkit.settings import SpeedSettings
+
+
+def mirrored(geep: AssignedExits, dev: Split) -> list[OperatingPoint]:
+    """Return GEEP's points that answer with a student head."""
+    return [point for point in geep.operating_points(dev) if point.params.get("answer", "student") == "student"]
+
+
+@dataclass
+class BorrowedGeep(BorrowedModel):
+    """GEEP's model, without anything of its own.
+
+    Attributes:
+        geep: where model, points and histograms of exits come from.
+    """
+
+    geep: AssignedExits | None = None
+
+    @property
+    def source(self) -> AssignedExits:
+        assert self.geep is not None
+        return self.geep
+
+    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
+        return mirrored(self.source, dev)
+
+
+class GeepControl(BorrowingMethod[SpeedSettings]):
+    """A simple alternative to GEEP's predictor, on the same weights; GEEP is worth its cost only if it is better."""
+
+    role: Role
+    kind: Kind = "control"
+    needs: tuple[str, ...] = ("geep",)
+    settings = SpeedSettings
+    borrowed: ClassVar[type[BorrowedGeep]]
+
+    def borrow(self, teachers: Teachers) -> BorrowedGeep:
+        geep = teachers["geep"]
+        if not isinstance(geep, AssignedExits):
+            raise ConfigError(
+                f"{self.name} needs a 'geep' that assigns exits beforehand, got {type(geep).__name__}: name one in its needs"
+            )
+        return self.borrowed(geep.model, None, geep=geep)

@@ -1,0 +1,84 @@
+"""Base classes of methods: what a method has beyond its idea, so that its file states only the idea."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+from typing_extensions import TypeVar
+
+from harness.contracts import Fitted, Kind
+from harness.core.tokens import Task
+from harness.encoder.backbone import Backbone
+from harness.toolkit.fitted import FittedModel
+from harness.toolkit.settings import MethodSettings
+
+S = TypeVar("S", bound=MethodSettings, default=MethodSettings)
+Teachers = Mapping[str, Fitted]
+
+
+class BaseMethod(ABC, Generic[S]):
+    """A method whose settings are one strict model, and whose fitted class saves and loads itself.
+
+    Attributes:
+        settings: the model of its settings; validated before anything is trained.
+        fitted: the class that :meth:`load` reads from disk.
+    """
+
+    name: ClassVar[str]
+    kind: Kind = "method"
+    needs: tuple[str, ...] = ()
+    version = 1
+    settings: type[S] = MethodSettings  # type: ignore[assignment]  # the default of S
+    fitted: ClassVar[type[FittedModel]]
+
+    @abstractmethod
+    def learn(self, own: S, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedModel:
+        """Train on ``task.train`` and choose on ``task.dev``, with validated settings.
+
+        Raises:
+            ConfigError: a setting does not fit the backbone, the task or a teacher.
+            MethodError: the method cannot be used on this machine.
+        """
+
+    def fit(
+        self, task: Task, backbone: Backbone, teachers: Teachers, *, config: Mapping[str, Any], seed: int
+    ) -> FittedModel:
+        """Validate the settings, then :meth:`learn`.
+
+        Raises:
+            ConfigError: names every unknown or wrong setting; else as :meth:`learn`.
+        """
+        return self.learn(self.read(config), task, backbone, teachers, seed)
+
+    def read(self, config: Mapping[str, Any]) -> S:
+        """Validate settings; raises :class:`~harness.core.errors.ConfigError`."""
+        return self.settings.read(config, f"method '{self.name}'")
+
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> FittedModel:
+        """Read what the fitted class saved."""
+        return self.fitted.load(folder, backbone.device)
+
+    def point_names(self, config: Mapping[str, Any]) -> list[str]:
+        """Return the names of the operating points, which follow from the settings."""
+        return self.read(config).point_names
+
+
+class BorrowingMethod(BaseMethod[S]):
+    """A method that runs another method's model: it learns nothing and stores nothing."""
+
+    @abstractmethod
+    def borrow(self, teachers: Teachers) -> FittedModel:
+        """Return the fitted method around a teacher's model.
+
+        Raises:
+            ConfigError: the teacher is of another kind.
+        """
+
+    def learn(self, own: S, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedModel:
+        return self.borrow(teachers)
+
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> FittedModel:
+        return self.borrow(teachers)
