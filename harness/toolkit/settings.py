@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -12,7 +12,6 @@ from harness.toolkit.budgets import BUDGETS, budget_name
 SPEEDS = (0.1, 0.5, 0.8)  # those of FastBERT's Table 2 (ACL 2020)
 Head = Literal["fastbert", "linear"]
 Precision = Literal["auto", "float32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def _distinct(numbers: tuple[float, ...]) -> tuple[float, ...]:
