@@ -100,8 +100,8 @@ def _rows(run: Path) -> pd.DataFrame:
         tests = tests[tests["rival"] == tests["dataset"].map(reference)]
         joined = summary.merge(tests[[*keys, *TESTED]], how="left", on=keys, validate="one_to_one")
         trained = _training(run)
-        for name, whose in (("train_flops", "method"), ("reference_flops", "reference")):
-            pairs = zip(joined["dataset"], joined[whose], strict=True)
+        for name, source in (("train_flops", "method"), ("reference_flops", "reference")):
+            pairs = zip(joined["dataset"], joined[source], strict=True)
             joined[name] = pd.Series([trained.get(pair) for pair in pairs], dtype=float)
         joined["train_ratio"] = joined["train_flops"] / joined["reference_flops"]
         return joined[[*keys, "kind", *SETTING, "marks", *NUMBERS]]

@@ -115,7 +115,7 @@ def read_compared(run: RunFolder) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantRow:
     """A variant of a method: the method that it is ``like``, its own ``settings``, and what it ``needs``, as text."""
 
     method: str
@@ -124,14 +124,14 @@ class Variant:
     needs: str
 
 
-def read_variants(run: RunFolder, methods: Collection[str]) -> list[Variant]:
+def read_variants(run: RunFolder, methods: Collection[str]) -> list[VariantRow]:
     """Return the variants of the run's profile that are among ``methods``."""
     found = []
     for name, table in _profile_table(run, "method").items():
         if name in methods and isinstance(table, Mapping) and "like" in table:
             own = {key: value for key, value in table.items() if key not in ("like", "needs")}
             settings = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
-            found.append(Variant(name, str(table["like"]), settings, _needs(table.get("needs"))))
+            found.append(VariantRow(name, str(table["like"]), settings, _needs(table.get("needs"))))
     return found
 
 

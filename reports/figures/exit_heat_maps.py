@@ -60,10 +60,8 @@ def _heat(canvas: Canvas, row: PredictorRow, x0: float, y0: float) -> None:
             share = table[down][right] / total
             x, y = x0 + right * step, y0 + down * step
             if share >= _VISIBLE:
-                says = (
-                    f"exit at {down + 1}, predicted {right + 1}: {percent(share)} %" if share >= _WORTH_SAYING else ""
-                )
-                canvas.rect(x, y, step, step, INK, opacity=round(20 * share**0.5) / 20 or 0.05, says=says)
+                tip = f"exit at {down + 1}, predicted {right + 1}: {percent(share)} %" if share >= _WORTH_SAYING else ""
+                canvas.rect(x, y, step, step, INK, opacity=round(20 * share**0.5) / 20 or 0.05, tip=tip)
             if down == right:
                 canvas.rect(x + 0.5, y + 0.5, step - 1, step - 1, "none", stroke=GREYS[0], above=1)
             if share >= _WORTH_SAYING and step >= 18:

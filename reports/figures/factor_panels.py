@@ -92,14 +92,14 @@ def _panel(
             start, end = sorted((at(reached), at(after)))
             # Losses are hollow as well as orange, to be told apart in print without colour.
             fill, stroke = (GAIN, GAIN) if factor.ratio >= 1 else (PAPER, LOSS)
-            says = f"{factor.name} {times(factor.ratio)}: {factor.what}"
-            canvas.rect(start, y, end - start, _ROW - 4, fill, stroke=stroke, says=says, above=2)
+            tip = f"{factor.name} {times(factor.ratio)}: {factor.what}"
+            canvas.rect(start, y, end - start, _ROW - 4, fill, stroke=stroke, tip=tip, above=2)
             canvas.text(x0 + _WIDE + 5, y + 9.5, times(factor.ratio), size=10)
             reached = after
         canvas.line(at(reached), y + _ROW - 4, at(reached), y + _ROW, GREYS[0], above=3)
     y = top + _ROW * len(names)
     start, end = sorted((at(1.0), at(one.measured)))
-    canvas.rect(start, y, end - start, _ROW - 4, INK, stroke=INK, says=f"wall time {times(one.measured)}", above=2)
+    canvas.rect(start, y, end - start, _ROW - 4, INK, stroke=INK, tip=f"wall time {times(one.measured)}", above=2)
     canvas.text(x0 + _WIDE + 5, y + 9.5, times(one.measured), size=10, bold=True)
 
 

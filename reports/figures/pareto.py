@@ -188,8 +188,8 @@ def _noise_spans(points: Sequence[Point]) -> list[tuple[float, float]]:
 
 def _legend(row: ResultRow, variant: str, setting: str) -> str:
     # Variants of a control look alike and share one line of the legend.
-    told = variant and row.kind != "control"
-    return " ".join(part for part in (row.method, f"({variant})" if told else "", setting) if part) + _bound(row)
+    shown = variant and row.kind != "control"
+    return " ".join(part for part in (row.method, f"({variant})" if shown else "", setting) if part) + _bound(row)
 
 
 def _plot(axes: Axes, points: Sequence[Point], look: Look, *, hollow: bool, legend: str, behind: bool) -> None:

@@ -36,16 +36,16 @@ class Canvas:
         *,
         stroke: str = "",
         opacity: float = 1.0,
-        says: str = "",
+        tip: str = "",
         above: int = 0,
     ) -> None:
-        """Add a rectangle; ``says`` appears when a reader points at it."""
+        """Add a rectangle; ``tip`` appears when a reader points at it."""
         wide, high = _number(max(width, 0.5)), _number(height)
         path = f"M{_number(x)} {_number(y)}h{wide}v{high}h-{wide}z"
         style = f'fill="{fill}"' + (f' stroke="{stroke}"' if stroke else "")
         style += f' opacity="{opacity:.2g}"' if opacity < 1 else ""
-        if says:
-            shape = f'<path d="{path}"><title>{escape(says)}</title></path>'
+        if tip:
+            shape = f'<path d="{path}"><title>{escape(tip)}</title></path>'
             self._shapes.setdefault((above, style), []).append(shape)
         else:
             self._paths.setdefault((above, style), []).append(path)

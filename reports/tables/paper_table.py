@@ -65,7 +65,7 @@ QUOTED["ag_news", "fastbert", "speed=0.5"] = Quoted(0.9314, 2108e6, README)
 def quoted(row: ResultRow) -> Quoted | None:
     """Return what a paper prints for a row of the view; None where nothing verified is known or the row is of another kind.
 
-    Synthetic data and backbones that are not twelve layers deep are of another kind. Rows of DistilBERT are told apart by
+    Synthetic data and backbones that are not twelve layers deep are of another kind. Rows of DistilBERT are identified by
     their depth, those of FastBERT by their speed; its two executions here are one row there.
     """
     if row.synthetic or row.reference_depth != 12:

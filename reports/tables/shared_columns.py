@@ -70,7 +70,7 @@ NOISE: Column[ResultRow] = Column(
 
 
 def noise_notes(rows: Sequence[ResultRow]) -> list[str]:
-    """Return what the A/A band of these rows is."""
+    """Return the footnote on the A/A band of these rows."""
     bands = dict.fromkeys((row.label, row.noise) for row in rows if row.noise is not None)
     pairs = [band.pairs for _, band in bands if band is not None]
     if not pairs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.analysis.run_contents import Variant
+from reports.analysis.run_contents import VariantRow
 from reports.analysis.view import View
 from reports.notation.numbers import DASH
 from reports.notation.table_formats import Column, Table
@@ -10,11 +10,11 @@ from reports.tables.catalogue import RunTables
 from reports.tables.shared_columns import data_tag, file_tag
 
 
-def variants_tables(view: View) -> list[Table[Variant]]:
+def variants_tables(view: View) -> list[Table[VariantRow]]:
     """Return one table with a row per variant; none where all rows are methods as they are registered."""
     if not view.variants:
         return []
-    columns: list[Column[Variant]] = [
+    columns: list[Column[VariantRow]] = [
         Column("method", "Variant", lambda row: row.method, numeric=False),
         Column("like", "Like", lambda row: row.like, numeric=False),
         Column("settings", "Its own settings", lambda row: row.settings or DASH, numeric=False),

@@ -1,4 +1,4 @@
-"""A fabricated run folder, written through the store: data made up for tests only."""
+"""Made-up run folders for tests, written with RunFolder."""
 
 from __future__ import annotations
 
@@ -163,14 +163,14 @@ class Fabricator:
 
     @staticmethod
     def waterfall(factors: dict[str, float]) -> SpeedupFactors:
-        """Factors as given, their product measured."""
+        """Return these factors; their product counts as measured."""
         product = float(np.prod(list(factors.values())))
         steps = [Factor(name=name, ratio=ratio, what=f"about {name}") for name, ratio in factors.items()]
         return SpeedupFactors(factors=steps, product=product, measured=product)
 
     @staticmethod
     def samples(right: np.ndarray, exits: np.ndarray, synthetic: bool) -> pd.DataFrame:
-        """Per-sample rows; the second half of the samples is the hard one."""
+        """Return per-sample rows; the second half of the samples is the hard one."""
         n = len(right)
         label = np.zeros(n, dtype=np.int64)
         frame = pd.DataFrame(
@@ -191,7 +191,7 @@ class Fabricator:
     def plausible(
         self, datasets: Sequence[tuple[str, str]], seeds: Sequence[int] = (0,), n: int = 400, **cell: Any
     ) -> None:
-        """A run as the profile ``quick`` makes it, for (dataset, language) pairs."""
+        """Write a run as the profile ``quick`` makes it, for (dataset, language) pairs."""
         rng = np.random.default_rng(7)
         for dataset, language in datasets:
             for seed in seeds:
@@ -203,7 +203,7 @@ class Fabricator:
                     return list(np.exp(rng.normal(0, 0.03, 3)))
 
                 def measured(speedup: float, layers: float = DEPTH) -> dict[str, Any]:
-                    """Speed, its factors, latency and size of a method as fast as this."""
+                    """Return speed, factors, latency and size of a method with this speed-up."""
                     ratio = DEPTH / layers
                     parts = {"layers": ratio, "length": 1.02, "attention and padding": 0.98, "heads": 0.97}
                     parts["prediction"], parts["sorting"] = 0.999, 0.995

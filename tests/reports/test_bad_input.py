@@ -1,4 +1,4 @@
-"""Run folders that something happened to: each fault is one line, the rest is reported, and what is missing is marked."""
+"""Damaged run folders: each fault is one line, the rest is reported, and missing values are marked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make(fabricate):
 
 
 def told(run):
-    """The caveats, each one line, after a whole report was written."""
+    """Write a report; return its caveats, each one line, and the page."""
     page = write_report(run.path).read_text(encoding="utf-8")
     caveats = build_view(run.path).caveats
     assert all("\n" not in caveat for caveat in caveats)
@@ -60,7 +60,7 @@ def test_truncated_json(fabricate):
 
 
 def test_a_seed_that_broke_marks_the_mean(fabricate):
-    """Where one of two seeds is lost, the row says that its mean is over fewer seeds than its neighbours'."""
+    """If one of two seeds is lost, the row has a mark for a mean over fewer seeds."""
     run, _ = make(fabricate)
     for method, point in (("bert", "full"), ("geep", "speed=0.5")):
         lost = run.cell(method, point, seed=1)
@@ -71,7 +71,7 @@ def test_a_seed_that_broke_marks_the_mean(fabricate):
 
 
 def test_a_failed_cell_is_missed_in_its_tables(fabricate):
-    """A method that raised leaves a line and a footnote in the tables of its dataset, and none elsewhere."""
+    """A failed cell gives a caveat and a footnote in the tables of its dataset, not in others."""
     run, _ = make(fabricate)
     other = run.cell("bert", dataset="other")
     run.run.fail(other.cell.model_copy(update={"method": "tinybert"}), "Traceback\nValueError: no such layer")
@@ -84,7 +84,7 @@ def test_a_failed_cell_is_missed_in_its_tables(fabricate):
 
 
 def test_missing_samples(fabricate):
-    """A result whose rows are gone keeps its numbers, with a mark and a line."""
+    """A result without its per-sample rows keeps its numbers and gets a mark and a caveat."""
     run, geep = make(fabricate)
     run.run.samples_path(geep.cell).unlink()
     caveats, page = told(run)
@@ -93,7 +93,7 @@ def test_missing_samples(fabricate):
 
 
 def test_a_run_stripped_of_its_samples(fabricate):
-    """Where no cell has rows, as in published runs, one line says so and no row is marked."""
+    """If no cell has rows, as in published runs, one line says so and no row is marked."""
     run, _ = make(fabricate)
     shutil.rmtree(run.path / "samples")
     caveats, page = told(run)
@@ -115,7 +115,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_samples_that_cannot_be_those_of_the_result(fabricate, fault):
-    """Rows that are cut, doubled, incomplete or of another measurement are named and not used."""
+    """Per-sample rows that are incomplete, doubled or from another measurement are named and not used."""
     run, geep = make(fabricate)
     path = run.run.samples_path(geep.cell)
     FAULTS[fault](pd.read_parquet(path)).to_parquet(path, index=False)
@@ -125,7 +125,7 @@ def test_samples_that_cannot_be_those_of_the_result(fabricate, fault):
 
 
 def test_garbage_instead_of_samples(fabricate):
-    """A file that is no Parquet at all is named, too."""
+    """A file that is not Parquet is named."""
     run, geep = make(fabricate)
     run.run.samples_path(geep.cell).write_bytes(b"")
     one_line(told(run)[0], "No per-sample rows")
@@ -133,7 +133,7 @@ def test_garbage_instead_of_samples(fabricate):
 
 @pytest.mark.parametrize("differ", [True, False])
 def test_two_cells_with_one_key(fabricate, differ):
-    """A copied result is not averaged in as if it were another seed: the file named after the cell counts."""
+    """A copied result does not count as another seed: the file named after the cell is used."""
     run, geep = make(fabricate)
     path = run.run.result_path(geep.cell)
     copy = path.with_name("a copy.json")
@@ -148,7 +148,7 @@ def test_two_cells_with_one_key(fabricate, differ):
 
 
 def test_two_cells_with_one_key_and_no_file_of_that_name(fabricate):
-    """Where no file has the cell's name the first counts, and the line says so."""
+    """If no file has the name of the cell, the first is used, and the line says so."""
     run, geep = make(fabricate)
     path = run.run.result_path(geep.cell)
     for name in ("one.json", "two.json"):
@@ -165,7 +165,7 @@ def test_mixed_machines(fabricate):
 
 
 def test_mixed_code(fabricate):
-    """Cells of two states of the code are counted by state, apart from the machine."""
+    """Cells measured by different code are counted per version."""
     run = fabricate()
     same = {"machine": {"cpu": "x"}, "versions": {"geep-bench": "0.1.0"}}
     run.cell("bert", fingerprint={**same, "commit": "aaa"})
@@ -180,7 +180,7 @@ def test_mixed_code(fabricate):
 @pytest.mark.parametrize("part, name", [("quality", "accuracy"), ("cost", "flops_linear"), ("speed", "samples_per_s")])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_not_a_number(fabricate, part, name, value):
-    """A metric that is no number is a dash with a mark, named in one line; figures and other rows stand."""
+    """A metric that is not finite is a dash with a mark and a caveat; figures and other rows are unaffected."""
     run, geep = make(fabricate)
     edit(run.run.result_path(geep.cell), lambda data: data[part].update({name: value}))
     caveats, page = told(run)
@@ -189,7 +189,7 @@ def test_not_a_number(fabricate, part, name, value):
 
 
 def test_no_number_at_all(fabricate):
-    """A result whose every fraction is NaN leaves a row of dashes."""
+    """A result full of NaN gives a row of dashes."""
     run, geep = make(fabricate)
     path = run.run.result_path(geep.cell)
     path.write_text(re.sub(r": -?\d+\.\d+", ": NaN", path.read_text(encoding="utf-8")), encoding="utf-8")
@@ -200,7 +200,7 @@ def test_no_number_at_all(fabricate):
 
 
 def test_everything_at_once(fabricate):
-    """Faults do not hide each other."""
+    """Several faults are all reported."""
     run, geep = make(fabricate)
     second = run.cell("fastbert", "speed=0.5")
     third = run.cell("tinybert")

@@ -131,7 +131,7 @@ def test_single_unknown_method_is_reported(fabricate):
 
 
 def test_a_failing_write_keeps_the_old_report(fabricate, monkeypatch):
-    """When writing fails half-way, the old report stands and nothing is left behind."""
+    """If writing fails, the old report remains and no temporary file is left."""
     run = minimal(fabricate)
     old = write_report(run.path).read_bytes()
 
@@ -146,7 +146,7 @@ def test_a_failing_write_keeps_the_old_report(fabricate, monkeypatch):
 
 
 def test_leftovers_of_a_killed_writer_are_swept(fabricate):
-    """Folders of a writer that no longer lives are removed; those of a living one are left alone."""
+    """Folders of a dead writer are removed; those of a running one are kept."""
     run = minimal(fabricate)
     dead, alive = run.path / ".report.999999999.new", run.path / f".report.{os.getppid()}.new"
     dead.mkdir()
@@ -156,6 +156,6 @@ def test_leftovers_of_a_killed_writer_are_swept(fabricate):
 
 
 def test_report_of_no_run(tmp_path):
-    """A folder without a run is bad input."""
+    """A folder without a run is an error."""
     with pytest.raises(ResultError, match="no run at"):
         write_report(tmp_path)

@@ -1,4 +1,4 @@
-"""What a comparison looks like, and the commands that make one: from run folders, end to end."""
+"""The text of a comparison, and the commands that make one, end to end."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_command_finds_the_reporter():
 
 
 def test_nothing_changed(two, capsys):
-    """A run beside one like it: every count is what it was, and the gate is open."""
+    """Two equal runs have identical counts and pass the gate."""
     assert main(["compare", *two(), "--gate"]) == 0
     out = capsys.readouterr().out
     assert "2 cells compared; in 2 of them all predictions and all counts are identical" in out
@@ -63,7 +63,7 @@ def test_nothing_changed(two, capsys):
 
 
 def test_what_got_worse_is_named_and_gated(two, capsys):
-    """Lost samples and more layers: marked in the table, said in sentences, exit code 1 with the gate and 0 without."""
+    """Lost samples and more layers are marked in the table and explained; the exit code is 1 with the gate and 0 without."""
     worse = RIGHT.copy()
     worse[40:60] = False
     paths = two(correct=worse, layers=5)
@@ -78,7 +78,7 @@ def test_what_got_worse_is_named_and_gated(two, capsys):
 
 
 def test_lines_fit_a_wide_terminal(two):
-    """However long the names, 132 columns of the table hold."""
+    """Tables fit 132 columns."""
     base, new = two(layers=5)
     text = render(compare(load(base), load(new)))
     table = [line for line in text.splitlines() if not line.startswith(("-", "regression", "only"))]
@@ -86,7 +86,7 @@ def test_lines_fit_a_wide_terminal(two):
 
 
 def test_cells_of_one_run_only_are_named(two, fabricate, capsys):
-    """A method that one run lacks is told, and is no regression."""
+    """A method that one run lacks is named and is no regression."""
     base, new = two()
     extra = fabricate("base")
     extra.cell("tinybert", correct=RIGHT, fingerprint=HERE, dataset="weibo", language="zh")
@@ -95,7 +95,7 @@ def test_cells_of_one_run_only_are_named(two, fabricate, capsys):
 
 
 def test_packing_makes_no_difference(two, tmp_path, capsys):
-    """A packed reference says what its run says."""
+    """A packed reference gives the same comparison as its run."""
     base, new = two(layers=5)
     file = tmp_path / "base.json"
     assert main(["pack", base, str(file)]) == 0
@@ -123,7 +123,7 @@ def test_packing_makes_no_difference(two, tmp_path, capsys):
     ],
 )
 def test_unusable_input_is_one_line(two, tmp_path, monkeypatch, capsys, arguments, told):
-    """Missing, broken, of another schema, of other data: exit code 2 and what is wrong, gate or no gate."""
+    """Missing, broken or incompatible input gives exit code 2 and one line, with and without the gate."""
     base, _ = two()
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
@@ -143,7 +143,7 @@ def test_unusable_input_is_one_line(two, tmp_path, monkeypatch, capsys, argument
 
 
 def test_results_of_the_first_schema_make_a_report(tmp_path):
-    """Tables, figures and page of results that hold none of the younger fields; their mended failure is no caveat."""
+    """Results that lack all newer fields have tables, figures and a page; a failure measured afterwards is no caveat."""
     shutil.copytree(GOLDEN, tmp_path / "old")
     assert write_report(tmp_path / "old").is_file()
     view = build_view(tmp_path / "old")
@@ -152,7 +152,7 @@ def test_results_of_the_first_schema_make_a_report(tmp_path):
 
 
 def test_results_of_the_first_schema_make_a_comparison(tmp_path, capsys):
-    """Compared with themselves they are what they were; what cannot be tested is told."""
+    """Old results compared with themselves are identical; what cannot be tested is named."""
     shutil.copytree(GOLDEN, tmp_path / "old")
     assert main(["compare", str(tmp_path / "old"), str(tmp_path / "old"), "--gate"]) == 0
     out = capsys.readouterr().out

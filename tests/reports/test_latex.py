@@ -14,7 +14,7 @@ PDFLATEX = shutil.which("pdflatex")
 
 
 def compile_tables(folder, tables):
-    """One document of all tables; returns the log."""
+    """Compile one document of all tables; return exit code and log."""
     inputs = "\n".join(rf"\input{{\detokenize{{{path.name}}}}}\clearpage" for path in tables)
     (folder / "all.tex").write_text(
         "\\documentclass{article}\n\\usepackage{booktabs}\n\\usepackage{graphicx}\n"
@@ -28,7 +28,7 @@ def compile_tables(folder, tables):
 
 @pytest.mark.skipif(not PDFLATEX, reason="no pdflatex on this machine: the LaTeX tables were not compiled")
 def test_every_table_compiles(plausible_report, tmp_path):
-    """All tables of a report, names full of special characters included, compile and leave no line too long."""
+    """All tables of a report, including names with special characters, compile without overfull lines."""
     source = plausible_report.parent / "tables"
     tables = [tmp_path / f"t{i}.tex" for i, _ in enumerate(sorted(source.glob("*.tex")))]
     for path, original in zip(tables, sorted(source.glob("*.tex")), strict=True):
@@ -41,7 +41,7 @@ def test_every_table_compiles(plausible_report, tmp_path):
 
 @pytest.mark.skipif(not PDFLATEX, reason="no pdflatex on this machine: the LaTeX tables were not compiled")
 def test_marks_compile(fabricate, tmp_path):
-    """Marks of failed checks and dashes of missing data compile, too."""
+    """Marks of failed checks and dashes of missing data compile."""
     run = fabricate()
     run.cell("bert", speedup=None, reference=None)
     run.cell(

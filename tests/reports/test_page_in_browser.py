@@ -56,7 +56,7 @@ class Browser:
         return dict(json.loads(message))
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Give a command and wait for its answer; events met on the way are kept."""
+        """Send a command and wait for its answer; keep events that arrive before it."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self.session:
@@ -80,7 +80,7 @@ class Browser:
             self.events.append(self._read())
 
     def ask(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
@@ -96,7 +96,7 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, selector: str, text: str) -> None:
-        """Write into a field, as a keyboard would."""
+        """Type into a field."""
         self.ask(f"document.querySelector({json.dumps(selector)}).focus()")
         self.call("Input.insertText", text=text)
 
@@ -108,7 +108,7 @@ class Browser:
         )
 
     def troubles(self) -> list[str]:
-        """Exceptions and errors that the page reported."""
+        """Return the exceptions and errors that the page reported."""
         self.ask("1")  # whatever was under way has been told by then
         found = []
         for event in self.events:
@@ -122,11 +122,11 @@ class Browser:
         return found
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for."""
+        """Return the addresses that were requested."""
         return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
 
     def close(self) -> None:
-        """End the browser, gently first."""
+        """Close the browser, and kill it if it does not end."""
         self.session = None
         try:
             self.call("Browser.close")
@@ -167,7 +167,7 @@ def column_of(browser: Browser, heading: str) -> int:
 
 
 def test_a_click_on_a_heading_sorts(desk):
-    """The first click on a number's heading puts the largest first, the second the smallest; nothing is lost."""
+    """The first click on a heading of numbers puts the largest first, the second the smallest."""
     at = column_of(desk, "Samples/s")
     before = desk.ask(COLUMN.format(at))
     button = f"#summary table th:nth-child({at + 1}) button"
@@ -188,7 +188,7 @@ def test_text_columns_sort_by_words(desk):
 
 
 def test_enter_on_a_heading_sorts(desk):
-    """Headings are reached and used without a mouse."""
+    """Headings can be used with the keyboard."""
     desk.ask("document.querySelector('#summary table th button').focus()")
     for kind in ("keyDown", "keyUp"):
         desk.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13)
@@ -196,7 +196,7 @@ def test_enter_on_a_heading_sorts(desk):
 
 
 def test_filters_narrow_rows_and_figures(desk):
-    """Method, text and the box for controls each hide what does not fit, together, and giving them up shows all again."""
+    """Filters by method, text and controls work together, and resetting them shows all rows."""
     everything = desk.ask(f"{VISIBLE}.length")
     desk.click("#filter input[name=controls]")
     kinds = desk.ask(f"{VISIBLE}.map(r => r.dataset.kind)")
@@ -215,7 +215,7 @@ def test_filters_narrow_rows_and_figures(desk):
 
 
 def test_choosing_a_dataset_hides_the_others(desk):
-    """Only the chosen dataset's section and rows stay, also where its name is full of markup."""
+    """Choosing a dataset shows only its section and rows, even if its name contains markup."""
     desk.choose("#filter select[name=dataset]", "a_b & <c> (synthetic)")
     shown = desk.ask(
         "[...document.querySelectorAll('section[data-group]')].filter(s => !s.hidden).map(s => s.dataset.group)"
@@ -225,7 +225,7 @@ def test_choosing_a_dataset_hides_the_others(desk):
 
 
 def test_points_name_themselves(desk):
-    """Every point of an accuracy figure says what it is, and a click writes it under the figure."""
+    """Every point of an accuracy figure has a description, and a click writes it under the figure."""
     first = "document.querySelector('section[data-group] .figures svg').querySelectorAll('.spot title')"
     spots = desk.ask(f"[...{first}].map(t => t.textContent)")
     assert len(spots) == len(set(spots)) >= 20
@@ -235,7 +235,7 @@ def test_points_name_themselves(desk):
 
 
 def test_nothing_leaves_the_page(desk, page):
-    """The page asks for nothing but itself, and reports no trouble."""
+    """The page loads nothing else and reports no error."""
     assert {url for url in desk.requests() if not url.startswith("data:")} == {page.as_uri()}
     assert desk.troubles() == []
 
@@ -257,7 +257,7 @@ def test_navigation_reaches_every_section(desk):
 
 
 def test_print_opens_everything_and_hides_controls(desk):
-    """On paper all parts are open, the filter and the contents are gone, and the page becomes a PDF."""
+    """In print all blocks are open, and filter and contents are hidden."""
     desk.call("Emulation.setEmulatedMedia", media="print")
     assert desk.ask("getComputedStyle(document.getElementById('filter')).display") == "none"
     desk.ask("window.dispatchEvent(new Event('beforeprint'))")

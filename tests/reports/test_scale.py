@@ -1,4 +1,4 @@
-"""The made-up run of full size, in small."""
+"""The made-up run, at a small size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reports.scale import METHODS, main, points_of
 
 
 def test_a_small_one_has_the_shape_of_a_large_one(tmp_path, capsys):
-    """Every method at every point and seed is there, marked synthetic, and a report of everything is made and measured."""
+    """The run has every method at every point and seed, marked synthetic, and its report is written and measured."""
     assert main(["--datasets", "1", "--seeds", "2", "--samples", "60", "--out", str(tmp_path / "run")]) == 0
     points = sum(len(points_of(method)) for method in METHODS)
     said = re.fullmatch(r"(\d+) cells of 60 samples: report in [\d.]+ s; page [\d.]+ MB; .*\n", capsys.readouterr().out)
@@ -23,7 +23,7 @@ def test_a_small_one_has_the_shape_of_a_large_one(tmp_path, capsys):
 
 @pytest.mark.parametrize("option", ["--datasets", "--seeds", "--samples"])
 def test_nothing_to_make_is_bad_input(option, capsys):
-    """Less than one is refused with one line."""
+    """Values below one are refused with one line."""
     with pytest.raises(SystemExit) as stopped:
         main([option, "0"])
     assert stopped.value.code == 2 and "must be 1 or more" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def runs(fabricate: Callable[..., Any]) -> list[Path]:
 
 
 def test_a_row_per_method_and_point(runs: list[Path]) -> None:
-    """What is not measured on a dataset is a dash there; tests against the reference come from the runs' own reports."""
+    """A method that was not measured on a dataset has dashes there; tests come from the reports of the runs."""
     (table,) = side_by_side(runs)
     cells = {(row[0], row[1]): row[3:] for row in table.cells}
     assert list(cells) == [
@@ -78,7 +78,7 @@ def test_a_row_per_method_and_point(runs: list[Path]) -> None:
 def test_real_and_synthetic_data_are_apart(
     runs: list[Path], fabricate: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The latter say so in caption and names of files, which hold the raw numbers, too; nobody tested, nobody's p."""
+    """Synthetic data is named in caption and file names; without a test there is no p."""
     real = fabricate("real")
     real.cell("bert", dataset="third", synthetic=False)
     write_report(real.path)
@@ -94,7 +94,7 @@ def test_real_and_synthetic_data_are_apart(
 
 
 def test_methods_of_another_run_join_their_dataset(runs: list[Path], fabricate: Callable[..., Any]) -> None:
-    """Measured later, beside the same reference: only what is new is taken, and the table says whence."""
+    """Methods measured later with the same reference are added, and a note says so."""
     later = fabricate("later")
     later.cell("bert", dataset="first", correct=answers(200, 0), speedup=0.9)
     later.cell("fastbert", "speed=0.5", dataset="first", correct=answers(200, 100), speedup=9.0)
@@ -110,7 +110,7 @@ def test_methods_of_another_run_join_their_dataset(runs: list[Path], fabricate: 
 def test_what_does_not_belong_together_is_refused(
     runs: list[Path], fabricate: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one line, with exit code 2: a run twice, two of other rows, no report, another version's, two settings, damage."""
+    """Runs that do not belong together, or are damaged, give exit code 2 and one line."""
     other = shutil.copytree(runs[1], tmp_path / "other")
     (other / "report" / "tables" / "summary-synthetic.csv").write_text("method,point\nbert,full\n")
     twice = shutil.copytree(runs[1], tmp_path / "twice")

@@ -1,4 +1,4 @@
-"""Paired tests and the words they become."""
+"""Paired tests against controls, and their verdicts."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def test_worse_than(fabricate):
 
 
 def test_small_difference_is_no_better(fabricate):
-    """A difference that the test cannot tell from chance is called no better than, even when it is positive."""
+    """A difference without significance is called "no better than", even if it is positive."""
     row = verdicts(make(fabricate, [YES] * 62 + [NO] * 38, [YES] * 60 + [NO] * 40))["control-random"]
     assert row.difference == pytest.approx(0.02)
     assert row.verdict == "no better than"
 
 
 def test_a_win_bought_with_layers_is_named(fabricate):
-    """Better accuracy at more than 5 % more layers is not a plain win."""
+    """Better accuracy with over 5 % more layers is reported as such, not as a plain win."""
     row = verdicts(make(fabricate, [YES] * 100, [YES] * 60 + [NO] * 40, layers=3))["control-random"]
     assert row.verdict.startswith("beats, with more layers")
 
 
 def test_verified_is_compared_with_the_sequential_exit_only(fabricate):
-    """Verified exits meet the sequential control at the base of their point; those that keep up are called so."""
+    """Verified exits are compared with the sequential control at the base of their point, and keep up if they are close."""
     run = fabricate()
     right = [YES] * 900 + [NO] * 100
     run.cell("geep-verified", "speed=0.5/once", layers=4.0, heads=1.4, correct=[YES] * 901 + [NO] * 99)
@@ -69,7 +69,7 @@ def test_verified_is_compared_with_the_sequential_exit_only(fabricate):
 
 
 def test_identical_point_is_preferred_to_its_base(fabricate):
-    """A control at the very same point is taken before one at the base point."""
+    """A control at the same point is preferred to one at the base point."""
     run = fabricate()
     run.cell("geep", "speed=0.5/shared", layers=4)
     run.cell("control-random", "speed=0.5", kind="control", layers=4)
@@ -78,7 +78,7 @@ def test_identical_point_is_preferred_to_its_base(fabricate):
 
 
 def test_headline_says_when_nothing_is_beaten(fabricate):
-    """Where prediction does not pay, the first sentence says so."""
+    """If prediction beats no control, the headline says so."""
     run = make(fabricate, [YES] * 60 + [NO] * 40, [YES] * 60 + [NO] * 40)
     (line,) = headlines(build_view(run.path).verdicts)
     assert line == "ag_news (synthetic): geep beats none of its controls; is no better in 1 of 1 comparisons."
@@ -91,13 +91,13 @@ def test_missing_samples_cannot_be_compared(fabricate):
 
 
 def test_controls_of_another_device_are_not_used(fabricate):
-    """A control measured on another device mirrors nothing here."""
+    """A control measured on another device is not used."""
     run = make(fabricate, [YES] * 9, [YES] * 9, device="cuda")
     assert not build_view(run.path).verdicts
 
 
 def test_third_party_methods_are_not_judged(fabricate):
-    """A foreign method at the same point is not taken for a predictor."""
+    """A method without a role at the same point is not tested against controls."""
     run = fabricate()
     run.cell("my-exit", "speed=0.5")
     run.cell("control-random", "speed=0.5", kind="control")

@@ -19,7 +19,7 @@ seconds = st.lists(st.floats(0.01, 100), min_size=2, max_size=8)
 
 @given(st.lists(seconds, min_size=FEWEST, max_size=8))
 def test_band_is_symmetric_and_ignores_units(passes):
-    """The band is the same in milliseconds, forwards and backwards, and 1 lies in its middle."""
+    """The band is the same in milliseconds and in reverse order, and it is symmetric around 1."""
     band = noise_band(passes)
     assert band is not None and band.low * band.high == pytest.approx(1) and band.low <= 1 <= band.high
     assert noise_band([[1000 * value for value in one] for one in passes]).high == pytest.approx(band.high)
@@ -28,13 +28,13 @@ def test_band_is_symmetric_and_ignores_units(passes):
 
 
 def test_known_answer():
-    """Passes that swing between 1 and 2 differ from themselves by a factor of two."""
+    """Passes that alternate between 1 and 2 seconds give a band of a factor of two."""
     band = noise_band([[1.0, 2.0] * 5])
     assert band is not None and (band.low, band.high, str(band)) == (0.5, 2.0, "0.50–2.00×")
 
 
 def test_few_or_broken_passes_make_no_band():
-    """Too few pairs say nothing; series with zero or NaN seconds are left out."""
+    """Too few pairs give no band; series with zero or NaN seconds are left out."""
     assert noise_band([[1.0, 1.0]] * (FEWEST - 1)) is None
     assert noise_band([[1.0, 0.0, math.nan]] * 9) is None
     assert noise_band([]) is None
@@ -50,7 +50,7 @@ def make(fabricate):
 
 
 def test_band_stands_beside_every_ratio_of_times(fabricate):
-    """Every table with a ratio of times has the band next to it, and says what it is."""
+    """Every table with a ratio of times has the band next to it and explains it in a note."""
     contents = Contents(build_view(make(fabricate).path))
     timed = [
         table
@@ -74,7 +74,7 @@ def test_terminal_says_it_once_per_dataset(fabricate):
 
 
 def test_datasets_have_bands_of_their_own(fabricate):
-    """A noisy dataset does not blur a quiet one."""
+    """Each dataset has its own band."""
     run = make(fabricate)
     for method in ("bert", "geep", "fastbert"):
         run.cell(method, dataset="calm", reference_seconds=[1.0, 1.0, 1.0, 1.0])
@@ -83,7 +83,7 @@ def test_datasets_have_bands_of_their_own(fabricate):
 
 
 def test_a_machine_that_changes_its_speed_is_a_caveat(fabricate):
-    """Where the reference is much slower beside one cell than beside another, samples/s do not compare; noise is no drift."""
+    """If the reference is much slower for one cell than for another, a caveat says so; normal noise gives none."""
     run = make(fabricate)
     assert not any("not equally fast" in caveat for caveat in build_view(run.path).caveats)
     run.cell("fastbert", "speed=0.5", reference_seconds=[4.0, 4.1, 4.0])

@@ -38,7 +38,7 @@ YES, NO = True, False
 
 
 def make(fabricate, **geep):
-    """Four samples: predicted 1 2 2 6 where the sequential exit leaves at 1 2 3 4."""
+    """Four samples: predicted exits 1 2 2 6, sequential exits 1 2 3 4."""
     run = fabricate()
     run.cell("bert", correct=[YES] * 4)
     options = {"exits": [1, 2, 2, 6], "predicted": [1, 2, 2, 6], "correct": [YES, YES, NO, YES], **geep}
@@ -59,7 +59,7 @@ def quality(run, method="geep"):
 
 
 def test_known_answers(fabricate):
-    """Hits, near misses, both kinds of error and what they cost, on four samples counted by hand."""
+    """Hits, near misses, both kinds of error and their cost are right for four samples counted by hand."""
     row = quality(make(fabricate))
     assert (row.agreement.hit, row.agreement.within_one, row.agreement.early, row.agreement.late) == (
         0.5,
@@ -86,7 +86,7 @@ def test_a_constant_has_no_rank_correlation(fabricate):
 
 
 def test_methods_stand_beside_their_controls(fabricate):
-    """What predicts at one point is listed together, methods first; who predicts nothing is not listed."""
+    """Predictors at one point are listed together, methods first; rows without predictions are not listed."""
     run = make(fabricate)
     run.cell("geep", "speed=0.1", exits=[1] * 4, predicted=[1] * 4, correct=[YES] * 4)
     run.cell("control-sequential", "speed=0.1", kind="control", exits=SEQUENTIAL, correct=[YES] * 4)
@@ -100,7 +100,7 @@ def test_methods_stand_beside_their_controls(fabricate):
 
 
 def test_verified_exits_are_judged_by_what_was_predicted(fabricate):
-    """A verified row's hits are those of its predictor, not of the exits that its heads allowed."""
+    """The hits of a verified row are those of its predictor, not of its final exits."""
     run = make(fabricate)
     run.cell("geep-verified", "speed=0.5/once", exits=SEQUENTIAL, predicted=[1, 1, 1, 1], correct=[YES] * 4)
     row = quality(run, "geep-verified")
@@ -119,7 +119,7 @@ def test_seeds_are_pooled_but_ranked_apart(fabricate):
 
 
 def test_controls_of_another_device_are_not_used(fabricate):
-    """A sequential exit measured elsewhere says nothing about this row."""
+    """A sequential exit measured on another device is not used."""
     run = fabricate()
     run.cell("geep", "speed=0.5", predicted=[1] * 200)
     run.cell("control-sequential", "speed=0.5", kind="control", device="cuda")
@@ -127,7 +127,7 @@ def test_controls_of_another_device_are_not_used(fabricate):
 
 
 def test_without_an_oracle_its_columns_are_dashes(fabricate):
-    """A run without the bound still judges predictors."""
+    """A run without the oracle still reports predictors."""
     run = fabricate()
     run.cell("geep", "speed=0.5", predicted=[2] * 200)
     run.cell("control-sequential", "speed=0.5", kind="control")

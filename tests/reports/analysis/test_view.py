@@ -17,7 +17,7 @@ def row(view, method, point="full"):
 
 
 def test_ratios_refer_to_the_reference_of_the_same_run(fabricate):
-    """FLOPs and layer ratios are reference over row, and keep names of their own beside the measured speed-up."""
+    """FLOPs and layer ratios are reference over row, and are separate from the measured speed-up."""
     run = fabricate()
     run.cell("bert", flops=8.0, layers=6)
     run.cell("fastbert", "speed=0.5", flops=2.0, layers=3, speedup=1.7)
@@ -62,7 +62,7 @@ def test_one_seed_has_no_spread(fabricate):
     "coordinate", [("device", "cuda"), ("dtype", "bfloat16"), ("protocol", "paper"), ("batch_size", 128)]
 )
 def test_settings_are_never_averaged(fabricate, coordinate):
-    """Cells of another device, dtype, protocol or batch size stay rows of their own, and the coordinate is shown."""
+    """Cells of another device, dtype, protocol or batch size are separate rows, and the setting is shown."""
     run = fabricate()
     run.cell("bert", accuracy=0.9)
     run.cell("bert", accuracy=0.8, **dict([coordinate]))
@@ -80,7 +80,7 @@ def test_ratio_does_not_cross_devices(fabricate):
 
 
 def test_synthetic_and_real_rows_of_one_name_stay_apart(fabricate):
-    """The embedded twin of a dataset never shares a group with the real one."""
+    """Synthetic and real data of one name never share a group."""
     run = fabricate()
     run.cell("bert", synthetic=True)
     run.cell("bert", synthetic=False)
@@ -109,7 +109,7 @@ def test_difficulty_means(fabricate):
 
 
 def test_unknown_difficulty_is_left_out(fabricate):
-    """Real data, whose difficulty nobody knows, has no difficulty rows."""
+    """Real data, whose difficulty is unknown, has no difficulty rows."""
     run = fabricate()
     run.cell("bert", synthetic=False)
     assert not build_view(run.path).difficulty
@@ -126,7 +126,7 @@ def test_reference_is_first_and_bounds_are_last(fabricate):
 
 
 def test_broken_result_becomes_a_caveat_now_and_later(fabricate):
-    """A broken file is set aside, told, and still told by the next report; the rest is reported."""
+    """A broken file is set aside and named in this report and the next; the rest is reported."""
     run = fabricate()
     run.cell("bert")
     (run.path / "results" / "broken.json").write_text("{", encoding="utf-8")
@@ -153,7 +153,7 @@ def test_missing_samples_are_a_caveat(fabricate):
 
 
 def test_differing_versions_are_a_caveat(fabricate):
-    """Cells measured under different versions are told apart; clocks and free memory are not versions."""
+    """Cells measured with different versions give a caveat; clocks and free memory do not."""
     run = fabricate()
     run.cell("bert", fingerprint={"torch": "2.12", "time": "1"})
     run.cell("fastbert", fingerprint={"torch": "2.13", "time": "2"})
@@ -163,7 +163,7 @@ def test_differing_versions_are_a_caveat(fabricate):
 
 
 def test_empty_run_says_how_to_mend(fabricate):
-    """A run without results is bad input, with the command that makes one."""
+    """A run without results is an error that names the command to make one."""
     with pytest.raises(ResultError, match="geep-bench run"):
         build_view(fabricate().path)
 

@@ -16,7 +16,7 @@ from reports.figures.style import looks
 
 
 def test_every_method_looks_different(plausible_run):
-    """No two methods of a run share both colour and marker, so that print without colour tells them apart."""
+    """No two methods of a run share both colour and marker, so that they differ in print without colour."""
     chosen = looks(build_view(plausible_run, samples=False))
     assert len({(look.color, look.marker) for look in chosen.values()}) == len(chosen)
     assert len({look.marker for name, look in chosen.items() if not name.startswith("control")}) == len(
@@ -25,7 +25,7 @@ def test_every_method_looks_different(plausible_run):
 
 
 def test_inlined_figure_follows_the_page(plausible_run):
-    """Ink and grid take the page's colours, ids get the figure's name, and the prolog is gone."""
+    """Ink and grid take the page's colours, and the prolog is removed."""
     view = build_view(plausible_run, samples=False)
     drawing = draw_figures(view, view.groups[0])[0]
     text = inline_svg(drawing)
@@ -46,7 +46,7 @@ def accuracies(*values: float) -> list[SimpleNamespace]:
 
 
 def test_what_failed_does_not_press_the_others_into_a_line():
-    """One of twenty far below the rest: the axis ends under the rest's intervals. Nothing is cut where many or near ones fall."""
+    """A single point far below the rest is cut off, below the intervals of the rest; many or nearby points are not."""
     rest = [0.80 + i / 100 for i in range(11)]
     assert floor_of(accuracies(0.45, *rest)) == pytest.approx(0.78 - 0.1 / 4)
     assert floor_of(accuracies(*rest)) is None
@@ -59,7 +59,7 @@ def test_what_failed_does_not_press_the_others_into_a_line():
 
 @given(st.lists(st.floats(0, 1), max_size=40))
 def test_a_cut_hides_at_most_a_tenth(values):
-    """And those lie far below; everything else stays above the floor."""
+    """A cut hides at most a tenth of the points, all far below the others."""
     records = [SimpleNamespace(accuracy=value, low=value) for value in values]
     floor = floor_of(records)
     below = [value for value in values if floor is not None and value < floor]
@@ -71,7 +71,7 @@ def test_a_cut_hides_at_most_a_tenth(values):
 
 @given(st.text(max_size=20))
 def test_short_point_is_never_longer(text):
-    """Labels only ever get shorter than the point's name."""
+    """A label is never longer than the name of the point."""
     assert len(short_point(text)) <= len(text)
 
 
@@ -95,7 +95,7 @@ POINTS = st.lists(
 @pytest.mark.parametrize(("cost", "sign"), [("flops_linear", 1), ("samples_per_s", -1)])
 @given(points=POINTS)
 def test_the_frontier_is_what_no_method_dominates(points, cost, sign):
-    """All such points of methods and no others, the cheapest first; controls and bounds neither stand on it nor dominate."""
+    """The frontier holds all non-dominated points of methods, cheapest first; controls and bounds play no part."""
 
     def dominates(a, b):
         cheap, right = sign * (b[cost] - a[cost]), a["accuracy"] - b["accuracy"]
@@ -112,7 +112,7 @@ def test_the_frontier_is_what_no_method_dominates(points, cost, sign):
 
 
 def test_in_a_crowd_only_what_nothing_dominates_is_named(fabricate):
-    """Twenty methods: two on the frontier have their names beside their points, all others in the legend alone."""
+    """With twenty methods, only the two on the frontier have labels; the others are in the legend."""
     run = fabricate()
     run.cell("bert", accuracy=0.9, flops=4e9)
     run.cell("best", accuracy=0.89, flops=1e9)
@@ -124,7 +124,7 @@ def test_in_a_crowd_only_what_nothing_dominates_is_named(fabricate):
 
 
 def test_what_lies_below_the_axis_says_how_low(fabricate):
-    """An arrow on the axis bears name and value; pointing at it tells the rest."""
+    """A point below the axis is an arrow with name and value; pointing at it shows the full description."""
     run = fabricate()
     run.cell("failed", accuracy=0.3, flops=5e8)
     for number in range(12):

@@ -1,4 +1,4 @@
-"""The speed-up taken apart."""
+"""Factors of the speed-up."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def test_factors_over_seeds_still_multiply_to_the_speedup(seeds):
 
 
 def test_what_is_no_number_is_left_out():
-    """A factor of zero or NaN, from a clock that stood still, takes its seed out instead of the report down."""
+    """A seed with a factor of zero or NaN is left out, and the report continues."""
     assert mean_over_seeds([make({"layers": math.nan})]) is None
     assert mean_over_seeds([make({"layers": 0.0}), make({"layers": 2.0})]) == make({"layers": 2.0})
     assert mean_over_seeds([]) is None
 
 
 def test_the_largest_loss_is_named():
-    """The smallest factor below 1 is the loss; gains and rounding are none."""
+    """The smallest factor below 1 is the loss; gains and rounding errors are not."""
     loss = largest_loss(make({"layers": 3.0, "heads": 0.9, "kernels": 0.5}))
     assert loss is not None and loss.name == "kernels"
     assert largest_loss(make({"layers": 3.0, "rest": 0.999})) is None
 
 
 def test_table_has_every_factor_and_its_reason(fabricate):
-    """Each factor is a column, the largest loss is told in words, and the note says what each loss is."""
+    """Each factor is a column, the largest loss is in words, and the note explains each loss."""
     run = fabricate()
     run.cell("bert", factors={"layers": 1.0})
     run.cell("geep", "speed=0.5", factors={"layers": 2.0, "heads": 0.9, "kernels": 0.7})
@@ -72,7 +72,7 @@ def test_table_has_every_factor_and_its_reason(fabricate):
 
 
 def test_older_results_have_no_waterfall(fabricate):
-    """Where no result was taken apart there is neither a table nor a figure; one row without leaves a dash."""
+    """Without factors there is neither table nor figure; a single row without them shows a dash."""
     run = fabricate()
     run.cell("bert")
     run.cell("geep", "speed=0.5")
@@ -86,14 +86,14 @@ def test_older_results_have_no_waterfall(fabricate):
 
 
 def test_titles_are_never_cut():
-    """However long the dataset's name is, the word synthetic at its end is drawn, within the frame."""
+    """A long title is complete and inside the frame, so that the word synthetic at its end is visible."""
     title = "Factors of the speed-up of a-method: " + "name " * 20 + "(synthetic)"
     svg, _ = draw_factor_panels(title, [("full", make({"layers": 2.0}))], None)
     assert f">{title}</text>" in svg and float(ElementTree.fromstring(svg).get("width")) > 700
 
 
 def test_a_figure_per_method(fabricate):
-    """Each method has a figure of its own with a panel per operating point; every bar says its factor and the reason."""
+    """Each method has a figure with a panel per operating point; every bar has its factor and reason as a description."""
     run = fabricate()
     run.cell("bert")
     for speed in ("0.1", "0.5"):
@@ -112,7 +112,7 @@ def test_a_figure_per_method(fabricate):
     st.lists(st.dictionaries(st.sampled_from(list(LOSSES)), st.floats(1e-3, 1e3), min_size=1), min_size=1, max_size=7)
 )
 def test_any_ratios_can_be_drawn(several):
-    """Whatever the factors are, the figure is well-formed and nothing in it lies outside its frame."""
+    """With any factors, the figure is well-formed and all text is inside its frame."""
     svg, _ = draw_factor_panels("t", [(f"p{i}", make(one)) for i, one in enumerate(several)], Noise(0.9, 1 / 0.9, 9))
     root = ElementTree.fromstring(svg)
     width, height = float(root.get("width")), float(root.get("height"))

@@ -21,7 +21,7 @@ NASTY = "a_b & <c>"
 
 @given(st.sampled_from([None, math.nan, math.inf, -math.inf, "x", True]))
 def test_missing_values_are_a_dash(value):
-    """What is not a finite number is an em dash, never 0."""
+    """A value that is not a finite number is an em dash, never 0."""
     assert {plain(value), percent(value), times(value), points(value), p_value(value)} == {DASH}
 
 
@@ -51,7 +51,7 @@ def test_latex_escapes():
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30))
 def test_latex_has_no_active_character_left(text):
-    """After escaping, special characters only occur as commands of ours."""
+    """After escaping, special characters occur only in known commands."""
     cleaned = re.sub(r"\\textbackslash\{\}|\\text\w+\{\}|\\[&%$#_{}]|\$\\\w+\$|\$-\$", "", escape_latex(text))
     assert not set(cleaned) & set("&%$#_{}~^\\")
 
@@ -116,7 +116,7 @@ def test_latex_is_booktabs_with_balanced_rows(plausible_run):
 
 
 def test_bounds_and_doubtful_rows_are_marked(fabricate):
-    """A bound says that it is no method; a row whose answers changed between rounds has a dagger with a footnote."""
+    """A bound is named as one; a row whose labels changed between rounds has a dagger with a footnote."""
     run = fabricate()
     run.cell("bert")
     run.cell("oracle", "speed=0.5", kind="bound")
@@ -127,7 +127,7 @@ def test_bounds_and_doubtful_rows_are_marked(fabricate):
 
 
 def test_number_of_seeds_is_stated(fabricate):
-    """A table of averages says over how many seeds."""
+    """A table of means states the number of seeds."""
     run = fabricate()
     for seed in (0, 1):
         run.cell("bert", seed=seed, accuracy=0.8 + 0.1 * seed)

@@ -31,7 +31,7 @@ TABLES = (DatasetTable("mine", 75, "My own table of {label}", mine), RunTables("
 
 @pytest.fixture
 def a_table_of_my_own(tmp_path, monkeypatch):
-    """One more file among the modules of tables."""
+    """Add one file to the modules of tables."""
     folder = tmp_path / "more"
     folder.mkdir()
     (folder / "my_table.py").write_text(MODULE, encoding="utf-8")
@@ -41,7 +41,7 @@ def a_table_of_my_own(tmp_path, monkeypatch):
 
 
 def test_a_new_table_is_one_file(fabricate, a_table_of_my_own):
-    """It is on the page, in the Markdown report, and a file in each format, for the dataset and for the run."""
+    """A table of a new file is on the page, in the Markdown report, and a file in each format."""
     run = fabricate()
     run.cell("bert", synthetic=False)
     run.cell("fastbert", "speed=0.5", speedup=2.0, synthetic=False)
@@ -59,7 +59,7 @@ def test_a_new_table_is_one_file(fabricate, a_table_of_my_own):
 
 
 def test_every_declared_name_and_place_is_unique():
-    """Two tables of a kind never compete for a name or a place."""
+    """No two declarations share a name or a place."""
     kinds = declared()
     for of in (
         lambda kind: kind.name,

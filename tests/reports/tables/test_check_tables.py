@@ -1,4 +1,4 @@
-"""Checks of every run, and the marks that failing ones leave in every table."""
+"""Checks of every run, and the marks of failed checks in every table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAILING = [
 
 @pytest.mark.parametrize("sign, failing", FAILING, ids=[sign for sign, _ in FAILING])
 def test_a_failing_check_marks_every_table(fabricate, sign, failing):
-    """Whatever fails, each table that shows the method carries the mark with a footnote, and so does the terminal."""
+    """Each failed check marks the method in every table and on the terminal, with a footnote."""
     run = fabricate()
     run.cell("bert", factors={"layers": 1.0})
     run.cell("geep", "speed=0.5", predicted=[3] * 200, factors={"layers": 2.0}, **failing)
@@ -42,7 +42,7 @@ def test_a_failing_check_marks_every_table(fabricate, sign, failing):
 
 
 def test_sound_rows_carry_no_mark(fabricate):
-    """Where everything holds nothing is marked, and the page of checks says so."""
+    """If all checks hold, no row is marked, and the table of checks says so."""
     run = fabricate()
     run.cell("bert", checks={"batches_agree": 1.0, "state_unchanged": True}, overlaps=dict.fromkeys(SHARED, 0))
     view = build_view(run.path)
@@ -65,7 +65,7 @@ def test_checks_show_the_worst_row_of_a_method(fabricate):
 
 
 def test_overlaps_are_counted_and_printed(fabricate):
-    """Rows that splits share are a table with counts and shares; it names the dataset, and a caveat names it, too."""
+    """Rows that splits share are a table with counts and shares; a caveat names the dataset, too."""
     run = fabricate()
     run.cell("bert", overlaps=SHARED)
     run.cell("bert", dataset="other")
@@ -84,7 +84,7 @@ def test_nobody_counted_overlaps(fabricate):
 
 
 def test_marks_are_told_apart(fabricate):
-    """Every mark has a sign of its own, and several of a row are all shown."""
+    """Every mark has its own sign, and a row shows all of its marks."""
     assert len({mark.sign for mark in MARKS}) == len(MARKS)
     run = fabricate()
     run.cell("bert", rounds_agree=0.5, checks={"state_unchanged": False})
@@ -94,7 +94,7 @@ def test_marks_are_told_apart(fabricate):
 
 
 def test_the_worst_seed_counts(fabricate):
-    """A row holds only if every seed of it does."""
+    """A check holds only if it holds for every seed."""
     run = fabricate()
     run.cell("geep", "speed=0.5", checks={"batches_agree": 1.0, "state_unchanged": True, "syncs": 1})
     run.cell("geep", "speed=0.5", seed=1, checks={"batches_agree": 0.5, "state_unchanged": False, "syncs": 3})

@@ -18,7 +18,7 @@ def by_heading(table):
 
 
 def test_every_cost_has_a_column(fabricate):
-    """Latencies in milliseconds, sizes in MiB, energy, parameters and training stand where they were recorded."""
+    """Latencies in milliseconds, sizes in MiB, energy, parameters and training are shown if recorded."""
     run = fabricate()
     run.cell(
         "bert",
@@ -38,7 +38,7 @@ def test_every_cost_has_a_column(fabricate):
 
 
 def test_what_is_missing_is_a_dash_with_its_reason(fabricate):
-    """An older result, or a machine without counters, leaves dashes, each explained in a footnote."""
+    """Older results and machines without counters give dashes, each explained in a footnote."""
     run = fabricate()
     run.cell("control-random", "speed=0.5", kind="control")
     table = table_of(run)
@@ -56,7 +56,7 @@ def test_what_is_missing_is_a_dash_with_its_reason(fabricate):
 
 
 def test_few_batches_are_admitted(fabricate):
-    """The 99th percentile of a handful of batches is called what it is."""
+    """A note says if the 99th percentile comes from few batches."""
     run = fabricate()
     run.cell("bert", latency=[(1, 12, 0.01, 0.011, 0.012)])
     assert any("as few as 12 batches" in note for note in table_of(run).notes)

@@ -8,7 +8,7 @@ from reports.tables.paper_table import PAPER, QUOTED, README, paper_tables
 
 
 def test_quoted_values_keep_to_what_the_paper_says_of_itself():
-    """Accuracies are shares, FLOPs never exceed BERT's, fall as the speed rises, and every value has a source."""
+    """Published accuracies are shares, FLOPs never exceed BERT's and fall with the speed, and every value has a source."""
     assert len(QUOTED) == 6 * 7 + 2
     for (dataset, method, _), value in QUOTED.items():
         assert 0.5 < value.accuracy < 1 and value.source in (PAPER, README)
@@ -33,7 +33,7 @@ def make(fabricate, **options):
 
 
 def test_they_stand_in_a_column_of_their_own_with_their_source(fabricate):
-    """Measured numbers stay where they were; the published ones are beside them, named and sourced."""
+    """Published values are in a column of their own, with their source, and measured numbers are unchanged."""
     table = make(fabricate)
     assert table.columns[-1].heading == "lcqmc published: acc. %; FLOPs"
     assert {row[0]: row[-1] for row in table.cells} == {
@@ -53,12 +53,12 @@ def test_never_beside_another_kind_of_measurement(fabricate):
 
 
 def test_never_beside_a_smaller_backbone(fabricate):
-    """Six layers are not BERT-base."""
+    """A backbone of six layers has no published column."""
     assert not any("published" in c.heading for c in make(fabricate, depth=6, layers=6).columns)
 
 
 def test_depth_tells_distilbert_rows_apart(fabricate):
-    """A student of six layers meets the paper's six-layer row, one of three its three-layer row."""
+    """A student of six layers is compared with the paper's six-layer row, one of three with its three-layer row."""
     run = fabricate()
     common = {"dataset": "weibo", "language": "zh", "synthetic": False}
     run.cell("bert", depth=12, layers=12, histogram=[0] * 11 + [200], **common)
@@ -68,7 +68,7 @@ def test_depth_tells_distilbert_rows_apart(fabricate):
 
 
 def test_form_of_the_paper(fabricate):
-    """Rows are method and speed, columns accuracy and FLOPs with the FLOPs ratio; languages are tables of their own."""
+    """Rows are method and speed, columns accuracy and FLOPs with the FLOPs ratio; each language has its table."""
     run = fabricate()
     run.cell("bert", dataset="weibo", language="zh", flops=21_785_247_744, accuracy=0.9769, synthetic=False)
     run.cell(

@@ -32,7 +32,7 @@ def shown(table, **keys) -> dict[str, str]:
 
 
 def test_difference_and_exact_p(fabricate):
-    """Eight losses and no win among 200 rows: 4 points, p = 2 / 2^8; the other way round the sign turns."""
+    """Eight losses and no win among 200 rows: 4 points, p = 2 / 2^8; in the other direction the sign changes."""
     run = fabricate()
     run.cell("bert", correct=answers(200, 0))
     run.cell("fastbert", "speed=0.5", correct=answers(200, 8))
@@ -47,7 +47,7 @@ def test_difference_and_exact_p(fabricate):
 
 
 def test_a_variant_is_held_against_what_it_is_like(fabricate):
-    """What its settings are worth, without anybody naming it; variants like a method that was not measured are not."""
+    """A variant is compared with the method that it is like, if that was measured."""
     run = fabricate()
     run.cell("bert", correct=answers(200, 0))
     run.cell("distilbert", correct=answers(200, 2))
@@ -62,7 +62,7 @@ def test_a_variant_is_held_against_what_it_is_like(fabricate):
 
 
 def test_rivals_that_the_profile_names(fabricate):
-    """They join bert and fastbert, for the method that names them; who was not measured is left out."""
+    """Rivals of the profile are added to bert and fastbert, for the method that names them, if they were measured."""
     run = fabricate()
     run.cell("bert", correct=answers(200, 0))
     run.cell("distilbert", correct=answers(200, 2))
@@ -82,7 +82,7 @@ def test_rivals_that_the_profile_names(fabricate):
 
 @pytest.mark.parametrize("table", [[], {"distilbert": "bert"}, {"distilbert": [3]}, None])
 def test_a_table_of_rivals_that_makes_no_sense_changes_nothing(fabricate, table):
-    """``run.json`` is informative: a report is made all the same."""
+    """``run.json`` is informative: with a wrong table the report is still made."""
     run = fabricate()
     run.cell("bert", correct=answers(20, 0))
     run.cell("distilbert", correct=answers(20, 2))
@@ -100,7 +100,7 @@ def test_same_answers_differ_by_nothing(fabricate):
 
 
 def test_family_is_one_method_and_one_rival(fabricate):
-    """Holm runs over the datasets of a method against a rival; other methods, rivals and kinds of data cost nothing."""
+    """The Holm family is one method against one rival over datasets; real and synthetic data are separate."""
     run = fabricate()
     for dataset, lost in (("one", 8), ("two", 6)):
         run.cell("bert", dataset=dataset, correct=answers(100, 0))
@@ -117,7 +117,7 @@ def test_family_is_one_method_and_one_rival(fabricate):
 
 
 def test_which_row_of_the_rival(fabricate):
-    """The same point, its base, the most accurate for methods without speeds; never another speed or device."""
+    """The rival is taken at the same point, its base, or its most accurate point; never at another speed or device."""
     run = fabricate()
     run.cell("bert")
     run.cell("fastbert", "speed=0.1", accuracy=0.9)
@@ -144,7 +144,7 @@ def test_which_row_of_the_rival(fabricate):
 
 
 def test_budgets_meet_the_speed_nearest_in_layers(fabricate):
-    """Speeds and budgets are no points of one another; cost brings them together. A missing budget stays missing."""
+    """A budget is compared with the speed that is nearest in mean layers."""
     run = fabricate()
     run.cell("bert")
     run.cell("fastbert", "speed=0.1", layers=5.0)
@@ -157,7 +157,7 @@ def test_budgets_meet_the_speed_nearest_in_layers(fabricate):
 
 
 def test_blocks_that_are_run_otherwise_are_still_compared(fabricate):
-    """Compiled blocks, or a loop that must run eagerly: the same test rows, the same weights, held side by side."""
+    """Rows that run their blocks in another way are still compared."""
     run = fabricate()
     run.cell("bert", compute="eager")
     run.cell("bert-compiled", compute="compiled")
@@ -167,7 +167,7 @@ def test_blocks_that_are_run_otherwise_are_still_compared(fabricate):
 
 
 def test_speedup_over_a_rival(fabricate):
-    """Against the reference it is the speed-up itself, else a ratio of speed-ups that says so, else a dash."""
+    """Over the reference it is the speed-up itself, else a marked ratio of speed-ups, else a dash."""
     run = fabricate()
     run.cell("bert")
     run.cell("fastbert", "speed=0.5", speedup=1.5)
@@ -188,7 +188,7 @@ def test_speedup_over_a_rival(fabricate):
 
 
 def judged(fabricate, n=1000, lost=0, seconds=(0.5,), name="a-run"):
-    """geep against bert, whose passes take a second, and fastbert, whose passes take 0.8; one seed for each of ``seconds``."""
+    """Return the table of geep against bert (passes of 1 s) and fastbert (0.8 s), with one seed for each of ``seconds``."""
     run = fabricate(name)
     for seed, own in enumerate(seconds):
         common = {"reference_seconds": [1.0, 1.0, 1.0], "seed": seed}
@@ -214,7 +214,7 @@ VERDICT = "Faster and not worse by 0.5 points"
     ],
 )
 def test_faster_and_not_worse(fabricate, changes, bert, fastbert):
-    """Both halves have to hold in every seed, against each rival; 500 equal rows are too few for 0.5 points."""
+    """Both halves must hold for every seed and rival; 500 equal rows are too few for 0.5 points."""
     table = judged(fabricate, **changes)
     found = [shown(table, method="geep", rival=rival)[VERDICT] for rival in ("bert", "fastbert")]
     assert found == [bert, fastbert]
@@ -222,7 +222,7 @@ def test_faster_and_not_worse(fabricate, changes, bert, fastbert):
 
 
 def test_bounds_by_hand(fabricate):
-    """Without a differing row Tango's bound is -z^2 / (n + z^2); without noise the least speed-up is the median."""
+    """Without a differing row Tango's bound is -z^2 / (n + z^2); without noise the lowest speed-up is the median."""
     table = judged(fabricate)
     (r,) = [r for r in table.rows if r.method == "geep" and r.rival == "bert"]
     z2 = 1.6448536**2
@@ -233,7 +233,7 @@ def test_bounds_by_hand(fabricate):
 
 
 def test_missing_samples_are_a_dash_and_a_mark(fabricate):
-    """Without the rival's rows there is no test and no verdict; both sides' marks stand behind the name, the speed-up stays."""
+    """Without the rival's rows there is no test and no verdict, but a mark, and the speed-up remains."""
     run = fabricate()
     run.cell("bert", samples=False)
     run.cell("geep", "speed=0.5", speedup=2.0)
@@ -245,7 +245,7 @@ def test_missing_samples_are_a_dash_and_a_mark(fabricate):
 
 
 def test_seeds_are_paired_by_their_number(fabricate):
-    """Only seeds that both sides have are compared, each with its own passes."""
+    """Only seeds that both sides have are compared."""
     run = fabricate()
     for seed in (2, 1):
         run.cell("bert", seed=seed, correct=answers(100, seed))
@@ -256,7 +256,7 @@ def test_seeds_are_paired_by_their_number(fabricate):
 
 
 def test_all_formats_carry_both_tables(fabricate):
-    """Page, Markdown, CSV and LaTeX have the tables, where the verdicts stand; the same run gives the same numbers."""
+    """Page, Markdown, CSV and LaTeX have both tables, and the same run gives the same numbers."""
     run = fabricate()
     run.cell("bert", accuracy=0.95)
     run.cell("geep", "speed=0.5", flops=FULL / 2, accuracy=0.9)

@@ -1,4 +1,4 @@
-"""What the variants of a run are, in its report."""
+"""The table of a run's variants."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(fabricate, tables=TABLES):
 
 
 def test_rows_that_are_variants_are_explained(fabricate):
-    """One row per measured variant: like whom, own settings, who teaches it; on the page, in Markdown and as CSV."""
+    """Each measured variant has a row with its base, its settings and its teachers, in all formats."""
     run = make(fabricate)
     (table,) = variants_tables(build_view(run.path))
     assert table.cells == [
@@ -46,13 +46,13 @@ def test_rows_that_are_variants_are_explained(fabricate):
     "text", ["", "[]", "{}", '{"profile": 3}', '{"profile": {"method": []}}', '{"profile": {"method": {"geep-b": 1}}}']
 )
 def test_a_run_that_does_not_say_is_reported_without(fabricate, text):
-    """run.json is informative: where it is damaged the report lacks the table, and nothing else."""
+    """With a damaged run.json the report lacks this table and nothing else."""
     run = make(fabricate)
     (run.path / "run.json").write_text(text, encoding="utf-8")
     assert variants_tables(build_view(run.path)) == []
 
 
 def test_a_run_without_variants_has_no_such_table(fabricate):
-    """Settings of methods alone make no table."""
+    """A run without variants has no such table."""
     run = make(fabricate, {"bert": {"epochs": 3}})
     assert variants_tables(build_view(run.path)) == []
