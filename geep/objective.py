@@ -44,8 +44,3 @@ def shared_exit_loss(model: MultiExitModel, tokens: TokenSet, layout: Layout, la
         student = model.student(i)(states[i], layout).float().log_softmax(-1)
         loss = loss + F.kl_div(student, target, reduction="batchmean", log_target=True)
     return loss
-
-
-def layer_passes(depth: int, exits: int) -> int:
-    """Layer passes of one sample in one training step: L + E (the released code: E(E+3)/2 + L)."""
-    return depth + exits

@@ -80,32 +80,32 @@ def read(folder: Path) -> tuple[Header, np.ndarray, np.ndarray]:
     Raises:
         ResultError: a file is missing, damaged or of another version.
     """
-    mend = "build and save the table again"
+    advice = "build and save the table again"
     try:
         data = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         raw = (folder / ARRAYS).read_bytes()
     except OSError as error:
-        raise ResultError(f"no exit table in {folder}: {error.filename}: {error.strerror}: {mend}") from error
+        raise ResultError(f"no exit table in {folder}: {error.filename}: {error.strerror}: {advice}") from error
     except ValueError as error:
-        raise ResultError(f"{folder / HEADER} is not valid JSON ({first_line(error)}): {mend}") from error
+        raise ResultError(f"{folder / HEADER} is not valid JSON ({first_line(error)}): {advice}") from error
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(data, dict) and (type(version) is not int or version != VERSION):
-        raise ResultError(f"{folder / HEADER} has version {version}, this program reads {VERSION}: {mend}")
+        raise ResultError(f"{folder / HEADER} has version {version}, this program reads {VERSION}: {advice}")
     try:
         header = Header.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{folder / HEADER} is damaged: {where}: {first['msg']}: {mend}") from error
+        raise ResultError(f"{folder / HEADER} is damaged: {where}: {first['msg']}: {advice}") from error
     if hashlib.sha256(raw).hexdigest() != header.sha256:
-        raise ResultError(f"{folder / ARRAYS} does not match the checksum in {HEADER}: {mend}")
+        raise ResultError(f"{folder / ARRAYS} does not match the checksum in {HEADER}: {advice}")
     try:
         arrays = load(raw)
     except SafetensorError as error:
-        raise ResultError(f"{folder / ARRAYS} is damaged ({first_line(error)}): {mend}") from error
+        raise ResultError(f"{folder / ARRAYS} is damaged ({first_line(error)}): {advice}") from error
     problem = _problem(header, arrays)
     if problem:
-        raise ResultError(f"exit table in {folder} is damaged: {problem}: {mend}")
+        raise ResultError(f"exit table in {folder} is damaged: {problem}: {advice}")
     return header, arrays["keys"], arrays["counts"]
 
 

@@ -69,7 +69,7 @@ class EncoderShape:
             BackboneError: a dimension is missing or the architecture is not BERT's.
         """
         if not isinstance(config, Mapping):
-            raise BackboneError("config.json holds no JSON object: choose a BERT-shaped checkpoint")
+            raise BackboneError("config.json is not a JSON object: choose a BERT-shaped checkpoint")
         # RoBERTa and similar models name tensors as BERT does but count positions from 2, so results would be wrong.
         kind = config.get("model_type", "bert")
         if kind not in ("bert", "distilbert"):

@@ -70,7 +70,7 @@ class Bounds:
         return min(rounded(layout.rows, 64), self.rows)
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """Turns a function into one that repeats it in the same memory."""
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
@@ -114,7 +114,7 @@ class CudaRecorder:
         return graph.replay
 
 
-class _Packed:
+class _PackedAttention:
     """Attention of packed samples whose bounds are in a buffer, cut off at ``rows``."""
 
     def __init__(self, bounds: Tensor, rows: int, longest: int) -> None:
@@ -132,7 +132,7 @@ class _Packed:
         return varlen.attend_first(query, kv, heads, self._bounds, self._longest)
 
 
-class _Padded:
+class _PaddedAttention:
     """Attention of ``count`` padded samples whose lengths are in a buffer."""
 
     def __init__(self, lengths: Tensor, count: int, pad_to: int) -> None:
@@ -190,8 +190,8 @@ class Lane:
     def attention(self, rows: int) -> Attention:
         """Return the attention of the loaded batch, of which ``rows`` rows run."""
         if self._size.pad_to:
-            return _Padded(self._lengths, rows // self._size.pad_to, self._size.pad_to)
-        return _Packed(self._bounds, rows, self._size.longest)
+            return _PaddedAttention(self._lengths, rows // self._size.pad_to, self._size.pad_to)
+        return _PackedAttention(self._bounds, rows, self._size.longest)
 
 
 class GraphEngine(Engine):
@@ -203,7 +203,7 @@ class GraphEngine(Engine):
     """
 
     def __init__(
-        self, model: MultiExitModel, bounds: Bounds, *, compiled: bool = False, recorder: Recorder | None = None
+        self, model: MultiExitModel, bounds: Bounds, *, compiled: bool = False, recorder: GraphRecorder | None = None
     ) -> None:
         super().__init__(model, compiled=compiled)
         self.bounds = bounds

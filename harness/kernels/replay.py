@@ -2,7 +2,7 @@
 
 ::
 
-    recorder = Recorder(host.launcher(source), path)
+    recorder = LaunchRecorder(host.launcher(source), path)
     ...                                            # code that launches kernels through the recorder
     replay(source, path, "thread").raise_if_bad()
 
@@ -40,7 +40,7 @@ _OPTIONS = {
 _SCALAR, _BUFFER = 0, 1
 
 
-class Recorder:
+class LaunchRecorder:
     """A host launcher that also records every launch and its buffers before it."""
 
     def __init__(self, launcher: HostLauncher, path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from baselines.full_depth.bert import Bert
 from geep.method import Geep
-from geep.objective import layer_passes, shared_exit_loss
+from geep.objective import shared_exit_loss
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
@@ -153,17 +153,11 @@ def test_students_see_no_gold_labels(batch: Split) -> None:
 
 @pytest.mark.parametrize(("depth", "exits"), SIZES)
 def test_layer_passes_of_a_step(depth: int, exits: int, batch: Split) -> None:
-    """One step passes every sample through exactly L + E layers."""
+    """One step passes every sample through exactly L + E layers, fewer than twice as many as fine-tuning."""
     model = make(depth, exits)
     with LayerPasses([model]) as passes:
         shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels)
-    assert passes.count == layer_passes(depth, exits) * len(batch) == (depth + exits) * len(batch)
-
-
-@pytest.mark.parametrize("depth", range(3, 25))
-def test_costs_at_most_twice_fine_tuning(depth: int) -> None:
-    """At the default E = L - 2 one-step training takes fewer than 2.0 times the layer passes of fine-tuning."""
-    assert 1 < layer_passes(depth, depth - 2) / depth < 2.0
+    assert passes.count == (depth + exits) * len(batch) < 2 * depth * len(batch)
 
 
 def test_measured_cost_of_training(signal_task: Task, small_backbone: Backbone) -> None:

@@ -225,7 +225,7 @@ class HashedBackend:
             raise bad_id(worst - 1 - (1 << 32 if worst > 1 << 31 else 0))  # the kernel sees ids as uint32
         if sample:
             raise ConfigError(
-                f"exit table: offsets of sample {sample - 1} do not rise or leave the ids: mend the offsets"
+                f"exit table: offsets of sample {sample - 1} do not rise or leave the ids: correct the offsets"
             )
 
     @property

@@ -19,7 +19,7 @@ from geep.exit_table.backends import hashed
 from geep.exit_table.backends.hashed import HashedBackend
 from harness.core.errors import DeviceError
 from harness.kernels import Launcher, Source, host
-from harness.kernels.replay import SANITIZERS, Recorder, problem, replay
+from harness.kernels.replay import SANITIZERS, LaunchRecorder, problem, replay
 
 NEEDS_COMPILER = pytest.mark.skipif(host.problem() is not None, reason=str(host.problem()))
 SMALL = {"FIRST_CAPACITY": 16, "CHUNK": 200, "DENSE_IDS": 12, "PROBES": 8}
@@ -120,7 +120,7 @@ def record(path: Path) -> Source:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(hashed, name, value)
-        case.answers(case.table(Recorder(host.launcher(source, flags=FLAGS), path)), runs_out=True)
+        case.answers(case.table(LaunchRecorder(host.launcher(source, flags=FLAGS), path)), runs_out=True)
     return source
 
 

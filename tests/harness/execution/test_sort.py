@@ -19,7 +19,7 @@ from harness.core.errors import ConfigError
 from harness.execution import schedule as module
 from harness.execution.schedule import schedule, schedule_on_device, sort_kernels
 from harness.kernels import Launcher, host
-from harness.kernels.replay import SANITIZERS, Recorder, problem, replay
+from harness.kernels.replay import SANITIZERS, LaunchRecorder, problem, replay
 
 NEEDS_COMPILER = pytest.mark.skipif(host.problem() is not None, reason=str(host.problem()))
 SMALL_TILE = re.sub(r"#define TILE 2048", "#define TILE 40", sort_kernels().text)
@@ -120,7 +120,7 @@ def record(path: Path) -> None:
         torch.from_numpy(rng.integers(0, 5, 5000).astype(np.int16)),
         torch.from_numpy(rng.integers(0, 9, 5000)),
     )
-    recorder = Recorder(host.launcher(sort_kernels()), path)
+    recorder = LaunchRecorder(host.launcher(sort_kernels()), path)
     for longest in (8, 2000):
         check(exits, lengths, 5, longest, recorder, window=2500)
 

@@ -32,7 +32,7 @@ extern "C" __global__ void neighbour(const int* in, int* out) {
 
 def record(source: Source, path: Path) -> None:
     """A launch of every kernel."""
-    recorder = replay.Recorder(host.launcher(source, flags=("-O1",)), path)
+    recorder = replay.LaunchRecorder(host.launcher(source, flags=("-O1",)), path)
     recorder.launch("count", 4, 64, torch.arange(5000, dtype=torch.int32) % 7, torch.zeros(7, dtype=torch.int32), 5000)
     recorder.launch("reverse", 4, 64, torch.arange(256, dtype=torch.int32) * 100, torch.zeros(256, dtype=torch.int32))
     recorder.launch("neighbour", 1, 32, torch.arange(32, dtype=torch.int32), torch.zeros(64, dtype=torch.int32))
