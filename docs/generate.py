@@ -25,6 +25,7 @@ from harness import registry
 from harness.cli.run_options import parser
 from harness.contracts import Execution
 from harness.core.settings import describe
+from harness.data.cards import Columns, DatasetCard
 from harness.results import schema
 from harness.running.profile import ExecutionSettings, Profile
 
@@ -68,6 +69,21 @@ def summary(model: type[BaseModel]) -> str:
     return plain(inspect.cleandoc(model.__doc__ or "").partition("Attributes:")[0].strip())
 
 
+def shortened(value: str) -> str:
+    """Allowed values of a list or table in the words of a reference page."""
+    for long, short in (
+        ("whose items are each", "of"),
+        ("whose values are each", "of"),
+        ("of text in quotes", "of texts"),
+        ("of an integer", "of integers"),
+        ("of a number", "of numbers"),
+        ("of a list of", "of lists of"),
+        ("of a table", "of tables"),
+    ):
+        value = value.replace(long, short)
+    return value
+
+
 def nested(annotation: Any) -> list[type[BaseModel]]:
     """The models that an annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -98,7 +114,7 @@ def fields(model: type[BaseModel], described_by: type | None = None) -> list[lis
             )
             default = "none" if value is None else default
         meaning = info.description or meanings.get(name, "")
-        value = describe(root["properties"][key], root)
+        value = shortened(describe(root["properties"][key], root))
         for inner in nested(info.annotation):
             value = value.replace("a table", f"[{inner.__name__}](#{inner.__name__.lower()})")
         rows.append([code(key), value, default, meaning])
@@ -114,15 +130,15 @@ def options(command: argparse.ArgumentParser) -> Iterator[str]:
                 continue
             value = "" if action.nargs == 0 else str(action.metavar or (action.dest if not action.choices else ""))
             if action.choices:
-                value = " | ".join(str(choice) for choice in action.choices)
+                value = f"{{{','.join(str(choice) for choice in action.choices)}}}"
             names = [f"{option} {value}".strip() for option in action.option_strings] or [value]
-            rows.append([", ".join(code(name.replace("|", "\\|")) for name in names), action.help or ""])
+            rows.append([", ".join(code(name) for name in names), action.help or ""])
         if rows:
             title = {"positional arguments": "arguments", "options": "options"}.get(
                 group.title or "", group.title or ""
             )
             yield f"**{title[:1].upper()}{title[1:]}**{': ' + group.description if group.description else ''}\n"
-            yield table(["option", "meaning"], rows).replace("\\\\|", "\\|")
+            yield table(["option", "meaning"], rows)
 
 
 def command_line() -> str:
@@ -221,11 +237,28 @@ def result_page() -> str:
     return "\n".join(parts)
 
 
+def card_page() -> str:
+    """The page of the keys of a dataset card."""
+    head = ["key", "value", "default", "meaning"]
+    return "\n".join(
+        [
+            NOTE + "# Dataset card\n",
+            "A card describes a public dataset. It is a table of `harness/data/cards.toml`; see "
+            "[Add a dataset](../how-to/dataset.md#add-a-card-to-the-project). A local folder needs none.\n",
+            table(head, fields(DatasetCard)),
+            "## Table `columns` { #columns }\n",
+            summary(Columns) + "\n",
+            table(head, fields(Columns)),
+        ]
+    )
+
+
 PAGES = {
     "command-line.md": command_line,
     "profile.md": profile_page,
     "method-settings.md": method_page,
     "result-schema.md": result_page,
+    "dataset-card.md": card_page,
 }
 
 

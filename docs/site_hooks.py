@@ -17,12 +17,9 @@ from typing import Any
 log = logging.getLogger("mkdocs.plugins.site_hooks")
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATED = (
-    "reference/command-line.md",
-    "reference/profile.md",
-    "reference/method-settings.md",
-    "reference/result-schema.md",
-)
+GENERATED = [
+    f"reference/{name}.md" for name in ("command-line", "profile", "method-settings", "result-schema", "dataset-card")
+]
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 

@@ -13,7 +13,10 @@ import pytest
 import harness
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = {f"docs/reference/{name}.md" for name in ("command-line", "profile", "method-settings", "result-schema")}
+GENERATED = {
+    f"docs/reference/{name}.md"
+    for name in ("command-line", "profile", "method-settings", "result-schema", "dataset-card")
+}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if page.relative_to(ROOT).as_posix() not in GENERATED]
 TWO_COMMANDS = "python3 -m venv .venv && .venv/bin/python -m pip install -q -c constraints.txt tox && .venv/bin/tox"
@@ -75,6 +78,7 @@ def test_docs_tools_are_the_same_in_both_places() -> None:
 def test_generated_pages_follow_the_code(tmp_path: Path) -> None:
     """The generated reference has every command, option, profile key, stored field and registered method."""
     from harness import registry
+    from harness.data.cards import DatasetCard
     from harness.results.schema import SAMPLE_COLUMNS, Cell, Result
     from harness.running.profile import Profile
 
@@ -84,7 +88,7 @@ def test_generated_pages_follow_the_code(tmp_path: Path) -> None:
     assert {f"docs/reference/{name}" for name in pages} == GENERATED
     for command in ("run", "report", "compare", "pack", "list", "flops", "pretrain", "distill"):
         assert f"\n## `{command}`" in pages["command-line.md"]
-    for option in ("--profile P", "--gate", "--minutes M", "--dtype auto \\| float32 \\| bfloat16"):
+    for option in ("--profile P", "--gate", "--minutes M", "--dtype {auto,float32,bfloat16}"):
         assert f"`{option}`" in pages["command-line.md"]
     for key in Profile.model_fields:
         assert f"| `{key}` |" in pages["profile.md"]
@@ -94,6 +98,8 @@ def test_generated_pages_follow_the_code(tmp_path: Path) -> None:
         *(info.alias or name for name, info in Result.model_fields.items()),
     ]:
         assert f"| `{key}` |" in pages["result-schema.md"]
+    for key in DatasetCard.model_fields:
+        assert f"| `{key}` |" in pages["dataset-card.md"]
     for name in registry.names():
         assert f"\n## `{name}`\n" in pages["method-settings.md"]
 
