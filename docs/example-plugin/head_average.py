@@ -42,6 +42,3 @@ class HeadAverage(BorrowingMethod):
 
     def borrow(self, teachers) -> LastHeads:
         return LastHeads(fitted_teacher(teachers, "fastbert").model)
-
-    def point_names(self, config) -> list[str]:
-        return ["heads=2", "heads=3"]
