@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from harness.core.tokens import TokenSet
-from harness.encoder.layout import Layout
-from harness.encoder.model import ExitGate
-from harness.encoder.multi_exit import MultiExitModel
-from harness.toolkit.joint_training import (
-    JointMethod,
-    JointSettings,
-    exit_answers,
-    exit_losses,
-    weighted_mean,
-)
-from harness.toolkit.training import LossFn
+from harness.toolkit.joint_training import JointMethod, JointSettings, weighted_mean
 
 
 class Pabee(JointMethod):
@@ -27,10 +16,5 @@ class Pabee(JointMethod):
     name = "pabee"
     rule = "patience"
 
-    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: JointSettings) -> LossFn:
-        weights = range(1, len(model.answers) + 1)
-
-        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-            return weighted_mean(exit_losses(exit_answers(model, tokens, layout)[1], labels), weights)
-
-        return loss
+    def combine(self, losses: Tensor, own: JointSettings) -> Tensor:
+        return weighted_mean(losses, range(1, len(losses) + 1))

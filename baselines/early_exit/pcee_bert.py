@@ -7,18 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from harness.core.tokens import TokenSet
-from harness.encoder.layout import Layout
-from harness.encoder.model import ExitGate
-from harness.encoder.multi_exit import MultiExitModel
-from harness.toolkit.joint_training import (
-    JointMethod,
-    JointSettings,
-    exit_answers,
-    exit_losses,
-    weighted_mean,
-)
-from harness.toolkit.training import LossFn
+from harness.toolkit.joint_training import JointMethod, JointSettings, weighted_mean
 
 Scheme = Literal["asc", "desc", "uniform"]
 
@@ -49,10 +38,5 @@ class PceeBert(JointMethod[PceeBertSettings]):
     rule = "patience-confidence"
     settings = PceeBertSettings
 
-    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: PceeBertSettings) -> LossFn:
-        weights = exit_weights(own.weights, len(model.answers))
-
-        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-            return weighted_mean(exit_losses(exit_answers(model, tokens, layout)[1], labels), weights)
-
-        return loss
+    def combine(self, losses: Tensor, own: PceeBertSettings) -> Tensor:
+        return weighted_mean(losses, exit_weights(own.weights, len(losses)))

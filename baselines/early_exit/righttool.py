@@ -6,15 +6,9 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from harness.core.errors import ConfigError
-from harness.core.tokens import TokenSet
-from harness.encoder.layout import Layout
-from harness.encoder.model import ExitGate
-from harness.encoder.multi_exit import MultiExitModel
-from harness.toolkit.joint_training import JointMethod, JointSettings, exit_answers, exit_losses
-from harness.toolkit.training import LossFn
+from harness.toolkit.joint_training import JointMethod, JointSettings
 
 PUBLISHED = (0, 3, 5)  # early exits in BERT-base's 12 layers
 
@@ -58,9 +52,3 @@ class RightTool(JointMethod[RightToolSettings]):
                 f"method '{self.name}': layers = {list(own.layers)} do not fit {depth} layers: choose from 0..{depth - 2}"
             )
         return sorted(own.layers)
-
-    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: RightToolSettings) -> LossFn:
-        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-            return exit_losses(exit_answers(model, tokens, layout)[1], labels).sum()
-
-        return loss

@@ -1,13 +1,12 @@
 """Joint training of all exits of one model: what the methods of this family share.
 
-A method states its loss over the exits (:meth:`JointMethod.objective`), where its exits are, whether it trains a gate, and
+A method states its loss over the exits (:meth:`JointMethod.combine`), where its exits are, whether it trains a gate, and
 which epoch it keeps. This module does the rest: losses per exit, gradient equilibrium, the dev score, and tuning of the
 authors' exit rule.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Generic
 
@@ -93,6 +92,7 @@ class JointMethod(BaseMethod[J], Generic[J]):
 
     Attributes:
         rule: the exit rule, a key of :data:`~harness.toolkit.rule_exits.RULES`.
+        equilibrium: see :func:`exit_states`.
         gated: whether a gate is trained beside the heads.
         keeps_best: keep the epoch with the largest dev accuracy, mean over all exits; else the last epoch.
     """
@@ -100,12 +100,22 @@ class JointMethod(BaseMethod[J], Generic[J]):
     settings: type[J] = JointSettings  # type: ignore[assignment]  # the default of J
     fitted = RuleExits
     rule: ClassVar[RuleName]
+    equilibrium: ClassVar[bool] = False
     gated: ClassVar[bool] = False
     keeps_best: ClassVar[bool] = True
 
-    @abstractmethod
+    def combine(self, losses: Tensor, own: J) -> Tensor:
+        """Combine the exits' cross-entropies [A] into one loss; by default their sum."""
+        return losses.sum()
+
     def objective(self, model: MultiExitModel, gate: ExitGate | None, own: J) -> LossFn:
         """Return the loss of one batch. The loss is called once per step, in order."""
+
+        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
+            _, logits = exit_answers(model, tokens, layout, equilibrium=self.equilibrium)
+            return self.combine(exit_losses(logits, labels), own)
+
+        return loss
 
     def exits(self, depth: int, own: J) -> Sequence[int]:
         """Return the layer indices of the early exits, within 0 .. depth-2.
