@@ -35,19 +35,12 @@ TUNING = Execution(batch_size=64)
 class GeepSettings(MethodSettings):
     """Settings of GEEP. ``speeds`` are the entropy thresholds at which exit tables are built."""
 
-    head: Head = Field(default="fastbert", description="kind of classifier head")
-    exits: int | None = Field(default=None, ge=1, description="number of student exits E; by default L - 2, the most")
-    ngram: int = Field(default=1, ge=1, le=MAX_NGRAM, description="longest key, in tokens")
-    min_count: int = Field(
-        default=2, ge=1, le=COUNT_LIMIT - 1, description="samples that a key needs for a row of its own"
-    )
-    smoothing: int = Field(default=8, ge=0, le=COUNT_LIMIT - 1, description="weight of the back-off row in every row")
-    holdout: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.5,
-        description="share of train that tables are built from, without training on it; 0: all",
-    )
+    head: Head = Field("fastbert", description="kind of classifier head")
+    exits: int | None = Field(None, ge=1, description="number of student exits E; by default L - 2, the most")
+    ngram: int = Field(1, ge=1, le=MAX_NGRAM, description="longest key, in tokens")
+    min_count: int = Field(2, ge=1, le=COUNT_LIMIT - 1, description="samples that a key needs for its own row")
+    smoothing: int = Field(8, ge=0, le=COUNT_LIMIT - 1, description="weight of the back-off row in every row")
+    holdout: float = Field(0.0, ge=0, le=0.5, description="share of train for tables only; 0: all of train for both")
 
     @property
     def point_names(self) -> list[str]:

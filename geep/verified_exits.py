@@ -178,7 +178,7 @@ class GeepVerifiedSettings(MethodSettings):
     """Settings of ``geep-verified``."""
 
     modes: Annotated[tuple[Literal["once", "steps"], ...], Field(strict=False, min_length=1)] = Field(
-        default=("once", "steps"),
+        ("once", "steps"),
         description="once: one look, then a fixed end; steps: a look at every next (predicted) exit. Each at most once",
     )
 

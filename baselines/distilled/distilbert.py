@@ -9,7 +9,7 @@ labels then replaces masked language modelling, and embeddings, alternate layers
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -37,6 +37,7 @@ from harness.toolkit.distillation import (
     take_layers,
 )
 from harness.toolkit.fitted import FullDepth
+from harness.toolkit.settings import Layers
 from harness.toolkit.student_start import StudentMethod, StudentSettings
 from harness.toolkit.training import total_cost
 
@@ -44,19 +45,13 @@ from harness.toolkit.training import total_cost
 class DistilBertSettings(StudentSettings):
     """Settings of DistilBERT. Temperature and 5 : 2 : 1 are the released run's; its 2 was on masked language modelling."""
 
-    layers: int | None = Field(
-        default=None, ge=1, description="layers of the student; by default half of the teacher's"
-    )
-    layer_map: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] | None = Field(
-        default=None, description="teacher layer that each student layer starts from, rising; by default evenly spread"
-    )
-    start: Literal["teacher", "backbone"] = Field(
-        default="teacher", description="whose layers are copied: the fine-tuned teacher's, or the pretrained backbone's"
-    )
-    temperature: float = Field(default=2.0, gt=0, description="softens the answers of both in the loss")
-    alpha_ce: float = Field(default=5.0, ge=0, description="weight of the teacher's soft answers")
-    alpha_hard: float = Field(default=2.0, ge=0, description="weight of the labels")
-    alpha_cos: float = Field(default=1.0, ge=0, description="weight of the cosine of the last hidden states")
+    layers: int | None = Field(None, ge=1, description="of the student; by default half of the teacher's")
+    layer_map: Layers | None = Field(None, description="teacher layers to start from, rising; by default evenly spread")
+    start: Literal["teacher", "backbone"] = Field("teacher", description="whose layers are copied")
+    temperature: float = Field(2.0, gt=0, description="softens the answers of both in the loss")
+    alpha_ce: float = Field(5.0, ge=0, description="weight of the teacher's soft answers")
+    alpha_hard: float = Field(2.0, ge=0, description="weight of the labels")
+    alpha_cos: float = Field(1.0, ge=0, description="weight of the cosine of the last hidden states")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -75,16 +70,12 @@ class DistilBertSettings(StudentSettings):
 class DistilBertGeneralSettings(StrictSettings):
     """Settings of general distillation, with the weights of the released run."""
 
-    layers: int | None = Field(
-        default=None, ge=1, description="layers of the student; by default half of the teacher's"
-    )
-    temperature: float = Field(default=2.0, gt=0, description="softens the answers of both in the loss")
-    alpha_ce: float = Field(default=5.0, ge=0, description="weight of the teacher's soft words")
-    alpha_mlm: float = Field(default=2.0, ge=0, description="weight of the masked words")
-    alpha_cos: float = Field(default=1.0, ge=0, description="weight of the cosine of the last hidden states")
-    soft_on: Literal["all", "masked"] = Field(
-        default="all", description="tokens with soft words: all, or masked ones only (--restrict_ce_to_mask)"
-    )
+    layers: int | None = Field(None, ge=1, description="of the student; by default half of the teacher's")
+    temperature: float = Field(2.0, gt=0, description="softens the answers of both in the loss")
+    alpha_ce: float = Field(5.0, ge=0, description="weight of the teacher's soft words")
+    alpha_mlm: float = Field(2.0, ge=0, description="weight of the masked words")
+    alpha_cos: float = Field(1.0, ge=0, description="weight of the cosine of the last hidden states")
+    soft_on: Literal["all", "masked"] = Field("all", description="tokens with soft words")
 
     @model_validator(mode="after")
     def _some_loss(self) -> Self:

@@ -18,7 +18,7 @@ from harness.toolkit.settings import BudgetSettings
 class ExitRuleSettings(BudgetSettings):
     """Settings of ``exit-rule``."""
 
-    rule: RuleName = Field(default="entropy", description="the exit rule")
+    rule: RuleName = Field("entropy", description="the exit rule")
 
 
 class BorrowedExits(RuleExits):

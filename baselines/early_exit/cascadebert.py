@@ -38,19 +38,14 @@ _APART = 1e-6  # confidences nearer than this differ by rounding only
 class CascadeBertSettings(BudgetSettings):
     """Settings of CascadeBERT. Epochs and batch size are those of the released script."""
 
-    epochs: int = Field(default=5, ge=1, description="passes over the train split")
-    batch_size: int = Field(default=16, ge=1, description="samples per step")
-    layers: int | None = Field(
-        default=None, ge=1, description="of the small model; by default a sixth of the whole one's, as 2 of 12"
-    )
-    margin: float = Field(default=0.5, ge=0, le=1, description="of the ranking loss, in confidence")
-    weight: float = Field(default=0.5, ge=0, description="of the ranking loss")
-    difficulty: Literal["small", "bert"] = Field(
-        default="small",
-        description="whose mistakes make a sample hard: small models trained on the other folds, or bert on train",
-    )
-    folds: int = Field(default=5, ge=2, description="folds for difficulty = small")
-    calibrate: bool = Field(default=False, description="true: fit a temperature on dev")
+    epochs: int = Field(5, ge=1, description="passes over the train split")
+    batch_size: int = Field(16, ge=1, description="samples per step")
+    layers: int | None = Field(None, ge=1, description="of the small model; by default a sixth of the whole one's")
+    margin: float = Field(0.5, ge=0, le=1, description="of the ranking loss, in confidence")
+    weight: float = Field(0.5, ge=0, description="of the ranking loss")
+    difficulty: Literal["small", "bert"] = Field("small", description="whose mistakes make a sample hard")
+    folds: int = Field(5, ge=2, description="folds for difficulty = small")
+    calibrate: bool = Field(False, description="true: fit a temperature on dev")
 
 
 def ranking_loss(sure: Tensor, hard: Tensor, margin: float) -> Tensor:

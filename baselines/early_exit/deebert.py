@@ -19,10 +19,8 @@ from harness.toolkit.settings import BudgetSettings
 class DeeBertSettings(BudgetSettings):
     """Settings of DeeBERT."""
 
-    ramp_epochs: int | None = Field(default=None, ge=1, description="epochs of the ramps; by default as epochs")
-    ramp_learning_rate: float | None = Field(
-        default=None, gt=0, description="learning rate of the ramps; by default as learning_rate"
-    )
+    ramp_epochs: int | None = Field(None, ge=1, description="epochs of the ramps; by default as epochs")
+    ramp_learning_rate: float | None = Field(None, gt=0, description="of the ramps; by default as learning_rate")
 
 
 class DeeBert(BaseMethod[DeeBertSettings]):

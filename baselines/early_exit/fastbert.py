@@ -24,19 +24,15 @@ Direction = Literal["teacher-student", "student-teacher"]
 class FastBertSettings(SpeedSettings):
     """Settings of FastBERT. ``epochs`` and ``learning_rate`` are step 1's, which ``bert`` has run."""
 
-    distill_epochs: int = Field(default=5, ge=1, description="epochs of distillation")
-    distill_learning_rate: float | None = Field(
-        default=None, gt=0, description="of distillation; by default 10 x learning_rate, as published"
-    )
+    distill_epochs: int = Field(5, ge=1, description="epochs of distillation")
+    distill_learning_rate: float | None = Field(None, gt=0, description="by default 10 x learning_rate")
     schedule: Literal["intended", "released"] = Field(
-        default="intended",
-        description="released: as in the released code, the rate is 0 after as many steps as step 1 had",
+        "intended", description="released: the learning rate is 0 after as many steps as step 1 had"
     )
     divergence: Direction = Field(
-        default="teacher-student",
-        description="teacher-student is KL(p_t || p_s), as in the released code; student-teacher is the paper's",
+        "teacher-student", description="KL(p_t || p_s) as in the code, or KL(p_s || p_t) as in the paper"
     )
-    teacher_dropout: bool = Field(default=False, description="true: the teacher answers with dropout, as released")
+    teacher_dropout: bool = Field(False, description="true: the teacher answers with dropout, as released")
 
 
 def divergence(student: Tensor, teacher: Tensor, direction: Direction) -> Tensor:

@@ -36,19 +36,13 @@ RESTARTS = 40  # of k-means, as in the released code
 class HashEESettings(MethodSettings):
     """Settings of HashEE. Epochs and learning rate are those of the released example."""
 
-    epochs: int = Field(default=4, ge=1, description="passes over the train split")
-    learning_rate: float = Field(default=5e-5, gt=0, description="peak learning rate of AdamW")
-    head: Head = Field(default="fastbert", description="kind of classifier head")
-    hash: Literal["frequency", "mi", "random", "clustered"] = Field(
-        default="frequency", description="how token ids are put into buckets"
-    )
-    layers: int | None = Field(default=None, ge=1, description="of the backbone, from the bottom; by default all")
-    buckets: int | None = Field(
-        default=None,
-        ge=1,
-        description="of tokens; by default 6 as released, or as many as there are layers to exit from",
-    )
-    first_exit: int = Field(default=1, ge=1, description="layer, counted from 1, after which the first bucket exits")
+    epochs: int = Field(4, ge=1, description="passes over the train split")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
+    head: Head = Field("fastbert", description="kind of classifier head")
+    hash: Literal["frequency", "mi", "random", "clustered"] = Field("frequency", description="how ids get buckets")
+    layers: int | None = Field(None, ge=1, description="of the backbone, from the bottom; by default all")
+    buckets: int | None = Field(None, ge=1, description="of tokens; by default 6, or as many as there are exits")
+    first_exit: int = Field(1, ge=1, description="layer, counted from 1, after which the first bucket exits")
 
     @property
     def point_names(self) -> list[str]:

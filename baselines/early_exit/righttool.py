@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from harness.core.errors import ConfigError
 from harness.toolkit.joint_training import JointMethod, JointSettings
+from harness.toolkit.settings import Layers
 
 PUBLISHED = (0, 3, 5)  # early exits in BERT-base's 12 layers
 
@@ -16,9 +16,7 @@ PUBLISHED = (0, 3, 5)  # early exits in BERT-base's 12 layers
 class RightToolSettings(JointSettings):
     """Settings of The Right Tool."""
 
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] | None = Field(
-        default=None, description="layer indices of the early exits, each once; by default those of the paper, scaled"
-    )
+    layers: Layers | None = Field(None, description="of the early exits, each once; by default the paper's, scaled")
 
     @field_validator("layers")
     @classmethod

@@ -20,7 +20,7 @@ from harness.toolkit.training import dev_accuracies, train
 class BertSettings(MethodSettings):
     """Settings of a fine-tuned model."""
 
-    head: Head = Field(default="fastbert", description="kind of classifier head")
+    head: Head = Field("fastbert", description="kind of classifier head")
 
 
 def fine_tune(task: Task, backbone: Backbone, own: BertSettings, *, seed: int, name: str) -> FullDepth:

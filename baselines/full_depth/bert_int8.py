@@ -130,9 +130,7 @@ KINDS = {kind.scales: kind for kind in (Quantised, QuantisedByCall)}
 class BertInt8Settings(MethodSettings):
     """Settings of ``bert-int8``."""
 
-    scales: Literal["token", "call"] = Field(
-        default="token", description="how activations are scaled: per row, or per call"
-    )
+    scales: Literal["token", "call"] = Field("token", description="activations are scaled per row or per call")
 
 
 class BertInt8(BaseMethod[BertInt8Settings]):

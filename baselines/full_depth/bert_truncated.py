@@ -21,7 +21,7 @@ from harness.toolkit.fitted import FullDepth
 class BertTruncatedSettings(BertSettings):
     """Settings of ``bert-truncated``."""
 
-    layers: int | None = Field(default=None, ge=1, description="layers to keep; by default half of the backbone's")
+    layers: int | None = Field(None, ge=1, description="layers to keep; by default half of the backbone's")
 
 
 def first_layers(backbone: Backbone, layers: int) -> Backbone:

@@ -31,7 +31,7 @@ from harness.toolkit.training import LossFn, dev_accuracies, train
 class JointSettings(BudgetSettings):
     """Settings of jointly trained exits. Every exit has a head of its own."""
 
-    head: Head = Field(default="linear", description="kind of classifier head; linear is BERT's pooler and classifier")
+    head: Head = Field("linear", description="kind of classifier head; linear is BERT's pooler and classifier")
 
 
 J = TypeVar("J", bound=JointSettings, default=JointSettings)

@@ -35,6 +35,8 @@ Budgets = Annotated[
     AfterValidator(_rising),
 ]
 
+Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]  # layer indices
+
 
 def speed_name(speed: float) -> str:
     """Return the name of the operating point at an entropy threshold."""
@@ -44,19 +46,15 @@ def speed_name(speed: float) -> str:
 class Recipe(StrictSettings):
     """Hyper-parameters of one training run. Defaults are FastBERT's (ACL 2020), with BERT's weight decay."""
 
-    epochs: int = Field(default=3, ge=1, description="passes over the train split")
-    learning_rate: float = Field(default=2e-5, gt=0, description="peak learning rate of AdamW")
-    batch_size: int = Field(default=32, ge=1, description="samples per step")
-    weight_decay: float = Field(default=0.01, ge=0, description="weight decay; norms and biases have none")
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    clip: float = Field(default=1.0, gt=0, allow_inf_nan=True, description="largest norm of the gradient")
-    head_rate: float = Field(
-        default=1.0, gt=0, description="factor on the learning rate of heads, which are not pretrained"
-    )
+    epochs: int = Field(3, ge=1, description="passes over the train split")
+    learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of AdamW")
+    batch_size: int = Field(32, ge=1, description="samples per step")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay; norms and biases have none")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    clip: float = Field(1.0, gt=0, allow_inf_nan=True, description="largest norm of the gradient")
+    head_rate: float = Field(1.0, gt=0, description="factor on the learning rate of heads")
     precision: Precision = Field(
-        default="auto",
-        description="of matrix products; auto is bfloat16 where the device has it in hardware. "
-        "Weights, norms and optimiser stay in float32",
+        "auto", description="of matrix products; auto: bfloat16 if the device has it in hardware"
     )
 
     def changed(self, **values: Any) -> Self:
@@ -67,8 +65,8 @@ class Recipe(StrictSettings):
 class MethodSettings(Recipe):
     """Settings that every method accepts: a profile sets them for all methods at once, and each uses what it needs."""
 
-    head: Head | None = Field(default=None, description="kind of classifier head; by default the method's own choice")
-    speeds: Speeds = Field(default=SPEEDS, description="entropy thresholds of early-exit methods (FastBERT's speed)")
+    head: Head | None = Field(None, description="kind of classifier head; by default the method's own choice")
+    speeds: Speeds = Field(SPEEDS, description="entropy thresholds of early-exit methods (FastBERT's speed)")
 
     @property
     def point_names(self) -> list[str]:
@@ -87,9 +85,7 @@ class SpeedSettings(MethodSettings):
 class BudgetSettings(MethodSettings):
     """Settings of a method whose exit rule is tuned on dev at budgets."""
 
-    budgets: Budgets = Field(
-        default=BUDGETS, description="mean layers that a sample may run, as shares of the full depth"
-    )
+    budgets: Budgets = Field(BUDGETS, description="mean layers, as shares of the full depth")
 
     @property
     def point_names(self) -> list[str]:

@@ -23,17 +23,14 @@ from harness.toolkit.training import LossFn, TrainingReport, dev_accuracies, tra
 class StudentSettings(MethodSettings):
     """Settings of a method that trains a student of ``bert``."""
 
-    layers: int | None = Field(
-        default=None, ge=1, description="layers of the student; by default the method's own choice"
-    )
+    layers: int | None = Field(None, ge=1, description="of the student")
     student: str | dict[str, str] = Field(
-        default="",
-        description='folder or hub id to start from, or one per language: {en = "...", zh = "..."}',
+        "", description="folder or hub id to start from, or a table with one per language"
     )
-    temperature: float = Field(default=1.0, gt=0, description="softens the answers of both in the loss")
-    augment: int = Field(default=0, ge=0, description="augmented copies of every train sample")
-    augment_p: float = Field(default=0.4, gt=0, le=1, description="probability that a word is replaced in a copy")
-    augment_candidates: int = Field(default=15, ge=1, description="candidates to replace a word by")
+    temperature: float = Field(1.0, gt=0, description="softens the answers of both in the loss")
+    augment: int = Field(0, ge=0, description="augmented copies of every train sample")
+    augment_p: float = Field(0.4, gt=0, le=1, description="probability that a word is replaced in a copy")
+    augment_candidates: int = Field(15, ge=1, description="candidates to replace a word by")
 
     @property
     def augmentation(self) -> Augmentation:

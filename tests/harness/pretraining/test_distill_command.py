@@ -305,8 +305,18 @@ def test_a_teacher_without_a_head(distil: Distil, tmp_path: Path) -> None:
     [
         ("distilbert", ["--layers", "5"], ConfigError, "5 layers cannot start from a teacher of 4"),
         ("distilbert", ["--temperature", "0"], ConfigError, "temperature = 0.0 is not allowed"),
-        ("distilbert", ["--alpha-mlm", "-1"], ConfigError, "alpha_mlm = -1.0 is not allowed: give a number of at least 0"),
-        ("distilbert", ["--alpha-ce", "0", "--alpha-mlm", "0", "--alpha-cos", "0"], ConfigError, "give one a value above 0"),
+        (
+            "distilbert",
+            ["--alpha-mlm", "-1"],
+            ConfigError,
+            "alpha_mlm = -1.0 is not allowed: give a number of at least 0",
+        ),
+        (
+            "distilbert",
+            ["--alpha-ce", "0", "--alpha-mlm", "0", "--alpha-cos", "0"],
+            ConfigError,
+            "give one a value above 0",
+        ),
         ("distilbert", ["--width", "8"], ConfigError, "unknown key 'width'"),
         ("tinybert", ["--layers", "3"], ConfigError, r"do not divide the teacher's 4: choose one of \[1, 2, 4\]"),
         ("tinybert", ["--width", "32"], ConfigError, "width 32 does not fit"),
