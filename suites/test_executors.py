@@ -16,7 +16,7 @@ import pytest
 from harness.core import clock
 from harness.encoder.backbone import default_device
 from harness.execution.engine import DTYPES
-from harness.measure.peak_rate import matrix_rate
+from harness.measure.resources import matrix_rate
 from suites.workloads.random_model import EXECUTORS, ExecutorWorkload
 
 WINDOWS = (256, 1024, 0)

@@ -75,9 +75,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty: give it a header and at least one row") from error
     except pd.errors.ParserError as error:
-        raise DataError(
-            f"{path}: not a {form} table ({first_line(error)}): quote texts that hold separators"
-        ) from error
+        raise DataError(f"{path}: not a {form} table ({first_line(error)}): quote texts with separators") from error
     except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}): write the file again") from error
 

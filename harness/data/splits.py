@@ -72,9 +72,8 @@ def _rows(mask: np.ndarray) -> str:
     """Return ``row 3, 8, ... (12 rows)`` for the true entries of ``mask``; rows count from 1, without the header."""
     found = np.flatnonzero(mask) + 1
     listed = ", ".join(str(row) for row in found[:_SHOWN])
-    return f"row{'s' if len(found) > 1 else ''} {listed}" + (
-        f", ... ({len(found)} rows)" if len(found) > _SHOWN else ""
-    )
+    more = f", ... ({len(found)} rows)" if len(found) > _SHOWN else ""
+    return f"row{'s' if len(found) > 1 else ''} {listed}{more}"
 
 
 def integer_labels(
@@ -113,11 +112,7 @@ def _short(value: object) -> str:
 
 
 def check_split(split: RawSplit, where: str, text_column: str = "text", pair_column: str = "text_pair") -> None:
-    """Check that a split has rows, and no empty text.
-
-    Args:
-        where: file or hub split, for the message.
-        text_column, pair_column: names of the columns of ``texts`` and ``pairs``, for the message.
+    """Check that a split has rows, and no empty text. ``where`` and the names of the columns are for the message.
 
     Raises:
         DataError: names the column and the rows.
@@ -129,16 +124,13 @@ def check_split(split: RawSplit, where: str, text_column: str = "text", pair_col
             continue
         empty = np.fromiter((not text.strip() for text in texts), dtype=bool, count=len(texts))
         if empty.any():
-            raise DataError(
-                f"{where}: column '{column}' has no text in {_rows(empty)}: delete these rows or fill them in"
-            )
+            raise DataError(f"{where}: column '{column}' has no text in {_rows(empty)}: delete or fill these rows")
 
 
 def count_labels(train: RawSplit, where: str, expected: int | None = None) -> int:
     """Return the number of classes C of a train split, whose labels must be 0 .. C - 1.
 
     Args:
-        where: file or hub split, for the message.
         expected: C if it is known beforehand. Then train may lack classes, as small samples of many classes do.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Resources of a fitted method beside time: bytes on disk, memory of the process, energy, and whether the device still works."""
+"""Resources of a fitted method beside time: bytes on disk, memory, energy; and the state and peak rate of the device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from harness.contracts import Fitted
@@ -136,3 +137,17 @@ def advice(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "; the device's memory is full: lower --batch-size, or use --compute eager"
     return ""
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Measure the FLOP/s of a large product of random matrices: the median of ten, after two for warm-up."""
+    size = 8192 if torch.device(device).type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(12):
+        phases = clock.Phases(device)
+        clock.synchronise(device)
+        with phases("product"):
+            a @ b
+        seconds.append(phases.seconds()["product"])
+    return 2 * size**3 / float(np.median(seconds[2:]))

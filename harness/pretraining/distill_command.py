@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         model = method.general_distillation(teacher, config=settings, dropout=recipe.dropout)
     if not isinstance(model, Distillation):
         raise MethodError(
-            f"method '{args.method}': general_distillation returned a {type(model).__name__}: return a Distillation"
+            f"general_distillation of '{args.method}' returned a {type(model).__name__}, not a Distillation"
         )
     work = args.work or args.out / "training"
     data = plan.shards_for(args, work, vocabulary.of_backbone(teacher))

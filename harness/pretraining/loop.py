@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from harness.core import clock
 from harness.core.errors import ConfigError, ResultError
 from harness.core.files import write_text
 from harness.encoder.masked_words import MaskedWordModel
-from harness.measure.peak_rate import matrix_rate
+from harness.measure.resources import matrix_rate
 from harness.pretraining import snapshot
 from harness.pretraining.general_distillation import Distillation
 from harness.pretraining.recipe import PretrainRecipe
@@ -169,6 +169,16 @@ class Trainer:
     def save(self) -> None:
         snapshot.save(self.folder, self.progress.step, self.model, self.optimizer, vars(self.progress))
 
+    def _batches(self, first: int, stop: int) -> Iterator[list[Batch]]:
+        """Yield the batches of steps ``first`` .. ``stop - 1``."""
+        size = self.recipe.accumulate
+        waiting: list[Batch] = []
+        for batch in ahead(self.stream.batch, first * size, stop * size):
+            waiting.append(batch)
+            if len(waiting) == size:
+                yield waiting
+                waiting = []
+
     def _update(self, step: int, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Do one step; return its loss and the norm of its gradient, on the device."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + step)  # dropout
@@ -188,14 +198,9 @@ class Trainer:
         """Measure the time of a step on this device, by real steps that are then undone."""
         self.model.train()
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
-        size, step, start, done = self.recipe.accumulate, 0, 0.0, 0
-        waiting: list[Batch] = []
-        for batch in ahead(self.stream.batch, 0, 10**6):
-            waiting.append(batch)
-            if len(waiting) < size:
-                continue
-            self._update(step, waiting)
-            waiting, step = [], step + 1
+        start, done = 0.0, 0
+        for step, batches in enumerate(self._batches(0, 10**6), start=1):
+            self._update(step - 1, batches)
             if step == _WARM:
                 clock.synchronise(self.device)
                 start = clock.now()
@@ -232,11 +237,9 @@ class Trainer:
         self.model.train()
         losses: list[Tensor] = []
         norms: list[Tensor] = []
-        waiting: list[Batch] = []
         start = mark = clock.now()
         saved = mark
         tokens, done_before = 0, progress.step
-        size = recipe.accumulate
         with _Bar(recipe.steps, progress.step, show) as bar:
 
             def look() -> None:
@@ -265,16 +268,12 @@ class Trainer:
                 losses.clear()
                 norms.clear()
 
-            for batch in ahead(self.stream.batch, progress.step * size, recipe.steps * size):
-                waiting.append(batch)
-                if len(waiting) < size:
-                    continue
-                loss, norm = self._update(progress.step, waiting)
+            for batches in self._batches(progress.step, recipe.steps):
+                loss, norm = self._update(progress.step, batches)
                 losses.append(loss)
                 norms.append(norm)
                 progress.step += 1
-                tokens += sum(one.tokens for one in waiting)
-                waiting = []
+                tokens += sum(batch.tokens for batch in batches)
                 now = clock.now()
                 ends = progress.step == recipe.steps or now - start >= stop_after
                 if ends or now - saved >= save_every:

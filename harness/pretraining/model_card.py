@@ -279,9 +279,7 @@ def _rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
         try:
             rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResultError(
-                f"cannot read {path} ({error!r}): give a file written by suites.studies.depth --out"
-            ) from error
+            raise ResultError(f"cannot read {path} ({error!r}): give a file of suites.studies.depth") from error
     return rows
 
 
@@ -292,9 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m harness.pretraining.model_card", description="Write a model card again."
     )
     parser.add_argument("folder", type=Path, help="backbone folder, as written by geep-bench pretrain")
-    parser.add_argument(
-        "--accuracy", type=Path, action="append", default=[], help="JSON of suites.studies.depth; may be repeated"
-    )
+    parser.add_argument("--accuracy", type=Path, action="append", default=[], help="JSON of suites.studies.depth")
     parser.add_argument("--control", type=Path, action="append", default=[], help="the same with an untrained backbone")
     args = parser.parse_args(arguments)
     add_accuracy(args.folder, _rows(args.accuracy), _rows(args.control))

@@ -35,9 +35,7 @@ def check_device(device: str) -> None:
         DeviceError: this machine has no CUDA device.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            "--device cuda: this machine has no usable CUDA device: leave --device out, or use --device cpu"
-        )
+        raise DeviceError("--device cuda: this machine has no usable CUDA device: use --device cpu")
 
 
 def _progress(args: argparse.Namespace, text: str) -> None:
@@ -65,9 +63,7 @@ def shards_for(args: argparse.Namespace, work: Path | None, tokenizer: Tokenizer
         raise ConfigError("--shards-only needs a folder: name it with --shards DIR")
     if not (folder / "shards.json").is_file():
         if not args.corpus:
-            raise ConfigError(
-                f"no shards in {folder}: give raw text with --corpus FILE[,FILE], or shards with --shards DIR"
-            )
+            raise ConfigError(f"no shards in {folder}: give text with --corpus FILE[,FILE], or --shards DIR")
         if not args.lang:
             raise ConfigError("--corpus needs --lang en or --lang zh: the languages are masked differently")
         if folder.exists():
@@ -79,25 +75,17 @@ def shards_for(args: argparse.Namespace, work: Path | None, tokenizer: Tokenizer
         shards.make(sources, folder, language=args.lang, vocab=vocab, length=args.length, tokenizer=given)
     found = shards.Shards.open(folder)
     if args.lang and args.lang != found.facts["language"]:
-        raise ConfigError(
-            f"--lang {args.lang}, but the shards in {folder} are {found.facts['language']}: name other shards"
-        )
+        raise ConfigError(f"--lang {args.lang}, but the shards in {folder} are {found.facts['language']}: name others")
     if tokenizer and vocabulary.fingerprint(tokenizer) != found.facts["vocabulary"]:
-        raise ConfigError(
-            f"the shards in {folder} have another vocabulary than the teacher: name another folder with --shards or --out"
-        )
+        raise ConfigError(f"the shards in {folder} have another vocabulary than the teacher: name another --shards")
     if args.corpus:
         if "pairs" not in found.facts["train"] and any(corpus.corpus_file(path).form != "txt" for path in args.corpus):
-            _progress(
-                args, f"the shards in {folder} come from a version without pairs of texts; delete them to use pairs"
-            )
+            _progress(args, f"the shards in {folder} were made without pairs of texts; delete them to use pairs")
         wanted = sorted(
             (one["name"], one["sha256"]) for one in (corpus.corpus_file(path).facts() for path in args.corpus)
         )
         if wanted != sorted((one["name"], one["sha256"]) for one in found.facts["sources"]):
-            raise ConfigError(
-                f"the shards in {folder} were made from other files: name another folder with --shards or --out"
-            )
+            raise ConfigError(f"the shards in {folder} were made from other files: name another --shards")
     return found
 
 

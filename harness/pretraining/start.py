@@ -27,9 +27,7 @@ def shape_for(
     """
     heads = heads or max(1, width // 64)
     if width % heads:
-        raise ConfigError(
-            f"--width {width} is not divisible by --heads {heads}: choose a multiple of the number of heads"
-        )
+        raise ConfigError(f"--width {width} is not divisible by --heads {heads}: choose a multiple of it")
     return EncoderShape(layers, width, heads, intermediate or 4 * width, vocab, max_positions=length)
 
 

@@ -12,37 +12,27 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from harness.core.command_line import exit_codes
-from harness.core.errors import ConfigError, DataError
+from harness.core.errors import ConfigError
 from harness.core.files import write_folder
+from harness.data.local import FORMATS
 from harness.encoder import checkpoint
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
-from harness.pretraining.text import vocabulary
+from harness.pretraining.text import corpus, vocabulary
 
 
 def read_texts(path: Path) -> list[str]:
-    """Return the lines of a text file, or the columns ``text`` and ``text_pair`` of a Parquet file.
+    """Return the texts of a file: of a table with a column ``text``, or of any other text file.
 
     Raises:
         DataError: the file cannot be read or has no text.
     """
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-            texts = [str(value) for name in ("text", "text_pair") if name in table for value in table[name]]
-        else:
-            texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot read {path}: {error}: give a UTF-8 text file or a Parquet file with a column 'text'"
-        ) from error
-    if not any(text.strip() for text in texts):
-        raise DataError(f"{path} has no text: give a file with a sample per line")
-    return texts
+    form = path.suffix[1:] if path.suffix[1:] in FORMATS else "txt"
+    documents = corpus.read(corpus.CorpusFile(path, form))
+    return [text for one in documents for text in ((one,) if isinstance(one, str) else one)]
 
 
 def make_scratch(
@@ -74,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness.pretraining.untrained", description=__doc__.splitlines()[0]
     )
-    parser.add_argument(
-        "--texts", type=Path, required=True, help="text file (a sample per line) or Parquet with a column text"
-    )
+    parser.add_argument("--texts", type=Path, required=True, help="text file, or a table with a column text")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=128)

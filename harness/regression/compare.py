@@ -144,9 +144,7 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
     if len(usable) < len(twins):
         remarks.append(f"{len(twins) - len(usable)} cells were measured on other test rows and are left out")
     if not usable:
-        raise ResultError(
-            f"nothing to compare: {base.name} and {new.name} were measured on other test rows: use the same data and --max-test"
-        )
+        raise ResultError(f"{base.name} and {new.name} have other test rows: use the same data and --max-test")
     changes = [_change(base, new, *twin) for twin in usable]
     _judge_costs(changes, limits)
     _judge_accuracy(changes, limits)

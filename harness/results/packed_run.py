@@ -274,9 +274,7 @@ def load(path: Path | str) -> PackedRun:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ResultError(
-            f"cannot read {path}: {error.strerror}: give a run folder, or a file written by 'geep-bench pack RUN FILE'"
-        ) from error
+        raise ResultError(f"cannot read {path}: {error.strerror}: give a run folder or a packed run") from error
     except ValueError as error:
         raise ResultError(f"{path} is not a packed run ({error}): write it again with 'geep-bench pack'") from error
     versions = {name: data.get(name) if isinstance(data, dict) else None for name in ("packed", "schema")}

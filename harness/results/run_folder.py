@@ -71,7 +71,7 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise ResultError(
-                f"cannot write the run folder {run.path}: {error.strerror}: choose another folder with --out"
+                f"cannot write the run folder {run.path}: {error.strerror}: choose another --out"
             ) from error
         return run
 
@@ -84,9 +84,7 @@ class RunFolder:
         """
         run = cls(path)
         if not (run.path / "results").is_dir():
-            raise ResultError(
-                f"no run at {run.path} (no folder 'results' in it): create one with 'geep-bench run --out {run.path}'"
-            )
+            raise ResultError(f"no run at {run.path} : create one with 'geep-bench run --out {run.path}'")
         return run
 
     def result_path(self, cell: Cell) -> Path:

@@ -34,7 +34,7 @@ from harness.core.errors import ConfigError
 from harness.core.files import write_json, write_text
 from harness.encoder.backbone import default_device
 from harness.execution.engine import DTYPES
-from harness.measure.peak_rate import matrix_rate
+from harness.measure.resources import matrix_rate
 from suites.workloads.random_model import EXECUTORS, ExecutorWorkload
 
 COMPUTE: tuple[Compute, ...] = ("eager", "compiled", "graphs", "compiled-graphs")

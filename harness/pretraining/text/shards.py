@@ -235,15 +235,11 @@ class Shards:
         """
         path = folder / "shards.json"
         if not path.is_file():
-            raise DataError(
-                f"no shards.json in {folder}: make shards with geep-bench pretrain --corpus FILE --shards DIR"
-            )
+            raise DataError(f"no shards.json in {folder}: make them with geep-bench pretrain --shards DIR")
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             if facts["format"] != FORMAT:
-                raise DataError(
-                    f"{path} has format {facts['format']}, this program reads {FORMAT}: make the shards again"
-                )
+                raise DataError(f"{path} has format {facts['format']}, not {FORMAT}: make the shards again")
             tokenizer = vocabulary.load(folder)
             if vocabulary.fingerprint(tokenizer) != facts["vocabulary"]:
                 raise DataError(f"the vocabulary in {folder} is not that of its shards: copy the folder again")

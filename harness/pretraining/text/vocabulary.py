@@ -74,9 +74,7 @@ def train_exactly(texts: Iterable[str], size: int, language: str) -> Tokenizer:
     tokenizer = train(texts, size, min(size, _ALPHABET[language]))
     found = tokenizer.get_vocab_size()
     if found < size:
-        raise ConfigError(
-            f"--vocab {size}: the corpus gives only {found} pieces: lower --vocab to that, or give more text"
-        )
+        raise ConfigError(f"--vocab {size}: the corpus gives only {found} pieces: lower it, or give more text")
     if found > size:  # the alphabet alone
         raise ConfigError(f"--vocab {size}: the single characters are already {found} pieces: raise --vocab to that")
     return Tokenizer.from_str(tokenizer.to_str())

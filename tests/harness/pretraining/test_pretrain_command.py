@@ -297,7 +297,7 @@ def test_options_that_make_no_sense_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--lang", "en", "--out", "o"], "no shards in o/training/shards: give raw text"),
+        (["--lang", "en", "--out", "o"], "no shards in o/training/shards: give text with --corpus"),
         (["--corpus", "c.txt", "--out", "o"], "--corpus needs --lang"),
         (["--corpus", "c.txt", "--lang", "en"], "--out DIR"),
         (["--corpus", "empty.txt", "--lang", "en", "--out", "o"], "has no text"),
