@@ -1,9 +1,11 @@
-"""Methods by name: registered with a decorator, or found through the entry-point group ``geep.methods``.
+"""Finds methods by name, through the entry-point group ``geep.methods``.
 
-A third-party package registers a method with these lines of its ``pyproject.toml``::
+A package registers a method with these lines of its ``pyproject.toml``::
 
     [project.entry-points."geep.methods"]
     my-method = "my_package:MyMethod"
+
+Notebooks and tests call :func:`register` instead.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ def _checked(name: str, method: object) -> Method:
         raise MethodError(f"{whose}: kind = {found.kind!r} is not one of {', '.join(get_args(Kind))}")
     # A string would be taken for the names of its letters.
     if not isinstance(found.needs, tuple | list) or not all(isinstance(need, str) for need in found.needs):
-        raise MethodError(f'{whose}: needs = {found.needs!r} is not a tuple of names: write needs = ("bert",) or ()')
+        raise MethodError(f'{whose}: needs = {found.needs!r} must be a tuple of names: write needs = ("bert",) or ()')
     if not callable(found.fit) or not callable(found.load):
-        raise MethodError(f"{whose}: fit and load have to be functions: see harness/contracts.py")
+        raise MethodError(f"{whose}: fit and load must be functions: see harness/contracts.py")
     return found
 
 
@@ -60,20 +62,20 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 
 def names() -> list[str]:
-    """Every known method, sorted."""
+    """Return the names of all methods, sorted."""
     return sorted({*_registered, *_entry_points()})
 
 
 def known(name: str) -> bool:
-    """Whether there is a method of that name, working or not."""
+    """Return whether a method of that name is registered; it may be a plug-in that cannot be imported."""
     return name in _registered or name in _entry_points()
 
 
 def get(name: str) -> Method:
-    """The method called ``name``.
+    """Return the method called ``name``.
 
     Raises:
-        UnknownNameError: nobody registered it; the message suggests the nearest names.
+        UnknownNameError: it is not registered; the message suggests the nearest names.
         MethodError: its plug-in cannot be imported or lacks a part of the contract.
     """
     if name in _registered:
@@ -83,27 +85,29 @@ def get(name: str) -> Method:
         raise UnknownNameError("method", name, names())
     try:
         plugin = points[name].load()()
-    # A plug-in may raise anything on import, or end the process; the user needs to know which one.
+    # A plug-in may raise anything on import, or even exit; the message must name the plug-in.
     except (Exception, SystemExit) as error:
         raise MethodError(
             f"method '{name}' from '{points[name].value}' cannot be imported ({format_error(error)}): "
-            "mend or uninstall that plug-in"
+            "repair or uninstall this plug-in"
         ) from error
     method = _checked(name, plugin)
     if method.name != name:
-        raise MethodError(f"entry point '{name}' gives a method that calls itself '{method.name}': make the two equal")
+        raise MethodError(
+            f"entry point '{name}' gives a method with the name '{method.name}': make the two names equal"
+        )
     _registered[name] = method
     return method
 
 
 def in_order(wanted: Iterable[str], find: Callable[[str], Method] = get) -> list[str]:
-    """``wanted`` and everything it needs, each after what it needs.
+    """Return ``wanted`` and all methods they need, each after those that it needs.
 
     Args:
-        find: the method of a name; a profile also knows its variants.
+        find: returns the method of a name; that of a profile also knows variants.
 
     Raises:
-        UnknownNameError: a name is not known.
+        UnknownNameError: a name is unknown.
         ConfigError: methods need each other in a circle.
     """
     done: list[str] = []

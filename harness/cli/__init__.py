@@ -1,1 +1,1 @@
-"""The command line ``geep-bench``. May import every room of the harness; no room imports it."""
+"""The command line ``geep-bench``. May import all rooms of the harness; no room imports it."""

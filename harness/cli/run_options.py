@@ -1,4 +1,4 @@
-"""The command line of ``geep-bench``: what can be said, and how it is read. :mod:`harness.cli.main` does it."""
+"""The parser of ``geep-bench``. :mod:`harness.cli.main` holds the commands."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from harness.cli import distill_options, pretrain_options
 from harness.cli.argument_types import OneLineParser, names, whole_number
+from harness.cli.raw_text_options import DISTILL, PRETRAIN, add_distill_options, add_pretrain_options
 
 EXAMPLES = """examples:
   geep-bench run --profile quick                      embedded data, CPU, no network; minutes
   geep-bench run --profile mini --data my-data --backbone en=my-backbone --datasets ag_news
   geep-bench run --profile quick --methods bert,geep --datasets lcqmc --seeds 0,1,2
-  geep-bench report runs/quick                        make the report again from a run folder
+  geep-bench report runs/quick                        make the report of a run folder again
   geep-bench compare suites/expected/quick.json runs/quick --gate
   geep-bench list methods
   geep-bench flops --backbone bert-base-uncased --labels 2 --seq-len 128 --json
   geep-bench pretrain --corpus wiki.txt.zst --lang en --minutes 60 --out my-backbone
   geep-bench distill distilbert --teacher my-backbone --corpus wiki.txt.zst --lang en --layers 6 --out my-student
 
-A run goes on where it was stopped; finished cells are not run again (unless --fresh).
-Exit codes: 0 done, 1 some cells failed or (compare --gate) got worse, 2 unusable input (one line says what and how to mend it)."""
+Run the same command again to resume; finished cells are not run again (unless --fresh).
+Exit codes: 0 done; 1 cells failed or, with compare --gate, got worse; 2 invalid input (the message says how to correct it)."""
 
 
 def _seeds(text: str) -> list[int]:
@@ -34,7 +34,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _share(text: str) -> float:
-    """``"5"`` (percent, or points of accuracy) -> 0.05."""
+    """Read a percentage or points of accuracy: ``"5"`` -> 0.05."""
     try:
         number = float(text)
     except ValueError:
@@ -45,7 +45,7 @@ def _share(text: str) -> float:
 
 
 def backbones(text: str) -> dict[str, str]:
-    """``"en=A,zh=B"`` -> backbone per language; a bare name serves both."""
+    """Read ``"en=A,zh=B"`` as one backbone per language; a name without language is used for both."""
     found = {}
     for part in names(text):
         language, separator, place = part.partition("=")
@@ -59,11 +59,11 @@ def backbones(text: str) -> dict[str, str]:
 
 
 def setting(text: str) -> tuple[str, str, Any]:
-    """``"tinybert.augment=2"`` -> method, key and value; a value that is no TOML (or a date in it) is text."""
+    """Read ``"METHOD.SETTING=VALUE"`` as method, key and value; a value that is not TOML, or is a date, is text."""
     left, separator, right = text.partition("=")
     table, _, key = left.strip().rpartition(".")
     if not separator or not table or not key or not right.strip():
-        raise argparse.ArgumentTypeError(f"'{text}' is not METHOD.SETTING=VALUE, e.g. tinybert.augment=2")
+        raise argparse.ArgumentTypeError(f"'{text}' is not METHOD.SETTING=VALUE, e.g. bert.epochs=2")
     try:
         value = tomllib.loads(f"value = {right}")["value"]
     except tomllib.TOMLDecodeError:
@@ -90,18 +90,18 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         action="append",
         default=[],
         metavar="M.KEY=VALUE",
-        help="a setting of a method (or of 'training': of all); M.like=NAME makes a variant, which is run, too; repeatable",
+        help="a setting of a method, or of all with M = training; M.like=NAME makes a variant, which is measured, too; repeatable",
     )
-    run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a device")
     run.add_argument("--batch-size", type=whole_number(1), metavar="N", help="samples per batch")
     run.add_argument(
-        "--batch-tokens", type=whole_number(1), metavar="N", help="a batch also ends before it holds more tokens"
+        "--batch-tokens", type=whole_number(1), metavar="N", help="most tokens of a batch, padding included"
     )
-    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights and hidden states")
+    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="type of weights and hidden states")
     run.add_argument(
         "--compute",
         choices=("auto", "eager", "compiled", "graphs", "compiled-graphs"),
-        help="how blocks are run; auto: CUDA graphs where there is a device, else eager",
+        help="how blocks are run; auto: CUDA graphs on a device, else eager",
     )
     run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
     run.add_argument("--max-train", type=whole_number(1), metavar="N", help="at most N train rows (stratified, seed 0)")
@@ -114,15 +114,15 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         help="fit N methods at a time (on a CPU), each on 1/N of the threads",
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
-    run.add_argument("--fit-only", action="store_true", help="fit and cache, and measure later, on a quiet machine")
-    run.add_argument("--fresh", action="store_true", help="fit and measure again what is there already")
+    run.add_argument("--fit-only", action="store_true", help="fit and cache only; measure later, on a quiet machine")
+    run.add_argument("--fresh", action="store_true", help="fit and measure again what exists already")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line, all of it."""
+    """Return the parser of the whole command line."""
     top = OneLineParser(
         prog="geep-bench",
-        description="Efficient BERT inference, refereed: accuracy, FLOPs and throughput from one pass over real data.",
+        description="Compare methods for efficient BERT inference: accuracy, FLOPs and throughput from one pass over real data.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,27 +137,27 @@ def parser() -> argparse.ArgumentParser:
 
     comparing = commands.add_parser(
         "compare",
-        help="what changed between two runs, and is any of it a regression",
-        description="What changed between two runs: accuracy on the same samples, FLOPs, layers, speed-up over the reference.",
+        help="compare two runs and find regressions",
+        description="Compare two runs: accuracy on the same samples, FLOPs, layers and speed-up over the reference.",
     )
     comparing.add_argument("base", type=Path, metavar="BASE", help="run folder or packed reference")
     comparing.add_argument("new", type=Path, metavar="NEW", help="run folder or packed reference")
-    comparing.add_argument("--gate", action="store_true", help="exit with 1 where something got worse")
+    comparing.add_argument("--gate", action="store_true", help="exit with 1 if something got worse")
     comparing.add_argument(
         "--margin",
         type=_share,
         metavar="POINTS",
-        help="accuracy that may be lost beside chance; default 0.5, and 3 between different machines",
+        help="accuracy that may be lost beyond chance; default 0.5, and 3 between different machines",
     )
     comparing.add_argument(
         "--slower", type=_share, metavar="PERCENT", help="time that may be added, relative to the reference; default 5"
     )
 
-    packing = commands.add_parser("pack", help="a run in one small file, to compare others with")
+    packing = commands.add_parser("pack", help="pack a run into one small file, as a reference for compare")
     packing.add_argument("run", type=Path, metavar="RUN")
     packing.add_argument("file", type=Path, metavar="FILE")
 
-    listing = commands.add_parser("list", help="what there is to choose from")
+    listing = commands.add_parser("list", help="list methods, datasets, backbones or profiles")
     listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"))
     listing.add_argument(
         "--profile",
@@ -173,24 +173,17 @@ def parser() -> argparse.ArgumentParser:
         "--exit",
         type=whole_number(1),
         metavar="K",
-        help="leave after layer K (counted from 1) instead of the last",
+        help="exit after layer K (counted from 1) instead of the last",
     )
     flops.add_argument("--json", action="store_true", help="print one JSON object")
 
-    pretrain_options.add(
+    raw = argparse.RawDescriptionHelpFormatter
+    add_pretrain_options(
         commands.add_parser(
-            "pretrain",
-            help="a backbone of your own, from raw text",
-            description=pretrain_options.DESCRIPTION,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            "pretrain", help="pretrain a backbone on raw text", description=PRETRAIN, formatter_class=raw
         )
     )
-    distill_options.add(
-        commands.add_parser(
-            "distill",
-            help="a student of your own, from a teacher and raw text",
-            description=distill_options.DESCRIPTION,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    add_distill_options(
+        commands.add_parser("distill", help="distil a student on raw text", description=DISTILL, formatter_class=raw)
     )
     return top

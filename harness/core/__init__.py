@@ -1,1 +1,1 @@
-"""The ground floor of the referee: token sets, errors, files, the clock, counted work. Imports nothing else of the project."""
+"""What every room uses: token sets, errors, files, the clock, counted work, settings. Imports no other room."""

@@ -1,4 +1,4 @@
-"""The one module that reads clocks. Tests replace :func:`now`."""
+"""The only module that reads clocks. Tests replace :func:`now`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 
 
 def now() -> float:
-    """Seconds on a monotonic clock."""
+    """Return seconds on a monotonic clock."""
     return time.perf_counter()
 
 
 def synchronise(device: torch.device | str) -> None:
-    """Wait for everything queued on ``device``."""
+    """Wait until all work queued on ``device`` is done."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Phases:
-    """Seconds spent in named parts of one pass, without synchronising on CUDA (events, read at the end)."""
+    """Seconds of the named parts of one pass. CUDA events, read at the end, avoid synchronisation."""
 
     def __init__(self, device: torch.device | str) -> None:
         self._device = torch.device(device)
@@ -32,7 +32,7 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count the body under ``name``."""
+        """Add the time of the ``with`` block to ``name``."""
         if self._cuda:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)  # of that device, whichever is current
@@ -46,7 +46,7 @@ class Phases:
             self._seconds[name] += now() - start
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by name. On CUDA call it after the results are on the host."""
+        """Return seconds by name. On CUDA, call it when the results are on the host."""
         for name, begin, end in self._events:
             end.synchronize()
             self._seconds[name] += begin.elapsed_time(end) / 1000

@@ -1,4 +1,4 @@
-"""The machine and the versions that a number belongs to."""
+"""Facts about the machine and the versions that a measurement belongs to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _memory() -> int | None:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout this code runs from, with ``+`` if files differ from it; ``None`` outside one."""
+    """Return the commit of this checkout, with ``+`` if files differ from it; ``None`` outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
@@ -53,7 +53,7 @@ def _version(package: str) -> str | None:
 
 @cache
 def environment_facts() -> dict[str, Any]:
-    """Facts that make two timings comparable or not; no user name, host name or path."""
+    """Return the facts that decide whether two timings are comparable; no user name, host name or path."""
     facts: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),

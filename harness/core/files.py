@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, and the cache of backbones and fitted methods, keyed by content."""
+"""Atomic writes of files and folders, and content keys for the cache of backbones and fitted methods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.core.errors import ConfigError, ResultError
 
 
 def cache_root() -> Path:
-    """``$GEEP_BENCH_CACHE``, or ``geep-bench`` in the user's cache folder."""
+    """Return ``$GEEP_BENCH_CACHE``, or ``geep-bench`` in the user's cache folder."""
     chosen = os.environ.get("GEEP_BENCH_CACHE")
     if chosen:
         return Path(chosen)
@@ -23,7 +23,7 @@ def cache_root() -> Path:
 
 
 def content_key(*parts: Any) -> str:
-    """16 hex digits that change whenever a part (JSON values) changes."""
+    """Return 16 hex digits that change whenever a part (JSON values) changes."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -31,12 +31,12 @@ def content_key(*parts: Any) -> str:
 def write_folder(
     folder: Path,
     fill: Callable[[Path], None],
-    advice: str = "point GEEP_BENCH_CACHE to a folder with space that you may write",
+    advice: str = "set GEEP_BENCH_CACHE to a writable folder with enough space",
 ) -> None:
-    """Let ``fill`` write into a temporary neighbour, then move it into place: whole, or not there at all.
+    """Let ``fill`` write a temporary folder, then move it into place, so that ``folder`` is complete or absent.
 
     Args:
-        advice: what to do if the folder cannot be written.
+        advice: the last part of the error message.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -56,9 +56,9 @@ def write_folder(
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a temporary neighbour, flush it to disk, then move it into place.
+    """Call ``write`` with a temporary path, flush the file to disk, then move it into place.
 
-    A process killed at any moment leaves either the old file, or the new one, whole.
+    A process that is killed leaves the complete old file or the complete new one.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -72,7 +72,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             f"cannot write {path}: {error.strerror}: choose another folder with --out or free space"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
 
 

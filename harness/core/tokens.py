@@ -12,13 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenSet:
-    """Samples as packed token ids on one device; padding is the executor's choice, not the data's.
+    """Samples as packed token ids on one device, without padding; executors pad if they need to.
 
     Attributes:
         ids: int32 [total], the samples one after another, special tokens included.
-        offsets: int64 [N + 1]; sample ``i`` is ``ids[offsets[i]:offsets[i + 1]]``. Every sample has a token.
+        offsets: int64 [N + 1]; sample ``i`` is ``ids[offsets[i]:offsets[i + 1]]``. No sample is empty.
         segments: int8 [total], 0 for the first text and 1 for the second of a pair.
-        special: ids of [CLS], [SEP] and [PAD], which carry no word and enter no exit table.
+        special: ids of [CLS], [SEP] and [PAD], which stand for no word; exit tables ignore them.
     """
 
     ids: Tensor
@@ -39,13 +39,13 @@ class TokenSet:
         return self.offsets[1:] - self.offsets[:-1]
 
     def to(self, device: torch.device | str) -> TokenSet:
-        """The same samples on another device."""
+        """Return the same samples on another device."""
         return replace(
             self, ids=self.ids.to(device), offsets=self.offsets.to(device), segments=self.segments.to(device)
         )
 
     def select(self, index: Tensor | np.ndarray | Sequence[int]) -> TokenSet:
-        """The samples named by ``index`` (int64 [M]), in that order."""
+        """Return the samples with the numbers ``index`` (int64 [M]), in that order."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.device)
         lengths = self.lengths[index]
         offsets = torch.zeros(len(index) + 1, dtype=torch.int64, device=self.device)
@@ -92,8 +92,8 @@ class Task:
         language: ``"en"`` or ``"zh"``.
         num_labels: number of classes; labels are 0 .. num_labels - 1.
         max_length: longest sample in tokens, special ones included; also the pad length of protocol ``paper``.
-        train: rows to learn from.
-        dev: rows to choose thresholds, quantiles and epochs on.
+        train: samples to learn from.
+        dev: samples to choose thresholds, quantiles and epochs on.
         fingerprint: content hash of both splits.
     """
 

@@ -1,16 +1,16 @@
-"""What a pass executed, and what that costs in FLOPs.
+"""Counts of what a pass executed, and their cost in FLOPs.
 
 Executors count rows, tokens and attention pairs per block while they run; :class:`ModelCost` turns the counts
 into FLOPs. Accuracy, time and FLOPs thus come from the same pass.
 
-Two conventions (DESIGN section 4, rule 5):
+There are two conventions, and reports print both:
 
 ``linear``
     2 x multiply-accumulates of linear layers only, each over every token, as FastBERT counts (thop; label layer
     excepted): BERT-base at 128 tokens with FastBERT's head is 21,785,247,744. It is nominal: the head's query and output
-    projections count for all tokens although only [CLS] needs them and only [CLS] is computed here.
+    projections count for all tokens, although they are computed for [CLS] only.
 ``full``
-    every matrix product that really ran, attention products and label layer included; equal to
+    every matrix product that ran, attention products and label layer included; equal to
     ``torch.utils.flop_counter`` on the same pass.
 """
 
@@ -30,9 +30,9 @@ class Tally:
     """Executed amounts of one block.
 
     Attributes:
-        rows: samples; of a sample some of whose tokens have left, the share that ran (multiples of :data:`SHARE`).
+        rows: samples; a sample whose tokens exit one by one counts with the share that ran (multiples of :data:`SHARE`).
         tokens: tokens that went through its linear layers, padding included.
-        valid: those of them that are not padding.
+        valid: tokens that are not padding.
         pairs: query-key pairs of its attention, padding included.
         calls: how often the block was run.
     """
@@ -44,7 +44,7 @@ class Tally:
     calls: int = field(default=0, compare=False)
 
     def add(self, other: Tally) -> None:
-        """Add the amounts of another, but for its calls."""
+        """Add the amounts of another tally, except its calls."""
         self.rows += other.rows
         self.tokens += other.tokens
         self.valid += other.valid
@@ -53,12 +53,12 @@ class Tally:
 
 @dataclass
 class Work:
-    """Tallies per block; block names are ``"layer.0"``, ``"head.3"``, ``"head.teacher"``: kind, dot, which."""
+    """Tallies per block. Block names are kind, dot and number or name: ``"layer.0"``, ``"head.3"``, ``"head.teacher"``."""
 
     blocks: dict[str, Tally] = field(default_factory=dict)
 
     def add(self, block: str, tally: Tally, calls: int = 1) -> None:
-        """Count ``tally`` for ``block``, run so many times."""
+        """Count ``tally`` for ``block``, which ran ``calls`` times."""
         total = self.blocks.setdefault(block, Tally())
         total.add(tally)
         total.calls += calls
@@ -69,24 +69,24 @@ class Work:
             self.add(block, tally, tally.calls)
 
     def rows(self, kind: str) -> float:
-        """Sample passes through all blocks of a kind: ``rows("layer") / N`` is the mean number of layers.
+        """Return the sample passes through all blocks of a kind: ``rows("layer") / N`` is the mean number of layers.
 
-        Where tokens leave one by one, that is the mean over samples of the mean over their tokens.
+        If tokens exit one by one, it is the mean over samples of the mean over their tokens.
         """
         return sum(tally.rows for block, tally in self.blocks.items() if block.split(".")[0] == kind)
 
     def valid_token_ratio(self) -> float:
-        """Valid tokens / executed tokens over the layers (1.0: no padding)."""
+        """Return valid / executed tokens of the layers (1.0: no padding)."""
         layers = [tally for block, tally in self.blocks.items() if block.split(".")[0] == "layer"]
         tokens = sum(tally.tokens for tally in layers)
         return sum(tally.valid for tally in layers) / tokens if tokens else 1.0
 
 
 class BlockCost(Protocol):
-    """FLOPs of one kind of block. A third-party architecture brings its own."""
+    """FLOPs of one kind of block. A third-party architecture may define its own."""
 
     def flops(self, tally: Tally, convention: Convention) -> int:
-        """FLOPs of the amounts in ``tally``."""
+        """Return the FLOPs of the amounts in ``tally``."""
         ...
 
 
@@ -105,7 +105,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class KeyValueCost:
-    """Keys and values of tokens that have left and are still attended to: two ``width x width`` projections."""
+    """Keys and values of tokens that have exited and are still attended to: two ``width x width`` projections."""
 
     width: int
 
@@ -160,7 +160,7 @@ class ModelCost:
     Attributes:
         blocks: kind (the part of a block's name before the dot) -> its cost.
         depth: Transformer layers of the model.
-        params: trainable numbers needed at inference, word embeddings included.
+        params: parameters needed at inference, word embeddings included.
     """
 
     blocks: Mapping[str, BlockCost]
@@ -168,7 +168,7 @@ class ModelCost:
     params: int
 
     def flops(self, work: Work, convention: Convention) -> int:
-        """FLOPs of everything in ``work``.
+        """Return the FLOPs of everything in ``work``.
 
         Raises:
             KeyError: a block of an unknown kind was executed.

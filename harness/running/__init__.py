@@ -1,1 +1,1 @@
-"""From a profile to finished cells: profile, variants, sessions, the grid. May import measure, toolkit and everything below."""
+"""Turns a profile into finished cells: profiles, variants, sessions, the grid. May import measure, toolkit and rooms below."""

@@ -70,7 +70,7 @@ def make_model(tiny_shape: EncoderShape) -> Callable[..., MultiExitModel]:
 
 @pytest.fixture(scope="session")
 def tiny_model(make_model: Callable[..., MultiExitModel]) -> MultiExitModel:
-    """Three classes, an exit after every layer, each of them taken by somebody. Shared: do not train it."""
+    """Three classes and an exit after every layer; every exit is taken by some sample. Shared: do not train it."""
     return make_model()
 
 
@@ -170,7 +170,7 @@ def make_packed() -> Callable[..., PackedRun]:
 
 @dataclass
 class Stage:
-    """What fakes did, and what they shall do."""
+    """What the fakes did, and what they should do."""
 
     fits: list[str] = field(default_factory=list)
     passes: list[str] = field(default_factory=list)
@@ -189,11 +189,11 @@ class Stage:
 
     @property
     def foreseeing(self) -> type[FakeFitted]:
-        """What a fake has to give to be a bound."""
+        """The fitted class that makes a fake a bound."""
         return Foreseeing
 
     def act(self, name: str, step: str) -> None:
-        """Raise what was asked for: ``"two fit"``, ``"two b"``, or ``"two"`` for any of its points."""
+        """Raise the error set for this step: ``"two fit"``, ``"two b"``, or ``"two"`` for any of its points."""
         error = self.raises.get(f"{name} {step}") or (self.raises.get(name) if step != "fit" else None)
         if error:
             raise error
@@ -216,14 +216,14 @@ class FakeFitted(FullDepth):
 
 
 class Foreseeing(FakeFitted):
-    """Says of itself that it is a method, but looks ahead."""
+    """Declares the kind ``method``, but looks ahead."""
 
     def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
         return torch.zeros(len(tokens), dtype=torch.int16)
 
 
 class Fake:
-    """Fits nothing, and tells the stage."""
+    """A fake method: it trains nothing and records its calls on the stage."""
 
     kind = "method"
     version = 1

@@ -140,7 +140,7 @@ def test_methods_are_listed(stage: Any) -> None:
     stage.add("guess", kind="control", role="random-exits")
     table = harness.list_methods("quick").set_index("name")
     assert table.loc["guess", ["kind", "role"]].tolist() == ["control", "random-exits"]
-    assert table.loc["one", "description"] == "Fits nothing, and tells the stage."
+    assert table.loc["one", "description"] == "A fake method: it trains nothing and records its calls on the stage."
     assert table.loc["one", "role"] == ""
     assert set(registry.names()) <= set(table.index)
     variants = harness.list_methods()

@@ -1,4 +1,4 @@
-"""Methods by name: decorator, entry points, needs."""
+"""Methods by name: entry points, register, needs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 THIRD = """
 class Third:
-    "A method of somebody else."
+    "A third-party method."
     name, kind, needs, version = "third", "method", (), 1
     def fit(self, *args, **options): ...
     def load(self, *args): ...
@@ -65,8 +65,8 @@ def test_decorated_methods_are_known() -> None:
     assert registry.get("mine") is registry.get("mine")
 
 
-def test_two_methods_of_one_name_are_refused() -> None:
-    """Another class of the same name is told which two clash; the same class twice (a reload) is not."""
+def test_two_methods_of_one_name_are_rejected() -> None:
+    """Two classes of one name are rejected by name; the same class twice (a reload) is accepted."""
     registry.register(method("mine"))
     registry.register(method("mine"))
     other = type("Other", (method("mine"),), {})
@@ -75,17 +75,17 @@ def test_two_methods_of_one_name_are_refused() -> None:
 
 
 @pytest.mark.parametrize("lacking", registry.REQUIRED[1:])
-def test_what_is_missing_is_named(lacking: str) -> None:
-    """A method without a part of the contract is refused, with the part's name."""
+def test_missing_parts_are_named(lacking: str) -> None:
+    """A method that lacks a part of the contract is rejected with the part's name."""
     with pytest.raises(ConfigError, match=rf"'mine'.*lacks {lacking}: see harness/contracts\.py"):
         registry.register(method("mine", **{lacking: None}))
 
 
 def test_a_plugin_is_found_by_its_entry_point(plugin) -> None:
-    """A third-party package needs no import of its own."""
+    """A third-party package is found without being imported first."""
     plugin(THIRD)
     assert registry.names() == ["third"]
-    assert type(registry.get("third")).__doc__ == "A method of somebody else."
+    assert type(registry.get("third")).__doc__ == "A third-party method."
 
 
 @pytest.mark.parametrize(
@@ -100,28 +100,28 @@ def test_a_plugin_is_found_by_its_entry_point(plugin) -> None:
     ],
 )
 def test_a_broken_plugin_is_named(plugin, code: str, words: str) -> None:
-    """Whatever it raises on import, the user hears which plug-in, why, and what to do."""
+    """Whatever it raises on import, the message has plug-in, reason and correction."""
     plugin(code)
-    with pytest.raises(ConfigError, match=rf"'third' from 'geep_test_plugin:Third'.*{words}.*mend or uninstall"):
+    with pytest.raises(ConfigError, match=rf"'third' from 'geep_test_plugin:Third'.*{words}.*repair or uninstall"):
         registry.get("third")
 
 
-def test_a_plugin_that_lacks_a_part_is_refused(plugin) -> None:
+def test_a_plugin_that_lacks_a_part_is_rejected(plugin) -> None:
     """The contract is checked for plug-ins, too."""
     plugin(THIRD.replace("def load", "def unload"))
     with pytest.raises(ConfigError, match="lacks load"):
         registry.get("third")
 
 
-def test_a_plugin_must_call_itself_as_its_entry_point(plugin) -> None:
-    """Otherwise results would bear another name than the one asked for."""
+def test_a_plugin_must_have_the_name_of_its_entry_point(plugin) -> None:
+    """Otherwise results would have another name than the one asked for."""
     plugin(THIRD, name="fourth")
-    with pytest.raises(ConfigError, match="entry point 'fourth' gives a method that calls itself 'third'"):
+    with pytest.raises(ConfigError, match="entry point 'fourth' gives a method with the name 'third'"):
         registry.get("fourth")
 
 
 def test_unknown_names_bring_the_nearest() -> None:
-    """A slip of the finger is met with what was meant, and all that is known."""
+    """A misspelt name gets the nearest names and the list of all names."""
     for name in ("fastbert", "distilbert", "tinybert"):
         registry.register(method(name))
     with pytest.raises(UnknownNameError, match=r"unknown method 'fastbrt': did you mean fastbert.*known: distilbert, "):
@@ -132,15 +132,15 @@ def test_unknown_names_bring_the_nearest() -> None:
 
 
 def test_needs_come_first_and_once() -> None:
-    """Whatever a method learns from stands before it, however deep; the order asked for is kept otherwise."""
+    """Needed methods come first, at any depth; otherwise the given order is kept."""
     for name, needs in {"bert": (), "fast": ("bert",), "deep": ("fast", "bert"), "alone": ()}.items():
         registry.register(method(name, *needs))
     assert registry.in_order(["deep", "alone", "fast"]) == ["bert", "fast", "deep", "alone"]
     assert registry.in_order([]) == []
 
 
-def test_needs_in_a_circle_are_refused() -> None:
-    """The message shows the circle, also that of a method that needs itself."""
+def test_needs_in_a_circle_are_rejected() -> None:
+    """The message shows the circle, also for a method that needs itself."""
     for name, needs in {"a": ("b",), "b": ("c",), "c": ("a",), "self": ("self",)}.items():
         registry.register(method(name, *needs))
     with pytest.raises(ConfigError, match="circle: a -> b -> c -> a"):
@@ -149,7 +149,7 @@ def test_needs_in_a_circle_are_refused() -> None:
         registry.in_order(["self"])
 
 
-def test_a_need_that_nobody_registered_is_unknown() -> None:
+def test_an_unregistered_need_is_unknown() -> None:
     """The message names the need."""
     registry.register(method("a", "missing"))
     with pytest.raises(UnknownNameError, match="'missing'"):
@@ -157,7 +157,7 @@ def test_a_need_that_nobody_registered_is_unknown() -> None:
 
 
 def test_the_official_methods_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them come through entry points and keep the contract."""
+    """All official methods are found through entry points and follow the contract."""
     monkeypatch.undo()
     names = registry.names()
     assert {"bert", "distilbert", "tinybert", "fastbert", "geep", "geep-verified"} <= set(names)

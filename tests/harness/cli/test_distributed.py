@@ -15,14 +15,14 @@ from harness.running.grid import GridOutcome
 def test_without_ray_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """One line that says what to install."""
+    """Without Ray, one line says what to install."""
     monkeypatch.setitem(sys.modules, "ray", None)
     assert distributed.main(["run", "--profile", "quick", "--out", str(tmp_path)]) == 2
     assert "geep-bench[ray]" in capsys.readouterr().err
 
 
 def test_only_run_is_distributed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Other commands are told off."""
+    """Other commands are rejected."""
     assert distributed.main(["list", "methods"]) == 2
     assert "only 'run'" in capsys.readouterr().err
 

@@ -121,8 +121,8 @@ REFUSED: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "max-test no number": (run(max_test="many"), ("'many'",)),
     "max-train leaves one class": (run(max_train="1"), ("--max-train 1", "one class")),
     "setting without a value": (run(set="bert.epochs"), ("bert.epochs", "METHOD.SETTING=VALUE")),
-    "setting of nobody": (run(set="brt.epochs=3"), ("unknown method 'brt'", "did you mean bert")),
-    "setting that nobody reads": (run(set="bert.epoch=3"), ("no setting 'epoch'", "did you mean epochs")),
+    "setting of an unknown method": (run(set="brt.epochs=3"), ("unknown method 'brt'", "did you mean bert")),
+    "unknown setting": (run(set="bert.epoch=3"), ("no setting 'epoch'", "did you mean epochs")),
     "setting of another type": (run(set="bert.epochs=many"), ("epochs",)),
     "out below a file": (run(out="tiny.toml/out"), ("cannot write the run folder", "--out")),
     "out is a file": (run(out="tiny.toml"), ("cannot write the run folder", "--out")),
@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[list[str], tuple[str, ...]]] = {
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every mistake in names, options, devices and folders: exit code 2, one line, nothing on stdout, no traceback."""
+    """A mistake in names, options, devices or folders gives exit code 2 and one line on stderr, without a traceback."""
     arguments, words = REFUSED[case]
     refused(arguments, capsys, *words)
 
@@ -169,7 +169,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_bad_data_is_one_line(place: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every damage to a data folder: exit code 2 and one line that names file or column; nothing is fitted."""
+    """Damage to a data folder gives exit code 2 and one line that names file or column; nothing is fitted."""
     damage, words = DAMAGE[case]
     damage(place / "data" / "mine")
     refused(run(), capsys, *words)
@@ -179,7 +179,7 @@ def test_bad_data_is_one_line(place: Path, case: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("gone", [True, False])
 def test_bad_backbones_are_one_line(place: Path, file: str, gone: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file of a checkpoint missing or broken, whatever the libraries underneath say to it in how many lines."""
+    """A missing or broken file of a checkpoint gives one line, however many lines the libraries' errors have."""
     path = place / "backbone" / file
     path.unlink() if gone else path.write_text("{broken")
     refused(run(), capsys, "backbone")
@@ -187,7 +187,7 @@ def test_bad_backbones_are_one_line(place: Path, file: str, gone: bool, capsys: 
 
 @pytest.mark.parametrize("change", ["[method.bert]\nepoch = 3\n", "[method.bert]\nepochs = 0\n"])
 def test_bad_settings_are_one_line(place: Path, change: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A hyper-parameter that nobody reads, or that makes no sense, stops the run with one line."""
+    """An unknown or invalid hyper-parameter stops the run with one line."""
     (place / "tiny.toml").write_text(PROFILE + change)
     refused(run(methods="bert"), capsys, "epoch")
 
@@ -208,7 +208,7 @@ def test_bad_settings_are_one_line(place: Path, change: str, capsys: pytest.Capt
     ],
 )
 def test_settings_on_the_command_line(text: str, table: str, key: str, value: object) -> None:
-    """What --set says is what the profile might have said; everything else stays."""
+    """--set has the effect of the same key in the profile; everything else stays."""
     chosen = cli.settings_of(parser().parse_args(run(set=text))).profile
     assert chosen.method[table][key] == value
     assert chosen.method["fastbert"] == {"distill_epochs": 1}
@@ -217,7 +217,7 @@ def test_settings_on_the_command_line(text: str, table: str, key: str, value: ob
 
 @pytest.mark.usefixtures("place")
 def test_settings_of_all_and_several() -> None:
-    """They come one after the other, the last one wins; ``training`` is everybody's; a variant is a row of its own."""
+    """The last of equal keys counts; ``training`` concerns all methods; a variant is a row of its own."""
     settings = ["training.epochs=2", "long.like=bert", "long.epochs=3", "long.epochs=4"]
     arguments = [word for text in settings for word in ("--set", text)]
     chosen = cli.settings_of(parser().parse_args([*run(methods="long"), *arguments])).profile
@@ -228,7 +228,7 @@ def test_settings_of_all_and_several() -> None:
 
 @pytest.mark.usefixtures("place")
 def test_a_variant_made_on_the_command_line_is_run() -> None:
-    """After all that the profile runs; with --methods, what is named there and nothing else."""
+    """A variant made by --set is run after the profile's methods; --methods runs only what it names."""
     options = ["--set", "long.like=bert", "--set", "longer.like=long", "--set", "bert.epochs=2"]
     assert cli.settings_of(parser().parse_args(["run", "--profile", "tiny.toml", *options])).profile.methods == [
         *profile.load("tiny.toml").methods,
@@ -242,7 +242,7 @@ def test_a_variant_made_on_the_command_line_is_run() -> None:
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help shows the commands, examples of use and the exit codes; every command has a help of its own."""
+    """--help shows the commands, examples and exit codes; every command has its own help."""
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
@@ -265,7 +265,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_lists(what: str, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each list names what there is, a line each, the name first."""
+    """Each list has one line per entry, the name first."""
     assert main(["list", what]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert set(names) <= {line.split("  ")[0] for line in lines}
@@ -274,8 +274,8 @@ def test_lists(what: str, names: tuple[str, ...], capsys: pytest.CaptureFixture[
         assert len(lines) == 12
 
 
-def test_stopping_by_hand_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C ends with a line that says how to go on."""
+def test_an_interrupt_gives_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C ends with a line that says how to resume."""
 
     def stopped(_: object) -> int:
         raise KeyboardInterrupt
@@ -286,7 +286,7 @@ def test_stopping_by_hand_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_a_run_from_end_to_end(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Real data folder, real backbone folder: fit, measure, report; again: all kept; then the report alone."""
+    """A run with a data folder and a backbone folder fits, measures and reports; the next run keeps all cells."""
     assert main(run()) == 0
     out = capsys.readouterr().out
     assert "cells: 2 measured, 0 kept from before, 0 failed" in out
@@ -309,7 +309,7 @@ def test_a_run_from_end_to_end(place: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_results_of_another_schema_are_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither a run nor a report touches them."""
+    """Neither a run nor a report changes them."""
     folder = place / "out" / "results"
     folder.mkdir(parents=True)
     (folder / "old.json").write_text(json.dumps({"schema": SCHEMA + 1}))
@@ -321,7 +321,7 @@ def test_results_of_another_schema_are_one_line(place: Path, capsys: pytest.Capt
 def test_failed_cells_give_exit_code_one(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The others are measured and reported; code 1 says that something is missing."""
+    """Other cells are measured and reported; exit code 1 shows that cells are missing."""
     from baselines.early_exit.fastbert import FastBert
 
     def bug(*_: object, **__: object) -> None:
@@ -337,7 +337,7 @@ def test_failed_cells_give_exit_code_one(
 
 @pytest.mark.usefixtures("place")
 def test_the_command_line_says_how_to_run() -> None:
-    """Batches, type and blocks come from the profile unless they are given; the rest of the profile stays."""
+    """Batch size, type and compute come from the profile unless they are given; the rest of the profile stays."""
     given = [*run(batch_size="5", batch_tokens="99", dtype="bfloat16", compute="compiled"), "--device", "cpu"]
     chosen = cli.settings_of(cli.parser().parse_args(given)).execution
     assert (chosen.batch_size, chosen.batch_tokens, chosen.dtype, chosen.compute) == (5, 99, "bfloat16", "compiled")
@@ -346,8 +346,8 @@ def test_the_command_line_says_how_to_run() -> None:
     assert plain.max_length == chosen.max_length == 16
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    """Piped into ``head``, a command ends without a word."""
+def test_a_closed_pipe_is_not_an_error() -> None:
+    """Piped into ``head``, a command ends without a message."""
     command = f"{sys.executable} -m harness.cli list datasets | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

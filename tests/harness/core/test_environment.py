@@ -1,4 +1,4 @@
-"""What is told about a machine, and what is not."""
+"""The facts about a machine that are stored, and those that are not."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_what_breaks_half_way_leaves_the_old_folder(tmp_path: Path, problem: Bas
     assert [path.name for path in target.iterdir()] == ["old"]
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_reported(tmp_path: Path) -> None:
     """The message names the variable that chooses another place."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="GEEP_BENCH_CACHE"):

@@ -170,7 +170,7 @@ def test_points_that_are_gone_leave_no_result(stage: Any, settings: Settings) ->
 def test_a_method_that_raises_does_not_stop_the_others(
     stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
-    """Its failure is recorded with the traceback and told in one line; mended, only its cells are measured."""
+    """Its failure is recorded with the traceback and reported in one line; after a repair, only its cells are measured."""
     settings = change(settings, datasets=["ag_news"])
     stage.raises[where] = RuntimeError("a plug-in's bug")
     lost = 1 if where == "two b" else 2
@@ -190,7 +190,7 @@ def test_a_method_that_raises_does_not_stop_the_others(
 
 
 def test_a_device_that_disappears_ends_the_run(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is finished stays, nothing else is tried, and run again it goes on from there."""
+    """Finished cells stay, nothing else is tried, and the next run resumes there."""
     stage.raises["two a"] = RuntimeError("CUDA error: unspecified launch failure")
 
     def dead(_: str) -> None:
@@ -314,7 +314,7 @@ def test_a_broken_fit_in_the_cache_is_fitted_again(
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("content", ["{half", "[]", '{"key": 1}', '{"key": "x", "cells": [3]}'])
 def test_a_broken_plan_only_costs_measuring(stage: Any, settings: Settings, content: str, fresh: bool) -> None:
-    """Whatever stands in it, the run goes on."""
+    """A damaged file does not stop the run."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
     (plan,) = (settings.out / "plan").iterdir()
@@ -323,7 +323,7 @@ def test_a_broken_plan_only_costs_measuring(stage: Any, settings: Settings, cont
 
 
 def test_a_broken_result_is_measured_again(stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is set aside and told; the others are kept."""
+    """It is set aside and reported; the others are kept."""
     run(settings)
     path = next((settings.out / "results").iterdir())
     path.write_text("{half")

@@ -1,4 +1,4 @@
-"""What a run is given: local data, backbones, names, devices and folders, checked before anything starts."""
+"""The input of a run: local data, backbones, names, devices and folders are validated before anything starts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_local(folder: Path, text: str, rows: int = 20) -> Path:
 
 
 def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: Path) -> None:
-    """A user's own folder is a dataset; one test row is enough; changing a file measures again."""
+    """A user's folder is a dataset; one test row is enough; after a change of a file, cells are measured again."""
     data = write_local(tmp_path / "data", "good 🙂 混合")
     backbones = {"en": "some-folder", "zh": "some-folder"}
     settings = replace(change(settings, datasets=["mine"], methods=["one"], backbones=backbones), data=data)
@@ -56,14 +56,14 @@ def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: P
     assert counts(run(settings)) == (2, 0, 0)
 
 
-def test_the_embedded_backbone_reads_no_real_text(stage: Any, settings: Settings, tmp_path: Path) -> None:
-    """It does not know the words; the message says what to give."""
+def test_the_embedded_backbone_rejects_real_text(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """It does not know the words; the message names the option to use."""
     data = write_local(tmp_path / "data", "a real text")
     with pytest.raises(ConfigError, match="--backbone en=DIR_OR_ID"):
         run(replace(change(settings, datasets=["mine"]), data=data))
 
 
-def test_a_language_without_backbone_is_told(stage: Any, settings: Settings) -> None:
+def test_a_language_without_backbone_is_reported(stage: Any, settings: Settings) -> None:
     """The message names dataset, language and option."""
     with pytest.raises(ConfigError, match=r"'lcqmc' is zh, .*--backbone zh="):
         run(change(settings, backbones={"en": "embedded"}, datasets=["lcqmc"]))
@@ -83,15 +83,17 @@ def test_a_language_without_backbone_is_told(stage: Any, settings: Settings) -> 
         ({"source": "local"}, ConfigError, "--data DIR"),
     ],
 )
-def test_nothing_starts_that_cannot_end(stage: Any, settings: Settings, update: dict, error: type, words: str) -> None:
-    """Names and options are checked before anything is fitted."""
+def test_invalid_names_and_options_stop_at_once(
+    stage: Any, settings: Settings, update: dict, error: type, words: str
+) -> None:
+    """Names and options are validated before anything is fitted."""
     with pytest.raises(error, match=words):
         run(change(settings, **update))
     assert stage.fits == []
 
 
 def test_devices_and_folders_are_checked_first(stage: Any, settings: Settings, tmp_path: Path) -> None:
-    """CUDA where there is none, data that is not there, a run folder that cannot be written."""
+    """A missing CUDA device, missing data and an unwritable run folder are rejected before anything is fitted."""
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="--device cpu"):
             run(replace(settings, device="cuda"))

@@ -1,4 +1,4 @@
-"""Plug-ins that are broken, in every way that there is: their cells fail with a reason, those of others go on."""
+"""Broken plug-ins: their cells fail with a reason, and other methods are measured."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def ends(settings: Settings, capsys: pytest.CaptureFixture[str], *words: str, cells: int) -> None:
-    """``bad`` fails in so many cells, each told and recorded in one line with the words; those of others are there."""
+    """Assert that ``bad`` fails in ``cells`` cells, each reported in one line with ``words``, and that others succeed."""
     outcome = Grid(settings).execute()
     assert (outcome.measured, outcome.failed) == (4, cells)
     told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
@@ -81,25 +81,25 @@ class Bad:
         ("x = 1", ("AttributeError",)),
         (WHOLE.replace("def load", "def unload"), ("lacks load", "contracts.py")),
         (WHOLE.replace('"method"', '"metod"'), ("'metod' is not one of method, control, bound",)),
-        (WHOLE.replace("()", '("one")', 1), ("needs = 'one' is not a tuple",)),
-        (WHOLE.replace("(), 1", "(), 1\n    load = 3").replace("def load", "def unload"), ("have to be functions",)),
-        (WHOLE.replace('"bad", ', '"good", '), ("calls itself 'good'",)),
+        (WHOLE.replace("()", '("one")', 1), ("needs = 'one' must be a tuple",)),
+        (WHOLE.replace("(), 1", "(), 1\n    load = 3").replace("def load", "def unload"), ("must be functions",)),
+        (WHOLE.replace('"bad", ', '"good", '), ("with the name 'good'",)),
         (WHOLE, ("a fitted NoneType that lacks operating_points, predict, save, cost",)),
     ],
 )
-def test_a_plug_in_that_is_no_method(
+def test_a_plug_in_that_is_not_a_method(
     install: Install, settings: Settings, capsys: pytest.CaptureFixture[str], code: str, words: tuple[str, ...]
 ) -> None:
-    """It cannot be imported, or lacks a part of the contract: one failed cell, which names plug-in, reason and mend."""
+    """It cannot be imported or lacks a part of the contract: one failed cell names plug-in, reason and correction."""
     install(code)
-    validate_settings(settings)  # a name that is known; nothing to stop for
+    validate_settings(settings)  # the name is known, so the run may start
     ends(settings, capsys, *words, cells=1)
 
 
-def test_mended_it_is_measured(
+def test_a_repaired_plug_in_is_measured(
     install: Install, stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next run measures what was missing, keeps the rest, and no failure is left."""
+    """The next run measures the missing cells, keeps the others, and removes the failure record."""
     install("raise OSError('no disk')")
     assert Grid(settings).execute().failed == 1
     monkeypatch.setattr(registry, "_entry_points", dict)
@@ -112,7 +112,7 @@ def test_mended_it_is_measured(
 def test_a_plug_in_that_breaks_later_keeps_its_results(
     install: Install, stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it measured while it worked stays; the failure is told all the same."""
+    """Earlier results stay, and the failure is reported."""
     stage.add("bad")
     assert Grid(settings).execute().measured == 6
     monkeypatch.delitem(registry._registered, "bad")
@@ -122,18 +122,18 @@ def test_a_plug_in_that_breaks_later_keeps_its_results(
     assert len(RunFolder.open(settings.out).results()) == 6
 
 
-def test_an_unknown_name_refuses_at_once(stage: Any, settings: Settings) -> None:
-    """Nobody registered it, broken or not: nothing starts, the nearest name is told."""
+def test_an_unknown_name_stops_at_once(stage: Any, settings: Settings) -> None:
+    """A name that is not registered stops the run before anything starts; the nearest name is suggested."""
     stage.add("bad")
     with pytest.raises(UnknownNameError, match="'bat': did you mean bad"):
         Grid(replace(settings, profile=settings.profile.model_copy(update={"methods": ["bat"]})))
     assert stage.fits == []
 
 
-def test_who_learns_from_it_fails_with_it_once(
+def test_its_students_fail_with_it(
     install: Install, stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The reason is passed on, and a teacher whose fit failed is not fitted again."""
+    """A student's error holds the teacher's reason, and a teacher whose fit failed is not fitted again."""
     tries: list[int] = []
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -150,8 +150,8 @@ def test_who_learns_from_it_fails_with_it_once(
     )
 
 
-def test_the_report_says_what_is_missing_and_why(stage: Any, settings: Settings) -> None:
-    """The page and the Markdown report have the reason at the top, and a footnote where the rows should be."""
+def test_the_report_lists_what_is_missing_and_why(stage: Any, settings: Settings) -> None:
+    """The page and the Markdown report have the reason at the top, and a footnote in place of the rows."""
     wrongly(stage, **to("work", lambda old: Work()))
     Grid(settings).execute()
     page = write_report(settings.out)
@@ -161,8 +161,8 @@ def test_the_report_says_what_is_missing_and_why(stage: Any, settings: Settings)
         assert "Missing from this table: " in plain and "bad full, seed0 (failed)" in plain
 
 
-def test_a_setting_that_makes_no_sense_still_stops_the_run(stage: Any, settings: Settings) -> None:
-    """What a person wrote is for the person to mend, before hours go by: ConfigError is not MethodError."""
+def test_an_invalid_setting_stops_the_run(stage: Any, settings: Settings) -> None:
+    """A ConfigError must be corrected by the user, so it ends the run at once; a MethodError does not."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise ConfigError("method 'bad' has no setting 'x'")
@@ -172,10 +172,10 @@ def test_a_setting_that_makes_no_sense_still_stops_the_run(stage: Any, settings:
         Grid(settings).execute()
 
 
-def test_a_method_that_says_it_cannot_run_here_fails_alone(
+def test_a_method_that_cannot_run_here_fails_alone(
     stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A library or a device that it needs is missing: MethodError is told in one line, without its type."""
+    """If it lacks a library or device, its MethodError is reported in one line, without the type."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise MethodError("bad needs a TPU: leave it out")

@@ -1,4 +1,4 @@
-"""Profiles: data, checked on loading."""
+"""Profiles: data, validated on loading."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ def write(tmp_path: Path, text: str | bytes) -> str:
 
 @pytest.mark.parametrize("name", ["quick", "mini", "paper", "scratch", "rivals"])
 def test_official_profiles_load(name: str, tmp_path: Path) -> None:
-    """Each is valid, bears its name, measures its reference, and names nobody who does not exist, in no table."""
+    """Each is valid, has the name of its file, measures its reference, and names only methods that exist."""
     found = profile.load(name)
     data = tmp_path if found.source == "local" else None
     if data:
         for dataset in found.datasets:
             (data / dataset).mkdir()
-            (data / dataset / "train.csv").touch()  # nobody reads it yet
+            (data / dataset / "train.csv").touch()  # it is not read yet
     validate_settings(Settings(found, tmp_path / "run", data))
     assert found.name == name
     assert name in profile.names()
     assert found.reference in found.methods
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
-    """A path gives a profile named after the file, with defaults for what it leaves out."""
+def test_a_profile_by_path(tmp_path: Path) -> None:
+    """A path gives a profile named after the file; missing keys get their defaults."""
     found = profile.load(write(tmp_path, GOOD))
     assert (found.name, found.seeds, found.rounds, found.max_train) == ("mine", [0], 3, None)
     assert (found.execution.batch_size, found.execution.protocol) == (4, "modern")
 
 
 def test_a_methods_own_settings_win(tmp_path: Path) -> None:
-    """What stands under the method overrides what stands under training."""
+    """Settings of the method override those of training."""
     found = profile.load(write(tmp_path, GOOD))
     assert found.config("bert")["epochs"] == 2
     assert found.config("fastbert")["epochs"] == 9
@@ -84,7 +84,7 @@ def test_a_methods_own_settings_win(tmp_path: Path) -> None:
         (("[method.fastbert]\nepochs = 9", "[method]\nfastbert = 3"), r"method\.fastbert"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+def test_mistakes_name_file_and_key(tmp_path: Path, change: tuple[str, str], words: str) -> None:
     """The message names file and key, in one line."""
     assert change[0] in GOOD
     with pytest.raises(ConfigError, match=words) as caught:
@@ -92,14 +92,14 @@ def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], words: str)
     assert "mine.toml" in str(caught.value)
 
 
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
-    """Bytes that are not UTF-8 end in a message, too."""
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 give a message, too."""
     with pytest.raises(ConfigError, match="UTF-8"):
         profile.load(write(tmp_path, b"title = '\xff\xfe'"))
 
 
 def test_a_profile_that_is_not_there(tmp_path: Path) -> None:
-    """Names bring the nearest; paths bring the names there are."""
+    """An unknown name gets the nearest one as a suggestion; a missing path gets all names."""
     with pytest.raises(UnknownNameError, match=r"unknown profile 'quik': did you mean quick"):
         profile.load("quik")
     with pytest.raises(ConfigError, match=r"no profile file .*none\.toml.*quick"):

@@ -1,4 +1,4 @@
-"""A row is a method plus settings: resolved by the profile, with keys, fits and cells of its own."""
+"""Variants: resolved by the profile, with their own keys, fits and cells."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.running.profile import Profile
 from harness.running.session import Session
 from harness.running.settings import Settings, validate_settings
 
-# What the keys were before there were variants: fits that people have must stay found.
+# Keys from before variants existed: fits in users' caches must still be found.
 FROZEN = """
 title = "frozen"
 source = "embedded"
@@ -57,7 +57,7 @@ def profile_of(method: Mapping[str, Mapping[str, Any]]) -> Profile:
 
 
 def test_a_variant_is_a_row_of_its_own(stage: Any, grid_settings: Settings) -> None:
-    """It is fitted with its settings, and has cells, a key and a cached fit beside those of the method that it is like."""
+    """A variant is fitted with its settings; its cells, key and cached fit are separate from those of its base."""
     tables = {"two": {"layers": 4, "rate": 0.5}, "two-third": {"like": "two", "layers": 2}}
     settings = having(grid_settings, tables, "one", "two", "two-third")
     assert Grid(settings).execute().measured == 6
@@ -85,8 +85,8 @@ def test_its_kind_is_that_of_the_method(stage: Any, grid_settings: Settings) -> 
     }
 
 
-def test_others_may_play_its_teachers(stage: Any, grid_settings: Settings) -> None:
-    """A mapping recasts a role, under which the code finds the teacher; a list gives the teachers under their own names."""
+def test_other_methods_may_be_its_teachers(stage: Any, grid_settings: Settings) -> None:
+    """A mapping changes the method behind a role; a list passes the teachers under their own names."""
     stage.add("any", "one", any_teachers=True)
     tables = {
         "one-long": {"like": "one", "epochs": 9},
@@ -97,13 +97,13 @@ def test_others_may_play_its_teachers(stage: Any, grid_settings: Settings) -> No
     settings = having(grid_settings, tables, "three-long", "any-two", "any-none")
     assert settings.profile.in_order(["three-long", "any-two"]) == ["two", "three-long", "one-long", "any-two"]
     assert Grid(settings).execute().failed == 0
-    # By role, the method that was fitted; those that learn from nobody left out.
+    # By role, the method that was fitted; methods without teachers are left out.
     assert [teachers for teachers in stage.taught if teachers] == [{"one": "two"}, {"two": "two", "one-long": "one"}]
     assert stage.configs["one"]["epochs"] == 9
 
 
-def test_a_role_that_nobody_plays_is_told(stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code that looks up a fixed teacher says so in one line that names the variant and how to mend it."""
+def test_an_unfilled_role_is_reported(stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that looks up a missing teacher fails with one line that names the variant and the correction."""
     stage.add("three", "one", fit=lambda task, backbone, teachers, **_: teachers["one"])
     settings = having(grid_settings, {"odd": {"like": "three", "needs": ["two"]}}, "odd")
     with pytest.raises(
@@ -112,8 +112,8 @@ def test_a_role_that_nobody_plays_is_told(stage: Any, grid_settings: Settings, m
         Grid(settings).execute()
 
 
-def test_settings_are_taken_over_along_the_line() -> None:
-    """A variant of a variant has the settings of both, the nearest first; reserved words are no settings."""
+def test_settings_are_inherited_along_the_line() -> None:
+    """A variant of a variant has the settings of both, the nearest first; reserved words are not settings."""
     tables = {
         "bert": {"epochs": 1, "layers": 9, "rate": 3},
         "long": {"like": "bert", "epochs": 5, "needs": []},
@@ -127,8 +127,8 @@ def test_settings_are_taken_over_along_the_line() -> None:
     assert found.variants == ["long", "longer"]
 
 
-def test_recasting_is_taken_over_along_the_line() -> None:
-    """Roles that a variant recasts stay recast in variants of it, unless they recast them again."""
+def test_roles_are_inherited_along_the_line() -> None:
+    """Roles that a variant changes stay changed in its own variants, unless those change them again."""
     tables = {
         "bert-2": {"like": "bert"},
         "d-2": {"like": "distilbert", "needs": {"bert": "bert-2"}},
@@ -137,7 +137,7 @@ def test_recasting_is_taken_over_along_the_line() -> None:
     }
     found = profile_of(tables)
     assert [found.method_of(name).needs for name in ("d-2", "d-3", "d-4")] == [("bert-2",), ("bert-2",), ("tinybert",)]
-    assert registry.get("distilbert").needs == ("bert",)  # nobody wrote into the registry
+    assert registry.get("distilbert").needs == ("bert",)  # the registry is unchanged
     assert "d-2" not in registry.names()
 
 
@@ -172,10 +172,10 @@ def test_recasting_is_taken_over_along_the_line() -> None:
         ({"brt": {"layers": 2}}, UnknownNameError, "did you mean bert"),
     ],
 )
-def test_nonsense_is_refused_before_anything_is_fitted(
+def test_invalid_variants_are_rejected_before_anything_is_fitted(
     tmp_path: Path, tables: dict[str, dict[str, Any]], error: type, words: str
 ) -> None:
-    """One line says which variant, what is wrong, and what would be right; also where nobody asked for the variant."""
+    """One line names the variant, the problem and the correction, even if the variant is not run."""
     chosen = profile.load("quick").model_copy(update={"method": tables, "methods": ["bert"]})
     with pytest.raises(error, match=words) as caught:
         validate_settings(Settings(chosen, tmp_path))
@@ -183,7 +183,7 @@ def test_nonsense_is_refused_before_anything_is_fitted(
 
 
 def test_unknown_names_bring_variants_too() -> None:
-    """A slip of the finger in the name of a variant is met with the variant."""
+    """A misspelt name of a variant gets the variant as a suggestion."""
     with pytest.raises(UnknownNameError, match="did you mean bert-long"):
         profile_of({"bert-long": {"like": "bert"}}).method_of("bert-lonk")
 
@@ -199,7 +199,7 @@ def keys(settings: Settings, *names: str) -> dict[str, str]:
 
 
 def test_keys_of_methods_are_what_they_were(stage: Any, tmp_path: Path) -> None:
-    """Fits and cells from before there were variants are found: their keys are frozen here."""
+    """Fits and cells from before variants existed are found: their keys are frozen here."""
     path = tmp_path / "frozen.toml"
     path.write_text(FROZEN)
     settings = Settings(profile.load(str(path)), tmp_path / "run")
@@ -221,7 +221,7 @@ def test_keys_of_methods_are_what_they_were(stage: Any, tmp_path: Path) -> None:
 )
 @examples(max_examples=30, deadline=None)
 def test_variants_that_differ_have_keys_that_differ(changes: dict[str, Any]) -> None:
-    """Name, base, roles and settings are all in the identity or the settings of which keys are made."""
+    """Name, base, roles and settings are all part of the identity or settings that keys are made of."""
     registered = {"one": (), "two": ("one",), "three": ("one",)}
     fakes = {
         name: SimpleNamespace(name=name, kind="method", needs=needs, version=1, fit=None, load=None)
@@ -239,16 +239,16 @@ def test_variants_that_differ_have_keys_that_differ(changes: dict[str, Any]) -> 
 @given(st.text(max_size=70))
 @examples(max_examples=200, deadline=None)
 def test_a_name_that_is_accepted_is_safe_in_file_names(name: str) -> None:
-    """No separators of folders or of parts of file names, nothing hidden, nothing overlong."""
+    """It has no separators of folders or of file-name parts, is not hidden and not too long."""
     if variants.NAME.fullmatch(name) and len(name) <= variants.LONGEST:
         assert not re.search(r"[/\\\s:]|--|^\.|\.\.|^-", name)
         assert 0 < len(name) <= 64
 
 
-def test_a_variant_of_a_broken_plug_in_is_told_and_does_not_stop_the_others(
+def test_a_variant_of_a_broken_plug_in_fails_alone(
     stage: Any, grid_settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its cells fail with the variant's name; those of others go on."""
+    """Its cells fail with the variant's name; other methods are measured."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise MethodError("two needs a licence: buy one")
