@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar, get_args
+from typing import get_args
 
 from harness.contracts import Kind, Method
 from harness.core.errors import ConfigError, MethodError, UnknownNameError, format_error
@@ -21,8 +21,6 @@ GROUP = "geep.methods"
 REQUIRED = ("name", "kind", "needs", "version", "fit", "load")
 
 _registered: dict[str, Method] = {}
-
-M = TypeVar("M", bound=type)
 
 
 def _checked(name: str, method: object) -> Method:
@@ -41,20 +39,26 @@ def _checked(name: str, method: object) -> Method:
     return found
 
 
-def register(cls: M) -> M:
-    """Class decorator: make a method known under its ``name`` in this process.
+def register(method_class: Callable[[], Method]) -> None:
+    """Make a method known under its ``name`` in this process only, e.g. in a notebook or a test.
+
+    Packages use the entry point instead (see above), which also works in worker processes and on other machines.
 
     Raises:
-        ConfigError: another class has that name already.
+        ConfigError: another class has this name already.
+        MethodError: the class lacks a part of the contract.
+
+    Example:
+        >>> registry.register(MyMethod)  # doctest: +SKIP
     """
-    method = _checked(getattr(cls, "name", cls.__name__), cls())
+    made = method_class()
+    method = _checked(getattr(made, "name", type(made).__name__), made)
     known = _registered.get(method.name)
-    if known is not None and type(known).__qualname__ != cls.__qualname__:
+    if known is not None and type(known).__qualname__ != type(method).__qualname__:
         raise ConfigError(
-            f"two methods are named '{method.name}': {type(known).__name__} and {cls.__name__}; rename one"
+            f"two methods are named '{method.name}': {type(known).__name__} and {type(method).__name__}; rename one"
         )
     _registered[method.name] = method
-    return cls
 
 
 def _entry_points() -> dict[str, EntryPoint]:

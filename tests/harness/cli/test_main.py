@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "max-train leaves one class": (run(max_train="1"), ("--max-train 1", "one class")),
     "setting without a value": (run(set="bert.epochs"), ("bert.epochs", "METHOD.SETTING=VALUE")),
     "setting of an unknown method": (run(set="brt.epochs=3"), ("unknown method 'brt'", "did you mean bert")),
-    "unknown setting": (run(set="bert.epoch=3"), ("no setting 'epoch'", "did you mean epochs")),
+    "unknown setting": (run(set="bert.epoch=3"), ("--set bert.epoch: unknown key 'epoch'", "did you mean epochs")),
     "setting of another type": (run(set="bert.epochs=many"), ("epochs",)),
     "out below a file": (run(out="tiny.toml/out"), ("cannot write the run folder", "--out")),
     "out is a file": (run(out="tiny.toml"), ("cannot write the run folder", "--out")),
