@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ from reports.analysis.samples import Reader, paired_samples
 from reports.notation.marks import together
 from reports.notation.numbers import fixed
 
+T = TypeVar("T", bound="PairedTest")
 ALPHA = 0.05
 # Layer ratios inside this band count as the same cost.
 SAME_COST = (0.95, 1.05)
@@ -29,26 +31,29 @@ WORSE, UNKNOWN = "worse than", "cannot be compared with"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlTest(ResultRow):
-    """A predicting row against one control; ``seeds`` counts those compared, ``marks`` are those of both sides.
+class PairedTest(ResultRow):
+    """A row against another one on the same test rows; ``seeds`` counts those compared, ``marks`` are those of both sides.
 
     Attributes:
-        control_row: the control's row.
-        difference: accuracy less that of the control, 0..1; None where nothing can be compared.
-        wins, losses: test rows that only this side, or only the control, answers correctly.
+        difference: accuracy less that of the other row, 0..1; None where nothing can be compared.
+        wins, losses: test rows that only this row, or only the other, classifies correctly.
         pairs: test rows compared.
-        p, p_holm: exact p-value, and adjusted for all comparisons of the dataset (Holm).
-        verdict: in words.
-        close: whether the row keeps up with the control.
+        p, p_holm: exact p-value, and adjusted for a family of tests (Holm).
     """
 
-    control_row: ResultRow
     difference: float | None
     wins: int
     losses: int
     pairs: int
     p: float | None
     p_holm: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlTest(PairedTest):
+    """A predicting row against one control, with the verdict in words and whether the row keeps up with the control."""
+
+    control_row: ResultRow
     verdict: str = UNKNOWN
     close: bool = False
 
@@ -116,21 +121,25 @@ def correct_by_seed(
     return [a["correct"] for a, _ in pairs.values()], [b["correct"] for _, b in pairs.values()], list(pairs)
 
 
+def adjusted(tests: Sequence[T], family: Callable[[T], Hashable]) -> list[float | None]:
+    """Return the p-values adjusted within each family (Holm), in the order of the tests."""
+    found: dict[int, float] = {}
+    tested = {i: test.p for i, test in enumerate(tests) if test.p is not None}
+    for same in grouped(tested, lambda i: family(tests[i])).values():
+        found |= zip(same, holm([tested[i] for i in same]), strict=True)
+    return [found.get(i) for i in range(len(tests))]
+
+
 def _judged(tests: Sequence[ControlTest]) -> list[ControlTest]:
     """Return the tests with adjusted p-values (family: the comparisons of one dataset) and verdicts."""
-    adjusted: dict[int, float] = {}
-    for slug in dict.fromkeys(test.slug for test in tests):
-        tested = {i: test.p for i, test in enumerate(tests) if test.slug == slug and test.p is not None}
-        adjusted |= zip(tested, holm(list(tested.values())), strict=True)
     found = []
-    for i, test in enumerate(tests):
+    for test, p_holm in zip(tests, adjusted(tests, lambda test: test.slug), strict=True):
         close = (
             test.difference is not None
             and test.difference >= -CLOSE_ACCURACY - 1e-12
             and test.layer_ratio is not None
             and test.layer_ratio <= SAME_COST[1]
         )
-        p_holm = adjusted.get(i)
         found.append(replace(test, p_holm=p_holm, verdict=_verdict(test, p_holm), close=close))
     return found
 

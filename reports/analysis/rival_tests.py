@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.measure.statistics import bootstrap_difference, faster_and_not_worse, holm, paired, self_ratios
+from harness.measure.statistics import bootstrap_difference, faster_and_not_worse, paired, self_ratios
 from reports.analysis.cell_settings import values_of
-from reports.analysis.control_tests import ALPHA, SAME, correct_by_seed
+from reports.analysis.control_tests import ALPHA, SAME, PairedTest, adjusted, correct_by_seed
 from reports.analysis.noise import FEWEST, usable
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.samples import Reader
@@ -41,17 +41,15 @@ class Judgement(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RivalTest(ResultRow):
-    """A method's row against one rival; ``seeds`` counts those compared, ``marks`` are those of both sides.
+class RivalTest(PairedTest):
+    """A method's row against one rival.
+
+    The Holm family is one method and one rival, over datasets and points, real and synthetic data apart.
 
     Attributes:
         rival: name of the rival.
         rival_row: the row of the rival that it is compared with; None where there is none at this point and setting.
-        difference: accuracy less that of the rival, 0..1, with its 95 % interval.
-        wins, losses: test rows that only this side, or only the rival, answers correctly.
-        pairs: test rows compared.
-        p, p_holm: exact p-value, and adjusted (Holm; family: one method and one rival, over datasets and points, real and
-            synthetic data apart).
+        difference_low, difference_high: 95 % interval of the difference in accuracy.
         rival_speedup: speed-up over the rival.
         speed_from: whether that was measured, or is a ratio of two speed-ups.
         judgement: faster and not worse.
@@ -59,17 +57,11 @@ class RivalTest(ResultRow):
 
     rival: str
     rival_row: ResultRow | None
-    difference: float | None
     difference_low: float | None
     difference_high: float | None
-    wins: int
-    losses: int
-    pairs: int
-    p: float | None
     rival_speedup: float | None
     speed_from: str | None
     judgement: Judgement
-    p_holm: float | None = None
 
     @property
     def rival_point(self) -> str | None:
@@ -130,7 +122,8 @@ def compare_with_rivals(
                     judgement=judgement,
                 )
             )
-    return _adjusted(found)
+    p_holm = adjusted(found, lambda test: (test.data, test.method, test.rival))
+    return [replace(test, p_holm=p) for test, p in zip(found, p_holm, strict=True)]
 
 
 def _rival_of(row: ResultRow, rival: str, rows: Sequence[ResultRow]) -> ResultRow | None:
@@ -244,15 +237,3 @@ def _judged(
         min(one.lowest_difference for one in found),
         min(one.lowest_speedup for one in found),
     )
-
-
-def _adjusted(tests: Sequence[RivalTest]) -> list[RivalTest]:
-    """Return the tests with ``p_holm``."""
-    families: dict[tuple[str, str, str], dict[int, float]] = {}
-    for i, test in enumerate(tests):
-        if test.p is not None:
-            families.setdefault((test.data, test.method, test.rival), {})[i] = test.p
-    adjusted: dict[int, float] = {}
-    for family in families.values():
-        adjusted |= zip(family, holm(list(family.values())), strict=True)
-    return [replace(test, p_holm=adjusted.get(i)) for i, test in enumerate(tests)]

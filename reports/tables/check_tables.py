@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,25 +25,15 @@ _OVERLAPS = {
 NOT_CHECKED = "not checked in this run"
 
 
-@dataclass(frozen=True)
-class CheckRow:
-    """The worst of a method on a dataset, over its operating points and seeds; None where not checked."""
+@dataclass(frozen=True, kw_only=True)
+class CheckRow(ResultRow):
+    """The worst checks of a method on a dataset, over its rows; everything else is that of its first row."""
 
-    data: str
-    dataset: str
-    label: str
-    method: str
-    kind: str
     points: int
-    rounds_agree: float | None
-    batches_agree: float | None
-    state_unchanged: bool | None
-    syncs: int | None
-    marks: str
 
     @property
     def verdict(self) -> str:
-        checked = [value is not None for value in (self.rounds_agree, self.batches_agree, self.state_unchanged)]
+        checked = [finite(self.rounds_agree), self.batches_agree is not None, self.state_unchanged is not None]
         if set(self.marks) & set("†‡§"):
             return "fails"
         return "holds" if all(checked) else "holds, as far as checked"
@@ -88,21 +79,15 @@ def checks_tables(view: View) -> list[Table[CheckRow]]:
 
 
 def _worst(same: Sequence[ResultRow]) -> CheckRow:
-    first = same[0]
     unchanged = [row.state_unchanged for row in same if row.state_unchanged is not None]
-    return CheckRow(
-        data=first.data,
-        dataset=first.dataset,
-        label=first.label,
-        method=first.method,
-        kind=first.kind,
-        points=len(same),
-        rounds_agree=min((row.rounds_agree for row in same if finite(row.rounds_agree)), default=None),
-        batches_agree=min((row.batches_agree for row in same if finite(row.batches_agree)), default=None),
-        state_unchanged=all(unchanged) if unchanged else None,
-        syncs=max((row.syncs for row in same if row.syncs is not None), default=None),
-        marks=together(*(row.marks for row in same)),
-    )
+    worst = {
+        "rounds_agree": min((row.rounds_agree for row in same if finite(row.rounds_agree)), default=math.nan),
+        "batches_agree": min((row.batches_agree for row in same if finite(row.batches_agree)), default=None),
+        "state_unchanged": all(unchanged) if unchanged else None,
+        "syncs": max((row.syncs for row in same if row.syncs is not None), default=None),
+        "marks": together(*(row.marks for row in same)),
+    }
+    return CheckRow(**{**vars(same[0]), **worst}, points=len(same))
 
 
 def _unchanged(row: CheckRow) -> str:
