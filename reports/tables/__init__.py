@@ -5,7 +5,7 @@ To add a table, add one file to this folder: :mod:`reports.tables.catalogue` fin
 
     def my_table(view: View, group: Group) -> Table[ResultRow]:
         columns = [*identity_columns(view), Column("speedup", "Speed-up", lambda row: times(row.speedup))]
-        return Table(f"mine-{group.slug}", caption("Mine", group), view.of(group), columns, ("method", "point", "speedup"))
+        return dataset_table("mine", "Mine", group, view.of(group), columns, csv=("method", "point", "speedup"))
 
     TABLES = (DatasetTable("mine", 75, "My own table", my_table),)
 

@@ -10,11 +10,11 @@ from harness.results.schema import Overlaps
 from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import View, by_data
-from reports.notation.marks import footnotes, marked, together
+from reports.notation.marks import marked, together
 from reports.notation.numbers import DASH, finite, percent, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
-from reports.tables.shared_columns import data_tag, file_tag
+from reports.tables.shared_columns import data_tag, file_tag, run_table
 
 _OVERLAPS = {
     "train_test": "Test rows also in train",
@@ -61,17 +61,18 @@ def checks_tables(view: View) -> list[Table[CheckRow]]:
         ),
         Column("verdict", "Verdict", lambda row: row.verdict, numeric=False),
     ]
+    csv = ("data", "dataset", "method", *(column.key for column in columns[2:]), "marks")
     tables = []
     for synthetic, half in by_data(view.rows):
         rows = [_worst(same) for same in grouped(half, lambda row: (row.slug, row.method)).values()]
         tables.append(
-            Table(
-                f"checks{file_tag(synthetic)}",
-                f"Checks of every method, the worst of its rows{data_tag(synthetic)}",
+            run_table(
+                "checks",
+                "Checks of every method, the worst of its rows",
+                synthetic,
                 rows,
                 columns,
-                ("data", "dataset", "method", *(column.key for column in columns[2:]), "marks"),
-                footnotes(rows),
+                csv,
                 split="dataset",
             )
         )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from reports.analysis.cell_settings import SETTING, grouped
 from reports.analysis.control_tests import BEATS, DEARER, NO_BETTER, UNKNOWN, WORSE, ControlTest
 from reports.analysis.view import View, by_data
-from reports.notation.marks import footnotes, marked, together
+from reports.notation.marks import marked, together
 from reports.notation.numbers import DASH, fixed, p_value, points, times
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
-from reports.tables.shared_columns import DATASET, NOISE, data_tag, file_tag, noise_notes, setting_columns
+from reports.tables.shared_columns import DATASET, NOISE, noise_notes, run_table, setting_columns
 
 _SHORT = {
     BEATS: "beats",
@@ -52,6 +53,12 @@ def controls_tables(view: View) -> list[Table[ControlTest]]:
         *("mean_layers", "control_layers", "layer_ratio", "mean_heads", "control_heads", "speed_ratio", "noise_high"),
         *("close", "marks"),
     )
+    values: dict[str, Callable[[ControlTest], object]] = {
+        "control_accuracy": lambda row: row.control_row.accuracy,
+        "control_layers": lambda row: row.control_row.mean_layers,
+        "control_heads": lambda row: row.control_row.mean_heads,
+    }
+    text = "Does prediction beat its controls?"
     several = any(test.seeds > 1 for test in view.verdicts)
     note = (
         "Won : lost counts test samples that only the method, or only the control, classifies correctly; exact McNemar test"
@@ -59,19 +66,8 @@ def controls_tables(view: View) -> list[Table[ControlTest]]:
         + ". Verdicts use p adjusted for all comparisons of the dataset (Holm, 5 %)."
     )
     return [
-        Table(
-            f"controls{file_tag(synthetic)}",
-            f"Does prediction beat its controls?{data_tag(synthetic)}",
-            tests,
-            columns,
-            csv,
-            [note, *noise_notes(tests), *footnotes(tests, lowest=False)],
-            split="label",
-            values={
-                "control_accuracy": lambda row: row.control_row.accuracy,
-                "control_layers": lambda row: row.control_row.mean_layers,
-                "control_heads": lambda row: row.control_row.mean_heads,
-            },
+        run_table(
+            "controls", text, synthetic, tests, columns, csv, [note, *noise_notes(tests)], lowest=False, values=values
         )
         for synthetic, tests in by_data(view.verdicts)
     ]
@@ -112,16 +108,17 @@ def tally_tables(view: View) -> list[Table[TallyRow]]:
                 missing="applies to verified exits only",
             ),
         ]
+        values = {name: lambda row, name=name: row.against.get(name) for name in controls}
+        text = "Verdicts against the controls, counted over operating points"
         tables.append(
-            Table(
-                f"controls-tally{file_tag(synthetic)}",
-                f"Verdicts against the controls, counted over operating points{data_tag(synthetic)}",
+            run_table(
+                "controls-tally",
+                text,
+                synthetic,
                 rows,
                 columns,
                 ("data", "dataset", "method", *controls, "equal"),
-                footnotes(rows),
-                split="label",
-                values={name: lambda row, name=name: row.against.get(name) for name in controls},  # type: ignore[misc]
+                values=values,
             )
         )
     return tables

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from reports.analysis.curves import Curve
 from reports.analysis.view import View, by_data
-from reports.notation.marks import footnotes, marked
+from reports.notation.marks import marked
 from reports.notation.numbers import DASH, flops_unit, percent, points, span, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
-from reports.tables.shared_columns import DATASET, data_tag, file_tag, setting_columns
+from reports.tables.shared_columns import DATASET, run_table, setting_columns
+
+HEADING = "Curves of accuracy against FLOPs: area, and score at matched cost"
 
 
 def curve_tables(view: View) -> list[Table[Curve]]:
@@ -48,22 +50,11 @@ def _table(view: View, synthetic: bool, curves: list[Curve]) -> Table[Curve]:
         "straight lines between its points. A more expensive point is compared with its most expensive one, a cheaper point is "
         "not scored.",
     ]
-    return Table(
-        f"curves{file_tag(synthetic)}",
-        f"Curves of accuracy against FLOPs: area, and score at matched cost{data_tag(synthetic)}",
-        curves,
-        columns,
-        (
-            *("data", "dataset", "kind", "method", "variant", *view.varying, "points", "cost_low", "cost_high"),
-            *("budget_low", "budget_high", "area", "score", "score_used", "marks"),
-        ),
-        notes + footnotes(curves, lowest=False),
-        split="label",
+    csv = (
+        *("data", "dataset", "kind", "method", "variant", *view.varying, "points", "cost_low", "cost_high"),
+        *("budget_low", "budget_high", "area", "score", "score_used", "marks"),
     )
+    return run_table("curves", HEADING, synthetic, curves, columns, csv, notes, lowest=False)
 
 
-TABLES = (
-    RunTables(
-        "curves", "controls", 40, curve_tables, "Curves of accuracy against FLOPs: area, and score at matched cost"
-    ),
-)
+TABLES = (RunTables("curves", "controls", 40, curve_tables, HEADING),)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from harness.results.schema import Latency
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
-from reports.notation.marks import footnotes
 from reports.notation.numbers import finite, flops_unit, plain, times, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable
-from reports.tables.shared_columns import IDENTITY, UNTRAINED, caption, identity_columns
+from reports.tables.shared_columns import IDENTITY, UNTRAINED, dataset_table, identity_columns
 
 NO_LATENCY = "latency was not measured"
 _QUANTILES = ("p50", "p90", "p99")
@@ -76,16 +75,7 @@ def ownership_table(view: View, group: Group) -> Table[ResultRow]:
         *("best_batch", "samples_per_s", "tokens_per_s", "host_peak_bytes", "peak_memory_bytes", "joules_per_1000"),
         *("params", "disk_bytes", "train_seconds", "layer_passes", "passes_ratio", "train_flops", "marks"),
     )
-    return Table(
-        f"ownership-{group.slug}",
-        caption("Cost of ownership", group),
-        rows,
-        columns,
-        csv,
-        _notes(rows) + footnotes(rows),
-        split="kind",
-        values=values,
-    )
+    return dataset_table("ownership", "Cost of ownership", group, rows, columns, csv, _notes(rows), values=values)
 
 
 def _single(row: ResultRow) -> Latency | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from reports.analysis.cell_settings import SETTING
 from reports.analysis.prediction_quality import Agreement, PredictorRow
 from reports.analysis.view import Group, View, of_group
-from reports.notation.marks import footnotes, marked
+from reports.notation.marks import marked
 from reports.notation.numbers import fixed, minus, percent, points
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable
-from reports.tables.shared_columns import caption, setting_columns
+from reports.tables.shared_columns import dataset_table, setting_columns
 
+HEADING = "How well exits are predicted"
 _SEQUENTIAL, _ORACLE = "Against sequential:", "Against oracle:"
 
 
@@ -70,15 +71,9 @@ def predictor_table(view: View, group: Group) -> Table[PredictorRow] | None:
         "Verified exits apply a head where the prediction says so: their hits are those of the prediction, their accuracy and "
         "layers are those of the final answer. The oracle exits at the first layer that agrees with full depth.",
     ]
-    return Table(
-        f"predictor-{group.slug}",
-        caption("How well exits are predicted", group),
-        rows,
-        columns,
-        csv,
-        notes + footnotes(rows, lowest=False),
-        split="base",
-        values={name: lambda row, name=name: getattr(row.agreement, name) for name in Agreement._fields},  # type: ignore[misc]
+    values = {name: lambda row, name=name: _value(row, name) for name in Agreement._fields}
+    return dataset_table(
+        "predictor", HEADING, group, rows, columns, csv, notes, lowest=False, split="base", values=values
     )
 
 
@@ -92,4 +87,4 @@ def _signed(value: object) -> str:
     return minus(text) if not text[:1].isdigit() or not float(text.replace(",", "")) else f"+{text}"
 
 
-TABLES = (DatasetTable("predictor", 20, "How well exits are predicted", predictor_table, "confusion"),)
+TABLES = (DatasetTable("predictor", 20, HEADING, predictor_table, "confusion"),)

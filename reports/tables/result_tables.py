@@ -8,7 +8,6 @@ from reports.analysis.cell_settings import SETTING
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.run_contents import lost_note
 from reports.analysis.view import DifficultyRow, Group, Level, View, by_data, of_group
-from reports.notation.marks import footnotes
 from reports.notation.numbers import DASH, finite, fixed, flops_unit, percent, plain, span, times, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable, RunTables
@@ -18,12 +17,11 @@ from reports.tables.shared_columns import (
     NO_REFERENCE,
     NOISE,
     UNTRAINED,
-    caption,
-    data_tag,
-    file_tag,
+    dataset_table,
     identity_columns,
     noise_notes,
     reference_names,
+    run_table,
 )
 
 # Raw columns of these tables.
@@ -99,7 +97,7 @@ def _result_notes(rows: Sequence[ResultRow]) -> list[str]:
     notes += noise_notes(rows)
     if any(row.ratio_linear is None for row in rows):
         notes.append(f"{DASH} in brackets: {NO_REFERENCE}.")
-    return notes + footnotes(rows)
+    return notes
 
 
 def summary_tables(view: View) -> list[Table[ResultRow]]:
@@ -108,16 +106,10 @@ def summary_tables(view: View) -> list[Table[ResultRow]]:
     for synthetic, rows in by_data(view.rows):
         groups = [group for group in view.groups if group.synthetic == synthetic]
         lost = [f"{group.dataset} {cell}" for group in groups for cell in view.lost_of(group)]
+        columns = [DATASET, *identity_columns(view), *_result_columns(view, rows)]
+        notes = _result_notes(rows) + lost_note(lost)
         tables.append(
-            Table(
-                f"summary{file_tag(synthetic)}",
-                f"Accuracy, cost and speed of every method{data_tag(synthetic)}",
-                rows,
-                [DATASET, *identity_columns(view), *_result_columns(view, rows)],
-                CSV,
-                _result_notes(rows) + lost_note(lost),
-                split="label",
-            )
+            run_table("summary", "Accuracy, cost and speed of every method", synthetic, rows, columns, CSV, notes)
         )
     return tables
 
@@ -127,7 +119,7 @@ def results_table(view: View, group: Group) -> Table[ResultRow]:
     rows = view.of(group)
     columns = [*identity_columns(view), *_result_columns(view, rows)]
     notes = _result_notes(rows) + lost_note(view.lost_of(group))
-    return Table(f"results-{group.slug}", caption("Results", group), rows, columns, CSV, notes, split="kind")
+    return dataset_table("results", "Results", group, rows, columns, CSV, notes)
 
 
 def details_table(view: View, group: Group) -> Table[ResultRow]:
@@ -145,9 +137,7 @@ def details_table(view: View, group: Group) -> Table[ResultRow]:
         Column("rounds_agree", "Rounds agree %", lambda row: percent(row.rounds_agree, 2)),
         *([] if "executor" in view.varying else executor),
     ]
-    return Table(
-        f"details-{group.slug}", caption("Behind the results", group), rows, columns, CSV, footnotes(rows), split="kind"
-    )
+    return dataset_table("details", "Behind the results", group, rows, columns, CSV)
 
 
 def difficulty_table(view: View, group: Group) -> Table[DifficultyRow] | None:
@@ -174,15 +164,9 @@ def difficulty_table(view: View, group: Group) -> Table[DifficultyRow] | None:
     note = (
         f"True difficulty of each generated sample, {levels[0]} is the easiest. Samples of each: {', '.join(counts)}."
     )
-    return Table(
-        f"difficulty-{group.slug}",
-        caption("By true difficulty", group),
-        rows,
-        columns,
-        ("label", "dataset", "data", "kind", "method", "point", *SETTING, "marks", *values),
-        [note, *footnotes(rows, lowest=False)],
-        split="kind",
-        values=values,
+    csv = ("label", "dataset", "data", "kind", "method", "point", *SETTING, "marks", *values)
+    return dataset_table(
+        "difficulty", "By true difficulty", group, rows, columns, csv, [note], lowest=False, values=values
     )
 
 

@@ -6,11 +6,11 @@ from reports.analysis.cell_settings import SETTING
 from reports.analysis.noise import FEWEST
 from reports.analysis.rival_tests import MARGIN, RATIO, Judgement, RivalTest
 from reports.analysis.view import View, by_data
-from reports.notation.marks import footnotes, marked
+from reports.notation.marks import marked
 from reports.notation.numbers import DASH, finite, p_value, points, times, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
-from reports.tables.shared_columns import DATASET, NOISE, data_tag, file_tag, noise_notes, setting_columns
+from reports.tables.shared_columns import DATASET, NOISE, noise_notes, run_table, setting_columns
 
 _MARGIN = f"{100 * MARGIN:g} points"
 
@@ -67,17 +67,11 @@ def rival_tables(view: View) -> list[Table[RivalTest]]:
         + (", for every seed separately; at worst is the worst seed." if several else ".")
         + f" With few test rows it cannot pass: without any row that differs it takes about {whole(2.7 / MARGIN)}.",
     ]
+    text = "Against rivals: p adjusted (Holm) over the datasets and points of one method and one rival"
+    values = {name: lambda row, name=name: getattr(row.judgement, name) for name in Judgement._fields}
     return [
-        Table(
-            f"rivals{file_tag(synthetic)}",
-            "Against rivals: p adjusted (Holm) over the datasets and points of one method and one rival"
-            + data_tag(synthetic),
-            tests,
-            columns,
-            csv,
-            [*notes, *noise_notes(tests), *footnotes(tests, lowest=False)],
-            split="label",
-            values={name: lambda row, name=name: getattr(row.judgement, name) for name in Judgement._fields},  # type: ignore[misc]
+        run_table(
+            "rivals", text, synthetic, tests, columns, csv, [*notes, *noise_notes(tests)], lowest=False, values=values
         )
         for synthetic, tests in by_data(view.rivals)
     ]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from reports.analysis.cell_settings import SETTING
 from reports.analysis.noise import WHY_MISSING
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
-from reports.notation.marks import marked
+from reports.notation.marks import Marked, footnotes, marked
 from reports.notation.numbers import DASH, whole
-from reports.notation.table_formats import Column
+from reports.notation.table_formats import Column, Table
 
+M = TypeVar("M", bound=Marked)
 _HEADINGS = {
     **{name: name.capitalize() for name in SETTING},
     "batch_size": "Batch",
@@ -26,15 +27,13 @@ UNTRAINED = "nothing was trained for this row, or it uses the weights of another
 IDENTITY = ("data", "language", "dataset", "kind", "method", "point", *SETTING, "seeds", "seed_list", "n")
 
 
-class NamedRow(Protocol):
+class NamedRow(Marked, Protocol):
     """A row that shows a method."""
 
     @property
     def method(self) -> str: ...
     @property
     def kind(self) -> str: ...
-    @property
-    def marks(self) -> str: ...
 
 
 def method_name(row: NamedRow) -> str:
@@ -97,6 +96,41 @@ def file_tag(synthetic: bool) -> str:
     return "-synthetic" if synthetic else ""
 
 
-def caption(text: str, group: Group) -> str:
-    """Return the caption of a table of one dataset, with the settings that all its rows share."""
-    return f"{text}: {group.label}; {group.facts}"
+def dataset_table(
+    name: str,
+    text: str,
+    group: Group,
+    rows: Sequence[M],
+    columns: Sequence[Column[M]],
+    csv: Sequence[str],
+    notes: Sequence[str] = (),
+    *,
+    lowest: bool = True,
+    split: str = "kind",
+    values: Mapping[str, Callable[[M], object]] | None = None,
+) -> Table[M]:
+    """Return a table of one dataset; the caption adds the settings that all its rows share, and the notes the marks.
+
+    ``lowest`` is that of :func:`reports.notation.marks.footnotes`; all others are those of :class:`Table`.
+    """
+    caption = f"{text}: {group.label}; {group.facts}"
+    shown = [*notes, *footnotes(rows, lowest=lowest)]
+    return Table(f"{name}-{group.slug}", caption, rows, columns, csv, shown, split, values or {})
+
+
+def run_table(
+    name: str,
+    text: str,
+    synthetic: bool,
+    rows: Sequence[M],
+    columns: Sequence[Column[M]],
+    csv: Sequence[str],
+    notes: Sequence[str] = (),
+    *,
+    lowest: bool = True,
+    split: str = "label",
+    values: Mapping[str, Callable[[M], object]] | None = None,
+) -> Table[M]:
+    """Return a table of the whole run, of real or of synthetic data; as :func:`dataset_table`."""
+    shown = [*notes, *footnotes(rows, lowest=lowest)]
+    return Table(name + file_tag(synthetic), text + data_tag(synthetic), rows, columns, csv, shown, split, values or {})

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from reports.analysis.factor_losses import LOSSES, in_order, largest_loss, ratio_of
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
-from reports.notation.marks import footnotes
 from reports.notation.numbers import percent, times
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable
-from reports.tables.shared_columns import IDENTITY, NO_REFERENCE, NOISE, caption, identity_columns, noise_notes
+from reports.tables.shared_columns import IDENTITY, NO_REFERENCE, NOISE, dataset_table, identity_columns, noise_notes
 
+RATIOS = "Ratios of layers, FLOPs and time, and shares of a pass"
 NO_FACTORS = "not recorded: an older result, no reference, or a method without blocks that count"
 
 
@@ -48,16 +48,8 @@ def factor_table(view: View, group: Group) -> Table[ResultRow] | None:
         f"A factor below 1 is a loss. {'; '.join(meanings)}.",
         *noise_notes(rows),
     ]
-    return Table(
-        f"waterfall-{group.slug}",
-        caption("From layers to wall time", group),
-        rows,
-        columns,
-        (*IDENTITY, *(f"factor {name}" for name in names), "measured", "speedup", "noise_high", "loss", "marks"),
-        notes + footnotes(rows),
-        split="kind",
-        values=values,
-    )
+    csv = (*IDENTITY, *(f"factor {name}" for name in names), "measured", "speedup", "noise_high", "loss", "marks")
+    return dataset_table("waterfall", "From layers to wall time", group, rows, columns, csv, notes, values=values)
 
 
 def _loss(row: ResultRow) -> str:
@@ -95,19 +87,11 @@ def ratio_table(view: View, group: Group) -> Table[ResultRow]:
         "launch costs."
     )
     values = {f"phase_{name}": value(name) for name in names}
-    return Table(
-        f"anatomy-{group.slug}",
-        caption("Ratios of layers, FLOPs and time, and shares of a pass", group),
-        rows,
-        columns,
-        (*IDENTITY, "ratio_layers", "ratio_linear", "ratio_full", "speedup", "noise_high", "kept", *values),
-        [note, *footnotes(rows)],
-        split="kind",
-        values=values,
-    )
+    csv = (*IDENTITY, "ratio_layers", "ratio_linear", "ratio_full", "speedup", "noise_high", "kept", *values)
+    return dataset_table("anatomy", RATIOS, group, rows, columns, csv, [note], values=values)
 
 
 TABLES = (
     DatasetTable("waterfall", 10, "Parts of the speed-up: from layers to wall time", factor_table, "waterfall"),
-    DatasetTable("anatomy", 40, "Ratios of layers, FLOPs and time, and shares of a pass", ratio_table),
+    DatasetTable("anatomy", 40, RATIOS, ratio_table),
 )

@@ -15,11 +15,11 @@ MODULE = """
 from reports.notation.numbers import times
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable, RunTables
-from reports.tables.shared_columns import caption, identity_columns
+from reports.tables.shared_columns import dataset_table, identity_columns
 
 def mine(view, group):
     columns = [*identity_columns(view), Column("speedup", "Speed-up", lambda row: times(row.speedup))]
-    return Table(f"mine-{group.slug}", caption("Mine", group), view.of(group), columns, ("method", "point", "speedup"))
+    return dataset_table("mine", "Mine", group, view.of(group), columns, csv=("method", "point", "speedup"))
 
 def names(view):
     columns = [Column("method", "Method", lambda row: row.method, numeric=False)]
