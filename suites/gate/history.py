@@ -1,28 +1,29 @@
-"""How accuracy, FLOPs and speed of every method went over commits, from packed references.
+"""Plot accuracy, FLOPs and speed of every method over commits, from packed references.
 
 ::
 
     python -m suites.gate.history kept/*.json --out history.svg --out history.csv
 
-Files are taken in the order given. A method's value is the mean over the cells that all files have of it (geometric for
-ratios), so that no line moves because a dataset was added. FLOPs ratio and speed-up are over the reference of the same run. A
-dotted line stands where the machine changed: accuracy and speed-up left and right of it are not the same experiment.
+Files are read in the order given. The value of a method is the mean over the cells that all files have (geometric for ratios), so
+that an added dataset moves no line. FLOPs ratio and speed-up are over the reference of the same run. A dotted line marks a change
+of machine: accuracy and speed-up on its two sides are not comparable.
 
-Colours: Okabe & Ito, "Color Universal Design" (2008); every method has its own marker and line style too.
+Colours: Okabe & Ito, "Color Universal Design" (2008); every method also has its own marker and line style.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import pandas as pd
 
 from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError
@@ -32,24 +33,11 @@ from harness.results.packed_run import PackedCell, PackedRun, load
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222324")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 LINES = ("-", "--", "-.", ":")
-COLUMNS = (
-    "number",
-    "file",
-    "run",
-    "commit",
-    "machine",
-    "kind",
-    "method",
-    "cells",
-    "accuracy",
-    "flops_ratio",
-    "speedup",
-)
 
 
 @dataclass(frozen=True)
 class HistoryPoint:
-    """One method in one file: means over the cells that all files have; ratios over the reference, None without one."""
+    """One method in one file: means over the cells that all files have; ratios are None without a reference."""
 
     number: int
     file: str
@@ -75,23 +63,21 @@ def _geometric(values: Sequence[float | None]) -> float | None:
 
 
 def _flops_ratio(run: PackedRun, cell: PackedCell) -> float | None:
-    """FLOPs (linear) of the reference over the cell's, in the same run, on the same data with the same seed."""
-    for other in run.cells:
-        same = (other.cell.dataset, other.cell.seed, other.synthetic) == (
-            cell.cell.dataset,
-            cell.cell.seed,
-            cell.synthetic,
-        )
-        if same and other.cell.method == (cell.reference or "bert"):
-            return other.flops_linear / cell.flops_linear
-    return None
+    """Return linear FLOPs of the reference over those of the cell, in the same run with the same data and seed."""
+
+    def data(one: PackedCell) -> tuple[Any, ...]:
+        return one.cell.dataset, one.cell.seed, one.synthetic
+
+    reference = cell.reference or "bert"
+    found = (one for one in run.cells if one.cell.method == reference and data(one) == data(cell))
+    return next((one.flops_linear / cell.flops_linear for one in found), None)
 
 
 def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
-    """One entry per (file, method), files in the order given.
+    """Return one point per file and method, in the order of the files.
 
     Args:
-        runs: (name of the file, its content).
+        runs: name and content of each file.
 
     Raises:
         ConfigError: the files have no cell in common.
@@ -125,17 +111,12 @@ def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
 
 
 def to_csv(found: Sequence[HistoryPoint]) -> str:
-    """Everything, controls included."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for entry in found:
-        writer.writerow(["" if (value := getattr(entry, name)) is None else value for name in COLUMNS])
-    return text.getvalue()
+    """Return all points as CSV, controls included."""
+    return pd.DataFrame([asdict(point) for point in found]).to_csv(index=False, lineterminator="\n")
 
 
 def to_svg(found: Sequence[HistoryPoint], synthetic: bool) -> str:
-    """Three panels over commits, one line per method; controls and bounds are in the CSV only."""
+    """Return three panels over commits with one line per method; controls and bounds are in the CSV only."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

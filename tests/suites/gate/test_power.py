@@ -1,4 +1,4 @@
-"""The script that says what the gate catches: plants what it says it plants, and counts what it says it counts."""
+"""The power of the gate: changes are planted as stated, and alarms are counted correctly."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from harness.regression.compare import compare
 from suites.gate import power
-from suites.gate.power import CELL, Clocks, fabricate, keys, lose, repeat
+from suites.gate.power import CELL, KEYS, Clocks, fabricate, lose, repeat
 
 
 @given(st.sampled_from([0.015, 0.02, 0.05, 0.08]), st.integers(0, 1000))
 def test_a_planted_loss_is_what_it_says(discordant: float, seed: int) -> None:
-    """Exactly 30 of 2,000 net, among as many discordant samples as asked for."""
+    """An exact loss is 30 of 2,000 samples net, with the given number of discordant samples."""
     rng = np.random.default_rng(seed)
     right = rng.random(2000) < 0.9
     new = lose(rng, right, 0.015, discordant, exactly=True)
@@ -26,7 +26,7 @@ def test_a_planted_loss_is_what_it_says(discordant: float, seed: int) -> None:
 
 
 def test_a_loss_in_expectation_varies_around_it() -> None:
-    """Drawn sample by sample, the mean loss is 1.5 points, and not every time."""
+    """Drawn sample by sample, the loss is 1.5 points on average and varies."""
     rng = np.random.default_rng(0)
     right = rng.random(2000) < 0.9
     losses = [right.mean() - lose(rng, right, 0.015, 0.03, exactly=False).mean() for _ in range(300)]
@@ -35,26 +35,26 @@ def test_a_loss_in_expectation_varies_around_it() -> None:
 
 
 def test_fabricated_runs_are_those_of_quick_in_number() -> None:
-    """88 cells, compared in full; only the slowed cell is slower."""
+    """There are 88 cells, all compared, and only the slowed cell is slower."""
     rng, calm = np.random.default_rng(0), Clocks(noise=0.001, stalls=0, process=0, method=0)
-    assert len(keys()) == 88
+    assert len(KEYS) == 88
     found = compare(fabricate(rng, calm), fabricate(rng, calm, slowed=[CELL]))
     slow = {(c.cell.dataset, c.cell.method, c.cell.point) for c in found.changes if c.time and c.time.ratio < 0.95}
     assert slow == {CELL}
 
 
 def test_alarms_are_told_apart() -> None:
-    """An alarm about the planted cell is a hit, one about anything else is wrong, in each repetition at most one of each."""
+    """An alarm about the planted method is a hit, any other is wrong; each counts once per repetition."""
     rng, calm = np.random.default_rng(0), Clocks(noise=0.001, stalls=0, process=0, method=0)
     pair = (fabricate(rng, calm), fabricate(rng, calm, slowed=[CELL]))
-    assert repeat("x", 2, lambda _: pair, f"{CELL[1]} ") == power.PowerRow("x", 2, 0, 2)
-    assert repeat("x", 2, lambda _: pair, "m1 ") == power.PowerRow("x", 0, 2, 2)
+    assert repeat("x", 2, lambda _: pair, CELL[1]) == power.PowerRow("x", 2, 0, 2)
+    assert repeat("x", 2, lambda _: pair, "m1") == power.PowerRow("x", 0, 2, 2)
 
 
-def test_the_script_says_that_nobody_measured(
+def test_fabricated_figures_are_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its figures are marked as fabricated, on the screen and in the file."""
+    """Figures are marked as fabricated on the terminal and in the file."""
     monkeypatch.setattr("harness.regression.times.LEAST_DRAWS", 1_000)
     monkeypatch.setattr("harness.regression.times.DRAWS_A_CELL", 1)
     assert power.main(["--repetitions", "1", "--out", str(tmp_path / "power.json")]) == 0
