@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -47,23 +47,11 @@ ROUNDS, WARM_UP = 5, 2
 
 # Implementations, and the n-gram lengths that they support.
 PREDICT: dict[str, tuple[Callable[[TableWorkload], Tensor], tuple[int, ...]]] = {
-    "table": (lambda workload: workload.table.predict(workload.asked, QUANTILE), (1, 2)),
-    "gather_sum": (
-        lambda workload: exit_table_alternatives.gather_and_sum(workload.asked, workload.rows, QUANTILE),
-        (1,),
-    ),
-    "embedding_bag": (
-        lambda workload: exit_table_alternatives.bag_of_rows(workload.asked, workload.rows, QUANTILE),
-        (1,),
-    ),
-    "searchsorted": (
-        lambda workload: exit_table_alternatives.search_sorted(workload.asked, workload.rows, QUANTILE, workload.ngram),
-        (1, 2),
-    ),
-    "hashing_trick": (
-        lambda workload: exit_table_alternatives.hashing_trick(workload.asked, workload.rows, QUANTILE, workload.ngram),
-        (1, 2),
-    ),
+    "table": (lambda w: w.table.predict(w.asked, QUANTILE), (1, 2)),
+    "gather_sum": (lambda w: exit_table_alternatives.gather_and_sum(w.asked, w.rows, QUANTILE), (1,)),
+    "embedding_bag": (lambda w: exit_table_alternatives.bag_of_rows(w.asked, w.rows, QUANTILE), (1,)),
+    "searchsorted": (lambda w: exit_table_alternatives.search_sorted(w.asked, w.rows, QUANTILE, w.ngram), (1, 2)),
+    "hashing_trick": (lambda w: exit_table_alternatives.hashing_trick(w.asked, w.rows, QUANTILE, w.ngram), (1, 2)),
 }
 
 
@@ -108,24 +96,39 @@ def bandwidth(device: str) -> float:
     return 2 * source.nbytes / sorted(seconds)[3]
 
 
+class Cost(NamedTuple):
+    """The work of one round: ``count`` of ``counted``, with at least ``least_bytes`` moved."""
+
+    counted: str
+    count: int
+    least_bytes: int
+
+
+def query_cost(samples: int, ngram: int) -> Cost:
+    """Every id and every n-gram's row is read, an exit is written."""
+    lookups = grams(samples, ngram)
+    return Cost("n-grams looked up", lookups, 4 * samples * LENGTH + ROW_BYTES * lookups + 2 * samples)
+
+
+def insert_cost(samples: int, ngram: int) -> Cost:
+    """Every id is read, every n-gram's count is read and written."""
+    inserts = grams(samples, ngram)
+    return Cost("n-grams inserted", inserts, 4 * samples * LENGTH + 8 * inserts)
+
+
 def _measure(
     benchmark: Any,
     run: Callable[..., Any],
-    *,
+    cost: Cost,
+    tokens: int,
     device: str,
     backend: str | None,
-    tokens: int,
-    work: int,
-    counted: str,
-    least: int,
     prepare: Callable[[], Any] | None = None,
 ) -> Any:
     """Time ``run`` and return its result.
 
     Args:
         backend: of the timed table; ``None`` for an alternative.
-        work: number of ``counted`` per round.
-        least: bytes that must be moved.
         prepare: makes the argument of ``run`` before every round, untimed.
     """
     seconds = []
@@ -147,19 +150,9 @@ def _measure(
         pytest.skip(f"{tokens} tokens need more memory than {device} has")
     measured = seconds[WARM_UP:]
     median = float(np.median(measured))
-    benchmark.extra_info.update(
-        {
-            "device": device,
-            "backend": backend,
-            "tokens": tokens,
-            "device_seconds": measured,
-            "counted": counted,
-            "count": work,
-            "per_second": work / median,
-            "least_bytes": least,
-            "roofline": least / median / bandwidth(device),
-        }
-    )
+    rates = {"per_second": cost.count / median, "roofline": cost.least_bytes / median / bandwidth(device)}
+    where = {"device": device, "backend": backend, "tokens": tokens, "device_seconds": measured}
+    benchmark.extra_info.update({**where, **cost._asdict(), **rates})
     return found
 
 
@@ -172,68 +165,38 @@ def test_predict(benchmark: Any, workload: TableWorkload, name: str) -> None:
     benchmark.group = f"predict, {workload.ngram}-grams, {workload.skew}"
     expected = PREDICT["table"][0](workload)
     assert len(workload.rows.keys)  # cached before the clock starts
-    found = _measure(
-        benchmark,
-        lambda: run(workload),
-        device=workload.device,
-        backend=workload.table.stats()["backend"] if name == "table" else None,
-        tokens=workload.tokens,
-        work=workload.grams,
-        counted="n-grams looked up",
-        least=_least_of_predict(len(workload.asked), workload.grams),
-    )
+    cost, backend = query_cost(len(workload.asked), workload.ngram), workload.table.stats()["backend"]
+    own = backend if name == "table" else None
+    found = _measure(benchmark, lambda: run(workload), cost, workload.tokens, workload.device, own)
     agreement = float((found == expected).float().mean())
     benchmark.extra_info["agreement"] = agreement
     assert agreement == 1 or name == "hashing_trick"  # keys that collide share a row
-
-
-def _least_of_predict(samples: int, lookups: int) -> int:
-    """Return the bytes: every id and every n-gram's row is read, an exit is written."""
-    return 4 * samples * LENGTH + ROW_BYTES * lookups + 2 * samples
 
 
 @pytest.mark.parametrize("name", ["table", "unique_bincount"])
 def test_insert(benchmark: Any, workload: TableWorkload, name: str) -> None:
     """Count all n-grams into an empty table."""
     benchmark.group = f"insert, {workload.ngram}-grams, {workload.skew}"
+    stats = workload.table.stats()
+
+    def ours() -> int:
+        return int(workload.counted().stats()["keys"])
 
     def theirs() -> int:
         return len(exit_table_alternatives.count_by_sorting(workload.train, workload.exits, LAYERS, workload.ngram)[0])
 
-    stats = workload.table.stats()
-    keys = _measure(
-        benchmark,
-        (lambda: workload.counted().stats()["keys"]) if name == "table" else theirs,
-        device=workload.device,
-        backend=stats["backend"] if name == "table" else None,
-        tokens=workload.tokens,
-        work=workload.grams,
-        counted="n-grams inserted",
-        least=_least_of_insert(len(workload.train), workload.grams),
-    )
-    assert keys == stats["keys"]
-
-
-def _least_of_insert(samples: int, inserts: int) -> int:
-    """Return the bytes: every id is read, every n-gram's count is read and written."""
-    return 4 * samples * LENGTH + 8 * inserts
+    run, own = (ours, stats["backend"]) if name == "table" else (theirs, None)
+    cost = insert_cost(len(workload.train), workload.ngram)
+    assert _measure(benchmark, run, cost, workload.tokens, workload.device, own) == stats["keys"]
 
 
 def test_freeze(benchmark: Any, workload: TableWorkload) -> None:
     """Turn counts into rows."""
     benchmark.group = f"freeze, {workload.ngram}-grams, {workload.skew}"
     stats = workload.table.stats()
-    _measure(
-        benchmark,
-        lambda table: table.freeze(1, SMOOTHING),
-        device=workload.device,
-        backend=stats["backend"],
-        tokens=workload.tokens,
-        work=stats["keys"],
-        counted="keys frozen",
-        least=stats["keys"] * (8 + 4 * LAYERS + ROW_BYTES),  # counts are read, rows are written
-        prepare=workload.counted,
-    )
+    cost = Cost("keys frozen", stats["keys"], stats["keys"] * (8 + 4 * LAYERS + ROW_BYTES))  # reads counts, writes rows
+    where = workload.tokens, workload.device, stats["backend"]
+    _measure(benchmark, lambda table: table.freeze(1, SMOOTHING), cost, *where, prepare=workload.counted)
 
 
 @pytest.mark.parametrize("name", ["schedule", "torch_sort"])
@@ -253,54 +216,30 @@ def test_sort(request: pytest.FixtureRequest, benchmark: Any, skew: str, name: s
 
     def ours() -> Tensor:
         if device == "cuda":
-            return schedule_on_device(exits, lengths, depth=LAYERS, max_length=128)
+            return schedule_on_device(exits, lengths, depth=LAYERS, max_length=128).order
         return schedule(exits, lengths)
 
     def theirs() -> Tensor:
         return torch.sort(-(exits.to(torch.int64) * 129 + lengths), stable=True).indices
 
-    found = _measure(
-        benchmark,
-        ours if name == "schedule" else theirs,
-        device=device,
-        backend=device if name == "schedule" else None,
-        tokens=tokens,
-        work=size,
-        counted="samples sorted",
-        least=18 * size,  # an exit and a length are read, a place is written
-    )
-    assert torch.equal(found, theirs())
+    run, own = (ours, device) if name == "schedule" else (theirs, None)
+    cost = Cost("samples sorted", size, 18 * size)  # reads an exit and a length, writes a place
+    assert torch.equal(_measure(benchmark, run, cost, tokens, device, own), theirs())
 
 
 @pytest.mark.parametrize("load", LOADS)
 def test_predict_by_load(benchmark: Any, filling: LoadWorkload, load: float) -> None:
     """Query hash tables of one size at several load factors, which lengthen the search."""
     benchmark.group = f"predict by load factor, 2-grams, {filling.skew}"
-    train = filling.train(load)
-    exits = exits_for(len(train), filling.text.device)
+    train, device = filling.train(load), filling.text.device
+    exits = exits_for(len(train), device)
     table, backend = filling.counted(load, train, exits)
     table.freeze(1, SMOOTHING)
     asked = partly_new(train, filling.skew, len(filling.text))
-    lookups = grams(len(asked), 2)
-    found = _measure(
-        benchmark,
-        lambda: table.predict(asked, QUANTILE),
-        device=filling.text.device.type,
-        backend=backend.name,
-        tokens=filling.kernels.tokens,
-        work=lookups,
-        counted="n-grams looked up",
-        least=_least_of_predict(len(asked), lookups),
-    )
-    stats = table.stats()
-    benchmark.extra_info.update(
-        {
-            "load": backend.load,
-            "slots": filling.slots,
-            "longest_search": backend.longest_search,
-            "hit_rate": stats["hit_rate"],
-        }
-    )
+    where = filling.kernels.tokens, device.type, backend.name
+    found = _measure(benchmark, lambda: table.predict(asked, QUANTILE), query_cost(len(asked), 2), *where)
+    facts = {"load": backend.load, "slots": filling.slots, "longest_search": backend.longest_search}
+    benchmark.extra_info.update({**facts, "hit_rate": table.stats()["hit_rate"]})
     few = partly_new(train, filling.skew, 10)
     usual = ExitTable(LAYERS, 2)
     usual.insert(train, exits)
@@ -312,21 +251,12 @@ def test_predict_by_load(benchmark: Any, filling: LoadWorkload, load: float) -> 
 def test_insert_by_load(benchmark: Any, filling: LoadWorkload, load: float) -> None:
     """Fill an empty hash table of one size up to several load factors."""
     benchmark.group = f"insert by load factor, 2-grams, {filling.skew}"
-    train = filling.train(load)
-    exits = exits_for(len(train), filling.text.device)
-    inserts = grams(len(train), 2)
-    table, backend = _measure(
-        benchmark,
-        lambda: filling.counted(load, train, exits),
-        device=filling.text.device.type,
-        backend=filling.kernels.backend,
-        tokens=len(train) * LENGTH,
-        work=inserts,
-        counted="n-grams inserted",
-        least=_least_of_insert(len(train), inserts),
-    )
+    train, device = filling.train(load), filling.text.device
+    exits, cost = exits_for(len(train), device), insert_cost(len(train), 2)
+    where = len(train) * LENGTH, device.type, filling.kernels.backend
+    table, backend = _measure(benchmark, lambda: filling.counted(load, train, exits), cost, *where)
     benchmark.extra_info.update({"load": backend.load, "slots": filling.slots})
-    assert int(table.counts()[1].sum(dtype=np.int64)) == inserts
+    assert int(table.counts()[1].sum(dtype=np.int64)) == cost.count
 
 
 @pytest.mark.parametrize("name", ["dense", "hash"])
@@ -337,15 +267,6 @@ def test_single_tokens(benchmark: Any, filling: LoadWorkload, name: str) -> None
     table.insert(filling.text, exits_for(len(filling.text), filling.text.device))
     table.freeze(1, SMOOTHING)
     asked = partly_new(filling.text, filling.skew, len(filling.text))
-    lookups = grams(len(asked), 1)
-    _measure(
-        benchmark,
-        lambda: table.predict(asked, QUANTILE),
-        device=filling.text.device.type,
-        backend=backend.name,
-        tokens=filling.kernels.tokens,
-        work=lookups,
-        counted="n-grams looked up",
-        least=_least_of_predict(len(asked), lookups),
-    )
+    where = filling.kernels.tokens, filling.text.device.type, backend.name
+    _measure(benchmark, lambda: table.predict(asked, QUANTILE), query_cost(len(asked), 1), *where)
     assert table.stats()["layout"] == ("dense" if name == "dense" else "dense+hash")

@@ -1,46 +1,55 @@
-"""Executors against full depth and against each other at BERT-base's shape: how much of the layer ratio becomes wall time.
+"""Compare executors with full depth and with each other at BERT-base's shape: how much of the layer ratio becomes wall time?
 
-Random weights, random ids of realistic lengths, heads set so that samples leave at every layer::
+Weights and ids are random, lengths realistic, and heads set so that samples exit at every layer::
 
     python -m suites.studies.executor_speed --samples 192 --rounds 3 --out executors.json
     python -m suites.studies.executor_speed --device cuda --samples 10000 --batch-size 32,128,512,2048 --compute eager,graphs --roof
 
-``bert`` runs all layers; ``ladder``, ``exact-k`` and ``verified`` know exits beforehand, as GEEP predicts them; ``shrink``
-finds the same ones by asking a head after every layer, as FastBERT does, and ``faithful`` in FastBERT's released loop, which
-is eager. Rounds alternate all of them (A B C, C B A, ...). ``reached`` is the ratio of wall times to ``bert`` over the
-ratio of layers; ``paired_seconds`` are those that follow from ``bert``'s and from the ratios round by round, so that what the
-machine did meanwhile falls out. Goals compare each at its own best batch size and way to run blocks, unless they name a batch size.
+``bert`` runs all layers. ``ladder``, ``exact-k`` and ``verified`` know exits beforehand, as GEEP predicts them. ``shrink`` finds
+the same exits by a head after every layer, as FastBERT does; ``faithful`` is its released loop, which is always eager. Rounds
+alternate all of them (A B C, C B A, ...). ``reached`` is the ratio of wall times to ``bert`` over the ratio of layers.
+``paired_seconds`` follow from the seconds of ``bert`` and the ratios round by round, which cancels changes of the machine's speed.
+Goals compare every executor at its best batch size and way to run blocks, unless they name a batch size.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from tqdm import tqdm
 
-from harness.contracts import Compute, DType
+from harness.cli.argument_types import OneLineParser, comma_separated, one_of, whole_number
+from harness.contracts import Compute, DType, Execution, Predictions
 from harness.core import clock
 from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
-from harness.core.errors import ConfigError
 from harness.core.files import write_json, write_text
+from harness.core.terminal_table import terminal_table
 from harness.encoder.backbone import default_device
 from harness.execution.engine import DTYPES
 from harness.measure.resources import matrix_rate
 from suites.workloads.random_model import EXECUTORS, ExecutorWorkload
 
-COMPUTE: tuple[Compute, ...] = ("eager", "compiled", "graphs", "compiled-graphs")
+COMPUTE: tuple[Compute, ...] = get_args(Compute)
 ROOF_BATCH, ROOF_TOKENS = 256, 128
 ROOF_LEAST = 0.45  # of the matrix rate: what a tuned full-depth BERT reaches on a GPU
 MOST = 4096  # samples in a batch that is bounded by its tokens
+
+
+def timed(workload: ExecutorWorkload, executor: str, execution: Execution) -> tuple[float, Predictions]:
+    """Return the seconds and the predictions of one pass."""
+    clock.synchronise(workload.device)
+    start = clock.now()
+    found = workload.run(executor, execution)
+    clock.synchronise(workload.device)
+    return clock.now() - start, found
 
 
 def measure(
@@ -50,7 +59,7 @@ def measure(
     computes: Sequence[Compute],
     budgets: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
-    """One row per executor, batch size or token budget, and way to run blocks; see the module's docstring."""
+    """Return one row per executor, batch size or token budget, and way to run blocks; see the module's docstring."""
     rows = []
     batches = [(size, 0) for size in batch_sizes] + [(MOST, tokens) for tokens in budgets]
     plans = [(*batch, compute) for batch in batches for compute in computes]
@@ -58,58 +67,53 @@ def measure(
         for batch_size, batch_tokens, compute in plans:
             execution = workload.execution(batch_size, compute, batch_tokens=batch_tokens)
             names = [name for name in EXECUTORS if name != "faithful" or compute == "eager"]
-            seconds: dict[str, list[float]] = {name: [] for name in names}
+            passes: dict[str, list[float]] = {name: [] for name in names}
             found = {}
-            for number in range(-1, rounds):
+            for number in range(-1, rounds):  # the first round warms up
                 for name in names if number % 2 == 0 else names[::-1]:
-                    clock.synchronise(workload.device)
-                    start = clock.now()
-                    found[name] = workload.run(name, execution)
-                    clock.synchronise(workload.device)
-                    if number >= 0:  # the first round warms up
-                        seconds[name].append(clock.now() - start)
+                    seconds, found[name] = timed(workload, name, execution)
+                    passes[name] += [seconds] if number >= 0 else []
                 bar.update()
             for name, predictions in found.items():
-                layers = predictions.work.rows("layer") / workload.samples
-                wall = float(np.median(np.array(seconds["bert"]) / np.array(seconds[name])))
-                phases, depth = predictions.phases, workload.model.depth
+                layers, depth = predictions.work.rows("layer") / workload.samples, workload.model.depth
+                wall = float(np.median(np.array(passes["bert"]) / np.array(passes[name])))
+                median, phases = float(np.median(passes[name])), predictions.phases
                 rows.append(
                     {
                         "executor": name,
                         "batch_size": batch_size,
                         "batch_tokens": batch_tokens,
                         "compute": compute,
-                        "seconds": float(np.median(seconds[name])),
-                        "paired_seconds": float(np.median(seconds["bert"])) / wall,
+                        "seconds": median,
+                        "paired_seconds": float(np.median(passes["bert"])) / wall,
                         "mean_layers": layers,
                         "mean_heads": predictions.work.rows("head") / workload.samples,
                         "wall_ratio": wall,
                         "layer_ratio": depth / layers,
                         "reached": wall * layers / depth,
-                        "flops_per_s": workload.model.cost().flops(predictions.work, "full")
-                        / float(np.median(seconds[name])),
-                        "predict_and_sort_share": (phases.get("predict", 0.0) + phases["schedule"]) / seconds[name][-1],
+                        "flops_per_s": workload.model.cost().flops(predictions.work, "full") / median,
+                        "predict_and_sort_share": (phases.get("predict", 0.0) + phases["schedule"]) / passes[name][-1],
                     }
                 )
     return rows
 
 
 def batch_of(row: dict[str, Any]) -> str:
-    """How a row's batches are bounded, for people."""
+    """Return the limit of a row's batches."""
     return f"{row['batch_tokens']} tokens" if row["batch_tokens"] else f"batch {row['batch_size']}"
 
 
 def best(rows: Sequence[dict[str, Any]], executor: str, batch_size: int | None = None) -> dict[str, Any]:
-    """The fastest row of an executor, at any batch size or at this one."""
+    """Return the fastest row of an executor, at any batch size or at ``batch_size``."""
     mine = [row for row in rows if row["executor"] == executor and batch_size in (None, row["batch_size"])]
     return min(mine, key=lambda row: row["paired_seconds"])
 
 
 def goals(rows: Sequence[dict[str, Any]], share: float = 1.0) -> dict[str, float]:
-    """Ratios that tell how good the executors are, each at its best.
+    """Return ratios between executors, each at its best.
 
     Args:
-        share: of the roof that ``bert`` reaches. Below :data:`ROOF_LEAST` it is no rival, and ratios against it are left out.
+        share: of the matrix rate that ``bert`` reaches; below :data:`ROOF_LEAST`, ratios against it are left out.
     """
     bert, tuned = best(rows, "bert"), best(rows, "shrink")
     found = {}
@@ -129,27 +133,21 @@ def goals(rows: Sequence[dict[str, Any]], share: float = 1.0) -> dict[str, float
 
 
 def roof(workload: ExecutorWorkload, rounds: int, computes: Sequence[Compute]) -> list[dict[str, Any]]:
-    """``bert`` at 128 tokens and batch 256, against the matrix rate measured around it."""
+    """Measure ``bert`` at 128 tokens and batch 256 against the rate of a large matrix product."""
     even = replace(workload, samples=10 * ROOF_BATCH, length=ROOF_TOKENS)
     found = []
     for compute in computes:
         rate = matrix_rate(workload.device, DTYPES[workload.dtype])
         execution = even.execution(ROOF_BATCH, compute)
-        seconds, work = [], even.run("bert", execution).work
-        for _ in range(rounds):
-            clock.synchronise(workload.device)
-            start = clock.now()
-            even.run("bert", execution)
-            clock.synchronise(workload.device)
-            seconds.append(clock.now() - start)
-        middle = float(np.median(seconds))
-        done = even.model.cost().flops(work, "full") / middle
+        work = even.run("bert", execution).work  # warms up
+        median = float(np.median([timed(even, "bert", execution)[0] for _ in range(rounds)]))
+        done = even.model.cost().flops(work, "full") / median
         found.append(
             {
                 "compute": compute,
                 "batch_size": ROOF_BATCH,
                 "tokens": ROOF_TOKENS,
-                "samples_per_s": even.samples / middle,
+                "samples_per_s": even.samples / median,
                 "flops_per_s": done,
                 "matrix_flops_per_s": rate,
                 "share": done / rate,
@@ -159,7 +157,7 @@ def roof(workload: ExecutorWorkload, rounds: int, computes: Sequence[Compute]) -
 
 
 def profile(workload: ExecutorWorkload, rows: Sequence[dict[str, Any]]) -> str:
-    """Where the time of one pass goes, kernel by kernel, for every executor at its best: a text for people."""
+    """Return a text with the time of every kernel in one pass, for every executor at its best."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if workload.device == "cuda" else [])]
     parts = []
     for name in dict.fromkeys(row["executor"] for row in rows):
@@ -176,40 +174,32 @@ def profile(workload: ExecutorWorkload, rows: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sizes(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 @exit_codes("executor_speed")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m suites.studies.executor_speed", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--backbone", default="bert-base-uncased", help="shape to use (known names work offline)")
-    parser.add_argument("--samples", type=int, default=192)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=_sizes, default=[32], metavar="32,128", help="batch sizes")
+    parser = OneLineParser(prog="python -m suites.studies.executor_speed", description=__doc__.splitlines()[0])
+    count = whole_number(1)
+    counts, computes = comma_separated(count), comma_separated(one_of(*COMPUTE))
+    parser.add_argument("--backbone", default="bert-base-uncased", help="shape of the model (known names work offline)")
+    parser.add_argument("--samples", type=count, default=192, metavar="N", help="default 192")
+    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="default 3")
+    parser.add_argument("--batch-size", type=counts, default=[32], metavar="32,128", help="batch sizes; default 32")
     parser.add_argument(
-        "--batch-tokens", type=_sizes, default=[], metavar="16384", help="and batches of so many tokens"
+        "--batch-tokens", type=counts, default=[], metavar="16384", help="also batches of this many tokens"
     )
-    parser.add_argument("--compute", default="eager", metavar="eager,graphs", help=f"out of {', '.join(COMPUTE)}")
+    parser.add_argument("--compute", type=computes, default=["eager"], metavar="eager,graphs", help=", ".join(COMPUTE))
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
     parser.add_argument(
         "--roof", action="store_true", help="also bert at 128 tokens, batch 256, against the matrix rate"
     )
-    parser.add_argument("--profile", type=Path, metavar="TXT", help="also write where each executor's time goes")
-    parser.add_argument("--out", type=Path, help="also write JSON here")
+    parser.add_argument("--profile", type=Path, metavar="TXT", help="also write the time of every kernel")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="also write JSON here")
     args = parser.parse_args(arguments)
-    computes = [name for name in COMPUTE if name in args.compute.split(",")]
-    numbers = [args.samples, args.rounds, *args.batch_size, *args.batch_tokens]
-    if len(computes) != len(args.compute.split(",")) or min(numbers) < 1:
-        raise ConfigError(f"--compute takes {', '.join(COMPUTE)}, each once; all numbers must be at least 1")
     dtype: DType = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     workload = ExecutorWorkload(args.backbone, args.samples, args.device, dtype)
-    rows = measure(workload, args.rounds, args.batch_size, computes, args.batch_tokens)
-    ceiling = roof(workload, args.rounds, computes) if args.roof else []
+    rows = measure(workload, args.rounds, args.batch_size, args.compute, args.batch_tokens)
+    ceiling = roof(workload, args.rounds, args.compute) if args.roof else []
     share = max((row["share"] for row in ceiling), default=1.0) if args.device == "cuda" else 1.0
     facts: dict[str, Any] = {
         "backbone": args.backbone,
@@ -227,20 +217,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(args.out, facts)
     if args.profile:
         write_text(args.profile, profile(workload, rows))
-    for row in rows:
-        print(
-            f"{row['executor']:8} {batch_of(row):13} {row['compute']:15} {row['seconds']:8.3f} s  "
-            f"{row['mean_layers']:5.2f} layers  wall {row['wall_ratio']:5.2f}x  layers {row['layer_ratio']:5.2f}x  "
-            f"reached {row['reached']:6.1%}  prediction and sorting {row['predict_and_sort_share']:.3%}"
-        )
+    heads = [
+        "executor",
+        "batch",
+        "compute",
+        "seconds",
+        "layers",
+        "wall ratio",
+        "layer ratio",
+        "reached",
+        "predict and sort",
+    ]
+    body = [
+        [
+            *(row["executor"], batch_of(row), row["compute"], f"{row['seconds']:.3f}", f"{row['mean_layers']:.2f}"),
+            *(f"{row['wall_ratio']:.2f}x", f"{row['layer_ratio']:.2f}x", f"{row['reached']:.1%}"),
+            f"{row['predict_and_sort_share']:.3%}",
+        ]
+        for row in rows
+    ]
+    print(terminal_table(heads, body, left=3), end="")
     if share < ROOF_LEAST:
         print(f"bert reaches {share:.1%} of the matrix rate, less than {ROOF_LEAST:.0%}: no ratios against it")
     for name, value in facts["goals"].items():
         print(f"{name}: {value:.3f}")
-    for row in facts["roof"]:
-        print(
-            f"bert, 128 tokens, batch 256, {row['compute']}: {row['share']:.1%} of {row['matrix_flops_per_s']:.3g} FLOP/s"
-        )
+    for row in ceiling:
+        rate = f"{row['share']:.1%} of {row['matrix_flops_per_s']:.3g} FLOP/s"
+        print(f"bert, {ROOF_TOKENS} tokens, batch {ROOF_BATCH}, {row['compute']}: {rate}")
     return 0
 
 

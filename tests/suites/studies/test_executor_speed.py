@@ -1,4 +1,4 @@
-"""The executors' figures at a given shape."""
+"""The study of executor speed at a given shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL = ["--backbone", "google/bert_uncased_L-4_H-256_A-4", "--samples", "12", "
 
 
 def test_every_executor_is_measured_at_every_batch_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line per executor and batch size, one per goal, and JSON with fingerprint; layer ratios follow from what ran."""
+    """There is a row per executor and batch size and a line per goal; layer ratios follow from the executed layers."""
     out = tmp_path / "executors.json"
     where = tmp_path / "profile.txt"
     batches = ["--batch-size", "3,12", "--batch-tokens", "100"]
@@ -28,11 +28,11 @@ def test_every_executor_is_measured_at_every_batch_size(tmp_path: Path, capsys: 
         assert row["layer_ratio"] == pytest.approx(4 / row["mean_layers"])
     assert "ladder over faithful at batch 3" in found["goals"]
     assert found["fingerprint"]["versions"]["torch"]
-    assert len(capsys.readouterr().out.splitlines()) == 18 + len(found["goals"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 18 + len(found["goals"])
 
 
 def test_all_executors_leave_at_the_same_layers() -> None:
-    """Exits that are known beforehand are those that others find out, at every layer somebody's."""
+    """Exits known beforehand equal those found layer by layer, and samples exit at every layer."""
     workload = ExecutorWorkload("google/bert_uncased_L-4_H-256_A-4", 40, "cpu", "float32")
     exits = workload.exits.tolist()
     assert set(exits) == set(workload.model.answers)
@@ -44,7 +44,7 @@ def test_all_executors_leave_at_the_same_layers() -> None:
 
 
 def test_each_goal_takes_everybody_at_their_best() -> None:
-    """Ratios of the fastest rows, whatever their batch size; at a batch size where the goal names one."""
+    """Goals are ratios of the fastest rows at any batch size, or at the one that the goal names."""
     seconds = {
         ("bert", 32): 12.0, ("bert", 128): 10.0, ("ladder", 32): 4.0, ("ladder", 128): 5.0, ("exact-k", 32): 8.0,
         ("verified", 128): 5.0, ("shrink", 32): 9.0, ("shrink", 128): 6.0, ("faithful", 32): 24.0, ("faithful", 128): 1.0,
@@ -65,7 +65,7 @@ def test_each_goal_takes_everybody_at_their_best() -> None:
 
 
 def test_the_roof_is_a_share_of_a_measured_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """FLOPs of full depth over time, and over the rate of a matrix product."""
+    """The share is the FLOP/s of full depth over the rate of a matrix product."""
     monkeypatch.setattr(executor_speed, "ROOF_BATCH", 2)
     out = tmp_path / "roof.json"
     assert executor_speed.main([*SMALL, "--roof", "--out", str(out)]) == 0
@@ -76,12 +76,12 @@ def test_the_roof_is_a_share_of_a_measured_rate(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("wrong", [["--compute", "fast"], ["--batch-size", "0"], ["--compute", "graphs"]])
 def test_what_cannot_be_run_is_one_line(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2 and no traceback."""
+    """Bad input gives one line and exit code 2."""
     assert executor_speed.main([*SMALL, *wrong]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_an_unknown_backbone_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2 and no traceback."""
+    """Bad input gives one line and exit code 2."""
     assert executor_speed.main(["--backbone", "bert-bas-uncased", "--samples", "2", "--rounds", "1"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
