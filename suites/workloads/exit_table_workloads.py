@@ -90,10 +90,6 @@ class TableWorkload:
     def rows(self) -> FrozenRows:
         return FrozenRows.of(self.table, self.exits, VOCAB, SMOOTHING, self.device)
 
-    @property
-    def grams(self) -> int:
-        return grams(len(self.train), self.ngram)
-
 
 @dataclass
 class TableKernels:

@@ -19,7 +19,7 @@ HOST = pytest.param("host", marks=pytest.mark.skipif(host.problem() is not None,
 def test_twenty_thousand_ngrams_are_all_found_again(
     backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every check holds, and the file states rates, memory and the machine."""
+    """Every check holds, and the file has rates, memory and facts about the machine."""
     options = ["--ngrams", "20000", "--backend", backend, "--vocab", "500", "--ngram", "3", "--seed", "7"]
     assert main([*options, "--out", str(tmp_path / "load.json")]) == 0
     facts = json.loads((tmp_path / "load.json").read_text())
@@ -32,7 +32,7 @@ def test_twenty_thousand_ngrams_are_all_found_again(
 
 
 def test_a_loss_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A table that forgets one count is told on, and the exit code says so."""
+    """A table that loses one count fails the check, with exit code 1."""
     export = ExitTable.counts
 
     def forgetful(table: ExitTable) -> tuple[np.ndarray, np.ndarray]:
@@ -46,15 +46,15 @@ def test_a_loss_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_the_same_seed_gives_the_same_text() -> None:
-    """Text is drawn again for the query, so it must not change; another seed gives another text."""
+    """A seed determines the text, because it is drawn again for the query."""
     one, two, other = (next(chunks(20, 6, 100, seed)) for seed in (1, 1, 2))
     assert one[0].ids.equal(two[0].ids) and one[1].equal(two[1])
     assert not one[0].ids.equal(other[0].ids)
 
 
 def test_numbers_that_make_no_sense_are_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2 and the option's name."""
+    """A number out of range gives one line with the option, and exit code 2."""
     assert main(["--ngrams", "0"]) == 2
-    assert "--ngrams 0" in capsys.readouterr().err
+    assert "--ngrams: '0' is not a whole number of at least 1" in capsys.readouterr().err
     assert main(["--ngram", "4"]) == 2
     assert "--ngram 4" in capsys.readouterr().err
