@@ -13,8 +13,9 @@ skipped. For more than 10^8 tokens use ``suites.studies.exit_table_load``, which
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +97,8 @@ def bandwidth(device: str) -> float:
     return 2 * source.nbytes / sorted(seconds)[3]
 
 
-class Cost(NamedTuple):
+@dataclass(frozen=True)
+class Cost:
     """The work of one round: ``count`` of ``counted``, with at least ``least_bytes`` moved."""
 
     counted: str
@@ -152,7 +154,7 @@ def _measure(
     median = float(np.median(measured))
     rates = {"per_second": cost.count / median, "roofline": cost.least_bytes / median / bandwidth(device)}
     where = {"device": device, "backend": backend, "tokens": tokens, "device_seconds": measured}
-    benchmark.extra_info.update({**where, **cost._asdict(), **rates})
+    benchmark.extra_info.update({**where, **asdict(cost), **rates})
     return found
 
 
@@ -216,7 +218,7 @@ def test_sort(request: pytest.FixtureRequest, benchmark: Any, skew: str, name: s
 
     def ours() -> Tensor:
         if device == "cuda":
-            return schedule_on_device(exits, lengths, depth=LAYERS, max_length=128).order
+            return schedule_on_device(exits, lengths, depth=LAYERS, max_length=128)
         return schedule(exits, lengths)
 
     def theirs() -> Tensor:
