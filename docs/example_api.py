@@ -31,6 +31,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 def execute(codes: list[str]) -> Iterator[str]:
     """Execute blocks in one namespace. Yield what each prints; the value of a last expression is printed, as in a notebook."""
+    # exec and eval run the code of our own page only.
     names: dict[str, Any] = {"__name__": "__example__"}
     for code in codes:
         body = ast.parse(code).body
