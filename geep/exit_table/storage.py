@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
@@ -19,6 +19,7 @@ from geep.exit_table.keys import MAX_ID, MAX_NGRAM, N_SHIFT
 from geep.exit_table.rows import COUNT_LIMIT
 from harness.core.errors import ResultError, first_line
 from harness.core.files import write_atomic, write_json
+from harness.core.settings import StrictSettings
 
 VERSION = 1
 MAX_LAYERS = 24
@@ -26,19 +27,15 @@ HEADER = "exit_table.json"
 ARRAYS = "exit_table.safetensors"
 
 
-class Frozen(BaseModel):
+class Frozen(StrictSettings):
     """Arguments of the table's ``freeze``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     min_count: int = Field(ge=1, lt=COUNT_LIMIT)
     smoothing: int = Field(ge=0, lt=COUNT_LIMIT)
 
 
-class Header(BaseModel):
+class Header(StrictSettings):
     """The JSON file. ``exits``: samples per exit, [L]; ``tokens``: inserted tokens; ``sha256``: of the other file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     format: Literal["geep-exit-table"] = "geep-exit-table"
     version: int = VERSION
