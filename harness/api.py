@@ -234,7 +234,7 @@ def compare(
     """Compare two runs: accuracy on the same samples, FLOPs, layers and speed-up.
 
     Args:
-        base: a run, a run folder or a packed reference (``geep-bench pack``).
+        base: a run, a run folder or a packed run (``geep-bench pack``).
         new: the same.
         margin: accuracy (0..1) that may be lost beyond chance; default 0.005, and 0.03 between different machines.
         slower: time that may be added relative to the reference (0..1); default 0.05.

@@ -140,8 +140,8 @@ def parser() -> argparse.ArgumentParser:
         help="compare two runs and find regressions",
         description="Compare two runs: accuracy on the same samples, FLOPs, layers and speed-up over the reference.",
     )
-    comparing.add_argument("base", type=Path, metavar="BASE", help="run folder or packed reference")
-    comparing.add_argument("new", type=Path, metavar="NEW", help="run folder or packed reference")
+    comparing.add_argument("base", type=Path, metavar="BASE", help="run folder or packed run")
+    comparing.add_argument("new", type=Path, metavar="NEW", help="run folder or packed run")
     comparing.add_argument("--gate", action="store_true", help="exit with 1 if something got worse")
     comparing.add_argument(
         "--margin",

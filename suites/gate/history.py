@@ -1,4 +1,4 @@
-"""Plot accuracy, FLOPs and speed of every method over commits, from packed references.
+"""Plot accuracy, FLOPs and speed of every method over commits, from packed runs.
 
 ::
 
@@ -84,7 +84,7 @@ def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
     """
     common = set.intersection(*({_key(cell) for cell in run.cells} for _, run in runs))
     if not common:
-        raise ConfigError("these files have no cell in common: give packed references of one profile")
+        raise ConfigError("these files have no cell in common: give packed runs of one profile")
     found = []
     for number, (file, run) in enumerate(runs, start=1):
         together: dict[str, list[PackedCell]] = {}
@@ -164,9 +164,7 @@ def to_svg(found: Sequence[HistoryPoint], synthetic: bool) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m suites.gate.history", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="packed references or run folders, oldest first"
-    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="packed runs or run folders, oldest first")
     parser.add_argument(
         "--out", type=Path, action="append", required=True, metavar="FILE", help=".svg or .csv; may be given twice"
     )

@@ -95,7 +95,7 @@ def test_cells_of_one_run_only_are_named(two, fabricate, capsys):
 
 
 def test_packing_makes_no_difference(two, tmp_path, capsys):
-    """A packed reference gives the same comparison as its run."""
+    """A packed run gives the same comparison as its run."""
     base, new = two(layers=5)
     file = tmp_path / "base.json"
     assert main(["pack", base, str(file)]) == 0
