@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# One command for a machine with a CUDA device: correctness first, then figures, as JSON with fingerprints.
+# One command for a machine with a CUDA device: tests first, then measurements, as JSON with facts about the machine.
 #
 #   bash suites/gpu_check.sh OUT [STEP ...]
 #
-# Steps, in this order by default: tests sanitizer table executors quick; and mini and rivals, with DATA (a folder of local
-# data) and EN_BACKBONE in the environment; rivals also takes ZH_BACKBONE, and then the Chinese datasets, too. Each writes into OUT: *.txt and *.json, and runs as *.tar.gz, laid out as in
-# reports/published/. A step that fails does not stop the others; the last line says which did, with exit code 1.
-# Needs the packages of pyproject.toml, not an installation: it runs from the checkout.
+# Default steps, in this order: tests sanitizer table executors quick. With DATA (a folder of local data) and EN_BACKBONE in the
+# environment, mini and rivals follow; with ZH_BACKBONE, rivals includes the Chinese datasets. Each step writes *.txt and *.json
+# into OUT, and runs as *.tar.gz in the layout of reports/published/. A failed step does not stop the others: the last line names
+# all failed steps, and the exit code is 1.
+# The packages of pyproject.toml are needed; the project itself runs from the checkout.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: bash suites/gpu_check.sh OUT [STEP ...]}
@@ -34,19 +35,19 @@ if missing:
     sys.exit(f"gpu_check: python3 has no {', '.join(missing)}: activate the environment that has them, or install them")
 import torch
 if not torch.cuda.is_available():
-    sys.exit("gpu_check: no usable CUDA device here: run it on a machine that has one")
+    sys.exit("gpu_check: no usable CUDA device: run it on a machine that has one")
 if find_spec("cupy") is None:
-    sys.exit("gpu_check: python3 has no cupy, so no kernel of ours could be launched: install the extra [cuda]")
+    sys.exit("gpu_check: python3 has no cupy, which launches the CUDA kernels: install the extra [cuda]")
 print("device:", torch.cuda.get_device_name(0))
 PY
 
-# Entry points need the distribution's metadata; nothing else is installed, and nothing is fetched.
+# Entry points need the metadata of the distribution. Nothing else is installed or downloaded.
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python3 -m pip install -q --no-deps --no-build-isolation --target "$site" . || exit 2
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}"
 
-run_folder() { # NAME ARGUMENTS...: a run, packed into OUT/NAME.tar.gz without its per-sample rows
+run_folder() { # NAME ARGUMENTS...: make a run and pack it into OUT/NAME.tar.gz without its per-sample rows
   local name=$1 folder="$site/runs/$1"
   shift
   python3 -m harness.cli.main run --device cuda --out "$folder" "$@" 2> "$out/$name.log" | tee "$out/$name.txt"
@@ -59,7 +60,7 @@ step_tests() { python3 -m pytest tests -m gpu -q 2>&1 | tee "$out/tests.txt"; }
 
 step_sanitizer() {
   if ! command -v compute-sanitizer > /dev/null; then
-    echo "compute-sanitizer is not installed: step left out" | tee "$out/sanitizer.txt"
+    echo "compute-sanitizer is not installed: step skipped" | tee "$out/sanitizer.txt"
     return 0
   fi
   local tool
@@ -78,8 +79,8 @@ step_table() {
       --benchmark-json "$out/exit-table-$tokens.json" || echo "-- $tokens tokens failed"
   done 2>&1 | tee "$out/table.txt"
   grep -q "^-- .* failed$" "$out/table.txt" && failed=1
-  # 10^9 n-grams of half as many tokens. No text is kept, so that none has to fit anywhere; it is drawn on the host, which
-  # takes most of the time: some three minutes on one slow core.
+  # 10^9 n-grams of half as many tokens. Text is drawn on the host and not kept; this takes most of the time, about three
+  # minutes on one slow core.
   python3 -m suites.studies.exit_table_load --ngrams 1000000000 --backend cuda --device cuda --out "$out/exit-table-load.json" \
     || failed=1
   return "$failed"
@@ -87,7 +88,7 @@ step_table() {
 
 step_executors() {
   local failed=0
-  # BERT-base's shape: every way to run blocks at four batch sizes; then enough samples for batches of equal exits.
+  # BERT-base's shape, every way to run blocks at four batch sizes; then enough samples for batches of equal exits.
   python3 -m suites.studies.executor_speed --device cuda --samples 10000 --rounds 7 --batch-size 32,128,512,2048 \
     --batch-tokens 16384 --compute eager,compiled,graphs,compiled-graphs --roof --profile "$out/executors-profile.txt" \
     --out "$out/executors.json" 2>> "$out/executors.log" | tee "$out/executors.txt"
@@ -111,9 +112,9 @@ step_mini() {
 step_rivals() {
   local backbones="en=${EN_BACKBONE:?rivals needs EN_BACKBONE}" datasets=ag_news,yelp_polarity methods
   if [ -n "${ZH_BACKBONE:-}" ]; then backbones+=",zh=$ZH_BACKBONE"; datasets+=,book_review,lcqmc; fi
-  # Those that run on a CPU only are left out.
+  # Without the methods that run on a CPU only.
   methods=$(python3 -c "
-from harness import profile
+from harness.running import profile
 print(','.join(name for name in profile.load('rivals').methods if not name.startswith(('bert-int8', 'bert-onnx'))))") || return 1
   run_folder rivals --profile rivals --data "${DATA:?rivals needs DATA}" --backbone "$backbones" --datasets "$datasets" \
     --methods "$methods"

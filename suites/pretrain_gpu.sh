@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# One command for a machine with a CUDA device: an English and a Chinese miniature, pretrained within a given time.
+# One command for a machine with a CUDA device: pretrain an English and a Chinese miniature within a given time.
 #
 #   bash suites/pretrain_gpu.sh OUT SHARDS_EN SHARDS_ZH
 #
-# Shards are made beforehand, where the text is:  geep-bench pretrain --corpus FILE,FILE --lang en --shards DIR --shards-only
-# Each model measures the device's rate, plans its steps for half of the time, trains, measures its held-out perplexity and
-# writes OUT/en and OUT/zh: folders for --backbone, with weights in float16 in files of under 16 MiB, and a model card.
-# With DATA (a folder of local data) in the environment, per-layer accuracies follow, beside untrained controls.
+# Make the shards beforehand, where the text is:  geep-bench pretrain --corpus FILE,FILE --lang en --shards DIR --shards-only
+# For each model, the script measures the device's speed, plans steps for half of the time, trains, measures held-out perplexity
+# and writes OUT/en and OUT/zh: folders for --backbone, with float16 weights in files under 16 MiB, and a model card.
+# With DATA (a folder of local data) in the environment, accuracies of every layer follow, beside untrained controls.
 #
-# Stopped or killed, the same call goes on where it was, as long as WORK is there. Exit codes: 0 all done; 3 the time of this
-# call is over, call again; 1 something failed (the last line says what); 2 it cannot be run here.
+# A stopped call resumes when it is made again, as long as WORK exists. Exit codes: 0 all done; 1 something failed (the last line
+# says what); 2 it cannot run here; 3 the time of this call is used up, call again.
 #
-#   MINUTES    all of it, over all calls (25)          SLICE   this call (MINUTES)
-#   WORK       states (OUT/work)                       DATA    local data with EN_SETS and ZH_SETS ("" for none)
+#   MINUTES    for all calls together (25)             SLICE   for this call (MINUTES)
+#   WORK       training states (OUT/work)              DATA    local data with EN_SETS and ZH_SETS ("" for none)
 #   LAYERS WIDTH ROWS RATE   12 256 512 5e-4           MORE    further options of geep-bench pretrain, e.g. --multi-exit
-#   STEPS      that many steps instead of a plan       DEVICE  cuda, or cpu to try the script out
+#   STEPS      number of steps, instead of a plan      DEVICE  cuda, or cpu to test the script
 set -uo pipefail
 cd "$(dirname "$0")/.."
 usage="usage: bash suites/pretrain_gpu.sh OUT SHARDS_EN SHARDS_ZH"
@@ -38,7 +38,7 @@ except ImportError as error:
     sys.exit(f"pretrain_gpu: python3 cannot import torch ({error}): activate the environment that has it")
 if os.environ["DEVICE"] == "cuda":
     if not torch.cuda.is_available():
-        sys.exit("pretrain_gpu: no usable CUDA device here: run it on a machine that has one")
+        sys.exit("pretrain_gpu: no usable CUDA device: run it on a machine that has one")
     print("device:", torch.cuda.get_device_name(0))
 PY
 
@@ -46,14 +46,14 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 work=${WORK:-$out/work}
 mkdir -p "$work"
-# Entry points need the distribution's metadata; nothing else is installed, and nothing is fetched.
+# Entry points need the metadata of the distribution. Nothing else is installed or downloaded.
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python3 -m pip install -q --no-deps --no-build-isolation --target "$site" . || exit 2
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}"
 export GEEP_BENCH_CACHE=${GEEP_BENCH_CACHE:-$work/cache} TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$work/inductor}
 
-# Compiling, measuring and evaluating take about two minutes a model; accuracies, if asked for, eight.
+# Compilation, measurement and evaluation take about two minutes per model; accuracies, if wanted, eight.
 each=$(awk -v m="$minutes" -v d="${DATA:+8}" 'BEGIN { e = (m - 4 - d) / 2; print (e < 0.5 ? 0.5 : e) }')
 amount=(--minutes "$each")
 [ -n "${STEPS:-}" ] && amount=(--steps "$STEPS")
@@ -67,13 +67,13 @@ declare -A shards=([en]="$shards_en" [zh]="$shards_zh")
 declare -A sets=([en]="${EN_SETS-ag_news,yelp_polarity}" [zh]="${ZH_SETS-book_review,chnsenticorp}")
 failures=()
 
-left() { # minutes of this call that are left
+left() { # print the minutes left in this call
   awk -v s=$((ends - $(date +%s))) 'BEGIN { print s / 60 }'
 }
 
-enough() { # MINUTES: leave, to be called again, if fewer are left
+enough() { # MINUTES: exit with 3 if fewer are left
   if awk -v l="$(left)" -v n="$1" 'BEGIN { exit !(l < n) }'; then
-    echo "pretrain_gpu: the time of this call is over: call again to go on"
+    echo "pretrain_gpu: the time of this call is used up: call again to resume"
     exit 3
   fi
 }
@@ -90,7 +90,7 @@ pretrain() { # LANGUAGE NAME OPTIONS...
 for language in en zh; do
   echo "== $language"
   enough 0.1
-  # Half a minute for the last state, the evaluation and the files.
+  # Half a minute is kept for the last state, the evaluation and the files.
   stop=$(awk -v l="$(left)" 'BEGIN { l -= 0.5; print (l < 0.1 ? 0.1 : l) }')
   pretrain "$language" "$language" "${amount[@]}" --stop-after "$stop"
   case $? in
@@ -109,7 +109,7 @@ if [ -n "${DATA:-}" ]; then
       result="$out/depth-$language-$kind.json"
       [ -f "$result" ] && continue
       enough 2
-      # The control learns at the rates that suited untrained backbones.
+      # The control uses the learning rates that suit untrained backbones.
       backbone="$out/$language" profile=mini
       [ $kind = untrained ] && backbone="$out/$language-untrained" profile=scratch
       python3 -m suites.studies.depth --method geep --profile $profile --data "$DATA" --datasets "${sets[$language]}" \
