@@ -129,7 +129,7 @@ def holm_testable(p_values: Sequence[float], discordant: Sequence[int], alpha: f
     return adjusted
 
 
-class PairedTest(TypedDict):
+class PairedDifference(TypedDict):
     """Result of :func:`paired`: difference in accuracy (0..1), wins and losses of ``pairs`` test rows, two-sided ``p``."""
 
     difference: float | None
@@ -139,7 +139,7 @@ class PairedTest(TypedDict):
     p: float | None
 
 
-def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> PairedTest:
+def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> PairedDifference:
     """Compare correctness (bool Series indexed by test row), one pair of Series per seed.
 
     With one seed this is the exact McNemar test. With several seeds, a sample's wins minus losses are one observation (a
