@@ -143,6 +143,7 @@ class Profile(StrictSettings):
                 method = self.method_of(name)
             except GeepBenchError:  # reported when the method is looked up for the run
                 continue
+            # A plug-in may use the name "settings" for something else than a model.
             if not isinstance(method, HasSettings) or not isinstance(method.settings, type):
                 continue
             try:

@@ -1,56 +1,45 @@
-"""Packed token sets."""
+"""Optional capabilities: a class has one by having its attributes."""
 
 from __future__ import annotations
 
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from types import SimpleNamespace
+from typing import Any
 
-from harness.core.tokens import TokenSet
+import pytest
 
-ROWS = st.lists(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 1)), min_size=1, max_size=6), max_size=8)
+from harness import contracts
+from harness.running.variants import Variant
 
-
-def unpack(tokens: TokenSet) -> list[tuple[list[int], list[int]]]:
-    ends = tokens.offsets.tolist()
-    return [(tokens.ids[a:b].tolist(), tokens.segments[a:b].tolist()) for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-
-def pack(rows: list) -> TokenSet:
-    return TokenSet.from_lists([[t for t, _ in row] for row in rows], [[s for _, s in row] for row in rows], (1, 2))
-
-
-@settings(max_examples=80, deadline=None)
-@given(ROWS)
-def test_lists_come_back_as_they_went_in(rows: list) -> None:
-    """Packing keeps ids, segments, lengths and their types, also for no sample at all."""
-    tokens = pack(rows)
-    assert unpack(tokens) == [([t for t, _ in row], [s for _, s in row]) for row in rows]
-    assert tokens.lengths.tolist() == [len(row) for row in rows]
-    assert len(tokens) == len(rows)
-    assert (tokens.ids.dtype, tokens.offsets.dtype, tokens.segments.dtype) == (torch.int32, torch.int64, torch.int8)
+CAPABILITIES: dict[str, dict[str, Any]] = {
+    "HasRole": {"role": "oracle"},
+    "HasSettings": {"settings": dict},
+    "NamesPoints": {"point_names": lambda config: ["full"]},
+    "NamesContent": {"named_content": lambda config: None},
+    "UsesWordHead": {"uses_word_head": lambda config: True},
+    "DistilsGenerally": {"general_recipe": {}, "general_distillation": lambda teacher, *, config, dropout: None},
+    "Foresees": {"foresee": lambda tokens, *, at: None},
+    "CountsKeyHits": {"key_hits": lambda tokens, *, at: (0, 1)},
+    "HasExecutor": {"executor": "own"},
+    "HasCompute": {"compute": None},
+    "HasTraining": {"training": None},
+}
 
 
-@settings(max_examples=80, deadline=None)
-@given(ROWS.filter(bool), st.data())
-def test_select_picks_samples_in_the_order_asked(rows: list, data: st.DataObject) -> None:
-    """Selection takes any rows in any order, with repetition, and keeps what is special."""
-    index = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=12))
-    tokens = pack(rows)
-    chosen = tokens.select(torch.tensor(index, dtype=torch.int64))
-    assert unpack(chosen) == [unpack(tokens)[i] for i in index]
-    assert chosen.special == (1, 2)
+@pytest.mark.parametrize("name", CAPABILITIES)
+def test_a_capability_is_recognised_by_its_attributes(name: str) -> None:
+    """All attributes must be there; other attributes do not matter."""
+    protocol, parts = getattr(contracts, name), CAPABILITIES[name]
+    assert isinstance(SimpleNamespace(**parts, other=1), protocol)
+    for part in parts:
+        assert not isinstance(SimpleNamespace(**{key: value for key, value in parts.items() if key != part}), protocol)
 
 
-@settings(max_examples=40, deadline=None)
-@given(ROWS.filter(bool), st.data())
-def test_selecting_twice_is_selecting_once(rows: list, data: st.DataObject) -> None:
-    """A permutation and its inverse give the samples back."""
-    order = torch.tensor(data.draw(st.permutations(range(len(rows)))))
-    tokens = pack(rows)
-    assert unpack(tokens.select(order).select(order.argsort())) == unpack(tokens)
-
-
-def test_without_segments_all_is_the_first_text() -> None:
-    """Leaving segments out means segment 0."""
-    assert TokenSet.from_lists([[1, 5], [1]]).segments.tolist() == [0, 0, 0]
+@pytest.mark.parametrize("name", ["HasRole", "HasSettings", "NamesPoints", "NamesContent", "UsesWordHead"])
+def test_a_variant_inherits_the_capabilities_of_its_base(name: str) -> None:
+    """A variant has the role, settings, points and content of its base, and no capability that the base lacks."""
+    plain = {"name": "base", "kind": "method", "needs": (), "version": 1, "fit": None, "load": None}
+    protocol, parts = getattr(contracts, name), CAPABILITIES[name]
+    variant = Variant("v", SimpleNamespace(**plain, **parts), {})  # type: ignore[arg-type]
+    assert isinstance(variant, protocol)
+    assert all(getattr(variant, key) is value for key, value in parts.items())
+    assert not isinstance(Variant("v", SimpleNamespace(**plain), {}), protocol)  # type: ignore[arg-type]

@@ -74,14 +74,14 @@ def test_a_variant_is_a_row_of_its_own(stage: Any, grid_settings: Settings) -> N
     assert (found.measured, found.kept) == (2, 4)
 
 
-def test_its_kind_is_that_of_the_method(stage: Any, grid_settings: Settings) -> None:
-    """A variant of a control is a control."""
-    stage.add("dice", kind="control")
+def test_kind_and_role_are_those_of_the_method(stage: Any, grid_settings: Settings) -> None:
+    """A variant of a control is a control with the same role; results of methods without a role have none."""
+    stage.add("dice", kind="control", role="random-exits")
     settings = having(grid_settings, {"dice-2": {"like": "dice"}}, "one", "dice-2")
     Grid(settings).execute()
-    assert {r.cell.method: r.kind for r in RunFolder.open(settings.out).results()} == {
-        "one": "method",
-        "dice-2": "control",
+    assert {(r.cell.method, r.kind, r.role) for r in RunFolder.open(settings.out).results()} == {
+        ("one", "method", None),
+        ("dice-2", "control", "random-exits"),
     }
 
 
