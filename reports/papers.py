@@ -1,4 +1,7 @@
-"""Write and print a run in the form of the papers' tables, FastBERT's Table 2: ``python -m reports.papers RUN``."""
+"""Write and print a run in the form of the papers' tables (FastBERT's Table 2).
+
+Run it as ``python -m reports.papers RUN``.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from reports.tables.paper_table import paper_tables
 @exit_codes("papers")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write ``RUN/report/tables/paper-*`` and print the Markdown; return 2 with one line on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m reports.papers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m reports.papers", description=str(__doc__).split("\n\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, as made by 'geep-bench run --out RUN'")
     options = parser.parse_args(arguments)
     tables = paper_tables(build_view(options.run, samples=False))

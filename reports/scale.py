@@ -1,7 +1,7 @@
-"""Measure the time and size of a report on a made-up run: ``python -m reports.scale``.
+"""Measure the time and size of a report on a made-up run.
 
-The run has the shape of a full comparison: by default twelve datasets, eleven methods at up to six operating points and three
-seeds. Its numbers are random and without meaning, so all of it is marked synthetic.
+Run it as ``python -m reports.scale``. The run has the shape of a full comparison: by default twelve datasets, eleven methods at up
+to six operating points and three seeds. Its numbers are random and without meaning, so all of it is marked synthetic.
 """
 
 from __future__ import annotations
