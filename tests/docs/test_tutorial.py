@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
+import runpy
 import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from harness.cli.main import main
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 # Installing is what test_packaging does.
 NOT_RUN = ("cd ", "python3 -m venv", ".venv/bin/python -m pip", "source ", "mkdir ")
-PROGRAMS = {"python": [sys.executable], "geep-bench": [sys.executable, "-m", "harness.cli"]}
 
 
 def files_and_commands(text: str) -> list[tuple[str, str]]:
@@ -31,34 +33,33 @@ def files_and_commands(text: str) -> list[tuple[str, str]]:
     return steps
 
 
+def run(command: str) -> str:
+    """Run one command in this process, which has the heavy imports done, and return what it prints."""
+    program, *arguments = shlex.split(command)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        if program == "python":
+            runpy.run_path(*arguments, run_name="__main__")
+        else:
+            assert program == "geep-bench"
+            assert main(arguments) == 0, command
+    return printed.getvalue()
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
     """The folder after all steps, and what each command printed."""
     folder = tmp_path_factory.mktemp("tutorial")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "GEEP_BENCH_CACHE": str(folder / "cache"),
-        "HF_HUB_OFFLINE": "1",
-    }
     printed = {}
-    for name, content in files_and_commands(PAGE.read_text(encoding="utf-8")):
-        if name:
-            (folder / name).write_text(content, encoding="utf-8")
-            continue
-        program, *arguments = shlex.split(content)
-        ended = subprocess.run(
-            [*PROGRAMS[program], *arguments],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert ended.returncode == 0, f"{content}\n{ended.stdout}\n{ended.stderr}"
-        printed[content] = ended.stdout
-    return folder, printed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("GEEP_BENCH_CACHE", str(folder / "cache"))
+        for name, content in files_and_commands(PAGE.read_text(encoding="utf-8")):
+            if name:
+                (folder / name).write_text(content, encoding="utf-8")
+            else:
+                printed[content] = run(content)
+        yield folder, printed
 
 
 def test_every_command_runs(done: tuple[Path, dict[str, str]]) -> None:
