@@ -95,30 +95,30 @@ class Geep(BaseMethod[GeepSettings]):
             raise ConfigError(
                 f"geep needs 3 to {MAX_LAYERS} layers, {backbone.name} has {depth}: choose another backbone"
             )
-        # The last layer has the teacher, and the one before it no student of its own.
+        # The last layer has the teacher, and the layer before it has no student.
         exits = own.exits or depth - 2
         if exits > depth - 2:
             raise ConfigError(f"method 'geep': exits = {exits} do not fit {depth} layers: choose from 1..{depth - 2}")
-        learn, watch = split_off(task.train, own.holdout, seed)
+        train_rows, table_rows = split_off(task.train, own.holdout, seed)
         torch.manual_seed(seed)
         model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), own.head)
 
         def evaluate() -> float:
-            # Every exit has to answer, so every exit counts.
+            # Every exit answers some samples, so all exits count.
             scores = dev_accuracies(model, task.dev)
             return sum(scores) / len(scores)
 
         report = train(
             model,
             lambda tokens, layout, labels: shared_exit_loss(model, tokens, layout, labels),
-            learn,
+            train_rows,
             own,
             seed=seed,
             name=f"geep {task.name}",
             evaluate=evaluate,
         )
         fitted = FittedGeep(model, report)
-        observed = exit_logits(model, watch.tokens, TUNING)
+        observed = exit_logits(model, table_rows.tokens, TUNING)
         answers: tuple[Answer, ...] = ("student", "shared")
         views = {
             answer: DevView.of(
@@ -127,16 +127,8 @@ class Geep(BaseMethod[GeepSettings]):
             for answer in answers
         }
         for speed in own.speeds:
-            table = build_table(
-                watch.tokens,
-                observed,
-                model.answers,
-                speed,
-                depth,
-                ngram=own.ngram,
-                min_count=own.min_count,
-                smoothing=own.smoothing,
-            )
+            counting = {"ngram": own.ngram, "min_count": own.min_count, "smoothing": own.smoothing}
+            table = build_table(table_rows.tokens, observed, model.answers, speed, depth, **counting)
             fitted.tables[speed] = table
             predicted = table.quantiles(task.dev.tokens, QUANTILES).cpu().numpy()
             budget = views["student"].sequential_layers(speed)
@@ -171,7 +163,7 @@ def split_off(train_split: Split, holdout: float, seed: int) -> tuple[Split, Spl
     order = torch.randperm(len(train_split), generator=torch.Generator().manual_seed(seed))
     size = max(1, round(holdout * len(train_split)))
     if size == len(train_split):
-        raise ConfigError(f"method 'geep': holdout = {holdout} leaves nothing of {size} rows to train on: set it to 0")
+        raise ConfigError(f"method 'geep': holdout = {holdout} leaves none of {size} rows to train on: set it to 0")
 
     def part(index: Tensor) -> Split:
         return Split(train_split.tokens.select(index), train_split.labels[index])
