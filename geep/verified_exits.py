@@ -170,7 +170,9 @@ class FittedVerified(ChosenPoints):
 def _geep(teachers: Teachers) -> FittedGeep:
     geep = teachers["geep"]
     if not isinstance(geep, FittedGeep):
-        raise ConfigError(f"geep-verified needs the method 'geep' of this project, got {type(geep).__name__}: use it as the teacher")
+        raise ConfigError(
+            f"geep-verified needs the method 'geep' of this project, got {type(geep).__name__}: use it as the teacher"
+        )
     return geep
 
 
