@@ -1,22 +1,21 @@
-"""Profile ``quick`` against the reference that is committed: the gate of ``tox -e regression``.
+"""Compare profile ``quick`` with the committed reference: the gate of ``tox -e regression``.
 
 ::
 
-    python -m suites.gate.reference                        run, or go on, and compare with suites/expected/quick.json
-    python -m suites.gate.reference --write                run, or go on, and make the reference anew
+    python -m suites.gate.reference             run, or resume, and compare with suites/expected/quick.json
+    python -m suites.gate.reference --write     run, or resume, and replace the reference
 
-Everything is fitted and measured by the code as it is: run folder and cache of fits are named by a hash of the sources, so that
-nothing from before an edit is mistaken for its result, and a run that was killed goes on as long as nothing was edited. Options
-that this command does not know go to ``geep-bench run``.
+The names of run folder and fit cache contain a hash of the sources, so that no result from before an edit is used; a stopped run
+resumes as long as nothing was edited. Unknown options go to ``geep-bench run``.
 
-It takes :data:`ROUNDS` timed rounds where the profile takes fewer: with three, 10 % more time in the four cells of one method
-is caught in 15 of 20 cases on a quiet machine, with seven in 20 of 20 (``python -m suites.gate.power --real DIR``).
+There are :data:`ROUNDS` timed rounds, more than in the profile: with three, 10 % more time in the four cells of one method is
+detected in 15 of 20 cases on a quiet machine, with seven in 20 of 20 (``python -m suites.gate.power --real DIR``).
 
-Both sides must come about the same way: a process that has just trained measures otherwise than one that found its fits in a
-cache (``bert`` 14 % slower, ``tinybert`` 10 % more so), which the gate would call a regression. Make the reference in one go.
+Make the reference in one go: a process that has just trained is slower than one with cached fits (``bert`` by 14 %,
+``tinybert`` by 10 % more), which the gate would report as a regression.
 
-The reference was made on one machine. On another one, times are not compared, and retraining gives other weights: there the
-gate sees gross damage to accuracy, FLOPs and layers only (:class:`harness.regression.compare.Limits`).
+The reference was made on one machine. On another one, times are not compared and retrained weights differ, so that the gate
+detects only gross changes in accuracy, FLOPs and layers (:class:`harness.regression.compare.Limits`).
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from pathlib import Path
 from harness.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a result follows from; pages and tests have no part in it.
+# Sources on which results depend.
 SOURCES = ("harness", "geep", "baselines", "suites/profiles")
 ROUNDS = 7
 SUFFIXES = {".py", ".cu", ".cpp", ".h", ".toml"}
 
 
 def expected(profile: str) -> Path:
-    """The committed reference of a profile."""
+    """Return the path of a profile's committed reference."""
     return Path(__file__).resolve().parents[1] / "expected" / f"{profile}.json"
 
 
 def sources_key(root: Path = ROOT) -> str:
-    """12 hex digits that change with any source file that results follow from, and with the pinned versions."""
+    """Return 12 hex digits that change with the sources on which results depend and with the pinned versions."""
     digest = hashlib.sha256()
     files = [path for folder in SOURCES for path in (root / folder).rglob("*") if path.suffix in SUFFIXES]
     for path in sorted(path for path in [*files, root / "constraints.txt"] if path.is_file()):
@@ -53,7 +52,7 @@ def sources_key(root: Path = ROOT) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code: 0 nothing got worse, 1 something did or cells failed, 2 unusable input."""
+    """Run the command and return its exit code: 0 no regression, 1 a regression or failed cells, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m suites.gate.reference", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--write", action="store_true", help="make the reference instead of comparing with it")

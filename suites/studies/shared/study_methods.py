@@ -158,10 +158,10 @@ class StudySamples:
         return len(self.tokens)
 
     def _probe(self, entry: StudyMethod) -> Probe:
-        everybody = np.arange(len(self))
+        everything = np.arange(len(self))
         if isinstance(entry.fitted, Foresees):
             entry.foresight = entry.fitted.foresee(self.tokens, at=replace(entry.point, execution=self._untimed))
-        found = entry.run(self.tokens, everybody, self._untimed).predictions
+        found = entry.run(self.tokens, everything, self._untimed).predictions
         return Probe(found.logits.argmax(1), found.exit_layer, found.predicted_exit)
 
     @cached_property

@@ -87,13 +87,13 @@ def sweep(
     seconds: dict[int, list[float]] = {}
     ended = "all sizes tried"
     down = 0
-    everybody = np.arange(len(tokens))
+    everything = np.arange(len(tokens))
     for size in sorted(sizes):
         if tell is not None:
             tell(f"batch {size}")
         try:
             warm_up(at(size), tokens, replace(execution, batch_size=size))
-            seconds[size] = [at(size)(tokens, everybody).seconds for _ in range(2)]
+            seconds[size] = [at(size)(tokens, everything).seconds for _ in range(2)]
         except torch.OutOfMemoryError:
             if not seconds:
                 raise

@@ -1,4 +1,4 @@
-"""The history over commits: means of what all files have, as a table and as a figure."""
+"""The history over commits, as a table and as a figure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cell(method: str, dataset: str = "a", **change: object) -> PackedCell:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    """Two commits on two machines; the second has a dataset more."""
+    """Two commits on two machines; the second has one more dataset."""
     first = [cell("bert"), cell("geep"), cell("control-x"), cell("geep", "b"), cell("bert", "b")]
     second = [
         *(cell("bert"), cell("geep", accuracy=0.8, speedup=8.0), cell("control-x", speedup=None)),
@@ -64,7 +64,7 @@ def files(tmp_path: Path) -> list[str]:
 
 
 def test_the_table_has_means_of_what_is_common(files: list[str], tmp_path: Path) -> None:
-    """Accuracy is the mean, ratios the geometric mean; a dataset of one commit alone moves nothing; no speed-up is no number."""
+    """Accuracy is a mean and ratios are geometric means over common cells; a missing speed-up is empty."""
     assert history.main([*files, "--out", str(tmp_path / "h.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "h.csv").read_text(encoding="utf-8").splitlines()))
     geep = [row for row in rows if row["method"] == "geep"]
@@ -76,7 +76,7 @@ def test_the_table_has_means_of_what_is_common(files: list[str], tmp_path: Path)
 
 
 def test_the_figure_names_methods_commits_and_synthetic_data(files: list[str], tmp_path: Path) -> None:
-    """Methods are in the legend, controls are not, both commits are on the axis, and drawing twice gives the same file."""
+    """The figure shows methods, not controls, and both commits, and is reproducible."""
     out = tmp_path / "h.svg"
     assert history.main([*files, "--out", str(out)]) == 0
     text = out.read_text(encoding="utf-8")
@@ -88,16 +88,16 @@ def test_the_figure_names_methods_commits_and_synthetic_data(files: list[str], t
 
 
 def test_unusable_input_is_one_line(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another format, a missing file, and files without a common cell: exit code 2."""
+    """An unknown format, a missing file and files without a common cell give one line and exit code 2."""
     other = json.loads(Path(files[0]).read_text(encoding="utf-8"))
     for one in other["cells"]:
         one["cell"]["dataset"] = "z"
     (tmp_path / "other.json").write_text(json.dumps(other), encoding="utf-8")
-    for arguments, told in (
+    for arguments, said in (
         ([*files, "--out", str(tmp_path / "h.pdf")], "neither .svg nor .csv"),
         (["nowhere.json", "--out", str(tmp_path / "h.csv")], "cannot read nowhere.json"),
         ([files[0], str(tmp_path / "other.json"), "--out", str(tmp_path / "h.csv")], "no cell in common"),
     ):
         assert history.main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert told in line
+        assert said in line

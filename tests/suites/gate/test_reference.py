@@ -1,4 +1,4 @@
-"""The committed reference, and the command that holds the code against it."""
+"""The committed reference, and the command that compares the code with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from suites.gate import reference
 
 
 def test_the_reference_is_of_quick_as_it_is() -> None:
-    """It has the cells that profile ``quick`` measures, all of them, with answers, and stays small."""
+    """The reference has exactly the cells of profile ``quick``, with per-sample answers, and is small."""
     path = reference.expected("quick")
     packed = load(path)
     asked = {(c.dataset, c.method, c.point) for c in cells_of(Settings(profile.load("quick"), Path()))}
@@ -29,7 +29,7 @@ def test_the_reference_is_of_quick_as_it_is() -> None:
 
 
 def test_the_key_is_of_the_sources(tmp_path: Path) -> None:
-    """An edit, a new file and other pins change it; a text file beside the sources does not."""
+    """An edit, a new source file and other pinned versions change the key; a text file does not."""
     (tmp_path / "harness").mkdir()
     (tmp_path / "harness" / "a.py").write_text("a")
     keys = [reference.sources_key(tmp_path)]
@@ -49,7 +49,7 @@ def test_the_key_is_of_the_sources(tmp_path: Path) -> None:
 def test_it_runs_and_compares(
     ran: int, compared: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worse of both exit codes counts, a run that is unusable is not compared, and its fits have a cache of their own."""
+    """The worse exit code counts, an unusable run is not compared, and fits have their own cache."""
     asked: list[list[str]] = []
     monkeypatch.setenv("GEEP_BENCH_CACHE", "elsewhere")
 
@@ -66,7 +66,7 @@ def test_it_runs_and_compares(
 
 
 def test_the_reference_is_made_by_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--write`` packs what was run into the place that the gate reads."""
+    """``--write`` packs the run into the file that the gate reads."""
     asked: list[list[str]] = []
     monkeypatch.setenv("GEEP_BENCH_CACHE", "elsewhere")
     monkeypatch.setattr("harness.cli.main.main", lambda arguments: asked.append(arguments) or 0)

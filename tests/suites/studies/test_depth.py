@@ -1,4 +1,4 @@
-"""What depth is worth on one's own data and backbone."""
+"""The study of depth on local data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suites.studies import depth
 def test_accuracy_of_every_head_on_local_data(
     method: str, layers: list[int], mini_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the options of a run: one row a dataset, one accuracy a head."""
+    """There is one row per dataset and one accuracy per head, with the options of a run."""
     assert depth.main(["--method", method, "--out", str(tmp_path / "d.json"), *mini_options, "--max-test", "8"]) == 0
     (row,) = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["rows"]
     assert (row["dataset"], row["method"], row["backbone"], row["layers"]) == ("toy", method, "backbone", layers)
@@ -30,7 +30,7 @@ def test_accuracy_of_every_head_on_local_data(
 def test_what_cannot_be_done_is_one_line(
     options: list[str], said: str, mini_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A method without early heads, and data that is not there."""
+    """A method without early heads and missing data give one line."""
     assert depth.main([*mini_options, *options]) == 2
     error = capsys.readouterr().err.strip()
     assert said in error and len(error.splitlines()) == 1

@@ -43,7 +43,7 @@ def test_all_executors_leave_at_the_same_layers() -> None:
         workload.run("fastest", workload.execution(7))
 
 
-def test_each_goal_takes_everybody_at_their_best() -> None:
+def test_goals_compare_executors_at_their_best() -> None:
     """Goals are ratios of the fastest rows at any batch size, or at the one that the goal names."""
     seconds = {
         ("bert", 32): 12.0, ("bert", 128): 10.0, ("ladder", 32): 4.0, ("ladder", 128): 5.0, ("exact-k", 32): 8.0,

@@ -1,4 +1,4 @@
-"""The load test of exit tables."""
+"""The study of an exit table under load."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_text() -> None:
     assert not one[0].ids.equal(other[0].ids)
 
 
-def test_numbers_that_make_no_sense_are_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_are_out_of_range_are_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
     """A number out of range gives one line with the option, and exit code 2."""
     assert main(["--ngrams", "0"]) == 2
     assert "--ngrams: '0' is not a whole number of at least 1" in capsys.readouterr().err

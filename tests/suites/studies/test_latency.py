@@ -1,4 +1,4 @@
-"""Latency of single calls: whose turn it is, how many, and how sure their quantiles are."""
+"""The study of latency: turns, number of calls, and intervals of quantiles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from suites.studies.shared import study
 
 @given(count=st.integers(1, 2000), share=st.sampled_from([0.5, 0.9, 0.99]))
 def test_intervals_cover_what_they_claim(count: int, share: float) -> None:
-    """The number of values below the quantile lies between the ranks with at least 95 %, exactly; too few: no limit."""
+    """The interval covers the quantile with a probability of at least 95 %, and no narrower one does."""
     low, high = latency.quantile_interval(list(range(1, count + 1)), share)  # values are their ranks
     first, last = int(low or 0), int(high or count + 1)
     assert binom.cdf(last - 1, count, share) - binom.cdf(first - 1, count, share) >= 0.95
@@ -29,13 +29,13 @@ def test_intervals_cover_what_they_claim(count: int, share: float) -> None:
 
 
 def test_a_p99_needs_calls_for_an_upper_limit() -> None:
-    """200 calls give none, 400 do."""
+    """The p99 of 200 calls has no upper limit, that of 400 has one."""
     assert latency.quantile_interval(range(200), 0.99)[1] is None
     assert latency.quantile_interval(range(400), 0.99)[1] == 399
 
 
 def test_outliers_stay() -> None:
-    """One call of a minute counts in everything that it should count in."""
+    """One very slow call counts in all figures."""
     row = latency.summary([1.0] * 99 + [60.0], samples=200, tokens=1000)
     assert (row["n"], row["p50"], row["p90"], row["largest"]) == (100, 1.0, 1.0, 60.0)
     assert row["p99"] > 1
@@ -61,7 +61,7 @@ def run_calls(
 
 
 def test_calls_take_turns_through_all_samples() -> None:
-    """Ten of A, ten of B, then B and A, each after one that is not counted; every sample once before any comes again."""
+    """Turns of ten calls alternate after one uncounted call each, and every sample runs once before any repeats."""
     seen, found = run_calls(24, 1e9, {"a": 1.0, "b": 2.0}, {"a": 1, "b": 1})
     turns = [("a", 11), ("b", 11), ("b", 11), ("a", 11), ("a", 5), ("b", 5)]
     assert [name for name, _ in seen] == [name for name, count in turns for _ in range(count)]
@@ -78,14 +78,14 @@ def test_calls_take_turns_through_all_samples() -> None:
 
 
 def test_a_rehearsal_is_not_counted() -> None:
-    """Where shapes cost something the first time, every sample has been through once before the first call counts."""
+    """A rehearsal runs every sample once before the first call counts."""
     seen, found = run_calls(20, 1e9, {"a": 1.0}, {"a": 1}, rehearse=True)
     assert sorted(number for _, (number,) in seen[:12]) == list(range(12))
     assert len(found["a"]["seconds"]) == 20
 
 
-def test_the_budget_ends_it_for_everybody() -> None:
-    """Slow methods cost calls, alike for all, but never below the least."""
+def test_the_budget_is_common_to_all_methods() -> None:
+    """The budget reduces the calls of all methods alike, but not below the minimum."""
     _, found = run_calls(400, 50.0, {"a": 1.0, "b": 3.0}, {"a": 1, "b": 4})
     assert [len(one["seconds"]) for one in found.values()] == [30, 30]  # 100 s together, asked between turns
     assert found["b"]["samples"] == 120
@@ -94,7 +94,7 @@ def test_the_budget_ends_it_for_everybody() -> None:
 
 
 def test_calls_as_large_as_the_data_work() -> None:
-    """A best batch size beyond the test set is one call of all."""
+    """A batch size above the number of samples gives calls with all of them."""
     _, found = run_calls(20, 1e9, {"a": 1.0}, {"a": 64})
     assert (found["a"]["samples"], found["a"]["tokens"]) == (240, 20 * 24)
 
@@ -102,7 +102,7 @@ def test_calls_as_large_as_the_data_work() -> None:
 def test_both_batch_sizes_are_shown(
     toy_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Quantiles with intervals and n, at batch 1 and at the best; stored with every call; nothing is run twice."""
+    """Quantiles with intervals are shown at batch 1 and at the best size, and nothing is measured twice."""
     out = tmp_path / "latency.json"
     options = [*toy_options, "--calls", "30", "--batch-sizes", "2,8", "--out", str(out)]
     assert latency.main(options) == 0
@@ -126,6 +126,6 @@ def test_both_batch_sizes_are_shown(
 def test_bad_input_is_one_line(
     toy_options: list[str], wrong: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Exit code 2 and no traceback."""
+    """Bad input gives one line and exit code 2."""
     assert latency.main([*toy_options, "--out", str(tmp_path / "latency.json"), *wrong]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

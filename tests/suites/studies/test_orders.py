@@ -1,4 +1,4 @@
-"""The factorial of orders, run as a user runs it, and its arithmetic."""
+"""The study of orders: its command and its arithmetic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(options: list[str], out: Path, *more: str) -> int:
 def test_every_method_in_every_order(
     toy_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A row per method, order and choice of batch size; same labels in all; tables for terminal and Markdown."""
+    """There is a row per method, order and choice of batch size, with equal labels, and tables in both formats."""
     out = tmp_path / "orders.json"
     assert main(toy_options, out, "--methods", "bert,geep,oracle", "--protocols", "modern,paper") == 0
     said = capsys.readouterr().out
@@ -46,10 +46,10 @@ def test_every_method_in_every_order(
     assert "synthetic" not in said + text
 
 
-def test_a_stopped_run_goes_on(
+def test_a_stopped_run_resumes(
     toy_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was finished is not measured again; a finished run measures nothing at all, not even loading the data."""
+    """Finished parts are not measured again; a finished run does not even load the data."""
     out = tmp_path / "orders.json"
     whole, done = orders.take_turns, []
 
@@ -77,7 +77,7 @@ def test_a_stopped_run_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "said"),
     [
         (["--methods", "berd"], "did you mean bert"),
         (["--datasets", "tob"], "toy"),
@@ -93,19 +93,19 @@ def test_a_stopped_run_goes_on(
     ],
 )
 def test_bad_input_is_one_line(
-    toy_options: list[str], wrong: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy_options: list[str], wrong: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, one line that says what is wrong, and no file."""
+    """Bad input gives one line, exit code 2 and no file."""
     assert main(toy_options, tmp_path / "orders.json", *wrong) == 2
     error = capsys.readouterr().err.strip().splitlines()
-    assert told in error[-1] and error[-1].startswith("orders: ")
+    assert said in error[-1] and error[-1].startswith("orders: ")
     assert not (tmp_path / "orders.md").exists()
 
 
 def test_a_file_of_other_settings_is_not_touched(
     toy_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The line names the setting; ``--fresh`` measures again; what another program wrote is never overwritten."""
+    """The message names the setting, ``--fresh`` measures again, and files of other programs are not overwritten."""
     out = tmp_path / "orders.json"
     assert main(toy_options, out, "--methods", "bert") == 0
     before = out.read_bytes()
@@ -119,10 +119,10 @@ def test_a_file_of_other_settings_is_not_touched(
         assert out.read_text(encoding="utf-8") == text
 
 
-def test_a_file_that_cannot_be_written_is_told_before_any_work(
+def test_a_file_that_cannot_be_written_is_said_before_any_work(
     toy_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line, and no data loaded."""
+    """The error comes before any data is loaded."""
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setattr(study, "Session", None)
     assert main(toy_options, tmp_path / "file" / "orders.json") == 2
@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_written_is_told_before_any_work(
 def test_rounds_of_two_machines_are_not_mixed(
     toy_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file that was begun elsewhere is not gone on with."""
+    """A file from another machine is refused."""
     out = tmp_path / "orders.json"
     assert main(toy_options, out, "--methods", "bert") == 0
     found = json.loads(out.read_text(encoding="utf-8"))
@@ -160,7 +160,7 @@ def measured(seconds: float, differ: list[int] | None = None) -> dict:
 
 
 def table(differ: list[int] | None = None, wobble: float = 1) -> list[dict]:
-    """``bert`` and another, in arrival order, by length and in its own; two rounds, the second at half speed.
+    """Return rows of ``bert`` and another method in arrival order, by length and in its own; the second round is half as fast.
 
     In the second round, orders other than arrival take ``wobble`` times as long.
     """
@@ -186,7 +186,7 @@ def table(differ: list[int] | None = None, wobble: float = 1) -> list[dict]:
 
 
 def test_ratios_are_round_by_round_and_in_the_same_order() -> None:
-    """An order is credited to the reference as well; own order stands against the reference sorted by length."""
+    """The reference runs in the same order; a method's own order is compared with the reference sorted by length."""
     rows = {(row["label"], row["order"]): row for row in table()}
     assert rows["other", "length"]["over_arrival"]["median"] == 4
     assert rows["other", "length"]["over_reference"]["median"] == 4
@@ -201,7 +201,7 @@ def test_ratios_are_round_by_round_and_in_the_same_order() -> None:
 
 
 def test_answers_that_depend_on_the_order_are_marked() -> None:
-    """A sample whose label changed in any round counts once; float32 allows none, bfloat16 one in a hundred."""
+    """A sample whose label changed in any round counts once; float32 allows none, bfloat16 1 %."""
     rows = table(differ=[7])
     wrong = orders.disagreeing(rows, "float32")
     assert [(row["label"], row["order"], row["labels_agree"]) for row in wrong] == [
@@ -215,7 +215,7 @@ def test_answers_that_depend_on_the_order_are_marked() -> None:
 
 
 def test_tables_name_what_is_synthetic_and_what_is_missing() -> None:
-    """The word stands in every heading; empty cells bear a letter that is explained; ratios within the noise a tilde."""
+    """Headings say "synthetic", letters explain empty cells, and a tilde marks ratios within the noise."""
     shown = page(table(), [], "bert", "float32")
     for text in (shown.for_terminal, shown.as_markdown):
         assert "d (synthetic)" in text and "all data synthetic" in text
@@ -229,7 +229,7 @@ def test_tables_name_what_is_synthetic_and_what_is_missing() -> None:
 
 
 def test_one_batch_size_stands_next_to_the_best() -> None:
-    """Every method in its fastest order that can be had, at both batch sizes, over the reference in its own."""
+    """The overview compares every method in its fastest order with the reference in its fastest order."""
     rows = [{**row, "regime": regime} for regime in orders.REGIMES for row in table()]
     _, body = glance(rows, "bert")
     assert body == [
@@ -238,8 +238,8 @@ def test_one_batch_size_stands_next_to_the_best() -> None:
     ]
 
 
-def test_a_ratio_says_whether_it_can_be_told_from_noise() -> None:
-    """A tilde within the noise, and where rounds contradict each other; none on a ratio of something to itself."""
+def test_a_ratio_says_whether_it_can_be_said_from_noise() -> None:
+    """A tilde marks ratios within the noise or with contradicting rounds, but not a ratio of 1 to itself."""
 
     def shown(median: float, p10: float, p90: float) -> str:
         return times({"median": median, "p10": p10, "p90": p90}, 1.25)
@@ -251,7 +251,7 @@ def test_a_ratio_says_whether_it_can_be_told_from_noise() -> None:
 
 
 def test_a_load_that_spares_the_pair_is_noise_too() -> None:
-    """Ratios that differ from round to round count as well as the pair; a busy machine is told in the page."""
+    """Noise includes ratios that vary from round to round; the page warns of a busy machine."""
     rows = table(wobble=2)
     assert {row["noise"] for row in rows} == {2.0}
     assert "BUSY" in page(rows, [], "bert", "float32").for_terminal

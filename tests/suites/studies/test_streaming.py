@@ -1,4 +1,4 @@
-"""Windows of arrival, run as a user runs them."""
+"""The study of windows of arrival."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(options: list[str], out: Path, *more: str) -> int:
 def test_every_window_is_measured_once(
     toy_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Full windows only; those that hold everything share one row and are named; waits per rate; Markdown beside it."""
+    """Only full windows run, windows that hold all samples share one row, and waits are given per rate."""
     out = tmp_path / "streaming.json"
     assert main(toy_options, out, "--rates", "0.5,1e9") == 0
     said = capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_every_window_is_measured_once(
 def test_other_rates_need_no_new_passes(
     toy_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Services are kept, and waits follow from them; other windows are other settings."""
+    """Waits follow from stored service times; other windows are refused as other settings."""
     out = tmp_path / "streaming.json"
     assert main(toy_options, out, "--methods", "bert", "--rates", "1") == 0
     monkeypatch.setattr(study, "Session", None)
@@ -54,8 +54,8 @@ def test_other_rates_need_no_new_passes(
     assert "other settings (windows)" in capsys.readouterr().err
 
 
-def test_a_stopped_run_goes_on(toy_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A finished round is kept."""
+def test_a_stopped_run_resumes(toy_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped run keeps its finished rounds."""
     out = tmp_path / "streaming.json"
     whole, left = streaming.calls, [0]
 
@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on(toy_options: list[str], tmp_path: Path, monkeypat
 
 
 def test_an_unstable_server_has_no_latency() -> None:
-    """Busy all the time and more: no queueing, no latency; nearly: said to be unsettled."""
+    """An overloaded server has no latency; a nearly overloaded one is marked as unsettled."""
     over, near, fine = (streaming.waits(10, rate, [1.0, 1.0]) for rate in (10.0, 9.7, 5.0))
     assert (over["utilisation"], over["stable"], over["latency_p99"]) == (1.0, False, None)
     assert (near["stable"], near["settled"]) == (True, False)
@@ -88,7 +88,7 @@ def test_an_unstable_server_has_no_latency() -> None:
 
 
 def test_windows_that_hold_everything_are_one() -> None:
-    """At 1,000 samples, 4,096 is all: said, not repeated."""
+    """Windows above the number of samples are one window, with a note."""
     assert streaming.distinct([256, 1024, 4096, 0], 1000) == (
         [256, 1000],
         [f"a window of {w} holds all 1,000 samples: its row is that of 'all'" for w in ("1,024", "4,096")],
@@ -97,7 +97,7 @@ def test_windows_that_hold_everything_are_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "said"),
     [
         (["--rates", "0"], "'0' is not a number above 0"),
         (["--rates", "10,nan"], "above 0"),
@@ -107,9 +107,9 @@ def test_windows_that_hold_everything_are_one() -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    toy_options: list[str], wrong: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy_options: list[str], wrong: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2 and one line that says what is wrong."""
+    """Bad input gives one line and exit code 2."""
     assert main(toy_options, tmp_path / "streaming.json", *wrong) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
-    assert told in error and error.startswith("streaming: ")
+    assert said in error and error.startswith("streaming: ")

@@ -1,4 +1,4 @@
-"""The search for training settings: same candidates for everybody, scored on dev."""
+"""The search for training settings: the same candidates for every method, scored on dev."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suites.studies import tuning
 def test_every_method_gets_every_candidate(
     mini_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line and one JSON row per method and combination, and the best settings named from among the candidates."""
+    """Every method and combination has one line and one JSON row, and the best settings are candidates."""
     tries = ["--try", "learning_rate=1e-9,3e-3", "--try", "epochs=1,2", "--json", str(tmp_path / "scores.json")]
     assert tuning.main([*tries, "--methods", "bert,fastbert", *mini_options]) == 0
     found = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
@@ -32,7 +32,7 @@ def test_every_method_gets_every_candidate(
 
 
 def test_test_labels_play_no_part(mini_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With other test labels the scores are the same."""
+    """Scores do not depend on test labels."""
     arguments = ["--try", "learning_rate=3e-3", "--methods", "bert", *mini_options, "--fresh"]
     assert tuning.main(arguments) == 0
     first = capsys.readouterr().out.split("epoch")[0]
@@ -45,7 +45,7 @@ def test_test_labels_play_no_part(mini_options: list[str], tmp_path: Path, capsy
 
 
 def test_a_teacher_keeps_its_own_settings(mini_options: list[str]) -> None:
-    """Candidates change the method that is tried, not the one it learns from."""
+    """Candidates change the method itself, not its teacher."""
     from harness.cli.main import parser, settings_of
 
     settings = settings_of(parser().parse_args(["run", *mini_options]))
@@ -55,7 +55,7 @@ def test_a_teacher_keeps_its_own_settings(mini_options: list[str]) -> None:
 
 
 def test_bad_input_is_one_line(mini_options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A setting that nobody reads and a method that trains nothing end in one line and exit code 2."""
+    """An unknown setting and a method without training give one line and exit code 2."""
     assert tuning.main(["--try", "learning_rat=1e-4", "--methods", "bert", *mini_options]) == 2
     assert "learning_rate" in capsys.readouterr().err
     assert tuning.main(["--try", "epochs=1", "--methods", "control-constant", *mini_options]) == 2
@@ -66,6 +66,6 @@ def test_bad_input_is_one_line(mini_options: list[str], capsys: pytest.CaptureFi
 
 
 def test_borrowed_weights_have_nothing_to_tune(mini_options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """int8 carries bert's training report, and would score every candidate alike."""
+    """A method with another method's weights is refused, because all candidates would score alike."""
     assert tuning.main(["--try", "epochs=1,2", "--methods", "bert-int8", *mini_options]) == 2
     assert "trains no model of its own" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The rivals of the exit table's microbenchmarks compute what the table computes, or they would be no rivals."""
+"""The alternatives in the exit table's benchmarks compute what the table computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOCAB, LAYERS, SMOOTHING = 300, 7, 8
 
 @pytest.fixture(params=[("uniform", 1), ("uniform", 2), ("zipf", 1), ("zipf", 2)], ids=str)
 def workload(request: pytest.FixtureRequest) -> tuple[ExitTable, FrozenRows, int, str]:
-    """A frozen table and its rows as a library user would hold them."""
+    """A frozen table and its rows as plain tensors."""
     skew, ngram = request.param
     tokens = exit_table_alternatives.text(3000, VOCAB, skew, seed=0)
     exits = torch.from_numpy(np.random.default_rng(1).integers(0, LAYERS, len(tokens)))
@@ -41,7 +41,7 @@ def test_rivals_give_the_tables_exits(workload: tuple[ExitTable, FrozenRows, int
 
 
 def test_the_hashing_trick_is_the_table_but_for_collisions(workload: tuple[ExitTable, FrozenRows, int, str]) -> None:
-    """With far fewer keys than rows hardly any collide, so that nearly all exits are the exact ones."""
+    """With far fewer keys than rows, few collide, and nearly all exits are exact."""
     table, held, ngram, skew = workload
     asked = exit_table_alternatives.text(6000, VOCAB, skew, seed=5)
     found = exit_table_alternatives.hashing_trick(asked, held, 600, ngram)
@@ -49,7 +49,7 @@ def test_the_hashing_trick_is_the_table_but_for_collisions(workload: tuple[ExitT
 
 
 def test_text_is_as_skewed_as_it_says() -> None:
-    """Uniform ids are all about equally frequent; Zipf's fall as k^-1.2; the same seed draws the same."""
+    """Uniform ids are about equally frequent, Zipf's fall as k^-1.2, and a seed determines the text."""
     uniform, zipf = (exit_table_alternatives.text(200_000, VOCAB, skew, seed=2).ids for skew in ("uniform", "zipf"))
     assert torch.equal(zipf, exit_table_alternatives.text(200_000, VOCAB, "zipf", seed=2).ids)
     counts = torch.bincount(uniform, minlength=VOCAB).double()

@@ -1,4 +1,4 @@
-"""What the exit table's microbenchmarks are about: hash tables as full as they say, asked as they say."""
+"""The workloads of the exit table's benchmarks have the stated load factors and queries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEEDS_COMPILER = pytest.mark.skipif(host.problem() is not None, reason=str(host.
 @NEEDS_COMPILER
 @pytest.mark.parametrize("skew", exit_table_workloads.SKEWS)
 def test_tables_are_filled_to_the_share_that_was_asked_for(skew: str) -> None:
-    """Always the same slots, more and more keys, a sample short of the share at most; none less would be enough."""
+    """The slots are fixed, and the keys fill them to the load within one sample."""
     filling = LoadWorkload(TableKernels("host", host.launcher(kernels(LAYERS)), 6000), skew)
     sizes = []
     for load in LOADS:
@@ -42,7 +42,7 @@ def test_tables_are_filled_to_the_share_that_was_asked_for(skew: str) -> None:
 
 
 def test_four_fifths_of_what_is_asked_was_seen() -> None:
-    """The seen part is drawn from the given text alone, in whole samples; the rest is other text."""
+    """Known samples are whole samples of the given text; the others are new."""
     seen = first(text(6400, 30_522, "uniform", seed=0), 50)
     asked = partly_new(seen, "uniform", 200)
     known = {tuple(row) for row in seen.ids.view(-1, LENGTH).tolist()}
@@ -53,7 +53,7 @@ def test_four_fifths_of_what_is_asked_was_seen() -> None:
 
 
 def test_where_no_kernel_runs_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a device nor a compiler: one line with both reasons; without a device, less text on the host."""
+    """Without a device the host takes less text; without a compiler as well, one line names both reasons."""
     monkeypatch.setattr(host, "problem", lambda: "no C++ compiler")
     monkeypatch.setattr(cuda, "problem", lambda: "no CuPy")
     with pytest.raises(DeviceError, match="no CuPy; and no C.. compiler"):

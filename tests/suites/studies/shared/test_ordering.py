@@ -1,4 +1,4 @@
-"""Samples put in order around a method: what it gets, what comes back, what is timed, and what makes no sense."""
+"""Sorting samples around a method: what it receives and returns, what is timed, and which orders have no effect."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPEED = 0.6
 
 
 class Session:
-    """What :class:`StudySamples` asks of a session, with methods that were fitted before."""
+    """The part of a session that :class:`StudySamples` uses, with methods that are fitted already."""
 
     def __init__(self, task: Task, test: Split, fitted: dict[str, Fitted]) -> None:
         self.prepared = SimpleNamespace(test=test, task=task)
@@ -63,7 +63,7 @@ def entry(samples: StudySamples, start: str) -> StudyMethod:
     return next(one for one in samples.entries if one.label.startswith(start))
 
 
-def test_everybody_is_entered_with_every_executor(samples: StudySamples) -> None:
+def test_every_method_has_an_entry_per_executor(samples: StudySamples) -> None:
     """Exits known beforehand run on the ladder and in batches of equal exits; a bound takes the run's executor."""
     assert [one.label for one in samples.entries] == [
         "bert",
@@ -76,8 +76,8 @@ def test_everybody_is_entered_with_every_executor(samples: StudySamples) -> None
     assert [one.kind for one in samples.entries] == ["method"] * 4 + ["control", "bound"]
 
 
-def test_a_speed_that_nobody_tuned_is_told() -> None:
-    """One line names those that there are."""
+def test_an_unknown_speed_is_an_error() -> None:
+    """The message names the speeds that the method has."""
     points = [OperatingPoint("a", {"speed": 0.1}), OperatingPoint("b", {"speed": 0.5})]
     assert point_at("m", points, 0.5).name == "b"
     assert point_at("m", [OperatingPoint("full")], 0.5).name == "full"
@@ -96,7 +96,7 @@ def test_a_speed_that_nobody_tuned_is_told() -> None:
 def test_no_order_changes_an_answer(
     samples: StudySamples, which: int, order: str, protocol: Any, size: int, seed: int
 ) -> None:
-    """Labels and exits come back by sample, whatever the order, the arrival, the batch size and the method."""
+    """Labels and exits belong to the right samples under any order, arrival, batch size and method."""
     one = samples.entries[which]
     numbers = np.random.default_rng(seed).permutation(len(samples))
     execution = Execution(batch_size=size, protocol=protocol, max_length=16)
@@ -110,7 +110,7 @@ def test_no_order_changes_an_answer(
 
 
 class Recorder:
-    """Remembers which samples came in which order; answers with the first id."""
+    """A method that records the order of its samples and answers with the first id."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -127,7 +127,7 @@ class Recorder:
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30), data=st.data())
 def test_the_method_sees_the_order_and_the_caller_does_not(lengths: list[int], data: st.DataObject) -> None:
-    """Longest or deepest first, ties as they came; answers, exits and foresight stay with their samples."""
+    """Samples run longest or deepest first with stable ties; answers, exits and foresight stay with their samples."""
     tokens = TokenSet.from_lists([[i] * length for i, length in enumerate(lengths)])
     count = len(lengths)
     exits = data.draw(st.lists(st.integers(0, 4), min_size=count, max_size=count))
@@ -144,7 +144,7 @@ def test_the_method_sees_the_order_and_the_caller_does_not(lengths: list[int], d
 
 
 def test_predicting_is_timed_and_shown_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds of the prediction that the order needs stand beside the method's own phases."""
+    """The time to predict the order is a phase beside those of the method."""
     recorder = Recorder()
     monkeypatch.setattr(clock, "now", lambda: recorder.now)
 
@@ -158,7 +158,7 @@ def test_predicting_is_timed_and_shown_apart(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_predicted_order_is_the_predictors(samples: StudySamples) -> None:
-    """Deepest first by the exits of the predictor at the chosen speed, for a method that knows nothing of them."""
+    """A method that predicts nothing is ordered by the predictor's exits at the chosen speed."""
     sorter = around("predicted", entry(samples, "bert"), samples, None)
     assert sorter is not None and sorter.predict_exits is not None
     fitted, point = samples.predictor
@@ -169,7 +169,7 @@ def test_the_predicted_order_is_the_predictors(samples: StudySamples) -> None:
 
 
 def test_the_oracle_knows_what_the_method_finds_out(samples: StudySamples) -> None:
-    """Own exits for methods that find them on the way and for the bound, sequential ones on the same weights for others."""
+    """The oracle uses own exits of sequential methods and bounds, and sequential exits for others."""
     sequential = samples.probes[entry(samples, "control-sequential").label].exits
     for start, exits in (
         ("bert", sequential),
@@ -184,15 +184,15 @@ def test_the_oracle_knows_what_the_method_finds_out(samples: StudySamples) -> No
 
 
 def test_a_given_order_makes_the_batches(samples: StudySamples) -> None:
-    """Who sorts by exit gets one batch at a time, and all samples only under its own order."""
+    """A method that sorts by exit receives one batch at a time, and all samples only under its own order."""
     base = Execution(batch_size=7)
     assert execution_for("length", base, sorts=True) == replace(base, order="arrival", window=7)
     assert execution_for("length", base, sorts=False) == replace(base, order="arrival", window=0)
     assert execution_for("own", base, sorts=True) == replace(base, order="length", window=0)
 
 
-def test_what_makes_no_sense_is_said(samples: StudySamples) -> None:
-    """No order changes batches of one, a single batch, or equal work; only who sorts by exits has an order of its own."""
+def test_what_has_no_effect_is_said(samples: StudySamples) -> None:
+    """Orders without effect are skipped: batches of one, a single batch, equal work, and no own order."""
     bert, geep = entry(samples, "bert"), entry(samples, "geep speed")
     some = Execution(batch_size=8)
     assert pointless("length", bert, samples, some) is None
@@ -209,7 +209,7 @@ def test_what_makes_no_sense_is_said(samples: StudySamples) -> None:
 
 
 def test_a_draw_of_samples_is_the_same_each_time(samples: StudySamples) -> None:
-    """Fewer samples are drawn without looking at them, and keep their labels."""
+    """A draw of samples is reproducible and keeps their labels."""
     session: Any = samples.session
     few, again = (StudySamples(session, ["bert"], SPEED, 10, 4) for _ in range(2))
     assert len(few) == len(few.labels) == 10

@@ -1,4 +1,4 @@
-"""Waiting in windows: closed forms, a server on a clock turned by hand, and the recursion, all about one queue."""
+"""Waiting in windows: closed forms, an event-by-event server and the recursion agree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from suites.studies.shared import queueing
 
 
 class Server:
-    """Windows served event by event on a clock of its own: slow and plain."""
+    """Return the waits of windows that are served event by event, a slow and simple reference."""
 
     def __init__(self, window: int, services: list[float]) -> None:
         self.window, self.services = window, list(services)
@@ -35,7 +35,7 @@ class Server:
     services=st.lists(st.floats(0.0, 20.0), min_size=60, max_size=60),
 )
 def test_the_recursion_is_the_server(window: int, gaps: list[float], services: list[float]) -> None:
-    """All windows at once give the waits of a server that takes one event after the other, stable or not."""
+    """The recursion equals the event-by-event server, whether the queue is stable or not."""
     gaps = (gaps * window)[: len(gaps) // window * window or window]
     arrivals = np.cumsum(gaps)
     count = len(arrivals) // window
@@ -51,7 +51,7 @@ def test_the_recursion_is_the_server(window: int, gaps: list[float], services: l
 
 @given(window=st.integers(1, 300), rate=st.floats(0.01, 1e4))
 def test_even_arrivals_wait_as_the_closed_form_says(window: int, rate: float) -> None:
-    """One sample every 1 / rate seconds: the mean wait is (W - 1) / (2 rate), the first one's (W - 1) / rate."""
+    """With regular arrivals, the mean wait is (W - 1) / (2 rate) and the first sample's (W - 1) / rate."""
     arrivals = np.arange(3 * window) / rate
     found = queueing.serve(arrivals, np.zeros(3))
     assert found.collecting.mean() == pytest.approx(queueing.collecting_mean(window, rate), rel=1e-6, abs=1e-9)
@@ -63,7 +63,7 @@ def test_even_arrivals_wait_as_the_closed_form_says(window: int, rate: float) ->
     window=st.sampled_from([1, 2, 16, 256, 1000]), rate=st.sampled_from([0.5, 10.0, 3000.0]), seed=st.integers(0, 99)
 )
 def test_random_arrivals_wait_as_the_closed_forms_say(window: int, rate: float, seed: int) -> None:
-    """Mean and quantiles of collecting under Poisson arrivals, within what a million of them leave to chance."""
+    """Mean and quantiles of collecting agree with a simulation of a million Poisson arrivals."""
     found = queueing.simulate(window, rate, np.array([0.0]), seed).collecting
     assert found.mean() == pytest.approx(queueing.collecting_mean(window, rate), rel=0.02, abs=1e-12)
     for share in (0.5, 0.99):
@@ -74,7 +74,7 @@ def test_random_arrivals_wait_as_the_closed_forms_say(window: int, rate: float, 
 
 
 def test_the_collecting_quantile_of_a_pair_is_known() -> None:
-    """Of two, the last waits for nobody and the first exponentially: half wait 0, and 1 - e^-t of the others up to t."""
+    """In a window of two, half of the samples wait 0, and the others exponentially."""
     assert queueing.collecting_quantile(1, 7.0, 0.99) == 0
     assert queueing.collecting_quantile(2, 7.0, 0.5) == 0
     assert queueing.collecting_quantile(2, 7.0, 0.75) == pytest.approx(np.log(2) / 7)
@@ -82,7 +82,7 @@ def test_the_collecting_quantile_of_a_pair_is_known() -> None:
 
 @pytest.mark.parametrize("load", [0.2, 0.5, 0.8])
 def test_single_samples_queue_as_pollaczek_and_khinchine_say(load: float) -> None:
-    """W = 1 with equal services is M/D/1."""
+    """With W = 1 and equal service times, the queue is M/D/1."""
     rate = 40.0
     service = load / rate
     found = queueing.simulate(1, rate, np.array([service]), seed=1).queueing
@@ -94,7 +94,7 @@ def test_single_samples_queue_as_pollaczek_and_khinchine_say(load: float) -> Non
 @settings(max_examples=20, deadline=None)
 @given(window=st.sampled_from([1, 4, 64, 512]), load=st.floats(0.05, 0.85), spread=st.floats(0.0, 0.5))
 def test_windows_queue_no_longer_than_kingman_allows(window: int, load: float, spread: float) -> None:
-    """The mean wait behind other windows stays below the upper bound, and falls to nothing for large windows."""
+    """The mean wait in the queue stays below the upper bound and vanishes for large windows."""
     rate = 100.0
     mean = load * window / rate
     services = np.array([mean * (1 - spread), mean * (1 + spread)])
@@ -103,7 +103,7 @@ def test_windows_queue_no_longer_than_kingman_allows(window: int, load: float, s
 
 
 def test_a_queue_that_cannot_keep_up_grows() -> None:
-    """Twice as much arrives as is served: the second half waits longer than the first."""
+    """If twice as much arrives as is served, the second half waits longer than the first."""
     found = queueing.serve(np.arange(400) / 10.0, np.full(100, 0.8))
     assert queueing.utilisation(4, 10.0, 0.8) == 2
     assert (np.diff(found.queueing) > 0).all()

@@ -1,4 +1,4 @@
-"""Passes that take turns and the search for a batch size, on a clock that tests turn by hand."""
+"""Alternating passes and the search for a batch size, on a fake clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLES = 40
 
 
 class Fake:
-    """Takes as long as ``cost(batch size)`` says; may run out of memory."""
+    """A method whose passes take ``cost(batch size)`` seconds and may run out of memory."""
 
     def __init__(self, cost: Callable[[int], float], most: int = 1000) -> None:
         self.cost, self.most = cost, most
@@ -48,7 +48,7 @@ def swept(fake: Fake, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch, sizes: 
 
 
 def test_two_slower_sizes_in_a_row_end_the_climb(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past the fastest size, two are tried and the rest are not."""
+    """Two slower sizes after the fastest end the search."""
     seconds = {1: 8.0, 2: 4.0, 4: 2.0, 8: 3.0, 16: 4.0, 32: 0.1}
     found = swept(Fake(seconds.__getitem__), tokens, monkeypatch, list(seconds))
     assert found["best"] == 4
@@ -58,21 +58,21 @@ def test_two_slower_sizes_in_a_row_end_the_climb(tokens: TokenSet, monkeypatch: 
 
 
 def test_one_slow_size_does_not(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dent is climbed out of."""
+    """One slower size does not end the search."""
     seconds = {1: 8.0, 2: 2.0, 4: 4.0, 8: 1.0, 16: 1.5, 32: 0.5}
     found = swept(Fake(seconds.__getitem__), tokens, monkeypatch, list(seconds))
     assert (found["best"], found["ended"]) == (32, "all sizes tried")
 
 
 def test_a_size_that_holds_all_samples_is_the_last(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Larger ones would be the same batch."""
+    """A size that holds all samples is the last one tried."""
     found = swept(Fake(lambda size: 1 / size), tokens, monkeypatch, [16, 512, 64, 256])
     assert [tried["batch_size"] for tried in found["tried"]] == [16, 64]
     assert f"holds all {SAMPLES}" in found["ended"]
 
 
 def test_memory_ends_it_too(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fits is kept; where nothing fits, there is nothing to report."""
+    """Sizes that fit into memory count; if none fits, the error is raised."""
     found = swept(Fake(lambda size: 1 / size, most=8), tokens, monkeypatch, [4, 8, 16])
     assert (found["best"], found["ended"]) == (8, "batch 16 does not fit into memory")
     with pytest.raises(torch.OutOfMemoryError):
@@ -80,7 +80,7 @@ def test_memory_ends_it_too(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_near_ties_take_turns(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes within 10 % of the fastest are measured again, forwards and backwards; others are not."""
+    """Only sizes within 10 % of the fastest are measured again, forwards and backwards."""
     seconds = {1: 9.0, 2: 1.05, 4: 1.0, 8: 1.0001}
     fake = Fake(seconds.__getitem__)
     found = swept(fake, tokens, monkeypatch, list(seconds), rounds=2)
@@ -89,8 +89,8 @@ def test_near_ties_take_turns(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch)
     assert found["best"] == 4
 
 
-def test_everybody_gets_the_same_samples_in_turns(tokens: TokenSet) -> None:
-    """A B, then B A; one order of samples per round, the same again from the same seed, another one from another."""
+def test_all_cells_get_the_same_samples_in_turns(tokens: TokenSet) -> None:
+    """Cells run A B, then B A, on one order of samples per round, which the seed determines."""
     calls: list[tuple[str, list[int]]] = []
 
     def cell(name: str) -> Callable:
@@ -112,7 +112,7 @@ def test_everybody_gets_the_same_samples_in_turns(tokens: TokenSet) -> None:
 
 
 def test_warm_up_is_short_where_nothing_is_compiled(tokens: TokenSet) -> None:
-    """Four batches; all samples, in two orders, where a shape costs something the first time."""
+    """Warm-up runs four batches, or all samples in two orders if blocks are compiled."""
     seen: list[list[int]] = []
 
     def run(some: TokenSet, numbers: np.ndarray) -> None:
@@ -127,5 +127,5 @@ def test_warm_up_is_short_where_nothing_is_compiled(tokens: TokenSet) -> None:
 
 
 def test_spread_is_by_quantiles() -> None:
-    """Median, p10 and p90 of what was measured."""
+    """The spread is the median, p10 and p90."""
     assert spread([1, 2, 3, 4, 11]) == {"median": 3, "p10": pytest.approx(1.4), "p90": pytest.approx(8.2)}
