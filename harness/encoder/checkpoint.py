@@ -152,6 +152,18 @@ def to_hf(state: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]
     return tensors
 
 
+def _config(folder: Path) -> Path:
+    """Return the config file.
+
+    Raises:
+        BackboneError: there is none.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise BackboneError(f"no config.json in {folder}: give a folder as written by transformers' save_pretrained")
+    return config
+
+
 def _weights(folder: Path) -> list[Path]:
     """Return the files of weights.
 
@@ -175,9 +187,7 @@ def read_shape(folder: Path) -> EncoderShape:
     Raises:
         BackboneError: the file is missing, damaged or not that of a BERT-shaped encoder.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise BackboneError(f"no config.json in {folder}: give a folder as written by transformers' save_pretrained")
+    config = _config(folder)
     try:
         return EncoderShape.from_hf(json.loads(config.read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
@@ -206,9 +216,8 @@ def content_of(folder: Path) -> str:
     Raises:
         BackboneError: a file is missing.
     """
-    read_shape(folder)
     extra = [folder / name for name in ("vocab.txt", "tokenizer.json")]
-    files = [folder / "config.json", *_weights(folder), *(path for path in extra if path.is_file())]
+    files = [_config(folder), *_weights(folder), *(path for path in extra if path.is_file())]
     hashes = [f"{path.name} {_hash(path, path.stat().st_size, path.stat().st_mtime_ns)}" for path in files]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 

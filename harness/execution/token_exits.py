@@ -61,7 +61,7 @@ class TokenExits:
 
     def places(self, tokens: TokenSet) -> Tensor:
         """Return the place of every token's exit in :attr:`layers`: int16 [total]."""
-        # Invalid ids and empty samples are reported by ``arrange``; here they must only not crash the device.
+        # Invalid ids and empty samples are reported by ``arrange``; here they only must not crash the device.
         ids = tokens.ids.long().clamp(0, len(self.table) - 1)
         first = tokens.offsets[:-1].clamp(max=max(0, len(ids) - 1))
         return self.table[ids].index_fill_(0, first, len(self.layers) - 1)

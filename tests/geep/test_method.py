@@ -223,7 +223,7 @@ def test_no_holdout_observes_what_it_trains_on(signal_task: Task) -> None:
 def test_holdout_must_leave_something(signal_task: Task) -> None:
     """A single row cannot be both kept out and trained on."""
     one = Split(signal_task.train.tokens.select([0]), signal_task.train.labels[:1])
-    with pytest.raises(ConfigError, match="leaves nothing"):
+    with pytest.raises(ConfigError, match="leaves none of 1 rows to train on: set it to 0"):
         split_off(one, 0.5, 0)
 
 
