@@ -1,1 +1,1 @@
-"""GEEP's rivals, one small file each, all through the registry that a third party uses."""
+"""The methods that GEEP is compared with, a small file each. May import the harness only."""

@@ -1,1 +1,1 @@
-"""Controls on the weights of a predictor: what predicting must beat."""
+"""Controls and the bound, on GEEP's weights: what a predictor of exits has to beat. May import the harness only."""

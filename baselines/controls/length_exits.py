@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from baselines.controls.borrowed_geep import GeepControl
-from baselines.controls.ranked_exits import RankedExits, content_hash
+from baselines.controls.random_exits import RankedExits, content_hash
 from harness.contracts import Role
 from harness.core.tokens import TokenSet
 

@@ -1,13 +1,44 @@
-"""Control: random exits with GEEP's histogram."""
+"""Control: random exits with GEEP's histogram; and the base of controls that give GEEP's exits to other samples."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
+import torch
 from torch import Tensor
 
-from baselines.controls.borrowed_geep import GeepControl
-from baselines.controls.ranked_exits import RankedExits, content_hash
-from harness.contracts import Role
+from baselines.controls.borrowed_geep import BorrowedGeep, GeepControl
+from harness.contracts import OperatingPoint, Role
 from harness.core.tokens import TokenSet
+from harness.toolkit.fitted import AssignedExits
+
+
+def content_hash(tokens: TokenSet) -> Tensor:
+    """Return a pseudo-random number per sample from its ids alone, int64 [N]: the same in any order of samples."""
+    total = len(tokens.ids)  # given explicitly, so that the device need not be asked
+    starts = torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths, output_size=total)
+    place = torch.arange(total, device=tokens.device) - starts
+    # The position is part of the hash, so that permuted words differ. Shifts between the products, as a polynomial of
+    # both would not distinguish all permutations. All numbers stay below 2^62.
+    mixed = (tokens.ids.long() * 2654435761 + place * 40503 + 12345) % 2147483647
+    for shift, factor in ((16, 2146121005), (15, 1252097743)):
+        mixed = (mixed ^ (mixed >> shift)) * factor % 2147483647
+    sums = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+    samples = torch.arange(len(tokens), device=tokens.device)
+    owner = torch.repeat_interleave(samples, tokens.lengths, output_size=total)
+    return sums.index_add_(0, owner, mixed) * 48271 % 2147483647
+
+
+class RankedExits(BorrowedGeep, AssignedExits):
+    """GEEP's own exits in another order: the k-th sample by ``rank`` gets the k-th lowest exit."""
+
+    @abstractmethod
+    def rank(self, tokens: TokenSet) -> Tensor:
+        """Return a sort key per sample, int64 [N]."""
+
+    def assign(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
+        exits = self.source.assign(tokens, at=at).sort().values
+        return torch.empty_like(exits).index_copy_(0, self.rank(tokens).argsort(stable=True), exits)
 
 
 class RandomExits(RankedExits):

@@ -1,1 +1,1 @@
-"""Smaller students of BERT."""
+"""Smaller students of BERT. May import the harness only."""

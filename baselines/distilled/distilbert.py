@@ -42,16 +42,28 @@ from harness.toolkit.student_start import StudentMethod, StudentSettings
 from harness.toolkit.training import total_cost
 
 
-class DistilBertSettings(StudentSettings):
-    """Settings of DistilBERT. Temperature and 5 : 2 : 1 are the released run's; its 2 was on masked language modelling."""
+class DistilBertLossSettings(StrictSettings):
+    """Settings of both losses. The defaults are the released run's: temperature 2, weights 5 : 2 : 1."""
 
     layers: int | None = Field(None, ge=1, description="of the student; by default half of the teacher's")
-    layer_map: Layers | None = Field(None, description="teacher layers to start from, rising; by default evenly spread")
-    start: Literal["teacher", "backbone"] = Field("teacher", description="whose layers are copied")
     temperature: float = Field(2.0, gt=0, description="softens the answers of both in the loss")
     alpha_ce: float = Field(5.0, ge=0, description="weight of the teacher's soft answers")
-    alpha_hard: float = Field(2.0, ge=0, description="weight of the labels")
     alpha_cos: float = Field(1.0, ge=0, description="weight of the cosine of the last hidden states")
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        weights = {name: value for name, value in self if name.startswith("alpha_")}
+        if not any(weights.values()):
+            raise ValueError(f"{', '.join(weights)} are all 0: give one a value above 0")
+        return self
+
+
+class DistilBertSettings(DistilBertLossSettings, StudentSettings):
+    """Settings of DistilBERT on a task."""
+
+    alpha_hard: float = Field(2.0, ge=0, description="weight of the labels; of masked words in the released run")
+    layer_map: Layers | None = Field(None, description="teacher layers to start from, rising; by default evenly spread")
+    start: Literal["teacher", "backbone"] = Field("teacher", description="whose layers are copied")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -62,26 +74,14 @@ class DistilBertSettings(StudentSettings):
                 )
             if sorted(set(self.layer_map)) != list(self.layer_map):
                 raise ValueError(f"layer_map = {list(self.layer_map)} does not rise: give each layer once, in order")
-        if not max(self.alpha_ce, self.alpha_hard, self.alpha_cos):
-            raise ValueError("alpha_ce, alpha_hard and alpha_cos are all 0: give one a value above 0")
         return self
 
 
-class DistilBertGeneralSettings(StrictSettings):
-    """Settings of general distillation, with the weights of the released run."""
+class DistilBertGeneralSettings(DistilBertLossSettings):
+    """Settings of general distillation on raw text."""
 
-    layers: int | None = Field(None, ge=1, description="of the student; by default half of the teacher's")
-    temperature: float = Field(2.0, gt=0, description="softens the answers of both in the loss")
-    alpha_ce: float = Field(5.0, ge=0, description="weight of the teacher's soft words")
     alpha_mlm: float = Field(2.0, ge=0, description="weight of the masked words")
-    alpha_cos: float = Field(1.0, ge=0, description="weight of the cosine of the last hidden states")
     soft_on: Literal["all", "masked"] = Field("all", description="tokens with soft words")
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> Self:
-        if not max(self.alpha_ce, self.alpha_mlm, self.alpha_cos):
-            raise ValueError("alpha_ce, alpha_mlm and alpha_cos are all 0: give one a value above 0")
-        return self
 
 
 def starting_layers(depth: int, layers: int | None, layer_map: Sequence[int] | None = None) -> list[int]:

@@ -260,12 +260,7 @@ class TinyBert(StudentMethod[TinyBertSettings]):
         return FullDepth(student, total_cost(teaching, made, stage_1, stage_2))
 
     # Defaults of the released script.
-    general_recipe: Mapping[str, Any] = {
-        "learning_rate": 5e-5,
-        "warmup": 0.1,
-        "weight_decay": 1e-4,
-        "dropout": 0.1,
-    }
+    general_recipe: Mapping[str, Any] = {"learning_rate": 5e-5, "warmup": 0.1, "weight_decay": 1e-4, "dropout": 0.1}
 
     def general_distillation(self, teacher: Backbone, *, config: Mapping[str, Any], dropout: float) -> Distillation:
         """Make a student for the paper's first step, on raw text; see :class:`GeneralImitation`.

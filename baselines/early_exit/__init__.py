@@ -1,1 +1,1 @@
-"""Methods that stop at a layer which they choose for each sample."""
+"""Methods that choose an exit layer per sample or token. May import the harness only."""

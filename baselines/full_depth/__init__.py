@@ -1,1 +1,1 @@
-"""BERT itself, and what makes it faster without changing when it stops."""
+"""BERT at full depth: fine-tuned, truncated, compiled, quantised, exported. May import the harness only."""

@@ -146,10 +146,5 @@ def _range(schema: Mapping[str, Any]) -> str:
     """The bounds of a number in words."""
     if "minimum" in schema and "maximum" in schema:
         return f"from {schema['minimum']:g} to {schema['maximum']:g}"
-    words = {
-        "minimum": "of at least",
-        "exclusiveMinimum": "above",
-        "maximum": "up to",
-        "exclusiveMaximum": "below",
-    }
+    words = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "up to", "exclusiveMaximum": "below"}
     return " and ".join(f"{text} {schema[key]:g}" for key, text in words.items() if key in schema)

@@ -161,14 +161,7 @@ def neighbours(table: Tensor, words: list[tuple[int, ...]], candidates: Tensor, 
 
 @torch.no_grad()
 def predicted(
-    model: MaskedWordModel,
-    tokens: TokenSet,
-    places: np.ndarray,
-    candidates: Tensor,
-    most: int,
-    *,
-    mask: int,
-    name: str,
+    model: MaskedWordModel, tokens: TokenSet, places: np.ndarray, candidates: Tensor, most: int, *, mask: int, name: str
 ) -> np.ndarray:
     """Return the most probable candidates in the place of tokens; one token is masked at a time.
 

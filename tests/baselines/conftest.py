@@ -1,4 +1,4 @@
-"""A random miniature, a random task whose label is one of its tokens, and a teacher fine-tuned on nothing."""
+"""A random miniature, a random task whose label is one of its tokens, and an untrained teacher."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tuned_bert(tiny_backbone: Backbone) -> FullDepth:
 
 @pytest.fixture
 def like_teacher(random_task: Task) -> Callable[[FullDepth], Task]:
-    """The task with what a teacher answers on train as both splits, so that the best dev epoch is the most faithful."""
+    """Replace both splits by train with a teacher's answers as labels, so that the best dev epoch imitates it best."""
 
     def relabelled(teacher: FullDepth) -> Task:
         (at,) = teacher.operating_points(random_task.train)

@@ -1,4 +1,4 @@
-"""Profile ``rivals``: every method and variant in it fits with the settings that stand there, and answers."""
+"""Profile ``rivals``: every method and variant fits with its settings and answers."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def backbone() -> Backbone:
 
 
 def short(rivals: Profile, name: str) -> dict[str, Any]:
-    """The settings of a method, its epochs cut down."""
+    """Return the settings of a method with fewer epochs."""
     config = rivals.config(name)
     return {**config, **{key: value for key, value in SHORT.items() if key in config}}
 
 
 def test_every_rival_fits_and_answers_as_the_profile_has_it(backbone: Backbone, random_task: Task) -> None:
-    """No setting is refused, the points are those told beforehand, and each gives one finite answer per sample."""
+    """No setting is refused, points have the announced names, and each point gives one finite answer per sample."""
     rivals = profile.load("rivals")
     fitted: dict[str, Fitted] = {}
     for name in rivals.in_order(set(rivals.methods) - {"bert-onnxruntime"}):  # slow to export, and tested by itself
@@ -58,7 +58,7 @@ def test_every_rival_fits_and_answers_as_the_profile_has_it(backbone: Backbone, 
 
 
 def test_variants_are_of_the_sizes_they_are_named_for(backbone: Backbone, random_task: Task) -> None:
-    """Layers of the students, and the width of the wide one, on a backbone of six layers."""
+    """Students have the layers and widths that their names say, on a backbone of six layers."""
     rivals = profile.load("rivals")
     bert = rivals.method_of("bert").fit(random_task, backbone, {}, config=short(rivals, "bert"), seed=0)
     sizes = {}
@@ -79,14 +79,14 @@ def test_variants_are_of_the_sizes_they_are_named_for(backbone: Backbone, random
 
 
 def test_the_released_schedule_ends_before_the_training_does() -> None:
-    """FastBERT's release reaches a rate of 0 after 3 of 5 epochs; a variant in which it does not would be released in name only."""
+    """FastBERT's release reaches a rate of 0 after 3 of 5 epochs, and so does the variant."""
     rivals = profile.load("rivals")
     ends = rivals.config("bert")["epochs"] / rivals.config("fastbert-released")["distill_epochs"]
     assert ends == pytest.approx(3 / 5, abs=0.05)
 
 
 def test_rivals_of_one_table_have_heads_of_one_kind() -> None:
-    """But for the row that shows what the other kind costs."""
+    """All methods have one kind of head, except the row that measures the other kind."""
     rivals = profile.load("rivals")
     other = [name for name in rivals.methods if rivals.config(name)["head"] != rivals.config("bert")["head"]]
     assert other == ["elasticbert-linear"]

@@ -1,4 +1,4 @@
-"""Who may play the fine-tuned teacher (``needs = {bert = ...}`` of a variant), and who is refused in one line."""
+"""Which methods may be the fine-tuned teacher (``needs = {bert = ...}`` of a variant), and which are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUICK: dict[str, Any] = {"epochs": 1, "head": "fastbert"}
 
 @pytest.mark.parametrize("learner", [FastBert(), DeeBert()], ids=lambda learner: learner.name)
 def test_a_shallower_teacher_is_learnt_from(learner: Any, random_task: Task, tiny_backbone: Backbone) -> None:
-    """Heads are made for the layers that the teacher has, and its weights are kept."""
+    """There is a head for every layer of the teacher, whose weights do not change."""
     teacher = BertTruncated().fit(random_task, tiny_backbone, {}, config={**QUICK, "layers": 3}, seed=0)
     made = learner.fit(random_task, tiny_backbone, {"bert": teacher}, config=QUICK, seed=0)
     assert made.model.answers == (0, 1, 2)
@@ -40,14 +40,14 @@ def test_a_shallower_teacher_is_learnt_from(learner: Any, random_task: Task, tin
 def test_a_teacher_of_integers_is_refused(
     learner: Any, random_task: Task, tiny_backbone: Backbone, tuned_bert: FullDepth
 ) -> None:
-    """Weights in int8 have no gradient and cannot be copied; said before anything is trained."""
+    """Weights in int8 have no gradient and cannot be copied; the error comes before training."""
     teacher = FullDepth(quantise(tuned_bert.model))
     with pytest.raises(ConfigError, match=r"'bert' has weights of type torch.int8: name one"):
         learner.fit(random_task, tiny_backbone, {"bert": teacher}, config=QUICK, seed=0)
 
 
 def test_a_cascade_has_layers_of_one_size(random_task: Task, tiny_backbone: Backbone) -> None:
-    """Otherwise the layers of the small model would be counted at the price of the whole one's."""
+    """A teacher of another width than the backbone is refused, since layers of both models must cost the same."""
     narrow = MultiExitModel(Encoder(replace(tiny_backbone.shape, width=8)), 3, (), "fastbert")
     with pytest.raises(ConfigError, match=r"layers of 'bert' \(width 8\) are not of the backbone's shape \(width 16\)"):
         CascadeBert().fit(random_task, tiny_backbone, {"bert": FullDepth(narrow)}, config=QUICK, seed=0)

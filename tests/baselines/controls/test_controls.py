@@ -1,4 +1,4 @@
-"""The rivals of the idea, on GEEP's weights: what each keeps of GEEP and what it changes."""
+"""The controls on GEEP's weights: what each shares with GEEP and what it changes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from baselines.controls.borrowed_geep import BorrowedGeep
 from baselines.controls.constant_depth import ConstantControl, ConstantDepth
 from baselines.controls.length_exits import LengthControl, LengthExits
 from baselines.controls.oracle import AgreementOracle, Oracle
-from baselines.controls.random_exits import RandomControl, RandomExits
-from baselines.controls.ranked_exits import content_hash
+from baselines.controls.random_exits import RandomControl, RandomExits, content_hash
 from baselines.controls.sequential_control import SequentialControl
 from geep.method import FittedGeep
 from harness.contracts import Execution, OperatingPoint
@@ -52,7 +51,7 @@ def borrow(
 
 
 def students(geep: FittedGeep) -> list[OperatingPoint]:
-    """GEEP's points that answer with a student."""
+    """Return GEEP's points that answer with a student."""
     return [point for point in geep.points if point.params["answer"] == "student"]
 
 
@@ -97,7 +96,7 @@ def test_dealing_does_not_depend_on_arrival(
 
 
 def test_random_exits_are_not_geeps(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
-    """Dealing out at random really changes who leaves where."""
+    """Random exits differ from GEEP's for many samples."""
     random = borrow(RandomControl)
     assert isinstance(random, RandomExits)
     for at in students(scattered_geep):
@@ -117,7 +116,7 @@ def test_random_numbers_know_nothing_of_the_text() -> None:
 
 
 def test_hash_tells_word_order() -> None:
-    """Texts of the same words in another order have other numbers."""
+    """Texts of the same words in another order have another hash."""
     rows = [list(words) for words in product((5, 6, 7), repeat=4)]
     assert len(content_hash(TokenSet.from_lists(rows)).unique()) == 81
 
@@ -125,7 +124,7 @@ def test_hash_tells_word_order() -> None:
 @given(rows=token_sets)
 @settings(max_examples=25, deadline=None)
 def test_longer_is_deeper(rows: list[list[int]], borrow: Any, scattered_geep: FittedGeep) -> None:
-    """With exits by length a longer text never leaves before a shorter one."""
+    """With exits by length a longer text never exits before a shorter one."""
     control = borrow(LengthControl)
     assert isinstance(control, LengthExits)
     tokens = TokenSet.from_lists(rows, special=(0, 1, 2))
@@ -137,7 +136,7 @@ def test_longer_is_deeper(rows: list[list[int]], borrow: Any, scattered_geep: Fi
 
 
 def test_constant_leaves_at_the_nearest_answer(borrow: Any, scattered_geep: FittedGeep, signal_task: Task) -> None:
-    """Everybody leaves at one answering layer, and no other one is nearer to GEEP's mean depth on dev."""
+    """All samples exit at one answering layer, and no other one is nearer to GEEP's mean depth on dev."""
     control = borrow(ConstantControl)
     assert isinstance(control, ConstantDepth)
     answers = scattered_geep.model.answers
@@ -161,7 +160,7 @@ def test_sequential_is_the_entropy_exit(borrow: Any, scattered_geep: FittedGeep,
 
 
 def foreseen(oracle: BorrowedGeep, tokens: TokenSet, execution: Execution) -> OperatingPoint:
-    """The oracle's point with its foresight, as the referee hands it over."""
+    """Return the oracle's point with its foresight, as the harness passes it."""
     assert isinstance(oracle, AgreementOracle)
     at = OperatingPoint("agree", execution=execution)
     return replace(at, foresight=oracle.foresee(tokens, at=at))
@@ -171,7 +170,7 @@ def foreseen(oracle: BorrowedGeep, tokens: TokenSet, execution: Execution) -> Op
 def test_oracle_agrees_with_full_depth(
     execution: Execution, borrow: Any, scattered_geep: FittedGeep, unseen: Split
 ) -> None:
-    """Every label is that of full depth, no answering layer before the exit gives it, and most samples leave early."""
+    """Every label is that of full depth, no earlier answering layer gives it, and most samples exit early."""
     oracle = borrow(Oracle)
     found = oracle.predict(unseen.tokens, at=foreseen(oracle, unseen.tokens, execution))
     full = run_full(scattered_geep.model, unseen.tokens, execution).logits.argmax(1)
@@ -185,7 +184,7 @@ def test_oracle_agrees_with_full_depth(
 
 
 def test_oracle_is_the_cheapest_that_agrees(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
-    """Of all ways to send four samples to answering layers, none that agrees with full depth takes fewer layers."""
+    """No other assignment of four samples to answering layers agrees with full depth in fewer layers."""
     tokens = unseen.tokens.select(range(4))
     model = scattered_geep.model
     full = run_full(model, tokens, Execution()).logits.argmax(1)
@@ -200,7 +199,7 @@ def test_oracle_is_the_cheapest_that_agrees(borrow: Any, scattered_geep: FittedG
 
 
 def test_oracle_needs_foresight(borrow: Any, unseen: Split, signal_task: Task) -> None:
-    """Without looking ahead the oracle is no method: it refuses in one line, and calls itself a bound."""
+    """Without foresight the oracle raises a ConfigError; its kind is bound."""
     oracle = borrow(Oracle)
     (at,) = oracle.operating_points(signal_task.dev)
     with pytest.raises(ConfigError, match="foresight"):
@@ -220,7 +219,7 @@ def test_predictions_depend_on_the_sample_alone(
     same_however_run: Check,
     signal_task: Task,
 ) -> None:
-    """Every control answers alike in every batch size, order, window, padding and executor."""
+    """Answers of every control are the same for every batch size, order, window, padding and executor."""
     fitted = borrow(control)
     at = data.draw(st.sampled_from(list(fitted.operating_points(signal_task.dev))))
     same_however_run(fitted, at, data.draw(executions), data.draw(st.permutations(range(40))))
@@ -236,7 +235,7 @@ def test_round_trip(
     unseen: Split,
     tmp_path: Path,
 ) -> None:
-    """A control stores nothing, and loaded beside the same GEEP predicts the same."""
+    """A control stores nothing; loaded with the same GEEP it predicts the same."""
     fitted = borrow(control)
     fitted.save(tmp_path)
     assert not list(tmp_path.glob("*.*"))
@@ -255,7 +254,7 @@ def test_round_trip(
 def test_there_is_nothing_to_set(
     control: type[Any], scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone
 ) -> None:
-    """A setting of its own is refused in one line; training keys of a profile are passed over."""
+    """An unknown setting is refused in one line; training keys of a profile are accepted."""
     teachers = {"geep": scattered_geep}
     control().fit(signal_task, small_backbone, teachers, config={"epochs": 3, "head": "linear"}, seed=0)
     with pytest.raises(ConfigError, match="unknown key 'quantile'") as caught:
@@ -267,7 +266,7 @@ def test_there_is_nothing_to_set(
 def test_needs_a_geep_that_assigns(
     control: type[Any], trained_bert: Any, signal_task: Task, small_backbone: Backbone
 ) -> None:
-    """A teacher that does not know exits beforehand is refused in one line."""
+    """A teacher that does not assign exits beforehand is refused in one line."""
     with pytest.raises(ConfigError, match=f"{control.name} needs"):
         control().fit(signal_task, small_backbone, {"geep": trained_bert}, config={}, seed=0)
 
@@ -276,7 +275,7 @@ def test_needs_a_geep_that_assigns(
 def test_exits_are_dealt_out_without_a_look_at_the_device(
     control: type[Any], borrow: Any, scattered_geep: FittedGeep, unseen: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tensors without values do for it: a control must not cost more than what it stands against."""
+    """Assigning works on tensors without values, so no control waits for the device."""
     fitted = borrow(control)
     at = fitted.operating_points(unseen)[0]
     monkeypatch.setattr(

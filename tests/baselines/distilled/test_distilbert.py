@@ -1,4 +1,4 @@
-"""DistilBERT: its loss, its layer maps, what it copies, what it costs."""
+"""DistilBERT: loss, layer maps, copied weights and cost."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def fit(task: Task, backbone: Backbone, teacher: FullDepth, **config: Any) -> Fu
 
 
 def test_starts_from_the_published_layers() -> None:
-    """Six layers of twelve start from those that the released extraction script names."""
+    """Six layers start from those of twelve that the released extraction script names."""
     assert spread_layers(12, 6) == [0, 2, 4, 7, 9, 11]
 
 
 @given(st.integers(1, 48).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
 def test_spread_layers_rise_from_first_to_last(sizes: tuple[int, int]) -> None:
-    """Any map rises strictly, holds both ends and leaves no gap more than one larger than another."""
+    """A map rises strictly, contains both ends, and its gaps differ by at most one."""
     teacher, student = sizes
     layers = spread_layers(teacher, student)
     gaps = np.diff(layers)
@@ -101,7 +101,7 @@ def test_loss_equals_a_loop_over_single_samples(
 
 
 def test_student_of_full_depth_starts_as_its_teacher(tuned_bert: FullDepth) -> None:
-    """Copying every layer copies the encoder, into memory of its own."""
+    """Copying every layer copies the encoder, without shared memory."""
     encoder = tuned_bert.model.encoder
     copy = take_layers(encoder, range(6))
     assert all(torch.equal(v, encoder.state_dict()[k]) for k, v in copy.state_dict().items())
@@ -137,10 +137,10 @@ def test_student_takes_the_mapped_layers(tuned_bert: FullDepth) -> None:
         {"head": "none"},
     ],
 )
-def test_nonsense_is_refused_in_one_line(
+def test_invalid_settings_are_refused_in_one_line(
     config: dict[str, Any], tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth
 ) -> None:
-    """A setting that makes no sense is a ConfigError of one line."""
+    """An invalid setting is a ConfigError of one line."""
     with pytest.raises(ConfigError) as caught:
         fit(random_task, tiny_backbone, tuned_bert, **config)
     assert "\n" not in str(caught.value)
@@ -149,13 +149,13 @@ def test_nonsense_is_refused_in_one_line(
 def test_misspelt_setting_names_the_right_one(
     tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth
 ) -> None:
-    """An unknown key is answered with the nearest known one."""
+    """An unknown key is refused with the nearest known one."""
     with pytest.raises(ConfigError, match="did you mean temperature"):
         fit(random_task, tiny_backbone, tuned_bert, temprature=3)
 
 
-def test_missing_teacher_is_said(tiny_backbone: Backbone, random_task: Task) -> None:
-    """Without a fitted BERT there is nothing to learn from, and the message names it."""
+def test_a_missing_teacher_is_refused(tiny_backbone: Backbone, random_task: Task) -> None:
+    """Without a fitted BERT the error names the missing teacher."""
     with pytest.raises(ConfigError, match="'bert'"):
         DistilBert().fit(random_task, tiny_backbone, {}, config=QUICK, seed=0)
 
@@ -171,7 +171,7 @@ def test_costs_student_and_teacher_layers(tiny_backbone: Backbone, random_task: 
 
 
 def test_adds_what_the_teacher_cost(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
-    """Training the teacher is part of what its student costs."""
+    """The cost of a student includes the training of its teacher."""
     tuned_bert.training = TrainingReport(seconds=1.0, steps=10, layer_passes=1000, sample_passes=100)
     fitted = fit(random_task, tiny_backbone, tuned_bert)
     assert fitted.training is not None
@@ -180,7 +180,7 @@ def test_adds_what_the_teacher_cost(tiny_backbone: Backbone, random_task: Task, 
 
 
 def test_teacher_is_left_as_it_was(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
-    """Distillation moves every weight matrix of the student and nothing of the teacher, which stays in eval mode."""
+    """Distillation changes every weight matrix of the student and none of the teacher, which stays in eval mode."""
     before = {k: v.clone() for k, v in tuned_bert.model.state_dict().items()}
     fitted = fit(random_task, tiny_backbone, tuned_bert)
     assert all(torch.equal(v, before[k]) for k, v in tuned_bert.model.state_dict().items())
@@ -211,12 +211,12 @@ def test_learns_to_answer_like_its_teacher(
 
 
 def test_head_of_another_kind(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
-    """A student may answer with another kind of head than its teacher's."""
+    """A student may have another kind of head than its teacher."""
     assert fit(random_task, tiny_backbone, tuned_bert, head="linear").model.head_kind == "linear"
 
 
 def test_round_trip(tmp_path: Path, tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
-    """A student comes back from disk with the same logits and the same training report."""
+    """A loaded student has the same logits and training report."""
     fitted = fit(random_task, tiny_backbone, tuned_bert, layer_map=[1, 4])
     fitted.save(tmp_path)
     loaded = DistilBert().load(tmp_path, random_task, tiny_backbone, {"bert": tuned_bert})

@@ -1,4 +1,4 @@
-"""DistilBERT and TinyBERT against what their papers and released code do, computed here another way.
+"""DistilBERT and TinyBERT against independent computations of what their papers and released code do.
 
 Nothing of ``harness.toolkit.distillation`` is called: reference values come from torch's own losses, numpy and arithmetic.
 """
@@ -42,13 +42,13 @@ def twelve_layers() -> Encoder:
 
 @pytest.fixture(scope="module")
 def batch() -> Split:
-    """Three samples of seven tokens, so that there is no padding that anybody could count."""
+    """Three samples of seven tokens, without padding."""
     ids = np.random.default_rng(0).integers(5, 40, (COUNT, LENGTH)).tolist()
     return Split(TokenSet.from_lists(ids, [[0] * 4 + [1] * 3] * COUNT, (0, 1, 2)), torch.tensor([2, 0, 1]))
 
 
 def fitted(method: Any, batch: Split, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Any:
-    """Teacher, student as it starts, and the loss of the last stage."""
+    """Return the teacher, the student at its start, and the loss of the last stage."""
     encoder = twelve_layers()
     torch.manual_seed(1)
     teacher = FullDepth(MultiExitModel(encoder, 3).eval())
@@ -69,7 +69,7 @@ def fitted(method: Any, batch: Split, monkeypatch: pytest.MonkeyPatch, **config:
 
 
 def run(model: MultiExitModel, batch: Split) -> tuple[Tensor, Tensor]:
-    """Last states [rows, D] and logits [B, C]."""
+    """Return last states [rows, D] and logits [B, C]."""
     layout = Layout(batch.tokens.lengths.numpy(), None, "cpu")
     with torch.no_grad():
         *_, last = model.encoder.states(batch.tokens, layout)
@@ -193,7 +193,7 @@ def test_parameters_are_the_published_ones(shape: EncoderShape, counted: int, pu
 
 
 def test_a_distilled_student_of_bert_base_with_its_head() -> None:
-    """What our DistilBERT rows carry: 66,364,416 and FastBERT's head for two classes."""
+    """DistilBERT has 66,364,416 parameters and FastBERT's head for two classes."""
     with torch.device("meta"):
         encoder = Encoder(student_shape(BASE, 6, 768, None))
         model = MultiExitModel(encoder, 2)
@@ -203,7 +203,7 @@ def test_a_distilled_student_of_bert_base_with_its_head() -> None:
 
 
 def test_flops_of_the_students() -> None:
-    """DistilBERT's six layers cost half of BERT's twelve, TinyBERT's four what the products of their widths come to."""
+    """DistilBERT's six layers cost half of BERT's twelve, TinyBERT's four the products of their widths."""
 
     def layers_only(shape: EncoderShape) -> int:
         both = [closed_form(shape, 2, 128, exit_layer=layers)["linear"] for layers in (1, shape.layers)]

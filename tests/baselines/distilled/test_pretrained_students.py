@@ -1,4 +1,4 @@
-"""DistilBERT and TinyBERT from given students, from the backbone, by labels alone and on augmented text."""
+"""DistilBERT and TinyBERT from pretrained students, from the backbone, from labels alone and on augmented text."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def fit(method: str, task: Task, backbone: Backbone, teacher: FullDepth, **confi
 
 
 def untouched(monkeypatch: pytest.MonkeyPatch) -> list[MultiExitModel]:
-    """Students as they start: training does nothing but keep them."""
+    """Return students at their start: training is replaced by a function that collects them."""
     seen: list[Any] = []
 
     def caught(model: Any, *_: Any, **__: Any) -> TrainingReport:
@@ -104,7 +104,7 @@ def test_a_given_student_starts_from_its_folder(
     student: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every weight of the encoder is the folder's; the head starts afresh."""
+    """Every weight of the encoder is the folder's; the head is new."""
     untouched(monkeypatch)
     folder = student()
     fitted = fit(method, random_task, backbone, teacher, student=folder)
@@ -118,7 +118,7 @@ def test_a_given_student_starts_from_its_folder(
 def test_a_given_student_is_trained_and_comes_back(
     method: str, backbone: Backbone, random_task: Task, teacher: FullDepth, student: Callable[..., str], tmp_path: Path
 ) -> None:
-    """It moves from where it started; from disk it answers the same; the teacher's cost is in its own."""
+    """Its weights change, a loaded copy answers the same, and its cost includes the teacher's."""
     folder = student()
     fitted = fit(method, random_task, backbone, teacher, student=folder)
     state = checkpoint.read(Path(folder)).state
@@ -145,7 +145,7 @@ def test_a_given_student_is_trained_and_comes_back(
     )
 )
 def test_one_segment_answers_the_same_however_run(execution: Execution) -> None:
-    """A student of DistilBERT's layout, fed with pairs, gives every sample the answer it has alone."""
+    """A student of DistilBERT's layout gives every pair the same answer in a batch as alone."""
     from harness.core.tokens import TokenSet
 
     shape = EncoderShape(2, 16, 4, 24, 40, 12, type_vocab=1)
@@ -164,7 +164,7 @@ def test_one_segment_answers_the_same_however_run(execution: Execution) -> None:
 def test_distilberts_own_layout_is_a_student(
     backbone: Backbone, random_task: Task, teacher: FullDepth, tmp_path: Path
 ) -> None:
-    """A DistilBERT folder is fine-tuned and distilled, on pairs, too."""
+    """A DistilBERT folder can be fine-tuned and distilled, also on pairs."""
     from transformers import DistilBertConfig, DistilBertModel
 
     words = len(backbone.tokenizer)
@@ -207,7 +207,7 @@ def test_students_that_do_not_fit_are_refused(
     teacher: FullDepth,
     student: Callable[..., str],
 ) -> None:
-    """Too large, of another vocabulary, or not comparable: one line that says so and what to do."""
+    """Students that are too large, have another vocabulary or cannot be compared are refused in one line with a correction."""
     with pytest.raises(ConfigError, match=said) as caught:
         fit(method, random_task, backbone, teacher, student=student(**shape), **config)
     assert "\n" not in str(caught.value)
@@ -224,10 +224,10 @@ def test_students_that_do_not_fit_are_refused(
         ({"temperature": float("inf")}, "temperature"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(
+def test_invalid_settings_are_refused(
     method: str, config: dict[str, Any], said: str, backbone: Backbone, random_task: Task, teacher: FullDepth
 ) -> None:
-    """In one line that names them."""
+    """The error names the setting."""
     with pytest.raises(ConfigError, match=said):
         fit(method, random_task, backbone, teacher, **config)
 
@@ -242,10 +242,10 @@ def test_settings_that_make_no_sense_are_refused(
         ("tinybert", {"labels_only": True, "alpha_hard": 1}, "leave one out"),
     ],
 )
-def test_own_settings_that_make_no_sense_are_refused(
+def test_invalid_own_settings_are_refused(
     method: str, config: dict[str, Any], said: str, backbone: Backbone, random_task: Task, teacher: FullDepth
 ) -> None:
-    """In one line that names them."""
+    """The error names the setting."""
     with pytest.raises(ConfigError, match=said):
         fit(method, random_task, backbone, teacher, **config)
 
@@ -254,7 +254,7 @@ def test_own_settings_that_make_no_sense_are_refused(
 def test_a_missing_student_is_told(
     method: str, backbone: Backbone, random_task: Task, teacher: FullDepth, tmp_path: Path
 ) -> None:
-    """Neither a folder nor on the hub; and a folder without weights."""
+    """A student that does not exist, or a folder without weights, is a BackboneError."""
     with pytest.raises(BackboneError, match="neither a folder"):
         fit(method, random_task, backbone, teacher, student=str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
@@ -271,7 +271,7 @@ def test_a_student_per_language(
     student: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The one of the task's language is taken; a table without it is refused, and so is one that names no names."""
+    """The student of the task's language is used; a table without it is refused, and so is one without names."""
     untouched(monkeypatch)
     other = "zh" if random_task.language == "en" else "en"
     folder = student(random_task.language, "mine")
@@ -287,7 +287,7 @@ def test_a_student_per_language(
 def test_a_narrower_student_learns_answers_without_the_cosine(
     backbone: Backbone, random_task: Task, teacher: FullDepth, student: Callable[..., str]
 ) -> None:
-    """With alpha_cos = 0 widths may differ."""
+    """With alpha_cos = 0 the student may be narrower than the teacher."""
     fitted = fit("distilbert", random_task, backbone, teacher, student=student(width=8), alpha_cos=0)
     assert fitted.model.encoder.shape.width == 8
 
@@ -313,7 +313,7 @@ def test_labels_alone_start_from_the_same_student_and_ask_no_teacher(
     student: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Same weights before the first step; the teacher is never run; where it gave no weights, it costs nothing either."""
+    """The start is the same, the teacher is never run, and if it gave no weights its cost is not included."""
     config = {"student": student()} if given_student else {}
     with monkeypatch.context() as patch:
         seen = untouched(patch)
@@ -336,7 +336,7 @@ def test_labels_alone_start_from_the_same_student_and_ask_no_teacher(
 def test_layers_may_come_from_the_backbone(
     backbone: Backbone, random_task: Task, teacher: FullDepth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The paper's general setting: evenly spread layers and embeddings of the pretrained backbone, a fresh head."""
+    """With start = backbone, evenly spread layers and embeddings are the pretrained backbone's, and the head is new."""
     untouched(monkeypatch)
     model = fit("distilbert", random_task, backbone, teacher, start="backbone").model
     for new, old in enumerate((0, 3, 5)):
@@ -351,7 +351,7 @@ def test_layers_may_come_from_the_backbone(
 def test_a_teacher_that_was_not_used_costs_nothing(
     config: dict[str, Any], counted: bool, backbone: Backbone, random_task: Task, teacher: FullDepth
 ) -> None:
-    """Neither weights nor answers of it: its training is no part of the student's."""
+    """If the teacher gives neither weights nor answers, its training is not part of the student's cost."""
     fitted = fit("distilbert", random_task, backbone, teacher, **config)
     assert fitted.training is not None
     assert fitted.training.layer_passes == 24 * 3 + (1000 + 24 * 6 if counted else 0)
@@ -359,13 +359,13 @@ def test_a_teacher_that_was_not_used_costs_nothing(
 
 @pytest.mark.parametrize("layers", [1, 3, 6])
 def test_any_fraction_of_the_teacher(layers: int, backbone: Backbone, random_task: Task, teacher: FullDepth) -> None:
-    """One layer, half of them, or all."""
+    """The student may have one layer, half of them, or all."""
     assert fit("distilbert", random_task, backbone, teacher, layers=layers).cost.depth == layers
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_augmented_text_is_counted(method: str, backbone: Backbone, random_task: Task, teacher: FullDepth) -> None:
-    """Two copies make every epoch of every stage three times as long; dev stays as it is."""
+    """With two copies every epoch of every stage has three times as many samples; dev does not change."""
     fitted = fit(method, random_task, backbone, teacher, augment=2)
     assert fitted.training is not None
     stages = 1 if method == "distilbert" else 3
@@ -422,7 +422,7 @@ def _session(backbone: Backbone, tmp_path: Path, **method: Any) -> Session:
 def test_fits_are_cached_by_what_the_student_is(
     method: str, backbone: Backbone, student: Callable[..., str], tmp_path: Path
 ) -> None:
-    """Other weights in the same folder make another key; without a student, the key is what it always was."""
+    """Other weights in the same folder make another cache key; without a student, the key does not change."""
     folder = student()
     first = _session(backbone, tmp_path, student=folder).fit_key(method)
     assert _session(backbone, tmp_path, student=folder).fit_key(method) == first
@@ -445,7 +445,7 @@ def test_fits_are_cached_by_what_the_student_is(
 def test_weights_that_are_damaged_are_told(
     backbone: Backbone, random_task: Task, teacher: FullDepth, student: Callable[..., str]
 ) -> None:
-    """A student's folder with other tensors than its config says."""
+    """A folder whose tensors do not match its config is refused."""
     folder = Path(student())
     save_file({"a": torch.ones(1)}, folder / "model.safetensors")
     with pytest.raises(BackboneError, match="not BERT-shaped"):
@@ -453,7 +453,7 @@ def test_weights_that_are_damaged_are_told(
 
 
 def test_augmented_fits_are_cached_by_the_head_that_augments(backbone: Backbone, tmp_path: Path) -> None:
-    """The same encoder with another masked-word head, or with none: other augmented texts, so another key; else the same."""
+    """With augmentation another masked-word head makes another cache key; without it the key is the same."""
     heads = [None, {"bias": torch.zeros(3)}, {"bias": torch.ones(3)}]
     plain = {_session(replace(backbone, head=head), tmp_path).fit_key("tinybert") for head in heads}
     augmented = {_session(replace(backbone, head=head), tmp_path, augment=1).fit_key("tinybert") for head in heads}

@@ -1,4 +1,4 @@
-"""TinyBERT: its shapes, its two losses, what learns and what does not, what it costs."""
+"""TinyBERT: shapes, both losses, trained and frozen weights, cost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fit(task: Task, backbone: Backbone, teacher: FullDepth, **config: Any) -> Fu
 
 @pytest.fixture
 def imitation(tiny_backbone: Backbone, tuned_bert: FullDepth) -> Imitation:
-    """A student of 2 layers and width 8 beside a teacher of 6 layers and width 16."""
+    """A student of 2 layers and width 8 with a teacher of 6 layers and width 16."""
     torch.manual_seed(3)
     teacher = tuned_bert.model.encoder
     return Imitation(
@@ -125,7 +125,7 @@ def test_scores_are_those_that_attention_uses(tuned_bert: FullDepth, random_task
 
 
 def test_score_distance_ignores_padding() -> None:
-    """Entries whose query or key is padding do not count, whatever they hold."""
+    """Entries whose query or key is padding do not count."""
     layout = Layout(np.array([2, 4]), None, "cpu")
     student, teacher = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     expected = ((student - teacher)[0, :, :2, :2].square().sum() + (student - teacher)[1].square().sum()) / (
@@ -232,10 +232,10 @@ def test_projected_embeddings_lose_no_more_than_the_best_projection(tuned_bert: 
         {"layer_map": [0, 1]},
     ],
 )
-def test_nonsense_is_refused_in_one_line(
+def test_invalid_settings_are_refused_in_one_line(
     config: dict[str, Any], tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth
 ) -> None:
-    """A setting that makes no sense is a ConfigError of one line."""
+    """An invalid setting is a ConfigError of one line."""
     with pytest.raises(ConfigError) as caught:
         fit(random_task, tiny_backbone, tuned_bert, **config)
     assert "\n" not in str(caught.value)
@@ -251,7 +251,7 @@ def test_costs_both_stages(tiny_backbone: Backbone, random_task: Task, tuned_ber
 
 
 def test_teacher_is_left_as_it_was(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
-    """Both stages leave the teacher's weights alone and in eval mode."""
+    """Both stages change no weight of the teacher, which stays in eval mode."""
     before = {k: v.clone() for k, v in tuned_bert.model.state_dict().items()}
     fit(random_task, tiny_backbone, tuned_bert)
     assert all(torch.equal(v, before[k]) for k, v in tuned_bert.model.state_dict().items())
@@ -307,7 +307,7 @@ def test_imitation_is_learnt(imitation: Imitation, random_task: Task) -> None:
 def test_round_trip(
     width: int, tmp_path: Path, tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth
 ) -> None:
-    """A student of any width comes back from disk with the same logits and the same training report."""
+    """A loaded student of any width has the same logits and training report."""
     fitted = fit(random_task, tiny_backbone, tuned_bert, width=width)
     fitted.save(tmp_path)
     loaded = TinyBert().load(tmp_path, random_task, tiny_backbone, {"bert": tuned_bert})

@@ -1,4 +1,4 @@
-"""Any exit rule on the weights of another method: borrowed, set on dev, and nothing learnt."""
+"""Any exit rule on the weights of another method: tuned on dev, nothing trained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Check = Callable[[RuleExits, OperatingPoint, Execution, list[int]], None]
 
 @pytest.fixture(scope="module")
 def sources(small_backbone: Backbone, scattered_geep: FittedGeep) -> dict[str, Any]:
-    """Weights with heads drawn at random, so that samples leave everywhere: FastBERT's, BERxiT's, GEEP's."""
+    """Random weights of FastBERT, BERxiT and GEEP, so that samples exit at every layer."""
     torch.manual_seed(8)
     model = MultiExitModel(small_backbone.encoder(), 3, range(4), "fastbert")
     for name, parameter in model.named_parameters():
@@ -70,7 +70,7 @@ CASES = [("fastbert", rule) for rule in RULES if rule != "learned"] + [
 def test_weights_are_borrowed(
     source: str, rule: str, borrow: Callable[..., BorrowedExits], sources: dict[str, Any]
 ) -> None:
-    """The model is the other's own, no training is claimed, and there is a point per budget."""
+    """The model is the other method's, there is no training cost, and there is a point per budget."""
     fitted = borrow(source, rule)
     assert fitted.model is sources[source].model
     assert fitted.training is None
@@ -96,7 +96,7 @@ def test_batches_equal_batch_1(
 
 
 def test_constant_depth_asks_one_head(borrow: Callable[..., BorrowedExits], unseen: Split) -> None:
-    """Everybody leaves at the same layer, and heads on the way are not run."""
+    """All samples exit at the same layer, and earlier heads are not run."""
     fitted = borrow("fastbert", "static")
     for at in fitted.points:
         found = fitted.predict(unseen.tokens, at=at)
@@ -115,7 +115,7 @@ def test_round_trip(
     unseen: Split,
     tmp_path: Path,
 ) -> None:
-    """Only the rule is stored; loaded beside the same weights it predicts the same."""
+    """Only rule and points are stored; loaded with the same weights it predicts the same."""
     fitted = borrow(source, rule)
     fitted.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"points.json", "rule.json"}
@@ -145,7 +145,7 @@ def test_a_stored_rule_of_other_weights_is_told(
 def test_what_does_not_fit_is_refused(
     sources: dict[str, Any], trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone
 ) -> None:
-    """Unknown rules, unread settings, weights without exits or gate, and teachers that are no single encoder."""
+    """Unknown rules and settings, weights without exits or gate, and other numbers of teachers are refused."""
 
     def fit(teachers: dict[str, Any], **config: Any) -> None:
         ExitRuleOnWeights().fit(signal_task, small_backbone, teachers, config=config, seed=0)
@@ -167,6 +167,6 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_it_is_found_by_name() -> None:
-    """The registry knows it, and what it borrows from unless told otherwise."""
+    """The registry finds it with its default source of weights."""
     assert registry.in_order(["exit-rule"]) == ["bert", "fastbert", "exit-rule"]
     assert ExitRuleOnWeights().point_names({"budgets": [0.7, 0.2]}) == ["budget=0.2", "budget=0.7"]

@@ -1,4 +1,4 @@
-"""CascadeBERT: its ranking loss, what it calls hard, its thresholds, what it refuses and keeps."""
+"""CascadeBERT: ranking loss, hard samples, thresholds, errors and storage."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ CONFIG: dict[str, Any] = {"budgets": [0.3, 0.6, 0.9], "folds": 2}
 
 @pytest.fixture(scope="session")
 def fitted(signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, quick: Mapping[str, Any]) -> Cascade:
-    """One layer before five."""
+    """A small model of one layer before one of five."""
     config = {**quick, **CONFIG, "epochs": 2}
     return CascadeBert().fit(signal_task, small_backbone, {"bert": trained_bert}, config=config, seed=0)
 
 
 @given(data=st.data(), size=st.integers(1, 12), margin=st.floats(0, 1))
 def test_ranking_loss_is_the_mean_over_pairs(data: st.DataObject, size: int, margin: float) -> None:
-    """max(0, margin - (easy - hard)) for every easy and hard sample; 0 without either."""
+    """The ranking loss is max(0, margin - (easy - hard)) over pairs; 0 without pairs."""
     sure = data.draw(st.lists(st.floats(0, 1, width=32), min_size=size, max_size=size))
     hard = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
     pairs = [
@@ -62,7 +62,7 @@ def test_ranking_loss_is_the_mean_over_pairs(data: st.DataObject, size: int, mar
 
 
 def test_ranking_loss_pulls_confidences_apart() -> None:
-    """Its gradient makes easy samples surer and hard ones less sure, until the margin is there."""
+    """Its gradient raises confidence of easy samples and lowers that of hard ones, up to the margin."""
     sure = torch.tensor([0.6, 0.7], requires_grad=True)
     ranking_loss(sure, torch.tensor([False, True]), 0.5).backward()
     assert sure.grad is not None
@@ -71,13 +71,13 @@ def test_ranking_loss_pulls_confidences_apart() -> None:
 
 
 def test_published_numbers_are_the_defaults() -> None:
-    """Margin 0.5, weight 0.5, 2 layers of 12; at least one layer of fewer."""
+    """Defaults are margin 0.5, weight 0.5 and a sixth of the layers, at least one."""
     assert (CascadeBertSettings().margin, CascadeBertSettings().weight) == (0.5, 0.5)
     assert [small_layers(None, depth) for depth in (12, 24, 6, 5, 2)] == [2, 4, 1, 1, 1]
 
 
 def caught_training(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What would be trained, in turn."""
+    """Collect the arguments of every training run."""
     seen: list[dict[str, Any]] = []
 
     def caught(model: Any, loss: Any, split: Split, recipe: Any, **more: Any) -> TrainingReport:
@@ -91,7 +91,7 @@ def caught_training(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_loss_is_cross_entropy_and_weighted_ranking(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the full model's mistakes on train as hard samples: CE + weight x ranking loss of the confidences."""
+    """With bert's mistakes on train as hard samples, the loss is CE + weight x ranking loss of the confidences."""
     seen = caught_training(monkeypatch)
     config = {"difficulty": "bert", "weight": 0.7, "margin": 0.4, "head": "linear"}
     CascadeBert().fit(signal_task, small_backbone, {"bert": trained_bert}, config=config, seed=0)
@@ -110,7 +110,7 @@ def test_loss_is_cross_entropy_and_weighted_ranking(
 def test_hard_is_what_other_folds_do_not_teach(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every sample is judged by a small model that never saw it, each of another seed; then all of train is learnt."""
+    """Every sample is judged by a small model trained without it, with its own seed; the last model trains on all."""
     seen = caught_training(monkeypatch)
     fitted = CascadeBert().fit(signal_task, small_backbone, {"bert": trained_bert}, config={"folds": 3}, seed=5)
     *folds, final = seen
@@ -138,7 +138,7 @@ def test_hard_is_what_other_folds_do_not_teach(
 @given(data=st.data(), count=st.integers(1, 25), layers=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_candidates_do_what_they_say(data: st.DataObject, count: int, layers: int) -> None:
-    """Layers and accuracy of every threshold are those of applying it; the ends of the scale are among them."""
+    """Layers and accuracy of every threshold equal those of applying it; 0 and 1 are among the thresholds."""
     sure = np.array(data.draw(st.lists(st.integers(1, 20), min_size=count, max_size=count)), np.float32) / 21
     small, whole = (
         np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), dtype=bool) for _ in range(2)
@@ -153,7 +153,7 @@ def test_candidates_do_what_they_say(data: st.DataObject, count: int, layers: in
 
 
 def test_points_keep_their_budgets(fitted: Cascade, signal_task: Task) -> None:
-    """On dev, every point runs at most its budget, and what it promises is what a pass over dev gives."""
+    """On dev every point is within its budget, and its stored numbers are those of a pass over dev."""
     points = fitted.operating_points(signal_task.dev)
     assert [at.name for at in points] == ["budget=0.3", "budget=0.6", "budget=0.9"] == CascadeBert().point_names(CONFIG)
     for at in points:
@@ -166,7 +166,7 @@ def test_points_keep_their_budgets(fitted: Cascade, signal_task: Task) -> None:
 
 
 def halfway(fitted: Cascade, unseen: Split) -> OperatingPoint:
-    """A point at which about half of the samples go on, its threshold in the middle of two confidences."""
+    """Return a point at which about half of the samples continue, with a threshold between two confidences."""
     sure = confidence(torch.from_numpy(run_full(fitted.small, unseen.tokens, Execution()).logits)).unique()
     gaps = sure.diff()[15:25]
     between = sure[15 + int(gaps.argmax()) :][:2].mean()
@@ -174,7 +174,7 @@ def halfway(fitted: Cascade, unseen: Split) -> OperatingPoint:
 
 
 def test_a_cascade_answers_with_one_of_two(fitted: Cascade, unseen: Split) -> None:
-    """Sure samples have the small model's answer and count its layers, the others the whole one's and both layers."""
+    """Confident samples have the small model's answer and layers, the others the whole model's and both layers."""
     at = halfway(fitted, unseen)
     small, whole = (run_full(model, unseen.tokens, Execution()).logits for model in (fitted.small, fitted.model))
     found = fitted.predict(unseen.tokens, at=at)
@@ -201,7 +201,7 @@ def test_batches_equal_batch_1(
 def test_starts_from_the_first_layers(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The small model is the bottom of the pretrained backbone, not of the fine-tuned model, with a head of its own."""
+    """The small model starts from the first layers of the pretrained backbone, with its own head."""
     caught_training(monkeypatch)
     config = {"layers": 2, "weight": 0}
     small = CascadeBert().fit(signal_task, small_backbone, {"bert": trained_bert}, config=config, seed=0).small
@@ -212,7 +212,7 @@ def test_starts_from_the_first_layers(
 
 
 def test_leaves_its_teacher_alone(fitted: Cascade, trained_bert: FullDepth) -> None:
-    """The whole model is the fine-tuned one itself; what learns is in memory of its own."""
+    """The whole model is the fine-tuned one itself; the small model shares no memory with it."""
     assert fitted.model is trained_bert.model
     own = {parameter.data_ptr() for parameter in fitted.small.parameters()}
     assert not own & {parameter.data_ptr() for parameter in trained_bert.model.parameters()}
@@ -221,7 +221,7 @@ def test_leaves_its_teacher_alone(fitted: Cascade, trained_bert: FullDepth) -> N
 def test_temperature_is_that_of_least_entropy(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, quick: Mapping[str, Any]
 ) -> None:
-    """Logits three times too large get a temperature of three times as much; points then carry it."""
+    """Logits multiplied by three get three times the temperature, which points store."""
     logits = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)) * 2
     labels = torch.distributions.Categorical(logits=logits).sample()
     assert fitted_temperature(logits, labels) == pytest.approx(1, abs=0.1)
@@ -246,7 +246,7 @@ def test_same_seed_same_fit(
 def test_round_trip(
     fitted: Cascade, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
 ) -> None:
-    """Both models, thresholds and training report come back from disk; testing changes nothing of it."""
+    """A loaded cascade has the same models, thresholds and training report."""
     before = SavedState.of(fitted)
     fitted.save(tmp_path)
     loaded = CascadeBert().load(tmp_path, signal_task, small_backbone, {})
@@ -261,7 +261,7 @@ def test_round_trip(
 
 
 @pytest.mark.parametrize("victim", ["points.json", "training.json", "model.safetensors", "small/model.safetensors"])
-def test_damage_is_told(
+def test_damage_is_a_result_error(
     victim: str, fitted: Cascade, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
     """A broken file is a ResultError, so that the method can be fitted again."""
@@ -295,7 +295,7 @@ def test_damage_is_told(
         ({"epochs": 0}, "epochs"),
     ],
 )
-def test_nonsense_is_refused_before_training(
+def test_invalid_settings_are_refused_before_training(
     config: dict[str, Any],
     told: str,
     signal_task: Task,
@@ -303,7 +303,7 @@ def test_nonsense_is_refused_before_training(
     trained_bert: FullDepth,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A setting that makes no sense, or a head that its teacher does not have, is one line that names it."""
+    """An invalid setting, or a head of another kind than the teacher's, is a ConfigError of one line that names it."""
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ConfigError) as caught:
         CascadeBert().fit(signal_task, small_backbone, {"bert": trained_bert}, config=config, seed=0)
@@ -314,7 +314,7 @@ def test_nonsense_is_refused_before_training(
 def test_needs_a_teacher_that_is_not_small_already(
     fitted: Cascade, signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]
 ) -> None:
-    """No teacher, another method in its place, or one of a single layer: one line each."""
+    """A missing teacher, one of another kind, or one of a single layer is refused in one line."""
     wrong_teachers: list[dict[str, Fitted]] = [{}, {"bert": fitted}]
     for teachers in wrong_teachers:
         with pytest.raises(ConfigError, match="full-depth 'bert'"):

@@ -1,4 +1,4 @@
-"""The early-exit family: what every regime shares, and what each one alone does."""
+"""The early-exit family: what all methods share, and what is particular to each."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Fit = Callable[..., RuleExits]
 
 @pytest.fixture(scope="module")
 def fit(signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth) -> Fit:
-    """Fits a method of the family; the brief fit with seed 0 is made once."""
+    """Fit a method of the family; the short fit with seed 0 is cached."""
     made: dict[str, RuleExits] = {}
 
     def run(method: type[Any], seed: int = 0, **change: Any) -> RuleExits:
@@ -78,7 +78,7 @@ def batch(signal_task: Task) -> tuple[Any, Layout, torch.Tensor]:
 
 @pytest.fixture
 def objective(signal_task: Task, small_backbone: Backbone) -> Callable[..., tuple[MultiExitModel, Any, LossFn]]:
-    """The loss that a joint method would train with, its model (no dropout) and its gate."""
+    """Return the loss of a joint method, its model (no dropout) and its gate."""
 
     def caught(method: type[Any], **change: Any) -> tuple[MultiExitModel, Any, LossFn]:
         seen: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def objective(signal_task: Task, small_backbone: Backbone) -> Callable[..., tupl
 
 @pytest.mark.parametrize("method", FAMILY)
 def test_found_by_name_under_its_authors_rule(method: type[Any], fit: Fit) -> None:
-    """The registry knows it; its points are budgets, announced beforehand, and its rule is that of the paper."""
+    """The registry finds it; its points are budgets with announced names, and its rule is the paper's."""
     assert type(registry.get(method.name)) is method
     fitted = fit(method)
     assert fitted.rule == RULE[method.name]
@@ -142,7 +142,7 @@ def test_same_seed_same_fit(method: type[Any], fit: Fit) -> None:
 def test_round_trip(
     method: type[Any], fit: Fit, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
 ) -> None:
-    """It comes back from disk with the same points, answers and training report."""
+    """A loaded model has the same points, answers and training report."""
     fitted = fit(method)
     fitted.save(tmp_path)
     loaded = method().load(tmp_path, signal_task, small_backbone, {})
@@ -155,8 +155,10 @@ def test_round_trip(
 
 
 @pytest.mark.parametrize("method", FAMILY)
-def test_nonsense_is_refused_before_training(method: type[Any], fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line that names the setting."""
+def test_invalid_settings_are_refused_before_training(
+    method: type[Any], fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is one line that names the setting."""
     for module in (joint_module, deebert_module):
         monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     wrong: list[tuple[dict[str, Any], str]] = [
@@ -180,7 +182,7 @@ def test_nonsense_is_refused_before_training(method: type[Any], fit: Fit, monkey
 
 @pytest.mark.parametrize("method", JOINT)
 def test_one_layer_is_too_few(method: type[Any], signal_task: Task, small_backbone: Backbone) -> None:
-    """There is no layer before the last to leave from."""
+    """A backbone of one layer is refused."""
     shape = replace(small_backbone.shape, layers=1)
     backbone = Backbone("flat", shape, Encoder(shape).state_dict(), None)
     with pytest.raises(ConfigError, match="at least 2 layers"):
@@ -200,7 +202,7 @@ def test_joint_training_reaches_everything(method: type[Any], fit: Fit, small_ba
 
 
 def test_dev_score_is_the_mean_over_exits(fit: Fit, signal_task: Task) -> None:
-    """What an epoch is kept for is the accuracy of all its exits on dev."""
+    """The epoch with the best mean dev accuracy over all exits is kept."""
     fitted = fit(Pabee)
     assert fitted.training is not None
     scores = joint_module.dev_accuracies(fitted.model, signal_task.dev)
@@ -209,7 +211,7 @@ def test_dev_score_is_the_mean_over_exits(fit: Fit, signal_task: Task) -> None:
 
 
 def test_pabee_counts_exit_i_i_times(objective: Any, batch: Any) -> None:
-    """sum_i i CE_i / sum_i i."""
+    """The loss is sum_i i CE_i / sum_i i."""
     model, _, loss = objective(Pabee)
     losses = exit_losses(exit_answers(model, *batch[:2])[1], batch[2])
     assert loss(*batch).item() == pytest.approx(sum((i + 1) * losses[i].item() for i in range(5)) / 15)
@@ -219,7 +221,7 @@ def test_pabee_counts_exit_i_i_times(objective: Any, batch: Any) -> None:
     ("scheme", "weights"), [("asc", [1, 2, 3, 4, 5]), ("desc", [5, 4, 3, 2, 1]), ("uniform", [1] * 5)]
 )
 def test_pcee_weighs_as_it_is_told(scheme: str, weights: list[int], objective: Any, batch: Any) -> None:
-    """More for deeper exits, less, or all alike."""
+    """Weights rise with depth, fall, or are equal."""
     assert exit_weights(scheme, 5) == weights
     model, _, loss = objective(PceeBert, weights=scheme)
     losses = exit_losses(exit_answers(model, *batch[:2])[1], batch[2]).tolist()
@@ -228,7 +230,7 @@ def test_pcee_weighs_as_it_is_told(scheme: str, weights: list[int], objective: A
 
 
 def test_berxit_alternates(objective: Any, batch: Any) -> None:
-    """Steps 0, 2, ...: the last exit; steps 1, 3, ...: the sum of all; the gate's loss comes on top of each."""
+    """Even steps train the last exit, odd steps the sum of all; the gate's loss is added in every step."""
     model, gate, loss = objective(Berxit)
     states, logits = exit_answers(model, *batch[:2])
     losses = exit_losses(logits, batch[2])
@@ -239,7 +241,7 @@ def test_berxit_alternates(objective: Any, batch: Any) -> None:
 
 
 def test_gate_learns_when_a_head_is_wrong(objective: Any, batch: Any) -> None:
-    """Squared error to 1 where wrong and 0 where right; its gradient stays in the gate."""
+    """The gate's loss is the squared error to 1 (wrong) or 0 (right); its gradient reaches the gate only."""
     model, gate, _ = objective(Berxit)
     states, logits = exit_answers(model, *batch[:2])
     expected = []
@@ -255,7 +257,7 @@ def test_gate_learns_when_a_head_is_wrong(objective: Any, batch: Any) -> None:
 
 
 def test_gate_tells_right_from_wrong(fit: Fit, signal_task: Task) -> None:
-    """Trained to the end beside a model that stays as it is, it doubts wrong heads more than right ones."""
+    """After training with a fixed model, the gate's output is larger for wrong heads than for right ones."""
     model, gate, split = fit(Berxit).model, ExitGate(16), signal_task.train
     layout = Layout(split.tokens.lengths.numpy(), None, "cpu")
     with torch.no_grad():
@@ -273,7 +275,7 @@ def test_gate_tells_right_from_wrong(fit: Fit, signal_task: Task) -> None:
 
 
 def test_righttool_sums_a_few_exits(objective: Any, batch: Any) -> None:
-    """Heads stand where told, the last layer among them, and their cross-entropies are added."""
+    """Heads are at the given layers and the last one, and their cross-entropies are added."""
     model, _, loss = objective(RightTool, layers=[2, 0])
     assert model.answers == (0, 2, 4)
     assert loss(*batch).item() == pytest.approx(exit_losses(exit_answers(model, *batch[:2])[1], batch[2]).sum().item())
@@ -283,12 +285,12 @@ def test_righttool_sums_a_few_exits(objective: Any, batch: Any) -> None:
     ("depth", "exits"), [(12, [0, 3, 5]), (24, [1, 7, 11]), (6, [0, 1, 2]), (5, [0, 1, 2]), (3, [0, 1]), (2, [0])]
 )
 def test_righttools_exits_follow_the_published_ones(depth: int, exits: list[int]) -> None:
-    """0, 3, 5 of 12 layers; the same fractions of other depths, each once, never the last layer."""
+    """Exits are 0, 3, 5 of 12 layers and the same fractions of other depths, each once, without the last layer."""
     assert early_exits(depth) == exits
 
 
 def test_elasticbert_sums_exits_in_equilibrium(objective: Any, batch: Any) -> None:
-    """The loss is the sum; what layers get of it is the mean over the exits above them."""
+    """The loss is the sum; the gradient of a layer is the mean over the exits above it."""
     model, _, loss = objective(ElasticBert)
     losses = exit_losses(exit_answers(model, *batch[:2])[1], batch[2])
     found = loss(*batch)
@@ -300,10 +302,10 @@ def test_elasticbert_sums_exits_in_equilibrium(objective: Any, batch: Any) -> No
 
 
 class TestDeeBert:
-    """Two stages, ramps only in the second."""
+    """DeeBERT trains in two stages, only ramps in the second."""
 
     def test_only_ramps_learn(self, fit: Fit, trained_bert: FullDepth) -> None:
-        """Encoder and last head stay what fine-tuning made them, bit for bit; every other layer has a ramp."""
+        """Encoder and last head do not change, bit for bit; every other layer has a ramp."""
         fitted = fit(DeeBert)
         own, his = fitted.model.state_dict(), trained_bert.model.state_dict()
         assert all(torch.equal(own[key], value) for key, value in his.items())
@@ -318,7 +320,7 @@ class TestDeeBert:
         batch: Any,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """The loss adds the cross-entropies of all ramps but that of the last layer, which has none."""
+        """The loss is the sum of the ramps' cross-entropies; the last layer has no ramp."""
         seen: dict[str, Any] = {}
 
         def train(model: MultiExitModel, loss: LossFn, split: Split, recipe: Recipe, **_: Any) -> TrainingReport:
@@ -338,7 +340,7 @@ class TestDeeBert:
             assert torch.equal(seen["start"][f"students.{i}.dense.weight"], seen["start"]["teacher.dense.weight"])
 
     def test_costs_both_steps(self, fit: Fit, trained_bert: FullDepth) -> None:
-        """Fine-tuning, and all layers but the last, which no ramp reads, per sample and epoch of ramps."""
+        """Its cost is fine-tuning and, per sample and epoch of ramps, all layers but the last."""
         fitted = fit(DeeBert)
         assert fitted.training is not None
         assert trained_bert.training is not None
@@ -346,7 +348,7 @@ class TestDeeBert:
         assert fitted.training.best_epoch is None
 
     def test_needs_a_full_depth_teacher(self, fit: Fit, signal_task: Task, small_backbone: Backbone) -> None:
-        """Something else under its name, or a teacher of one layer, is refused in one line."""
+        """A teacher of another kind or of one layer is refused in one line."""
         with pytest.raises(ConfigError, match="full-depth 'bert'"):
             DeeBert().fit(signal_task, small_backbone, {"bert": fit(Pabee)}, config=BRIEF, seed=0)
         shape = replace(small_backbone.shape, layers=1)
@@ -356,14 +358,14 @@ class TestDeeBert:
 
 
 def test_heads_can_be_of_the_other_kind(fit: Fit, unseen: Split) -> None:
-    """``head`` overrides BERT's linear one, as in other methods."""
+    """``head`` replaces the linear head, as in other methods."""
     fitted = fit(Pabee, head="fastbert")
     assert fitted.model.head_kind == "fastbert"
     assert fitted.predict(unseen.tokens, at=fitted.points[0]).logits.shape == (40, 3)
 
 
 def test_the_gate_learns_as_fast_as_heads(small_backbone: Backbone) -> None:
-    """What starts from nothing has the heads' learning rate."""
+    """The gate has the heads' learning rate."""
     gate = ExitGate(16)
     groups = parameter_groups(torch.nn.ModuleList([gate]), Recipe(learning_rate=0.1, head_rate=5))
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
@@ -371,6 +373,6 @@ def test_the_gate_learns_as_fast_as_heads(small_backbone: Backbone) -> None:
 
 
 def test_settings_of_a_profile_are_passed_over(fit: Fit) -> None:
-    """Keys that may stand in every method's config do no harm."""
+    """Common keys of a profile are accepted."""
     config: Mapping[str, Any] = {"speeds": [0.1]}
     assert fit(Pabee, **config).points == fit(Pabee).points

@@ -1,4 +1,4 @@
-"""FastBERT: what learns in step 2 and what is frozen, how it exits, what it refuses and keeps."""
+"""FastBERT: trained and frozen weights in step 2, exits, errors and storage."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def fitted(signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth)
 
 @pytest.fixture(scope="session")
 def scattered(fitted: SequentialExits, signal_task: Task, small_backbone: Backbone) -> SequentialExits:
-    """The same with heads drawn at random, so that samples leave everywhere."""
+    """The same with random heads, so that samples exit at every layer."""
     torch.manual_seed(8)
     model = MultiExitModel(small_backbone.encoder(), 3, range(4), "fastbert")
     for name, parameter in model.named_parameters():
@@ -51,7 +51,7 @@ def scattered(fitted: SequentialExits, signal_task: Task, small_backbone: Backbo
 
 
 def test_only_students_learn(fitted: SequentialExits, trained_bert: FullDepth) -> None:
-    """Encoder and teacher stay what fine-tuning made them, bit for bit; there is a student after every other layer."""
+    """Encoder and teacher head do not change, bit for bit; every other layer has a student."""
     own, his = fitted.model.state_dict(), trained_bert.model.state_dict()
     assert all(torch.equal(own[key], value) for key, value in his.items())
     assert fitted.model.exits == (0, 1, 2, 3)
@@ -59,7 +59,7 @@ def test_only_students_learn(fitted: SequentialExits, trained_bert: FullDepth) -
 
 
 def test_shares_no_memory_with_its_teacher(fitted: SequentialExits, trained_bert: FullDepth) -> None:
-    """It takes copies, so that whatever is done to it leaves the teacher alone."""
+    """It works on copies: no parameter shares memory with the teacher."""
     own = {parameter.data_ptr() for parameter in fitted.model.parameters()}
     assert not own & {parameter.data_ptr() for parameter in trained_bert.model.parameters()}
 
@@ -201,7 +201,7 @@ def test_released_schedule_stands_still_from_epoch_4(signal_task: Task, small_ba
 
 
 def test_costs_both_steps(fitted: SequentialExits, trained_bert: FullDepth) -> None:
-    """What it cost is fine-tuning and L layers per sample and epoch of distillation; its last epoch is kept."""
+    """Its cost is fine-tuning and L layers per sample and epoch of distillation; the last epoch is kept."""
     assert fitted.training is not None
     assert trained_bert.training is not None
     assert fitted.training.layer_passes == trained_bert.training.layer_passes + 2 * 96 * 5
@@ -209,7 +209,7 @@ def test_costs_both_steps(fitted: SequentialExits, trained_bert: FullDepth) -> N
 
 
 def test_points_are_announced(fitted: SequentialExits, unseen: Split) -> None:
-    """There is one point per speed, and their names can be told before fitting."""
+    """There is one point per speed, and the names are known before fitting."""
     names = [point.name for point in fitted.operating_points(unseen)]
     assert names == ["speed=0.2", "speed=0.5", "speed=0.8"] == FastBert().point_names(BRIEF)
     for wrong in (0.5, "0.5", ["0.5"], [2]):
@@ -219,7 +219,7 @@ def test_points_are_announced(fitted: SequentialExits, unseen: Split) -> None:
 
 @pytest.mark.parametrize("speed", [0.15, 0.45, 0.75])
 def test_leaves_at_the_first_sure_layer(speed: float, scattered: SequentialExits, unseen: Split) -> None:
-    """A sample leaves after the first layer whose head has an entropy of at most ``speed``, with that head's logits."""
+    """A sample exits after the first layer whose head has an entropy of at most ``speed``, with that head's logits."""
     said = exit_logits(scattered.model, unseen.tokens, Execution(batch_size=1))
     entropy = normalised_entropy(said)
     at = next(point for point in scattered.operating_points(unseen) if point.params["speed"] == speed)
@@ -258,7 +258,7 @@ def test_same_seed_same_fit(
 def test_round_trip(
     fitted: SequentialExits, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
 ) -> None:
-    """It comes back from disk with the same speeds, logits, exits and training report."""
+    """A loaded model has the same points, logits, exits and training report."""
     fitted.save(tmp_path)
     loaded = FastBert().load(tmp_path, signal_task, small_backbone, {})
     assert loaded.training == fitted.training
@@ -270,7 +270,7 @@ def test_round_trip(
 
 
 @pytest.mark.parametrize("victim", ["points.json", "training.json", "model.safetensors"])
-def test_damage_is_told(
+def test_damage_is_a_result_error(
     victim: str, fitted: SequentialExits, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
     """A broken file is a ResultError, so that the method can be fitted again."""
@@ -300,7 +300,7 @@ def test_damage_is_told(
         ({"teacher_dropout": "yes"}, "teacher_dropout"),
     ],
 )
-def test_nonsense_is_refused_before_training(
+def test_invalid_settings_are_refused_before_training(
     config: dict[str, Any],
     told: str,
     signal_task: Task,
@@ -308,7 +308,7 @@ def test_nonsense_is_refused_before_training(
     trained_bert: FullDepth,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A setting that makes no sense, or a head that its teacher does not have, is one line that names it."""
+    """An invalid setting, or a head of another kind than the teacher's, is a ConfigError of one line that names it."""
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ConfigError) as caught:
         FastBert().fit(signal_task, small_backbone, {"bert": trained_bert}, config=config, seed=0)
@@ -317,7 +317,7 @@ def test_nonsense_is_refused_before_training(
 
 
 def test_needs_layers_to_leave_from(signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]) -> None:
-    """A teacher of one layer is refused: there is no layer before the last."""
+    """A teacher of one layer is refused."""
     shape = replace(small_backbone.shape, layers=1)
     backbone = Backbone("flat", shape, Encoder(shape).state_dict(), None)
     bert = Bert().fit(signal_task, backbone, {}, config={**quick, "epochs": 1}, seed=0)
@@ -326,6 +326,6 @@ def test_needs_layers_to_leave_from(signal_task: Task, small_backbone: Backbone,
 
 
 def test_needs_a_full_depth_teacher(fitted: SequentialExits, signal_task: Task, small_backbone: Backbone) -> None:
-    """Something else under the teacher's name is refused in one line."""
+    """A teacher of another kind is refused in one line."""
     with pytest.raises(ConfigError, match="full-depth 'bert'"):
         FastBert().fit(signal_task, small_backbone, {"bert": fitted}, config={}, seed=0)

@@ -1,4 +1,4 @@
-"""FastBERT in its released loop: the same answers, nothing of its own."""
+"""FastBERT in its released loop: the same answers, nothing stored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Check = Callable[[ReleasedLoop, OperatingPoint, Execution, list[int]], None]
 
 @pytest.fixture(scope="module")
 def tuned(small_backbone: Backbone) -> SequentialExits:
-    """A FastBERT with heads drawn at random, so that samples leave everywhere."""
+    """A FastBERT with random heads, so that samples exit at every layer."""
     torch.manual_seed(8)
     model = MultiExitModel(small_backbone.encoder(), 3, range(4), "fastbert")
     for name, parameter in model.named_parameters():
@@ -44,7 +44,7 @@ def released(tuned: SequentialExits, signal_task: Task, small_backbone: Backbone
 
 
 def test_answers_are_those_of_the_tuned_loop(tuned: SequentialExits, released: ReleasedLoop, unseen: Split) -> None:
-    """At every speed the same exits, logits and executed blocks; only the way there differs."""
+    """At every speed exits, logits and executed blocks are the same as in the tuned loop."""
     for at in released.operating_points(unseen):
         ours, theirs = (fitted.predict(unseen.tokens, at=at) for fitted in (released, tuned))
         assert ours.exit_layer.tolist() == theirs.exit_layer.tolist()
@@ -66,7 +66,7 @@ def test_batches_equal_batch_1(
 def test_nothing_of_its_own(
     tuned: SequentialExits, released: ReleasedLoop, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
-    """Model, points and cost are FastBERT's; nothing is stored, and it is there again after loading."""
+    """Model, points and cost are FastBERT's; nothing is stored, and loading works."""
     assert released.model is tuned.model
     assert released.cost == tuned.cost
     released.save(tmp_path)
@@ -79,7 +79,7 @@ def test_nothing_of_its_own(
 def test_its_cells_say_that_blocks_run_eagerly(
     released: ReleasedLoop, small_backbone: Backbone, tmp_path: Path
 ) -> None:
-    """Whatever the run does with the others, as the release knows no graphs."""
+    """Blocks run eagerly in every run, as the release has no graphs."""
     profile = load("quick").model_copy(update={"execution": ExecutionSettings(compute="compiled")})
     session = Session(Settings(profile, tmp_path), "ag_news", 0)
     session.__dict__["backbone"] = small_backbone
@@ -91,7 +91,7 @@ def test_its_cells_say_that_blocks_run_eagerly(
 def test_another_fastbert_and_unread_settings_are_refused(
     tuned: SequentialExits, signal_task: Task, small_backbone: Backbone
 ) -> None:
-    """One line says what is wrong."""
+    """A teacher of another kind and an unknown setting are refused."""
     method = FastBertFaithful()
     with pytest.raises(ConfigError, match="got FullDepth"):
         method.fit(signal_task, small_backbone, {"fastbert": FullDepth(tuned.model)}, config={}, seed=0)
@@ -100,5 +100,5 @@ def test_another_fastbert_and_unread_settings_are_refused(
 
 
 def test_it_is_found_by_name() -> None:
-    """The registry knows it, and what it needs."""
+    """The registry finds it with the methods that it needs."""
     assert registry.in_order(["fastbert-faithful"]) == ["bert", "fastbert", "fastbert-faithful"]

@@ -1,4 +1,4 @@
-"""HashEE: which id leaves when by every hash, how it is trained and run, what it refuses and keeps."""
+"""HashEE: exits of ids by every hash, training, running, errors and storage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fitted(signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]
 
 @pytest.fixture(scope="session")
 def scattered(small_backbone: Backbone) -> HashedExits:
-    """Random weights and random exits, so that tokens leave everywhere and no sample is like another."""
+    """Random weights and random exits, so that tokens exit at every layer."""
     from harness.execution.token_exits import TokenExits
 
     torch.manual_seed(8)
@@ -54,7 +54,7 @@ def plan(depth: int, **own: Any) -> Plan:
 
 
 def leaving(exits: Any) -> list[int]:
-    """Layer, counted from 1, of every id."""
+    """Return the exit of every id, counted from 1."""
     return (torch.tensor(exits.layers)[exits.table.long()] + 1).tolist()
 
 
@@ -70,14 +70,14 @@ def leaving(exits: Any) -> list[int]:
     ],
 )
 def test_buckets_leave_where_the_released_code_lets_them(own: dict[str, Any], layers: int, exits: list[int]) -> None:
-    """Six buckets, from layer 1 on, at even distances, of all layers or of as many as are kept."""
+    """Six buckets exit from layer 1 on, evenly spaced over the layers that are kept."""
     found = plan(12, **own)
     assert (found.layers, [exit_layer + 1 for exit_layer in found.exits]) == (layers, exits)
 
 
 @given(count=st.integers(0, 60), buckets=st.integers(1, 8))
 def test_buckets_are_equal_in_vocabulary(count: int, buckets: int) -> None:
-    """Every bucket has as many ids, in order of rank; the remainder is in the last; the rest is in none."""
+    """Buckets have equal sizes, in order of rank; the last one has the remainder; unranked ids are in none."""
     ranked = torch.randperm(80)[:count]
     placed = in_equal_buckets(ranked, 80, buckets)
     assert (placed[ranked].diff() >= 0).all()
@@ -89,7 +89,7 @@ def test_buckets_are_equal_in_vocabulary(count: int, buckets: int) -> None:
 
 
 def test_frequent_ids_leave_early(signal_task: Task, small_backbone: Backbone) -> None:
-    """Counted over train and dev: who leaves earlier occurs at least as often; special and unseen ids stay to the end."""
+    """Ids with earlier exits occur at least as often in train and dev; special and unseen ids run to the end."""
     exits = leaving(token_exits(plan(5, buckets=4), signal_task, small_backbone, 0))
     counts = Counter(signal_task.train.tokens.ids.tolist()) + Counter(signal_task.dev.tokens.ids.tolist())
     seen = [i for i in counts if i not in SPECIAL]
@@ -103,7 +103,7 @@ def test_frequent_ids_leave_early(signal_task: Task, small_backbone: Backbone) -
 
 @pytest.mark.parametrize("name", HASHES)
 def test_special_tokens_run_to_the_last_layer(name: str, signal_task: Task, small_backbone: Backbone) -> None:
-    """By every hash, those of the data and those that only the tokenizer names ([UNK], [MASK])."""
+    """With every hash, special tokens of the data and of the tokenizer ([UNK], [MASK]) run to the end."""
     backbone = replace(small_backbone, tokenizer=SimpleNamespace(all_special_ids=[0, 1, 2, 7]))
     exits = token_exits(plan(5, hash=name, buckets=2), signal_task, backbone, 0)
     assert [leaving(exits)[i] for i in (0, 1, 2, 7)] == [5] * 4
@@ -112,7 +112,7 @@ def test_special_tokens_run_to_the_last_layer(name: str, signal_task: Task, smal
 
 
 def test_information_is_that_of_its_definition(signal_task: Task) -> None:
-    """The ids that tell most of three classes leave first; ids of dev alone run to the end."""
+    """Ids with the most information about the three classes exit first; ids of dev alone run to the end."""
     train = Split(
         TokenSet.from_lists([[5, 6, 9], [5, 7, 9], [6, 8, 9], [7, 8, 9], [5, 9]]), torch.tensor([0, 0, 1, 2, 0])
     )
@@ -133,7 +133,7 @@ def test_information_is_that_of_its_definition(signal_task: Task) -> None:
 
 
 def test_random_exits_are_fixed_by_the_seed(signal_task: Task, small_backbone: Backbone) -> None:
-    """The same for all data and in training and inference; another seed draws others; all buckets occur."""
+    """Random exits are the same for all data, in training and inference; they depend on the seed; all buckets occur."""
     other = replace(signal_task, train=signal_task.dev)
     one, same, another = (
         token_exits(plan(5, hash="random"), task, small_backbone, seed).table.tolist()
@@ -144,7 +144,7 @@ def test_random_exits_are_fixed_by_the_seed(signal_task: Task, small_backbone: B
 
 
 def test_clusters_leave_by_the_sum_of_their_norms(signal_task: Task) -> None:
-    """Like embeddings leave together; clusters in order of the sum of their norms, the smallest first."""
+    """Similar embeddings exit together, clusters in order of the sum of their norms, the smallest first."""
     centre = torch.tensor([[50.0, 0], [0, 3], [-8, -8]])
     group = torch.arange(40) % 3
     words = centre[group] + 0.1 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
@@ -154,7 +154,7 @@ def test_clusters_leave_by_the_sum_of_their_norms(signal_task: Task) -> None:
 def test_trains_with_the_exits_in_place(
     signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss is the cross-entropy of what the executor answers; recipe as in the released example."""
+    """The loss is the cross-entropy of the executor's answers; the recipe is the released example's."""
     seen: dict[str, Any] = {}
 
     def caught(model: MultiExitModel, loss: Any, split: Split, recipe: Recipe, **_: Any) -> TrainingReport:
@@ -172,7 +172,7 @@ def test_trains_with_the_exits_in_place(
 
 
 def test_learns(fitted: HashedExits, signal_task: Task) -> None:
-    """It gets better than guessing, keeps its best dev epoch, and costs five layer passes a sample and epoch."""
+    """It becomes better than guessing, keeps its best dev epoch, and costs five layer passes per sample and epoch."""
     assert fitted.training is not None
     assert max(fitted.training.dev_scores) > 0.5
     assert fitted.training.layer_passes == 4 * 96 * 5
@@ -182,7 +182,7 @@ def test_learns(fitted: HashedExits, signal_task: Task) -> None:
 
 
 def test_runs_fewer_layers_than_there_are(fitted: HashedExits, unseen: Split) -> None:
-    """Mean layers are those of a sample's tokens; FLOPs of a token that has left are its keys' and values' only."""
+    """Mean layers are those of a sample's tokens; a token that has exited costs its keys and values only."""
     (at,) = fitted.operating_points(unseen)
     assert at.name == "hash"
     assert at.params == {"exits": "1 2 3 4 5"}
@@ -220,7 +220,7 @@ def test_batches_equal_batch_1(
 
 
 def test_keeps_the_lower_layers(signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]) -> None:
-    """``layers`` keeps so many of the backbone, and the cost knows no more."""
+    """``layers`` limits the layers of the model and of its cost."""
     config = {**quick, "layers": 3, "buckets": 1, "first_exit": 2, "epochs": 1}
     fitted = HashEE().fit(signal_task, small_backbone, {}, config=config, seed=0)
     assert (fitted.model.depth, fitted.cost.depth, fitted.exits.layers) == (3, 3, (1, 2))
@@ -239,7 +239,7 @@ def test_same_seed_same_fit(signal_task: Task, small_backbone: Backbone, quick: 
 def test_round_trip(
     fitted: HashedExits, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
 ) -> None:
-    """It comes back from disk with the same exits, logits and training report."""
+    """A loaded model has the same exits, logits and training report."""
     fitted.save(tmp_path)
     loaded = HashEE().load(tmp_path, signal_task, small_backbone, {})
     assert loaded.training == fitted.training
@@ -252,7 +252,7 @@ def test_round_trip(
 
 
 @pytest.mark.parametrize("victim", ["exits.json", "exits.safetensors", "training.json", "model.safetensors"])
-def test_damage_is_told(
+def test_damage_is_a_result_error(
     victim: str, fitted: HashedExits, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
     """A broken file is a ResultError, so that the method can be fitted again."""
@@ -281,14 +281,14 @@ def test_damage_is_told(
         ({"head": "none"}, "head"),
     ],
 )
-def test_nonsense_is_refused_before_training(
+def test_invalid_settings_are_refused_before_training(
     config: dict[str, Any],
     told: str,
     signal_task: Task,
     small_backbone: Backbone,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A setting that makes no sense, or does not fit the backbone, is one line that names it."""
+    """A setting that is invalid or does not fit the backbone is a ConfigError of one line that names it."""
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ConfigError) as caught:
         HashEE().fit(signal_task, small_backbone, {}, config=config, seed=0)

@@ -1,4 +1,4 @@
-"""BERT, fine-tuned: what it learns, refuses, costs and keeps."""
+"""BERT, fine-tuned: training, errors, cost and storage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Check = Callable[[FullDepth, OperatingPoint, Execution, list[int]], None]
 
 
 def test_learns_the_task(trained_bert: FullDepth, signal_task: Task, unseen: Split) -> None:
-    """A short training answers unseen rows far better than the commonest label does, and keeps the best epoch."""
+    """After a short training it is far better than the most frequent label on unseen rows; the best epoch is kept."""
     (at,) = trained_bert.operating_points(signal_task.dev)
     assert at.name == "full"
     right = trained_bert.predict(unseen.tokens, at=at).logits.argmax(1) == unseen.labels.numpy()
@@ -63,7 +63,7 @@ def test_loss_is_cross_entropy_at_full_depth(
 
 
 def test_costs_every_layer_once(trained_bert: FullDepth, unseen: Split, quick: Mapping[str, Any]) -> None:
-    """Training passes each sample through L layers per epoch, predicting through L layers and one head."""
+    """Each sample runs L layers per epoch of training, and L layers and one head for a prediction."""
     assert trained_bert.training is not None
     assert trained_bert.training.layer_passes == 5 * 96 * quick["epochs"]
     found = trained_bert.predict(unseen.tokens, at=OperatingPoint("full"))
@@ -72,7 +72,7 @@ def test_costs_every_layer_once(trained_bert: FullDepth, unseen: Split, quick: M
 
 
 def test_backbone_is_left_as_it_was(signal_task: Task, small_backbone: Backbone) -> None:
-    """Fine-tuning works on a copy: the backbone's own weights stay."""
+    """Fine-tuning works on a copy: the backbone's weights do not change."""
     before = {key: value.clone() for key, value in small_backbone.state.items()}
     Bert().fit(signal_task, small_backbone, {}, config={"epochs": 1, "learning_rate": 0.1}, seed=0)
     assert all(torch.equal(value, before[key]) for key, value in small_backbone.state.items())
@@ -91,7 +91,7 @@ def test_same_seed_same_fit(
 def test_round_trip(
     trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
 ) -> None:
-    """It comes back from disk with the same logits and training report."""
+    """A loaded model has the same logits and training report."""
     trained_bert.save(tmp_path)
     loaded = Bert().load(tmp_path, signal_task, small_backbone, {})
     first, second = (fitted.predict(unseen.tokens, at=OperatingPoint("full")) for fitted in (trained_bert, loaded))
@@ -120,10 +120,10 @@ def test_predictions_depend_on_the_sample_alone(
         ({"warmup": 1.0}, "warmup"),
     ],
 )
-def test_nonsense_is_refused_in_one_line(
+def test_invalid_settings_are_refused_in_one_line(
     config: dict[str, Any], told: str, signal_task: Task, small_backbone: Backbone
 ) -> None:
-    """A setting that makes no sense or that nobody reads is a ConfigError of one line that names it."""
+    """An invalid or unknown setting is a ConfigError of one line that names it."""
     with pytest.raises(ConfigError) as caught:
         Bert().fit(signal_task, small_backbone, {}, config=config, seed=0)
     assert told in str(caught.value)

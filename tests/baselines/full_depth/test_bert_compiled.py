@@ -1,4 +1,4 @@
-"""BERT with compiled blocks: bert's answers, and cells that say how they were run."""
+"""BERT with compiled blocks: bert's answers, and cells that name how they were run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compiled(trained_bert: FullDepth, signal_task: Task, small_backbone: Backbon
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_answers_are_berts(compiled: Compiled, trained_bert: FullDepth, unseen: Split, batch_size: int) -> None:
-    """The same logits and work at every batch size, one sample alone included, whatever order samples come in."""
+    """Logits and work are the same at every batch size, a single sample included, in any order of samples."""
     order: Sequence[int] = np.random.default_rng(batch_size).permutation(40).tolist()
     at = replace(FULL, execution=Execution(batch_size=batch_size, max_length=16))
     ours = compiled.predict(unseen.tokens.select(order), at=at)
@@ -43,7 +43,7 @@ def test_answers_are_berts(compiled: Compiled, trained_bert: FullDepth, unseen: 
 def test_blocks_are_compiled_whatever_the_run_says(
     compiled: Compiled, unseen: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An eager run runs it compiled."""
+    """It is compiled also in an eager run."""
     asked: list[Execution] = []
     monkeypatch.setattr(module, "run_full", lambda model, tokens, execution: asked.append(execution))
     compiled.predict(unseen.tokens, at=replace(FULL, execution=Execution(batch_size=3)))
@@ -51,7 +51,7 @@ def test_blocks_are_compiled_whatever_the_run_says(
 
 
 def test_its_cells_say_so(compiled: Compiled, small_backbone: Backbone, tmp_path: Path) -> None:
-    """Coordinates of its cells name the way its blocks are run; those of others stay."""
+    """Its cells are marked as compiled, those of other methods are not."""
     session = Session(Settings(load("quick"), tmp_path), "ag_news", 0)
     session.__dict__["backbone"] = small_backbone
     assert session.cell("bert", FULL).compute == "eager"
@@ -61,7 +61,7 @@ def test_its_cells_say_so(compiled: Compiled, small_backbone: Backbone, tmp_path
 def test_nothing_of_its_own(
     compiled: Compiled, trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
-    """Model and cost are bert's, nothing is stored, and it is there again after loading."""
+    """Model and cost are bert's; nothing is stored, and loading works."""
     compiled.save(tmp_path)
     assert not list(tmp_path.iterdir())
     again = BertCompiled().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
@@ -81,7 +81,7 @@ def test_nonsense_is_refused(
     signal_task: Task,
     small_backbone: Backbone,
 ) -> None:
-    """A setting that nobody reads, and a teacher that is none."""
+    """An unknown setting and a teacher of another kind are refused."""
     given = {"bert": trained_bert} if teachers is None else teachers
     with pytest.raises(ConfigError, match=told):
         BertCompiled().fit(signal_task, small_backbone, given, config=config, seed=0)

@@ -1,4 +1,4 @@
-"""BERT in int8: how far it rounds, that rows do not feel each other, what it takes on disk."""
+"""BERT in int8: rounding errors, independence of rows, size on disk."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows_of(draw: Any, rows: int, width: int) -> torch.Tensor:
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_rounding_stays_within_its_bound(data: st.DataObject) -> None:
-    """Each of the products is off by at most half a step of either side: |x w - x' w'| <= (s_x |w| + s_w |x| + s_x s_w / 2) / 2."""
+    """The error of each product is at most half a step of either side: |x w - x' w'| <= (s_x |w| + s_w |x| + s_x s_w / 2) / 2."""
     rows, width, outputs = (data.draw(st.integers(least, 20)) for least in (1, 2, 1))
     torch.manual_seed(data.draw(st.integers(0, 99)))
     linear = nn.Linear(width, outputs)
@@ -57,7 +57,7 @@ def test_rounding_stays_within_its_bound(data: st.DataObject) -> None:
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_row_does_not_feel_its_neighbours(data: st.DataObject) -> None:
-    """Its result is the same, bit for bit, alone and among rows of any size."""
+    """The result of a row is the same, bit for bit, alone and beside rows of any size."""
     linear = Int8Linear(nn.Linear(9, 5))
     x = rows_of(data.draw, data.draw(st.integers(2, 40)), 9)
     i = data.draw(st.integers(0, len(x) - 1))
@@ -66,7 +66,7 @@ def test_a_row_does_not_feel_its_neighbours(data: st.DataObject) -> None:
 
 
 def test_zeros_stay_zeros() -> None:
-    """Rows and outputs that are all 0 divide by nothing."""
+    """Rows and outputs that are all 0 do not divide by 0."""
     linear = nn.Linear(6, 3)
     with torch.no_grad():
         linear.weight[1].zero_()
@@ -76,7 +76,7 @@ def test_zeros_stay_zeros() -> None:
 
 
 def test_answers_are_nearly_berts(quantised: Quantised, trained_bert: FullDepth, unseen: Split) -> None:
-    """Logits move by a small part of their spread, labels hardly, layers and heads are as many."""
+    """Logits change by a small part of their spread, few labels change, and layers and heads are as many."""
     ours, theirs = (fitted.predict(unseen.tokens, at=FULL) for fitted in (quantised, trained_bert))
     assert 0 < np.abs(ours.logits - theirs.logits).max() < 0.2 * theirs.logits.std()
     assert (ours.logits.argmax(1) == theirs.logits.argmax(1)).mean() > 0.9
@@ -84,7 +84,7 @@ def test_answers_are_nearly_berts(quantised: Quantised, trained_bert: FullDepth,
 
 
 def test_every_linear_layer_is_quantised_and_bert_is_left_alone(quantised: Quantised, trained_bert: FullDepth) -> None:
-    """Heads, too; as many parameters as bert has; the teacher keeps its weights."""
+    """All linear layers are int8, heads included; parameters are as many as bert's, which keeps its weights."""
     kinds = [type(module) for module in quantised.model.modules()]
     assert nn.Linear not in kinds and kinds.count(Int8Linear) == 5 * 4 + 2
     assert any(isinstance(module, nn.Linear) for module in trained_bert.model.modules())
@@ -102,7 +102,7 @@ def test_batches_equal_batch_1(
 
 
 def test_compiled_it_answers_alike(quantised: Quantised, unseen: Split) -> None:
-    """A run that compiles blocks compiles these, too; roundings may fall to the other side now and then."""
+    """A compiled run compiles these blocks, too; some roundings may differ."""
     eager, compiled = (
         quantised.predict(unseen.tokens, at=replace(FULL, execution=Execution(compute=way)))
         for way in ("eager", "compiled")
@@ -118,7 +118,7 @@ def test_round_trip_and_size(
     unseen: Split,
     tmp_path: Path,
 ) -> None:
-    """It comes back with the same logits; its int8 weights take a quarter of bert's bytes, and all of them are its own."""
+    """A loaded model has the same logits; its int8 weights take a quarter of bert's bytes, without shared memory."""
     quantised.save(tmp_path)
     loaded = BertInt8().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
     np.testing.assert_array_equal(
@@ -141,7 +141,7 @@ def by_call(trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone
 def test_one_scale_for_all_rows_answers_nearly_as_bert_too(
     by_call: Quantised, trained_bert: FullDepth, unseen: Split
 ) -> None:
-    """torch's own kernel on the same weights, run eagerly whatever the run says."""
+    """``scales = "call"`` uses torch's kernel on the same weights and always runs eagerly."""
     at = replace(FULL, execution=Execution(compute="compiled"))
     ours, theirs = by_call.predict(unseen.tokens, at=at), trained_bert.predict(unseen.tokens, at=FULL)
     assert 0 < np.abs(ours.logits - theirs.logits).max() < 0.2 * theirs.logits.std()
@@ -150,7 +150,7 @@ def test_one_scale_for_all_rows_answers_nearly_as_bert_too(
 
 
 def test_with_one_scale_rows_feel_each_other() -> None:
-    """A row beside a much larger one is rounded to nothing; what batches do to answers is no accident of floats."""
+    """A row beside a much larger one is rounded to 0, so answers depend on the batch."""
     torch.manual_seed(0)
     linear = nn.Linear(8, 3)
     row = torch.randn(1, 8)
@@ -168,7 +168,7 @@ def test_the_way_of_scaling_comes_back(
     unseen: Split,
     tmp_path: Path,
 ) -> None:
-    """It is stored with the weights; damaged, it is told."""
+    """The kind of scales is stored with the weights; a damaged file is a ResultError."""
     by_call.predict(unseen.tokens, at=FULL)  # what it packed is no part of what it learnt
     by_call.save(tmp_path)
     loaded = BertInt8().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
@@ -185,7 +185,7 @@ def test_the_way_of_scaling_comes_back(
 def test_a_cpu_that_multiplies_wrongly_is_refused(
     trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sums that saturate at 16 bits are noticed before anybody is measured."""
+    """Sums that saturate at 16 bits are an error before anything is measured."""
     exact = torch._int_mm
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: exact(a, b).clamp(-(2**15), 2**15 - 1))
     with pytest.raises(MethodError, match="not exact on this CPU"):
@@ -200,7 +200,7 @@ def test_what_it_cannot_do_fails_its_own_cells(
     unseen: Split,
     tmp_path: Path,
 ) -> None:
-    """Another device or dtype is told in one line, as a failure of this method and no other's."""
+    """Another device or dtype is a MethodError of one line, so that only this method fails."""
     elsewhere = replace(small_backbone, device="cuda")
     for act in (
         lambda: BertInt8().fit(signal_task, elsewhere, {"bert": trained_bert}, config={}, seed=0),

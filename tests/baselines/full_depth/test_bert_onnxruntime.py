@@ -1,4 +1,4 @@
-"""BERT in ONNX Runtime: bert's answers from a graph. Skipped, visibly, where the extra ``onnx`` is not installed."""
+"""BERT in ONNX Runtime: bert's answers from a graph. Skipped if the extra ``onnx`` is not installed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def exported(trained_bert: FullDepth, signal_task: Task, small_backbone: Backbon
 
 
 def test_answers_are_berts(exported: OnnxGraph, trained_bert: FullDepth, unseen: Split) -> None:
-    """The same logits up to rounding, from as many layers and heads."""
+    """Logits are bert's up to rounding, from as many layers and heads."""
     ours, theirs = (fitted.predict(unseen.tokens, at=FULL) for fitted in (exported, trained_bert))
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
     assert (ours.work.rows("layer"), ours.work.rows("head")) == (5 * 40, 40)
@@ -46,7 +46,7 @@ def test_answers_are_berts(exported: OnnxGraph, trained_bert: FullDepth, unseen:
 def test_the_published_head_is_exported_too(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, unseen: Split
 ) -> None:
-    """FastBERT's head attends from the first token; its graph answers as the model does."""
+    """The graph with FastBERT's head, which attends from the first token, gives the model's answers."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.manual_seed(3)
@@ -59,7 +59,7 @@ def test_the_published_head_is_exported_too(
 
 
 def test_work_is_that_of_padding_to_the_longest(exported: OnnxGraph, trained_bert: FullDepth, unseen: Split) -> None:
-    """Packed rows are padded to the longest of their batch; padded to the limit, all is counted as for bert."""
+    """Packed rows are padded to the longest of their batch; with padding to the limit, the work is bert's."""
     paper = replace(FULL, execution=Execution(batch_size=8, protocol="paper", max_length=16))
     assert exported.predict(unseen.tokens, at=paper).work == trained_bert.predict(unseen.tokens, at=paper).work
     modern = exported.predict(unseen.tokens, at=replace(FULL, execution=Execution(batch_size=8))).work
@@ -86,7 +86,7 @@ def test_round_trip_and_size(
     unseen: Split,
     tmp_path: Path,
 ) -> None:
-    """The graph is what is stored: the same logits again, about bert's size, and nothing borrowed at inference."""
+    """The stored graph has the same logits and about bert's size, and does not use bert's model at inference."""
     exported.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [GRAPH]
     loaded = BertOnnxRuntime().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
@@ -110,7 +110,7 @@ def test_a_broken_graph_is_told(
     tmp_path: Path,
     content: bytes | None,
 ) -> None:
-    """Missing or damaged, it is one line, upon which the harness exports it again."""
+    """A missing or damaged graph is a ResultError, so that the method can be fitted again."""
     if content is not None:
         (tmp_path / GRAPH).write_bytes(content)
     with pytest.raises(ResultError, match="run again"):
@@ -118,7 +118,7 @@ def test_a_broken_graph_is_told(
 
 
 def test_as_many_threads_as_torch_has(exported: OnnxGraph) -> None:
-    """Nobody gets more cores than the others."""
+    """ONNX Runtime uses as many threads as torch."""
     assert exported._session.get_session_options().intra_op_num_threads == torch.get_num_threads()
 
 
@@ -126,7 +126,7 @@ def test_as_many_threads_as_torch_has(exported: OnnxGraph) -> None:
 def test_without_the_extra_it_says_what_to_install(
     name: str, trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line that names the extra; only its own cells fail."""
+    """A missing library is a MethodError that names the extra, so that only this method's cells fail."""
     for other in ("onnxruntime", "onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, other, None if other == name else sys)
     with pytest.raises(MethodError, match=rf"needs {name} .*pip install 'geep-bench\[onnx\]'"):
@@ -136,7 +136,7 @@ def test_without_the_extra_it_says_what_to_install(
 def test_what_it_cannot_do_fails_its_own_cells(
     exported: OnnxGraph, trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, unseen: Split
 ) -> None:
-    """Another device or dtype, and settings that nobody reads."""
+    """Another device or dtype, and unknown settings, are refused."""
     fit = BertOnnxRuntime().fit
     with pytest.raises(MethodError, match="bert-onnxruntime runs on the CPU only"):
         fit(signal_task, replace(small_backbone, device="cuda"), {"bert": trained_bert}, config={}, seed=0)
@@ -149,7 +149,7 @@ def test_what_it_cannot_do_fails_its_own_cells(
 def test_an_encoder_of_one_segment_reads_pairs(
     exported: OnnxGraph, signal_task: Task, small_backbone: Backbone, unseen: Split
 ) -> None:
-    """DistilBERT's encoders know one segment; the second text of a pair is on it, in the graph as in the model."""
+    """With one segment, as in DistilBERT, both texts of a pair use it, in the graph as in the model."""
     torch.manual_seed(3)
     encoder = Encoder(replace(small_backbone.shape, type_vocab=1))
     bert = FullDepth(MultiExitModel(encoder, 3, (), "linear").eval())

@@ -1,4 +1,4 @@
-"""The lower half of BERT: its layers, what it learns, refuses and keeps."""
+"""The lower half of BERT: layers, training, errors and storage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def truncated(signal_task: Task, small_backbone: Backbone, quick: Mapping[str, A
 
 
 def test_it_starts_from_the_first_layers(small_backbone: Backbone) -> None:
-    """Embeddings and the first layers are the backbone's, bit for bit; the others are gone."""
+    """Embeddings and the first layers are the backbone's, bit for bit; the others are removed."""
     short = first_layers(small_backbone, 2)
     whole = small_backbone.encoder().state_dict()
     state = short.encoder().state_dict()
@@ -43,7 +43,7 @@ def test_it_starts_from_the_first_layers(small_backbone: Backbone) -> None:
 
 
 def test_it_learns_and_costs_its_layers_only(truncated: FullDepth, signal_task: Task, unseen: Split) -> None:
-    """Two layers and a head per sample, better than the commonest label; training passed two layers, too."""
+    """It runs two layers and a head per sample, in training, too, and is better than the most frequent label."""
     found = truncated.predict(unseen.tokens, at=FULL)
     right = (found.logits.argmax(1) == unseen.labels.numpy()).mean()
     assert right > unseen.labels.bincount().max().item() / 40 + 0.1
@@ -54,7 +54,7 @@ def test_it_learns_and_costs_its_layers_only(truncated: FullDepth, signal_task: 
 
 
 def test_half_is_the_default(signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]) -> None:
-    """Without a number half of the layers stay, rounded down."""
+    """By default it keeps half of the layers, rounded down."""
     config = {**quick, "epochs": 1}
     assert BertTruncated().fit(signal_task, small_backbone, {}, config=config, seed=0).cost.depth == 2
 
@@ -62,7 +62,7 @@ def test_half_is_the_default(signal_task: Task, small_backbone: Backbone, quick:
 def test_round_trip(
     truncated: FullDepth, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
 ) -> None:
-    """It comes back from disk with the same logits and report."""
+    """A loaded model has the same logits and training report."""
     truncated.save(tmp_path)
     loaded = BertTruncated().load(tmp_path, signal_task, small_backbone, {})
     np.testing.assert_array_equal(
@@ -92,6 +92,6 @@ def test_batches_equal_batch_1(
     ],
 )
 def test_nonsense_is_refused(config: dict[str, Any], told: str, signal_task: Task, small_backbone: Backbone) -> None:
-    """Layers that are not there, and settings that nobody reads."""
+    """More layers than the backbone has and unknown settings are refused."""
     with pytest.raises(ConfigError, match=told):
         BertTruncated().fit(signal_task, small_backbone, {}, config=config, seed=0)

@@ -1,4 +1,4 @@
-"""Copies of samples with other words: what changes, what must not, and what candidates are."""
+"""Augmentation: what changes in copies, what does not, and which candidates there are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ END_IDS = {VOCABULARY.index(end) for end in ENDS}
 
 
 def made(head: bool) -> Backbone:
-    """Random weights, no dropout; ids of special tokens as scattered as in BERT's own vocabulary."""
+    """Random weights, no dropout; special tokens have scattered ids, as in BERT's vocabulary."""
     from transformers import BertTokenizer
 
     torch.manual_seed(0)
@@ -73,14 +73,14 @@ def packed(samples: list[tuple[list[int], list[int] | None]]) -> Split:
 
 
 def rows(tokens: TokenSet) -> list[list[tuple[int, int]]]:
-    """Ids and segments per sample."""
+    """Return ids and segments per sample."""
     ends = tokens.offsets.tolist()
     pairs = list(zip(tokens.ids.tolist(), tokens.segments.tolist(), strict=True))
     return [pairs[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
 
 
 def words(row: list[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """The words of a sample, found one token after the other; everything else is a word of its own."""
+    """Return the words of a sample, found token by token; other tokens are words of their own."""
     found: list[list[int]] = []
     for token, _ in row:
         if token in END_IDS and found and found[-1][0] not in SPECIAL_IDS:
@@ -140,7 +140,7 @@ def _long(count: int) -> Split:
 
 
 def test_words_are_replaced_with_the_probability_asked_for() -> None:
-    """Of 20,000 words 40 % change, give or take 2; copies differ from each other."""
+    """Of 20,000 words 40 +- 2 % change; copies differ from each other."""
     split = _long(200)
     larger, _ = augment(split, PLAIN, Augmentation(5, 0.4, 5), seed=3, name="t")
     ids = larger.tokens.ids.view(6, -1)
@@ -151,13 +151,13 @@ def test_words_are_replaced_with_the_probability_asked_for() -> None:
 
 
 def test_another_seed_gives_other_copies() -> None:
-    """The seed is what copies follow from."""
+    """Copies depend on the seed only."""
     one, other = (augment(_long(4), PLAIN, Augmentation(1), seed=seed, name="t")[0].tokens.ids for seed in (0, 1))
     assert not torch.equal(one, other)
 
 
 def test_candidates_are_the_nearest_words() -> None:
-    """By cosine, written out; of several pieces by their mean; never the word itself, a sign, a special or an ending."""
+    """Neighbours are by cosine (of the mean of several pieces), without the word itself, punctuation, special tokens or endings."""
     table = PLAIN.state["word.weight"]
     candidates = Pieces.of(PLAIN.tokenizer).candidates
     assert set(candidates.tolist()) == WORD_IDS
@@ -176,7 +176,7 @@ def test_candidates_are_the_nearest_words() -> None:
 
 
 def test_words_of_one_piece_are_asked_of_the_masked_word_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each masked by itself, all others seen: the best words of a run of its own; and batches change nothing."""
+    """Predictions equal those of one run per masked word, for any batch."""
     model = masked_word_model(SCORING)
     assert model is not None
     split = packed([([9, 10, 11], [12, 13]), ([14], None), ([10, 10, 11, 12, 16], None)])
@@ -202,7 +202,7 @@ def test_words_of_one_piece_are_asked_of_the_masked_word_head(monkeypatch: pytes
 
 
 def test_the_cost_is_that_of_asking_every_word_once() -> None:
-    """One pass through every layer per word that some copy replaces; none where neighbours are all that is asked."""
+    """The cost is one pass through every layer per replaced word, and nothing if only neighbours are needed."""
     split = _long(3)
     larger, cost = augment(split, SCORING, Augmentation(1, 1.0, 3), seed=0, name="t")
     assert cost is not None and cost.layer_passes == 3 * 20 * 2 and cost.flops > 0 and cost.steps == 0
@@ -212,13 +212,13 @@ def test_the_cost_is_that_of_asking_every_word_once() -> None:
 
 
 def test_no_copies_is_the_split_itself() -> None:
-    """Off by default: the very same object, at no cost."""
+    """By default the same split is returned, at no cost."""
     split = _long(2)
     assert augment(split, PLAIN, Augmentation(), seed=0, name="t") == (split, None)
 
 
 def test_chinese_characters_are_words() -> None:
-    """Each stands alone: with probability one, each becomes another word."""
+    """A Chinese character is a word: with probability one, each is replaced."""
     mountain, water = VOCABULARY.index("山"), VOCABULARY.index("水")
     larger, _ = augment(packed([([mountain, water], None)]), PLAIN, Augmentation(1, 1.0, 15), seed=0, name="t")
     copy = rows(larger.tokens)[1]
@@ -227,7 +227,7 @@ def test_chinese_characters_are_words() -> None:
 
 
 def test_without_words_nothing_can_be_replaced() -> None:
-    """A backbone without a tokenizer: told, with what to do."""
+    """A backbone without a tokenizer is refused with a correction."""
     split = _long(1)
     with pytest.raises(ConfigError, match="no tokenizer.*augment = 0"):
         augment(split, replace(PLAIN, tokenizer=None), Augmentation(1), seed=0, name="t")

@@ -1,4 +1,4 @@
-"""Operating points chosen on dev at matched cost."""
+"""Operating points chosen on dev at equal cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUDGETS = st.lists(st.floats(0.01, 1), min_size=1, max_size=5)
 
 @given(CANDIDATES, BUDGETS)
 def test_nothing_within_the_budget_is_more_accurate_or_as_accurate_and_cheaper(candidates, budgets):
-    """What is chosen keeps the budget if anything does, and nothing else that keeps it is better."""
+    """The choice is within the budget if any candidate is, and no other candidate within it is better."""
     for budget, chosen in zip(budgets, at_budgets(candidates, budgets, 12), strict=True):
         able = [one for one in candidates if one.layers <= 12 * budget]
         if not able:
@@ -37,19 +37,19 @@ def test_nothing_within_the_budget_is_more_accurate_or_as_accurate_and_cheaper(c
 
 @given(CANDIDATES, st.lists(st.floats(0.01, 1), min_size=2, max_size=5).map(sorted))
 def test_a_larger_budget_is_never_worse_on_dev(candidates, budgets):
-    """Accuracy on dev rises with the budget, once a budget can be kept at all."""
+    """Accuracy on dev does not fall with a larger budget."""
     chosen = at_budgets(candidates, budgets, 12)
     kept = [one.accuracy for one, budget in zip(chosen, budgets, strict=True) if one.layers <= 12 * budget]
     assert kept == sorted(kept)
 
 
 def test_where_no_candidate_keeps_the_budget_the_cheapest_is_taken():
-    """Patience cannot leave after one layer of four; the row shows what it can."""
+    """If no candidate is within the budget, the cheapest is chosen."""
     slow = [Candidate(1, 2.0, 0.8), Candidate(2, 3.0, 0.9)]
     assert at_budgets(slow, [0.25], 4) == [slow[0]]
 
 
 def test_no_candidate_is_an_error_of_the_caller():
-    """There is nothing to choose."""
+    """An empty list of candidates is a ValueError."""
     with pytest.raises(ValueError, match="no candidate"):
         at_budgets([], [0.5], 12)

@@ -1,4 +1,4 @@
-"""What joint regimes share: losses per exit, their weights, and gradients in equilibrium."""
+"""Joint training: losses per exit, their weights, and gradients in equilibrium."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_exit_is_asked_once(
 
 
 def test_weights_add_up_to_a_mean() -> None:
-    """PABEE's: exit i of L counts i of L (L + 1) / 2."""
+    """The weighted mean divides by the sum of the weights."""
     losses = torch.tensor([3.0, 5.0, 7.0])
     assert float(weighted_mean(losses, [1, 2, 3])) == pytest.approx((3 + 2 * 5 + 3 * 7) / 6)
     assert float(weighted_mean(losses, [1, 1, 1])) == pytest.approx(5)
@@ -66,7 +66,7 @@ def test_equilibrium_by_hand() -> None:
 def test_equilibrium_on_the_encoder(
     exits: list[int], make_model: Callable[..., MultiExitModel], batch: tuple[TokenSet, Layout]
 ) -> None:
-    """Losses stay what they are; each layer gets the mean of the gradients of the exits above it, each head its own."""
+    """Losses do not change; each layer gets the mean of the gradients of the exits above it, each head its own."""
     model = make_model(exits=exits)
 
     def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -92,7 +92,7 @@ def test_equilibrium_on_the_encoder(
 def test_frozen_layers_need_no_equilibrium(
     make_model: Callable[..., MultiExitModel], batch: tuple[TokenSet, Layout]
 ) -> None:
-    """Without gradients to rescale, states just pass."""
+    """Without gradients, states pass unchanged."""
     model = make_model()
     with torch.no_grad():
         states = list(exit_states(model, *batch, equilibrium=True))

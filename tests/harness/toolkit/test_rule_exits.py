@@ -1,4 +1,4 @@
-"""Rules set on dev: calibration, what is worth trying, and the fitted method that runs what was chosen."""
+"""Rules tuned on dev: calibration, candidate settings, and the fitted method that runs the chosen ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def gate(tiny_model: MultiExitModel) -> ExitGate:
 
 @pytest.fixture(scope="module")
 def dev(make_tokens: Callable[..., TokenSet], tiny_model: MultiExitModel) -> Split:
-    """60 samples; labels are what one head or another says, the deeper the more often, or at random."""
+    """60 samples whose labels are answers of a head, of deeper heads more often, or random."""
     draw = np.random.default_rng(1)
     tokens = make_tokens(draw.integers(1, 13, size=60).tolist(), seed=9)
     said = exit_logits(tiny_model, tokens, Execution()).argmax(-1).numpy()
@@ -68,7 +68,7 @@ def fit(tiny_model: MultiExitModel, gate: ExitGate, dev: Split) -> Callable[[str
 
 @pytest.mark.parametrize("rule", RULES)
 def test_dev_gets_what_was_promised(rule: str, fit: Callable[[str], RuleExits], dev: Split) -> None:
-    """Run on dev in shrinking batches, every point has the mean layers and the accuracy that the replay said."""
+    """In a run over dev every point has the mean layers and the accuracy of the replay."""
     fitted = fit(rule)
     points = fitted.operating_points(dev)
     assert [point.name for point in points] == ["budget=0.3", "budget=0.55", "budget=0.8", "budget=1"]
@@ -85,7 +85,7 @@ def test_dev_gets_what_was_promised(rule: str, fit: Callable[[str], RuleExits], 
 def test_budgets_are_kept_where_the_rule_can(
     rule: str, fit: Callable[[str], RuleExits], tiny_model: MultiExitModel, gate: ExitGate, dev: Split
 ) -> None:
-    """A point costs no more than its budget, unless nothing does; and none that keeps it is more accurate on dev."""
+    """A point is within its budget if any candidate is, and no candidate within it is more accurate on dev."""
     fitted = fit(rule)
     logits, doubts = exit_evidence(tiny_model, dev.tokens, Execution(batch_size=60), gate=gate)
     scores = scores_of(fitted.rule_at(fitted.points[0]), logits, doubts)
@@ -104,7 +104,7 @@ def test_budgets_are_kept_where_the_rule_can(
 
 
 def test_everything_between_at_once_and_never_is_tried(fit: Callable[[str], RuleExits], dev: Split) -> None:
-    """Threshold rules can let everybody leave at the first head, and nobody before the last."""
+    """The candidates of a threshold rule include exits of all samples at the first head, and at the last one."""
     for rule in ("entropy", "raw-entropy", "confidence", "learned", "patience-confidence"):
         fitted = fit(rule)
         logits, doubts = exit_evidence(fitted.model, dev.tokens, Execution(), gate=fitted.gate)
@@ -122,7 +122,7 @@ def test_patience_stops_short_of_the_last_head() -> None:
 
 
 def test_calibration_makes_dev_likeliest() -> None:
-    """Answers drawn at temperature T are given back T, exit by exit; no step to either side is likelier."""
+    """Calibration finds the temperature that answers were drawn at, per exit; nearby ones are less likely."""
     draw = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(2, 4000, 4, generator=draw)
     labels = torch.multinomial((logits[0] / 2.5).softmax(-1), 1, generator=draw).squeeze(1)
@@ -136,7 +136,7 @@ def test_calibration_makes_dev_likeliest() -> None:
 
 
 def test_calibration_never_changes_an_answer(fit: Callable[[str], RuleExits], dev: Split) -> None:
-    """Under the calibrated rule a sample's logits are those of the head it left at, bit for bit of that class."""
+    """Calibration does not change logits: a sample has those of the head where it exits."""
     fitted = fit("confidence")
     assert len(fitted.temperatures) == 4
     assert len(set(fitted.temperatures)) > 2
@@ -153,7 +153,7 @@ def test_calibration_never_changes_an_answer(fit: Callable[[str], RuleExits], de
 def test_flops_are_what_torch_counts(
     rule: str, head: str, make_model: Callable[..., MultiExitModel], gate: ExitGate, dev: Split
 ) -> None:
-    """Layers, heads and the gate: the work that a rule did costs what torch's counter saw."""
+    """FLOPs of layers, heads and gate equal those of torch's counter."""
     fitted = under_rule(
         RuleExits, make_model(head=head), None, method="m", rule=rule, budgets=[0.6], dev=dev, gate=gate
     )
@@ -173,7 +173,7 @@ def test_flops_are_what_torch_counts(
 
 @pytest.mark.parametrize("rule", RULES)
 def test_round_trip(rule: str, fit: Callable[[str], RuleExits], dev: Split, tmp_path: Path) -> None:
-    """From disk come the same points, temperatures, gate and answers."""
+    """A loaded model has the same points, temperatures, gate and answers."""
     fitted = fit(rule)
     fitted.save(tmp_path)
     loaded = RuleExits.load(tmp_path, "cpu")
@@ -200,8 +200,10 @@ def test_round_trip(rule: str, fit: Callable[[str], RuleExits], dev: Split, tmp_
         ("model.safetensors", "{"),
     ],
 )
-def test_damage_is_told(victim: str, content: str | None, fit: Callable[[str], RuleExits], tmp_path: Path) -> None:
-    """A broken or missing file is a ResultError that says what to do."""
+def test_damage_is_a_result_error(
+    victim: str, content: str | None, fit: Callable[[str], RuleExits], tmp_path: Path
+) -> None:
+    """A damaged or missing file is a ResultError with a correction."""
     fit("learned").save(tmp_path)
     (tmp_path / victim).unlink()
     if content is not None:
@@ -212,7 +214,7 @@ def test_damage_is_told(victim: str, content: str | None, fit: Callable[[str], R
 
 
 def test_weights_that_lack_something_are_refused(make_model: Callable[..., MultiExitModel], dev: Split) -> None:
-    """No early exits, or no gate for the rule that asks one: one line says so, and where to find one."""
+    """Weights without early exits, or without the gate of rule learned, are refused in one line with a correction."""
     given: dict[str, Any] = {"method": "mine", "budgets": [0.5], "dev": dev}
     with pytest.raises(ConfigError, match="'mine'.*early exits"):
         under_rule(RuleExits, make_model(exits=[]), None, rule="entropy", **given)
@@ -228,7 +230,7 @@ def test_entropies_are_one_rule_at_two_scales(fit: Callable[[str], RuleExits]) -
 
 
 def test_settings_of_a_rule_reach_it() -> None:
-    """By name."""
+    """Settings of a rule are passed by name."""
     assert make_rule("patience-confidence", {"threshold": 0.25, "patience": 3}).__dict__ == {
         "threshold": 0.25,
         "patience": 3,

@@ -1,4 +1,4 @@
-"""The training loop that everybody shares."""
+"""The training loop of all methods."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def loss_of(model: MultiExitModel, seen: list | None = None) -> LossFn:
 
 
 class Spy(torch.optim.AdamW):
-    """AdamW that notes the rates of every step."""
+    """AdamW that records the learning rates of every step."""
 
     rates: list[list[float]] = []
 
@@ -72,7 +72,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
 
 
 def test_the_loss_falls_on_what_can_be_learnt(tiny_shape: EncoderShape, toy: Split) -> None:
-    """After some epochs on a toy task most samples are right, and the model is left in eval mode."""
+    """After some epochs on a toy task most answers are right, and the model is in eval mode."""
     seen: list[float] = []
     torch.manual_seed(0)
     model = MultiExitModel(Encoder(replace(tiny_shape, dropout=0.0)), 2)
@@ -85,7 +85,7 @@ def test_the_loss_falls_on_what_can_be_learnt(tiny_shape: EncoderShape, toy: Spl
 
 
 def test_the_same_seed_gives_the_same_weights(make_model: Callable[..., MultiExitModel], toy: Split) -> None:
-    """Dropout and order follow from the seed, whatever the global generator did before; another seed differs."""
+    """Dropout and order depend on the seed only, not on the state of the global generator."""
     states = []
     for seed in (5, 5, 6):
         model = make_model(labels=2, exits=())
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_weights(make_model: Callable[..., MultiExi
 
 @pytest.mark.parametrize(("scores", "best"), [([0.1, 0.9, 0.3, 0.9], 2), ([0.5, 0.5, 0.4, 0.1], 1), ([0, 1, 2, 3], 4)])
 def test_the_best_dev_epoch_is_kept(model: MultiExitModel, toy: Split, scores: list[float], best: int) -> None:
-    """The weights after the epoch with the best score come back; on a tie, the earlier ones."""
+    """The weights of the epoch with the best score are kept; on a tie, the earlier ones."""
     snapshots = []
 
     def evaluate() -> float:
@@ -112,7 +112,7 @@ def test_the_best_dev_epoch_is_kept(model: MultiExitModel, toy: Split, scores: l
 
 
 def test_without_a_score_the_last_weights_stay(model: MultiExitModel, toy: Split) -> None:
-    """Nothing is chosen where nothing is judged."""
+    """Without evaluation the last weights are kept."""
     report = train(model, loss_of(model), toy, RECIPE, seed=0, name="toy")
     assert (report.best_epoch, report.dev_scores) == (None, ())
 
@@ -122,7 +122,7 @@ def test_without_a_score_the_last_weights_stay(model: MultiExitModel, toy: Split
 def test_a_loss_that_is_no_number_stops_the_training(
     model: MultiExitModel, toy: Split, bad: float, epochs: int
 ) -> None:
-    """The message names the task, the step and what to change; it comes within 50 steps."""
+    """A loss that is not finite is an error within 50 steps; it names the task, the step and what to change."""
     plain = loss_of(model)
     recipe = RECIPE.changed(epochs=epochs)
     with pytest.raises(ConfigError, match=r"toy: the loss is not finite at step (4 of 4|50 of 80).*learning_rate"):
@@ -130,7 +130,7 @@ def test_a_loss_that_is_no_number_stops_the_training(
 
 
 def test_layer_passes_are_counted(model: MultiExitModel, make_model: Callable[..., MultiExitModel], toy: Split) -> None:
-    """Every sample through every layer, teachers included, choosing an epoch excluded."""
+    """Layer passes count every sample and layer, teachers included, evaluation excluded."""
     teacher, plain = make_model(labels=2, exits=()), loss_of(model)
 
     def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def test_layer_passes_are_counted(model: MultiExitModel, make_model: Callable[..
 
 
 def test_the_rate_warms_up_and_decays(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
-    """Linear up over the first fifth of the steps, linear down over the rest, never beyond the rate asked for."""
+    """The rate rises linearly over the first fifth of the steps and falls linearly after it, up to the given rate."""
     train(model, loss_of(model), toy, RECIPE.changed(epochs=5, warmup=0.2), seed=0, name="toy")
     layers = [step[0] / RECIPE.learning_rate for step in rates]
     assert len(layers) == 20
@@ -158,7 +158,7 @@ def test_the_rate_warms_up_and_decays(model: MultiExitModel, toy: Split, rates: 
 
 
 def test_the_rate_stays_at_zero_beyond_its_horizon(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
-    """FastBERT's released schedule: that of 3 epochs, warm-up included, in a run of 5; 0 from epoch 4 on."""
+    """With a horizon of 3 of 5 epochs the rate is 0 from epoch 4 on."""
     recipe = RECIPE.changed(epochs=5, warmup=0.25)
     train(model, loss_of(model), toy, recipe, seed=0, name="toy", horizon=12)  # 4 steps an epoch
     layers = [step[0] / RECIPE.learning_rate for step in rates]
@@ -168,13 +168,13 @@ def test_the_rate_stays_at_zero_beyond_its_horizon(model: MultiExitModel, toy: S
 
 
 def test_a_single_step_is_enough(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
-    """One batch, one epoch: the full rate is used once."""
+    """With a single step the full rate is used."""
     train(model, loss_of(model), toy, RECIPE.changed(epochs=1, batch_size=64), seed=0, name="toy")
     assert [step[0] for step in rates] == [RECIPE.learning_rate]
 
 
 def test_groups_by_rate_and_decay(make_model: Callable[..., MultiExitModel]) -> None:
-    """Every trainable parameter once; heads at their own rate; no decay for norms and biases; frozen ones left out."""
+    """Every trainable parameter is in one group; heads have their rate; norms and biases have no decay."""
     model = make_model(exits=(0, 1))
     model.encoder.word.weight.requires_grad_(False)
     groups = parameter_groups(model, RECIPE)
@@ -189,7 +189,7 @@ def test_groups_by_rate_and_decay(make_model: Callable[..., MultiExitModel]) -> 
 
 
 def test_gradients_are_clipped(model: MultiExitModel, toy: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However steep the loss, the norm of the gradient that the optimiser sees is at most ``clip``."""
+    """The norm of the gradient that the optimiser gets is at most ``clip``."""
     norms = []
 
     class Scale(torch.optim.AdamW):
@@ -215,7 +215,7 @@ def test_reports_of_two_stages_add_up() -> None:
 
 
 def test_flops_are_those_of_forward_and_backward(model: MultiExitModel, toy: Split) -> None:
-    """A layer's backward pass costs twice its forward one; once if its weights are frozen, nothing without gradients."""
+    """A backward pass costs twice the forward pass; once with frozen weights, nothing without gradients."""
     layout = Layout(toy.tokens.lengths.numpy(), 8, "cpu")
     shape = model.encoder.shape
     once = 2 * 30 * 8 * (4 * shape.width**2 + 2 * shape.width * shape.intermediate)
