@@ -114,7 +114,7 @@ def test_predictions_depend_on_the_sample_alone(
         ({"epoch": 3}, "epochs"),
         ({"learning_rat": 1e-3}, "learning_rate"),
         ({"distill_epochs": 3}, "distill_epochs"),
-        ({"head": "none"}, "fastbert, linear"),
+        ({"head": "none"}, 'one of "fastbert", "linear"'),
         ({"epochs": 0}, "epochs"),
         ({"learning_rate": "1e-3"}, "learning_rate"),
         ({"warmup": 1.0}, "warmup"),

@@ -71,9 +71,9 @@ def test_nothing_of_its_own(
 
 
 @pytest.mark.parametrize(
-    ("config", "teachers", "told"), [({"layers": 2}, None, "no setting 'layers'"), ({}, {}, "teacher 'bert'")]
+    ("config", "teachers", "told"), [({"layers": 2}, None, "unknown key 'layers'"), ({}, {}, "teacher 'bert'")]
 )
-def test_nonsense_is_refused(
+def test_invalid_input_is_refused(
     config: dict[str, Any],
     teachers: Any,
     told: str,

@@ -206,7 +206,7 @@ def test_what_it_cannot_do_fails_its_own_cells(
         lambda: BertInt8().fit(signal_task, elsewhere, {"bert": trained_bert}, config={}, seed=0),
         lambda: BertInt8().load(tmp_path, signal_task, elsewhere, {"bert": trained_bert}),
     ):
-        with pytest.raises(MethodError, match="bert-int8 runs on the CPU only, not on cuda: say --device cpu"):
+        with pytest.raises(MethodError, match="bert-int8 runs on the CPU only, not on cuda: use --device cpu"):
             act()
     with pytest.raises(MethodError, match="--dtype float32"):
         quantised.predict(unseen.tokens, at=replace(FULL, execution=Execution(dtype="bfloat16")))

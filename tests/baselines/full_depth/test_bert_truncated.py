@@ -84,14 +84,16 @@ def test_batches_equal_batch_1(
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"layers": 0}, "1 to 5"),
+        ({"layers": 0}, "an integer of at least 1"),
         ({"layers": 6}, "1 to 5"),
-        ({"layers": 2.0}, "2.0"),
-        ({"layers": True}, "True"),
+        ({"layers": 2.0}, "layers = 2.0"),
+        ({"layers": True}, "layers = true"),
         ({"layer": 2}, "layers"),
     ],
 )
-def test_nonsense_is_refused(config: dict[str, Any], told: str, signal_task: Task, small_backbone: Backbone) -> None:
+def test_invalid_settings_are_refused(
+    config: dict[str, Any], told: str, signal_task: Task, small_backbone: Backbone
+) -> None:
     """More layers than the backbone has and unknown settings are refused."""
     with pytest.raises(ConfigError, match=told):
         BertTruncated().fit(signal_task, small_backbone, {}, config=config, seed=0)
