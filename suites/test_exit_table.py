@@ -98,7 +98,7 @@ def bandwidth(device: str) -> float:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RoundCost:
     """The work of one round: ``count`` of ``counted``, with at least ``least_bytes`` moved."""
 
     counted: str
@@ -106,22 +106,22 @@ class Cost:
     least_bytes: int
 
 
-def query_cost(samples: int, ngram: int) -> Cost:
+def query_cost(samples: int, ngram: int) -> RoundCost:
     """Every id and every n-gram's row is read, an exit is written."""
     lookups = grams(samples, ngram)
-    return Cost("n-grams looked up", lookups, 4 * samples * LENGTH + ROW_BYTES * lookups + 2 * samples)
+    return RoundCost("n-grams looked up", lookups, 4 * samples * LENGTH + ROW_BYTES * lookups + 2 * samples)
 
 
-def insert_cost(samples: int, ngram: int) -> Cost:
+def insert_cost(samples: int, ngram: int) -> RoundCost:
     """Every id is read, every n-gram's count is read and written."""
     inserts = grams(samples, ngram)
-    return Cost("n-grams inserted", inserts, 4 * samples * LENGTH + 8 * inserts)
+    return RoundCost("n-grams inserted", inserts, 4 * samples * LENGTH + 8 * inserts)
 
 
 def _measure(
     benchmark: Any,
     run: Callable[..., Any],
-    cost: Cost,
+    cost: RoundCost,
     tokens: int,
     device: str,
     backend: str | None,
@@ -196,7 +196,9 @@ def test_freeze(benchmark: Any, workload: TableWorkload) -> None:
     """Turn counts into rows."""
     benchmark.group = f"freeze, {workload.ngram}-grams, {workload.skew}"
     stats = workload.table.stats()
-    cost = Cost("keys frozen", stats["keys"], stats["keys"] * (8 + 4 * LAYERS + ROW_BYTES))  # reads counts, writes rows
+    cost = RoundCost(
+        "keys frozen", stats["keys"], stats["keys"] * (8 + 4 * LAYERS + ROW_BYTES)
+    )  # reads counts, writes rows
     where = workload.tokens, workload.device, stats["backend"]
     _measure(benchmark, lambda table: table.freeze(1, SMOOTHING), cost, *where, prepare=workload.counted)
 
@@ -225,7 +227,7 @@ def test_sort(request: pytest.FixtureRequest, benchmark: Any, skew: str, name: s
         return torch.sort(-(exits.to(torch.int64) * 129 + lengths), stable=True).indices
 
     run, own = (ours, device) if name == "schedule" else (theirs, None)
-    cost = Cost("samples sorted", size, 18 * size)  # reads an exit and a length, writes a place
+    cost = RoundCost("samples sorted", size, 18 * size)  # reads an exit and a length, writes a place
     assert torch.equal(_measure(benchmark, run, cost, tokens, device, own), theirs())
 
 
