@@ -16,7 +16,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 def _distinct(numbers: tuple[float, ...]) -> tuple[float, ...]:
     if len({f"{number:g}" for number in numbers}) < len(numbers):
-        raise ValueError("a number stands there twice: numbers must differ in their first six digits")
+        raise ValueError("a number is given twice: numbers must differ in their first six digits")
     return numbers
 
 
