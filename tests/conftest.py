@@ -34,6 +34,7 @@ LABELS = 3
 # For processes that tests start: no access to a network, and one thread each, because tests already run in several workers.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # torch.compile starts no pool of processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

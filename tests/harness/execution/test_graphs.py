@@ -39,7 +39,7 @@ EXECUTIONS = st.builds(
     batch_tokens=st.sampled_from([0, 0, 13, 40]),
 )
 SHARED = settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
