@@ -13,14 +13,6 @@ _MEND = "use --data DIR with local files, or the embedded data (the default)"
 _UNPINNED = "hub revision not pinned: no commit of this repository has been verified"
 
 
-def _library() -> Any:
-    """Import the package ``datasets``, which nothing else needs."""
-    try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
-        raise DataError(f"the hub needs the package 'datasets' ({error}): pip install datasets, or {_MEND}") from error
-
-
 def _to_split(table: Any, card: DatasetCard, where: str) -> RawSplit:
     columns = card.columns
     wanted = [*columns.text, columns.label, *([columns.text_pair] if columns.text_pair else [])]
@@ -51,7 +43,10 @@ def load_hub(card: DatasetCard) -> RawDataset:
     if card.hub_id is None:
         why = f" ({card.notes[0]})" if card.notes else ""
         raise DataError(f"dataset '{card.name}' has no faithful copy on the hub{why}: {_MEND}")
-    library = _library()
+    try:
+        library = importlib.import_module("datasets")  # nothing else needs it
+    except ImportError as error:
+        raise DataError(f"the hub needs the package 'datasets' ({error}): pip install datasets, or {_MEND}") from error
     splits: dict[str, RawSplit] = {}
     for split, theirs in card.hub_splits.items():
         where = f"hub {card.hub_id} split '{theirs}'"

@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from harness.core.errors import DataError, UnknownNameError, first_line
@@ -45,9 +44,7 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
             if not isinstance(row, dict):
                 raise DataError(f'{path} line {number}: not a JSON object: write {{"text": ..., "label": ...}}')
             rows.append(row)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    # Object columns: pandas would turn integers beside a missing value into floats.
-    return pd.DataFrame({key: pd.Series([row.get(key) for row in rows], dtype=object) for key in columns})
+    return pd.DataFrame(rows, dtype=object)  # otherwise integers beside a missing value would become floats
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -62,14 +59,7 @@ def read_table(path: Path) -> pd.DataFrame:
             return pd.read_parquet(path)
         if form == "jsonl":
             return _read_jsonl(path)
-        return pd.read_csv(
-            path,
-            sep="," if form == "csv" else "\t",
-            dtype=str,
-            keep_default_na=False,
-            na_filter=False,
-            encoding="utf-8-sig",
-        )
+        return pd.read_csv(path, sep="," if form == "csv" else "\t", dtype=str, na_filter=False, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except pd.errors.EmptyDataError as error:
@@ -81,15 +71,13 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _texts(table: pd.DataFrame, column: str, where: str) -> list[str]:
-    values = table[column].tolist()
-    wrong = np.fromiter((not isinstance(value, str) for value in values), dtype=bool, count=len(values))
     # A missing text counts as an empty one: check_split reports both in the same way.
-    missing = np.asarray(table[column].isna(), dtype=bool)
-    if (wrong & ~missing).any():
-        row = int(np.flatnonzero(wrong & ~missing)[0])
-        kind = type(values[row]).__name__
-        raise DataError(f"{where}: column '{column}' must hold text, but row {row + 1} holds {kind}: convert it")
-    return ["" if gone else value for value, gone in zip(values, missing, strict=True)]
+    texts = ["" if gone else value for value, gone in zip(table[column].tolist(), table[column].isna(), strict=True)]
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise DataError(f"{where}: column '{column}' must hold text, but row {row} holds {kind}: convert it")
+    return texts
 
 
 def read_split(path: Path) -> RawSplit:

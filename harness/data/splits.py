@@ -89,26 +89,17 @@ def integer_labels(
     labels, wrong = np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
     for row, value in enumerate(values):
         try:
-            if isinstance(value, str):
-                labels[row] = int(value)
-            elif isinstance(value, bool | np.bool_) or int(value) != value:
-                wrong[row] = True
-            else:
-                labels[row] = int(value)
+            labels[row] = int(value)
+            wrong[row] = isinstance(value, bool | np.bool_) or not (isinstance(value, str) or int(value) == value)
         except (TypeError, ValueError, OverflowError):
             wrong[row] = True
     if wrong.any():
         example = values[int(np.flatnonzero(wrong)[0])]
         raise DataError(
             f"{where}: column '{column}' must hold integers, but {_rows(wrong)} hold{'s' if wrong.sum() == 1 else ''} "
-            f"e.g. {_short(example)}: number the classes 0, 1, 2, ..."
+            f"e.g. {example!r:.40}: number the classes 0, 1, 2, ..."
         )
     return labels - offset
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def check_split(split: RawSplit, where: str, text_column: str = "text", pair_column: str = "text_pair") -> None:
@@ -274,8 +265,7 @@ def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: i
     if max_train is None and max_test is None:
         return dataset
     try:
-        train = limit(dataset.train, max_train)
-        test = limit(dataset.test, max_test)
+        train, test = limit(dataset.train, max_train), limit(dataset.test, max_test)
     except DataError as error:
         raise DataError(f"dataset '{dataset.name}': {error}") from error
     if len(np.unique(train.labels)) < 2:
@@ -284,12 +274,10 @@ def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: i
             f"allow at least {dataset.num_labels} rows"
         )
     dev = dataset.dev if max_train is None else limit(dataset.dev, max(max_train // 4, min(max_train, DEV_ROWS), 100))
-    notes = [*dataset.notes]
-    for name, before, after in (
-        ("train", dataset.train, train),
-        ("dev", dataset.dev, dev),
-        ("test", dataset.test, test),
-    ):
-        if len(after) < len(before):
-            notes.append(f"{name} limited to {len(after)} of {len(before)} rows, stratified, seed 0")
-    return replace(dataset, train=train, dev=dev, test=test, notes=notes)
+    limited = {"train": train, "dev": dev, "test": test}
+    notes = [
+        f"{name} limited to {len(split)} of {before} rows, stratified, seed 0"
+        for name, split in limited.items()
+        if len(split) < (before := len(getattr(dataset, name)))
+    ]
+    return replace(dataset, notes=[*dataset.notes, *notes], **limited)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,8 @@ from harness.measure.resources import host_peak, reset_host_peak
 from harness.measure.speedup_factors import Side, speedup_factors
 from harness.measure.validation import check_answers, check_work
 from harness.results.schema import Speed, SpeedupFactors
+
+_SHARES = (0.1, 0.5, 0.9)  # of the quantiles that are stored
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,6 @@ def timed_pass(contender: Contender, tokens: TokenSet) -> TimedPass:
     return TimedPass(seconds, foreseeing, predictions)
 
 
-def _quantiles(values: Iterable[float]) -> tuple[float, float, float]:
-    p10, p50, p90 = np.quantile(list(values), [0.1, 0.5, 0.9])
-    return float(p10), float(p50), float(p90)
-
-
 def measure(
     contender: Contender,
     tokens: TokenSet,
@@ -170,9 +167,9 @@ def measure(
         label[order] = predictions.logits.argmax(1)
         labels.append(label)
     assert first is not None
-    p10, p50, p90 = _quantiles(own)
+    p10, p50, p90 = np.quantile(own, _SHARES).tolist()
     ratios = [theirs / seconds for theirs, seconds in zip(theirs_all, own, strict=False)]  # empty without a reference
-    low, ratio, high = _quantiles(ratios) if ratios else (None, None, None)
+    low, ratio, high = np.quantile(ratios, _SHARES).tolist() if ratios else (None, None, None)
     speed = Speed(
         samples_per_s=len(tokens) / p50,
         seconds=p50,
@@ -205,10 +202,8 @@ def _side(contender: Contender, done: TimedPass) -> Side:
 
 
 def _middle(pairs: Sequence[tuple[Side, Side]], ratios: Sequence[float], samples: int) -> SpeedupFactors | None:
-    """Return the speed-up factors of the round whose speed-up is nearest to the median."""
-    if not pairs:
+    """Return the speed-up factors of the round whose speed-up is nearest to the median; ``None`` if FLOPs are not counted."""
+    if not pairs or not all(side.seconds and side.cost.flops(side.work, "full") for pair in pairs for side in pair):
         return None
-    if not all(side.seconds and side.cost.flops(side.work, "full") for pair in pairs for side in pair):
-        return None  # a method that counts no FLOPs
     at = int(np.abs(np.array(ratios) - np.median(ratios)).argmin())
     return speedup_factors(*pairs[at], samples)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 from harness.core.work import ModelCost, Tally, Work
 from harness.results.schema import Factor, SpeedupFactors
@@ -126,9 +127,7 @@ def speedup_factors(own: Side, reference: Side, samples: int) -> SpeedupFactors:
         reference.seconds / ref_spent / (own.seconds / spent),
         f"{share:.2%} more time, {there:.2%} in the reference",
     )
-    product = 1.0
-    for factor in factors:
-        product *= factor.ratio
+    product = prod(factor.ratio for factor in factors)
     return SpeedupFactors(factors=factors, product=product, measured=reference.seconds / own.seconds)
 
 

@@ -13,9 +13,10 @@ rounding, two equally good fits differ. The wider margin between machines allows
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -170,28 +171,26 @@ def _match(
     Returns:
         Pairs of lists (base, new) with one cell per seed, and the cells without a match in base and in new.
     """
-    found: dict[tuple[str, ...], tuple[list[PackedCell], list[PackedCell]]] = {}
+    found: dict[tuple[Any, ...], tuple[list[PackedCell], list[PackedCell]]] = {}
     left, right = list(base), list(new)
-    for ignored in (("seed",), ("seed", *_MACHINE)):
-
-        def key(cell: Cell, ignored: Iterable[str] = ignored, with_seed: bool = False) -> tuple[str, ...]:
-            facts = cell.model_dump(exclude=set(ignored))
-            return (*(str(value) for value in facts.values()), *([str(cell.seed)] if with_seed else []))
-
-        ours = Counter(key(one.cell, with_seed=True) for one in left)
-        theirs: dict[tuple[str, ...], list[PackedCell]] = {}
-        for one in right:
-            theirs.setdefault(key(one.cell, with_seed=True), []).append(one)
-        for old in list(left):
-            same = theirs.get(key(old.cell, with_seed=True), [])
-            if len(same) == 1 and ours[key(old.cell, with_seed=True)] == 1:
+    for ignored in ((), _MACHINE):
+        ours, theirs = _by_coordinates(left, ignored), _by_coordinates(right, ignored)
+        for key, olds in ours.items():
+            youngs = theirs.get(key, [])
+            if len(olds) == len(youngs) == 1:
                 # The number of ignored coordinates keeps the seeds of both kinds of matches apart.
-                both = found.setdefault((str(len(ignored)), *key(old.cell)), ([], []))
-                both[0].append(old)
-                both[1].append(same[0])
-                left.remove(old)
-                right.remove(same[0])
+                both = found.setdefault((len(ignored), *(pair for pair in key if pair[0] != "seed")), ([], []))
+                for side, cells, matched in zip(both, (left, right), (olds[0], youngs[0]), strict=True):
+                    side.append(matched)
+                    cells.remove(matched)
     return list(found.values()), [one.cell for one in left], [one.cell for one in right]
+
+
+def _by_coordinates(cells: Sequence[PackedCell], ignored: Sequence[str]) -> dict[tuple[Any, ...], list[PackedCell]]:
+    groups: dict[tuple[Any, ...], list[PackedCell]] = defaultdict(list)
+    for one in cells:
+        groups[tuple(one.cell.model_dump(exclude=set(ignored)).items())].append(one)
+    return groups
 
 
 def _other_rows(old: PackedCell, young: PackedCell) -> bool:
