@@ -274,7 +274,7 @@ def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: i
             f"allow at least {dataset.num_labels} rows"
         )
     dev = dataset.dev if max_train is None else limit(dataset.dev, max(max_train // 4, min(max_train, DEV_ROWS), 100))
-    limited = {"train": train, "dev": dev, "test": test}
+    limited: dict[str, Any] = {"train": train, "dev": dev, "test": test}
     notes = [
         f"{name} limited to {len(split)} of {before} rows, stratified, seed 0"
         for name, split in limited.items()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.core.work import LayerCost, Tally
+from harness.core.work import Tally
 from harness.encoder.backbone import Backbone
 from harness.encoder.masked_words import MaskedWordModel, RowAttention, budget, masked_word_model, row_states
 from harness.encoder.model import Encoder
@@ -104,12 +104,10 @@ class Distillation(nn.Module, ABC):
     def training_flops(self, *, rows: int, length: int, share: float, every: bool) -> int:
         """Return the FLOPs of one step: matrix products of the teacher's layers, and of the student's layers and masked-word head
         with their gradients."""
-        tokens = rows * length
-        tally = Tally(rows, tokens, tokens, rows * length**2)
+        tally = Tally(rows, rows * length, rows * length, rows * length**2)
 
         def layers(encoder: Encoder) -> int:
-            shape = encoder.shape
-            return shape.layers * LayerCost(shape.width, shape.intermediate).flops(tally, "full")
+            return encoder.depth * encoder.cost().flops(tally, "full")
 
         width, vocab = self.encoder.shape.width, self.encoder.shape.vocab_size
         guesses = rows * budget(share, length) if self.words is not None else 0

@@ -11,10 +11,9 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,29 +57,6 @@ class Progress:
     loss: float = math.nan
 
 
-class LossCurve:
-    """Losses by step, one JSON line each; lines after a state are cut when a run resumes from it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def cut(self, step: int) -> None:
-        """Keep the first ``step`` steps."""
-        if self.path.exists():
-            kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]
-            write_text(self.path, "".join(kept))
-
-    def add(self, first: int, losses: list[float], norms: list[float]) -> None:
-        """Append steps from ``first`` on (counted from 1)."""
-        rows = enumerate(zip(losses, norms, strict=True), start=first)
-        text = "".join(json.dumps({"step": number, "loss": loss, "norm": norm}) + "\n" for number, (loss, norm) in rows)
-        try:
-            with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(text)
-        except OSError as error:
-            raise ResultError(f"cannot write {self.path}: {error.strerror}: free space, then run again") from error
-
-
 class Trainer:
     """A model, its data and its optimiser.
 
@@ -102,7 +78,7 @@ class Trainer:
         self.device = stream.device
         self.bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_bfloat16(self.device))
         self.progress = Progress()
-        self.curve = LossCurve(folder / "curve.jsonl")
+        self.curve = folder / "curve.jsonl"
         self.forward: Forward = model
         self.compiled = compiled
         self.optimizer = self._optimizer()
@@ -118,12 +94,9 @@ class Trainer:
         fused = self.device.type == "cuda"
         return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=fused)
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss: of the last layer, or the mean over all layers."""
-        with self._precision():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             losses = self.forward(*batch.inputs, self.recipe.multi_exit)
         return losses.mean()
 
@@ -163,8 +136,14 @@ class Trainer:
         found = snapshot.files(self.folder)
         if found:
             self.progress = Progress(**snapshot.load(found[-1], self.model, self.optimizer))
-        self.curve.cut(self.progress.step)
+        self.cut_curve(self.progress.step)
         return bool(found)
+
+    def cut_curve(self, step: int) -> None:
+        """Keep the first ``step`` lines of the curve, which has one JSON line per step."""
+        if self.curve.exists():
+            kept = self.curve.read_text(encoding="utf-8").splitlines(keepends=True)[:step]
+            write_text(self.curve, "".join(kept))
 
     def save(self) -> None:
         snapshot.save(self.folder, self.progress.step, self.model, self.optimizer, vars(self.progress))
@@ -240,15 +219,15 @@ class Trainer:
         start = mark = clock.now()
         saved = mark
         tokens, done_before = 0, progress.step
-        with _Bar(recipe.steps, progress.step, show) as bar:
+        with closing(_Bar(recipe.steps, progress.step, show)) as bar:
 
             def look() -> None:
                 """Read the losses since the last call, which waits for the device; stop if one is not finite."""
                 nonlocal tokens, mark, done_before
                 if not losses:
                     return
-                values, sizes = torch.stack(losses).tolist(), torch.stack(norms).tolist()
-                for number, pair in enumerate(zip(values, sizes, strict=True), start=done_before + 1):
+                values, lines = torch.stack(losses).tolist(), []
+                for number, pair in enumerate(zip(values, torch.stack(norms).tolist(), strict=True), done_before + 1):
                     if not all(map(math.isfinite, pair)):
                         kept = snapshot.files(self.folder)
                         where = f"the state in {kept[-1].name} is kept" if kept else "no state was written yet"
@@ -256,7 +235,14 @@ class Trainer:
                             f"the loss is not finite at step {number} of {recipe.steps}; {where}: start again with --fresh and "
                             "a lower --learning-rate"
                         )
-                self.curve.add(done_before + 1, values, sizes)
+                    lines.append(json.dumps({"step": number, "loss": pair[0], "norm": pair[1]}) + "\n")
+                try:
+                    with self.curve.open("a", encoding="utf-8") as handle:
+                        handle.writelines(lines)
+                except OSError as error:
+                    raise ResultError(
+                        f"cannot write {self.curve}: {error.strerror}: free space, then run again"
+                    ) from error
                 now = clock.now()
                 progress.loss = sum(values) / len(values)
                 progress.tokens += tokens
@@ -295,10 +281,7 @@ class _Bar:
         self._bar = tqdm(total=steps, initial=done, desc="training", unit="step", disable=None if show else True)
         self._told, self._began, self._first = clock.now(), clock.now(), done
 
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bar.close()
 
     def show(self, progress: Progress, rate: float, share: float) -> None:

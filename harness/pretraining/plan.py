@@ -94,10 +94,8 @@ def _same(old: dict[str, Any], new: dict[str, Any], work: Path) -> None:
 
     def flat(tree: dict[str, Any]) -> dict[str, Any]:
         parts = {key: value for key, value in tree.items() if not isinstance(value, dict)}
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                parts |= {f"{key}: {name}": inner for name, inner in value.items()}
-        return parts
+        inner = {key: value for key, value in tree.items() if isinstance(value, dict)}
+        return parts | {f"{key}: {name}": value for key, table in inner.items() for name, value in table.items()}
 
     before, now = flat(old), flat(new)
     for key in dict.fromkeys([*now, *before]):
@@ -126,12 +124,6 @@ def load(work: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultError(f"{path} is damaged ({error!r}): start again with --fresh") from error
     return plan
-
-
-def _delete(work: Path) -> None:
-    """Delete plan, curve and states; shards are kept."""
-    for path in [work / "plan.json", work / "curve.jsonl", *snapshot.files(work)]:
-        path.unlink(missing_ok=True)
 
 
 def _steps(args: argparse.Namespace, trainer: Trainer, data: shards.Shards) -> tuple[int, float | None]:
@@ -175,8 +167,9 @@ def carry_out(
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResultError(f"cannot write {work}: {error.strerror}: choose another folder with --out") from error
-    if args.fresh:
-        _delete(work)
+    if args.fresh:  # shards are kept
+        for path in [work / "plan.json", work / "curve.jsonl", *snapshot.files(work)]:
+            path.unlink(missing_ok=True)
     plan = load(work, asked)
     model.to(device)
     stream = Stream(data, size=recipe.rows, share=recipe.mask_share, seed=recipe.seed, device=device)
@@ -191,7 +184,7 @@ def carry_out(
             steps, seconds = _steps(args, trainer, data)
             plan = {"asked": asked, "steps": steps, "measured_seconds_per_step": seconds}
             write_json(work / "plan.json", plan)
-            trainer.curve.cut(0)
+            trainer.cut_curve(0)
         trainer.recipe = recipe.model_copy(update={"steps": plan["steps"]})
         shape = model.encoder.shape
         _progress(

@@ -82,7 +82,8 @@ def train_exactly(texts: Iterable[str], size: int, language: str) -> Tokenizer:
 
 def words(tokenizer: Any) -> list[str]:
     """Return the vocabulary of a tokenizer in the order of ids."""
-    return [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    found = tokenizer.get_vocab()
+    return sorted(found, key=found.__getitem__)
 
 
 def save(tokenizer: Any, folder: Path, longest: int) -> None:
