@@ -204,7 +204,7 @@ def _repeats(base: PackedRun, new: PackedRun, old: PackedCell, young: PackedCell
 
 
 def _change(base: PackedRun, new: PackedRun, olds: Sequence[PackedCell], youngs: Sequence[PackedCell]) -> Change:
-    twins = list(zip(olds, youngs, strict=True))
+    twins, everyone = list(zip(olds, youngs, strict=True)), (*olds, *youngs)
 
     def means(name: str) -> tuple[float, float]:
         old, young = (float(np.mean([getattr(cell, name) for cell in side])) for side in (olds, youngs))
@@ -225,9 +225,8 @@ def _change(base: PackedRun, new: PackedRun, olds: Sequence[PackedCell], youngs:
         flops_linear=means("flops_linear"),
         layers=means("mean_layers"),
         exact=all(constant) or fit is True or (fit is None and repeats),
-        constant=all(len(_depths(cell)) == 1 for cell in (*olds, *youngs)),
+        constant=all(len(_depths(cell)) == 1 for cell in everyone),
     )
-    everyone = (*olds, *youngs)
     if all(cell.correct is not None for cell in everyone) and len({(cell.n, cell.rows) for cell in everyone}) == 1:
         right = [np.stack([cell.correct for cell in side if cell.correct is not None]) for side in (olds, youngs)]
         gained = (right[1].astype(np.int64) - right[0]).sum(0)
@@ -238,7 +237,7 @@ def _change(base: PackedRun, new: PackedRun, olds: Sequence[PackedCell], youngs:
 
 
 def _depths(cell: PackedCell) -> list[int]:
-    """The layers that samples leave after, from 1; where that is one and the same in both runs, no weight can change the cost."""
+    """Return the layers after which samples exit, from 1; if it is one layer in both runs, no weight can change the cost."""
     return [layer for layer, samples in enumerate(cell.exits, start=1) if samples]
 
 
@@ -310,11 +309,7 @@ def _remarks(
             f"{refitted} cells have, or may have, other weights: the training code, the machine or the settings of a cached fit "
             f"changed; their limit for FLOPs and layers is {100 * limits.dearer_refitted:g} %"
         )
-    if any(
-        old.tokens != young.tokens
-        for twin in twins
-        for old, young in zip(*twin, strict=True)
-        if old.tokens and young.tokens
-    ):
+    pairs = [(old.tokens, young.tokens) for twin in twins for old, young in zip(*twin, strict=True)]
+    if any(old and young and old != young for old, young in pairs):
         remarks.append("the same test rows have other numbers of tokens in some cells, which also changes FLOPs")
     return remarks

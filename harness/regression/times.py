@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import exp, log
 
 import numpy as np
@@ -29,6 +30,8 @@ LEAST_PAIRS = 20
 # Enough for the smallest p-value to be below alpha / 2 after Holm.
 DRAWS_A_CELL = 1_000
 LEAST_DRAWS = 100_000
+
+Rounds = tuple[tuple[int, int], ...]
 
 
 @dataclass
@@ -75,6 +78,12 @@ class Timed:
     olds: Sequence[PackedCell]
     youngs: Sequence[PackedCell]
     change: TimeChange | None = field(default=None, init=False)
+
+    @property
+    def rounds(self) -> Rounds:
+        """Number of passes (base, new) of every seed."""
+        both = zip(self.olds, self.youngs, strict=True)
+        return tuple((len(old.round_seconds), len(young.round_seconds)) for old, young in both)
 
     def refusal(self) -> str | None:
         """Return why the times of this cell cannot be compared; None if they can."""
@@ -133,14 +142,13 @@ def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[li
         )
         for side in (lambda one: one.olds, lambda one: one.youngs)
     ]
-    if able and min(map(len, pools)) < LEAST_PAIRS:
-        fewest = min(map(len, pools))
+    if not able:
+        return [], remarks
+    if (fewest := min(map(len, pools))) < LEAST_PAIRS:
         remarks.append(
             f"times of {len(able)} cells are not compared: {fewest} pairs of successive passes are too few to estimate the noise "
             f"({LEAST_PAIRS} are needed): compare more cells, or measure more rounds"
         )
-        return [], remarks
-    if not able:
         return [], remarks
     remarks += _reference(able)
     able = [one for one in able if one.youngs[0].cell.method != one.youngs[0].reference]
@@ -149,10 +157,7 @@ def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[li
         _measure(one, noise)
     methods = _methods(able, noise)
     limit = -log(1 + slower)
-    families: tuple[Sequence[TimeChange | MethodTime], ...] = (
-        [one.change for one in able if one.change is not None],
-        methods,
-    )
+    families: tuple[Sequence[TimeChange | MethodTime], ...] = ([one.change for one in able if one.change], methods)
     for family in families:
         for change, adjusted in zip(family, holm([change.p for change in family]), strict=True):
             change.p_adjusted = adjusted
@@ -169,35 +174,24 @@ class _Noise:
 
     def __init__(self, pools: Sequence[np.ndarray], draws: int) -> None:
         self.pools, self.draws = pools, draws
-        self._drawn: dict[tuple[int, int], np.ndarray] = {}
-        self._sorted: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+        self._cached = cache(self._draw)
+        self.sorted_of_cell = cache(lambda rounds: np.sort(self.of_cell(rounds)))
 
     def _draw(self, base: int, new: int) -> np.ndarray:
-        if (base, new) not in self._drawn:
-            sides = [median_noise(self.pools[i], rounds, self.draws, seed=i) for i, rounds in enumerate((base, new))]
-            self._drawn[base, new] = sides[1] - sides[0]
-        return self._drawn[base, new]
+        sides = [median_noise(self.pools[i], rounds, self.draws, seed=i) for i, rounds in enumerate((base, new))]
+        return np.asarray(sides[1] - sides[0])
 
-    @staticmethod
-    def _rounds(one: Timed) -> tuple[tuple[int, int], ...]:
-        return tuple((len(a.round_seconds), len(b.round_seconds)) for a, b in zip(one.olds, one.youngs, strict=True))
-
-    def of_cell(self, one: Timed, start: int = 0) -> np.ndarray:
+    def of_cell(self, rounds: Rounds, start: int = 0) -> np.ndarray:
         """Return the noise of the mean over a cell's seeds, [draws]. Each ``start`` gives an independent sample."""
-        parts = [np.roll(self._draw(*pair), 7919 * (start + i)) for i, pair in enumerate(self._rounds(one))]
+        parts = [np.roll(self._cached(*pair), 7919 * (start + i)) for i, pair in enumerate(rounds)]
         return np.asarray(np.mean(parts, axis=0))
-
-    def sorted_of_cell(self, one: Timed) -> np.ndarray:
-        """Return the noise of a cell in ascending order; cached by number of rounds."""
-        rounds = self._rounds(one)
-        if rounds not in self._sorted:
-            self._sorted[rounds] = np.sort(self.of_cell(one))
-        return self._sorted[rounds]
 
     def of_method(self, cells: Sequence[Timed]) -> np.ndarray:
         """Return the noise of the median over cells in ascending order, [draws]."""
         seeds = max(len(one.olds) for one in cells)
-        return np.sort(np.median([self.of_cell(one, number * seeds) for number, one in enumerate(cells)], axis=0))
+        return np.sort(
+            np.median([self.of_cell(one.rounds, number * seeds) for number, one in enumerate(cells)], axis=0)
+        )
 
 
 def _p(null: np.ndarray, observed: float) -> float:
@@ -208,7 +202,7 @@ def _p(null: np.ndarray, observed: float) -> float:
 def _measure(one: Timed, noise: _Noise) -> None:
     base, new = (float(np.mean([np.median(_log_ratios(cell)) for cell in side])) for side in (one.olds, one.youngs))
     best = float(np.mean([_best(b) - _best(a) for a, b in zip(one.olds, one.youngs, strict=True)]))
-    null = noise.sorted_of_cell(one)
+    null = noise.sorted_of_cell(one.rounds)
     low, high = (float(null[round(share * (len(null) - 1))]) for share in (0.025, 0.975))
     shift = new - base
     one.change = TimeChange(

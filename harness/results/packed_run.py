@@ -171,23 +171,16 @@ def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.tobytes()).decode("ascii")
 
 
-def _rows_hash(samples: pd.DataFrame) -> str:
-    """Return 16 hex digits of the hash of index and label of the test rows, in file order."""
-    digest = hashlib.sha256()
-    for column in ("index", "label"):
-        digest.update(samples[column].to_numpy(dtype="<i8").tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int) -> PackedCell:
     kept: dict[str, Any] = {}
     if samples is not None:
+        rows = samples[["index", "label"]].to_numpy(dtype="<i8")
         some = samples.iloc[np.linspace(0, len(samples) - 1, min(len(samples), SKETCHED)).round().astype(int)]
         kept = {
             "bits": _base64(np.packbits(samples["correct"].to_numpy(dtype=bool))),
             "sketch": _base64(some["confidence"].to_numpy(dtype="<f4")),
             "sketch_exits": _base64(some["exit_layer"].to_numpy(dtype=np.uint8)),
-            "rows": _rows_hash(samples),
+            "rows": hashlib.sha256(rows.tobytes("F")).hexdigest()[:16],  # column by column
             "tokens": int(samples["length"].sum()),
         }
     return PackedCell(
