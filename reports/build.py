@@ -1,18 +1,25 @@
-"""Write the whole report of a run: page, Markdown, tables and figures."""
+"""Write the whole report of a run: the page and the Markdown report, filled by templates, and tables and figures."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from harness import __version__
 from harness.core.errors import ResultError
+from reports.analysis.control_tests import headlines
 from reports.analysis.view import View, build_view
 from reports.figures.dataset_figures import draw_figures
-from reports.figures.drawing import Drawing
-from reports.notation.table_formats import table_files
-from reports.page import render_markdown, render_page
+from reports.figures.drawing import Drawing, inline_svg
+from reports.notation.marks import footnotes
+from reports.notation.table_formats import escape_markdown, table_files, to_markdown
 from reports.tables.catalogue import Contents
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def write_report(run_path: Path, progress: bool = False) -> Path:
@@ -91,3 +98,51 @@ def _write(view: View, folder: Path, progress: bool) -> None:
                 (folder / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
     (folder / "report.md").write_text(render_markdown(view, contents, figures), encoding="utf-8")
     (folder / "index.html").write_text(render_page(view, contents, figures), encoding="utf-8")
+
+
+Figures = Mapping[str, Sequence[Drawing]]  # slug -> figures of this dataset
+
+
+def _context(view: View, contents: Contents, figures: Figures) -> dict[str, object]:
+    kinds = {row.method: row.kind for row in view.rows}
+    return {
+        "view": view,
+        "contents": contents,
+        "figures": figures,
+        "headlines": headlines(view.verdicts),
+        "methods": sorted(kinds),
+        "version": __version__,
+        "marks": footnotes(view.rows),
+        "kinds": kinds,
+        "only_methods": [name for name, kind in kinds.items() if kind == "method"],
+    }
+
+
+def _environment(*, escape: bool) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render_page(view: View, contents: Contents, figures: Figures) -> str:
+    """Return one self-contained HTML page: styles, scripts and figures are inside, and nothing is loaded."""
+    from markupsafe import Markup
+
+    environment = _environment(escape=True)
+    # matplotlib and Canvas escape the text in figures.
+    environment.filters["inline_svg"] = lambda drawing: Markup(inline_svg(drawing))
+    return str(environment.get_template("page.html.j2").render(_context(view, contents, figures)))
+
+
+def render_markdown(view: View, contents: Contents, figures: Figures) -> str:
+    """Return the same report as Markdown, with figures by relative path."""
+    environment = _environment(escape=False)
+    environment.filters["md"] = escape_markdown
+    environment.filters["table"] = to_markdown
+    return str(environment.get_template("report.md.j2").render(_context(view, contents, figures)))

@@ -1,4 +1,4 @@
-"""A finished figure, and its form inside the page."""
+"""The colours of all figures; a finished figure, and its form inside the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from reports.figures.palette import FAINT, INK, PAPER
+# Okabe & Ito, "Color Universal Design" (2008), without its yellow, which is faint on white.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GAIN, LOSS = OKABE_ITO[0], OKABE_ITO[1]
+# Ink and paper are unusual greys, so that the page can replace them in a dark colour scheme.
+INK, FAINT, PAPER = "#222324", "#D9DADB", "#FDFEFF"
+GREYS = ("#6B6C6D", "#9A9B9C")
 
 # A point of a figure: x and y in points from the top left, and its description.
 Spot = tuple[float, float, str]

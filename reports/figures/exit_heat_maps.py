@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from reports.analysis.prediction_quality import PredictorRow
-from reports.figures.palette import GREYS, INK, PAPER
+from reports.figures.drawing import GREYS, INK, PAPER
 from reports.figures.svg_canvas import Canvas, fitted, width_of
 from reports.notation.numbers import fixed, minus, percent
 

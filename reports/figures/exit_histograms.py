@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
-from reports.figures.drawing import Drawing
-from reports.figures.palette import INK
+from reports.figures.drawing import INK, Drawing
 from reports.figures.style import Look, new_figure, render
 from reports.notation.numbers import finite
 

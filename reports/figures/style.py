@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reports.analysis.view import View
-from reports.figures.drawing import Drawing, Spot, with_spots
-from reports.figures.palette import FAINT, GREYS, INK, OKABE_ITO
+from reports.figures.drawing import FAINT, GREYS, INK, OKABE_ITO, Drawing, Spot, with_spots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

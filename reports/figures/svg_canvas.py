@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from reports.figures.palette import INK
+from reports.figures.drawing import INK
 
 
 def _number(value: float) -> str:
