@@ -16,9 +16,9 @@ import pandas as pd
 from harness.measure.statistics import bootstrap_difference, faster_and_not_worse, paired, self_ratios
 from reports.analysis.cell_settings import values_of
 from reports.analysis.control_tests import ALPHA, SAME, PairedTest, adjusted, correct_by_seed
-from reports.analysis.noise import FEWEST, usable
 from reports.analysis.result_rows import ResultRow
-from reports.analysis.samples import Reader
+from reports.analysis.run_contents import Reader
+from reports.analysis.time_ratios import FEWEST, usable
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 

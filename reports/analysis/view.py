@@ -22,8 +22,14 @@ from reports.analysis.curves import Curve, measure_curves
 from reports.analysis.prediction_quality import PredictorRow, predictor_quality
 from reports.analysis.result_rows import ResultRow, average_over_seeds, signs, with_noise, with_ratios
 from reports.analysis.rival_tests import RivalTest, compare_with_rivals
-from reports.analysis.run_contents import VariantRow, lost_cells, read_compared, read_variants, usable_results
-from reports.analysis.samples import SampleReader
+from reports.analysis.run_contents import (
+    SampleReader,
+    VariantRow,
+    lost_cells,
+    read_compared,
+    read_variants,
+    usable_results,
+)
 
 KIND_ORDER = {"method": 0, "control": 1, "bound": 2}
 R = TypeVar("R", bound=ResultRow)

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 from harness.results.schema import SpeedupFactors
-from reports.analysis.factor_losses import in_order, largest_loss
-from reports.analysis.noise import Noise
+from reports.analysis.time_ratios import Noise, in_order, largest_loss
 from reports.figures.drawing import FAINT, GAIN, GREYS, INK, LOSS, PAPER
 from reports.figures.svg_canvas import Canvas, fitted, width_of
 from reports.notation.numbers import times

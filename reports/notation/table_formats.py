@@ -25,18 +25,20 @@ class Column(Generic[R_contra]):
     Attributes:
         key: name of the raw value, by which the page sorts.
         label: heading.
-        show: text of a row in this column.
+        show: text of a row in this column; without it the raw value as ``form`` gives it.
         numeric: right-aligned, sorted as a number.
         missing: why a value can be missing; becomes a note where one is.
         group: heading above several columns (LaTeX), prefixed to the label elsewhere.
+        form: text of a raw value.
     """
 
     key: str
     label: str
-    show: Callable[[R_contra], str]
+    show: Callable[[R_contra], str] | None = None
     numeric: bool = True
     missing: str = ""
     group: str = ""
+    form: Callable[[Any], str] = str
 
     @property
     def heading(self) -> str:
@@ -68,7 +70,10 @@ class Table(Generic[R]):
     values: Mapping[str, Callable[[R], object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.cells = [[column.show(row) for column in self.columns] for row in self.rows]
+        self.cells = [
+            [column.show(row) if column.show else column.form(self.raw(row, column.key)) for column in self.columns]
+            for row in self.rows
+        ]
         reasons: dict[str, list[str]] = {}
         for i, column in enumerate(self.columns):
             if column.missing and any(row[i].startswith(DASH) for row in self.cells):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.results.schema import Overlaps
 from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import View, by_data
-from reports.notation.marks import marked, together
+from reports.notation.marks import together
 from reports.notation.numbers import DASH, finite, percent, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
-from reports.tables.shared_columns import data_tag, file_tag, run_table
+from reports.tables.shared_columns import DATASET, METHOD, data_tag, file_tag, run_table
 
 _OVERLAPS = {
     "train_test": "Test rows also in train",
@@ -42,41 +42,26 @@ class CheckRow(ResultRow):
 def checks_tables(view: View) -> list[Table[CheckRow]]:
     """Return one row per dataset and method; real and synthetic data apart."""
     columns: list[Column[CheckRow]] = [
-        Column("dataset", "Dataset", lambda row: row.dataset, numeric=False),
-        Column("method", "Method", lambda row: marked(row.method, row.marks), numeric=False),
-        Column("points", "Rows", lambda row: whole(row.points)),
-        Column("rounds_agree", "Same label in any order %", lambda row: percent(row.rounds_agree, 2)),
-        Column(
-            "batches_agree",
-            "Same label in any batch size %",
-            lambda row: percent(row.batches_agree, 2),
-            missing=NOT_CHECKED,
-        ),
+        DATASET,
+        METHOD,
+        Column("points", "Rows", form=whole),
+        Column("rounds_agree", "Same label in any order %", form=_share),
+        Column("batches_agree", "Same label in any batch size %", missing=NOT_CHECKED, form=_share),
         Column("state_unchanged", "Unchanged by testing", _unchanged, numeric=False, missing=NOT_CHECKED),
-        Column(
-            "syncs",
-            "Syncs a pass",
-            lambda row: whole(row.syncs),
-            missing="counted on CUDA only, if the run asks for it",
-        ),
-        Column("verdict", "Verdict", lambda row: row.verdict, numeric=False),
+        Column("syncs", "Syncs a pass", missing="counted on CUDA only, if the run asks for it", form=whole),
+        Column("verdict", "Verdict", numeric=False),
     ]
     csv = ("data", "dataset", "method", *(column.key for column in columns[2:]), "marks")
+    text = "Checks of every method, the worst of its rows"
     tables = []
     for synthetic, half in by_data(view.rows):
         rows = [_worst(same) for same in grouped(half, lambda row: (row.slug, row.method)).values()]
-        tables.append(
-            run_table(
-                "checks",
-                "Checks of every method, the worst of its rows",
-                synthetic,
-                rows,
-                columns,
-                csv,
-                split="dataset",
-            )
-        )
+        tables.append(run_table("checks", text, synthetic, rows, columns, csv, split="dataset"))
     return tables
+
+
+def _share(value: object) -> str:
+    return percent(value, 2)
 
 
 def _worst(same: Sequence[ResultRow]) -> CheckRow:
@@ -115,38 +100,31 @@ def overlap_tables(view: View) -> list[Table[OverlapRow]]:
     if all(count is None for row in rows for count in row.counts.values()):
         return []
     columns: list[Column[OverlapRow]] = [
-        Column("label", "Dataset", lambda row: row.label, numeric=False),
-        Column("test", "Test samples", lambda row: whole(row.test)),
+        Column("label", "Dataset", numeric=False),
+        Column("test", "Test samples", form=whole),
         *(_counts(name, label) for name, label in _OVERLAPS.items()),
     ]
     all_synthetic = all(group.synthetic for group in view.groups)
+    tag = data_tag(True) if all_synthetic else ", synthetic data marked" if view.synthetic else ""
     note = (
         "Rows are the same if their token ids are, cut to the length that the model sees. In brackets: share of the test samples. "
         "Thresholds are tuned on dev and weights on train, so the rows that test shares with them were seen before."
     )
-    return [
-        Table(
-            f"overlaps{file_tag(view.synthetic)}",
-            "Rows that splits share"
-            + (data_tag(True) if all_synthetic else ", synthetic data marked" if view.synthetic else ""),
-            rows,
-            columns,
-            ("dataset", "test", *(f"overlap_{name}" for name in _OVERLAPS)),
-            [note],
-            values={
-                "dataset": lambda row: row.label,
-                **{f"overlap_{name}": lambda row, name=name: row.counts[name] for name in _OVERLAPS},  # type: ignore[misc]
-            },
-        )
-    ]
+    values: dict[str, Callable[[OverlapRow], object]] = {f"overlap_{name}": _count_of(name) for name in _OVERLAPS}
+    csv = ("dataset", "test", *values)
+    values["dataset"] = lambda row: row.label
+    name = f"overlaps{file_tag(view.synthetic)}"
+    return [Table(name, "Rows that splits share" + tag, rows, columns, csv, [note], values=values)]
+
+
+def _count_of(name: str) -> Callable[[OverlapRow], int | None]:
+    return lambda row: row.counts[name]
 
 
 def _counts(name: str, label: str) -> Column[OverlapRow]:
     def show(row: OverlapRow) -> str:
         count = row.counts[name]
-        if count is None:
-            return DASH
-        if name == "train_dev" or not row.test:
+        if count is None or name == "train_dev" or not row.test:
             return whole(count)
         return f"{whole(count)} ({percent(count / row.test, 2)} %)"
 

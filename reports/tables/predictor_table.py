@@ -5,11 +5,10 @@ from __future__ import annotations
 from reports.analysis.cell_settings import SETTING
 from reports.analysis.prediction_quality import Agreement, PredictorRow
 from reports.analysis.view import Group, View, of_group
-from reports.notation.marks import marked
 from reports.notation.numbers import fixed, minus, percent, points
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable
-from reports.tables.shared_columns import dataset_table, setting_columns
+from reports.tables.shared_columns import METHOD, POINT, dataset_table, setting_columns
 
 HEADING = "How well exits are predicted"
 _SEQUENTIAL, _ORACLE = "Against sequential:", "Against oracle:"
@@ -21,42 +20,28 @@ def predictor_table(view: View, group: Group) -> Table[PredictorRow] | None:
     if not rows:
         return None
     why = "no oracle with per-sample rows in this run under the same conditions"
-
-    def share(key: str, label: str) -> Column[PredictorRow]:
-        return Column(key, label, lambda row: percent(getattr(row.agreement, key)))
+    unranked = "one of the two never changes, so nothing is ranked"
+    uncounted = "this row has no exit table, or the run did not count them"
 
     def change(key: str, label: str, above: str) -> Column[PredictorRow]:
-        return Column(key, label, lambda row: points(_value(row, key), 2), missing=why, group=above)
-
-    def layers(key: str, above: str) -> Column[PredictorRow]:
-        return Column(key, "layers", lambda row: _signed(_value(row, key)), missing=why, group=above)
+        form = _signed if label == "layers" else lambda value: points(value, 2)
+        return Column(key, label, missing=why, group=above, form=form)
 
     columns: list[Column[PredictorRow]] = [
-        Column("method", "Method", lambda row: marked(row.method, row.marks), numeric=False),
-        Column("point", "Point", lambda row: row.point, numeric=False),
+        *(METHOD, POINT),
         *setting_columns(view),
-        Column(
-            "tau_b",
-            "Kendall tau-b",
-            lambda row: minus(fixed(row.agreement.tau_b)),
-            missing="one of the two never changes, so nothing is ranked",
-        ),
-        share("hit", "Hits %"),
-        share("within_one", "Within one layer %"),
-        share("early", "Too early %"),
-        share("late", "Too late %"),
-        Column(
-            "unseen_tokens",
-            "Unseen tokens %",
-            lambda row: percent(row.unseen_tokens),
-            missing="this row has no exit table, or the run did not count them",
-        ),
+        Column("tau_b", "Kendall tau-b", missing=unranked, form=lambda value: minus(fixed(value))),
+        Column("hit", "Hits %", form=percent),
+        Column("within_one", "Within one layer %", form=percent),
+        Column("early", "Too early %", form=percent),
+        Column("late", "Too late %", form=percent),
+        Column("unseen_tokens", "Unseen tokens %", missing=uncounted, form=percent),
         change("accuracy_vs_sequential", "accuracy, points", _SEQUENTIAL),
         change("cost_early", "of it, too early", _SEQUENTIAL),
         change("cost_late", "of it, too late", _SEQUENTIAL),
-        layers("layers_vs_sequential", _SEQUENTIAL),
+        change("layers_vs_sequential", "layers", _SEQUENTIAL),
         change("accuracy_vs_oracle", "accuracy, points", _ORACLE),
-        layers("layers_vs_oracle", _ORACLE),
+        change("layers_vs_oracle", "layers", _ORACLE),
     ]
     csv = (
         *("data", "dataset", "kind", "method", "point", *SETTING, "seeds", "n", "compared_with"),
@@ -71,14 +56,10 @@ def predictor_table(view: View, group: Group) -> Table[PredictorRow] | None:
         "Verified exits apply a head where the prediction says so: their hits are those of the prediction, their accuracy and "
         "layers are those of the final answer. The oracle exits at the first layer that agrees with full depth.",
     ]
-    values = {name: lambda row, name=name: _value(row, name) for name in Agreement._fields}
+    values = {name: lambda row, name=name: getattr(row.agreement, name) for name in Agreement._fields}
     return dataset_table(
         "predictor", HEADING, group, rows, columns, csv, notes, lowest=False, split="base", values=values
     )
-
-
-def _value(row: PredictorRow, key: str) -> object:
-    return getattr(row.agreement if key in Agreement._fields else row, key)
 
 
 def _signed(value: object) -> str:

@@ -1,41 +1,41 @@
-"""Accuracy, cost and speed of every method: the summary, the results of each dataset, what lies behind them, and difficulty."""
+"""Accuracy, cost and speed of every method: the summary, its variants and curves; of each dataset the results, what lies
+behind them, and difficulty.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from reports.analysis.cell_settings import SETTING
+from reports.analysis.curves import Curve
 from reports.analysis.result_rows import ResultRow
-from reports.analysis.run_contents import lost_note
+from reports.analysis.run_contents import VariantRow, lost_note
 from reports.analysis.view import DifficultyRow, Group, Level, View, by_data, of_group
-from reports.notation.numbers import DASH, finite, fixed, flops_unit, percent, plain, span, times, whole
+from reports.notation.numbers import DASH, finite, fixed, flops_unit, percent, plain, points, span, times, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable, RunTables
 from reports.tables.shared_columns import (
     DATASET,
     IDENTITY,
+    METHOD,
     NO_REFERENCE,
     NOISE,
     UNTRAINED,
+    data_tag,
     dataset_table,
+    file_tag,
     identity_columns,
     noise_notes,
     reference_names,
     run_table,
+    setting_columns,
 )
 
 # Raw columns of these tables.
 CSV = (
     *IDENTITY,
-    *(
-        "accuracy",
-        "accuracy_sd",
-        "accuracy_seeds_low",
-        "accuracy_seeds_high",
-        "accuracy_low",
-        "accuracy_high",
-        "macro_f1",
-    ),
+    *("accuracy", "accuracy_sd", "accuracy_seeds_low", "accuracy_seeds_high", "accuracy_low", "accuracy_high"),
+    "macro_f1",
     *("flops_linear", "ratio_linear", "flops_full", "ratio_full", "mean_layers", "ratio_layers", "mean_heads"),
     *("samples_per_s", "samples_per_s_sd", "seconds", "rounds", "reference"),
     *("speedup", "speedup_sd", "speedup_p10", "speedup_p90", "noise_high"),
@@ -48,18 +48,22 @@ def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[Result
     linear, linear_unit = flops_unit(max((row.flops_linear or 0.0 for row in rows), default=0.0))
     full, full_unit = flops_unit(max((row.flops_full or 0.0 for row in rows), default=0.0))
     seeds = [Column("accuracy_sd", "± (seeds; 95 % of their mean)", _over_seeds, missing="one seed only")]
+
+    def cost(flops: float | None, divisor: float, ratio: float | None) -> str:
+        return f"{plain(flops / divisor if finite(flops) else None)} ({times(ratio)})"
+
     return [
         Column("accuracy", "Accuracy % (95 % interval)", _accuracy),
         *(seeds if max(row.seeds for row in view.rows) > 1 else []),
         Column(
             "flops_linear",
             f"{linear_unit}FLOPs linear (ratio)",
-            lambda row: _cost(row.flops_linear, linear, row.ratio_linear),
+            lambda row: cost(row.flops_linear, linear, row.ratio_linear),
         ),
-        Column("flops_full", f"{full_unit}FLOPs full (ratio)", lambda row: _cost(row.flops_full, full, row.ratio_full)),
-        Column("mean_layers", "Mean layers", lambda row: fixed(row.mean_layers)),
-        Column("mean_heads", "Heads a sample", lambda row: fixed(row.mean_heads)),
-        Column("samples_per_s", "Samples/s", lambda row: plain(row.samples_per_s)),
+        Column("flops_full", f"{full_unit}FLOPs full (ratio)", lambda row: cost(row.flops_full, full, row.ratio_full)),
+        Column("mean_layers", "Mean layers", form=fixed),
+        Column("mean_heads", "Heads a sample", form=fixed),
+        Column("samples_per_s", "Samples/s", form=plain),
         Column("speedup", "Speed-up (p10–p90)", _speedup, missing=NO_REFERENCE),
         NOISE,
     ]
@@ -72,10 +76,6 @@ def _accuracy(row: ResultRow) -> str:
 def _over_seeds(row: ResultRow) -> str:
     limits = span(row.accuracy_seeds_low, row.accuracy_seeds_high, percent)
     return f"{percent(row.accuracy_sd, 2)} ({row.seeds}; {limits})"
-
-
-def _cost(flops: float | None, divisor: float, ratio: float | None) -> str:
-    return f"{plain(flops / divisor if finite(flops) else None)} ({times(ratio)})"
 
 
 def _speedup(row: ResultRow) -> str:
@@ -122,19 +122,23 @@ def results_table(view: View, group: Group) -> Table[ResultRow]:
     return dataset_table("results", "Results", group, rows, columns, CSV, notes)
 
 
+def _two_digits(value: object) -> str:
+    return percent(value, 2)
+
+
 def details_table(view: View, group: Group) -> Table[ResultRow]:
     """Return what lies behind the results of one dataset: test rows, training, rounds."""
     rows = view.of(group)
-    executor: list[Column[ResultRow]] = [Column("executor", "Executor", lambda row: row.executor, numeric=False)]
+    executor: list[Column[ResultRow]] = [Column("executor", "Executor", numeric=False)]
     columns = [
         *identity_columns(view),
-        Column("n", "Test samples", lambda row: whole(row.n)),
-        Column("macro_f1", "Macro F1 %", lambda row: percent(row.macro_f1)),
-        Column("dev_accuracy", "Dev accuracy %", lambda row: percent(row.dev_accuracy), missing=UNTRAINED),
-        Column("valid_token_ratio", "Valid tokens %", lambda row: percent(row.valid_token_ratio)),
-        Column("passes_ratio", "Layer passes vs fine-tuning", lambda row: times(row.passes_ratio), missing=UNTRAINED),
-        Column("rounds", "Rounds", lambda row: whole(row.rounds)),
-        Column("rounds_agree", "Rounds agree %", lambda row: percent(row.rounds_agree, 2)),
+        Column("n", "Test samples", form=whole),
+        Column("macro_f1", "Macro F1 %", form=percent),
+        Column("dev_accuracy", "Dev accuracy %", missing=UNTRAINED, form=percent),
+        Column("valid_token_ratio", "Valid tokens %", form=percent),
+        Column("passes_ratio", "Layer passes vs fine-tuning", missing=UNTRAINED, form=times),
+        Column("rounds", "Rounds", form=whole),
+        Column("rounds_agree", "Rounds agree %", form=_two_digits),
         *([] if "executor" in view.varying else executor),
     ]
     return dataset_table("details", "Behind the results", group, rows, columns, CSV)
@@ -150,15 +154,12 @@ def difficulty_table(view: View, group: Group) -> Table[DifficultyRow] | None:
     def value(level: int, name: str) -> Callable[[DifficultyRow], object]:
         return lambda row: getattr(row.levels[level], name) if level in row.levels else None
 
-    def column(level: int, name: str, label: str, show: Callable[[object], str]) -> Column[DifficultyRow]:
-        of_level, why = value(level, name), "no test sample of this difficulty"
-        above = f"Difficulty {level}"
-        return Column(f"{name}_{level}", label, lambda row: show(of_level(row)), missing=why, group=above)
-
+    why = "no test sample of this difficulty"
     columns: list[Column[DifficultyRow]] = [*identity_columns(view)]
     for level in levels:
-        columns.append(column(level, "accuracy", "accuracy %", percent))
-        columns.append(column(level, "exit_layer", "exit layer", fixed))
+        above = f"Difficulty {level}"
+        columns.append(Column(f"accuracy_{level}", "accuracy %", missing=why, group=above, form=percent))
+        columns.append(Column(f"exit_layer_{level}", "exit layer", missing=why, group=above, form=fixed))
     values = {f"{name}_{level}": value(level, name) for level in levels for name in Level._fields}
     counts = [f"{level}: {max(row.levels[level].n for row in rows if level in row.levels)}" for level in levels]
     note = (
@@ -170,8 +171,77 @@ def difficulty_table(view: View, group: Group) -> Table[DifficultyRow] | None:
     )
 
 
+def variants_tables(view: View) -> list[Table[VariantRow]]:
+    """Return one table with a row per variant; none where all rows are methods as they are registered."""
+    if not view.variants:
+        return []
+    columns: list[Column[VariantRow]] = [
+        Column("method", "Variant", numeric=False),
+        Column("like", "Like", numeric=False),
+        Column("settings", "Its own settings", lambda row: row.settings or DASH, numeric=False),
+        Column("needs", "Learns from", lambda row: row.needs or f"as {row.like}", numeric=False),
+    ]
+    return [
+        Table(
+            f"variants{file_tag(view.synthetic)}",
+            "Variants: methods with settings of their own" + data_tag(all(group.synthetic for group in view.groups)),
+            view.variants,
+            columns,
+            tuple(column.key for column in columns),
+            ["All other settings are those of the method that a variant is like; run.json lists them."],
+        )
+    ]
+
+
+HEADING = "Curves of accuracy against FLOPs: area, and score at matched cost"
+
+
+def curve_tables(view: View) -> list[Table[Curve]]:
+    """Return area and score of every curve; real and synthetic data apart."""
+    return [_curve_table(view, synthetic, curves) for synthetic, curves in by_data(view.curves)]
+
+
+def _curve_table(view: View, synthetic: bool, curves: list[Curve]) -> Table[Curve]:
+    divisor, unit = flops_unit(max(curve.budget_high for curve in curves))
+    baseline = " or ".join(sorted({curve.baseline for curve in curves if curve.baseline})) or "constant depth"
+    unbought = "no budget below the highest buys a point"
+    unscored = (
+        "no control of constant depth under the same conditions, or every point is cheaper than all of its points"
+    )
+
+    def over(low: float, high: float) -> str:
+        return span(low / divisor, high / divisor)
+
+    columns: list[Column[Curve]] = [
+        *(DATASET, METHOD),
+        Column("variant", "Variant", lambda row: row.variant or DASH, numeric=False, missing="points without one"),
+        *setting_columns(view),
+        Column("points", "Points", form=whole),
+        Column("cost_low", f"{unit}FLOPs linear", lambda row: over(row.cost_low, row.cost_high)),
+        Column("budget_high", f"Budgets, {unit}FLOPs", lambda row: over(row.budget_low, row.budget_high)),
+        Column("area", "Area %", missing=unbought, form=_two_digits),
+        Column("score", f"Score against {baseline}, points", missing=unscored, form=lambda value: points(value, 2)),
+        Column("score_used", "Points scored", lambda row: f"{whole(row.score_used)} of {whole(row.points)}"),
+    ]
+    notes = [
+        "Area: mean over budgets, on a logarithmic scale, of the best accuracy within the budget; 0 where the budget buys no "
+        "point, so that a method with one expensive point has a small area. Budgets are those of the dataset: compare areas within "
+        "a dataset only.",
+        f"Score (ELUE, Liu et al., NAACL 2022): mean over points of accuracy less that of {baseline} at the same FLOPs, on "
+        "straight lines between its points. A more expensive point is compared with its most expensive one, a cheaper point is "
+        "not scored.",
+    ]
+    csv = (
+        *("data", "dataset", "kind", "method", "variant", *view.varying, "points", "cost_low", "cost_high"),
+        *("budget_low", "budget_high", "area", "score", "score_used", "marks"),
+    )
+    return run_table("curves", HEADING, synthetic, curves, columns, csv, notes, lowest=False)
+
+
 TABLES = (
     RunTables("summary", "summary", 10, summary_tables),
+    RunTables("variants", "summary", 20, variants_tables),
+    RunTables("curves", "controls", 40, curve_tables, HEADING),
     DatasetTable("difficulty", 30, "Accuracy and exit layer by true difficulty", difficulty_table),
     DatasetTable("results", 60, "All results of {label}", results_table, in_markdown=False),
     DatasetTable("details", 70, "Behind the results: test rows, training, rounds", details_table),

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from reports.analysis.cell_settings import SETTING
-from reports.analysis.noise import WHY_MISSING
 from reports.analysis.result_rows import ResultRow
+from reports.analysis.time_ratios import WHY_MISSING
 from reports.analysis.view import Group, View
 from reports.notation.marks import Marked, footnotes, marked
 from reports.notation.numbers import DASH, whole
@@ -43,23 +43,17 @@ def method_name(row: NamedRow) -> str:
 
 def setting_columns(view: View) -> list[Column[ResultRow]]:
     """Return the settings that tell the rows of this run apart."""
-
-    def column(name: str) -> Column[ResultRow]:
-        return Column(name, _HEADINGS[name], lambda row: str(getattr(row, name)), numeric=name == "batch_size")
-
-    return [column(name) for name in view.varying]
+    return [Column(name, _HEADINGS[name], numeric=name == "batch_size") for name in view.varying]
 
 
-DATASET: Column[ResultRow] = Column("dataset", "Dataset", lambda row: row.dataset, numeric=False)
+DATASET: Column[ResultRow] = Column("dataset", "Dataset", numeric=False)
+METHOD: Column[ResultRow] = Column("method", "Method", lambda row: marked(row.method, row.marks), numeric=False)
+POINT: Column[ResultRow] = Column("point", "Point", numeric=False)
 
 
 def identity_columns(view: View) -> list[Column[ResultRow]]:
     """Return method, operating point and the settings that vary."""
-    return [
-        Column("method", "Method", method_name, numeric=False),
-        Column("point", "Point", lambda row: row.point, numeric=False),
-        *setting_columns(view),
-    ]
+    return [Column("method", "Method", method_name, numeric=False), POINT, *setting_columns(view)]
 
 
 # The A/A band, shown beside every ratio of times.

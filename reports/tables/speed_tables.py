@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from reports.analysis.factor_losses import LOSSES, in_order, largest_loss, ratio_of
 from reports.analysis.result_rows import ResultRow
+from reports.analysis.time_ratios import LOSSES, in_order, largest_loss, ratio_of
 from reports.analysis.view import Group, View
 from reports.notation.numbers import percent, times
 from reports.notation.table_formats import Column, Table
@@ -23,22 +23,19 @@ def factor_table(view: View, group: Group) -> Table[ResultRow] | None:
     if not names:
         return None
 
-    def value(name: str) -> Callable[[ResultRow], float | None]:
-        return lambda row: ratio_of(row.factors, name)
-
-    def factor(name: str) -> Column[ResultRow]:
-        of_row, why = value(name), f"the method has no such step, or {NO_FACTORS}"
-        return Column(f"factor {name}", name, lambda row: times(of_row(row)), missing=why)
-
-    values: dict[str, Callable[[ResultRow], object]] = {f"factor {name}": value(name) for name in names}
+    values: dict[str, Callable[[ResultRow], object]] = {
+        f"factor {name}": lambda row, name=name: ratio_of(row.factors, name)  # type: ignore[misc]
+        for name in names
+    }
     values["measured"] = lambda row: row.factors.measured if row.factors else None
     values["loss"] = _loss
+    why = f"the method has no such step, or {NO_FACTORS}"
     columns = [
         *identity_columns(view),
-        *(factor(name) for name in names),
-        Column("measured", "= speed-up", lambda row: times(values["measured"](row)), missing=NO_FACTORS),
+        *(Column[ResultRow](f"factor {name}", name, missing=why, form=times) for name in names),
+        Column("measured", "= speed-up", missing=NO_FACTORS, form=times),
         NOISE,
-        Column("loss", "Largest loss", _loss, numeric=False, missing=NO_FACTORS),
+        Column("loss", "Largest loss", numeric=False, missing=NO_FACTORS),
     ]
     several = max(row.seeds for row in rows) > 1
     meanings = [f"{name}: {LOSSES[name]}" for name in names if name in LOSSES]
@@ -64,29 +61,25 @@ def ratio_table(view: View, group: Group) -> Table[ResultRow]:
     rows = [row for row in view.of(group) if not row.is_reference]
     names = sorted({name for row in rows for name in row.phases})
 
-    def value(name: str) -> Callable[[ResultRow], float | None]:
-        return lambda row: row.phases.get(name)
-
-    def phase(name: str) -> Column[ResultRow]:
-        of_row, why = value(name), "the method does not time this part"
-        show = lambda row: percent(of_row(row))  # noqa: E731
-        return Column(f"phase_{name}", f"{name} %", show, missing=why, group="Share of pass:")
-
+    values = {f"phase_{name}": lambda row, name=name: row.phases.get(name) for name in names}
+    untimed, above = "the method does not time this part", "Share of pass:"
     columns = [
         *identity_columns(view),
-        Column("ratio_layers", "Layers ratio", lambda row: times(row.ratio_layers), missing=NO_REFERENCE),
-        Column("ratio_linear", "FLOPs ratio linear", lambda row: times(row.ratio_linear), missing=NO_REFERENCE),
-        Column("ratio_full", "FLOPs ratio full", lambda row: times(row.ratio_full), missing=NO_REFERENCE),
-        Column("speedup", "Speed-up", lambda row: times(row.speedup), missing=NO_REFERENCE),
+        Column("ratio_layers", "Layers ratio", missing=NO_REFERENCE, form=times),
+        Column("ratio_linear", "FLOPs ratio linear", missing=NO_REFERENCE, form=times),
+        Column("ratio_full", "FLOPs ratio full", missing=NO_REFERENCE, form=times),
+        Column("speedup", "Speed-up", missing=NO_REFERENCE, form=times),
         NOISE,
-        Column("kept", "Kept %", lambda row: percent(row.kept, 0), missing=NO_REFERENCE),
-        *(phase(name) for name in names),
+        Column("kept", "Kept %", missing=NO_REFERENCE, form=lambda value: percent(value, 0)),
+        *(
+            Column[ResultRow](f"phase_{name}", f"{name} %", missing=untimed, group=above, form=percent)
+            for name in names
+        ),
     ]
     note = (
         "Kept: speed-up over linear FLOPs ratio; the rest to 100 % is spent on heads, sorting, copies, smaller batches and "
         "launch costs."
     )
-    values = {f"phase_{name}": value(name) for name in names}
     csv = (*IDENTITY, "ratio_layers", "ratio_linear", "ratio_full", "speedup", "noise_high", "kept", *values)
     return dataset_table("anatomy", RATIOS, group, rows, columns, csv, [note], values=values)
 

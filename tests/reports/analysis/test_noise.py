@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.analysis.noise import FEWEST, noise_band
+from reports.analysis.time_ratios import FEWEST, noise_band
 from reports.analysis.view import build_view
 from reports.notation.table_formats import to_markdown
 from reports.tables.catalogue import Contents

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.results.schema import Factor, SpeedupFactors
-from reports.analysis.factor_losses import LOSSES, largest_loss, mean_over_seeds
-from reports.analysis.noise import Noise
+from reports.analysis.time_ratios import LOSSES, Noise, largest_loss, mean_over_seeds
 from reports.analysis.view import build_view
 from reports.figures.dataset_figures import draw_figures
 from reports.figures.factor_panels import draw_factor_panels

@@ -8,7 +8,7 @@ import pytest
 
 from reports.analysis.view import build_view
 from reports.build import write_report
-from reports.tables.variant_table import variants_tables
+from reports.tables.result_tables import variants_tables
 
 TABLES = {
     "distilbert": {"layers": 3},
