@@ -32,7 +32,7 @@ from harness.results.schema import Result
 from harness.running import profile as profiles
 from harness.running.grid import Grid, GridOutcome
 from harness.running.profile import Profile
-from harness.running.settings import Settings, make_settings
+from harness.running.run_settings import Settings, make_settings
 
 # Columns of the short table that a notebook shows.
 SHOWN = ("dataset", "method", "point", "seed", "accuracy", "mean_layers", "samples_per_s", "speedup")

@@ -9,8 +9,8 @@ from harness.contracts import NamesPoints, OperatingPoint
 from harness.core.errors import ConfigError, MethodError
 from harness.measure.passes import Contender
 from harness.running.profile import Profile
+from harness.running.run_settings import Settings
 from harness.running.session import Session
-from harness.running.settings import Settings
 
 FIRST = "first"
 

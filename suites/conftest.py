@@ -11,7 +11,7 @@ from harness.cli.argument_types import names
 from harness.cli.run_options import backbones
 from harness.core.environment import environment_facts
 from harness.core.errors import GeepBenchError
-from harness.running.settings import Settings, make_settings, validate_settings
+from harness.running.run_settings import Settings, make_settings, validate_settings
 from suites.cells import Sessions, cells_of
 
 

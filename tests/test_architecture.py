@@ -1,7 +1,7 @@
-"""The floors of the house: who may import whom, and what nobody may do.
+"""The structure of the project: which room may import which, how large rooms and files may be, and what no module may do.
 
-``reports`` may use the referee's statistics and its comparison of two runs beside results and store: they are pure functions of
-what lies on disk, and a test that the gate and the page each did in their own way would be two tests.
+``reports`` may import the harness's statistics and its comparison of two runs besides the stored results: they are pure functions
+of what lies on disk, and the gate and the page must run the same tests.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,29 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "harness.__version__",
     ),
 }
+# Rooms inside the top-level packages, from the lowest floor to the highest; rooms of one floor do not import each other.
+# "." is the package's own modules, where they form the top floor; a dotted name is a single module or a nested room.
+FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "harness": (
+        ("core",),
+        ("kernels", "data", "results"),
+        ("encoder",),
+        ("contracts",),
+        ("registry",),
+        ("execution",),
+        ("measure", "toolkit"),
+        ("running", "regression", "pretraining"),
+        ("api",),
+        ("cli",),
+    ),
+    "harness.pretraining": (("text",), (".",)),
+    "geep": (("exit_table",), (".",)),
+    "baselines": (("full_depth", "distilled", "early_exit", "controls"),),
+    "suites": (("profiles", "workloads"), ("studies", "gate"), (".",)),
+    "suites.studies": (("shared",), (".",)),
+    "reports": (("notation",), ("analysis",), ("tables", "figures"), (".",)),
+}
+MOST_MODULES = 12  # in a room, its __init__ and __main__ aside
 HEAVY = ("cupy", "datasets", "ray", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -115,6 +140,123 @@ def test_arrows_are_seen() -> None:
     place = ROOT / "harness" / "measure" / "imagined.py"
     found = imports(place, nodes=ast.walk(ast.parse(source)))
     assert {"geep.method", "reports.build", "harness.core.errors", "harness.measure.y"} <= found
+
+
+def floor_of(name: str, package: str) -> tuple[int, str] | None:
+    """Floor and room of a module inside a package: ``None`` for the package itself and for modules outside it."""
+    if not within(name, package) or name == package:
+        return None
+    room = name.removeprefix(f"{package}.").split(".")[0]
+    floors = FLOORS[package]
+    for number, rooms in enumerate(floors):
+        if room in rooms:
+            return number, room
+    top = [number for number, rooms in enumerate(floors) if "." in rooms]
+    return (top[0], ".") if top else None
+
+
+def project_imports(path: Path) -> set[str]:
+    """Modules of the project that a file imports, type-only imports included."""
+    names = {dotted(module) for module in MODULES}
+    found = set()
+    for name in imports(path):
+        while name and name not in names:
+            name = name.rpartition(".")[0]
+        if name and name != dotted(path) and name.split(".")[0] in ROOMS:
+            found.add(name)
+    # `from a.b import c` names the package a.b on the way, where c is a module.
+    return {n for n in found if not any(other != n and within(other, n) for other in found)}
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_import_downwards_only(package: str) -> None:
+    """Inside a package, a room imports from lower floors only, and every room has a floor."""
+    wrong = []
+    for path in MODULES:
+        here = floor_of(dotted(path), package)
+        if here is None:
+            assert not within(dotted(path), package) or path.stem == "__init__", f"{shown(path)} has no floor"
+            continue
+        for name in sorted(project_imports(path)):
+            there = floor_of(name, package)
+            if there and there[1] != here[1] and there[0] >= here[0]:
+                wrong.append(f"{dotted(path)} -> {name}")
+    assert not wrong, "imports that do not go downwards: " + ", ".join(wrong)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other in a circle: strongly connected components of more than one module."""
+    reached = {name: set(graph[name]) for name in graph}
+    changed = True
+    while changed:
+        changed = False
+        for targets in reached.values():
+            more = set().union(*(reached.get(target, set()) for target in targets)) - targets
+            if more:
+                targets |= more
+                changed = True
+    found = {tuple(sorted(o for o in graph if o in reached[n] and n in reached[o])) for n in graph if n in reached[n]}
+    return [list(circle) for circle in sorted(found)]
+
+
+def test_no_circles() -> None:
+    """No modules import each other in a circle, not even for type checkers."""
+    assert not circles({dotted(path): project_imports(path) for path in MODULES})
+
+
+def test_circles_are_seen() -> None:
+    """The check above finds a circle of three and passes a diamond."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}) == []
+
+
+ROOM_FOLDERS = sorted({path.parent for path in MODULES})
+
+
+@pytest.mark.parametrize("folder", ROOM_FOLDERS, ids=shown)
+def test_rooms_stay_small_and_say_what_they_hold(folder: Path) -> None:
+    """A room has at most a dozen modules, and its ``__init__`` says in its docstring what lives there."""
+    modules = [path for path in folder.glob("*.py") if path.stem not in {"__init__", "__main__", "conftest"}]
+    assert len(modules) <= MOST_MODULES, f"{shown(folder)} has {len(modules)} modules: split it"
+    assert (folder / "__init__.py").is_file(), f"{shown(folder)} has no __init__.py"
+    assert ast.get_docstring(tree(folder / "__init__.py")), f"{shown(folder)}/__init__.py does not say what lives there"
+
+
+def test_no_two_files_or_classes_share_a_name() -> None:
+    """A file's or class's name stands for one thing in the whole product."""
+    files = Counter(path.stem for path in MODULES if path.stem not in {"__init__", "__main__", "conftest"})
+    classes = Counter(
+        node.name
+        for path in MODULES
+        for node in tree(path).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not [name for counts in (files, classes) for name, count in counts.items() if count > 1]
+
+
+# Names that the harness may say: the model types of checkpoints, the kind of head, the reference, the distillation recipes.
+# "oracle" is a role, too.
+SHARED_NAMES = {"bert", "distilbert", "tinybert", "fastbert", "oracle"}
+
+
+OLD_ROLES = "reports/analysis/roles.py"  # roles of results that were stored before methods declared them
+
+
+def methods() -> set[str]:
+    """Names of all registered methods."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return set(declared["project"]["entry-points"]["geep.methods"])
+
+
+@every("path")
+def test_harness_and_reports_name_no_method(path: Path) -> None:
+    """The harness and the analysis of reports treat methods by what they declare, not by their names."""
+    if not shown(path).startswith(("harness/", "reports/analysis/")) or shown(path) == OLD_ROLES:
+        return
+    said = {
+        node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert not said & (methods() - SHARED_NAMES), f"{shown(path)} names a method"
 
 
 @every("path")

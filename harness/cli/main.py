@@ -16,12 +16,12 @@ from harness.cli.run_options import parser
 from harness.core.command_line import exit_codes
 
 if TYPE_CHECKING:
-    from harness.running.settings import Settings
+    from harness.running.run_settings import Settings
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """Return the settings of a parsed ``run`` command."""
-    from harness.running.settings import make_settings
+    from harness.running.run_settings import make_settings
 
     plain = ("out", "data", "device", "fresh")
     keys = ("methods", "datasets", "seeds", "max_train", "max_test", "rounds", "fit_processes")

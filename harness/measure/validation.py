@@ -19,7 +19,9 @@ def check_answers(predictions: Predictions, samples: int) -> None:
         MethodError: a type, shape or dtype differs from :class:`~harness.contracts.Predictions`, or logits are not finite.
     """
     if not isinstance(predictions, Predictions):
-        raise MethodError(f"predict returned {type(predictions).__name__}: return Predictions(logits, exit_layer, work)")
+        raise MethodError(
+            f"predict returned {type(predictions).__name__}: return Predictions(logits, exit_layer, work)"
+        )
     logits, exits, predicted = predictions.logits, predictions.exit_layer, predictions.predicted_exit
     shape = np.shape(logits)
     if len(shape) != 2 or shape[0] != samples:

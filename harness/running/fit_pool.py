@@ -19,8 +19,8 @@ from types import TracebackType
 import torch
 
 from harness.core.errors import MethodError
+from harness.running.run_settings import Settings
 from harness.running.session import Session
-from harness.running.settings import Settings
 
 Fit = Callable[[str], str | None]  # a method's name -> why it failed, or None
 

@@ -14,8 +14,8 @@ import torch
 
 from harness.core.errors import format_error
 from harness.running.profile import Profile
+from harness.running.run_settings import Settings
 from harness.running.session import Session
-from harness.running.settings import Settings
 
 
 def main() -> int:

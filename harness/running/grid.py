@@ -28,8 +28,8 @@ from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
 from harness.running.fit_pool import FitPool
 from harness.running.record import build_result, sample_rows
+from harness.running.run_settings import Settings, validate_settings
 from harness.running.session import CHASSIS_VERSION, Session
-from harness.running.settings import Settings, validate_settings
 from harness.running.task import source_identity
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from harness.core.errors import ConfigError
 from harness.running.grid import Grid, GridOutcome
-from harness.running.settings import Settings, validate_settings
+from harness.running.run_settings import Settings, validate_settings
 
 
 def parts(settings: Settings) -> list[Settings]:

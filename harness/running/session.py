@@ -26,7 +26,7 @@ from harness.core.files import cache_root, content_key, write_folder
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.measure.passes import Contender
 from harness.results.schema import Cell
-from harness.running.settings import Settings
+from harness.running.run_settings import Settings
 from harness.running.task import Prepared, load_raw, prepare
 
 # Raised whenever a change of the encoder or the training loop changes what methods learn.

@@ -38,7 +38,7 @@ from harness.results.packed_run import Machine, PackedCell, PackedRun, load
 from harness.results.schema import Cell
 from harness.running import profile
 from harness.running.grid import Grid
-from harness.running.settings import Settings
+from harness.running.run_settings import Settings
 
 SAMPLES = 2000
 LOSS = 0.015

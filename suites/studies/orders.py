@@ -37,7 +37,7 @@ from harness.contracts import Execution
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 from harness.measure.passes import TimedPass
-from harness.running.settings import Settings, validate_settings
+from harness.running.run_settings import Settings, validate_settings
 from suites.studies.shared.order_tables import page
 from suites.studies.shared.ordering import ORDERS, PREDICTING, SORTING, around, execution_for, pointless
 from suites.studies.shared.study import Study

@@ -26,8 +26,8 @@ from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
 from harness.core.files import write_json
+from harness.running.run_settings import Settings
 from harness.running.session import Session
-from harness.running.settings import Settings
 from harness.toolkit.fitted import FittedModel
 from harness.toolkit.training import dev_accuracies
 from suites.studies.shared.study import settings_from, study_parser

@@ -26,7 +26,7 @@ from harness.results.packed_run import Machine, PackedCell, PackedRun
 from harness.results.schema import Cell
 from harness.running import session, task
 from harness.running.profile import ExecutionSettings, Profile
-from harness.running.settings import Settings
+from harness.running.run_settings import Settings
 from harness.toolkit.fitted import FullDepth
 
 

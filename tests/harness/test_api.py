@@ -15,7 +15,7 @@ from harness import registry
 from harness.core.errors import ConfigError, ResultError, SettingsError, UnknownNameError
 from harness.results.packed_run import pack, write
 from harness.running.profile import Profile
-from harness.running.settings import Settings
+from harness.running.run_settings import Settings
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from harness import registry
 from harness.running import profile
-from harness.running.settings import Settings
+from harness.running.run_settings import Settings
 from suites.cells import FIRST, cells_of
 
 ROOT = Path(__file__).parents[2]

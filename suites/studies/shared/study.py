@@ -20,8 +20,8 @@ from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
 from harness.core.files import content_key, write_text
+from harness.running.run_settings import Settings, validate_settings
 from harness.running.session import CHASSIS_VERSION, Session
-from harness.running.settings import Settings, validate_settings
 from harness.running.task import source_identity
 from suites.studies.shared.resume_file import ResumeFile
 from suites.studies.shared.study_methods import StudyMethod, StudySamples

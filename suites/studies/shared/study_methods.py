@@ -17,8 +17,8 @@ from harness.core.tokens import TokenSet
 from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 from harness.measure.passes import Contender, TimedPass, timed_pass
+from harness.running.run_settings import Settings
 from harness.running.session import Session
-from harness.running.settings import Settings
 from harness.toolkit.fitted import AssignedExits
 
 PREDICTOR = "geep"  # samples are ordered by the exits that this method predicts

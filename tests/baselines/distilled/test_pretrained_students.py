@@ -26,8 +26,8 @@ from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.running.profile import Profile
+from harness.running.run_settings import Settings
 from harness.running.session import Session
-from harness.running.settings import Settings
 from harness.toolkit import student_start
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.training import TrainingReport

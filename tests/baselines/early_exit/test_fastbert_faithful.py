@@ -20,8 +20,8 @@ from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.running.profile import ExecutionSettings, load
+from harness.running.run_settings import Settings
 from harness.running.session import Session
-from harness.running.settings import Settings
 from harness.toolkit.fitted import FullDepth, SequentialExits
 
 Check = Callable[[ReleasedLoop, OperatingPoint, Execution, list[int]], None]

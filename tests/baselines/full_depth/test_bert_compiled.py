@@ -17,8 +17,8 @@ from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
 from harness.running.profile import load
+from harness.running.run_settings import Settings
 from harness.running.session import Session
-from harness.running.settings import Settings
 from harness.toolkit.fitted import FullDepth
 
 FULL = OperatingPoint("full")

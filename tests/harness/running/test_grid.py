@@ -18,7 +18,7 @@ from harness.results.schema import SCHEMA
 from harness.running import session
 from harness.running.grid import Grid, GridOutcome
 from harness.running.profile import ExecutionSettings
-from harness.running.settings import Settings
+from harness.running.run_settings import Settings
 
 TEST_ROWS = 12  # of a dataset of the stage
 

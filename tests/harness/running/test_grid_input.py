@@ -14,7 +14,7 @@ import torch
 from harness.core.errors import ConfigError, DataError, DeviceError, ResultError, UnknownNameError
 from harness.results.run_folder import RunFolder
 from harness.running.grid import Grid, GridOutcome
-from harness.running.settings import Settings
+from harness.running.run_settings import Settings
 
 
 @pytest.fixture

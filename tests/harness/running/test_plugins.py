@@ -20,7 +20,7 @@ from harness.core.tokens import TokenSet
 from harness.core.work import Tally, Work
 from harness.results.run_folder import RunFolder
 from harness.running.grid import Grid
-from harness.running.settings import Settings, validate_settings
+from harness.running.run_settings import Settings, validate_settings
 from harness.toolkit.fitted import FullDepth
 from reports.build import write_report
 

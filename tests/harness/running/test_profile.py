@@ -12,7 +12,7 @@ from harness.cli.main import main
 from harness.core.errors import ConfigError, SettingsError, UnknownNameError
 from harness.core.settings import StrictSettings
 from harness.running import profile
-from harness.running.settings import Settings, make_settings, validate_settings
+from harness.running.run_settings import Settings, make_settings, validate_settings
 
 GOOD = """
 title = "mine"

@@ -11,7 +11,7 @@ import pytest
 
 from harness.running import profile, ray_launcher
 from harness.running.grid import GridOutcome
-from harness.running.settings import Settings
+from harness.running.run_settings import Settings
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from harness.results.run_folder import RunFolder
 from harness.running import profile, variants
 from harness.running.grid import Grid
 from harness.running.profile import Profile
+from harness.running.run_settings import Settings, validate_settings
 from harness.running.session import Session
-from harness.running.settings import Settings, validate_settings
 
 # Keys from before variants existed: fits in users' caches must still be found.
 FROZEN = """

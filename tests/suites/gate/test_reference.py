@@ -9,7 +9,7 @@ import pytest
 
 from harness.results.packed_run import load
 from harness.running import profile
-from harness.running.settings import Settings
+from harness.running.run_settings import Settings
 from suites.cells import FIRST, cells_of
 from suites.gate import reference
 
