@@ -8,7 +8,7 @@ from collections import Counter
 from harness.core.tokens import TokenSet
 
 
-def row_hashes(tokens: TokenSet) -> list[bytes]:
+def _hashes(tokens: TokenSet) -> list[bytes]:
     """Return a hash of every sample's ids and segments, in order."""
     ids, segments = tokens.ids.cpu().numpy(), tokens.segments.cpu().numpy()
     offsets = tokens.offsets.cpu().tolist()
@@ -25,7 +25,7 @@ def count_overlaps(train: TokenSet, dev: TokenSet, test: TokenSet) -> dict[str, 
         ``train_test`` and ``dev_test``: rows of test that also occur in train or dev. ``train_dev``: rows of dev that also
         occur in train. ``within_test``: rows of test that repeat an earlier one.
     """
-    in_train, dev_rows, test_rows = set(row_hashes(train)), row_hashes(dev), row_hashes(test)
+    in_train, dev_rows, test_rows = set(_hashes(train)), _hashes(dev), _hashes(test)
     in_dev = set(dev_rows)
     return {
         "train_test": sum(row in in_train for row in test_rows),

@@ -52,9 +52,8 @@ class Spread(NamedTuple):
 def spread(values: Sequence[float], level: float = 0.95) -> Spread:
     """Return mean, sample standard deviation (n - 1) and Student's t interval of the mean over seeds (Student 1908).
 
-    The interval covers the variation of training only, not that of the test set, which all seeds share. With two or three
-    seeds it is wide (t is 12.7 with two) and assumes normal values, which so few cannot confirm. For sources of variance
-    that a seed does not change see Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks".
+    The interval covers the variation of training only (Bouthillier et al. 2021, "Accounting for variance in machine learning
+    benchmarks"). With two or three seeds it is wide, and assumes normal values, which so few cannot confirm.
 
     Args:
         values: float [seeds], at least one.
@@ -77,11 +76,9 @@ def mcnemar(wins: int, losses: int, alternative: Literal["two-sided", "worse"] =
         wins, losses: numbers of discordant samples.
         alternative: ``"worse"`` for a one-sided test that rejects if losses outweigh wins.
     """
-    n = wins + losses
-    below = float(binom.cdf(wins, n, 0.5))
     if alternative == "worse":
-        return below
-    return min(1.0, 2 * float(binom.cdf(min(wins, losses), n, 0.5)))
+        return float(binom.cdf(wins, wins + losses, 0.5))
+    return min(1.0, 2 * float(binom.cdf(min(wins, losses), wins + losses, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -102,11 +99,8 @@ def holm_testable(p_values: Sequence[float], discordant: Sequence[int], alpha: f
     """Apply Holm to those one-sided McNemar tests that could reach significance at all (Tarone 1990).
 
     A test with d discordant samples has no p-value below 2^-d. Let K be the smallest k such that at most k tests have
-    2^-d <= alpha / k; only tests with 2^-d <= alpha / K take part. Given the discordant counts, the tests depend only on
-    which samples are wins. Selection by the counts is independent of that, so the probability of any false rejection stays
-    at most alpha. Thus 87 cells with unchanged answers do not hide the one that lost.
-
-    There is no gain if every cell has many discordant samples, as after retraining everything.
+    2^-d <= alpha / k; only tests with 2^-d <= alpha / K take part. The counts do not depend on which samples are wins, so the
+    probability of any false rejection stays at most alpha. There is no gain if every cell has many discordant samples.
 
     Args:
         p_values: of ``mcnemar(..., "worse")``.
@@ -157,13 +151,8 @@ def paired(ours: Sequence[pd.Series], theirs: Sequence[pd.Series]) -> PairedDiff
     if total is None or not differences:
         return {"difference": None, "wins": 0, "losses": 0, "pairs": 0, "p": None}
     wins, losses = int((total > 0).sum()), int((total < 0).sum())
-    return {
-        "difference": float(np.mean(differences)),
-        "wins": wins,
-        "losses": losses,
-        "pairs": len(total),
-        "p": mcnemar(wins, losses),
-    }
+    mean, p = float(np.mean(differences)), mcnemar(wins, losses)
+    return {"difference": mean, "wins": wins, "losses": losses, "pairs": len(total), "p": p}
 
 
 def bootstrap_difference(
@@ -235,13 +224,11 @@ def area_under_curve(
 
     The curve is the Pareto front of the operating points as steps, with ``floor`` left of the cheapest one; costs above
     ``high`` do not count. This is the two-dimensional hypervolume of Zitzler & Thiele 1999 over the logarithm of cost,
-    divided by its width: it never falls when a point is added or improved. Steps, because a budget between two points buys
-    the cheaper one, and no point in between was measured. Logarithm, because cost is compared in ratios: from 1/2 to 1/4
-    weighs as much as from 1 to 1/2.
+    divided by its width. Steps, because a budget between two points buys the cheaper one; logarithm, because cost is
+    compared in ratios.
 
-    Where it misleads: the value depends on the bounds and the floor, so compare only values with the same ones; a method
-    with one point has ``floor`` below its cost; more points never lower it, even if they are better by chance (the best of
-    several noisy accuracies is too high); accuracy at impractical costs counts as much as elsewhere.
+    Where it misleads: only values with the same bounds and floor are comparable; more points never lower it, even if they
+    are better by chance; accuracy at impractical costs counts as much as elsewhere.
 
     Args:
         cost: float [points], > 0: FLOPs, or FLOPs over those of the reference.
@@ -327,12 +314,10 @@ def median_noise(pairs: np.ndarray, rounds: int, draws: int = 100_000, seed: int
     """Return the distribution of a log speed-up (median over rounds) without any difference: float [draws], in drawn order.
 
     Draws ``rounds`` of the A/A pairs with replacement, each with a random sign, and takes their median: a bootstrap under
-    the null hypothesis (Efron & Tibshirani 1993, ch. 16). Unlike a standard deviation it keeps the heavy tails of real
-    clocks: a machine that stalls now and then gets a wide interval and fewer alarms.
+    the null hypothesis (Efron & Tibshirani 1993, ch. 16), which keeps the heavy tails of real clocks.
 
     Where it misleads: it does not cover differences between two *processes* (memory layout, other load: Kalibera & Jones
-    2013), so require a practical minimum beside significance; pairs pooled over unlike passes give too wide an interval for
-    long ones and too narrow a one for short ones; few pairs say little about the tails.
+    2013), so require a practical minimum beside significance; few pairs say little about the tails.
 
     Args:
         pairs: of :func:`self_ratios`, at least one.

@@ -37,13 +37,13 @@ SETTINGS = ("layers", "width", "intermediate", "temperature", "alpha_ce", "alpha
 
 
 def _method(name: str) -> DistilsGenerally:
-    able = [one for one in registry.names() if isinstance(registry.get(one), DistilsGenerally)]
-    if name not in registry.names():
+    methods = {one: registry.get(one) for one in registry.names()}
+    able = {one: method for one, method in methods.items() if isinstance(method, DistilsGenerally)}
+    if name not in methods:
         raise UnknownNameError("method", name, able)
-    method = registry.get(name)
-    if not isinstance(method, DistilsGenerally):
+    if name not in able:
         raise ConfigError(f"method '{name}' has no general distillation: choose one of {', '.join(able)}")
-    return method
+    return able[name]
 
 
 def run(args: argparse.Namespace) -> int:

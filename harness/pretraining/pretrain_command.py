@@ -53,9 +53,7 @@ def run(args: argparse.Namespace) -> int:
     assert work is not None
     shape = start.shape_for(args.layers, args.width, args.heads, args.intermediate, data.vocab_size, data.length)
     model = start.fresh(shape, recipe.dropout, recipe.seed)
-    origin: dict[str, Any] | None = None
-    if args.init_from:
-        origin = start.take_from(model, args.init_from, vocabulary.words(data.tokenizer))
+    origin = start.take_from(model, args.init_from, vocabulary.words(data.tokenizer)) if args.init_from else None
     asked = {
         "shape": shape.to_dict(),
         **plan.asked(args, recipe, data),
@@ -109,20 +107,15 @@ def _finish(
         "accuracy": before.get("accuracy", []),
     }
     model_card.write(args.out, model_card.FACTS, facts, model_card.render(facts))
-    found = "-"
-    if held["perplexity"] is not None:
-        found = f"{held['perplexity']:.2f} (from word frequencies alone: {held['by_frequency']:.0f})"
-    print(f"held-out perplexity: {found}")
+    known = "-" if held["perplexity"] is None else "{perplexity:.2f} (from word frequencies alone: {by_frequency:.0f})"
+    print(f"held-out perplexity: {known.format(**held)}")
     print(f"backbone: {model_card.folder_line(args.out, facts, names)}")
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     """Return the facts of an earlier call; empty if there are none."""
     path = folder / model_card.FACTS
-    if not path.is_file():
-        return {}
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except ValueError as error:
         raise ResultError(f"{path} is damaged ({error}): delete it") from error
-    return found

@@ -74,11 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.out.exists():
         raise ConfigError(f"{args.out} exists already: name another folder with --out")
-    texts = read_texts(args.texts)
-    make_scratch(
-        texts, args.out, layers=args.layers, width=args.width, heads=args.heads, vocab=args.vocab, seed=args.seed
-    )
-    print(f"untrained backbone written to {args.out}")
+    settings = vars(args)
+    texts, out = read_texts(settings.pop("texts")), settings.pop("out")
+    make_scratch(texts, out, **settings)
+    print(f"untrained backbone written to {out}")
     return 0
 
 

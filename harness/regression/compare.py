@@ -155,7 +155,7 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
         change.time = one.change
         if one.change is not None and one.change.alarm:
             change.alarms.append(f"{change.name}: {one.change.alarm}")
-    remarks += _remarks(base, new, limits, changes, usable) + about_times
+    remarks += _remarks(new, limits, changes, usable) + about_times
     alarms = [alarm for change in changes for alarm in change.alarms]
     alarms += [f"{method.name} over {method.cells} cells: {method.alarm}" for method in methods if method.alarm]
     return Comparison(base, new, limits, changes, methods, only_base, only_new, remarks, alarms + _failures(base, new))
@@ -285,7 +285,6 @@ def _failures(base: PackedRun, new: PackedRun) -> list[str]:
 
 
 def _remarks(
-    base: PackedRun,
     new: PackedRun,
     limits: Limits,
     changes: Sequence[Change],

@@ -42,11 +42,14 @@ TRAIN_KINDS = ("full", "shared")
 
 
 class _Writer:
-    """Writes rows of one kind to numbered files."""
+    """Writes rows of one kind to numbered files, and packs pieces into such rows."""
 
-    def __init__(self, folder: Path, kind: str, length: int, ids: type[np.unsignedinteger[Any]]) -> None:
-        self.folder, self.kind, self.length = folder, kind, length
+    def __init__(
+        self, folder: Path, kind: str, length: int, ids: type[np.unsignedinteger[Any]], special: Specials
+    ) -> None:
+        self.folder, self.kind, self.length, self.special = folder, kind, length, special
         self.files: list[dict[str, Any]] = []
+        self._pieces: list[np.ndarray] = []  # packed together
         self._waiting: list[np.ndarray] = []
         self._count = 0
         self._most = (LARGEST_FILE - 1024) // (np.dtype(ids).itemsize * length)
@@ -66,35 +69,22 @@ class _Writer:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         self.files.append({"name": path.name, "kind": self.kind, "rows": min(count, len(rows)), "sha256": digest})
 
+    def pack(self, piece: np.ndarray) -> None:
+        if len(piece) >= SHORTEST:
+            self._pieces.append(piece)
+        if len(self._pieces) >= _POOL:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            self.add(shared_rows(self._pieces, self.length, self.special))
+        self._pieces = []
+
     def close(self) -> list[dict[str, Any]]:
+        self._flush()
         if self._count:
             self._write(self._count)
         return self.files
-
-
-class _Pool:
-    """Pieces that are collected to be packed together."""
-
-    def __init__(self, writer: _Writer, special: Specials) -> None:
-        self.writer, self.special = writer, special
-        self.pieces: list[np.ndarray] = []
-
-    def add(self, piece: np.ndarray) -> None:
-        if len(piece) >= SHORTEST:
-            self.pieces.append(piece)
-        if len(self.pieces) >= _POOL:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.pieces:
-            self.writer.add(shared_rows(self.pieces, self.writer.length, self.special))
-        self.pieces = []
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    iterator = iter(documents)
-    while batch := list(itertools.islice(iterator, _TOGETHER)):
-        yield batch
 
 
 def _texts(document: Document) -> tuple[str, ...]:
@@ -127,14 +117,14 @@ def write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, *, 
         DataError: there are too few documents to hold one out.
     """
     ids_as = vocabulary.id_type(tokenizer.get_vocab_size())
-    writers = {kind: _Writer(folder, kind, length, ids_as) for kind in (*TRAIN_KINDS, "heldout")}
     special = Specials.of(tokenizer)
-    train, held = _Pool(writers["shared"], special), _Pool(writers["heldout"], special)
+    writers = {kind: _Writer(folder, kind, length, ids_as, special) for kind in (*TRAIN_KINDS, "heldout")}
     facts = dict.fromkeys(("documents", "characters", "tokens", "unknown", "repeats", "pairs"), 0)
     held_facts = dict.fromkeys(("documents", "characters", "tokens", "unknown", "pairs"), 0)
     seen: set[bytes] = set()
     opening = ""  # the first text of all
-    for batch in _batches(documents):
+    waiting = iter(documents)
+    while batch := list(itertools.islice(waiting, _TOGETHER)):
         texts = [text for document in batch for text in _texts(document)]
         encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         for document in batch:
@@ -150,15 +140,13 @@ def write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, *, 
                 rows, rest = full_pieces(ids, length, special)
                 if len(rows):
                     writers["heldout" if out else "full"].add(rows)
-                (held if out else train).add(rest)
+                writers["heldout" if out else "shared"].pack(rest)
                 counts, is_pair = held_facts if out else facts, not isinstance(one, str)
                 counts["documents"] += 1
                 counts["pairs"] += is_pair
                 counts["characters"] += sum(map(len, _texts(one)))
                 counts["tokens"] += len(ids) - is_pair  # its inner [SEP]
                 counts["unknown"] += int((ids == special.unk).sum())
-    train.flush()
-    held.flush()
     files = [file for writer in writers.values() for file in writer.close()]
     if not {"heldout"} < {file["kind"] for file in files}:
         raise DataError(
