@@ -26,7 +26,7 @@ from harness.execution.executors import exit_logits
 from harness.execution.run_pass import Answer
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.fitted import AssignedExits, load_model, read_json, read_points, reading
-from harness.toolkit.settings import Head, MethodSettings, speed_name
+from harness.toolkit.method_settings import Head, MethodSettings, speed_name
 from harness.toolkit.training import dev_accuracies, train
 
 TUNING = Execution(batch_size=64)

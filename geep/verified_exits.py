@@ -27,7 +27,7 @@ from harness.execution.exit_rules import Entropy, candidate_thresholds
 from harness.execution.verified import run_verified
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.fitted import ChosenPoints, read_points, reading, write_points
-from harness.toolkit.settings import MethodSettings, speed_name
+from harness.toolkit.method_settings import MethodSettings, speed_name
 
 # Heads that a sample may use before it is answered unsure. EVERY: one at each exit from the first look on.
 EVERY = 0

@@ -14,7 +14,7 @@ from harness.core.errors import ConfigError
 from harness.core.tokens import Split
 from harness.toolkit.base_method import BorrowingMethod, Teachers
 from harness.toolkit.fitted import AssignedExits, BorrowedModel
-from harness.toolkit.settings import SpeedSettings
+from harness.toolkit.method_settings import SpeedSettings
 
 
 def mirrored(geep: AssignedExits, dev: Split) -> list[OperatingPoint]:

@@ -12,7 +12,7 @@ from harness.contracts import ASSIGNED, Kind, OperatingPoint, Predictions, Role
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, TokenSet
 from harness.execution.executors import exit_logits, run_assigned
-from harness.toolkit.settings import SpeedSettings
+from harness.toolkit.method_settings import SpeedSettings
 
 
 class OracleSettings(SpeedSettings):

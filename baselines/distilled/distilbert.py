@@ -37,7 +37,7 @@ from harness.toolkit.distillation import (
     take_layers,
 )
 from harness.toolkit.fitted import FullDepth
-from harness.toolkit.settings import Layers
+from harness.toolkit.method_settings import Layers
 from harness.toolkit.student_start import StudentMethod, StudentSettings
 from harness.toolkit.training import total_cost
 

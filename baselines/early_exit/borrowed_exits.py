@@ -11,8 +11,8 @@ from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.fitted import FittedModel
+from harness.toolkit.method_settings import BudgetSettings
 from harness.toolkit.rule_exits import RuleExits, RuleName, under_rule
-from harness.toolkit.settings import BudgetSettings
 
 
 class ExitRuleSettings(BudgetSettings):

@@ -28,7 +28,7 @@ from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.budgets import Candidate, at_budgets, budget_name
 from harness.toolkit.distillation import fine_tuned, take_layers
 from harness.toolkit.fitted import ChosenPoints, FittedModel, load_model, read_points, reading
-from harness.toolkit.settings import BudgetSettings, Recipe
+from harness.toolkit.method_settings import BudgetSettings, Recipe
 from harness.toolkit.training import TrainingReport, dev_accuracies, total_cost, train
 
 TUNING = Execution(batch_size=64)

@@ -12,8 +12,8 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.frozen_heads import FrozenHeads
+from harness.toolkit.method_settings import BudgetSettings
 from harness.toolkit.rule_exits import RuleExits, under_rule
-from harness.toolkit.settings import BudgetSettings
 
 
 class DeeBertSettings(BudgetSettings):

@@ -16,7 +16,7 @@ from harness.encoder.layout import Layout
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.fitted import SequentialExits
 from harness.toolkit.frozen_heads import FrozenHeads
-from harness.toolkit.settings import SpeedSettings
+from harness.toolkit.method_settings import SpeedSettings
 
 Direction = Literal["teacher-student", "student-teacher"]
 

@@ -9,7 +9,7 @@ from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_faithful
 from harness.toolkit.base_method import BorrowingMethod, Teachers
 from harness.toolkit.fitted import BorrowedModel, SequentialExits
-from harness.toolkit.settings import SpeedSettings
+from harness.toolkit.method_settings import SpeedSettings
 
 
 class ReleasedLoop(BorrowedModel, SequentialExits):

@@ -25,7 +25,7 @@ from harness.execution.token_exits import TokenExits, masked_state, run_token_ex
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.distillation import take_layers
 from harness.toolkit.fitted import FittedModel, load_model, read_json, reading
-from harness.toolkit.settings import Head, MethodSettings
+from harness.toolkit.method_settings import Head, MethodSettings
 from harness.toolkit.training import train
 
 BUCKETS = 6

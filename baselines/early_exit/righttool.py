@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from harness.core.errors import ConfigError
 from harness.toolkit.joint_training import JointMethod, JointSettings
-from harness.toolkit.settings import Layers
+from harness.toolkit.method_settings import Layers
 
 PUBLISHED = (0, 3, 5)  # early exits in BERT-base's 12 layers
 

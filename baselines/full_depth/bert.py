@@ -13,7 +13,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.fitted import FullDepth
-from harness.toolkit.settings import Head, MethodSettings
+from harness.toolkit.method_settings import Head, MethodSettings
 from harness.toolkit.training import dev_accuracies, train
 
 

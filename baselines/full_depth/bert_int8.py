@@ -34,7 +34,7 @@ from harness.execution.executors import run_full
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.distillation import fitted_teacher
 from harness.toolkit.fitted import FullDepth, load_model, read_json, reading
-from harness.toolkit.settings import MethodSettings
+from harness.toolkit.method_settings import MethodSettings
 
 STEPS = 127  # of int8 on either side of 0; -128 is not used, so that the range is symmetric
 SCALES = "scales.json"

@@ -31,7 +31,7 @@ from harness.execution.arrangement import arrange, cut, windows
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.distillation import fitted_teacher
 from harness.toolkit.fitted import FullDepth, reading
-from harness.toolkit.settings import MethodSettings
+from harness.toolkit.method_settings import MethodSettings
 
 GRAPH = "graph.onnx"
 INPUTS = ("ids", "segments", "mask")

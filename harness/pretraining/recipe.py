@@ -25,7 +25,7 @@ class PretrainRecipe(StrictSettings):
         multi_exit: the loss is the mean of the losses from every layer's states through the same decoder, as ElasticBERT
             (arXiv 2110.07038) adds one loss per layer. All layers have the same weight. Mean and sum are equivalent for
             AdamW, whose steps do not depend on the scale of the loss.
-        precision: as in :class:`harness.toolkit.settings.Recipe`.
+        precision: as in :class:`harness.toolkit.method_settings.Recipe`.
     """
 
     steps: int = Field(default=10_000, ge=0)

@@ -60,7 +60,7 @@ class Profile(StrictSettings):
         max_train, max_test: maximum number of rows (stratified, seed 0).
         backbones: language -> ``"embedded"``, folder or hub id.
         execution: how predictions are run.
-        training: hyper-parameters for every method (see :class:`harness.toolkit.settings.Recipe`), ``head``.
+        training: hyper-parameters for every method (see :class:`harness.toolkit.method_settings.Recipe`), ``head``.
         compare: method -> other methods that the report compares it with, in addition to its standard ones.
         method: settings per method, which override ``training``; with ``like``, a variant (:mod:`harness.running.variants`).
     """

@@ -13,7 +13,7 @@ from harness.contracts import Fitted, Kind
 from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 from harness.toolkit.fitted import FittedModel
-from harness.toolkit.settings import MethodSettings
+from harness.toolkit.method_settings import MethodSettings
 
 S = TypeVar("S", bound=MethodSettings, default=MethodSettings)
 Teachers = Mapping[str, Fitted]

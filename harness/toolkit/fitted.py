@@ -23,7 +23,7 @@ from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Entropy, ExitRule
 from harness.execution.run_pass import Answer
 from harness.execution.sequential import run_sequential
-from harness.toolkit.settings import SPEEDS, speed_name
+from harness.toolkit.method_settings import SPEEDS, speed_name
 from harness.toolkit.training import TrainingReport
 
 

@@ -12,7 +12,7 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import Teachers
 from harness.toolkit.distillation import fine_tuned, take_layers
 from harness.toolkit.fitted import FullDepth
-from harness.toolkit.settings import Head, Recipe
+from harness.toolkit.method_settings import Head, Recipe
 from harness.toolkit.training import LossFn, TrainingReport, total_cost, train
 
 

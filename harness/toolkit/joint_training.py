@@ -23,8 +23,8 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import ExitGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.method_settings import BudgetSettings, Head
 from harness.toolkit.rule_exits import RuleExits, RuleName, under_rule
-from harness.toolkit.settings import BudgetSettings, Head
 from harness.toolkit.training import LossFn, dev_accuracies, train
 
 

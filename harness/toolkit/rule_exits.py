@@ -224,7 +224,7 @@ def under_rule(
     """Put a model under a rule: calibrate it if the rule needs that, and choose the rule's settings at budgets, on dev.
 
     Args:
-        budgets: in rising order, as :class:`~harness.toolkit.settings.BudgetSettings` has them.
+        budgets: in rising order, as :class:`~harness.toolkit.method_settings.BudgetSettings` has them.
 
     Raises:
         ConfigError: the model has no early exit, or lacks what the rule needs.

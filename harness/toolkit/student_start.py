@@ -16,7 +16,7 @@ from harness.encoder.shape import EncoderShape
 from harness.toolkit.augmentation import Augmentation
 from harness.toolkit.base_method import BaseMethod
 from harness.toolkit.fitted import FittedModel, FullDepth
-from harness.toolkit.settings import MethodSettings
+from harness.toolkit.method_settings import MethodSettings
 from harness.toolkit.training import LossFn, TrainingReport, dev_accuracies, train
 
 

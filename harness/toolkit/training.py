@@ -22,7 +22,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import EncoderLayer, ExitGate, FastBertHead, LinearHead
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
-from harness.toolkit.settings import Recipe
+from harness.toolkit.method_settings import Recipe
 
 LossFn = Callable[[TokenSet, Layout, Tensor], Tensor]
 

@@ -18,7 +18,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.toolkit.settings import Recipe
+from harness.toolkit.method_settings import Recipe
 from harness.toolkit.training import (
     LayerPasses,
     LossFn,

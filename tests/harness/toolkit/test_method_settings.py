@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.core.errors import ConfigError
-from harness.toolkit.settings import BudgetSettings, MethodSettings, Recipe, SpeedSettings
+from harness.toolkit.method_settings import BudgetSettings, MethodSettings, Recipe, SpeedSettings
 
 
 @pytest.mark.parametrize(
