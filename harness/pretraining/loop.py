@@ -7,6 +7,7 @@ on a GPU as far as its kernels are deterministic.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -151,12 +152,9 @@ class Trainer:
     def _batches(self, first: int, stop: int) -> Iterator[list[Batch]]:
         """Yield the batches of steps ``first`` .. ``stop - 1``."""
         size = self.recipe.accumulate
-        waiting: list[Batch] = []
-        for batch in ahead(self.stream.batch, first * size, stop * size):
-            waiting.append(batch)
-            if len(waiting) == size:
-                yield waiting
-                waiting = []
+        prepared = ahead(self.stream.batch, first * size, stop * size)
+        while batches := list(itertools.islice(prepared, size)):
+            yield batches
 
     def _update(self, step: int, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Do one step; return its loss and the norm of its gradient, on the device."""
@@ -194,11 +192,9 @@ class Trainer:
         return seconds / done
 
     def flops_per_step(self) -> int:
-        return self.recipe.accumulate * self.model.training_flops(
-            rows=self.recipe.rows,
-            length=self.stream.length,
-            share=self.recipe.mask_share,
-            every=self.recipe.multi_exit,
+        one = self.recipe
+        return one.accumulate * self.model.training_flops(
+            rows=one.rows, length=self.stream.length, share=one.mask_share, every=one.multi_exit
         )
 
     def train(self, *, save_every: float = 60.0, stop_after: float = math.inf, show: bool = True) -> bool:

@@ -75,17 +75,12 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     parameter.copy_(file.get_tensor(f"model.{name}"))
-                    state: dict[str, Any] = {"step": step.to(_step_device(optimizer, parameter)).clone()}
-                    for moment in _MOMENTS:
-                        state[moment] = file.get_tensor(f"{moment}.{name}").to(parameter.device)
-                    optimizer.state[parameter] = state
+                    moments = {key: file.get_tensor(f"{key}.{name}").to(parameter.device) for key in _MOMENTS}
+                    # Fused AdamW counts its steps on the device, others on the host.
+                    counted = step.to(parameter.device if optimizer.defaults.get("fused") else "cpu").clone()
+                    optimizer.state[parameter] = {"step": counted, **moments}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(
             f"{path} is damaged ({error}): delete it; the same command then resumes from the state before it"
         ) from error
     return facts
-
-
-def _step_device(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
-    """Return where AdamW counts its steps: fused AdamW on the device, others on the host."""
-    return parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")

@@ -185,5 +185,4 @@ def ahead(make_one: Callable[[int], Batch], start: int, stop: int) -> Iterator[B
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)

@@ -87,7 +87,7 @@ def _lines(given: CorpusFile) -> Iterator[str]:
         raise DataError(f"{given.path}: cannot be read ({first_line(error)}): download or write it again") from error
 
 
-def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+def _paragraphs(lines: Iterator[str]) -> Iterator[Document]:
     head = list(itertools.islice(lines, _LOOK))
     blocks = any(not line for line in "\n".join(head).strip().split("\n"))
     paragraph: list[str] = []
@@ -103,30 +103,29 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
         yield " ".join(paragraph)
 
 
+def _rows(path: Path) -> Iterator[Document]:
+    table = read_table(path)
+    if "text" not in table.columns:
+        found = ", ".join(map(str, table.columns[:8]))
+        raise DataError(f"{path}: no column 'text' (columns: {found}): rename the one with the text")
+    for row in zip(*(table[name].tolist() for name in ("text", "text_pair") if name in table.columns), strict=True):
+        texts = [value.strip() for value in row if isinstance(value, str) and value.strip()]
+        if texts:
+            yield texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
 def read(given: CorpusFile) -> Iterator[Document]:
     """Yield the documents of one file in order, without empty ones.
 
     Raises:
         DataError: the file cannot be read, is not UTF-8, has no column ``text``, or has no text.
     """
-    empty = True
-    if given.form == "txt":
-        for document in _paragraphs(_lines(given)):
-            empty = False
-            yield document
-    else:
-        table = read_table(given.path)
-        if "text" not in table.columns:
-            found = ", ".join(map(str, table.columns[:8]))
-            raise DataError(f"{given.path}: no column 'text' (columns: {found}): rename the one with the text")
-        columns = [table[name].tolist() for name in ("text", "text_pair") if name in table.columns]
-        for row in zip(*columns, strict=True):
-            texts = [value.strip() for value in row if isinstance(value, str) and value.strip()]
-            if texts:
-                empty = False
-                yield texts[0] if len(texts) == 1 else (texts[0], texts[1])
-    if empty:
+    found = _paragraphs(_lines(given)) if given.form == "txt" else _rows(given.path)
+    first = next(found, None)
+    if first is None:
         raise DataError(f"{given.path} has no text: give another file, or leave it out")
+    yield first
+    yield from found
 
 
 def documents(sources: Sequence[CorpusFile]) -> Iterator[Document]:
