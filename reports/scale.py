@@ -12,28 +12,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from harness.core.command_line import exit_codes
 from harness.results.run_folder import RunFolder
-from harness.results.schema import (
-    SAMPLE_COLUMNS,
-    Cell,
-    Checks,
-    Cost,
-    Factor,
-    Latency,
-    Overlaps,
-    Quality,
-    Resources,
-    Result,
-    Speed,
-    SpeedupFactors,
-    Training,
-)
+from harness.results.schema import SAMPLE_COLUMNS, Result
 from reports.build import write_report
 
 DEPTH = 12
@@ -94,16 +79,14 @@ def _cell(
 ) -> tuple[Result, pd.DataFrame]:
     """Return one result and its rows; exits scatter around ``left``, the exits of the sequential control."""
     n = len(left)
-    kind: Literal["method", "control", "bound"] = (
-        "bound" if method == "oracle" else "control" if method.startswith("control") else "method"
-    )
+    kind = "bound" if method == "oracle" else "control" if method.startswith("control") else "method"
     full = point == "full"
     exits = np.full(n, DEPTH) if full else np.clip(left + rng.integers(-3, 3, n), 1, DEPTH)
     correct = rng.random(n) < rng.uniform(0.8, 0.95)
     share, mean = float(correct.mean()), float(exits.mean())
-    ratios = np.exp(rng.normal(0, 0.1, len(_FACTORS)))
+    ratios = np.exp(rng.normal(0, 0.1, len(_FACTORS))).tolist()
     speedup = float(np.prod(ratios))
-    passes = list(np.exp(rng.normal(0, 0.03, 9)))
+    passes = np.exp(rng.normal(0, 0.03, 9)).tolist()
     predicts = not full and method not in ("fastbert", "control-sequential")
     frame = pd.DataFrame(
         {
@@ -118,44 +101,39 @@ def _cell(
             "difficulty": (np.arange(n) * 3 // n).astype(np.int8),
         }
     )
-    quality = Quality(
-        accuracy=share, accuracy_low=share - 0.01, accuracy_high=min(1.0, share + 0.01), macro_f1=share, n=n
-    )
     flops = _FULL * mean / DEPTH
-    cost = {"flops_linear": flops, "flops_full": 1.03 * flops, "params": 110_000_000, "mean_layers": mean}
     seconds = n / 100 / speedup
-    times = {"seconds": seconds, "seconds_p10": 0.95 * seconds, "seconds_p90": 1.05 * seconds, "rounds": 9}
-    times |= {"speedup": speedup, "speedup_p10": 0.95 * speedup, "speedup_p90": 1.05 * speedup}
-    times |= {"samples_per_s": 100 * speedup, "tokens_per_s": 4000 * speedup}
-    fitting = {"seconds": 100.0, "steps": 1000, "layer_passes": 100_000, "passes_ratio": 1.5, "flops": 3e15}
-    quantiles = {"p50": 0.01, "p90": 0.011, "p99": 0.013}
-    factors = [Factor(name=f, ratio=float(r), what="made up") for f, r in zip(_FACTORS, ratios, strict=True)]
-    result = Result(
-        schema=1,
-        cell=Cell.model_validate({**_SETTING, "method": method, "dataset": dataset, "seed": seed, "point": point}),
-        kind=kind,
-        synthetic=True,
-        language=language,
-        params={},
-        quality=quality,
-        cost=Cost.model_validate({**cost, "mean_heads": 1.0, "depth": DEPTH, "valid_token_ratio": 0.98}),
-        speed=Speed.model_validate(
-            {**times, "reference": "bert", "phases": _PHASES, "round_seconds": passes, "reference_seconds": passes}
-        ),
-        training=Training.model_validate({**fitting, "dev_accuracy": share}),
-        checks=Checks(rounds_agree=1.0, batches_agree=1.0, state_unchanged=True),
-        exit_histogram=np.bincount(exits, minlength=DEPTH + 1)[1:].tolist(),
-        latency=[
-            Latency(batch_size=size, n=200, **{name: size * value for name, value in quantiles.items()})
-            for size in (1, 32)
-        ],
-        speedup_factors=SpeedupFactors(factors=factors, product=speedup, measured=speedup),
-        resources=Resources(disk_bytes=440_000_000, host_peak_bytes=2_000_000_000),
-        overlaps=Overlaps(train_test=0, dev_test=0, train_dev=1, within_test=2),
-        unseen_tokens=0.02 if method.startswith("geep") else None,
-        fingerprint={"cpu": "made up", "commit": "made-up"},
-    )
-    return result, frame[list(SAMPLE_COLUMNS)]
+    made_up: dict[str, object] = {
+        "schema": 1,
+        "cell": {**_SETTING, "method": method, "dataset": dataset, "seed": seed, "point": point},
+        "kind": kind,
+        "synthetic": True,
+        "language": language,
+        "params": {},
+        "quality": {"accuracy": share, "accuracy_low": share - 0.01, "accuracy_high": min(1.0, share + 0.01)}
+        | {"macro_f1": share, "n": n},
+        "cost": {"flops_linear": flops, "flops_full": 1.03 * flops, "params": 110_000_000, "mean_layers": mean}
+        | {"mean_heads": 1.0, "depth": DEPTH, "valid_token_ratio": 0.98},
+        "speed": {"seconds": seconds, "seconds_p10": 0.95 * seconds, "seconds_p90": 1.05 * seconds, "rounds": 9}
+        | {"speedup": speedup, "speedup_p10": 0.95 * speedup, "speedup_p90": 1.05 * speedup, "reference": "bert"}
+        | {"samples_per_s": 100 * speedup, "tokens_per_s": 4000 * speedup, "phases": _PHASES}
+        | {"round_seconds": passes, "reference_seconds": passes},
+        "training": {"seconds": 100.0, "steps": 1000, "layer_passes": 100_000, "passes_ratio": 1.5, "flops": 3e15}
+        | {"dev_accuracy": share},
+        "checks": {"rounds_agree": 1.0, "batches_agree": 1.0, "state_unchanged": True},
+        "exit_histogram": np.bincount(exits, minlength=DEPTH + 1)[1:].tolist(),
+        "latency": [{"batch_size": b, "n": 200, "p50": b * 0.01, "p90": b * 0.011, "p99": b * 0.013} for b in (1, 32)],
+        "speedup_factors": {
+            "factors": [{"name": f, "ratio": r, "what": "made up"} for f, r in zip(_FACTORS, ratios, strict=True)],
+            "product": speedup,
+            "measured": speedup,
+        },
+        "resources": {"disk_bytes": 440_000_000, "host_peak_bytes": 2_000_000_000},
+        "overlaps": {"train_test": 0, "dev_test": 0, "train_dev": 1, "within_test": 2},
+        "unseen_tokens": 0.02 if method.startswith("geep") else None,
+        "fingerprint": {"cpu": "made up", "commit": "made-up"},
+    }
+    return Result.model_validate(made_up), frame[list(SAMPLE_COLUMNS)]
 
 
 @exit_codes("scale")

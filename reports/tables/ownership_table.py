@@ -31,43 +31,27 @@ def ownership_table(view: View, group: Group) -> Table[ResultRow]:
     divisor, unit = flops_unit(max((row.train_flops or 0.0 for row in rows), default=0.0))
 
     def latency(which: str, above: str) -> list[Column[ResultRow]]:
-        return [
-            Column(key, name, lambda row, key=key: _over(values[key](row), 1e-3), missing=NO_LATENCY, group=above)  # type: ignore[misc]
-            for name in _QUANTILES
-            for key in [f"{which}_{name}"]
-        ]
+        form = _per(1e-3)
+        return [Column(f"{which}_{q}", q, missing=NO_LATENCY, group=above, form=form) for q in _QUANTILES]
 
-    def mib(key: str, label: str, why: str) -> Column[ResultRow]:
-        return Column(key, label, lambda row: _over(getattr(row, key), 2**20), missing=why)
-
-    best = "Best batch, ms:"
+    best, mib = "Best batch, ms:", _per(2**20)
+    uncounted = f"{UNTRAINED}, or an older version did not count them"
+    no_counter = "this machine has no energy counter that the run could read"
     columns = [
         *identity_columns(view),
         *latency("single", "Batch of 1, ms:"),
-        Column("best_batch", "size", lambda row: whole(values["best_batch"](row)), missing=NO_LATENCY, group=best),
+        Column("best_batch", "size", missing=NO_LATENCY, group=best, form=whole),
         *latency("best", best),
-        Column("samples_per_s", "Samples/s", lambda row: plain(row.samples_per_s)),
-        Column(
-            "tokens_per_s", "Tokens/s", lambda row: plain(row.tokens_per_s), missing="not recorded by an older version"
-        ),
-        mib("host_peak_bytes", "Host peak MiB", "the run did not record it"),
-        mib("peak_memory_bytes", "CUDA peak MiB", "measured on CUDA only"),
-        Column(
-            "joules_per_1000",
-            "J per 1,000 samples",
-            lambda row: plain(row.joules_per_1000),
-            missing="this machine has no energy counter that the run could read",
-        ),
-        Column("params", "Parameters M", lambda row: _over(row.params, 1e6)),
-        mib("disk_bytes", "On disk MiB", "the method stores nothing of its own"),
-        Column("train_seconds", "Training s", lambda row: plain(row.train_seconds), missing=UNTRAINED),
-        Column("passes_ratio", "Layer passes vs fine-tuning", lambda row: times(row.passes_ratio), missing=UNTRAINED),
-        Column(
-            "train_flops",
-            f"Training {unit}FLOPs",
-            lambda row: _over(row.train_flops, divisor),
-            missing=f"{UNTRAINED}, or an older version did not count them",
-        ),
+        Column("samples_per_s", "Samples/s", form=plain),
+        Column("tokens_per_s", "Tokens/s", missing="not recorded by an older version", form=plain),
+        Column("host_peak_bytes", "Host peak MiB", missing="the run did not record it", form=mib),
+        Column("peak_memory_bytes", "CUDA peak MiB", missing="measured on CUDA only", form=mib),
+        Column("joules_per_1000", "J per 1,000 samples", missing=no_counter, form=plain),
+        Column("params", "Parameters M", form=_per(1e6)),
+        Column("disk_bytes", "On disk MiB", missing="the method stores nothing of its own", form=mib),
+        Column("train_seconds", "Training s", missing=UNTRAINED, form=plain),
+        Column("passes_ratio", "Layer passes vs fine-tuning", missing=UNTRAINED, form=times),
+        Column("train_flops", f"Training {unit}FLOPs", missing=uncounted, form=_per(divisor)),
     ]
     csv = (
         *IDENTITY,
@@ -92,8 +76,9 @@ def _of_latency(choose: Callable[[ResultRow], Latency | None], name: str) -> Val
     return lambda row: getattr(choose(row), name, None)
 
 
-def _over(value: object, divisor: float) -> str:
-    return plain(value / divisor if finite(value) else None)
+def _per(divisor: float) -> Callable[[object], str]:
+    """Return the form of a value in units of ``divisor``."""
+    return lambda value: plain(value / divisor if finite(value) else None)
 
 
 def _notes(rows: Sequence[ResultRow]) -> list[str]:

@@ -108,9 +108,12 @@ def _half(view: View, groups: list[Group]) -> Table[PaperRow] | None:
     rows = _rows(view, shown, names)
     sources = list(dict.fromkeys(known.source for row in shown if (known := quoted(row)) is not None))
     language, synthetic = groups[0].language, groups[0].synthetic
+    protocols = sorted({row.protocol for row in shown})
+    text = "the paper pads every sample to 128 tokens, so its FLOPs are higher."
+    padding = [] if protocols == ["paper"] else [f"Protocol {', '.join(protocols)}: {text}"]
     columns: list[Column[PaperRow]] = [
         Column("method", "Model", method_name, numeric=False),
-        Column("point", "Speed", lambda row: row.point, numeric=False),
+        Column("point", "Speed", numeric=False),
         *setting_columns(view),
         *(column for group in groups for column in _columns(group.dataset, rows)),
     ]
@@ -122,7 +125,7 @@ def _half(view: View, groups: list[Group]) -> Table[PaperRow] | None:
         rows,
         columns,
         ("data", "language", "method", "point", *view.varying, *values),
-        _notes(shown, sources) + footnotes(rows, lowest=False) + _padding(shown),
+        [*_notes(shown, sources), *footnotes(rows, lowest=False), *padding],
         values=values,
     )
 
@@ -142,14 +145,6 @@ def _notes(shown: Sequence[ResultRow], sources: Sequence[str]) -> list[str]:
     return notes + ([f"Means over {seeds} seeds."] if seeds > 1 else [])
 
 
-def _padding(shown: Sequence[ResultRow]) -> list[str]:
-    protocols = sorted({row.protocol for row in shown})
-    if protocols == ["paper"]:
-        return []
-    text = "the paper pads every sample to 128 tokens, so its FLOPs are higher."
-    return [f"Protocol {', '.join(protocols)}: {text}"]
-
-
 def _published(row: PaperRow, dataset: str) -> Quoted | None:
     return quoted(row.on[dataset]) if dataset in row.on else None
 
@@ -157,15 +152,13 @@ def _published(row: PaperRow, dataset: str) -> Quoted | None:
 def _values(dataset: str, rows: Sequence[PaperRow]) -> dict[str, Callable[[PaperRow], object]]:
     """Return the raw values of one dataset by their names."""
 
-    def value(name: str) -> Callable[[PaperRow], object]:
-        return lambda row: getattr(row.on.get(dataset), name, None)
+    def value(get: Callable[[PaperRow], object], name: str) -> Callable[[PaperRow], object]:
+        return lambda row: getattr(get(row), name, None)
 
-    def published(name: str) -> Callable[[PaperRow], object]:
-        return lambda row: getattr(_published(row, dataset), name, None)
-
-    found = {f"{dataset} {name}": value(name) for name in ("accuracy", "flops_linear", "ratio_linear")}
-    if any(_published(row, dataset) for row in rows):
-        found |= {f"{dataset} published {name}": published(name) for name in ("accuracy", "flops")}
+    measured, published = (lambda row: row.on.get(dataset)), (lambda row: _published(row, dataset))
+    found = {f"{dataset} {name}": value(measured, name) for name in ("accuracy", "flops_linear", "ratio_linear")}
+    if any(published(row) for row in rows):
+        found |= {f"{dataset} published {name}": value(published, name) for name in ("accuracy", "flops")}
     return found
 
 
@@ -175,9 +168,6 @@ def _columns(dataset: str, rows: Sequence[PaperRow]) -> list[Column[PaperRow]]:
     why = "the method was not measured on this dataset at this point"
     # A dash alone is a cell that was not measured; a dash in the brackets is a missing reference.
     reference = "" if any(row.ratio_linear is not None for row in mine) else f"; in brackets: {NO_REFERENCE}"
-
-    def accuracy(row: PaperRow) -> str:
-        return percent(row.on[dataset].accuracy, 2) if dataset in row.on else DASH
 
     def cost(row: PaperRow) -> str:
         one = row.on.get(dataset)
@@ -192,7 +182,7 @@ def _columns(dataset: str, rows: Sequence[PaperRow]) -> list[Column[PaperRow]]:
         return percent(known.accuracy, 2) + (f"; {plain(known.flops / 1e9)}G" if known.flops is not None else "")
 
     columns = [
-        Column(f"{dataset} accuracy", "Acc. %", accuracy, missing=why, group=dataset),
+        Column(f"{dataset} accuracy", "Acc. %", missing=why, group=dataset, form=lambda value: percent(value, 2)),
         Column(f"{dataset} flops_linear", "FLOPs (FLOPs ratio)", cost, missing=why + reference, group=dataset),
     ]
     if any(_published(row, dataset) for row in rows):
