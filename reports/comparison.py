@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import groupby
 
 from harness.core.terminal_table import terminal_table
 from harness.regression.compare import Change, Comparison
 from harness.results.packed_run import PackedRun
-from harness.results.schema import Cell
+from reports.analysis.run_contents import first_few
 from reports.notation.numbers import DASH, fixed, p_value, percent, points, times
 
 WIDTH = 132
@@ -19,24 +18,20 @@ _HEADS = ("acc. %", "change", "lost:won", "p adj.", "FLOPs", "layers", "speed-up
 def render(comparison: Comparison) -> str:
     """Return both runs, a line per cell, a line per method, remarks, and the result of the gate; tables fit 132 columns."""
     parts = [f"base: {_run(comparison.base)}\nnew:  {_run(comparison.new)}\n"]
-    for label, changes in groupby(comparison.changes, key=_dataset):
+    for (dataset, synthetic), changes in groupby(comparison.changes, lambda one: (one.cell.dataset, one.synthetic)):
         rows = [[_name(change, comparison), *_columns(change)] for change in changes]
-        parts.append(terminal_table([label, *_HEADS], rows, width=WIDTH))
+        parts.append(terminal_table([dataset + " (synthetic)" * synthetic, *_HEADS], rows, width=WIDTH))
     if comparison.methods:
         rows = [
             [_flag(one.alarm, one.name), f"{fixed(one.ratio)}×", str(one.cells), p_value(one.p_adjusted)]
             for one in comparison.methods
         ]
         parts.append(terminal_table(["method", "median time ratio", "cells", "p adj."], rows, notes=[_BELOW_ONE]))
-    parts.append("\n".join([*_counts(comparison), *_end(comparison)]) + "\n")
+    parts.append("\n".join(_conclusions(comparison)) + "\n")
     return "\n".join(parts)
 
 
 _BELOW_ONE = "median time ratio: over the cells of the method; below 1: slower than in base"
-
-
-def _dataset(change: Change) -> str:
-    return f"{change.cell.dataset}{' (synthetic)' * change.synthetic}"
 
 
 def _flag(alarm: object, name: str) -> str:
@@ -83,25 +78,19 @@ def _arrow(base: float, new: float) -> str:
     return f"{fixed(new)} =" if base == new else f"{fixed(base, 3)}→{fixed(new, 3)}"
 
 
-def _counts(comparison: Comparison) -> list[str]:
+def _conclusions(comparison: Comparison) -> list[str]:
+    """Return what was compared, remarks, alarms and the result of the gate, one line each."""
     same = sum(not change.moved for change in comparison.changes)
+    number = len(comparison.alarms)
     lines = [
         f"{len(comparison.changes)} cells compared; in {same} of them all predictions and all counts are identical"
     ]
     for where, cells in (("base", comparison.only_base), ("new", comparison.only_new)):
         if cells:
-            lines.append(f"only in {where} ({len(cells)}): {_listed(cells)}")
-    return lines
-
-
-def _listed(cells: Sequence[Cell]) -> str:
-    more = f"; and {len(cells) - _LISTED} more" if len(cells) > _LISTED else ""
-    return "; ".join(f"{cell.dataset} {cell.method} {cell.point}" for cell in cells[:_LISTED]) + more
-
-
-def _end(comparison: Comparison) -> list[str]:
-    number = len(comparison.alarms)
+            names = [f"{cell.dataset} {cell.method} {cell.point}" for cell in cells]
+            lines.append(f"only in {where} ({len(cells)}): {first_few(names, _LISTED, '; ')}")
     return [
+        *lines,
         *(f"- {remark}" for remark in comparison.remarks),
         *(f"regression: {alarm}" for alarm in comparison.alarms),
         f"gate: {'nothing got worse' if not number else '1 regression' if number == 1 else f'{number} regressions'}",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Literal
 
 import pandas as pd
@@ -45,25 +46,14 @@ class Part:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class OnDataset:
-    """What was measured of a method at a point on one dataset: numbers by name, and marks."""
-
-    numbers: dict[str, float | None]
-    marks: str
-
-    def __getitem__(self, name: str) -> float | None:
-        return self.numbers[name]
-
-
 @dataclass
 class SideRow:
-    """A method at a point: dataset -> what was measured there. Marks stand at the datasets, not at the method."""
+    """A method at a point: dataset -> the numbers and marks measured there. Marks stand at the datasets, not at the method."""
 
     kind: str
     method: str
     point: str
-    on: dict[str, OnDataset]
+    on: dict[str, SimpleNamespace]
     marks: Literal[""] = ""
 
 
@@ -175,12 +165,12 @@ def _table(parts: dict[str, Part], synthetic: bool) -> Table[SideRow]:
         for record in part.rows.astype(object).where(part.rows.notna(), None).to_dict("records"):
             key = record["method"], record["point"]
             row = wide.setdefault(key, SideRow(record["kind"], *key, on={}))
-            row.on[dataset] = OnDataset({name: record[name] for name in NUMBERS}, record["marks"] or "")
+            row.on[dataset] = SimpleNamespace(**record | {"marks": record["marks"] or ""})
     kinds = ("method", "control", "bound")
     rows = sorted(wide.values(), key=lambda row: kinds.index(row.kind))
     columns: list[Column[SideRow]] = [
         Column("method", "Method", method_name, numeric=False),
-        Column("point", "Point", lambda row: row.point, numeric=False),
+        Column("point", "Point", numeric=False),
         Column("training", "Training", _training_ratio, missing=f"{UNTRAINED}, or it was not counted"),
         *(column for dataset in parts for column in _columns(dataset)),
     ]
@@ -198,16 +188,12 @@ def _table(parts: dict[str, Part], synthetic: bool) -> Table[SideRow]:
 
 
 def _value(dataset: str, name: str) -> Callable[[SideRow], object]:
-    def value(row: SideRow) -> object:
-        one = row.on.get(dataset)
-        return None if one is None else one.marks or None if name == "marks" else one[name]
-
-    return value
+    return lambda row: getattr(row.on.get(dataset), name, None)
 
 
 def _training_ratio(row: SideRow) -> str:
     """Return FLOPs of training over those of the reference: one number, or the lowest and highest of the datasets."""
-    ratios = [ratio for one in row.on.values() if finite(ratio := one["train_ratio"])]
+    ratios = [ratio for one in row.on.values() if finite(ratio := one.train_ratio)]
     if not ratios:
         return DASH
     low, high = fixed(min(ratios)), fixed(max(ratios))
@@ -218,25 +204,23 @@ def _columns(dataset: str) -> list[Column[SideRow]]:
     why = "the method was not measured on this dataset at this point"
     untested = "not tested: the reference itself, a control or bound, or not measured at this point"
 
-    def accuracy(one: OnDataset) -> str:
-        text = f"{percent(one['accuracy'])} ({span(one['accuracy_low'], one['accuracy_high'], percent)})"
-        return marked(text, one.marks) if finite(one["accuracy"]) else DASH
+    def accuracy(row: SideRow) -> str:
+        one = row.on.get(dataset)
+        if one is None or not finite(one.accuracy):
+            return DASH
+        return marked(f"{percent(one.accuracy)} ({span(one.accuracy_low, one.accuracy_high, percent)})", one.marks)
 
-    def difference(one: OnDataset) -> str:
-        text = points(one["difference"])
-        return text if text == DASH else f"{text} ({p_value(one['p_holm'])})"
-
-    def column(key: str, label: str, show: Callable[[OnDataset], str], missing: str = why) -> Column[SideRow]:
-        def shown(row: SideRow) -> str:
-            return show(row.on[dataset]) if dataset in row.on else DASH
-
-        return Column(f"{dataset} {key}", label, shown, missing=missing, group=dataset)
+    def difference(row: SideRow) -> str:
+        one = row.on.get(dataset)
+        if one is None or not finite(one.difference):
+            return DASH
+        return f"{points(one.difference)} ({p_value(one.p_holm)})"
 
     return [
-        column("accuracy", "accuracy % (95 %)", accuracy),
-        column("mean_layers", "layers", lambda one: fixed(one["mean_layers"])),
-        column("speedup", "speed-up", lambda one: times(one["speedup"])),
-        column("difference", "points (p adjusted)", difference, untested),
+        Column(f"{dataset} accuracy", "accuracy % (95 %)", accuracy, missing=why, group=dataset),
+        Column(f"{dataset} mean_layers", "layers", missing=why, group=dataset, form=fixed),
+        Column(f"{dataset} speedup", "speed-up", missing=why, group=dataset, form=times),
+        Column(f"{dataset} difference", "points (p adjusted)", difference, missing=untested, group=dataset),
     ]
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from harness.core.terminal_table import terminal_table
 from reports.analysis.result_rows import ResultRow
-from reports.analysis.view import View, build_view
+from reports.analysis.view import build_view
 from reports.notation.marks import footnotes
 from reports.notation.numbers import fixed, percent, plain, times
 from reports.tables.shared_columns import method_name
@@ -23,11 +23,7 @@ def summary(run_path: Path | str) -> str:
     Raises:
         ResultError: there is no run or no result in it.
     """
-    return render(build_view(run_path, samples=False))
-
-
-def render(view: View) -> str:
-    """Return the summary of a view."""
+    view = build_view(run_path, samples=False)
     parts: list[str] = []
     hidden = 0
     for group in view.groups:
@@ -37,7 +33,7 @@ def render(view: View) -> str:
         facts = [group.facts]
         if noise := view.noise_of(group):
             facts.append(f"noise of a speed-up (A/A, reference over itself, 10th to 90th percentile): {noise}")
-        cells = [[_name(view, row), *_numbers(row)] for row in shown]
+        cells = [_cells(row, view.setting_of(row)) for row in shown]
         parts.append(
             terminal_table([group.label, *_HEADS], cells, notes=[_cut(f"  {fact}") for fact in facts], width=WIDTH)
         )
@@ -58,13 +54,9 @@ def _cut(text: str) -> str:
     return line.plain
 
 
-def _name(view: View, row: ResultRow) -> str:
-    setting = view.setting_of(row)
-    return f"{method_name(row)} {row.point}" + (f" [{setting}]" if setting else "")
-
-
-def _numbers(row: ResultRow) -> list[str]:
+def _cells(row: ResultRow, setting: str) -> list[str]:
     return [
+        f"{method_name(row)} {row.point}" + (f" [{setting}]" if setting else ""),
         percent(row.accuracy),
         fixed(row.mean_layers),
         times(row.ratio_linear),

@@ -24,6 +24,7 @@ SAME_COST = (0.95, 1.05)
 CLOSE_ACCURACY = 0.002
 # What must be the same for a pair to be comparable; the executor belongs to the method.
 SAME = ("slug", *(name for name in SETTING if name != "executor"))
+_TOLERANCE = f"at most {fixed(100 * CLOSE_ACCURACY, 1)} points less accurate and 5 % more layers"
 
 BEATS, DEARER, NO_BETTER = "beats", "beats, with more layers,", "no better than"
 WORSE, UNKNOWN = "worse than", "cannot be compared with"
@@ -162,7 +163,7 @@ def headlines(tests: Sequence[ControlTest]) -> list[str]:
         if verified:
             names = " and ".join(sorted({test.control for test in part}))
             close = sum(test.close for test in part)
-            clauses = [f"keeps up with {names} ({_tolerance()}) at {close} of {len(part)} points"]
+            clauses = [f"keeps up with {names} ({_TOLERANCE}) at {close} of {len(part)} points"]
             clauses += [f"beats {won}"] if won else []
         else:
             clauses = [f"beats {won}" if won else "beats none of its controls"]
@@ -173,10 +174,6 @@ def headlines(tests: Sequence[ControlTest]) -> list[str]:
         clauses += [f"is no better in {rest} of {len(part)} comparisons"] if rest and not verified else []
         lines.append(f"{label}: {method} {'; '.join(clauses)}.")
     return lines
-
-
-def _tolerance() -> str:
-    return f"at most {fixed(100 * CLOSE_ACCURACY, 1)} points less accurate and 5 % more layers"
 
 
 def _count(part: Sequence[ControlTest], verdict: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from harness.measure.statistics import area_under_curve, score_at_matched_cost
 from reports.analysis.cell_settings import CONSTANT, grouped, values_of
@@ -38,12 +37,6 @@ class Curve(ResultRow):
     score_used: int
 
 
-class _Point(NamedTuple):
-    row: ResultRow
-    cost: float
-    accuracy: float
-
-
 def measure_curves(rows: Sequence[ResultRow], varying: Sequence[str]) -> list[Curve]:
     """Return one curve per dataset, method, variant and setting; bounds are left out, because they are not methods.
 
@@ -56,36 +49,37 @@ def measure_curves(rows: Sequence[ResultRow], varying: Sequence[str]) -> list[Cu
         varying: settings that tell rows of a dataset apart.
     """
     shared = ["slug", *(name for name in varying if name != "executor")]
-    points = [
-        _Point(row, row.flops_linear, row.accuracy)
+    able = [
+        row
         for row in rows
         if row.kind != "bound" and finite(row.accuracy) and finite(row.flops_linear) and row.flops_linear > 0
     ]
-    conditions = grouped(points, lambda point: values_of(point.row, shared))
+    conditions = grouped(able, lambda row: values_of(row, shared))
     found = []
-    for mine in grouped(points, lambda point: values_of(point.row, ("slug", "method", "variant", *varying))).values():
-        first = mine[0].row
-        same = conditions[values_of(first, shared)]
-        low, high = min(point.cost for point in same), max(point.cost for point in same)
-        name = min((point.row.method for point in same if point.row.role == CONSTANT), default=None)
-        baseline = [point for point in same if point.row.method == name]
-        cost_of, accuracy_of = [point.cost for point in mine], [point.accuracy for point in mine]
-        matched = None
-        if baseline:
-            costs, accuracies = [point.cost for point in baseline], [point.accuracy for point in baseline]
-            matched = score_at_matched_cost(cost_of, accuracy_of, costs, accuracies)
+    for mine in grouped(able, lambda row: values_of(row, ("slug", "method", "variant", *varying))).values():
+        same = conditions[values_of(mine[0], shared)]
+        name = min((row.method for row in same if row.role == CONSTANT), default=None)
+        baseline = [row for row in same if row.method == name]
+        costs, accuracies = _costs_and_accuracies(mine)
+        budgets, _ = _costs_and_accuracies(same)
+        low, high = min(budgets), max(budgets)
+        matched = score_at_matched_cost(costs, accuracies, *_costs_and_accuracies(baseline)) if baseline else None
         found.append(
             Curve(
-                **{**vars(first), "marks": together(*(point.row.marks for point in (*mine, *baseline)))},
+                **{**vars(mine[0]), "marks": together(*(row.marks for row in (*mine, *baseline)))},
                 points=len(mine),
-                cost_low=min(cost_of),
-                cost_high=max(cost_of),
+                cost_low=min(costs),
+                cost_high=max(costs),
                 budget_low=low,
                 budget_high=high,
-                area=area_under_curve(cost_of, accuracy_of, low, high) if min(cost_of) < high else None,
+                area=area_under_curve(costs, accuracies, low, high) if min(costs) < high else None,
                 baseline=name,
                 score=matched.score if matched else None,
                 score_used=matched.used if matched else 0,
             )
         )
     return found
+
+
+def _costs_and_accuracies(rows: Sequence[ResultRow]) -> tuple[list[float], list[float]]:
+    return [row.flops_linear or 0.0 for row in rows], [row.accuracy or 0.0 for row in rows]

@@ -245,9 +245,7 @@ def _latency(every: Sequence[Latency]) -> dict[int, Latency]:
         size: Latency(
             batch_size=size,
             n=min(one.n for one in same),
-            p50=fmean(one.p50 for one in same),
-            p90=fmean(one.p90 for one in same),
-            p99=fmean(one.p99 for one in same),
+            **{name: fmean(getattr(one, name) for one in same) for name in ("p50", "p90", "p99")},
         )
         for size, same in sorted(found.items())
     }
@@ -290,12 +288,15 @@ def with_ratios(rows: Sequence[ResultRow]) -> list[ResultRow]:
     return found
 
 
+def reference_passes(rows: Sequence[ResultRow]) -> dict[tuple[str, str], list[list[float]]]:
+    """Return (dataset, device) -> the reference seconds of each cell."""
+    same = grouped(rows, lambda row: (row.slug, row.device))
+    return {key: [passes for row in some for passes in row.reference_seconds] for key, some in same.items()}
+
+
 def with_noise(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Return the rows with the A/A band of their dataset and device."""
-    series: dict[tuple[str, str], list[list[float]]] = {}
-    for row in rows:
-        series.setdefault((row.slug, row.device), []).extend(row.reference_seconds)
-    bands = {key: noise_band(passes) for key, passes in series.items()}
+    bands = {key: noise_band(passes) for key, passes in reference_passes(rows).items()}
     return [replace(row, noise=bands[row.slug, row.device]) for row in rows]
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from harness.measure.statistics import bootstrap_difference, faster_and_not_worse, paired, self_ratios
 from reports.analysis.cell_settings import values_of
 from reports.analysis.control_tests import ALPHA, SAME, PairedTest, adjusted, correct_by_seed
-from reports.analysis.result_rows import ResultRow
+from reports.analysis.result_rows import ResultRow, reference_passes
 from reports.analysis.run_contents import Reader
 from reports.analysis.time_ratios import FEWEST, usable
 from reports.notation.marks import together
@@ -176,11 +176,8 @@ def _speedup(row: ResultRow, other: ResultRow) -> tuple[float | None, str | None
 
 def _aa_pairs(rows: Sequence[ResultRow]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """Return A/A log ratios by (dataset, device): of one ratio, and of a quotient of two ratios, whose noises add."""
-    series: dict[tuple[str, str], list[Sequence[float]]] = {}
-    for row in rows:
-        series.setdefault((row.slug, row.device), []).extend(row.reference_seconds)
     found = {}
-    for key, passes in series.items():
+    for key, passes in reference_passes(rows).items():
         logs = self_ratios(usable(passes))
         logs = logs if len(logs) >= FEWEST else np.empty(0)
         rng = np.random.default_rng(0)

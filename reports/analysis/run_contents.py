@@ -141,9 +141,8 @@ def read_variants(run: RunFolder, methods: Collection[str]) -> list[VariantRow]:
 
 
 def _needs(given: object) -> str:
-    if isinstance(given, Mapping):
-        return ", ".join(f"{name} as {role}" for role, name in given.items())
-    return ", ".join(str(name) for name in given) if isinstance(given, list) else ""
+    named = [f"{name} as {role}" for role, name in given.items()] if isinstance(given, Mapping) else given
+    return ", ".join(map(str, named)) if isinstance(named, list) else ""
 
 
 # What a report computes from rows; "index" is the row of the test split.

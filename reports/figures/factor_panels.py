@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 from harness.results.schema import SpeedupFactors
 from reports.analysis.time_ratios import Noise, in_order, largest_loss
@@ -47,7 +49,9 @@ def draw_factor_panels(title: str, rows: Sequence[tuple[str, SpeedupFactors]], n
 
 def _limits(several: Sequence[SpeedupFactors], noise: Noise | None) -> tuple[float, float]:
     """Return the ends of the axis: all ratios reached, with their noise, are inside, and 1 is not at the edge."""
-    reached = [value for one in several for value in (1.0, *_reached(one), one.measured)]
+    reached = [
+        value for one in several for value in (1.0, *accumulate((f.ratio for f in one.factors), mul), one.measured)
+    ]
     band = (noise.high if noise else 1.0) * 1.03
     return min(0.8, min(reached) / band), max(1.25, max(reached) * band)
 
@@ -100,15 +104,6 @@ def _panel(
     start, end = sorted((at(1.0), at(one.measured)))
     canvas.rect(start, y, end - start, _ROW - 4, INK, stroke=INK, tip=f"wall time {times(one.measured)}", above=2)
     canvas.text(x0 + _WIDE + 5, y + 9.5, times(one.measured), size=10, bold=True)
-
-
-def _reached(one: SpeedupFactors) -> list[float]:
-    """Return the ratio after each factor."""
-    values, reached = [], 1.0
-    for factor in one.factors:
-        reached *= factor.ratio
-        values.append(reached)
-    return values
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
@@ -114,7 +114,9 @@ def draw_pareto(view: View, group: Group, chosen: Mapping[str, Look], cost: Cost
     # Points that one line may join.
     lines = grouped(points, lambda point: (point.row.method, point.row.variant, view.setting_of(point.row)))
     variants = {name: sorted({key[1] for key in lines if key[0] == name}) for name in {key[0] for key in lines}}
-    noise = _noise_spans(points) if cost == "samples_per_s" else []
+    # What the reference reaches by chance.
+    bands = [(p.cost, p.row.noise) for p in points if p.row.is_reference and cost == "samples_per_s"]
+    noise = [(middle * band.low, middle * band.high) for middle, band in bands if band]
     entries = {(key[0], key[2]) if chosen[key[0]].line == "--" else key for key in lines}
     legend_rows = math.ceil((len(entries) + bool(noise) + 1) / 2)
     height = 4.2 + 0.16 * legend_rows
@@ -155,16 +157,14 @@ def draw_pareto(view: View, group: Group, chosen: Mapping[str, Look], cost: Cost
     axes.set_title(title)
     if lines:
         # Below the axes, in the space that the height includes for it.
-        figure.legend(
-            loc="lower left",
-            bbox_to_anchor=(0.02, 0.0),
-            ncol=2,
-            handlelength=2.4,
-            labelspacing=0.25,
-            columnspacing=1.2,
-            borderaxespad=0.2,
-            borderpad=0.2,
-        )
+        spacing: dict[str, Any] = {
+            "handlelength": 2.4,
+            "labelspacing": 0.25,
+            "columnspacing": 1.2,
+            "borderaxespad": 0.2,
+            "borderpad": 0.2,
+        }
+        figure.legend(loc="lower left", bbox_to_anchor=(0.02, 0.0), ncol=2, **spacing)
     _place_labels(axes, labels)
     spots: list[Spot] = []
     if points:
@@ -178,11 +178,6 @@ def draw_pareto(view: View, group: Group, chosen: Mapping[str, Look], cost: Cost
         f"{title}. {len(points)} points of {len(variants)} methods; all numbers are in the table results-{group.slug}."
     )
     return render(figure, f"pareto-{word}-{group.slug}", title, description, role="pareto", spots=spots)
-
-
-def _noise_spans(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Return the samples per second that the reference reaches by chance."""
-    return [(p.cost * p.row.noise.low, p.cost * p.row.noise.high) for p in points if p.row.is_reference and p.row.noise]
 
 
 def _legend(row: ResultRow, variant: str, setting: str) -> str:
@@ -270,18 +265,9 @@ def _place_labels(axes: Axes, labels: Sequence[Label]) -> None:
             place = _free_place(px, py, words, scale, taken, (frame.x0, frame.x1 + 8 * scale))
             if words and place is not None:
                 taken.append(place)
-                centre = ((place[0] + place[2]) / 2 - px, (place[1] + place[3]) / 2 - py)
-                axes.annotate(
-                    words,
-                    (x, y),
-                    xytext=(centre[0] / scale, centre[1] / scale),
-                    textcoords="offset points",
-                    fontsize=7,
-                    ha="center",
-                    va="center",
-                    color=color,
-                    zorder=5,
-                )
+                centre = ((place[0] + place[2]) / 2 - px) / scale, ((place[1] + place[3]) / 2 - py) / scale
+                style: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "center", "color": color, "zorder": 5}
+                axes.annotate(words, (x, y), xytext=centre, textcoords="offset points", **style)
                 break
 
 
