@@ -148,9 +148,7 @@ def measure(
     for number in range(rounds):
         order = np.arange(len(tokens)) if number == 0 else rng.permutation(len(tokens))
         shuffled = tokens if number == 0 else tokens.select(order)
-        other: TimedPass | None = None
-        if reference is not None and number % 2 == 0:
-            other = timed_pass(reference, shuffled)
+        other = timed_pass(reference, shuffled) if reference is not None and number % 2 == 0 else None
         done = timed_pass(contender, shuffled)
         seconds, predictions = done.seconds, done.predictions
         check_work(predictions, contender.fitted.cost)

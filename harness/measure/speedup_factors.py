@@ -111,22 +111,16 @@ def speedup_factors(own: Side, reference: Side, samples: int) -> SpeedupFactors:
         if layered
         else f"{flops / spent:.3g} FLOP/s, {ref_flops / ref_spent:.3g} in the reference",
     )
+
+    def add_time(name: str, growth: float, ref_growth: float, what: str = "") -> None:
+        add(name, ref_growth / growth, f"{what}{growth - 1:.2%} more time, {ref_growth - 1:.2%} in the reference")
+
     for part, (name, what) in PARTS.items():
         more, ref_more = (spent + own.phases.get(part, 0.0), ref_spent + reference.phases.get(part, 0.0))
         if more > spent or ref_more > ref_spent:
-            share, there = more / spent - 1, ref_more / ref_spent - 1
-            add(
-                name,
-                ref_more / ref_spent / (more / spent),
-                f"{what}: {share:.2%} more time, {there:.2%} in the reference",
-            )
+            add_time(name, more / spent, ref_more / ref_spent, f"{what}: ")
         spent, ref_spent = more, ref_more
-    share, there = own.seconds / spent - 1, reference.seconds / ref_spent - 1
-    add(
-        "rest",
-        reference.seconds / ref_spent / (own.seconds / spent),
-        f"{share:.2%} more time, {there:.2%} in the reference",
-    )
+    add_time("rest", own.seconds / spent, reference.seconds / ref_spent)
     product = prod(factor.ratio for factor in factors)
     return SpeedupFactors(factors=factors, product=product, measured=reference.seconds / own.seconds)
 

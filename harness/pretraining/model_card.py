@@ -159,15 +159,14 @@ def render(facts: Mapping[str, Any]) -> str:
     """Return the card of a backbone as Markdown, from the facts of :mod:`harness.pretraining.pretrain_command`."""
     shape, recipe, train, run = facts["shape"], facts["recipe"], facts["train"], facts["run"]
     steps, seconds = run["step"], max(run["seconds"], 1e-9)
+    reached = run["flops"] / seconds
+    warm_up = f"warm-up {recipe['warmup']:.0%}"
     trained = [
         ("steps", _count(steps)),
         ("rows per step", f"{recipe['accumulate']} x {recipe['rows']} of {shape['max_positions']} tokens"),
         ("tokens", f"{_count(run['tokens'])} ({run['epochs']:.1f} epochs)"),
         ("objective", facts["objective"]),
-        (
-            "optimiser",
-            f"AdamW, learning rate {recipe['learning_rate']:g}, warm-up {recipe['warmup']:.0%} of the steps, linear decay",
-        ),
+        ("optimiser", f"AdamW, learning rate {recipe['learning_rate']:g}, {warm_up} of the steps, linear decay"),
         ("weight decay, clipping, dropout", f"{recipe['weight_decay']:g}, {recipe['clip']:g}, {recipe['dropout']:g}"),
         ("masked", f"{recipe['mask_share']:.0%} of the tokens, {facts['masking']}"),
         ("start", _start(facts["start"])),
@@ -179,10 +178,7 @@ def render(facts: Mapping[str, Any]) -> str:
         ("hours", f"{run['seconds'] / 3600:.2f}"),
         ("tokens per second", _count(run["tokens"] / seconds)),
         ("FLOPs of the model's matrix products", f"{run['flops']:.3g}"),
-        (
-            "share of the device's matrix rate",
-            f"{run['flops'] / seconds / run['peak']:.1%}" if run["peak"] and steps else "-",
-        ),
+        ("share of the device's matrix rate", f"{reached / run['peak']:.1%}" if run["peak"] and steps else "-"),
         ("last training loss (nats)", f"{run['loss']:.3f}" if run["loss"] is not None else "-"),
     ]
     paired = train.get("pairs", 0)

@@ -89,15 +89,12 @@ class Timed:
         """Return why the times of this cell cannot be compared; None if they can."""
         for old, young in zip(self.olds, self.youngs, strict=True):
             a, b = self.base.machine(old), self.new.machine(young)
+            ways = ("device", "dtype", "compute", "executor")
             differing = [
-                f"{name} {getattr(old.cell, name)} against {getattr(young.cell, name)}"
-                for name in ("device", "dtype", "compute", "executor")
-                if getattr(old.cell, name) != getattr(young.cell, name)
-            ]
-            differing += [
-                f"{name} {getattr(a, name)} against {getattr(b, name)}"
-                for name in type(a).model_fields
-                if getattr(a, name) != getattr(b, name)
+                f"{name} {getattr(one, name)} against {getattr(other, name)}"
+                for one, other, names in ((old.cell, young.cell, ways), (a, b, type(a).model_fields))
+                for name in names
+                if getattr(one, name) != getattr(other, name)
             ]
             if differing:
                 return f"measured on different machines or in different ways: {', '.join(differing)}"
