@@ -19,7 +19,7 @@ def test_predict(benchmark: Any, sessions: Sessions, cell: CellId) -> None:
     contender, point = sessions.contender(cell)
     session = sessions.session(cell)
     tokens, at = session.prepared.test.tokens, contender.point
-    with torch.inference_mode(), precision(tokens.device, contender.dtype):
+    with torch.inference_mode(), precision(tokens.device, contender.point.execution.dtype):
         foresees = isinstance(contender.fitted, Foresees)
         if isinstance(contender.fitted, Foresees):  # outside the timed region
             at = replace(at, foresight=contender.fitted.foresee(tokens, at=at))

@@ -108,7 +108,7 @@ def count_syncs(contender: Contender, tokens: TokenSet) -> int | None:
         with (
             warnings.catch_warnings(record=True) as caught,
             torch.inference_mode(),
-            precision(tokens.device, contender.dtype),
+            precision(tokens.device, contender.point.execution.dtype),
         ):
             warnings.simplefilter("always")
             contender.fitted.predict(tokens, at=contender.point)

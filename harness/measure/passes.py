@@ -27,11 +27,6 @@ class Contender:
     fitted: Fitted
     point: OperatingPoint
 
-    @property
-    def dtype(self) -> str:
-        """Number type that the point runs in."""
-        return self.point.execution.dtype
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -87,7 +82,7 @@ def timed_pass(contender: Contender, tokens: TokenSet) -> TimedPass:
     """
     point, fitted = contender.point, contender.fitted
     foreseeing = 0.0
-    with torch.inference_mode(), precision(tokens.device, contender.dtype):
+    with torch.inference_mode(), precision(tokens.device, point.execution.dtype):
         if isinstance(fitted, Foresees):
             start = clock.now()
             point = replace(point, foresight=fitted.foresee(tokens, at=point))

@@ -106,6 +106,11 @@ class Stream:
     Args:
         size: rows per batch.
         share: of tokens that are masked.
+
+    Attributes:
+        length: tokens per row.
+        rows: per epoch.
+        per_epoch: batches per epoch; the last one is filled with other rows of the epoch.
     """
 
     def __init__(self, shards: Shards, *, size: int, share: float, seed: int, device: torch.device | str) -> None:
@@ -115,22 +120,9 @@ class Stream:
         self._full, self._parts = shards.rows("full"), shards.rows("full", "shared")
         self._full_rows = sum(map(len, self._full))
         self._starts = np.cumsum([0, *map(len, self._parts)])
+        self.length, self.rows = shards.length, int(self._starts[-1])
+        self.per_epoch = math.ceil(self.rows / size)
         self.order = lru_cache(maxsize=2)(self._order)
-
-    @property
-    def length(self) -> int:
-        """Tokens per row."""
-        return int(self._parts[0].shape[1])
-
-    @property
-    def rows(self) -> int:
-        """Rows per epoch."""
-        return int(self._starts[-1])
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches per epoch; the last one is filled with other rows of the epoch."""
-        return math.ceil(self.rows / self.size)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Return the rows of every batch of an epoch, int64 [batches, size]."""
@@ -149,7 +141,7 @@ class Stream:
 
     def _rows(self, index: np.ndarray) -> np.ndarray:
         part = np.searchsorted(self._starts, index, side="right") - 1
-        found = np.empty((len(index), self._parts[0].shape[1]), dtype=self._parts[0].dtype)
+        found = np.empty((len(index), self.length), dtype=self._parts[0].dtype)
         for number in np.unique(part):
             mine = part == number
             found[mine] = self._parts[number][index[mine] - self._starts[number]]
