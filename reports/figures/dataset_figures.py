@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from reports.analysis.cell_settings import grouped
 from reports.analysis.view import Group, View, file_slug, of_group
-from reports.figures.drawing import Drawing
+from reports.figures.drawing import STYLE, Drawing, looks
 from reports.figures.exit_figures import draw_exit_histograms, draw_heat_maps
 from reports.figures.factor_panels import draw_factor_panels
 from reports.figures.pareto import draw_pareto
-from reports.figures.style import STYLE, looks
 
 
 def draw_figures(view: View, group: Group) -> list[Drawing]:

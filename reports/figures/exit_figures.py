@@ -9,8 +9,7 @@ from itertools import groupby
 from reports.analysis.prediction_quality import PredictorRow
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
-from reports.figures.drawing import GREYS, INK, PAPER, Drawing
-from reports.figures.style import Look, new_figure, render
+from reports.figures.drawing import GREYS, INK, PAPER, Drawing, Look, new_figure, render
 from reports.figures.svg_canvas import Canvas, fitted, width_of
 from reports.notation.numbers import finite, fixed, minus, percent
 

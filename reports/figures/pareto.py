@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
-from reports.figures.drawing import INK, PAPER, Drawing, Spot
-from reports.figures.style import Look, new_figure, render
+from reports.figures.drawing import INK, PAPER, Drawing, Look, Spot, new_figure, render
 from reports.notation.numbers import finite, fixed, percent, plain, times
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TypeGuard
 
 DASH = "—"
@@ -54,6 +55,10 @@ def points(value: object, digits: int = 1) -> str:
         return DASH
     text = f"{100 * value:+.{digits}f}"
     return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
+
+
+# With two decimals.
+percent2, points2 = partial(percent, digits=2), partial(points, digits=2)
 
 
 def times(value: object) -> str:

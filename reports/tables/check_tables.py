@@ -11,7 +11,7 @@ from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import View, by_data
 from reports.notation.marks import together
-from reports.notation.numbers import DASH, finite, percent, whole
+from reports.notation.numbers import DASH, finite, percent, percent2, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
 from reports.tables.shared_columns import DATASET, METHOD, data_tag, file_tag, run_table
@@ -45,8 +45,8 @@ def checks_tables(view: View) -> list[Table[CheckRow]]:
         DATASET,
         METHOD,
         Column("points", "Rows", form=whole),
-        Column("rounds_agree", "Same label in any order %", form=_share),
-        Column("batches_agree", "Same label in any batch size %", missing=NOT_CHECKED, form=_share),
+        Column("rounds_agree", "Same label in any order %", form=percent2),
+        Column("batches_agree", "Same label in any batch size %", missing=NOT_CHECKED, form=percent2),
         Column("state_unchanged", "Unchanged by testing", _unchanged, numeric=False, missing=NOT_CHECKED),
         Column("syncs", "Syncs a pass", missing="counted on CUDA only, if the run asks for it", form=whole),
         Column("verdict", "Verdict", numeric=False),
@@ -58,10 +58,6 @@ def checks_tables(view: View) -> list[Table[CheckRow]]:
         rows = [_worst(same) for same in grouped(half, lambda row: (row.slug, row.method)).values()]
         tables.append(run_table("checks", text, synthetic, rows, columns, csv, split="dataset"))
     return tables
-
-
-def _share(value: object) -> str:
-    return percent(value, 2)
 
 
 def _worst(same: Sequence[ResultRow]) -> CheckRow:

@@ -12,7 +12,7 @@ from reports.analysis.rival_tests import MARGIN, RATIO, Judgement, RivalTest
 from reports.analysis.time_ratios import FEWEST
 from reports.analysis.view import View, by_data
 from reports.notation.marks import marked, together
-from reports.notation.numbers import DASH, finite, fixed, p_value, points, times, whole
+from reports.notation.numbers import DASH, finite, fixed, p_value, points, points2, times, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
 from reports.tables.shared_columns import DATASET, METHOD, NOISE, POINT, noise_notes, run_table, setting_columns
@@ -34,7 +34,7 @@ def controls_tables(view: View) -> list[Table[ControlTest]]:
         *setting_columns(view),
         Column("verdict", "Verdict", lambda row: row.verdict.rstrip(","), numeric=False),
         Column("control", "Control", _control, numeric=False),
-        Column("difference", "Accuracy difference, points", missing=missing, form=_points),
+        Column("difference", "Accuracy difference, points", missing=missing, form=points2),
         Column("wins", "Won : lost", lambda row: f"{row.wins} : {row.losses}" if row.pairs else DASH, missing=missing),
         Column("p", "p exact", missing=missing, form=p_value),
         Column("p_holm", "p adjusted", missing=missing, form=p_value),
@@ -67,10 +67,6 @@ def controls_tables(view: View) -> list[Table[ControlTest]]:
         )
         for synthetic, tests in by_data(view.verdicts)
     ]
-
-
-def _points(value: object) -> str:
-    return points(value, 2)
 
 
 def _heads(row: ControlTest) -> str:
@@ -154,7 +150,7 @@ def rival_tables(view: View) -> list[Table[RivalTest]]:
         Column("p_holm", "p adjusted", missing=unread, form=p_value),
         Column("rival_speedup", "Speed-up over rival", _speedup, missing=untimed),
         NOISE,
-        Column("lowest_difference", "accuracy, points", missing=unknown, group=worst, form=_points),
+        Column("lowest_difference", "accuracy, points", missing=unknown, group=worst, form=points2),
         Column("lowest_speedup", "speed-up", missing=unknown, group=worst, form=times),
         Column("passed", f"Faster and not worse by {_MARGIN}", _passed, numeric=False, missing=unknown),
     ]

@@ -21,7 +21,7 @@ from reports.analysis.cell_settings import grouped, values_of
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View, file_slug
 from reports.notation.marks import footnotes, together
-from reports.notation.numbers import DASH, flops_unit, percent, plain, times
+from reports.notation.numbers import DASH, flops_unit, percent, percent2, plain, times
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
 from reports.tables.shared_columns import NO_REFERENCE, file_tag, method_name, reference_names, setting_columns
@@ -182,7 +182,7 @@ def _columns(dataset: str, rows: Sequence[PaperRow]) -> list[Column[PaperRow]]:
         return percent(known.accuracy, 2) + (f"; {plain(known.flops / 1e9)}G" if known.flops is not None else "")
 
     columns = [
-        Column(f"{dataset} accuracy", "Acc. %", missing=why, group=dataset, form=lambda value: percent(value, 2)),
+        Column(f"{dataset} accuracy", "Acc. %", missing=why, group=dataset, form=percent2),
         Column(f"{dataset} flops_linear", "FLOPs (FLOPs ratio)", cost, missing=why + reference, group=dataset),
     ]
     if any(_published(row, dataset) for row in rows):

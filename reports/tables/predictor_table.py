@@ -5,7 +5,7 @@ from __future__ import annotations
 from reports.analysis.cell_settings import SETTING
 from reports.analysis.prediction_quality import Agreement, PredictorRow
 from reports.analysis.view import Group, View, of_group
-from reports.notation.numbers import fixed, minus, percent, points
+from reports.notation.numbers import fixed, minus, percent, points2
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable
 from reports.tables.shared_columns import METHOD, POINT, dataset_table, setting_columns
@@ -24,7 +24,7 @@ def predictor_table(view: View, group: Group) -> Table[PredictorRow] | None:
     uncounted = "this row has no exit table, or the run did not count them"
 
     def change(key: str, label: str, above: str) -> Column[PredictorRow]:
-        form = _signed if label == "layers" else lambda value: points(value, 2)
+        form = _signed if label == "layers" else points2
         return Column(key, label, missing=why, group=above, form=form)
 
     columns: list[Column[PredictorRow]] = [

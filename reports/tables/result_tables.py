@@ -11,7 +11,19 @@ from reports.analysis.curves import Curve
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.run_contents import VariantRow, lost_note
 from reports.analysis.view import DifficultyRow, Group, Level, View, by_data, of_group
-from reports.notation.numbers import DASH, finite, fixed, flops_unit, percent, plain, points, span, times, whole
+from reports.notation.numbers import (
+    DASH,
+    finite,
+    fixed,
+    flops_unit,
+    percent,
+    percent2,
+    plain,
+    points2,
+    span,
+    times,
+    whole,
+)
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable, RunTables
 from reports.tables.shared_columns import (
@@ -122,10 +134,6 @@ def results_table(view: View, group: Group) -> Table[ResultRow]:
     return dataset_table("results", "Results", group, rows, columns, CSV, notes)
 
 
-def _two_digits(value: object) -> str:
-    return percent(value, 2)
-
-
 def details_table(view: View, group: Group) -> Table[ResultRow]:
     """Return what lies behind the results of one dataset: test rows, training, rounds."""
     rows = view.of(group)
@@ -138,7 +146,7 @@ def details_table(view: View, group: Group) -> Table[ResultRow]:
         Column("valid_token_ratio", "Valid tokens %", form=percent),
         Column("passes_ratio", "Layer passes vs fine-tuning", missing=UNTRAINED, form=times),
         Column("rounds", "Rounds", form=whole),
-        Column("rounds_agree", "Rounds agree %", form=_two_digits),
+        Column("rounds_agree", "Rounds agree %", form=percent2),
         *([] if "executor" in view.varying else executor),
     ]
     return dataset_table("details", "Behind the results", group, rows, columns, CSV)
@@ -219,8 +227,8 @@ def _curve_table(view: View, synthetic: bool, curves: list[Curve]) -> Table[Curv
         Column("points", "Points", form=whole),
         Column("cost_low", f"{unit}FLOPs linear", lambda row: over(row.cost_low, row.cost_high)),
         Column("budget_high", f"Budgets, {unit}FLOPs", lambda row: over(row.budget_low, row.budget_high)),
-        Column("area", "Area %", missing=unbought, form=_two_digits),
-        Column("score", f"Score against {baseline}, points", missing=unscored, form=lambda value: points(value, 2)),
+        Column("area", "Area %", missing=unbought, form=percent2),
+        Column("score", f"Score against {baseline}, points", missing=unscored, form=points2),
         Column("score_used", "Points scored", lambda row: f"{whole(row.score_used)} of {whole(row.points)}"),
     ]
     notes = [

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from reports.analysis.view import build_view
 from reports.figures.dataset_figures import draw_figures
-from reports.figures.drawing import inline_svg
+from reports.figures.drawing import inline_svg, looks
 from reports.figures.pareto import CROWD, FAR, floor_of, frontier, short_point
-from reports.figures.style import looks
 
 
 def test_every_method_looks_different(plausible_run):
