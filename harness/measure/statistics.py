@@ -342,10 +342,6 @@ class Verdict:
     lowest_difference: float
     lowest_speedup: float
 
-    @property
-    def passed(self) -> bool:
-        return self.not_worse and self.faster
-
 
 def faster_and_not_worse(
     wins: int,

@@ -272,11 +272,10 @@ def test_stalls_widen_the_noise() -> None:
     ],
 )
 def test_faster_and_not_worse(losses: int, ratios: Sequence[float], expected: tuple[bool, bool]) -> None:
-    """Both tests use their lower bounds, and both must pass."""
+    """Both tests use their lower bounds."""
     pairs = np.random.default_rng(0).normal(0, 0.05, 200)
     found = faster_and_not_worse(10, losses, 2000, ratios, pairs, margin=0.01)
     assert (found.not_worse, found.faster) == expected
-    assert found.passed == all(expected)
     assert found.lowest_speedup < np.median(ratios)
 
 
