@@ -1,11 +1,9 @@
-"""Settings under which a cell was measured: which of them rows share, and which tell rows apart. Roles of methods."""
+"""Settings under which a cell was measured: which of them rows share, and which tell rows apart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import TypeVar
-
-from harness.results.schema import Result
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -58,23 +56,3 @@ def varying_settings(rows: Sequence[object]) -> list[str]:
         if any(len({getattr(row, name) for row in some}) > 1 for some in same.values()):
             shown.append(name)
     return shown
-
-
-PREDICTS, VERIFIES = "predicts-exits", "verifies-exits"
-CONSTANT, SEQUENTIAL, ORACLE = "constant-depth", "sequential-exits", "oracle"
-
-# Methods whose results were stored without a role.
-_BY_NAME = {
-    "geep": PREDICTS,
-    "geep-verified": VERIFIES,
-    "control-constant": CONSTANT,
-    "control-random": "random-exits",
-    "control-length": "length-exits",
-    "control-sequential": SEQUENTIAL,
-    "oracle": ORACLE,
-}
-
-
-def role_of(result: Result) -> str | None:
-    """Return the role stored with a result, or that of an older result by its method's name."""
-    return result.role or _BY_NAME.get(result.cell.method)

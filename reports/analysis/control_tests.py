@@ -10,8 +10,9 @@ import pandas as pd
 
 from harness.measure.statistics import holm, paired
 from harness.results.schema import Cell
-from reports.analysis.cell_settings import PREDICTS, SEQUENTIAL, SETTING, VERIFIES, grouped, values_of
+from reports.analysis.cell_settings import SETTING, grouped, values_of
 from reports.analysis.result_rows import ResultRow, ratio
+from reports.analysis.roles import PREDICTS, SEQUENTIAL, VERIFIES
 from reports.analysis.run_contents import Reader, paired_samples
 from reports.notation.marks import together
 from reports.notation.numbers import fixed

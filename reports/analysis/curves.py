@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.measure.statistics import area_under_curve, score_at_matched_cost
-from reports.analysis.cell_settings import CONSTANT, grouped, values_of
+from reports.analysis.cell_settings import grouped, values_of
 from reports.analysis.result_rows import ResultRow
+from reports.analysis.roles import CONSTANT
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 

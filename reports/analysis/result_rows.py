@@ -9,7 +9,8 @@ from statistics import fmean
 
 from harness.measure.statistics import Spread, spread
 from harness.results.schema import Cell, Latency, Overlaps, Result, SpeedupFactors
-from reports.analysis.cell_settings import SAME_REFERENCE, SETTING, grouped, role_of, values_of
+from reports.analysis.cell_settings import SAME_REFERENCE, SETTING, grouped, values_of
+from reports.analysis.roles import role_of
 from reports.analysis.time_ratios import Noise, mean_over_seeds, noise_band
 from reports.notation.marks import MARKS
 
