@@ -163,7 +163,7 @@ def test_wrong_input_is_refused_before_anything_is_fitted(stage: Any, profile: P
 
 
 def test_the_api_and_the_command_line_share_settings(profile: Profile, tmp_path: Path) -> None:
-    """A complete Settings object is carried out as it is."""
+    """A complete Settings object is used without changes."""
     from harness.api import execute
 
     chosen = Settings(

@@ -1,4 +1,4 @@
-"""Backbones from a folder, from the hub's name, and the embedded one."""
+"""Backbones are loaded from a folder or by name from the hub, or are the embedded one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.encoder.shape import KNOWN_SHAPES
 
 @pytest.fixture
 def folder(tmp_path: Path, make_backbone: Callable[..., Backbone]) -> Path:
-    """A backbone in save_pretrained layout."""
+    """Return a folder with a backbone in save_pretrained layout."""
     made, place = make_backbone(), tmp_path / "my-backbone"
     place.mkdir()
     checkpoint.write_folder(place, made.shape, made.state)
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, make_backbone: Callable[..., Backbone]) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub cannot be reached."""
+    """Make the hub unreachable."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def unreachable(*_: object, **__: object) -> str:
@@ -39,7 +39,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_is_loaded(folder: Path, make_backbone: Callable[..., Backbone]) -> None:
-    """Shape, weights and tokenizer as saved; shown by the folder's name, not by its path."""
+    """Shape, weights and tokenizer are loaded as saved; the display name is the folder's name, not its path."""
     found, made = load_backbone(str(folder), "en"), make_backbone()
     assert (found.name, found.shape, shape_of(str(folder))) == ("my-backbone", made.shape, made.shape)
     assert found.fingerprint == made.fingerprint
@@ -61,8 +61,8 @@ def test_copies_of_the_encoder_are_independent(make_backbone: Callable[..., Back
     "text",
     ["good " * 20_000, "x" * 100_000, "很好" * 50_000, " " * 99_999 + "x", "🙂 mixed 中文 \u202e text\u0000", "\u200b"],
 )
-def test_strange_texts_become_tokens(make_backbone: Callable[..., Backbone], text: str) -> None:
-    """A hundred thousand characters, emoji, mixed scripts: at most max_length tokens between [CLS] and [SEP]."""
+def test_unusual_texts_are_tokenised(make_backbone: Callable[..., Backbone], text: str) -> None:
+    """A hundred thousand characters, emoji and mixed scripts give at most max_length tokens between [CLS] and [SEP]."""
     made = make_backbone()
     tokens = made.encode([text, "good"], max_length=16)
     assert len(tokens) == 2
@@ -75,14 +75,14 @@ def test_strange_texts_become_tokens(make_backbone: Callable[..., Backbone], tex
 
 
 def test_pairs_are_cut_to_fit_and_keep_both_texts(make_backbone: Callable[..., Backbone]) -> None:
-    """The longer text is cut first; segments say which is which."""
+    """The longer text is cut first; segments mark the two texts."""
     tokens = make_backbone().encode(["good " * 50], ["bad good"], max_length=12)
     assert int(tokens.lengths[0]) == 12
     assert tokens.segments.tolist() == [0] * 9 + [1] * 3
 
 
 def test_the_models_positions_are_the_limit(make_backbone: Callable[..., Backbone]) -> None:
-    """No sample is longer than the position embeddings for any requested length."""
+    """No sample is longer than the position embeddings, whatever length is requested."""
     assert int(make_backbone().encode(["good " * 500], max_length=400).lengths[0]) == 64
 
 
@@ -109,8 +109,8 @@ def _more_words(folder: Path) -> None:
         (lambda f: (f / "config.json").unlink(), "no config.json"),
     ],
 )
-def test_folders_that_cannot_be_used(folder: Path, damage: Callable[[Path], None], words: str) -> None:
-    """Tokenizer broken, missing or of another vocabulary: one error that says so."""
+def test_unusable_folders_are_rejected(folder: Path, damage: Callable[[Path], None], words: str) -> None:
+    """A broken, missing or unsuitable tokenizer gives one error that names the problem."""
     damage(folder)
     with pytest.raises(BackboneError, match=words):
         load_backbone(str(folder), "en")
@@ -118,14 +118,14 @@ def test_folders_that_cannot_be_used(folder: Path, damage: Callable[[Path], None
 
 @pytest.mark.usefixtures("offline")
 def test_unknown_names_suggest_the_nearest() -> None:
-    """Neither folder nor reachable: the message says what to give instead."""
+    """An unknown name that cannot be downloaded gives a message with alternatives."""
     for ask in (lambda: load_backbone("bert-base-uncasd", "en"), lambda: shape_of("bert-base-uncasd")):
         with pytest.raises(BackboneError, match="did you mean bert-base-uncased"):
             ask()
 
 
 def test_known_shapes_need_no_network(offline: None) -> None:
-    """BERT-base's dimensions are known by name."""
+    """The shape of BERT-base is known by name."""
     assert shape_of("bert-base-uncased") == KNOWN_SHAPES["bert-base-uncased"]
     assert shape_of("embedded") == miniature.SHAPE
 
@@ -133,7 +133,7 @@ def test_known_shapes_need_no_network(offline: None) -> None:
 def test_the_embedded_backbone_is_pretrained_once(
     monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone]
 ) -> None:
-    """The first use of either language writes both; later uses read them."""
+    """The first use of either language writes both backbones; later uses read them."""
     calls, made = [], make_backbone()
 
     def pretrain(*, progress: bool) -> tuple:

@@ -1,4 +1,4 @@
-"""Weights in Hugging Face's naming."""
+"""Checkpoints use Hugging Face's tensor names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_round_trip_through_a_folder(tmp_path: Path, tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
-    """What is written is read again, bit for bit, with its shape."""
+    """A written checkpoint is read back bit for bit, with its shape."""
     write_folder(tmp_path, tiny_shape, state)
     found = read(tmp_path)
     shape, again = found.shape, found.state
@@ -51,7 +51,7 @@ def test_transformers_loads_our_folder(tmp_path: Path, tiny_shape: EncoderShape,
 
 
 def test_task_checkpoints_in_shards_are_read(tmp_path: Path, tiny_shape: EncoderShape) -> None:
-    """The encoder inside a classifier ("bert." before every name, several files) is found."""
+    """The encoder of a classifier is found in several files with "bert." before every name."""
     model = BertForSequenceClassification(BertConfig(**tiny_shape.to_hf()))
     model.save_pretrained(tmp_path, max_shard_size="8KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -60,7 +60,7 @@ def test_task_checkpoints_in_shards_are_read(tmp_path: Path, tiny_shape: Encoder
 
 
 def test_names_of_old_checkpoints(tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
-    """Norms called gamma and beta, and a "bert." before all names, mean the same."""
+    """Norms called gamma and beta, and a "bert." before all names, are read as the current names."""
     old = {}
     for name, tensor in to_hf(state, tiny_shape).items():
         name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
@@ -73,7 +73,7 @@ def test_names_of_old_checkpoints(tiny_shape: EncoderShape, state: dict[str, Ten
 def test_half_precision_weights_become_float32(
     tmp_path: Path, tiny_shape: EncoderShape, state: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """Nothing is lost in widening, and everything that follows runs in float32."""
+    """Widening loses nothing, and all later computation is in float32."""
     half = {name: tensor.to(dtype) for name, tensor in state.items()}
     write_folder(tmp_path, tiny_shape, half)
     again = read(tmp_path).state
@@ -82,7 +82,7 @@ def test_half_precision_weights_become_float32(
 
 
 def test_a_missing_tensor_is_named(tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
-    """The message names the first tensor that is not there."""
+    """The message names the first missing tensor."""
     tensors = to_hf(state, tiny_shape)
     del tensors["encoder.layer.2.output.dense.bias"]
     with pytest.raises(BackboneError, match=r"encoder\.layer\.2\.output\.dense\.bias"):
@@ -90,8 +90,10 @@ def test_a_missing_tensor_is_named(tiny_shape: EncoderShape, state: dict[str, Te
 
 
 @pytest.mark.parametrize("change", [{"intermediate": 25}, {"vocab_size": 51}, {"max_positions": 12}, {"type_vocab": 1}])
-def test_weights_of_another_shape_are_refused(tiny_shape: EncoderShape, state: dict[str, Tensor], change: dict) -> None:
-    """Weights that do not fit their config are refused, with both sizes."""
+def test_weights_of_another_shape_are_rejected(
+    tiny_shape: EncoderShape, state: dict[str, Tensor], change: dict
+) -> None:
+    """Weights that do not match their config are rejected, and the message has both sizes."""
     other = EncoderShape(**{**tiny_shape.to_dict(), **change})
     with pytest.raises(BackboneError, match="use the config of these weights"):
         from_hf(to_hf(state, tiny_shape), other)
@@ -126,8 +128,10 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_unusable_folders(tmp_path: Path, tiny_shape: EncoderShape, state: dict[str, Tensor], case: str) -> None:
-    """Every damage ends in one BackboneError that says what is wrong."""
+def test_unusable_folders_are_rejected(
+    tmp_path: Path, tiny_shape: EncoderShape, state: dict[str, Tensor], case: str
+) -> None:
+    """Every damage gives one BackboneError that names the problem."""
     write_folder(tmp_path, tiny_shape, state)
     damage, words = BROKEN[case]
     damage(tmp_path)

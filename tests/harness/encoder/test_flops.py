@@ -1,4 +1,4 @@
-"""FLOPs: FastBERT's published count, and torch's own count of what ran."""
+"""FLOPs equal FastBERT's published count and torch's count of the executed operations."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def facts(capsys: pytest.CaptureFixture[str], *options: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_bert_base_is_what_fastbert_publishes(capsys: pytest.CaptureFixture[str]) -> None:
-    """BERT-base, 128 tokens, FastBERT's head: 21,785,247,744, asked for as a user would, without a network."""
+def test_bert_base_equals_fastberts_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """BERT-base at 128 tokens with FastBERT's head has 21,785,247,744 FLOPs, computed without a network."""
     assert facts(capsys)["linear"] == 21_785_247_744
 
 
 @pytest.mark.parametrize("layer", [1, 2, 7, 12])
 def test_every_head_costs_the_same_per_layer(capsys: pytest.CaptureFixture[str], layer: int) -> None:
-    """Leaving at layer k after k heads costs k x 1,853,915,136, FastBERT's unit."""
+    """Exiting at layer k after k heads costs k x 1,853,915,136 FLOPs, FastBERT's unit."""
     assert facts(capsys, "--exit", str(layer))["linear_every_head"] == layer * 1_853_915_136
 
 
 def test_the_published_parts_add_up() -> None:
-    """FastBERT's units at 128 tokens: a layer 1,811,939,328, a head 41.98 M; one layer and head is 11.75 times cheaper."""
+    """At 128 tokens a layer has 1,811,939,328 FLOPs and a head 41.98 M; one layer with head is 11.75 times cheaper."""
     shape, tokens = KNOWN_SHAPES["bert-base-uncased"], Tally(1, 128, 128, 128**2)
     layer = LayerCost(shape.width, shape.intermediate).flops(tokens, "linear")
     head = FastBertHeadCost(shape.width, 128, 2).flops(tokens, "linear")
@@ -56,8 +56,8 @@ def test_the_published_parts_add_up() -> None:
     assert round((12 * layer + head) / every[0], 2) == 11.75
 
 
-def test_text_form_names_both_conventions(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without --json the same number stands in a line that says how it was counted."""
+def test_the_text_output_names_both_conventions(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --json, the output has the number and the counting convention."""
     assert main(BASE) == 0
     out = capsys.readouterr().out
     assert "21,785,247,744" in out
@@ -69,16 +69,16 @@ def test_text_form_names_both_conventions(capsys: pytest.CaptureFixture[str]) ->
     ("labels", "seq_len", "exit_layer", "word"),
     [(2, 128, 13, "--exit 13"), (2, 128, 0, "--exit 0"), (1, 128, None, "--labels 1"), (2, 513, None, "--seq-len 513")],
 )
-def test_numbers_out_of_range_are_refused(labels: int, seq_len: int, exit_layer: int | None, word: str) -> None:
-    """The message says which option, and what it may be."""
+def test_numbers_out_of_range_are_rejected(labels: int, seq_len: int, exit_layer: int | None, word: str) -> None:
+    """The message names the option and its allowed values."""
     with pytest.raises(ConfigError, match=word):
         closed_form(KNOWN_SHAPES["bert-base-uncased"], labels, seq_len, exit_layer=exit_layer)
 
 
-def test_closed_form_is_what_a_pass_over_one_sample_counts(
+def test_the_closed_form_equals_a_pass_over_one_sample(
     make_model: Callable[..., MultiExitModel], make_tokens: Callable[..., TokenSet], tiny_shape: EncoderShape
 ) -> None:
-    """Asking from a shape and running a sample of that length give the same two numbers."""
+    """The closed form and a pass over one sample of that length give the same two numbers."""
     model = make_model(labels=5)
     work = run_full(model, make_tokens([9]), Execution()).work
     expected = closed_form(tiny_shape, 5, 9)
@@ -91,7 +91,7 @@ LENGTHS = [5, 1, 12, 9, 12, 2, 7, 7]
 
 
 def runs(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> dict[str, Callable[[], Predictions]]:
-    """Every executor in every mode, by name."""
+    """Return every executor in every mode, by name."""
     exits = torch.arange(len(tokens), dtype=torch.int16) % model.depth
     looks = torch.stack([exits // 2, exits], 1)
     rule = Entropy(0.6)
@@ -121,12 +121,12 @@ def test_full_equals_torchs_flop_counter(
     protocol: str,
     head: str,
 ) -> None:
-    """What executors count is what torch counts, for every executor, layout, head and shape."""
+    """The executors' counts equal torch's for every executor, layout, head and shape."""
     model = make_model(labels=3, head=head, shape=EncoderShape(*sizes, vocab_size=50, max_positions=16))
     tokens = make_tokens(LENGTHS)
     execution = Execution(batch_size=3, protocol=protocol, executor=executor, max_length=13)  # type: ignore[arg-type]
     for name, run in runs(model, tokens, execution).items():
-        # torch counts scaled_dot_product_attention on the CPU as nothing, except on the math path.
+        # On the CPU, torch counts scaled_dot_product_attention as zero except on the math path.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             work = run().work
         assert model.cost().flops(work, "full") == counter.get_total_flops(), name
@@ -134,12 +134,12 @@ def test_full_equals_torchs_flop_counter(
 
 
 def test_parameters_are_counted_once(tiny_model: MultiExitModel) -> None:
-    """The cost names every number that must be kept at hand."""
+    """The parameter count has all numbers that must be kept in memory."""
     assert tiny_model.cost().params == sum(p.numel() for p in tiny_model.parameters())
 
 
 def test_work_adds_up() -> None:
-    """Merging work adds tallies block by block; kinds keep apart; no layer at all wastes nothing."""
+    """Merging adds tallies block by block and keeps kinds separate; no layers means no waste."""
     one, other = Work(), Work()
     one.add("layer.0", Tally(2, 10, 8, 50))
     other.add("layer.0", Tally(1, 5, 5, 25))

@@ -1,4 +1,4 @@
-"""Packed and padded batches: the same attention as sample by sample."""
+"""Packed and padded batches give the same attention as single samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make(lengths: list[int], pad_to: int | None) -> Layout:
 
 
 def valid_rows(layout: Layout) -> list[slice]:
-    """Rows of the tokens of every sample."""
+    """Return the rows of the tokens of every sample."""
     return [slice(int(a), int(a + n)) for a, n in zip(layout.starts[:-1], layout.lengths, strict=True)]
 
 
@@ -37,15 +37,15 @@ def by_head(x: Tensor) -> Tensor:
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [Tq, D] and scores [H, Tq, Tk] of one sample."""
+    """Return output [Tq, D] and scores [H, Tq, Tk] of one sample."""
     scores = by_head(q) @ by_head(k).transpose(1, 2) / math.sqrt(WIDTH // HEADS)
     return (scores.softmax(-1) @ by_head(v)).transpose(0, 1).reshape(len(q), -1), scores
 
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, PAD)
-def test_attention_is_that_of_each_sample_alone(lengths: list[int], pad_to: int | None) -> None:
-    """Neighbours and padding do not leak into a sample, in either layout."""
+def test_attention_equals_each_sample_alone(lengths: list[int], pad_to: int | None) -> None:
+    """In both layouts, a sample does not attend to its neighbours or to padding."""
     layout = make(lengths, pad_to)
     qkv = noise(layout.rows, 3 * WIDTH)
     out = layout.attend(qkv, HEADS)
@@ -63,8 +63,8 @@ def test_attention_is_that_of_each_sample_alone(lengths: list[int], pad_to: int 
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, PAD)
-def test_attention_of_first_tokens_is_that_of_each_sample_alone(lengths: list[int], pad_to: int | None) -> None:
-    """A head that looks from [CLS] sees its own sample only."""
+def test_attention_of_first_tokens_equals_each_sample_alone(lengths: list[int], pad_to: int | None) -> None:
+    """A head that attends from [CLS] reads only its own sample."""
     layout = make(lengths, pad_to)
     query, kv = noise(layout.count, WIDTH), noise(layout.rows, 2 * WIDTH)
     out = layout.attend_first(query, kv, HEADS)
@@ -75,8 +75,10 @@ def test_attention_of_first_tokens_is_that_of_each_sample_alone(lengths: list[in
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, PAD, st.data())
-def test_parts_of_a_batch_are_those_samples(lengths: list[int], pad_to: int | None, data: st.DataObject) -> None:
-    """Prefix, slice and select hand out the hidden states and the lengths of the samples asked for."""
+def test_parts_of_a_batch_have_the_samples_asked_for(
+    lengths: list[int], pad_to: int | None, data: st.DataObject
+) -> None:
+    """Prefix, slice and select return the hidden states and lengths of the requested samples."""
     layout = make(lengths, pad_to)
     hidden = noise(layout.rows, 3)
     bounds = np.append(layout.starts, layout.rows)
@@ -98,17 +100,15 @@ def test_parts_of_a_batch_are_those_samples(lengths: list[int], pad_to: int | No
 
 
 def make_given(lengths: list[int], pad_to: int | None) -> Layout:
-    """A layout with given offsets, as in batches of a pass."""
+    """Return a layout with given offsets, as in batches of a pass."""
     offsets = torch.tensor([0, *np.cumsum(lengths).tolist()])
     return Layout(np.array(lengths, dtype=np.int64), pad_to, "cpu", offsets)
 
 
 @settings(max_examples=80, deadline=None)
 @given(LENGTHS, PAD, st.booleans(), st.data())
-def test_parts_of_parts_know_where_their_samples_lie(
-    lengths: list[int], pad_to: int | None, told: bool, data: st.DataObject
-) -> None:
-    """Rows, offsets, bounds, mask and attention are right for layouts of any origin, with given offsets or not."""
+def test_parts_of_parts_are_consistent(lengths: list[int], pad_to: int | None, told: bool, data: st.DataObject) -> None:
+    """Rows, offsets, bounds, mask and attention are right for layouts of any origin, with given offsets or without."""
     layout = make_given(lengths, pad_to) if told else make(lengths, pad_to)
     for _ in range(data.draw(st.integers(0, 3))):
         kind = data.draw(st.sampled_from(["prefix", "slice", "select"]))
@@ -143,15 +143,15 @@ def test_parts_of_parts_know_where_their_samples_lie(
 
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("pad_to", [None, 7])
-def test_prefixes_know_the_batch_they_begin(told: bool, pad_to: int | None) -> None:
-    """The root of a prefix of a prefix is the batch; other parts are batches of their own."""
+def test_prefixes_refer_to_their_batch(told: bool, pad_to: int | None) -> None:
+    """The root of a prefix of a prefix is the batch; other parts are their own roots."""
     layout = (make_given if told else make)([7, 5, 5, 2, 1], pad_to)
     hidden = noise(layout.rows, 2)
     assert layout.root is layout
     four, two = layout.prefix(4), layout.prefix(4).prefix(2)
     assert four.root is two.root is layout
     assert layout.prefix(5) is layout and four.prefix(4) is four
-    assert layout.prefix(4) is four, "made once as long as somebody has it"
+    assert layout.prefix(4) is four, "a prefix is cached while it is in use"
     assert layout.slice(hidden, 0, 4)[1] is four
     later, chosen = layout.slice(hidden, 1, 4)[1], layout.select(hidden, np.array([0, 1]))[1]
     assert later.root is later and chosen.root is chosen
@@ -161,7 +161,7 @@ def test_prefixes_know_the_batch_they_begin(told: bool, pad_to: int | None) -> N
 @settings(max_examples=40, deadline=None)
 @given(LENGTHS, PAD)
 def test_tallies_count_rows_tokens_and_pairs(lengths: list[int], pad_to: int | None) -> None:
-    """A block runs over all rows, of which the valid ones are tokens; attention runs on a grid."""
+    """Blocks count all rows, the valid ones as tokens, and attention on its grid."""
     layout = make(lengths, pad_to)
     longest = pad_to or max(lengths)
     every, first = layout.tally(), layout.tally("first")
@@ -175,7 +175,7 @@ def test_tallies_count_rows_tokens_and_pairs(lengths: list[int], pad_to: int | N
     assert (ragged.rows, ragged.tokens, ragged.valid) == (every.rows, every.tokens, every.valid)
 
 
-def test_a_sample_longer_than_the_padding_is_refused() -> None:
-    """The message gives both numbers."""
+def test_a_sample_longer_than_the_padding_is_rejected() -> None:
+    """The message has both numbers."""
     with pytest.raises(ConfigError, match="12 tokens does not fit 8"):
         make([3, 12], 8)

@@ -19,7 +19,7 @@ SHAPE = EncoderShape(layers=3, width=16, heads=2, intermediate=24, vocab_size=40
 
 @pytest.fixture
 def model() -> MaskedWordModel:
-    """Random weights, large enough for tokens to matter."""
+    """Return a model with random weights, large enough for tokens to have an effect."""
     made = start.fresh(SHAPE, 0.0, 0)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -42,15 +42,15 @@ ROWS = np.array(
 
 
 def states(model: MaskedWordModel, ids: np.ndarray) -> torch.Tensor:
-    """Hidden states after the last layer, [B, T, D]."""
+    """Return hidden states after the last layer, [B, T, D]."""
     positions, pieces = places(ids)
     given = torch.from_numpy(ids.astype(np.int32)), torch.from_numpy(positions), torch.from_numpy(pieces)
     with torch.no_grad():
         return list(model.states(*given))[-1].view(*ids.shape, -1)
 
 
-def test_pieces_of_a_row_do_not_see_each_other(model: MaskedWordModel) -> None:
-    """Each piece has the same states as alone in a row."""
+def test_pieces_of_a_row_are_independent(model: MaskedWordModel) -> None:
+    """A piece has the same states as in a row of its own."""
     together = states(model, ROWS)[0]
     for begin, end in ((0, 5), (5, 9), (9, 14)):
         alone = np.full((1, 16), PAD, dtype=np.uint16)
@@ -62,8 +62,8 @@ def test_pieces_of_a_row_do_not_see_each_other(model: MaskedWordModel) -> None:
     assert moved.tolist() == [False] * 5 + [True] * 4 + [False] * 7
 
 
-def test_full_rows_without_a_mask_are_the_same(model: MaskedWordModel) -> None:
-    """The mask is left out where it would hide nothing."""
+def test_full_rows_need_no_mask(model: MaskedWordModel) -> None:
+    """The mask is omitted where it would hide nothing, with the same result."""
     ids = ROWS[1:]
     positions, pieces = places(ids)
     with torch.no_grad():
@@ -71,8 +71,8 @@ def test_full_rows_without_a_mask_are_the_same(model: MaskedWordModel) -> None:
     torch.testing.assert_close(bare.view(1, 16, -1), states(model, ids))
 
 
-def test_it_is_berts_masked_language_model(model: MaskedWordModel) -> None:
-    """With the written weights transformers' model gives the same scores, up to float16."""
+def test_the_model_equals_berts_masked_language_model(model: MaskedWordModel) -> None:
+    """With the exported weights, transformers' model gives the same scores up to float16."""
     config = BertConfig(**{k: v for k, v in SHAPE.to_hf().items() if k not in ("architectures", "model_type")})
     theirs = BertForMaskedLM(config).eval()
     export.round_to_half(model)
@@ -87,8 +87,8 @@ def test_it_is_berts_masked_language_model(model: MaskedWordModel) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_losses_are_those_of_every_layer(model: MaskedWordModel) -> None:
-    """The last of all is the one that is computed alone; each is the mean over the guesses, and shapes it."""
+def test_losses_of_every_layer(model: MaskedWordModel) -> None:
+    """The last loss equals the one computed alone; each is the mean over the masked positions and has gradients."""
     kinds = np.array([0] * 5 + [1] * 35, dtype=np.uint8)
     batch = make(ROWS, kinds, 0.3, np.random.default_rng(0), torch.device("cpu"))
     assert batch.tokens == 30
@@ -105,15 +105,15 @@ def test_losses_are_those_of_every_layer(model: MaskedWordModel) -> None:
     assert model.encoder.layers[1].qkv.weight.grad is None or not model.encoder.layers[1].qkv.weight.grad.any()
 
 
-def test_nothing_masked_is_no_loss(model: MaskedWordModel) -> None:
-    """Not a division by zero."""
+def test_no_masked_position_gives_no_loss(model: MaskedWordModel) -> None:
+    """Without a masked position, the loss is zero instead of a division by zero."""
     batch = make(ROWS, np.zeros(40, np.uint8), 0.3, np.random.default_rng(0), torch.device("cpu"))
     assert model(*batch.inputs).item() == 0.0
 
 
 @pytest.mark.parametrize("every", [False, True])
-def test_flops_are_those_that_run(every: bool) -> None:
-    """The closed form of the forward pass is what torch counts of the matrix products, attention by its products."""
+def test_flops_equal_executed_operations(every: bool) -> None:
+    """The closed form of the forward pass equals torch's count of the matrix products, with attention's products."""
     model = start.fresh(SHAPE, 0.0, 0)
     batch = make(ROWS, np.array([0] * 5 + [1] * 35, dtype=np.uint8), 0.2, np.random.default_rng(0), torch.device("cpu"))
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:

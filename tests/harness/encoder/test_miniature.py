@@ -10,7 +10,7 @@ from harness.encoder.model import Encoder
 
 @pytest.mark.parametrize("language", miniature.LANGUAGES)
 def test_tokenizer_knows_its_language(language):
-    """Every word of a twin is one known token, whose id is its place in the vocabulary."""
+    """Every word of a twin is one known token, whose id is its index in the vocabulary."""
     tokenizer = miniature.tokenizer(language)
     name = "lcqmc" if language == "zh" else "ag_news"
     entries = vocabulary(language)
@@ -22,13 +22,13 @@ def test_tokenizer_knows_its_language(language):
         assert tokenizer.convert_tokens_to_ids(tokens) == [entries.index(token) for token in tokens]
 
 
-def test_stray_text_tokenises():
-    """Words from outside the embedded language fall into letters instead of [UNK]."""
+def test_unknown_text_is_tokenised():
+    """Words outside the embedded language are split into letters instead of [UNK]."""
     assert miniature.tokenizer("en").tokenize("Zebra 42!") == ["z", "##e", "##b", "##r", "##a", "4", "##2", "!"]
 
 
 def test_seed_decides_the_weights():
-    """Two pretrainings from one seed are equal bit for bit; another seed differs; the caller's chance is its own."""
+    """Two pretrainings from one seed are equal bit for bit, another seed differs, and the caller's generator is unchanged."""
     before = torch.random.get_rng_state()
     (shape, one), (_, again), (_, other) = (
         miniature.pretrain_miniature(seed, progress=False, steps=2) for seed in (0, 0, 1)
@@ -40,8 +40,8 @@ def test_seed_decides_the_weights():
     assert all(tensor.isfinite().all() for tensor in one.values())
 
 
-def test_wired_heads_look_at_neighbours():
-    """Before training, the heads of layer 1 look one and two tokens back and ahead, wherever they stand."""
+def test_initial_heads_attend_to_neighbours():
+    """Before training, the heads of layer 1 attend one and two tokens back and ahead at any position."""
     encoder = Encoder(miniature.SHAPE)
     miniature.wire(encoder, torch.Generator().manual_seed(0))
     places = encoder.position.weight[:40]
@@ -55,6 +55,6 @@ def test_wired_heads_look_at_neighbours():
 
 
 def test_recipe_key_names_a_folder():
-    """The key is stable within an installation and fit for a file name."""
+    """The key is stable within an installation and valid in a file name."""
     assert miniature.recipe_key() == miniature.recipe_key()
     assert miniature.recipe_key().isalnum()

@@ -1,4 +1,4 @@
-"""Our encoder against transformers' BertModel, layer by layer."""
+"""The encoder equals transformers' BertModel, layer by layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPES = [(3, 16, 4, 20, 2, 1e-12), (1, 24, 1, 7, 3, 1e-5), (5, 12, 6, 48, 2, 1e
 
 
 def both(sizes: tuple, activation: str) -> tuple[BertModel, Encoder]:
-    """A BertModel of random weights and our encoder with the same ones."""
+    """Return a BertModel with random weights and our encoder with the same weights."""
     layers, width, heads, intermediate, kinds, eps = sizes
     shape = EncoderShape(layers, width, heads, intermediate, 50, 16, kinds, eps, activation)
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def both(sizes: tuple, activation: str) -> tuple[BertModel, Encoder]:
 def test_hidden_states_equal_those_of_transformers(
     sizes: tuple, activation: str, pad_to: int | None, make_tokens: Callable[..., TokenSet]
 ) -> None:
-    """Embeddings and every layer give what BertModel gives for every token, packed or padded."""
+    """Embeddings and every layer equal BertModel for every token, packed or padded."""
     theirs, ours = both(sizes, activation)
     tokens = make_tokens(LENGTHS)
     grid = np.arange(16)[None, :] < np.array(LENGTHS)[:, None]
@@ -59,15 +59,15 @@ def test_hidden_states_equal_those_of_transformers(
         torch.testing.assert_close(rows, reference[torch.from_numpy(grid)], rtol=1e-4, atol=1e-4)
 
 
-def test_states_stop_where_asked(tokens: TokenSet, tiny_shape: EncoderShape) -> None:
-    """``upto`` layers are run, and not one more."""
+def test_upto_limits_the_layers(tokens: TokenSet, tiny_shape: EncoderShape) -> None:
+    """Exactly ``upto`` layers run."""
     layout = Layout(tokens.lengths.numpy(), None, "cpu")
     encoder = Encoder(tiny_shape).eval()
     assert [len(list(encoder.states(tokens, layout, upto))) for upto in (0, 2, None)] == [1, 3, 5]
 
 
 @pytest.mark.parametrize("head", [FastBertHead, LinearHead])
-def test_heads_see_one_sample_at_a_time(head: type, make_tokens: Callable[..., TokenSet]) -> None:
+def test_heads_read_one_sample_at_a_time(head: type, make_tokens: Callable[..., TokenSet]) -> None:
     """A head gives a sample the same logits alone, packed among others, and padded."""
     torch.manual_seed(1)
     classifier = head(12, 3).eval()
@@ -77,7 +77,7 @@ def test_heads_see_one_sample_at_a_time(head: type, make_tokens: Callable[..., T
     lengths = np.array([4, 1, 6])
     packed, padded = Layout(lengths, None, "cpu"), Layout(lengths, 8, "cpu")
     hidden = torch.randn(11, 12)
-    grid = 7 * torch.ones(24, 12)  # what stands in padding rows must not matter
+    grid = 7 * torch.ones(24, 12)  # values in padding rows must have no effect
     grid[torch.from_numpy(np.flatnonzero((np.arange(8) < lengths[:, None]).reshape(-1)))] = hidden
     with torch.no_grad():
         together = classifier(hidden, packed)
@@ -89,7 +89,7 @@ def test_heads_see_one_sample_at_a_time(head: type, make_tokens: Callable[..., T
 
 @pytest.mark.parametrize(("width", "inner"), [(768, 128), (256, 128), (64, 32), (18, 8), (4, 2)])
 def test_inner_width_of_the_fastbert_head(width: int, inner: int) -> None:
-    """128 as published, less for narrow encoders, and always even."""
+    """The width is 128 as published, smaller for narrow encoders, and always even."""
     assert FastBertHead(width, 2).inner == inner
 
 

@@ -1,4 +1,4 @@
-"""Public students as starting weights: DistilBERT's and TinyBERT's layouts, their masked-word heads, hub revisions."""
+"""Public students as initial weights: DistilBERT's and TinyBERT's layouts, their masked-word heads, hub revisions."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def hidden_states(folder: Path, tokens: TokenSet) -> tuple[checkpoint.Checkpoint
 
 
 def grid(tokens: TokenSet) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, [B, 16] each."""
+    """Return ids and mask, [B, 16] each."""
     mask = torch.from_numpy(np.arange(16)[None, :] < tokens.lengths.numpy()[:, None])
     ids = torch.zeros(mask.shape, dtype=torch.int64)
     ids[mask] = tokens.ids.long()
@@ -76,7 +76,7 @@ def grid(tokens: TokenSet) -> tuple[torch.Tensor, torch.Tensor]:
 def test_distilbert_equals_transformers_layer_by_layer(
     prefixed: bool, activation: str, tmp_path: Path, make_tokens: Callable[..., TokenSet]
 ) -> None:
-    """Embeddings and every layer are DistilBertModel's, with and without the prefix; pairs are on its one segment."""
+    """With and without the prefix, all layers equal DistilBertModel, and pairs use its only segment."""
     theirs = scattered((DistilBertForMaskedLM if prefixed else DistilBertModel)(distilbert(activation=activation)))
     theirs.save_pretrained(tmp_path)
     assert any(name.startswith("distilbert.") for name in load_file(tmp_path / "model.safetensors")) == prefixed
@@ -93,7 +93,7 @@ def test_distilbert_equals_transformers_layer_by_layer(
 
 
 def test_tinyberts_layout_is_read(tmp_path: Path, make_tokens: Callable[..., TokenSet]) -> None:
-    """12 heads of 26, "bert." before every name, heads beside it and no model_type: BertModel's states, layer by layer."""
+    """12 heads of 26, a "bert." prefix, extra heads and no model_type give BertModel's states, layer by layer."""
     theirs = scattered(BertForPreTraining(bert(50, 312, 4, 12, 1200)))
     theirs.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -114,7 +114,7 @@ def test_tinyberts_layout_is_read(tmp_path: Path, make_tokens: Callable[..., Tok
     assert (found.shape.layers, found.shape.width, found.shape.head_width) == (4, 312, 26)
     for state, reference in zip(states, expected, strict=True):
         torch.testing.assert_close(state, reference[mask], rtol=1e-3, atol=1e-3)
-    assert found.head is None  # general distillation never trains it
+    assert found.head is None  # general distillation does not train it
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_tinyberts_layout_is_read(tmp_path: Path, make_tokens: Callable[..., Tok
     ids=["masked", "pretraining", "distilbert"],
 )
 def test_the_masked_word_head_is_kept(make: Callable[[], Any], tmp_path: Path) -> None:
-    """With it our model scores every word as transformers' does."""
+    """With the head, our model scores every word like transformers."""
     from harness.encoder.masked_words import MaskedWordModel
 
     theirs = scattered(make())
@@ -144,8 +144,8 @@ def test_the_masked_word_head_is_kept(make: Callable[[], Any], tmp_path: Path) -
     torch.testing.assert_close(model.scores(last).view(2, 9, -1), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_decoder_of_its_own_is_not_taken_for_the_embeddings(tmp_path: Path) -> None:
-    """A head that does not share the word embeddings would score other words: none is kept."""
+def test_a_separate_decoder_is_ignored(tmp_path: Path) -> None:
+    """A head that does not share the word embeddings would give other scores, so it is not kept."""
     theirs = scattered(DistilBertForMaskedLM(distilbert()))
     theirs.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -156,7 +156,7 @@ def test_a_decoder_of_its_own_is_not_taken_for_the_embeddings(tmp_path: Path) ->
 
 
 def test_a_head_changes_no_fingerprint(tmp_path: Path) -> None:
-    """Fits are cached by the encoder: with and without a head it is the same one. The folder's content differs."""
+    """Cached fits depend on the encoder's fingerprint, which ignores the head; the folder's content hash does not."""
     theirs = scattered(BertForMaskedLM(bert(len(miniature.tokenizer("en")))))
     folders = [tmp_path / "with", tmp_path / "without"]
     for folder, model in zip(folders, (theirs, theirs.bert), strict=True):
@@ -170,7 +170,7 @@ def test_a_head_changes_no_fingerprint(tmp_path: Path) -> None:
 
 
 def test_distilbert_is_a_backbone(tmp_path: Path) -> None:
-    """Folder and tokenizer load; the second text of a pair is on the only segment."""
+    """Folder and tokenizer load; the second text of a pair uses the only segment."""
     words = len(miniature.tokenizer("en"))
     scattered(DistilBertForMaskedLM(distilbert(vocab_size=words, max_position_embeddings=64))).save_pretrained(tmp_path)
     miniature.tokenizer("en").save_pretrained(tmp_path)
@@ -180,8 +180,8 @@ def test_distilbert_is_a_backbone(tmp_path: Path) -> None:
     assert shape_of("distilbert-base-uncased").layers == 6
 
 
-def test_content_changes_with_any_file(tmp_path: Path) -> None:
-    """Weights, config and vocabulary all count; time and place do not."""
+def test_the_content_hash_covers_every_file(tmp_path: Path) -> None:
+    """The hash depends on weights, config and vocabulary, but not on time and path."""
     scattered(DistilBertModel(distilbert())).save_pretrained(tmp_path / "a")
     (tmp_path / "a" / "vocab.txt").write_text("a\n", encoding="utf-8")
     first = checkpoint.content_of(tmp_path / "a")
@@ -192,7 +192,7 @@ def test_content_changes_with_any_file(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
-    """A folder that has nothing else is refused, with how to convert it."""
+    """A folder with pickled weights only is rejected with a hint how to convert it."""
     scattered(DistilBertModel(distilbert())).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(BackboneError, match=r"only pytorch_model.bin.*never read.*save_pretrained"):
@@ -200,7 +200,7 @@ def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_may_carry_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What follows the @ is asked of the hub; a repository without safetensors is refused, with where to find some."""
+    """The part after @ is the hub's revision; a repository without safetensors is rejected with a hint where to find some."""
     scattered(DistilBertModel(distilbert(vocab_size=len(miniature.tokenizer("en"))))).save_pretrained(tmp_path)
     miniature.tokenizer("en").save_pretrained(tmp_path)
     asked = []

@@ -1,4 +1,4 @@
-"""Stand-ins for the attention kernel and the graphs of CUDA, with the properties that matter."""
+"""Stand-ins for the CUDA attention kernel and for CUDA graphs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CHASSIS = (
 
 
 class _Tape(TorchDispatchMode):
-    """Writes down every operation with the tensors it used."""
+    """Record every operation with the tensors it used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class _Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """A recorder like CUDA's: runs once to warm up, then keeps operations and addresses, not Python."""
+    """A recorder like CUDA's: it warms up once, then keeps operations and addresses but no Python code."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -126,7 +126,7 @@ def _attention(
     q_at, k_at = q_bounds.tolist(), k_bounds.tolist()
     for at, rows in ((q_at, q), (k_at, k)):
         assert at[0] == 0 and at == sorted(at)
-        assert at[-1] <= len(rows), "the kernel would read what is not its own"
+        assert at[-1] <= len(rows), "the kernel would read beyond its rows"
     for i in range(len(q_at) - 1):
         ours, theirs = slice(q_at[i], q_at[i + 1]), slice(k_at[i], k_at[i + 1])
         size, keys = q_at[i + 1] - q_at[i], k_at[i + 1] - k_at[i]
@@ -158,22 +158,22 @@ def _pretend(patch: pytest.MonkeyPatch) -> Kernel:
 
 @pytest.fixture(scope="session")
 def pretend_cuda() -> Callable[[pytest.MonkeyPatch], Kernel]:
-    """Makes executors treat the CPU as they treat CUDA, in float32."""
+    """Make executors treat the CPU like CUDA, in float32."""
     return _pretend
 
 
 @pytest.fixture
 def like_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
-    """Executors treat the CPU as they treat CUDA, in float32."""
+    """Make executors treat the CPU like CUDA, in float32."""
     yield _pretend(monkeypatch)
     engines._prepared.clear()
 
 
 @pytest.fixture(scope="session")
 def planted() -> Callable[[str, str, str], Callable[[], None]]:
-    """Prepare a bug for a module; the returned function puts it there and into all importing modules, permanently.
+    """Prepare a bug for a module.
 
-    Call it in a separate process.
+    The returned function patches the module and all modules that import it, permanently. Call it in a separate process.
     """
 
     def prepare(name: str, good: str, bad: str) -> Callable[[], None]:

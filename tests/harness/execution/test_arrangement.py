@@ -1,4 +1,4 @@
-"""Samples in running order: whole, sorted, stable, and refused in time where they cannot run."""
+"""Samples in running order: sorted, stable, complete, and validated before anything runs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def samples(draw: st.DrawFn, least: int = 0) -> Samples:
 
 
 def expected_order(given_samples: Samples, execution: Execution) -> list[int]:
-    """By (window, first column falling, length falling), ties in order of arrival; written as a sort of tuples."""
+    """Return the order by (window, first column falling, length falling, arrival), as a sort of tuples."""
 
     def key(index: int) -> tuple[int, int, int]:
         columns = given_samples.columns
@@ -90,7 +90,7 @@ def expected_order(given_samples: Samples, execution: Execution) -> list[int]:
 @pytest.mark.parametrize("at_hand", [("cpu",), ()])
 @QUICK
 @given(samples(), EXECUTIONS)
-def test_samples_are_whole_and_in_order(
+def test_samples_keep_their_values_in_order(
     monkeypatch: pytest.MonkeyPatch, at_hand: tuple[str, ...], given_samples: Samples, execution: Execution
 ) -> None:
     """Sorted within windows and stable, by looking at the numbers or (as on a device) by their bounds; ids, segments,
@@ -115,8 +115,10 @@ def test_samples_are_whole_and_in_order(
 
 @QUICK
 @given(samples(least=1), EXECUTIONS, st.data())
-def test_a_batch_is_those_samples(given_samples: Samples, execution: Execution, data: st.DataObject) -> None:
-    """Tokens and positions of a stretch of the running order, with offsets that count from 0."""
+def test_a_batch_has_the_tokens_of_its_samples(
+    given_samples: Samples, execution: Execution, data: st.DataObject
+) -> None:
+    """A batch has the tokens and positions of its part of the running order, with offsets from 0."""
     found = given_samples.arrange(execution)
     end = data.draw(st.integers(1, len(found.order)))
     begin = data.draw(st.integers(0, end - 1))
@@ -130,8 +132,10 @@ def test_a_batch_is_those_samples(given_samples: Samples, execution: Execution, 
 
 @QUICK
 @given(samples(), EXECUTIONS)
-def test_the_host_is_told_once(monkeypatch: pytest.MonkeyPatch, given_samples: Samples, execution: Execution) -> None:
-    """One copy brings order, lengths, columns and what the ids range over; it is asked for before tokens are gathered."""
+def test_the_host_receives_one_copy(
+    monkeypatch: pytest.MonkeyPatch, given_samples: Samples, execution: Execution
+) -> None:
+    """One copy brings order, lengths, columns and the range of ids to the host, before tokens are gathered."""
     seen: list[str] = []
     real = transfer.HostCopy
 
@@ -155,7 +159,7 @@ def test_the_host_is_told_once(monkeypatch: pytest.MonkeyPatch, given_samples: S
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 16), max_size=40), EXECUTIONS)
 def test_batches_cover_everything_once(lengths: list[int], execution: Execution) -> None:
-    """In turn, within windows, within both limits, with padding counted where there is one; and none could be longer."""
+    """Batches cover every sample once, respect windows and both limits, count padding, and are as long as possible."""
     sizes = [execution.max_length] * len(lengths) if execution.protocol == "paper" else lengths
     at = 0
     for begin, end in windows(len(lengths), execution.window):
@@ -172,15 +176,15 @@ def test_batches_cover_everything_once(lengths: list[int], execution: Execution)
     assert at == len(lengths)
 
 
-def test_windows_begin_where_the_last_one_ended() -> None:
-    """Ten samples in windows of four, and in one."""
+def test_windows_follow_each_other() -> None:
+    """Ten samples are cut correctly in windows of four and in one window."""
     assert list(windows(10, 4)) == [(0, 4), (4, 8), (8, 10)]
     assert list(windows(10, 0)) == [(0, 10)]
     assert list(windows(0, 0)) == list(windows(0, 4)) == []
 
 
-def test_lengths_beyond_the_bounds_run_out_of_place_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device a text longer than ``max_length`` sorts as if it had that length; packed, it still runs."""
+def test_lengths_beyond_the_bounds_only_change_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device, a text longer than ``max_length`` sorts as if it had that length and still runs packed."""
     monkeypatch.setattr(module, "AT_HAND", ())
     tokens = TokenSet.from_lists([[1] * size for size in (3, 9, 16, 2)])
     assert arrange(tokens, Execution(max_length=8), SHAPE).order.tolist() == [1, 2, 0, 3]
@@ -213,10 +217,10 @@ BAD = {
 @pytest.mark.parametrize("window", [0, 3])
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", RUNS)
-def test_what_cannot_run_is_refused_before_anything_runs(
+def test_invalid_samples_are_rejected_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, make_model: Callable[..., MultiExitModel], name: str, bad: str, window: int
 ) -> None:
-    """The error is one line that names the sample by its input number, or the id, for every executor and order."""
+    """A one-line error names the sample by its input number, or the id, for every executor and order."""
     monkeypatch.setattr(Engine, "embed", lambda *_: pytest.fail("a block was run"))
     spoil, message = BAD[bad]
     rng = np.random.default_rng(0)
@@ -233,10 +237,10 @@ def test_what_cannot_run_is_refused_before_anything_runs(
 @pytest.mark.parametrize("compute", ["eager", "graphs"])
 @pytest.mark.parametrize("protocol", ["modern", "paper"])
 @pytest.mark.parametrize("name", RUNS)
-def test_nothing_to_predict_is_predicted(
+def test_no_samples_give_no_predictions(
     like_cuda: Any, make_model: Callable[..., MultiExitModel], name: str, protocol: Any, compute: Any
 ) -> None:
-    """No samples, no answers, no work, and no complaint."""
+    """Without samples, executors return no answers, count no work and raise no error."""
     tokens, exits = TokenSet.from_lists([]), torch.zeros(0, dtype=torch.int16)
     model = make_model(shape=replace(SHAPE, layers=4, width=32))  # wide enough for the kernel
     found = RUNS[name](model, tokens, exits, Execution(protocol=protocol, compute=compute))
@@ -251,15 +255,15 @@ def test_nothing_to_predict_is_predicted(
 
 
 @pytest.mark.parametrize("segment", [-1, 2])
-def test_segments_are_looked_up_too(segment: int) -> None:
-    """One out of range is refused as an id would be."""
+def test_segments_are_validated(segment: int) -> None:
+    """A segment id out of range is rejected like a token id."""
     tokens = TokenSet.from_lists([[1, 2], [3, 4]], [[0, 1], [0, segment]])
     with pytest.raises(ConfigError, match=f"segment {segment} has no embedding, there are 2"):
         arrange(tokens, Execution(), SHAPE)
 
 
-def test_exits_may_lie_elsewhere(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
-    """Columns are brought to where the tokens are, without being looked at."""
+def test_exits_may_be_on_another_device(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
+    """Columns move to the device of the tokens without being read on the host."""
     columns = torch.zeros(len(tokens), 1, dtype=torch.int16)
     found: list[torch.device] = []
 

@@ -1,4 +1,4 @@
-"""A cascade of models: the small one answers confident samples, the whole one the others, in any batches."""
+"""A cascade of models: the small model answers confident samples and the whole model the others, in any batches."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def small(make_model: Callable[..., MultiExitModel]) -> MultiExitModel:
 
 @pytest.fixture(scope="module")
 def said(small: MultiExitModel, tiny_model: MultiExitModel, tokens: TokenSet) -> tuple[np.ndarray, np.ndarray]:
-    """What each of the two says to samples one by one."""
+    """Return the logits of both models, computed sample by sample."""
     return run_full(small, tokens, ALONE).logits, run_full(tiny_model, tokens, ALONE).logits
 
 
@@ -55,9 +55,9 @@ def test_equal_to_samples_one_by_one(
     execution: Execution,
     at: float,
 ) -> None:
-    """Whoever is sure has the small model's answer, the others the whole one's, and both models' layers are counted."""
+    """Confident samples get the small model's answer, others the whole model's, and both models' layers are counted."""
     sure = confidence(torch.from_numpy(said[0]))
-    known = sure.unique()  # sorted; a threshold lies between two, so that rounding decides nothing
+    known = sure.unique()  # sorted; the threshold lies between two confidences, so rounding cannot change a decision
     edges = [0.0, *[float(a + b) / 2 for a, b in pairwise(known) if b - a > 1e-5], 1.0]
     edge = edges[round(at * (len(edges) - 1))]
     found = run_cascade(small, tiny_model, tokens, execution, confidence_rule(edge))
@@ -73,10 +73,10 @@ def test_equal_to_samples_one_by_one(
 def test_second_batches_are_full(
     small: MultiExitModel, tiny_model: MultiExitModel, tokens: TokenSet, window: int
 ) -> None:
-    """The unsure ones are batched anew, window by window: batches do not shrink."""
+    """Samples that are not confident are batched again, window by window, so batches do not shrink."""
 
     def most(logits: Tensor) -> Tensor:
-        return torch.arange(len(logits)) % 2 == 0  # every other sample of a batch is sure
+        return torch.arange(len(logits)) % 2 == 0  # every other sample of a batch is confident
 
     found = run_cascade(small, tiny_model, tokens, Execution(batch_size=3, window=window), most)
     work = found.work.blocks[f"layer.{DEPTH - 1}"]
@@ -115,13 +115,13 @@ def test_with_graphs_as_on_cuda(
 
 
 def test_no_samples(small: MultiExitModel, tiny_model: MultiExitModel, make_tokens: Callable[..., TokenSet]) -> None:
-    """Nothing in, nothing out."""
+    """Without samples, the cascade returns no answers."""
     found = run_cascade(small, tiny_model, make_tokens([]), Execution(), confidence_rule(0.5))
     assert found.logits.shape == (0, 3)
 
 
 def test_confidence_is_the_largest_probability() -> None:
-    """Softmax at a temperature: higher ones flatten, 1 is never reached."""
+    """Confidence is the largest softmax probability; higher temperatures flatten it, and it never reaches 1."""
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert confidence(logits).tolist() == pytest.approx([np.e**2 / (np.e**2 + 2), 1 / 3])
     assert confidence(logits, 2.0)[0].item() == pytest.approx(np.e / (np.e + 2))

@@ -1,7 +1,7 @@
-"""Planted bugs in the execution code: those that show only sometimes, or only on a device, are caught.
+"""The tests of the execution code detect planted bugs, also those that show rarely or only on a device.
 
-The check is small and whole: running order, batches, refusals; then all executors, eagerly and in graphs by the stand-ins,
-against a model that is run sample by sample without any of the chassis but attention.
+The check is small and complete: running order, batches and rejected input; then all executors, eagerly and with
+stand-ins for graphs, against a model that runs sample by sample and shares only the attention code.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ EXECUTIONS = [
     Execution(batch_size=5, max_length=14, protocol="paper", window=7),
     Execution(batch_size=6, max_length=12, batch_tokens=20, executor="exact-k", order="arrival"),
     Execution(batch_size=N, max_length=12),  # graphs of several sizes
-    Execution(batch_size=1, max_length=12),  # nothing is selected, so hidden states stay in their lane
+    Execution(batch_size=1, max_length=12),  # no token is selected, so hidden states stay in their row
 ]
-# Both limits in turn, with padding and without.
+# Both limits in turn, with and without padding.
 CUTS = [
     Execution(batch_size=3, window=5, order="arrival", batch_tokens=1, max_length=12),
     Execution(batch_size=3, batch_tokens=1000, max_length=12),
@@ -49,9 +49,9 @@ CUTS = [
 
 @dataclass
 class World:
-    """A model, samples, every layer's answers [L, N, C] to them one by one, and a threshold that no entropy is near.
+    """A model, samples, the answers [L, N, C] of every layer to each sample alone, and a threshold far from any entropy.
 
-    ``hashed`` [N, C] are the answers where tokens leave after the layers of ``TOKENS``.
+    ``hashed`` [N, C] are the answers where tokens exit after the layers of ``TOKENS``.
     """
 
     model: MultiExitModel
@@ -66,12 +66,12 @@ class World:
         return table[torch.from_numpy(exits.astype(np.int64)), torch.arange(N)].numpy()
 
     def patient(self) -> np.ndarray:
-        """Where samples leave whose last two heads agree."""
+        """Return the exits of samples whose last two heads agree."""
         same = (self.student[1:-1].argmax(-1) == self.student[:-2].argmax(-1)).numpy()
         return np.where(same.any(0), same.argmax(0) + 1, DEPTH - 1)
 
     def verified(self, end: int) -> np.ndarray:
-        """Where samples leave that look at ``LOOKS``."""
+        """Return the exits of samples with looks at ``LOOKS``."""
         sure = (normalised_entropy(self.student) <= self.speed).numpy()
         exits = np.zeros(N, np.int64)
         for sample in range(N):
@@ -107,7 +107,7 @@ def world(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> World:
 
 
 def check_order(world: World) -> None:
-    """Samples whole, sorted within windows, and cut into batches within the limits."""
+    """Samples are complete, sorted within windows, and cut into batches within the limits."""
     tokens, lengths = world.tokens, world.tokens.lengths.tolist()
     for execution in (*EXECUTIONS, *CUTS):
         for at_hand in (("cpu",), ()):
@@ -141,7 +141,7 @@ def check_order(world: World) -> None:
 
 
 def check_refusals() -> None:
-    """Samples by their number in the input; lengths and ids at the edge are fine."""
+    """Errors name samples by their number in the input; lengths and ids at the limit are accepted."""
     for rows, message in (
         ([[1] * 3, [], [1] * 5], "sample 1 has no token"),
         ([[1], [1] * 17, [1] * 3], "sample 1 has 17 tokens"),
@@ -160,14 +160,14 @@ def check_refusals() -> None:
 
 @cache
 def small(model: MultiExitModel) -> MultiExitModel:
-    """A model of the first layers, whose head is the student there."""
+    """Return a model of the first layers whose head is the student head there."""
     made = MultiExitModel(take_layers(model.encoder, range(SMALL)), model.labels)
     made.teacher.load_state_dict(model.student(SMALL - 1).state_dict())
     return made.eval()
 
 
 def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[], Predictions], np.ndarray, np.ndarray]]:
-    """All executors, with the exits and logits they have to give."""
+    """Return all executors with the expected exits and logits."""
     model, tokens, rule = world.model, world.tokens, Entropy(world.speed)
     exits, looks = torch.from_numpy(EXITS), torch.from_numpy(LOOKS)
     full, sure = np.full(N, DEPTH - 1), first_exit(world.student, world.speed).numpy()
@@ -197,7 +197,7 @@ def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[],
 
 
 def check_answers(world: World, kernel: Any) -> None:
-    """The right exits and logits, from new graphs and from those that are there; attention counted as it ran."""
+    """Exits and logits are right with new and with existing graphs, and attention is counted as executed."""
     verified.CHUNK = 4
     for execution in EXECUTIONS:
         for compute in ("graphs", "eager"):
@@ -219,7 +219,7 @@ def check_answers(world: World, kernel: Any) -> None:
 
 
 def compare(put: Callable[[], None] | None, world: World, pretend_cuda: Callable[[pytest.MonkeyPatch], Any]) -> None:
-    """Everything, on a chassis with a bug."""
+    """Run all checks on execution code with a bug."""
     if put is not None:
         put()
     torch.set_num_threads(1)
@@ -229,7 +229,7 @@ def compare(put: Callable[[], None] | None, world: World, pretend_cuda: Callable
             check_order(world)
             check_refusals()
             check_answers(world, pretend_cuda(patch))
-        except Exception as error:  # any effect of a bug
+        except Exception as error:  # any effect of a bug counts
             raise AssertionError from error
 
 
@@ -377,10 +377,10 @@ BUGS = {
 CASES = [(module, bug) for module, bugs in BUGS.items() for bug in bugs]
 
 
-def test_the_chassis_as_it_is_passes(
+def test_the_unchanged_code_passes(
     world: World, pretend_cuda: Callable[..., Any], fails_apart: Callable[..., bool]
 ) -> None:
-    """Otherwise catching planted bugs would prove nothing."""
+    """The checks pass without a planted bug."""
     assert not fails_apart(compare, None, world, pretend_cuda)
 
 
@@ -393,5 +393,5 @@ def test_planted_bugs_are_caught(
     pretend_cuda: Callable[..., Any],
     fails_apart: Callable[..., bool],
 ) -> None:
-    """Every one of them."""
+    """The checks fail for every planted bug."""
     assert fails_apart(compare, planted(module, *BUGS[module][bug]), world, pretend_cuda)

@@ -1,4 +1,4 @@
-"""The chassis on a CUDA device: what stand-ins cannot show. Skips visibly without one."""
+"""The execution code on a CUDA device: what stand-ins cannot show. The tests are skipped without a device."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def every_run(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> 
 
 @contextmanager
 def no_synchronisation() -> Iterator[None]:
-    """Any synchronising call of torch raises; waiting for one's own copy is none of them."""
+    """Make every synchronising call of torch raise; waiting for an executor's own copy is allowed."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -86,7 +86,7 @@ def no_synchronisation() -> Iterator[None]:
 @pytest.mark.parametrize("compute", ["eager", "graphs"])
 @pytest.mark.parametrize("execution", EXECUTIONS, ids=lambda e: f"{e.protocol}-{e.batch_size}")
 def test_no_synchronisation(model: MultiExitModel, tokens: TokenSet, execution: Execution, compute: Any) -> None:
-    """Once everything has been prepared, a pass synchronises nothing but its own copies."""
+    """After the preparation, a pass waits only for its own copies."""
     for name, run in every_run(model, tokens, replace(execution, compute=compute)).items():
         first = run()
         torch.cuda.synchronize()
@@ -97,10 +97,10 @@ def test_no_synchronisation(model: MultiExitModel, tokens: TokenSet, execution: 
 
 @pytest.mark.parametrize("compute", ["graphs", "compiled", "compiled-graphs"])
 @pytest.mark.parametrize("execution", EXECUTIONS, ids=lambda e: f"{e.protocol}-{e.batch_size}")
-def test_blocks_answer_alike_however_they_run(
+def test_graphs_and_compiled_blocks_equal_eager_ones(
     model: MultiExitModel, tokens: TokenSet, execution: Execution, compute: Any
 ) -> None:
-    """Graphs and compiled blocks give the logits of eager ones, three passes in a row."""
+    """Graphs and compiled blocks give the logits of eager blocks, three passes in a row."""
     runs = every_run(model, tokens, replace(execution, compute=compute))
     for name, eager in every_run(model, tokens, execution).items():
         expected = eager()
@@ -115,7 +115,7 @@ def test_blocks_answer_alike_however_they_run(
 
 @pytest.mark.parametrize("execution", EXECUTIONS, ids=lambda e: f"{e.protocol}-{e.batch_size}")
 def test_half_precision_is_near_the_cpu(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> None:
-    """bfloat16 on the device against float32 on the CPU: near, and not the same, so it was bfloat16."""
+    """In bfloat16, logits on the device are close to those of float32 on the CPU, and differ from them."""
     found = run_full(model, tokens, replace(execution, compute="graphs"))
     there = MultiExitModel(type(model.encoder)(SHAPE), model.labels, model.exits, model.head_kind)
     there.load_state_dict({key: value.cpu() for key, value in model.state_dict().items()})
@@ -126,7 +126,7 @@ def test_half_precision_is_near_the_cpu(model: MultiExitModel, tokens: TokenSet,
 
 @pytest.mark.parametrize("head_width", [6, 8, 16, 26, 32, 64, 128])
 def test_the_kernel_is_attention(head_width: int) -> None:
-    """Against scaled dot products in float64, sequence by sequence; some are empty, and rows may lie beyond the last."""
+    """The kernel equals scaled dot products in float64 per sequence, with empty sequences and rows after the last one."""
     heads, sizes = 2, [5, 0, 1, 64, 17, 0, 0]
     bounds = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32, device="cuda")
     rows = sum(sizes) + 9
@@ -151,7 +151,7 @@ def test_the_kernel_is_attention(head_width: int) -> None:
 
 
 def test_compiled_blocks_are_compiled_once(model: MultiExitModel, tokens: TokenSet) -> None:
-    """Whatever the batches, nothing is compiled after the first pass."""
+    """After the first pass nothing is compiled, whatever the batches are."""
     execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="compiled")
     run_full(model, tokens, execution)
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -161,7 +161,7 @@ def test_compiled_blocks_are_compiled_once(model: MultiExitModel, tokens: TokenS
 
 
 def test_memory_does_not_grow(model: MultiExitModel, tokens: TokenSet) -> None:
-    """Passes over the same samples take no more memory than the first two did."""
+    """Further passes over the same samples use no more memory than the first two."""
     execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
     runs = every_run(model, tokens, execution)
     for run in [*runs.values()] * 2:
@@ -174,7 +174,7 @@ def test_memory_does_not_grow(model: MultiExitModel, tokens: TokenSet) -> None:
     assert torch.cuda.memory_allocated() <= held
 
 
-def test_left_overs_are_never_read(model: MultiExitModel, tokens: TokenSet) -> None:
+def test_stale_values_are_never_read(model: MultiExitModel, tokens: TokenSet) -> None:
     """Answers are the same, bit for bit, when the fixed buffers hold NaN between passes."""
     execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
     for name, run in every_run(model, tokens, execution).items():
@@ -187,8 +187,8 @@ def test_left_overs_are_never_read(model: MultiExitModel, tokens: TokenSet) -> N
         assert np.array_equal(run().logits, first), name
 
 
-def test_graphs_outlive_what_happens_around_them(model: MultiExitModel, tokens: TokenSet) -> None:
-    """An emptied cache, other work that takes and frees memory, another current stream: the same answers."""
+def test_graphs_survive_other_work(model: MultiExitModel, tokens: TokenSet) -> None:
+    """Answers stay the same after emptying the cache, other work that allocates memory, and on another current stream."""
     execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
     first = run_full(model, tokens, execution).logits
     torch.cuda.empty_cache()
@@ -203,7 +203,7 @@ def test_graphs_outlive_what_happens_around_them(model: MultiExitModel, tokens: 
 
 
 def test_replays_draw_no_random_numbers(model: MultiExitModel, tokens: TokenSet) -> None:
-    """The device's generator is where it was."""
+    """The state of the device's random generator does not change."""
     execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
     run_full(model, tokens, execution)
     before = torch.cuda.get_rng_state()
@@ -211,8 +211,8 @@ def test_replays_draw_no_random_numbers(model: MultiExitModel, tokens: TokenSet)
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
-def test_dead_graphs_do_not_spoil_a_capture(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
-    """Engines of models that are gone wait for the collector while another's graphs are captured."""
+def test_discarded_graphs_do_not_break_a_capture(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
+    """Engines of deleted models may wait for the garbage collector while another model's graphs are captured."""
     execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="graphs")
     expected = None
     threshold = gc.get_threshold()
@@ -231,7 +231,7 @@ def test_dead_graphs_do_not_spoil_a_capture(make_model: Callable[..., MultiExitM
 
 
 def test_copies_arrive_whole() -> None:
-    """Up and down again while the device is busy: a thousand times the values that were sent."""
+    """Copies in both directions keep their values while the device is busy, a thousand times."""
     device = torch.device("cuda")
     flying = []
     for number in range(1000):
@@ -245,7 +245,7 @@ def test_copies_arrive_whole() -> None:
 
 
 def test_compiled_blocks_are_not_compiled_inside_a_capture(model: MultiExitModel, tokens: TokenSet) -> None:
-    """New shapes are captured from code that is there already."""
+    """Graphs of new shapes use code that is already compiled."""
     execution = Execution(batch_size=32, max_length=48, dtype="bfloat16", compute="compiled-graphs")
     run_full(model, tokens, execution)
     with torch.compiler.set_stance("fail_on_recompile"):

@@ -1,8 +1,8 @@
-"""Checks of the device path without a device: synchronisations, devices of tensors, fixed memory.
+"""The device path is checked without a device: synchronisations, devices of tensors, fixed memory.
 
-Tensors on the device ``meta`` have no values. Whatever looks at one on the way (``item``, boolean masks, ``nonzero``)
-raises there, and :class:`OneDevice` refuses what mixes devices or moves data behind the executors' backs. The few copies to
-the host that are meant are answered with what the same pass copied on the CPU.
+Tensors on the device ``meta`` have no values, so code that reads one (``item``, boolean masks, ``nonzero``) raises.
+:class:`OneDevice` rejects operations that mix devices or move data outside the executors' copies. The few intended
+copies to the host return what the same pass copied on the CPU.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ GATES = {"cpu": GATE, "meta": copy.deepcopy(GATE).to("meta")}
 
 
 class OneDevice(TorchDispatchMode):
-    """Every operation stays on one device."""
+    """Reject operations on more than one device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -56,7 +56,7 @@ class OneDevice(TorchDispatchMode):
 
 
 class Arrived:
-    """A copy to the host whose values are known from elsewhere."""
+    """A copy to the host whose values are already known."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
@@ -66,7 +66,7 @@ class Arrived:
 
 
 class Twice:
-    """A recorder that executes while it records, as a real one may, and then on every replay."""
+    """A recorder that runs the function while recording, as a real one may, and again on every replay."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -106,7 +106,7 @@ RUNS: dict[str, Callable[[MultiExitModel, TokenSet, Tensor, Execution], Predicti
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """Everything that goes to the host, in turn."""
+    """Record everything that is copied to the host, in order."""
     seen: list[np.ndarray] = []
 
     def download(source: Tensor) -> Arrived:
@@ -119,7 +119,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
 
 def without_values(model: MultiExitModel, dtype: torch.dtype = torch.float32) -> MultiExitModel:
-    """A model of the same shape on the device that has no values."""
+    """Return a model of the same shape on the device without values."""
     twin = MultiExitModel(Encoder(SHAPE), model.labels, model.exits, model.head_kind)
     for module in twin.modules():
         for name, weight in module._parameters.items():
@@ -131,11 +131,11 @@ def without_values(model: MultiExitModel, dtype: torch.dtype = torch.float32) ->
 
 @contextmanager
 def no_values(monkeypatch: pytest.MonkeyPatch, copies: list[np.ndarray]) -> Iterator[None]:
-    """``meta`` stands for CUDA; copies to the host are answered from ``copies``, in turn."""
+    """Let ``meta`` act as CUDA and answer copies to the host from ``copies``, in order."""
     answers = iter(list(copies))
 
     def download(source: Tensor) -> Arrived:
-        assert source.device.type == "meta", "what is on the host already needs no copy"
+        assert source.device.type == "meta", "a tensor on the host needs no copy"
         expected = next(answers)
         assert tuple(source.shape) == expected.shape
         return Arrived(expected)
@@ -154,14 +154,14 @@ def no_values(monkeypatch: pytest.MonkeyPatch, copies: list[np.ndarray]) -> Iter
         patch.setattr(graphs, "begins_at", lambda part, whole: False)
         with OneDevice():
             yield
-    assert next(answers, None) is None, "a copy that the CPU made was not asked for"
+    assert next(answers, None) is None, "the CPU pass made more copies than this one"
 
 
 @pytest.mark.parametrize("compute", ["eager", "graphs"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("protocol", ["modern", "paper"])
 @pytest.mark.parametrize("name", RUNS)
-def test_nothing_is_looked_at_on_the_way(
+def test_no_value_is_read_during_a_pass(
     monkeypatch: pytest.MonkeyPatch,
     make_model: Callable[..., MultiExitModel],
     tokens: TokenSet,
@@ -171,7 +171,7 @@ def test_nothing_is_looked_at_on_the_way(
     dtype: Any,
     compute: Any,
 ) -> None:
-    """Every executor runs on a device without looking at a value there, and on one device only."""
+    """Every executor runs on one device without reading a value there."""
     model = make_model(shape=SHAPE)
     exits = torch.arange(N, dtype=torch.int16) % DEPTH
     execution = Execution(batch_size=5, protocol=protocol, max_length=12)
@@ -184,11 +184,13 @@ def test_nothing_is_looked_at_on_the_way(
     with told, no_values(monkeypatch, copies):
         found = RUNS[name](twin, far, its_exits, there)
     assert found.exit_layer.tolist() == expected.exit_layer.tolist()
-    np.testing.assert_array_equal(found.logits, expected.logits)  # they are the last copy: sorted back alike
+    np.testing.assert_array_equal(
+        found.logits, expected.logits
+    )  # the last copy, restored to the input order in the same way
     assert found.work.rows("layer") == expected.work.rows("layer")
 
 
-def test_the_released_loop_does_look(
+def test_the_released_loop_reads_values(
     monkeypatch: pytest.MonkeyPatch,
     make_model: Callable[..., MultiExitModel],
     tokens: TokenSet,
@@ -203,7 +205,7 @@ def test_the_released_loop_does_look(
 
 
 @pytest.mark.parametrize("name", ["full", "ladder", "exact-k", "shared", "tokens"])
-def test_exits_known_beforehand_take_two_copies(
+def test_known_exits_take_two_copies(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], name: str
 ) -> None:
     """The host receives the execution order and the answers, nothing else."""
@@ -213,30 +215,30 @@ def test_exits_known_beforehand_take_two_copies(
 
 
 @pytest.mark.parametrize("window", [0, 6])
-def test_a_cascade_takes_a_copy_per_window(
+def test_a_cascade_takes_one_copy_per_window(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], window: int
 ) -> None:
-    """Beside those two, the host gets a bool per sample and window, however many batches there are."""
+    """Besides these two copies, the host receives one bool per sample and window, for any number of batches."""
     RUNS["cascade"](make_model(shape=SHAPE), tokens, torch.zeros(N), Execution(batch_size=2, window=window))
     assert [copy.shape for copy in copies if copy.dtype == bool] == ([(6,)] * 3 + [(5,)] if window else [(N,)])
     assert len(copies) == 2 + (4 if window else 1)
 
 
 @pytest.mark.parametrize("name", ["shrink", "patience", "sure twice", "calibrated", "learned"])
-def test_a_rule_waits_for_a_bool_per_active_sample(
+def test_a_rule_copies_one_bool_per_active_sample(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], name: str
 ) -> None:
-    """What a rule remembers, and what its gate says, stays on the device: per exit and batch, one copy of bools."""
+    """A rule's memory and gate stay on the device; each exit and batch copies only bools."""
     found = RUNS[name](make_model(shape=SHAPE), tokens, torch.zeros(N, dtype=torch.int16), Execution(batch_size=5))
     verdicts = [one for one in copies if one.dtype.kind == "b"]
-    assert len(copies) == len(verdicts) + 2  # who runs when, and the answers
+    assert len(copies) == len(verdicts) + 2  # execution order and answers
     assert sum(map(len, verdicts)) == sum(min(int(exit_layer), DEPTH - 2) + 1 for exit_layer in found.exit_layer)
 
 
-def test_verified_exits_take_a_copy_per_look(
+def test_verified_exits_take_one_copy_per_look(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray]
 ) -> None:
-    """One chunk, two looks: one copy of a bool per sample after each look."""
+    """One chunk with two looks takes one copy of a bool per sample after each look."""
     RUNS["verified"](make_model(shape=SHAPE), tokens, torch.zeros(N, dtype=torch.int16), Execution(batch_size=3))
     assert [one.dtype.kind for one in copies].count("b") <= 3
     assert copies[1].shape == (N,)

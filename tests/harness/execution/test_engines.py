@@ -1,4 +1,4 @@
-"""Engines: compiled once for all, on weights of the run's type, kept while those last, and let go with the model."""
+"""Engines are compiled once, keep weights in the run's type while those are valid, and are freed with the model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EXITS = torch.arange(N, dtype=torch.int16) % DEPTH
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """Types of all copies of models that were made."""
+    """Record the types of all model copies."""
     made: list[torch.dtype] = []
     real = engines.model_copy
 
@@ -53,7 +53,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A compiler that has seen nothing yet. It traces and guards, but leaves out to generate code, which is slow."""
+    """Reset the compiler; it traces and guards but generates no code, which would be slow."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     with torch._dynamo.config.patch(recompile_limit=8):
         engine.compiled_close.cache_clear()
@@ -65,12 +65,12 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def compiled() -> int:
-    """Graphs that the compiler has made."""
+    """Return the graphs that the compiler has made."""
     return counters["stats"]["unique_graphs"]
 
 
 def run_all(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> list[np.ndarray]:
-    """Logits of three executors."""
+    """Return the logits of three executors."""
     return [
         run_full(model, tokens, execution).logits,
         run_assigned(model, tokens, EXITS, execution, answer="shared").logits,
@@ -81,7 +81,7 @@ def run_all(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> li
 def test_one_graph_serves_all_layers_and_all_batches(
     compiler: None, make_model: Callable[..., MultiExitModel], tokens: TokenSet
 ) -> None:
-    """One graph per type of weights, for every layer, number of rows (one included), model of that shape and layout."""
+    """There is one graph per weight type, for every layer, number of rows, layout and model of that shape."""
     for number, dtype in enumerate(("float32", "bfloat16")):
         execution = Execution(batch_size=5, dtype=dtype, compute="compiled", max_length=12)  # type: ignore[arg-type]
         run_full(make_model(shape=SHAPE), tokens, execution)
@@ -94,10 +94,10 @@ def test_one_graph_serves_all_layers_and_all_batches(
         assert compiled() == number + 1
 
 
-def test_a_process_may_hold_many_widths(
+def test_a_process_may_use_many_widths(
     compiler: None, make_model: Callable[..., MultiExitModel], tokens: TokenSet
 ) -> None:
-    """Teachers, students and types of weights of a whole run come to more than the eight that torch allows by itself."""
+    """Teachers, students and weight types of a whole run exceed torch's default limit of eight compiled variants."""
     for width in range(8, 48, 4):
         shape = replace(SHAPE, layers=1, width=width, heads=2)
         run_full(make_model(shape=shape), tokens, Execution(compute="compiled"))
@@ -105,8 +105,8 @@ def test_a_process_may_hold_many_widths(
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler on the PATH")
-def test_compiled_blocks_answer_as_eager_ones(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
-    """Code that is really generated: the same logits up to rounding."""
+def test_compiled_blocks_equal_eager_ones(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
+    """Generated code gives the same logits up to rounding."""
     torch._dynamo.reset()
     engine.compiled_close.cache_clear()
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7)
@@ -118,10 +118,10 @@ def test_compiled_blocks_answer_as_eager_ones(make_model: Callable[..., MultiExi
     assert compiled() == before + 1
 
 
-def test_compiled_blocks_go_into_graphs(
+def test_compiled_blocks_run_in_graphs(
     compiler: None, like_cuda: Any, make_model: Callable[..., MultiExitModel], tokens: TokenSet
 ) -> None:
-    """Both at once: the same logits, one compiled function, and graphs."""
+    """Compiled blocks in graphs give the same logits, with one compiled function."""
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7)
     expected = run_all(model, tokens, execution)
     for found, wanted in zip(
@@ -136,7 +136,7 @@ def test_compiled_blocks_go_into_graphs(
 def test_bfloat16_is_near_and_not_equal(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, protocol: Any
 ) -> None:
-    """Logits stay float32 and are off by what eight bits of mantissa are: so they really were used."""
+    """Logits stay float32 and show the rounding error of bfloat16, which proves that it was used."""
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7, protocol=protocol, max_length=12)
     expected = run_full(model, tokens, execution).logits
     found = run_full(model, tokens, replace(execution, dtype="bfloat16")).logits
@@ -162,7 +162,7 @@ def test_weights_are_copied_once_and_after_each_change(
     compute: Any,
     change: str,
 ) -> None:
-    """Passes of all shapes share a copy until the weights are others, and then answer from those; the old one goes."""
+    """Passes of all shapes share a copy until the weights change; then they use the new weights, and the old copy is freed."""
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7, dtype="bfloat16", compute="eager")
     if compute == "graphs":
         execution = replace(execution, dtype="float32", compute="graphs")
@@ -183,8 +183,8 @@ def test_weights_are_copied_once_and_after_each_change(
     assert np.abs(after - before).max() > 1e-4
 
 
-def test_a_model_that_moved_is_copied_anew(make_model: Callable[..., MultiExitModel]) -> None:
-    """A move changes no version of a weight, but the device of its engine."""
+def test_a_moved_model_is_copied_again(make_model: Callable[..., MultiExitModel]) -> None:
+    """Moving a model keeps the versions of its weights but changes the device of its engine."""
     model, execution = make_model(shape=SHAPE), Execution(dtype="bfloat16")
     assert engine_for(model, execution).model.encoder.device.type == "cpu"
     model.to("meta")
@@ -192,10 +192,10 @@ def test_a_model_that_moved_is_copied_anew(make_model: Callable[..., MultiExitMo
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_copies_need_no_gradients_and_leave_the_model_alone(
+def test_copies_need_no_gradients_and_do_not_change_the_model(
     make_model: Callable[..., MultiExitModel], training: bool
 ) -> None:
-    """A copy of a model in training does not train; the model's weights stay as they are, type and gradients included."""
+    """A copy of a model in training mode does not train; types and gradients of the model's weights do not change."""
     model = make_model(shape=SHAPE).train(training)
     made = engine_for(model, Execution(dtype="bfloat16")).model
     assert made is not model and not made.training
@@ -206,7 +206,7 @@ def test_copies_need_no_gradients_and_leave_the_model_alone(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("compute", ["eager", "compiled", "graphs", "compiled-graphs"])
-def test_models_are_let_go(
+def test_models_are_freed(
     compiler: None,
     like_cuda: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -215,7 +215,7 @@ def test_models_are_let_go(
     compute: Any,
     dtype: Any,
 ) -> None:
-    """What is kept for a model does not keep the model, and goes with it."""
+    """The cache of a model does not keep the model alive and is freed with it."""
     monkeypatch.setattr(varlen, "HALF", (torch.float32, torch.bfloat16))
     model = make_model(shape=SHAPE)
     run_full(model, tokens, Execution(batch_size=7, dtype=dtype, compute=compute))
@@ -228,8 +228,8 @@ def test_models_are_let_go(
     assert [made() for made in kept] == [None] * len(kept)
 
 
-def test_engines_go_at_once(like_cuda: Any, make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
-    """Graphs and buffers of old weights are free as soon as there are new ones, and not in the middle of a capture."""
+def test_engines_are_freed_at_once(like_cuda: Any, make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
+    """Graphs and buffers of old weights are freed when new ones exist, but not during a capture."""
 
     class Forgetful:
         def record(self, run: Callable[[], None]) -> Callable[[], None]:
@@ -251,10 +251,10 @@ def test_engines_go_at_once(like_cuda: Any, make_model: Callable[..., MultiExitM
         gc.enable()
 
 
-def test_a_sweep_keeps_the_last_buffers_only(
+def test_only_the_last_buffers_are_kept(
     like_cuda: Any, make_model: Callable[..., MultiExitModel], tokens: TokenSet
 ) -> None:
-    """Every batch size has separate buffers and graphs; those of the last two are kept."""
+    """Every batch size has its own buffers and graphs; those of the last two sizes are kept."""
     model = make_model(shape=SHAPE)
     made = [engines.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (1, 2, 3)]
     again = [engines.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (3, 2)]
@@ -262,8 +262,8 @@ def test_a_sweep_keeps_the_last_buffers_only(
     assert engines.engine_for(model, Execution(batch_size=1, compute="graphs"), 12) is not made[0]
 
 
-def test_layouts_go_at_once(tokens: TokenSet) -> None:
-    """Masks and indices on a device wait for no garbage collector, prefixes or not."""
+def test_layouts_are_freed_at_once(tokens: TokenSet) -> None:
+    """Masks and indices on a device are freed without the garbage collector, with and without prefixes."""
     gc.disable()
     try:
         layout = Layout(np.array([5, 3, 2]), None, "cpu")
@@ -271,7 +271,7 @@ def test_layouts_go_at_once(tokens: TokenSet) -> None:
         assert part.root is layout and layout.prefix(2) is part
         seen = [weakref.ref(layout), weakref.ref(part)]
         del layout
-        assert seen[0]() is part.root, "a prefix needs what it is a prefix of"
+        assert seen[0]() is part.root, "a prefix needs its root layout"
         del part
         assert [one() for one in seen] == [None, None]
     finally:
@@ -282,7 +282,7 @@ def test_layouts_go_at_once(tokens: TokenSet) -> None:
 def test_autocast_around_a_pass_changes_nothing(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, dtype: Any
 ) -> None:
-    """The type is that of the execution, not of the caller."""
+    """The execution's type is used, not the caller's autocast type."""
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7, dtype=dtype)
     expected = run_all(model, tokens, execution)
     with torch.autocast("cpu", dtype=torch.float16):
@@ -292,7 +292,7 @@ def test_autocast_around_a_pass_changes_nothing(
 
 @pytest.mark.parametrize("compute", ["graphs", "compiled-graphs"])
 def test_graphs_need_a_device(make_model: Callable[..., MultiExitModel], tokens: TokenSet, compute: Any) -> None:
-    """One line that says what to choose instead; the command line ends with 2."""
+    """The one-line error says what to choose instead, and the command line exits with code 2."""
     with pytest.raises(
         ConfigError, match=f"compute '{compute}' needs a CUDA device: choose eager or compiled"
     ) as caught:
@@ -300,10 +300,10 @@ def test_graphs_need_a_device(make_model: Callable[..., MultiExitModel], tokens:
     assert caught.value.exit_code == 2
 
 
-def test_packed_float32_runs_without_graphs_and_says_so_once(
+def test_packed_float32_runs_without_graphs_and_warns_once(
     like_cuda: Any, monkeypatch: pytest.MonkeyPatch, make_model: Callable[..., MultiExitModel], tokens: TokenSet
 ) -> None:
-    """Not once per pass, even if every warning is to be shown; and the answers are the same."""
+    """The warning comes once per model, even with all warnings enabled, and the answers are the same."""
     monkeypatch.setattr(varlen, "HALF", ())
     engines.say_no_graphs.cache_clear()
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7)
@@ -325,7 +325,7 @@ def test_packed_float32_runs_without_graphs_and_says_so_once(
 def test_flash_attention_needs_ampere(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
 ) -> None:
-    """On an older GPU packed batches run on a grid instead of failing."""
+    """On an older GPU, packed batches use a grid instead of failing."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     varlen._new_enough.cache_clear()
     try:

@@ -1,4 +1,4 @@
-"""Whatever batch, order, window, layout or executor: the same answer for every sample."""
+"""Every sample gets the same answer for any batch, order, window, layout and executor."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ SHARED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthC
 
 
 def widest_gap(values: Tensor) -> float:
-    """The middle of the widest gap between sorted values, so that rounding decides nothing."""
+    """Return the middle of the widest gap between sorted values, so that rounding cannot change a decision."""
     ordered = values.flatten().sort().values
-    inner = ordered[len(ordered) // 4 : -len(ordered) // 4]  # some samples leave, but not all
+    inner = ordered[len(ordered) // 4 : -len(ordered) // 4]  # some samples exit, but not all
     at = int(inner.diff().argmax())
     return float((inner[at] + inner[at + 1]) / 2)
 
 
 @dataclass
 class World:
-    """A model, samples, every head's answer to them sample by sample, and a threshold that no entropy is near."""
+    """A model, samples, the answers of every head to each sample alone, and a threshold far from any entropy."""
 
     model: MultiExitModel
     tokens: TokenSet
@@ -55,12 +55,12 @@ class World:
     speed: float
 
     def naive(self, exits: np.ndarray, answer: Answer = "student") -> np.ndarray:
-        """Logits [N, C] of the given exits."""
+        """Return the logits [N, C] of the given exits."""
         table = self.student if answer == "student" else self.shared
         return table[torch.from_numpy(exits.astype(np.int64)), torch.arange(len(exits))].numpy()
 
     def sure(self) -> np.ndarray:
-        """bool [A, N]: whether each sample would leave at each head."""
+        """Return whether each sample would exit at each head, bool [A, N]."""
         return (normalised_entropy(self.student) <= self.speed).numpy()
 
 
@@ -71,7 +71,7 @@ def world(tiny_model: MultiExitModel, tokens: TokenSet) -> World:
 
 
 def check(found: Predictions, exits: np.ndarray, logits: np.ndarray) -> None:
-    """Exits equal, labels equal, logits up to rounding."""
+    """Check that exits and labels are equal, and logits up to rounding."""
     assert found.exit_layer.dtype == np.int16
     assert found.logits.dtype == np.float32
     assert found.exit_layer.tolist() == exits.tolist()
@@ -84,8 +84,8 @@ def check_layers(found: Predictions, passes: int) -> None:
     assert 0 < found.work.valid_token_ratio() <= 1
 
 
-def test_the_world_is_worth_testing_in(world: World) -> None:
-    """Samples differ: every layer is the exit of one, several labels occur, and no entropy is near the threshold."""
+def test_the_samples_are_diverse(world: World) -> None:
+    """Every layer is the exit of some sample, several labels occur, and no entropy is near the threshold."""
     exits = first_exit(world.student, world.speed)
     assert set(exits.tolist()) == set(range(DEPTH))
     assert len(set(world.student.argmax(-1).flatten().tolist())) == 3
@@ -97,7 +97,7 @@ def test_the_world_is_worth_testing_in(world: World) -> None:
 @SHARED
 @given(execution=EXECUTIONS)
 def test_full_depth_is_the_same_in_every_execution(world: World, execution: Execution) -> None:
-    """All samples run all layers and one head, and give the same logits."""
+    """All samples run all layers and one head, with the same logits."""
     found = run_full(world.model, world.tokens, execution)
     exits = np.full(N, DEPTH - 1)
     check(found, exits, world.naive(exits))
@@ -108,7 +108,7 @@ def test_full_depth_is_the_same_in_every_execution(world: World, execution: Exec
 @SHARED
 @given(execution=EXECUTIONS)
 def test_shrinking_batches_equal_batch_size_one(world: World, execution: Execution) -> None:
-    """FastBERT's inference in any batch leaves where it leaves alone, and asks a head after each layer it ran."""
+    """FastBERT's inference exits at the same layer in any batch and asks one head per executed layer."""
     found = run_sequential(world.model, world.tokens, execution, Entropy(world.speed))
     exits = first_exit(world.student, world.speed).numpy()
     check(found, exits, world.naive(exits))
@@ -121,7 +121,7 @@ def test_shrinking_batches_equal_batch_size_one(world: World, execution: Executi
 def test_assigned_exits_are_the_same_in_every_execution(
     world: World, execution: Execution, draw: st.DataObject, answer: Answer
 ) -> None:
-    """Ladder and exact-k, students and the shared pair, any exits: the logits of that sample at that exit."""
+    """Ladder and exact-k, with students or the shared pair, give each sample the logits of its assigned exit."""
     exits = np.array(draw.draw(st.lists(st.integers(0, DEPTH - 1), min_size=N, max_size=N)))
     found = run_assigned(world.model, world.tokens, torch.from_numpy(exits).to(torch.int16), execution, answer=answer)
     check(found, exits, world.naive(exits, answer))
@@ -132,7 +132,7 @@ def test_assigned_exits_are_the_same_in_every_execution(
 
 
 def by_hand(world: World, looks: np.ndarray) -> tuple[np.ndarray, int]:
-    """Where every sample leaves after its looks, and how many heads were asked."""
+    """Return the layer at which every sample exits after its looks, and the number of heads asked."""
     sure, exits, heads = world.sure(), np.full(N, DEPTH - 1), 0
     for sample in range(N):
         seen: list[int] = []
@@ -155,7 +155,7 @@ def by_hand(world: World, looks: np.ndarray) -> tuple[np.ndarray, int]:
 def test_verified_exits_are_the_same_in_every_execution(
     world: World, execution: Execution, draw: st.DataObject, columns: int
 ) -> None:
-    """With one look or three, rising or not, confident samples leave at a look, the others at the end."""
+    """With one or three looks, rising or not, confident samples exit at a look and the others at the last layer."""
     row = st.lists(st.integers(0, DEPTH - 1), min_size=columns, max_size=columns)
     looks = np.array(draw.draw(st.lists(row, min_size=N, max_size=N)))
     found = run_verified(
@@ -169,8 +169,8 @@ def test_verified_exits_are_the_same_in_every_execution(
 
 @pytest.mark.parametrize("batch_size", [1, 5, N])
 @pytest.mark.parametrize("speed", [1.0 + 1e-6, -1.0])
-def test_verified_at_the_ends_of_the_scale(world: World, speed: float, batch_size: int) -> None:
-    """At threshold 1 all samples leave at the first look; below 0 none leaves before the end."""
+def test_verified_exits_at_extreme_thresholds(world: World, speed: float, batch_size: int) -> None:
+    """At threshold 1 all samples exit at the first look; below 0 none exits before the last layer."""
     looks = torch.arange(N, dtype=torch.int16)[:, None] % DEPTH
     found = run_verified(world.model, world.tokens, looks, Execution(batch_size=batch_size), Entropy(speed))
     exits = looks[:, 0].numpy() if speed > 0 else np.full(N, DEPTH - 1)
@@ -180,7 +180,7 @@ def test_verified_at_the_ends_of_the_scale(world: World, speed: float, batch_siz
 
 
 def every_executor(world: World, tokens: TokenSet, exits: Tensor, execution: Execution) -> Iterator[Predictions]:
-    """The four ways to run, all of which answer from ``exits`` (one of them after a look there)."""
+    """Return the four executors that use ``exits`` (one of them after a look there)."""
     yield run_assigned(world.model, tokens, exits, execution)
     yield run_verified(world.model, tokens, exits[:, None], execution, Entropy(2.0))
     if bool((exits == 0).all()):
@@ -196,7 +196,7 @@ def every_executor(world: World, tokens: TokenSet, exits: Tensor, execution: Exe
 def test_extreme_inputs(
     world: World, make_tokens: Callable[..., TokenSet], layer: int, protocol: str, executor: str
 ) -> None:
-    """A single sample, samples of one token, and all samples leaving at one layer give what each gives alone."""
+    """A single sample, samples of one token, and samples that all exit at one layer get the answers they get alone."""
     execution = Execution(batch_size=4, protocol=protocol, executor=executor, max_length=12)  # type: ignore[arg-type]
     for tokens in (world.tokens.select([7]), make_tokens([1] * 6), world.tokens):
         exits = torch.full((len(tokens),), layer, dtype=torch.int16)
@@ -206,7 +206,7 @@ def test_extreme_inputs(
 
 
 @pytest.mark.parametrize("head", ["fastbert", "linear"])
-def test_exits_may_be_few(make_model: Callable[..., MultiExitModel], tokens: TokenSet, head: str) -> None:
+def test_a_model_may_have_few_exits(make_model: Callable[..., MultiExitModel], tokens: TokenSet, head: str) -> None:
     """With heads after some layers only, sequential exits ask only those, and other layers cannot be assigned."""
     model = make_model(exits=(1,), head=head)
     assert model.answers == (1, DEPTH - 1)
@@ -221,14 +221,14 @@ def test_exits_may_be_few(make_model: Callable[..., MultiExitModel], tokens: Tok
             run()
 
 
-def test_a_sample_that_does_not_fit_the_padding_is_refused(world: World) -> None:
-    """Protocol ``paper`` says which length does not fit."""
+def test_a_sample_longer_than_the_padding_is_rejected(world: World) -> None:
+    """The error of protocol ``paper`` names the length that does not fit."""
     with pytest.raises(ConfigError, match="does not fit 4"):
         run_full(world.model, world.tokens, Execution(protocol="paper", max_length=4))
 
 
-def test_model_files_bring_the_same_answers(world: World, tmp_path) -> None:
-    """Saved and loaded, the model answers bit for bit as before; training state and gradients are of no concern."""
+def test_a_loaded_model_gives_the_same_answers(world: World, tmp_path) -> None:
+    """A saved and loaded model answers bit for bit as before, whatever its training mode and gradients were."""
     world.model.save(tmp_path)
     again = MultiExitModel.load(tmp_path)
     assert not again.training
@@ -241,7 +241,7 @@ def test_model_files_bring_the_same_answers(world: World, tmp_path) -> None:
 def test_cuda_gives_the_labels_of_the_cpu(
     world: World, make_model: Callable[..., MultiExitModel], protocol: str, executor: str
 ) -> None:
-    """In float32 a GPU leaves at the same layers and answers the same labels, in every executor."""
+    """In float32, a GPU gives the exits and labels of the CPU in every executor."""
     execution = Execution(batch_size=5, protocol=protocol, executor=executor, max_length=12)  # type: ignore[arg-type]
     model, tokens = make_model().to("cuda"), world.tokens.to("cuda")
     rule = Entropy(world.speed)

@@ -1,4 +1,4 @@
-"""Exit rules: decisions computed by hand, and the same exits in batches of any size as at batch size 1."""
+"""Exit rules equal decisions computed by hand and give the same exits at any batch size."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ THRESHOLDED: dict[str, Callable[[Any, ExitGate], ExitRule]] = {
 
 
 def wide_gap(scores: Tensor) -> float:
-    """The middle of the widest gap in the middle half, so that rounding decides nothing; a float32 number."""
+    """Return the middle of the widest gap in the middle half as float32, so that rounding cannot change a decision."""
     ordered = scores.flatten().sort().values
     inner = ordered[len(ordered) // 4 : -len(ordered) // 4]
     at = int(inner.diff().argmax())
@@ -67,7 +67,7 @@ def wide_gap(scores: Tensor) -> float:
 
 @dataclass
 class World:
-    """A model, a gate, samples, and what every head and the gate say to them one by one."""
+    """A model, a gate, samples, and the outputs of every head and the gate for each sample alone."""
 
     model: MultiExitModel
     gate: ExitGate
@@ -76,7 +76,7 @@ class World:
     doubts: Tensor  # [A, N]
 
     def rule(self, name: str) -> ExitRule:
-        """A rule by name, at a threshold that no score is near."""
+        """Return a rule by name, at a threshold far from any score."""
         if name in THRESHOLDED:
             make = THRESHOLDED[name]
             return make(wide_gap(scores_of(make(0.0, self.gate), self.logits, self.doubts)), self.gate)
@@ -96,7 +96,7 @@ def world(tiny_model: MultiExitModel, tokens: TokenSet) -> World:
 
 
 def by_hand(name: str, world: World, sample: int) -> int:
-    """The definition of every rule, one sample at a time, on Python numbers: the place where it leaves."""
+    """Return the exit of each sample by the definition of every rule, computed on Python numbers."""
     rule, run, before = world.rule(name), 0, None
     for place in range(DEPTH - 1):
         z = world.logits[place, sample].double()
@@ -126,8 +126,8 @@ def by_hand(name: str, world: World, sample: int) -> int:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rules_do_what_they_say(name: str, world: World) -> None:
-    """Replayed on the answers of every head, a rule gives the exits of its definition, and not all the same."""
+def test_rules_follow_their_definition(name: str, world: World) -> None:
+    """Replayed on the answers of every head, a rule gives the exits of its definition, which differ between samples."""
     exits = replay(world.rule(name), scores_of(world.rule(name), world.logits, world.doubts)).tolist()
     assert exits == [by_hand(name, world, sample) for sample in range(N)]
     assert name == "static" or len(set(exits)) > 1
@@ -136,7 +136,7 @@ def test_rules_do_what_they_say(name: str, world: World) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(execution=EXECUTIONS, name=st.sampled_from(NAMES))
 def test_any_batch_equals_batch_size_one(world: World, execution: Execution, name: str) -> None:
-    """In shrinking batches of any size, order and layout, samples leave where the replay says, with that head's logits."""
+    """In shrinking batches of any size, order and layout, samples exit as in the replay, with that head's logits."""
     rule = world.rule(name)
     places = replay(rule, scores_of(rule, world.logits, world.doubts))
     found = run_sequential(world.model, world.tokens, execution, rule)
@@ -145,13 +145,13 @@ def test_any_batch_equals_batch_size_one(world: World, execution: Execution, nam
     passes = int((places + 1).sum())
     assert found.work.rows("layer") == passes
     assert found.work.rows("head") == (N if name == "static" else passes)
-    # The last head decides nothing, so its gate does not run.
+    # The last head needs no decision, so its gate does not run.
     assert found.work.rows("gate") == (passes - int((places == DEPTH - 1).sum()) if name == "learned" else 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_memory_outlives_fixed_buffers(world: World, name: str, like_cuda: Any) -> None:
-    """Where blocks run in the same memory again and again, and two batches climb at a time, memories stay apart."""
+def test_rule_memory_survives_fixed_buffers(world: World, name: str, like_cuda: Any) -> None:
+    """Rule memories of two interleaved batches stay separate when blocks reuse the same memory."""
     rule = world.rule(name)
     places = replay(rule, scores_of(rule, world.logits, world.doubts))
     for _ in range(2):
@@ -160,7 +160,7 @@ def test_memory_outlives_fixed_buffers(world: World, name: str, like_cuda: Any) 
 
 
 @pytest.mark.parametrize("exits", [[0, 2], [1]])
-def test_places_count_heads_and_not_layers(
+def test_patience_counts_heads_and_not_layers(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, exits: list[int]
 ) -> None:
     """With heads at some layers only, patience counts those heads, and a place is the number of a head."""
@@ -172,8 +172,8 @@ def test_places_count_heads_and_not_layers(
         assert found.exit_layer.tolist() == [model.answers[place] for place in places]
 
 
-def test_entropy_leaves_where_the_first_sure_head_is(world: World) -> None:
-    """The executor leaves where :func:`first_exit` says, and the rule as a function of the logits says the same."""
+def test_entropy_exits_at_the_first_sure_head(world: World) -> None:
+    """The executor exits where :func:`first_exit` does, and the rule as a function of the logits agrees."""
     speed = wide_gap(scores_of(Entropy(0.0), world.logits))
     expected = first_exit(world.logits, speed)
     found = run_sequential(world.model, world.tokens, Execution(batch_size=6), Entropy(speed))
@@ -184,7 +184,7 @@ def test_entropy_leaves_where_the_first_sure_head_is(world: World) -> None:
 
 
 def test_thresholds_are_compared_as_the_authors_do() -> None:
-    """At the threshold itself, FastBERT and RightTool leave; DeeBERT, PCEE-BERT and BERxiT stay."""
+    """At the exact threshold, FastBERT and RightTool exit; DeeBERT, PCEE-BERT and BERxiT continue."""
     at = torch.tensor([0.5])
     gate = ExitGate(4)
     assert Entropy(0.5).judge(0, at, ())[0].item()
@@ -195,8 +195,8 @@ def test_thresholds_are_compared_as_the_authors_do() -> None:
     assert not rule.judge(0, at, rule.begin(1, torch.device("cpu")))[0].item()
 
 
-def test_patience_is_counted_in_agreements() -> None:
-    """Answers 0 0 1 1 1: patience 1 leaves at the second head, 2 at the fifth; one sure head too few starts anew."""
+def test_patience_counts_agreements() -> None:
+    """For answers 0 0 1 1 1, patience 1 exits at the second head and 2 at the fifth; one unsure head restarts the count."""
     logits = torch.eye(2)[torch.tensor([0, 0, 1, 1, 1, 1])][:, None] * 3
     assert [int(replay(Patience(p), scores_of(Patience(p), logits))) for p in (1, 2, 3, 4)] == [1, 4, 5, 5]
     sure, unsure = [9.0, 0.0], [0.1, 0.0]
@@ -207,8 +207,8 @@ def test_patience_is_counted_in_agreements() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), name=st.sampled_from(["entropy", "patience", "both"]))
-def test_many_settings_at_once_are_one_after_the_other(data: st.DataObject, name: str) -> None:
-    """Settings as a tensor [K, 1] give row by row the exits of each of them."""
+def test_many_settings_equal_single_ones(data: st.DataObject, name: str) -> None:
+    """A tensor of settings [K, 1] gives, row by row, the exits of each setting."""
     places, count, tries = (data.draw(st.integers(2, 5)) for _ in range(3))
     scores = torch.rand(places, count, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     thresholds, patiences = torch.rand(tries, 1), torch.randint(1, places + 1, (tries, 1))
@@ -224,7 +224,7 @@ def test_many_settings_at_once_are_one_after_the_other(data: st.DataObject, name
         assert row.tolist() == replay(make(float(t), int(p)), scores).tolist()
 
 
-def test_temperatures_change_who_leaves_and_no_answer(world: World) -> None:
+def test_temperatures_change_exits_and_no_answer(world: World) -> None:
     """Stored logits and classes are those of the exit's head at any temperature."""
     cold, hot = (
         run_sequential(world.model, world.tokens, Execution(batch_size=8), Confidence(0.8, (t,) * DEPTH))
@@ -237,8 +237,8 @@ def test_temperatures_change_who_leaves_and_no_answer(world: World) -> None:
         assert found.logits.argmax(1).tolist() == said.argmax(1).tolist()
 
 
-def test_verdicts_are_those_of_the_gate_on_cls(world: World) -> None:
-    """In one pass with the logits, every exit's doubt is the gate's sigmoid on the first token's state, in any layout."""
+def test_gate_values_come_from_cls(world: World) -> None:
+    """In any layout, the gate value of every exit is the gate's sigmoid on the first token's state."""
     logits, doubts = exit_evidence(world.model, world.tokens, Execution(batch_size=7), gate=world.gate)
     assert doubts is not None
     torch.testing.assert_close(logits, exit_logits(world.model, world.tokens, ONE_BY_ONE), rtol=1e-3, atol=1e-4)
@@ -253,30 +253,30 @@ def test_verdicts_are_those_of_the_gate_on_cls(world: World) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 14])
-def test_ends_of_the_scale(classes: int) -> None:
-    """Uniform answers have entropy 1 for any number of classes, certain ones 0."""
+def test_entropy_limits(classes: int) -> None:
+    """Uniform answers have entropy 1 for any number of classes; certain answers have entropy 0."""
     assert normalised_entropy(torch.full((1, classes), 3.7)).item() == pytest.approx(1.0, abs=1e-6)
     assert normalised_entropy(200 * torch.eye(classes)).abs().max().item() < 1e-6
 
 
-def test_two_classes_by_hand() -> None:
-    """Probabilities 1/4 and 3/4 have 0.811 bits."""
+def test_entropy_of_two_classes() -> None:
+    """Probabilities 1/4 and 3/4 have an entropy of 0.811 bits."""
     logits = torch.tensor([[1.0, 3.0]]).log()
     assert normalised_entropy(logits).item() == pytest.approx(0.8112781, abs=1e-6)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=9), st.floats(-5, 5, width=32))
-def test_entropy_stays_in_its_scale_and_ignores_shifts(logits: list[float], shift: float) -> None:
-    """Always in 0..1, and the same when all logits move together."""
+def test_entropy_is_normalised_and_shift_invariant(logits: list[float], shift: float) -> None:
+    """Entropy lies in 0..1 and does not change when a constant is added to all logits."""
     row = torch.tensor(logits, dtype=torch.float64)
     entropy = normalised_entropy(row).item()
     assert -1e-6 <= entropy <= 1 + 1e-6
     assert normalised_entropy(row + shift).item() == pytest.approx(entropy, abs=1e-4)
 
 
-def test_first_sure_answer_is_taken() -> None:
-    """Three samples: sure at once, sure at the second answer (although not at the third), never sure."""
+def test_the_first_sure_answer_is_used() -> None:
+    """The three samples are sure at once, sure at the second answer but not at the third, and never sure."""
     sure, unsure = [9.0, 0.0], [0.1, 0.0]
     logits = torch.tensor([[sure, unsure, unsure], [unsure, sure, unsure], [unsure, unsure, unsure]])
     assert first_exit(logits, 0.5).tolist() == [0, 1, 2]
@@ -284,8 +284,8 @@ def test_first_sure_answer_is_taken() -> None:
     assert first_exit(logits, -0.1).tolist() == [2, 2, 2]
 
 
-def test_rule_leaves_at_most_at_the_threshold() -> None:
-    """Speed 1 lets all samples leave, undecided ones too; speed 0 keeps every sample with any doubt."""
+def test_extreme_speeds() -> None:
+    """At speed 1 all samples exit, undecided ones too; at speed 0 every sample with any doubt stays."""
     logits = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
     assert Entropy(1.0 + 1e-6)(logits).tolist() == [True, True]
     assert Entropy(0.5)(logits).tolist() == [False, True]
@@ -298,8 +298,7 @@ MOST, APART = 200, 1e-5
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=600))
 def test_candidate_thresholds_lie_between_scores(values: list[float]) -> None:
-    """They are rising float32 numbers with both ends, at most 200 others; none is within rounding of a score, and few enough
-    scores are all separated."""
+    """Candidates rise from end to end, number at most 200 plus both ends, and separate all scores if there are few."""
     scores = torch.tensor(values)
     found = candidate_thresholds(scores.numpy(), (0.0, 1.0), most=MOST, apart=APART).tolist()
     assert found == sorted(set(found))
@@ -315,7 +314,7 @@ def test_candidate_thresholds_lie_between_scores(values: list[float]) -> None:
 
 
 def test_scores_within_rounding_are_not_separated() -> None:
-    """No threshold is set between saturated confidences one float32 step apart."""
+    """No threshold lies between saturated confidences that differ by one float32 step."""
     one = np.float32(1.0)
     near = [float(np.nextafter(one, np.float32(0))), 1.0]
     assert candidate_thresholds(np.float32([0.5, *near]), (0.0, 1.0), most=9, apart=APART).tolist() == [0.0, 0.75, 1.0]

@@ -1,4 +1,4 @@
-"""Blocks replayed in fixed memory answer as blocks that are run: through stand-ins for CUDA's kernel and graphs."""
+"""Blocks replayed in fixed memory equal blocks run directly; stand-ins replace CUDA's kernel and graphs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def model(make_model: Callable[..., MultiExitModel]) -> MultiExitModel:
 def every_run(
     model: MultiExitModel, tokens: TokenSet, exits: np.ndarray, execution: Execution
 ) -> dict[str, Callable[[], Predictions]]:
-    """All executors on the same samples, exits and threshold."""
+    """Return all executors for the same samples, exits and threshold."""
     given_exits = torch.from_numpy(exits).to(torch.int16)
     looks = torch.stack([given_exits, given_exits.clamp(min=2)], 1)
     rule = Entropy(0.93)
@@ -69,10 +69,10 @@ def every_run(
 
 @SHARED
 @given(execution=EXECUTIONS, exits=st.lists(st.integers(0, DEPTH - 1), min_size=N, max_size=N))
-def test_graphs_answer_as_eager_blocks_do(
+def test_graphs_equal_eager_blocks(
     model: MultiExitModel, tokens: TokenSet, like_cuda: Any, execution: Execution, exits: list[int]
 ) -> None:
-    """Any batches give the same exits, logits and heads; rows never read may cost time but are not counted."""
+    """Any batches give the same exits, logits and heads; padding rows may cost time but are not counted."""
     plain = every_run(model, tokens, np.array(exits), execution)
     graphs = every_run(model, tokens, np.array(exits), replace(execution, compute="graphs"))
     for name, run in plain.items():
@@ -88,10 +88,8 @@ def test_graphs_answer_as_eager_blocks_do(
 
 
 @pytest.mark.parametrize("name", ["full", "assigned", "shrink", "verified"])
-def test_a_pass_leaves_nothing_to_record_for_the_next(
-    model: MultiExitModel, tokens: TokenSet, like_cuda: Any, name: str
-) -> None:
-    """Graphs are made once per block and size; samples in another order need the same ones."""
+def test_a_second_pass_records_nothing(model: MultiExitModel, tokens: TokenSet, like_cuda: Any, name: str) -> None:
+    """Graphs are made once per block and size; another order of the samples reuses them."""
     exits = np.arange(N) % DEPTH
     execution = Execution(batch_size=7, compute="graphs")
     first = every_run(model, tokens, exits, execution)[name]()
@@ -103,10 +101,10 @@ def test_a_pass_leaves_nothing_to_record_for_the_next(
     np.testing.assert_allclose(again.logits, first.logits[order], rtol=1e-3, atol=1e-4)
 
 
-def test_new_weights_are_not_answered_from_old_graphs(
+def test_new_weights_get_new_graphs(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, like_cuda: Any
 ) -> None:
-    """What was prepared for a model is made anew once its weights have changed."""
+    """Graphs and copies are made again after a model's weights change."""
     model = make_model(shape=SHAPE)
     execution = Execution(batch_size=7, compute="graphs")
     run_full(model, tokens, execution)
@@ -116,10 +114,10 @@ def test_new_weights_are_not_answered_from_old_graphs(
 
 
 @pytest.mark.parametrize("compute", ["eager", "graphs"])
-def test_heads_of_any_width_attend_alike(
+def test_heads_of_any_width_give_the_same_attention(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, like_cuda: Any, compute: Any
 ) -> None:
-    """The kernel takes widths in steps of eight; others, like TinyBERT's 26, are filled up without a change of answers."""
+    """The kernel supports multiples of eight; other widths, such as TinyBERT's 26, are padded without changing answers."""
     odd = make_model(shape=replace(SHAPE, width=20, heads=2))
     expected = exit_logits(odd, tokens, Execution(batch_size=1))[-1].numpy()
     like_cuda.widths.clear()
@@ -128,8 +126,8 @@ def test_heads_of_any_width_attend_alike(
     assert like_cuda.widths == {16, 8}  # heads of 10 and of 5
 
 
-def test_attention_is_counted_as_it_runs(model: MultiExitModel, tokens: TokenSet, like_cuda: Any) -> None:
-    """Query-key pairs in the tally are those that the kernel looked at, eagerly and in graphs."""
+def test_attention_is_counted_as_executed(model: MultiExitModel, tokens: TokenSet, like_cuda: Any) -> None:
+    """The tally has the query-key pairs that the kernel processed, eagerly and in graphs."""
     exits = np.arange(N) % DEPTH
     for compute in ("eager", "graphs"):
         for name, run in every_run(model, tokens, exits, Execution(batch_size=5, compute=compute)).items():  # type: ignore[arg-type]
@@ -141,8 +139,8 @@ def test_attention_is_counted_as_it_runs(model: MultiExitModel, tokens: TokenSet
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 1 << 20), st.sampled_from([1, 64]))
-def test_sizes_are_few_and_near(size: int, least: int) -> None:
-    """Rounded up, to a multiple of the least, by at most a sixteenth of the next power of two; and no further twice."""
+def test_rounded_sizes(size: int, least: int) -> None:
+    """Sizes are rounded up to a multiple of the least, by at most 1/16 of the next power of two; rounding is idempotent."""
     up = rounded(size, least)
     assert size <= up
     assert up % least == 0
@@ -151,7 +149,7 @@ def test_sizes_are_few_and_near(size: int, least: int) -> None:
 
 
 def test_there_are_few_sizes() -> None:
-    """All batches of up to 32,768 rows come in 96 sizes."""
+    """Batches of up to 32,768 rows have only 96 sizes."""
     assert len({rounded(size, 64) for size in range(1, 32769)}) == 96
 
 
@@ -163,7 +161,7 @@ def test_there_are_few_sizes() -> None:
     st.sampled_from(["modern", "paper"]),
 )
 def test_every_batch_fits(lengths: list[int], batch_size: int, batch_tokens: int, protocol: Any) -> None:
-    """No batch that an execution cuts is larger than the buffers made for it."""
+    """No batch of an execution exceeds its buffers."""
     execution = Execution(batch_size, protocol, batch_tokens=batch_tokens)
     bounds = Bounds.of(execution, max(lengths))
     for begin, end in cut(np.array(lengths), 0, len(lengths), execution):
@@ -175,7 +173,7 @@ def test_every_batch_fits(lengths: list[int], batch_size: int, batch_tokens: int
 
 @dataclass
 class Streams:
-    """Stand-ins for CUDA's streams and graphs that write down what is done, and where."""
+    """Stand-ins for CUDA's streams and graphs that record each action and its stream."""
 
     log: list[str]
     current: str = "main"
@@ -215,8 +213,8 @@ class Streams:
         patch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
 
 
-def test_captures_wait_and_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warmed up and captured on one and the same side stream, between what came before and what comes after."""
+def test_captures_run_on_one_ordered_side_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm-up and capture run on the same side stream, after earlier work and before later work."""
     streams = Streams([])
     streams.pretend(monkeypatch)
     replay = CudaRecorder(torch.device("cuda", 0)).record(lambda: streams.log.append(f"run on {streams.current}"))
@@ -232,8 +230,8 @@ def test_captures_wait_and_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
     assert streams.log[-1] == "replay on main"
 
 
-def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What went wrong is said, and the stream can be used again."""
+def test_a_failed_capture_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original error is raised, and the stream can be used again."""
     streams, runs = Streams([]), iter([None, RuntimeError("no memory")])
     streams.pretend(monkeypatch)
 
@@ -249,8 +247,8 @@ def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_nothing_is_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
-    """Freeing one CUDA graph while another is captured is an error; before and after, the collector is as it was."""
+def test_the_collector_is_off_during_a_capture(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    """Freeing a CUDA graph during another's capture is an error, so collection is off then and restored afterwards."""
     Streams([]).pretend(monkeypatch)
     monkeypatch.setattr(gc, "isenabled", lambda: states[-1])
     monkeypatch.setattr(gc, "disable", lambda: states.append(False))

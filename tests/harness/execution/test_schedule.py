@@ -22,7 +22,7 @@ def columns(rows: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @settings(max_examples=150, deadline=None)
 @given(ROWS, st.booleans(), st.integers(0, 70))
-def test_the_order_is_that_of_a_stable_sort_within_windows(rows: list, descending: bool, window: int) -> None:
+def test_the_order_is_a_stable_sort_within_windows(rows: list, descending: bool, window: int) -> None:
     """The order equals NumPy's lexsort by (window, exit, length), which is stable."""
     exits, lengths = columns(rows)
     sign = -1 if descending else 1
@@ -36,7 +36,7 @@ def test_the_order_is_that_of_a_stable_sort_within_windows(rows: list, descendin
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.integers(1, 70))
 def test_every_window_is_a_permutation_of_its_own_samples(rows: list, window: int) -> None:
-    """No sample is lost, doubled or moved out of the window in which it arrived."""
+    """Every sample stays in its window and occurs exactly once."""
     order = schedule(*columns(rows), window=window).tolist()
     for begin in range(0, len(rows), window):
         end = min(begin + window, len(rows))
@@ -44,14 +44,14 @@ def test_every_window_is_a_permutation_of_its_own_samples(rows: list, window: in
 
 
 def test_samples_still_active_are_a_prefix() -> None:
-    """Deepest first, then longest; equals stay in order of arrival."""
+    """Samples run from deepest to shallowest, then from longest to shortest; ties keep the order of arrival."""
     exits, lengths = columns([(1, 5), (3, 2), (1, 9), (3, 2), (0, 7)])
     assert schedule(exits, lengths).tolist() == [1, 3, 2, 0, 4]
     assert schedule(exits, lengths, descending=False).tolist() == [4, 0, 2, 1, 3]
 
 
 def test_many_windows_of_many_bins_are_sorted_exactly() -> None:
-    """Keys of more than 16 bits take several passes and come out right."""
+    """Sort keys of more than 16 bits take several passes and give the right order."""
     rng = np.random.default_rng(0)
     exits, lengths = rng.integers(0, 24, 5000).astype(np.int16), rng.integers(0, 3000, 5000)
     order = schedule(torch.from_numpy(exits), torch.from_numpy(lengths), window=2)
@@ -67,7 +67,7 @@ def test_many_windows_of_many_bins_are_sorted_exactly() -> None:
     ([1], [3], -1, "window=-1"),
     ([23], [1 << 61], 0, "too large"),
 ])  # fmt: skip
-def test_numbers_that_make_no_sense_are_refused(exits: list, lengths: list, window: int, word: str) -> None:
-    """The message says which number is wrong."""
+def test_invalid_numbers_are_rejected(exits: list, lengths: list, window: int, word: str) -> None:
+    """The message names the invalid number."""
     with pytest.raises(ConfigError, match=word):
         schedule(torch.tensor(exits), torch.tensor(lengths), window=window)

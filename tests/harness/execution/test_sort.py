@@ -1,4 +1,4 @@
-"""The schedule made where the samples are: the counting sort's kernels, on the host, against the schedule of torch."""
+"""The counting sort's kernels, run on the host, equal torch's schedule."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check(
     descending: bool = True,
     window: int = 0,
 ) -> None:
-    """The order is that of ``schedule``."""
+    """Check that the order equals that of ``schedule``."""
     made = schedule_on_device(
         exits, lengths, depth=depth, max_length=longest, descending=descending, window=window, launcher=launcher
     )
@@ -44,7 +44,7 @@ def check(
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict:
-    """Samples and bounds: few and many bins, short last tiles and windows, one and two passes, or neither."""
+    """Draw samples and bounds: few and many bins, short last tiles and windows, one pass, two passes or none."""
     depth = draw(st.integers(1, 24))
     longest = draw(st.sampled_from([0, 1, 7, 63, 128, 512, 4095, 5000]))
     size = draw(st.integers(0, 300))
@@ -64,7 +64,7 @@ def cases(draw: st.DrawFn) -> dict:
 @settings(max_examples=120, deadline=None)
 @given(cases(), st.integers(1, 3), st.booleans(), st.integers(0, 1000), st.sampled_from([0, 8, 1 << 20]))
 def test_the_counting_sort_equals_the_schedule(case: dict, workers: int, fuzz: bool, seed: int, cells: int) -> None:
-    """Bit for bit, on kernels with tiles so small that there are many of them, however they are scheduled."""
+    """Kernels with many small tiles equal the schedule bit for bit for any thread order."""
     source = replace(sort_kernels(), text=SMALL_TILE)
     launcher = host.launcher(source, workers=workers, fuzz=fuzz, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -76,13 +76,13 @@ def test_the_counting_sort_equals_the_schedule(case: dict, workers: int, fuzz: b
 @settings(max_examples=100, deadline=None)
 @given(cases())
 def test_the_library_s_sort_equals_the_schedule(case: dict) -> None:
-    """What is done where no kernel can be launched gives the same order."""
+    """The fallback without a kernel gives the same order."""
     check(**case, launcher=None)
 
 
 @NEEDS_COMPILER
 def test_large_sets_are_sorted_in_several_tiles() -> None:
-    """50,000 samples of realistic shape, in windows and in one piece, in one pass (12 exits) and two (24 x 513 bins)."""
+    """50,000 realistic samples are sorted in windows and at once, in one pass (12 exits) and two (24 x 513 bins)."""
     rng = np.random.default_rng(0)
     for depth, longest in ((12, 128), (24, 512)):
         exits = torch.from_numpy(rng.integers(0, depth, 50_000).astype(np.int16))
@@ -92,8 +92,8 @@ def test_large_sets_are_sorted_in_several_tiles() -> None:
 
 
 @pytest.mark.parametrize("kernels", [pytest.param(True, marks=NEEDS_COMPILER), False])
-def test_numbers_out_of_bounds_count_as_the_bound(kernels: bool) -> None:
-    """Nobody looks at exits and lengths, so wrong ones must not reach outside; they are placed at the bound."""
+def test_numbers_out_of_bounds_are_clamped(kernels: bool) -> None:
+    """Exits and lengths are not validated here, so values out of bounds are clamped and write nothing outside the buffers."""
     exits, lengths = torch.tensor([5, -1, 1, 30000], dtype=torch.int16), torch.tensor([1 << 40, 3, -5, 2])
     launcher = host.launcher(sort_kernels()) if kernels else None
     made = schedule_on_device(exits, lengths, depth=3, max_length=8, launcher=launcher)
@@ -107,14 +107,14 @@ def test_numbers_out_of_bounds_count_as_the_bound(kernels: bool) -> None:
     ([1], [3], {"max_length": -1}, "max_length=-1"),
     ([1], [3], {"max_length": 1 << 31}, "too many"),
 ])  # fmt: skip
-def test_bounds_that_make_no_sense_are_refused(exits: list, lengths: list, options: dict, word: str) -> None:
-    """The message names the number."""
+def test_invalid_bounds_are_rejected(exits: list, lengths: list, options: dict, word: str) -> None:
+    """The message names the invalid number."""
     with pytest.raises(ConfigError, match=word):
         schedule_on_device(torch.tensor(exits), torch.tensor(lengths), **{"depth": 3, "max_length": 9, **options})
 
 
 def record(path: Path) -> None:
-    """Both passes over a few tiles, written down."""
+    """Record both passes over a few tiles."""
     rng = np.random.default_rng(1)
     exits, lengths = (
         torch.from_numpy(rng.integers(0, 5, 5000).astype(np.int16)),
@@ -128,7 +128,7 @@ def record(path: Path) -> None:
 @NEEDS_COMPILER
 @pytest.mark.parametrize("sanitizer", list(SANITIZERS))
 def test_the_kernels_are_clean_under_sanitizers(tmp_path: Path, sanitizer: str) -> None:
-    """No race in shared or global memory, no access outside a buffer, no undefined behaviour."""
+    """The sanitizers find no race in shared or global memory, no access outside a buffer and no undefined behaviour."""
     if problem(sanitizer):
         pytest.skip(str(problem(sanitizer)))
     record(tmp_path / "launches")
@@ -155,7 +155,7 @@ BUGS = {
 
 
 def compare(text: str) -> None:
-    """Small cases on kernels of that text, in one pass and two; changes constants of the module: run it apart."""
+    """Sort small cases with kernels of that text, in one pass and two. It changes module constants: use its own process."""
     rng = np.random.default_rng(2)
     module.TILE, module.MAX_BINS = 40, 100
     for seed in range(4):
@@ -169,7 +169,7 @@ def compare(text: str) -> None:
 @NEEDS_COMPILER
 @pytest.mark.parametrize("bug", [None, *BUGS])
 def test_planted_bugs_are_caught(tmp_path: Path, bug: str | None, fails_apart: Callable[..., bool]) -> None:
-    """By wrong orders on small cases, or else by a sanitizer; the kernels as they are pass the same."""
+    """Wrong orders or a sanitizer reveal every planted bug; the unchanged kernels pass."""
     good, bad = BUGS[bug] if bug else ("#define TILE", "#define TILE")
     assert SMALL_TILE.count(good) == 1, "the planted bug must apply exactly once"
     caught = fails_apart(compare, SMALL_TILE.replace(good, bad))
@@ -185,7 +185,7 @@ def test_planted_bugs_are_caught(tmp_path: Path, bug: str | None, fails_apart: C
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on the PATH")
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_machine_code_has_no_spills(tmp_path: Path, arch: int) -> None:
-    """ptxas keeps everything in registers."""
+    """ptxas keeps all values in registers."""
     source = sort_kernels()
     (tmp_path / source.name).write_text(source.text)
     command = ["nvcc", "-std=c++17", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", str(tmp_path / source.name)]
@@ -196,8 +196,8 @@ def test_machine_code_has_no_spills(tmp_path: Path, arch: int) -> None:
 
 
 @pytest.mark.gpu
-def test_the_schedule_on_the_device_waits_for_nothing() -> None:
-    """On CUDA, by kernels or by torch, the order is that of the CPU, and the host never waits."""
+def test_the_schedule_on_the_device_does_not_synchronise() -> None:
+    """On CUDA, with kernels or torch, the order equals that of the CPU, and the host never waits."""
     rng = np.random.default_rng(0)
     exits, lengths = (
         torch.from_numpy(rng.integers(0, 12, 9999).astype(np.int16)),

@@ -1,4 +1,4 @@
-"""Tokens that leave one by one: the same answers as the masked form and as samples alone, and what is counted for it."""
+"""Token exits: the answers equal the masked form and samples alone, and the work is counted exactly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TABLES = st.lists(st.integers(0, DEPTH - 1), min_size=WORDS, max_size=WORDS)
 
 
 def by_hand(model: MultiExitModel, ids: list[int], segments: list[int], exits: list[int]) -> tuple[Tensor, float]:
-    """Logits and mean layers of one sample, with a loop over tokens: attention written out, nothing shared."""
+    """Return logits and mean layers of one sample by a loop over tokens with its own attention code."""
     encoder = model.encoder
     exits = [DEPTH - 1, *exits[1:]]
     state = encoder.norm(
@@ -77,7 +77,7 @@ def world(tiny_model: MultiExitModel, tokens: TokenSet) -> World:
 @SHARED
 @given(execution=EXECUTIONS, table=TABLES)
 def test_equal_to_the_masked_form_in_every_execution(world: World, execution: Execution, table: list[int]) -> None:
-    """Any exits in any batch, order, window and layout give the logits of the form that is trained."""
+    """Any exits in any batch, order, window and layout give the logits of the masked form used in training."""
     exits = TokenExits.of(torch.tensor(table), DEPTH)
     found = run_token_exits(world.model, world.tokens, exits, execution)
     layout = Layout(world.tokens.lengths.numpy(), 16, "cpu")
@@ -92,7 +92,7 @@ def test_equal_to_the_masked_form_in_every_execution(world: World, execution: Ex
 
 @pytest.mark.parametrize("protocol", ["modern", "paper"])
 def test_equal_to_a_loop_over_tokens(world: World, protocol: str) -> None:
-    """A sample alone, token by token, with attention written out: the same logits and the same mean layers."""
+    """A loop over the tokens of a single sample gives the same logits and mean layers."""
     table = torch.arange(WORDS) * 7 % DEPTH
     execution = Execution(batch_size=4, protocol=protocol, max_length=12)  # type: ignore[arg-type]
     found = run_token_exits(world.model, world.tokens, TokenExits.of(table, DEPTH), execution)
@@ -111,14 +111,14 @@ def test_equal_to_a_loop_over_tokens(world: World, protocol: str) -> None:
 def test_mean_layers_do_not_depend_on_batches(
     world: World, execution: Execution, other: Execution, table: list[int]
 ) -> None:
-    """Shares of samples add up to exactly the same number in any batches."""
+    """The mean layers of samples are exactly the same in any batches."""
     exits = TokenExits.of(torch.tensor(table), DEPTH)
     one, two = (run_token_exits(world.model, world.tokens, exits, how).work for how in (execution, other))
     assert one.rows("layer") == two.rows("layer")
 
 
-def test_what_runs_is_counted_token_by_token(world: World) -> None:
-    """Half the ids leave after layer 0: their rows are in ``keys`` from then on, all others in ``layer``."""
+def test_work_is_counted_token_by_token(world: World) -> None:
+    """Half of the ids exit after layer 0: from then on their rows count as ``keys``, all others as ``layer``."""
     table = torch.where(torch.arange(WORDS) < 25, 0, DEPTH - 1)
     work = run_token_exits(world.model, world.tokens, TokenExits.of(table, DEPTH), Execution(batch_size=5)).work
     stays = table[world.tokens.ids.long()] > 0
@@ -133,8 +133,8 @@ def test_what_runs_is_counted_token_by_token(world: World) -> None:
         assert work.blocks[f"keys.{index}"].rows == 0
 
 
-def test_padding_leaves_in_proportion(world: World) -> None:
-    """Padded to 12, the share of rows that run is that of the tokens, up to rounding: no gain by padding."""
+def test_padding_exits_in_proportion(world: World) -> None:
+    """With padding to 12, the share of rows that run equals that of the tokens up to rounding."""
     table = torch.where(torch.arange(WORDS) % 3 > 0, 0, DEPTH - 1)
     exits = TokenExits.of(table, DEPTH)
     lengths = world.tokens.lengths.numpy()
@@ -152,8 +152,8 @@ def _running(world: World, table: Tensor) -> list[int]:
     return [1 + int((table[row[1:]] > 0).sum()) for row in ids]
 
 
-def test_no_token_leaving_is_full_depth(world: World) -> None:
-    """If every id stays to the end, it is the ordinary pass, bit for bit and block by block."""
+def test_without_token_exits_the_pass_is_full_depth(world: World) -> None:
+    """If no token exits, the pass equals the ordinary pass bit for bit and block by block."""
     exits = TokenExits.of(torch.full((WORDS,), DEPTH - 1), DEPTH)
     found, full = (
         run(Execution(batch_size=6))
@@ -166,16 +166,16 @@ def test_no_token_leaving_is_full_depth(world: World) -> None:
     assert found.work.blocks == full.work.blocks
 
 
-def test_the_first_token_never_leaves(world: World, make_tokens: Callable[..., TokenSet]) -> None:
-    """The head reads it, so it runs to the end for any id; a sample of one token runs all layers."""
+def test_the_first_token_never_exits(world: World, make_tokens: Callable[..., TokenSet]) -> None:
+    """The head reads the first token, so it runs all layers for any id, also as the only token."""
     exits = TokenExits.of(torch.zeros(WORDS, dtype=torch.int64), DEPTH)
     work = run_token_exits(world.model, make_tokens([1, 1, 1]), exits, Execution()).work
     assert work.rows("layer") == 3 * DEPTH
     assert exits.places(world.tokens)[world.tokens.offsets[:-1]].tolist() == [1] * N
 
 
-def test_gradients_reach_what_left_early(world: World) -> None:
-    """A token that left after layer 0 is attended to later, so the loss still moves its embedding."""
+def test_gradients_reach_exited_tokens(world: World) -> None:
+    """Later layers attend to a token that exited after layer 0, so the loss changes its embedding."""
     exits = TokenExits.of(torch.zeros(WORDS, dtype=torch.int64), DEPTH)
     tokens = world.tokens.select([0, 1])
     layout = Layout(tokens.lengths.numpy(), None, "cpu")
@@ -189,7 +189,7 @@ def test_gradients_reach_what_left_early(world: World) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("compute", ["eager", "compiled"])
 def test_in_the_engines_type_and_compiled(world: World, dtype: str, compute: str) -> None:
-    """On bfloat16 weights and with compiled blocks it answers as in float32, up to that type's rounding."""
+    """With bfloat16 weights and compiled blocks, answers equal float32 up to bfloat16 rounding."""
     exits = TokenExits.of(torch.arange(WORDS) % DEPTH, DEPTH)
     exact = run_token_exits(world.model, world.tokens, exits, Execution())
     found = run_token_exits(world.model, world.tokens, exits, Execution(dtype=dtype, compute=compute))  # type: ignore[arg-type]
@@ -214,13 +214,13 @@ def test_like_on_cuda(
 
 
 def test_no_samples(world: World, make_tokens: Callable[..., TokenSet]) -> None:
-    """Nothing in, nothing out."""
+    """Without samples, the result is empty."""
     exits = TokenExits.of(torch.arange(WORDS) % DEPTH, DEPTH)
     assert run_token_exits(world.model, make_tokens([]), exits, Execution()).logits.shape == (0, 3)
 
 
-def test_what_does_not_fit_is_refused(world: World, make_tokens: Callable[..., TokenSet]) -> None:
-    """Exits of another depth or vocabulary, exits that no layer has, and ids without an embedding: one line each."""
+def test_unsuitable_exits_are_rejected(world: World, make_tokens: Callable[..., TokenSet]) -> None:
+    """A wrong depth or vocabulary, an exit that no layer has and an id without embedding each give a one-line error."""
     with pytest.raises(ConfigError, match=r"not all in 0\.\.3"):
         TokenExits.of(torch.tensor([4]), DEPTH)
     for exits in (TokenExits.of(torch.zeros(WORDS), 3), TokenExits.of(torch.zeros(9), DEPTH)):
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused(world: World, make_tokens: Callable[..., T
 def test_cuda_gives_the_answers_of_the_cpu(
     world: World, make_model: Callable[..., MultiExitModel], protocol: str
 ) -> None:
-    """A GPU gives the labels of the CPU in float32, and about its logits in bfloat16 with the kernel for any lengths."""
+    """A GPU gives the CPU's labels in float32 and, with the CUDA kernel, nearly its logits in bfloat16."""
     execution = Execution(batch_size=5, protocol=protocol, max_length=12)  # type: ignore[arg-type]
     exits = TokenExits.of(torch.arange(WORDS) % DEPTH, DEPTH)
     expected = run_token_exits(world.model, world.tokens, exits, execution)

@@ -18,7 +18,7 @@ QUEUES: dict[torch.device, list[Callable[[], Any]]] = defaultdict(list)
 
 
 class Event:
-    """Marks a place in the queue of a stream; waiting for it does the work before it."""
+    """Mark a position in a stream's queue; waiting for it runs the work before it."""
 
     def record(self, stream: torch.device | None = None) -> None:
         self.queue = QUEUES[stream or HERE]  # by default the current device
@@ -30,7 +30,7 @@ class Event:
 
 
 class Pinned:
-    """Memory of the host that holds anything until a copy has arrived."""
+    """Host memory with undefined content until a copy has arrived."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.values = torch.full(shape, 77, dtype=dtype)
@@ -44,7 +44,7 @@ class Pinned:
 
 
 class Far:
-    """A tensor on the second device, while the first one is the current one."""
+    """A tensor on the second device while the first device is current."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values, self.device, self.shape, self.dtype = values, THERE, values.shape, values.dtype
@@ -54,7 +54,7 @@ class Far:
 
 
 def pretend(patch: pytest.MonkeyPatch) -> None:
-    """Two devices."""
+    """Pretend that there are two devices."""
 
     def empty(shape: tuple[int, ...], *, dtype: torch.dtype, pin_memory: bool) -> Pinned:
         assert pin_memory, "a copy to pageable memory makes the host wait"
@@ -72,7 +72,7 @@ def _devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_waiting() -> None:
-    """A copy is waited for, and nothing else."""
+    """Check that the host waits for the copy and for nothing else."""
     first = transfer.download(Far(torch.tensor([1.0, 2.0])))  # type: ignore[arg-type]
     QUEUES[THERE].append(lambda: pytest.fail("waited for more than the copy"))
     assert first._host.numpy().tolist() == [77.0, 77.0]
@@ -80,8 +80,8 @@ def check_waiting() -> None:
 
 
 @pytest.mark.usefixtures("_devices")
-def test_values_are_there_after_waiting_and_not_before() -> None:
-    """The host waits for the copy, on the stream that it is queued on, and for nothing that was queued later."""
+def test_values_arrive_only_after_waiting() -> None:
+    """The host waits for the copy on its stream, and not for work queued later."""
     check_waiting()
 
 
@@ -98,7 +98,7 @@ BUGS = {
 def test_planted_bugs_are_caught(
     bug: str, planted: Callable[[str, str, str], Callable[[], None]], fails_apart: Callable[..., bool]
 ) -> None:
-    """Copies that are read too soon do not pass."""
+    """Checks fail for copies that are read too soon."""
     put = planted("encoder.transfer", *BUGS[bug])
 
     def compare() -> None:
@@ -109,23 +109,23 @@ def test_planted_bugs_are_caught(
 
 
 @pytest.mark.usefixtures("_devices")
-def test_two_copies_on_their_way_do_not_meet() -> None:
-    """Each copy has separate memory and can be waited for in any order."""
+def test_two_pending_copies_are_independent() -> None:
+    """Each copy has its own memory and can be waited for in any order."""
     one, two = (download(Far(torch.tensor([flag, not flag]))) for flag in (True, False))  # type: ignore[arg-type]
     assert two.wait().tolist() == [False, True]
     assert one.wait().tolist() == [True, False]
 
 
 def test_on_the_host_nothing_is_copied() -> None:
-    """Both ways are views there."""
+    """On the CPU, both directions return views."""
     values = np.arange(3)
     there = upload(values, torch.device("cpu"))
     assert there.data_ptr() == values.ctypes.data
     assert download(there).wait().ctypes.data == values.ctypes.data
 
 
-def test_an_upload_is_pinned_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the strides of an array: from pageable memory the host would wait."""
+def test_an_upload_is_pinned_and_asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of any strides are copied from pinned memory, because the host would wait for pageable memory."""
     seen: list[Any] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: seen.append(tensor.tolist()) or tensor)
     monkeypatch.setattr(

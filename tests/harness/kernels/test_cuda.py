@@ -1,4 +1,4 @@
-"""Kernels on a CUDA device, and what is said where there is none."""
+"""Kernels on a CUDA device, and the messages without one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def refuse() -> int:
 
 @pytest.fixture(autouse=True)
 def _ask_again() -> Iterator[None]:
-    """The answer is remembered per process; these tests change the facts."""
+    """Clear the remembered answer, because these tests change the facts."""
     for cached in (cuda.problem, cuda._module):
         cached.cache_clear()
     yield
@@ -38,7 +38,7 @@ def _ask_again() -> Iterator[None]:
 
 
 def raising(error: Exception) -> Callable[..., Any]:
-    """A function that does nothing else."""
+    """Return a function that only raises ``error``."""
 
     def act(*_: object, **__: object) -> None:
         raise error
@@ -47,7 +47,7 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 def fake_cupy(count: Callable[[], int], compiled: Callable[..., Any] = lambda name: None) -> SimpleNamespace:
-    """As much of CuPy as is used; ``compiled`` stands for ``RawModule.get_function``."""
+    """Provide the used part of CuPy; ``compiled`` stands for ``RawModule.get_function``."""
     runtime = SimpleNamespace(CUDARuntimeError=RuntimeErrorOfCupy, getDeviceCount=count)
     return SimpleNamespace(
         cuda=SimpleNamespace(runtime=runtime), RawModule=lambda **_: SimpleNamespace(get_function=compiled)
@@ -70,10 +70,10 @@ FULL = RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
     (True, fake_cupy(lambda: 1, raising(OLD_DRIVER)), "UNSUPPORTED_PTX.*a driver for its CUDA version"),
     (True, fake_cupy(lambda: 1, raising(FULL)), "no memory on the device.*free memory"),
 ])  # fmt: skip
-def test_what_is_missing_is_one_clear_line(
+def test_a_missing_part_is_one_clear_line(
     device: bool, cupy: object, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No device, no CuPy, no NVRTC, an old driver: each has its own message with the way out, for a launcher as well."""
+    """A missing device, CuPy or NVRTC and an old driver each have a message with the remedy, for a launcher as well."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert "\n" not in str(cuda.problem())
@@ -84,8 +84,8 @@ def test_what_is_missing_is_one_clear_line(
 @pytest.mark.parametrize(
     "error", [ImportError("numpy 3"), OSError("libcuda.so.1: no such file"), RuntimeError("broken")]
 )
-def test_a_cupy_that_breaks_on_import_is_no_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it raises, the reason is quoted."""
+def test_a_cupy_that_fails_to_import_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message quotes the reason, whatever the import raises."""
     find = SimpleNamespace(find_spec=lambda name, *_: raising(error)() if name == "cupy" else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
@@ -93,16 +93,16 @@ def test_a_cupy_that_breaks_on_import_is_no_traceback(error: Exception, monkeypa
     assert f"CuPy cannot be imported ({error})" in str(cuda.problem())
 
 
-def test_a_device_that_works_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch, CuPy, NVRTC and a device there is nothing to say."""
+def test_a_working_device_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch, CuPy, NVRTC and a device, no problem is reported."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(lambda: 1))
     assert cuda.problem() is None
 
 
 @pytest.mark.parametrize("protocol", [True, False])
-def test_a_launch_goes_to_torch_s_current_stream(protocol: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a device: what CuPy is called with, by the stream protocol and, for older versions, by the raw handle."""
+def test_a_launch_uses_torchs_current_stream(protocol: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy receives the stream by the stream protocol or, in older versions, by the raw handle; no device is needed."""
     log: list[tuple] = []
 
     class Entered:
@@ -165,7 +165,7 @@ def test_a_launch_goes_to_torch_s_current_stream(protocol: bool, monkeypatch: py
 
 @pytest.mark.gpu
 def test_a_kernel_runs_in_order_with_torch_on_its_current_stream() -> None:
-    """On the default and on a side stream, a launch sees what torch wrote before and torch sees what it wrote."""
+    """On the default and on a side stream, kernel and torch see each other's writes in order."""
     if cuda.problem():
         pytest.skip(str(cuda.problem()))
     launcher = cuda.launcher(SOURCE)
@@ -179,7 +179,7 @@ def test_a_kernel_runs_in_order_with_torch_on_its_current_stream() -> None:
 
 @pytest.mark.gpu
 def test_a_source_that_does_not_compile_is_one_clear_line() -> None:
-    """NVRTC's complaint is quoted."""
+    """The error quotes NVRTC's message."""
     if cuda.problem():
         pytest.skip(str(cuda.problem()))
     bad = Source("bad.cu", 'extern "C" __global__ void f() { nonsense; }')

@@ -1,4 +1,4 @@
-"""Kernels compiled for the host: what the emulation promises about blocks, warps, barriers and schedules."""
+"""Kernels compiled for the host: the emulation's guarantees for blocks, warps, barriers and schedules."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ SOURCE = Source("test.cu", TEXT)
 
 @pytest.fixture(params=[(), ("-DSHIM_UCONTEXT",)], ids=["assembly", "ucontext"], scope="module")
 def flags(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Both ways to switch between the threads of a block."""
+    """Use both ways to switch between the threads of a block."""
     return request.param
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_thread_of_every_block_runs_once(workers: int, flags: tuple[str, ...]) -> None:
-    """Threads know their place in block and grid, however many workers share the blocks."""
+    """Threads know their position in block and grid for any number of workers."""
     out = torch.zeros(7 * 64, dtype=torch.int32)
     host.launcher(SOURCE, workers=workers, flags=flags).launch("coordinates", 7, 64, out)
     place = torch.arange(7 * 64)
@@ -81,15 +81,15 @@ def test_every_thread_of_every_block_runs_once(workers: int, flags: tuple[str, .
 
 
 @pytest.mark.parametrize("fuzz", [False, True])
-def test_barriers_hold_all_threads_of_a_block(fuzz: bool, flags: tuple[str, ...]) -> None:
-    """What was written to shared memory before a barrier is read after it by other threads of the block."""
+def test_barriers_wait_for_all_threads_of_a_block(fuzz: bool, flags: tuple[str, ...]) -> None:
+    """Threads of a block read after a barrier what others wrote to shared memory before it."""
     given, out = torch.randint(1000, (5, 128), dtype=torch.int32), torch.zeros(5, 128, dtype=torch.int32)
     host.launcher(SOURCE, workers=2, fuzz=fuzz, flags=flags).launch("reverse", 5, 128, given, out)
     assert torch.equal(out, given.flip(1))
 
 
-def test_warp_collectives_are_those_of_cuda(flags: tuple[str, ...]) -> None:
-    """Shuffles, votes, matches and sums see exactly the lanes of the own warp."""
+def test_warp_collectives_equal_those_of_cuda(flags: tuple[str, ...]) -> None:
+    """Shuffles, votes, matches and sums cover exactly the lanes of the own warp."""
     given, out = torch.randint(1 << 20, (64,), dtype=torch.int32), torch.zeros(64, 6, dtype=torch.int32)
     wide = torch.zeros(64, dtype=torch.int64)
     host.launcher(SOURCE, fuzz=True, flags=flags).launch("warp_talk", 1, 64, given, out, wide)
@@ -104,14 +104,14 @@ def test_warp_collectives_are_those_of_cuda(flags: tuple[str, ...]) -> None:
 
 
 def test_scalars_arrive_in_their_own_width() -> None:
-    """Negative, large and unsigned numbers are passed as the kernel declares them."""
+    """Negative, large and unsigned numbers are passed in the type that the kernel declares."""
     out = torch.zeros(4, dtype=torch.int64)
     host.launcher(SOURCE).launch("scalars", 1, 32, -5, -(1 << 62), (1 << 64) - 1, (1 << 32) - 1, out)
     assert out.tolist() == [-5, -(1 << 62), -1, (1 << 32) - 1]
 
 
-def test_fuzzing_changes_the_order_of_threads_and_a_seed_repeats_it() -> None:
-    """Without fuzzing threads come in order; with it they come in an order that the seed decides."""
+def test_the_seed_decides_the_order_of_threads() -> None:
+    """Without fuzzing, threads run in order; with fuzzing, the seed decides the order."""
 
     def tickets(**options: int) -> list[int]:
         ticket = torch.zeros(64, dtype=torch.int32)
@@ -130,22 +130,20 @@ def test_fuzzing_changes_the_order_of_threads_and_a_seed_repeats_it() -> None:
     ("diverge", (), "different collectives"),
     ("partial", (), "partial mask"),
 ])  # fmt: skip
-def test_what_hangs_or_is_undefined_on_a_device_is_an_error_here(
-    kernel: str, args: tuple, word: str, flags: tuple[str, ...]
-) -> None:
-    """Barriers that cannot be passed and collectives that lanes reach apart are reported, not waited for."""
+def test_hangs_and_undefined_behaviour_are_errors(kernel: str, args: tuple, word: str, flags: tuple[str, ...]) -> None:
+    """Barriers that not all threads reach and divergent collectives are reported instead of hanging."""
     with pytest.raises(RuntimeError, match=f"{kernel}: .*{word}"):
         host.launcher(SOURCE, workers=2, flags=flags).launch(kernel, 3, 64, *args)
 
 
 def test_blocks_are_whole_warps() -> None:
-    """A block of 40 threads is refused."""
+    """A block of 40 threads is rejected."""
     with pytest.raises(RuntimeError, match="multiple of 32"):
         host.launcher(SOURCE).launch("coordinates", 1, 40, torch.zeros(40, dtype=torch.int32))
 
 
 def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second build finds the first; another macro, flag or text is another library."""
+    """A second build reuses the first; another macro, flag or source makes another library."""
     monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path))
     source = Source("tiny.cu", 'extern "C" __global__ void nothing() {}')
     built = host.build(source)
@@ -157,7 +155,7 @@ def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_compiler_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without a compiler, and with a CXX that is none, the message says what to install or set."""
+    """Without a compiler, or with an invalid CXX, the message says what to install or set."""
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     with pytest.raises(DeviceError, match="no-such-compiler.*install g"):
         host.launcher(SOURCE)

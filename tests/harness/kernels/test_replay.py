@@ -1,4 +1,4 @@
-"""Sanitizers find in kernels what they are there for, and nothing else."""
+"""Sanitizers find the planted errors in kernels and report nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ extern "C" __global__ void neighbour(const int* in, int* out) {
 
 
 def record(source: Source, path: Path) -> None:
-    """A launch of every kernel."""
+    """Record a launch of every kernel."""
     recorder = replay.LaunchRecorder(host.launcher(source, flags=("-O1",)), path)
     recorder.launch("count", 4, 64, torch.arange(5000, dtype=torch.int32) % 7, torch.zeros(7, dtype=torch.int32), 5000)
     recorder.launch("reverse", 4, 64, torch.arange(256, dtype=torch.int32) * 100, torch.zeros(256, dtype=torch.int32))
@@ -47,10 +47,10 @@ def record(source: Source, path: Path) -> None:
     ("address", "i < n; i +=", "i <= n; i +=", "heap-buffer-overflow"),
     ("address", "part[threadIdx.x] = in[", "part[threadIdx.x] = (1 << 20) * in[", "signed integer overflow"),
 ])  # fmt: skip
-def test_a_sanitizer_finds_what_is_wrong_and_nothing_else(
+def test_a_sanitizer_finds_errors_and_nothing_else(
     tmp_path: Path, sanitizer: str, good: str, bad: str, word: str | None
 ) -> None:
-    """Races between blocks, between threads of a block and between lanes, reads outside, overflow; sound code is clean."""
+    """Sanitizers find races between blocks, threads and lanes, reads outside and overflow; correct code is clean."""
     if replay.problem(sanitizer):
         pytest.skip(str(replay.problem(sanitizer)))
     record(Source("test.cu", TEXT), tmp_path / "launches")

@@ -1,4 +1,4 @@
-"""What is read off a kernel source, and how arguments are checked against it."""
+"""Kernel sources are parsed, and arguments are checked against them."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_kernels_and_their_parameters_are_found() -> None:
     ('extern "C" __global__ void f(void (*g)(int)) {}', "1 kernels but 0"),
     ('extern "C" __global__ void f() {} extern "C" __global__ void f() {}', "twice"),
 ])  # fmt: skip
-def test_what_the_parser_does_not_understand_is_refused(text: str, word: str) -> None:
+def test_unsupported_declarations_are_rejected(text: str, word: str) -> None:
     """The message names the kernel and the parameter."""
     with pytest.raises(ConfigError, match=word):
         _ = Source("a.cu", text).kernels
 
 
 def test_arguments_become_addresses_and_scalars_of_their_width() -> None:
-    """A tensor is passed as its address for either sign of its type, None as the null pointer, a number as wide as declared."""
+    """A tensor of either signedness is passed as its address, None as the null pointer, a number in its declared width."""
     keys, counts = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)
     found = Source("a.cu", TEXT).arguments("one", (keys, counts, 1 << 40, -7), CPU)
     assert found == [keys.data_ptr(), counts.data_ptr(), 1 << 40, -7]
@@ -66,8 +66,8 @@ def test_arguments_become_addresses_and_scalars_of_their_width() -> None:
     (2, None, "size is a scalar"),
     (3, 1 << 31, "layers=2147483648 does not fit int"),
 ])  # fmt: skip
-def test_arguments_that_do_not_fit_are_refused(place: int, value: object, word: str) -> None:
-    """The message names source, kernel and parameter, so that no kernel reads what it does not mean."""
+def test_unsuitable_arguments_are_rejected(place: int, value: object, word: str) -> None:
+    """The message names source, kernel and parameter, so no kernel reads memory of a wrong type."""
     good: list = [torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int32), 1, 1]
     good[place] = value
     with pytest.raises((TypeError, OverflowError), match=f"a.cu: one: .*{word}"):
@@ -77,7 +77,7 @@ def test_arguments_that_do_not_fit_are_refused(place: int, value: object, word: 
 
 
 def test_sources_of_packages_are_found_with_their_macros() -> None:
-    """Kernel files are data of their packages, and macros become compiler options."""
+    """Kernel files are package data, and macros become compiler options."""
     source = Source.of("geep.exit_table", "exit_table.cu", WIDTH=24)
     assert {"insert", "freeze", "predict"} <= set(source.kernels)
     assert source.options == ("-DWIDTH=24",)
