@@ -147,9 +147,9 @@ def trained_geep(signal_task: Task, small_backbone: Backbone, quick: Mapping[str
 
 @pytest.fixture(scope="session")
 def scattered_geep(signal_task: Task, small_backbone: Backbone) -> FittedGeep:
-    """GEEP with large random heads: samples leave at every layer, and no two entropies are equal.
+    """GEEP with large random heads: samples exit at every layer, and no two entropies are equal.
 
-    Its tables are filled by topic, so that predicted exits differ as well.
+    Its tables are filled by topic, so predicted exits differ as well.
     """
     torch.manual_seed(4)
     model = MultiExitModel(small_backbone.encoder(), LABELS, range(3))

@@ -1,7 +1,7 @@
-"""The structure of the project: which room may import which, how large rooms and files may be, and what no module may do.
+"""The project's structure: imports between rooms, size limits, and forbidden code.
 
-``reports`` may import the harness's statistics and its comparison of two runs besides the stored results: they are pure functions
-of what lies on disk, and the gate and the page must run the same tests.
+``reports`` may import the harness's statistics and its comparison of two runs besides the stored results. They are
+pure functions of stored files, and the gate and the page must run the same tests.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ ROOMS = ("harness", "geep", "baselines", "suites", "reports")
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 LONGEST = 400  # lines
 
-# What a room may import of the project; itself always.
+# What a room may import of the project; a room may always import itself.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "harness": (),
     "geep": ("harness",),
     "baselines": ("harness",),
-    "suites": ("harness", "geep.exit_table"),  # methods through the registry; the table is timed by itself
+    "suites": ("harness", "geep.exit_table"),  # methods come from the registry; the table is benchmarked directly
     "reports": (
         "harness.core",
         "harness.results",
@@ -67,7 +67,7 @@ def shown(path: Path) -> str:
 
 
 def dotted(path: Path) -> str:
-    """Name under which a file is imported."""
+    """Return the name under which a file is imported."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -78,12 +78,12 @@ def tree(path: Path) -> ast.Module:
 
 
 def package(path: Path) -> list[str]:
-    """The package that relative imports of a file start from."""
+    """Return the package that relative imports of a file refer to."""
     return list(path.relative_to(ROOT).parent.parts)
 
 
 def imports(path: Path, *, nodes: Iterator[ast.AST] | None = None) -> set[str]:
-    """Everything a file imports, also inside functions: ``from a.b import c`` is both ``a.b`` and ``a.b.c``."""
+    """Return everything a file imports, also inside functions: ``from a.b import c`` is both ``a.b`` and ``a.b.c``."""
     found: set[str] = set()
     for node in nodes or ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -98,7 +98,7 @@ def imports(path: Path, *, nodes: Iterator[ast.AST] | None = None) -> set[str]:
 
 
 def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
-    """Statements that run when a module is imported: not those in functions, nor those for type checkers."""
+    """Yield the statements that run on import: not those in functions, nor those for type checkers."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -116,26 +116,26 @@ def every(what: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(what, MODULES, ids=shown)
 
 
-def test_all_rooms_are_there() -> None:
-    """Every room has modules, so that the tests below look at something."""
+def test_all_rooms_exist() -> None:
+    """Every room has modules, so the tests below check something."""
     assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ROOMS)
     assert all((ROOT / room / "__init__.py").is_file() for room in ROOMS)
 
 
 @every("path")
-def test_arrows(path: Path) -> None:
-    """A room imports of the project only itself and the rooms below it, anywhere in its code."""
+def test_allowed_imports_between_packages(path: Path) -> None:
+    """A room imports only itself and the rooms below it, anywhere in its code."""
     room = path.relative_to(ROOT).parts[0]
     allowed = (room, *ALLOWED[room])
     project = {name for name in imports(path) if name.split(".")[0] in ROOMS}
-    # `from harness import errors` names harness itself on the way; what counts is what was taken from it.
+    # `from harness import errors` also names harness itself; only the imported module counts.
     parents = {name for name in project for other in project if other != name and within(other, name)}
     wrong = sorted(name for name in project - parents if not any(within(name, rule) for rule in allowed))
     assert not wrong, f"{shown(path)} may not import {', '.join(wrong)}"
 
 
-def test_arrows_are_seen() -> None:
-    """The check above would notice: imports in functions, relative ones and those of submodules are all found."""
+def test_forbidden_imports_are_detected() -> None:
+    """Imports in functions, relative imports and imports of submodules are all found."""
     source = "def f():\n    from geep import method\n    import reports.build as b\nfrom ..core.errors import X\nfrom . import y"
     place = ROOT / "harness" / "measure" / "imagined.py"
     found = imports(place, nodes=ast.walk(ast.parse(source)))
@@ -143,7 +143,7 @@ def test_arrows_are_seen() -> None:
 
 
 def floor_of(name: str, package: str) -> tuple[int, str] | None:
-    """Floor and room of a module inside a package: ``None`` for the package itself and for modules outside it."""
+    """Return floor and room of a module inside a package, ``None`` for the package itself and outside modules."""
     if not within(name, package) or name == package:
         return None
     room = name.removeprefix(f"{package}.").split(".")[0]
@@ -156,7 +156,7 @@ def floor_of(name: str, package: str) -> tuple[int, str] | None:
 
 
 def project_imports(path: Path) -> set[str]:
-    """Modules of the project that a file imports, type-only imports included."""
+    """Return the modules of the project that a file imports, with imports for type checkers."""
     names = {dotted(module) for module in MODULES}
     found = set()
     for name in imports(path):
@@ -164,7 +164,7 @@ def project_imports(path: Path) -> set[str]:
             name = name.rpartition(".")[0]
         if name and name != dotted(path) and name.split(".")[0] in ROOMS:
             found.add(name)
-    # `from a.b import c` names the package a.b on the way, where c is a module.
+    # `from a.b import c` also names the package a.b if c is a module.
     return {n for n in found if not any(other != n and within(other, n) for other in found)}
 
 
@@ -185,7 +185,7 @@ def test_rooms_import_downwards_only(package: str) -> None:
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Modules that import each other in a circle: strongly connected components of more than one module."""
+    """Return import cycles: strongly connected components of more than one module."""
     reached = {name: set(graph[name]) for name in graph}
     changed = True
     while changed:
@@ -200,12 +200,12 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def test_no_circles() -> None:
-    """No modules import each other in a circle, not even for type checkers."""
+    """No modules import each other in a cycle, not even for type checkers."""
     assert not circles({dotted(path): project_imports(path) for path in MODULES})
 
 
-def test_circles_are_seen() -> None:
-    """The check above finds a circle of three and passes a diamond."""
+def test_circles_are_detected() -> None:
+    """A cycle of three is found, and a diamond is accepted."""
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert circles({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}) == []
 
@@ -214,8 +214,8 @@ ROOM_FOLDERS = sorted({path.parent for path in MODULES})
 
 
 @pytest.mark.parametrize("folder", ROOM_FOLDERS, ids=shown)
-def test_rooms_stay_small_and_say_what_they_hold(folder: Path) -> None:
-    """A room has at most a dozen modules, and its ``__init__`` says in its docstring what lives there."""
+def test_rooms_are_small_and_described(folder: Path) -> None:
+    """A room has at most a dozen modules, and the docstring of its ``__init__`` describes it."""
     modules = [path for path in folder.glob("*.py") if path.stem not in {"__init__", "__main__", "conftest"}]
     assert len(modules) <= MOST_MODULES, f"{shown(folder)} has {len(modules)} modules: split it"
     assert (folder / "__init__.py").is_file(), f"{shown(folder)} has no __init__.py"
@@ -223,7 +223,7 @@ def test_rooms_stay_small_and_say_what_they_hold(folder: Path) -> None:
 
 
 def test_no_two_files_or_classes_share_a_name() -> None:
-    """A file's or class's name stands for one thing in the whole product."""
+    """Every file and class name is unique in the product."""
     files = Counter(path.stem for path in MODULES if path.stem not in {"__init__", "__main__", "conftest"})
     classes = Counter(
         node.name
@@ -234,8 +234,8 @@ def test_no_two_files_or_classes_share_a_name() -> None:
     assert not [name for counts in (files, classes) for name, count in counts.items() if count > 1]
 
 
-# Names that the harness may say: the model types of checkpoints, the kind of head, the reference, the distillation recipes.
-# "oracle" is a role, too.
+# Allowed names in the harness: the model types of checkpoints, the kind of head, the reference, the distillation recipes.
+# "oracle" is also a role.
 SHARED_NAMES = {"bert", "distilbert", "tinybert", "fastbert", "oracle"}
 
 
@@ -243,14 +243,14 @@ OLD_ROLES = "reports/analysis/roles.py"  # roles of results that were stored bef
 
 
 def methods() -> set[str]:
-    """Names of all registered methods."""
+    """Return the names of all registered methods."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return set(declared["project"]["entry-points"]["geep.methods"])
 
 
 @every("path")
 def test_harness_and_reports_name_no_method(path: Path) -> None:
-    """The harness and the analysis of reports treat methods by what they declare, not by their names."""
+    """Harness and reports use what methods declare, never their names."""
     if not shown(path).startswith(("harness/", "reports/analysis/")) or shown(path) == OLD_ROLES:
         return
     said = {
@@ -261,13 +261,13 @@ def test_harness_and_reports_name_no_method(path: Path) -> None:
 
 @every("path")
 def test_heavy_imports_are_lazy(path: Path) -> None:
-    """No module imports cupy, datasets, ray or ONNX when it is imported itself; they are optional."""
+    """cupy, datasets, ray and ONNX are optional, so no module imports them on import."""
     now = imports(path, nodes=at_import_time(tree(path)))
     assert not [name for name in now if name.split(".")[0] in HEAVY]
 
 
 def test_importing_everything_imports_nothing_heavy() -> None:
-    """A fresh interpreter that imports every module of the rooms has not loaded cupy, datasets, ray or ONNX by then."""
+    """A fresh interpreter that imports every module has loaded neither cupy, datasets, ray nor ONNX."""
     names = [dotted(path) for path in MODULES if path.relative_to(ROOT).parts[0] != "suites"]
     names = [name for name in names if not name.endswith("__main__")]
     code = (
@@ -281,7 +281,7 @@ def test_importing_everything_imports_nothing_heavy() -> None:
 
 
 def forbidden(module: ast.Module) -> Iterator[str]:
-    """Uses of pickle and of code from data, whatever they are called in."""
+    """Return uses of pickle and of code from data, under any alias."""
     for node in ast.walk(module):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
@@ -305,8 +305,8 @@ PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "she
 
 
 @every("path")
-def test_nothing_from_outside_is_executed(path: Path) -> None:
-    """No pickle, no torch.load, no remote code, no eval or exec."""
+def test_no_code_from_data_is_executed(path: Path) -> None:
+    """The product uses no pickle, torch.load, remote code, eval or exec."""
     assert not list(forbidden(tree(path)))
 
 
@@ -322,23 +322,23 @@ def test_nothing_from_outside_is_executed(path: Path) -> None:
         "np.load('a', allow_pickle=True)",
     ],
 )
-def test_what_is_forbidden_is_seen(source: str) -> None:
-    """The check above would notice each of these."""
+def test_forbidden_code_is_detected(source: str) -> None:
+    """Each of these examples is found."""
     assert list(forbidden(ast.parse(source)))
 
 
 @every("path")
 def test_modules_stay_short(path: Path) -> None:
-    """No module has more than 400 lines: a longer one holds two things."""
+    """No module has more than 400 lines."""
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST, f"split {shown(path)}"
 
 
 @every("path")
-def test_modules_say_what_they_are(path: Path) -> None:
-    """Every module begins with a docstring."""
+def test_modules_have_docstrings(path: Path) -> None:
+    """Every module starts with a docstring."""
     assert ast.get_docstring(tree(path))
 
 
 def test_there_is_no_utils() -> None:
-    """Nothing is called utils or helpers: a name says what is inside."""
+    """No module is called utils or helpers, because a name must describe the content."""
     assert not [path for path in MODULES if path.stem in {"utils", "util", "helpers", "misc", "common"}]

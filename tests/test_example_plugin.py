@@ -1,4 +1,4 @@
-"""The example of a third-party method: installed as anybody would, found, measured; and as short as is said."""
+"""The example of a third-party method is installed like any package, is found, is measured, and is short."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ distill_epochs = 1
 
 
 def code_lines(source: str) -> int:
-    """Lines that hold code: neither blank, nor comments, nor docstrings."""
+    """Count lines of code: neither blank lines, comments nor docstrings."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -57,7 +57,7 @@ def code_lines(source: str) -> int:
 
 
 def test_lines_of_code_are_counted() -> None:
-    """Statements over several lines count each; docstrings, comments and blanks do not; text that is no docstring does."""
+    """All lines of a long statement count; docstrings, comments and blank lines do not; other strings do."""
     assert (
         code_lines(
             '"""Doc\nmore."""\n# no\n\nx = (1,\n     2)\ndef f():\n    """Doc."""\n    return """a\nb"""  # no\n'
@@ -67,12 +67,12 @@ def test_lines_of_code_are_counted() -> None:
 
 
 def test_the_example_is_short() -> None:
-    """At most thirty lines of code."""
+    """The example has at most thirty lines of code."""
     assert code_lines((EXAMPLE / "head_average.py").read_text(encoding="utf-8")) <= MOST
 
 
-def test_the_example_stands_on_the_harness_alone() -> None:
-    """It imports what a package outside of this repository may: torch and the harness, nothing private."""
+def test_the_example_depends_on_the_harness_only() -> None:
+    """It imports only torch and the public harness, like any package outside this repository."""
     tree = ast.parse((EXAMPLE / "head_average.py").read_text(encoding="utf-8"))
     names = [n for node in ast.walk(tree) if isinstance(node, ast.Import) for n in (a.name for a in node.names)]
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
@@ -89,7 +89,7 @@ def pip(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the example's wheel unpacked into it; built from a copy, without a network."""
+    """Return a folder with the example's unpacked wheel, built from a copy without a network."""
     pytest.importorskip("setuptools", minversion="77")
     place = tmp_path_factory.mktemp("example")
     shutil.copytree(EXAMPLE, place / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
@@ -101,7 +101,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def geep_bench(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, which has the plug-in on its path."""
+    """Run the command in its own process, with the plug-in on its path."""
     path = os.pathsep.join([str(installed), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GEEP_BENCH_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", "harness.cli.main", *arguments]
@@ -111,7 +111,7 @@ def geep_bench(installed: Path, folder: Path, *arguments: str) -> subprocess.Com
 
 
 def test_its_wheel_registers_it(installed: Path, tmp_path: Path) -> None:
-    """Once it is installed, the list of methods has it under the name of its entry point."""
+    """The list of methods has the installed plug-in under the name of its entry point."""
     declared = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))
     assert list(declared["project"]["entry-points"]["geep.methods"]) == ["head-average"]
     done = geep_bench(installed, tmp_path, "list", "methods")
@@ -120,7 +120,7 @@ def test_its_wheel_registers_it(installed: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_measured_beside_bert(installed: Path, tmp_path: Path) -> None:
-    """A plain run has its rows: full depth, two or three heads a sample, answers that no batch changes."""
+    """A plain run has its rows: full depth, two or three heads per sample, answers independent of batches."""
     texts = load_embedded("ag_news").train.texts
     make_scratch(list(texts), tmp_path / "backbone", layers=4, width=16, heads=2, vocab=200, seed=0)
     (tmp_path / "example.toml").write_text(PROFILE, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The wheel: built without a network, installed outside of the checkout, and run there."""
+"""The wheel is built without a network, installed outside the checkout, and run there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DATA = {".cu", ".h", ".cpp", ".j2", ".toml", ".json", ".sh"}
 
 
 def data_files() -> set[str]:
-    """Files of the packages that code reads at run time, as paths from the repository root."""
+    """Return files of the packages that code reads at run time, as paths from the repository root."""
     found = {path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.suffix in DATA}
     return {
         path.relative_to(ROOT).as_posix() for path in found if "published" not in path.parts and path.suffix != ".sh"
@@ -27,7 +27,7 @@ def data_files() -> set[str]:
 
 
 def modules() -> set[str]:
-    """Python modules of the packages, as paths from the repository root."""
+    """Return Python modules of the packages, as paths from the repository root."""
     return {path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
 
 
@@ -39,7 +39,7 @@ def run(command: list[str | Path], **options: object) -> subprocess.CompletedPro
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a copy of the sources, so that no build folder of the checkout leaks into it."""
+    """Build the wheel from a copy of the sources, without build folders of the checkout."""
     pytest.importorskip("setuptools", minversion="77", reason="building a wheel without a network needs setuptools")
     place = tmp_path_factory.mktemp("wheel")
     source = place / "source"
@@ -64,7 +64,7 @@ def test_the_wheel_has_all_modules_and_data(wheel: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``bin`` of a fresh environment with the wheel, which sees the dependencies of this one, but not the checkout."""
+    """Return ``bin`` of a new environment with the wheel and the dependencies of this one, but without the checkout."""
     folder = tmp_path_factory.mktemp("environment")
     run([sys.executable, "-m", "venv", "--without-pip", folder])
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -92,8 +92,8 @@ def clean_environment(folder: Path) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "GEEP_BENCH_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
 
 
-def test_it_runs_outside_of_the_checkout(installed: Path, tmp_path: Path) -> None:
-    """``geep-bench`` of the installed wheel lists profiles and measures ``quick`` in small, from an empty folder."""
+def test_the_wheel_runs_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    """The installed ``geep-bench`` lists profiles and measures a small ``quick`` from an empty folder."""
     environment = clean_environment(tmp_path)
     where = "import harness, suites.profiles, sys; print(harness.__file__, list(suites.profiles.__path__)[0])"
     places = run([installed / "python", "-c", where], cwd=tmp_path, env=environment).stdout.split()

@@ -1,4 +1,4 @@
-"""GEEP's whole path on a CUDA device: hashing, sorting, execution, answers. Skips visibly without one."""
+"""GEEP's whole path on a CUDA device: hashing, sorting, execution, answers. The tests are skipped without a device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def geep(scattered_geep: FittedGeep, tmp_path_factory: pytest.TempPathFactory) -> FittedGeep:
-    """The scattered GEEP, model and tables on the device."""
+    """Return the scattered GEEP with model and tables on the device."""
     tables = {}
     for speed, table in scattered_geep.tables.items():
         folder: Path = tmp_path_factory.mktemp("table")
@@ -41,10 +41,10 @@ def verified(
 
 
 @pytest.mark.parametrize("executor", ["ladder", "exact-k"])
-def test_predictions_are_those_of_the_cpu(
+def test_predictions_equal_those_of_the_cpu(
     geep: FittedGeep, scattered_geep: FittedGeep, unseen: Split, executor: Any
 ) -> None:
-    """In float32: the same predicted exits bit for bit, the same logits up to rounding."""
+    """In float32, predicted exits are equal and logits are equal up to rounding."""
     for point in geep.points:
         at = replace(point, execution=Execution(batch_size=7, executor=executor, max_length=16))
         found = geep.predict(unseen.tokens.to("cuda"), at=at)
@@ -54,10 +54,10 @@ def test_predictions_are_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("compute", ["eager", "graphs"])
-def test_prediction_does_not_synchronise_from_ids_to_answers(
+def test_prediction_does_not_synchronise(
     geep: FittedGeep, verified: FittedVerified, unseen: Split, compute: Any
 ) -> None:
-    """Hashing, sorting, execution and un-sorting synchronise nothing but their own copies."""
+    """From token ids to answers, a pass waits only for its own copies."""
     tokens = unseen.tokens.to("cuda")
     for fitted in (geep, verified):
         for point in fitted.points:

@@ -1,4 +1,4 @@
-"""GEEP as a plug-in: what it refuses, what it tunes, what it keeps, and what its answers depend on."""
+"""GEEP as a plug-in: rejected settings, tuning, storage, and independent answers."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ Check = Callable[[FittedGeep, OperatingPoint, Execution, list[int]], None]
 def test_predictions_depend_on_the_sample_alone(
     data: st.DataObject, scattered_geep: FittedGeep, executions: Any, same_however_run: Check
 ) -> None:
-    """Student and shared answers are the same in every batch size, order, window, padding and executor."""
+    """Student and shared answers are the same for every batch size, order, window, padding and executor."""
     at = data.draw(st.sampled_from(scattered_geep.points))
     order = data.draw(st.permutations(range(40)))
     same_however_run(scattered_geep, at, data.draw(executions), order)
 
 
 @pytest.mark.parametrize("answer", ["student", "shared"])
-def test_answers_are_those_of_the_predicted_layer(answer: str, scattered_geep: FittedGeep, unseen: Split) -> None:
-    """Every sample leaves exactly where the table says, and a shared answer before the end costs one layer more."""
+def test_answers_come_from_the_predicted_layer(answer: str, scattered_geep: FittedGeep, unseen: Split) -> None:
+    """Every sample exits at the layer that the table predicts, and an early shared answer costs one more layer."""
     at = next(point for point in scattered_geep.points if point.params["answer"] == answer)
     found = scattered_geep.predict(unseen.tokens, at=at)
     wanted = scattered_geep.tables[at.params["speed"]].predict(unseen.tokens, at.params["quantile"]).numpy()
@@ -51,14 +51,14 @@ def test_answers_are_those_of_the_predicted_layer(answer: str, scattered_geep: F
 
 
 def test_points_come_in_pairs(trained_geep: FittedGeep, signal_task: Task) -> None:
-    """There is one point per speed and answer, and their names are those announced beforehand."""
+    """Every speed has a point per kind of answer, and the names are known before the fit."""
     names = [point.name for point in trained_geep.operating_points(signal_task.dev)]
     assert names == ["speed=0.75", "speed=0.75/shared", "speed=0.85", "speed=0.85/shared"]
     assert Geep().point_names({"speeds": [0.75, 0.85]}) == names
 
 
-def test_dev_figures_are_what_dev_gives(trained_geep: FittedGeep, signal_task: Task) -> None:
-    """Mean layers and accuracy noted while tuning are those of running the point on dev."""
+def test_dev_figures_equal_a_run_on_dev(trained_geep: FittedGeep, signal_task: Task) -> None:
+    """Mean layers and accuracy noted while tuning equal a run of the point on dev."""
     for at in trained_geep.points:
         found = trained_geep.predict(signal_task.dev.tokens, at=at)
         assert found.work.rows("layer") / 48 == pytest.approx(at.params["dev_mean_layers"])
@@ -67,7 +67,7 @@ def test_dev_figures_are_what_dev_gives(trained_geep: FittedGeep, signal_task: T
 
 
 def test_learns_the_task(trained_geep: FittedGeep, signal_task: Task) -> None:
-    """A short training answers dev far better than the commonest label does."""
+    """After a short training, dev accuracy is far above that of the most frequent label."""
     commonest = signal_task.dev.labels.bincount().max().item() / 48
     best = max(point.params["dev_accuracy"] for point in trained_geep.points)
     assert best > commonest + 0.15
@@ -91,7 +91,7 @@ def test_same_seed_same_fit(
 def test_round_trip(
     trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
 ) -> None:
-    """What comes back from disk has the same points and predicts the same logits and exits."""
+    """A loaded model has the same points and predicts the same logits and exits."""
     trained_geep.save(tmp_path)
     loaded = Geep().load(tmp_path, signal_task, small_backbone, {})
     assert loaded.points == trained_geep.points
@@ -106,10 +106,10 @@ def test_round_trip(
     "victim", ["geep.json", "model.safetensors", "model.json", "table-0.75/exit_table.safetensors"]
 )
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_damage_is_told(
+def test_damage_is_reported(
     victim: str, damage: str, trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
-    """A missing or broken file is a ResultError of one line, so that the method can be fitted again."""
+    """A missing or broken file is a one-line ResultError, so the method can be fitted again."""
     trained_geep.save(tmp_path)
     if damage == "gone":
         (tmp_path / victim).unlink()
@@ -155,14 +155,14 @@ def test_damage_is_told(
         ({"epochs": 0}, "epochs"),
     ],
 )
-def test_nonsense_is_refused_before_training(
+def test_invalid_settings_are_rejected_before_training(
     config: dict[str, Any],
     told: str,
     signal_task: Task,
     small_backbone: Backbone,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A setting that makes no sense is one line that names it, and nothing has been trained by then."""
+    """An invalid setting gives one line with its name before training starts."""
     monkeypatch.setattr("geep.method.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ConfigError) as caught:
         Geep().fit(signal_task, small_backbone, {}, config=config, seed=0)
@@ -171,8 +171,8 @@ def test_nonsense_is_refused_before_training(
 
 
 @pytest.mark.parametrize("layers", [1, 2, 25])
-def test_depth_must_fit(layers: int, signal_task: Task, small_backbone: Backbone) -> None:
-    """Fewer than 3 layers leave no student, more than 24 no table; both are refused before training."""
+def test_unsuitable_depths_are_rejected(layers: int, signal_task: Task, small_backbone: Backbone) -> None:
+    """Fewer than 3 layers have no student and more than 24 no table; both are rejected before training."""
     shape = replace(small_backbone.shape, layers=layers)
     backbone = Backbone("odd", shape, Encoder(shape).state_dict(), None)
     with pytest.raises(ConfigError, match=f"3 to 24 layers, odd has {layers}"):
@@ -180,7 +180,7 @@ def test_depth_must_fit(layers: int, signal_task: Task, small_backbone: Backbone
 
 
 def test_fewer_exits_and_longer_keys(signal_task: Task, small_backbone: Backbone, unseen: Split) -> None:
-    """With E = 1 samples leave after the first layer or the last, and whole numbers are fine as speeds."""
+    """With E = 1, samples exit after the first or the last layer; whole numbers are valid speeds."""
     config = {"epochs": 1, "exits": 1, "ngram": 3, "min_count": 1, "smoothing": 0, "speeds": [0, 1], "holdout": 0.25}
     fitted = Geep().fit(signal_task, small_backbone, {}, config=config, seed=0)
     assert fitted.model.answers == (0, 4)
@@ -189,8 +189,8 @@ def test_fewer_exits_and_longer_keys(signal_task: Task, small_backbone: Backbone
         assert set(fitted.predict(unseen.tokens, at=at).exit_layer.tolist()) <= {0, 4}
 
 
-def test_no_sample_leaves_at_speed_zero(signal_task: Task, small_backbone: Backbone, unseen: Split) -> None:
-    """Where no training sample was sure, every prediction is full depth, and costs no more than that."""
+def test_no_sample_exits_early_at_speed_zero(signal_task: Task, small_backbone: Backbone, unseen: Split) -> None:
+    """If no training sample was sure, every prediction is full depth at no extra cost."""
     fitted = Geep().fit(signal_task, small_backbone, {}, config={"epochs": 1, "speeds": [0.0]}, seed=0)
     for at in fitted.points:
         found = fitted.predict(unseen.tokens, at=at)
@@ -200,8 +200,8 @@ def test_no_sample_leaves_at_speed_zero(signal_task: Task, small_backbone: Backb
 
 @given(holdout=st.floats(0.01, 0.5), seed=st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
-def test_holdout_parts_the_rows(holdout: float, seed: int, signal_task: Task) -> None:
-    """Learnt and observed rows are disjoint and together all of train, in the wanted share."""
+def test_holdout_splits_the_rows(holdout: float, seed: int, signal_task: Task) -> None:
+    """Training and observed rows are disjoint, together all of train, and have the requested shares."""
     learn, watch = split_off(signal_task.train, holdout, seed)
     rows = [
         tuple(part.tokens.select([i]).ids.tolist() + [int(part.labels[i])])
@@ -214,23 +214,23 @@ def test_holdout_parts_the_rows(holdout: float, seed: int, signal_task: Task) ->
     assert torch.equal(split_off(signal_task.train, holdout, seed)[1].tokens.ids, watch.tokens.ids)
 
 
-def test_no_holdout_observes_what_it_trains_on(signal_task: Task) -> None:
-    """With a holdout of 0 both parts are train itself, as in the paper."""
+def test_without_holdout_training_rows_are_observed(signal_task: Task) -> None:
+    """With a holdout of 0, both parts are the whole of train, as in the paper."""
     learn, watch = split_off(signal_task.train, 0.0, 3)
     assert learn is watch is signal_task.train
 
 
-def test_holdout_must_leave_something(signal_task: Task) -> None:
-    """A single row cannot be both kept out and trained on."""
+def test_holdout_needs_two_rows(signal_task: Task) -> None:
+    """A single row cannot be split."""
     one = Split(signal_task.train.tokens.select([0]), signal_task.train.labels[:1])
     with pytest.raises(ConfigError, match="leaves none of 1 rows to train on: set it to 0"):
         split_off(one, 0.5, 0)
 
 
-def test_tables_of_another_model_are_refused(
+def test_tables_of_another_model_are_rejected(
     trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
-    """Exits of a deeper model would point behind the last layer; the message says which number differs."""
+    """Exits of a deeper model exceed the last layer; the message names the number that differs."""
     trained_geep.save(tmp_path)
     deeper = ExitTable(9)
     deeper.insert([torch.tensor([1])], [8])
@@ -239,8 +239,8 @@ def test_tables_of_another_model_are_refused(
         Geep().load(tmp_path, signal_task, small_backbone, {})
 
 
-def test_files_hold_no_pickle(trained_geep: FittedGeep, tmp_path: Path) -> None:
-    """Everything on disk is JSON or safetensors."""
+def test_files_contain_no_pickle(trained_geep: FittedGeep, tmp_path: Path) -> None:
+    """All files are JSON or safetensors."""
     trained_geep.save(tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors"}
@@ -250,7 +250,7 @@ def test_files_hold_no_pickle(trained_geep: FittedGeep, tmp_path: Path) -> None:
 
 
 def test_known_keys_are_counted(scattered_geep: FittedGeep, unseen: Split) -> None:
-    """Hits are n-grams of words without special ids, and those among them with a row of their own."""
+    """Hits are n-grams without special ids that have their own row."""
     at = scattered_geep.points[0]
     table = scattered_geep.tables[at.params["speed"]]
     found, asked = scattered_geep.key_hits(unseen.tokens, at=at)

@@ -23,7 +23,7 @@ from harness.toolkit.training import LayerPasses
 
 
 def make(depth: int, exits: int, head: str = "fastbert") -> MultiExitModel:
-    """A random model without dropout whose heads say something."""
+    """Return a random model without dropout and with informative heads."""
     torch.manual_seed(depth * 31 + exits)
     shape = EncoderShape(layers=depth, width=8, heads=2, intermediate=12, vocab_size=40, max_positions=16, dropout=0.0)
     model = MultiExitModel(Encoder(shape), 3, range(exits), head)
@@ -35,7 +35,7 @@ def make(depth: int, exits: int, head: str = "fastbert") -> MultiExitModel:
 
 @pytest.fixture
 def batch(signal_task: Task) -> Split:
-    """Seven samples of several lengths."""
+    """Return seven samples of several lengths."""
     return Split(signal_task.train.tokens.select(range(7)), signal_task.train.labels[:7])
 
 
@@ -44,7 +44,7 @@ def packed(tokens: TokenSet) -> Layout:
 
 
 def through(model: MultiExitModel, tokens: TokenSet, layers: int) -> Tensor:
-    """h^layers, from the embeddings, as the released code runs every path."""
+    """Return h^layers, computed from the embeddings, as the released code runs every path."""
     layout = packed(tokens)
     hidden = model.encoder.embed(tokens, layout)
     for layer in model.encoder.layers[:layers]:
@@ -53,7 +53,7 @@ def through(model: MultiExitModel, tokens: TokenSet, layers: int) -> Tensor:
 
 
 def path_terms(model: MultiExitModel, batch: Split) -> Iterator[Tensor]:
-    """CE(C_T(F_L(h^s)), label) for s = 1 .. E and L - 1, each path run from the embeddings again."""
+    """Return CE(C_T(F_L(h^s)), label) for s = 1 .. E and L - 1, with each path run from the embeddings."""
     layout = packed(batch.tokens)
     for s in [*range(1, len(model.exits) + 1), model.depth - 1]:
         last = model.encoder.layers[-1](through(model, batch.tokens, s), layout)
@@ -61,7 +61,7 @@ def path_terms(model: MultiExitModel, batch: Split) -> Iterator[Tensor]:
 
 
 def distillation_terms(model: MultiExitModel, batch: Split) -> Iterator[Tensor]:
-    """KL(p_T || C_i(h^i)) for i = 1 .. E, written out; p_T is a constant."""
+    """Return KL(p_T || C_i(h^i)) for i = 1 .. E by its formula; p_T is a constant."""
     layout = packed(batch.tokens)
     with torch.no_grad():
         p = model.teacher(through(model, batch.tokens, model.depth), layout).softmax(-1)
@@ -71,7 +71,7 @@ def distillation_terms(model: MultiExitModel, batch: Split) -> Iterator[Tensor]:
 
 
 def gradients(model: MultiExitModel, loss: Tensor) -> dict[str, Tensor]:
-    """Gradient of every parameter, zeros where there is none."""
+    """Return the gradient of every parameter, zeros where there is none."""
     parameters = dict(model.named_parameters())
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {
@@ -93,7 +93,7 @@ SIZES = [(3, 1), (4, 1), (4, 2), (6, 2), (6, 4)]
 
 @pytest.mark.parametrize("head", ["fastbert", "linear"])
 @pytest.mark.parametrize(("depth", "exits"), SIZES)
-def test_loss_and_gradients_equal_those_of_paths_run_apart(depth: int, exits: int, head: str, batch: Split) -> None:
+def test_loss_and_gradients_equal_those_of_separate_paths(depth: int, exits: int, head: str, batch: Split) -> None:
     """Sharing the prefix changes neither the loss nor any gradient of the paths run one by one from the embeddings."""
     model = make(depth, exits, head)
     loss = shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels)
@@ -102,8 +102,8 @@ def test_loss_and_gradients_equal_those_of_paths_run_apart(depth: int, exits: in
     assert_equal(gradients(model, loss), gradients(model, apart))
 
 
-def test_padding_does_not_enter(batch: Split) -> None:
-    """The loss of a padded batch is that of the packed one: masks reach every layer and every head."""
+def test_padding_does_not_change_the_loss(batch: Split) -> None:
+    """The loss of a padded batch is that of the packed one, because masks reach every layer and head."""
     model = make(5, 3)
     losses = [
         shared_exit_loss(model, batch.tokens, Layout(batch.tokens.lengths.numpy(), pad_to, "cpu"), batch.labels).item()
@@ -112,8 +112,8 @@ def test_padding_does_not_enter(batch: Split) -> None:
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
 
 
-def test_last_layer_and_teacher_learn_from_every_path_and_from_no_student(batch: Split) -> None:
-    """F_L and C_T get the sum of E + 1 cross-entropy gradients, none of them zero, and nothing from distillation."""
+def test_last_layer_and_teacher_learn_from_every_path_only(batch: Split) -> None:
+    """F_L and C_T get the sum of E + 1 non-zero cross-entropy gradients and none from distillation."""
     model = make(5, 3)
     loss = gradients(model, shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels))
     paths = [gradients(model, term) for term in path_terms(model, batch)]
@@ -126,8 +126,8 @@ def test_last_layer_and_teacher_learn_from_every_path_and_from_no_student(batch:
             assert sum(path[name].abs().sum() for name in ours if name.startswith(part)) > 0
 
 
-def test_distillation_reaches_down_to_the_embeddings(batch: Split) -> None:
-    """h^i is not detached: the students' loss moves embeddings and the layers below them, not those above."""
+def test_distillation_reaches_the_embeddings(batch: Split) -> None:
+    """h^i is not detached: the students' loss moves the embeddings and the layers below, not those above."""
     model = make(5, 2)
     loss = gradients(model, shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels))
     hard = gradients(model, sum(path_terms(model, batch)))
@@ -139,8 +139,8 @@ def test_distillation_reaches_down_to_the_embeddings(batch: Split) -> None:
         assert soft[name].abs().max() < 1e-5 < hard[name].abs().max()
 
 
-def test_students_see_no_gold_labels(batch: Split) -> None:
-    """Other labels change no gradient of a student head, and every student head has one."""
+def test_students_do_not_use_gold_labels(batch: Split) -> None:
+    """Other labels change no gradient of a student head, and every student head has a gradient."""
     model = make(4, 2)
     given, other = (
         gradients(model, shared_exit_loss(model, batch.tokens, packed(batch.tokens), labels))
@@ -153,7 +153,7 @@ def test_students_see_no_gold_labels(batch: Split) -> None:
 
 @pytest.mark.parametrize(("depth", "exits"), SIZES)
 def test_layer_passes_of_a_step(depth: int, exits: int, batch: Split) -> None:
-    """One step passes every sample through exactly L + E layers, fewer than twice as many as fine-tuning."""
+    """One step runs every sample through exactly L + E layers, fewer than twice those of fine-tuning."""
     model = make(depth, exits)
     with LayerPasses([model]) as passes:
         shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels)
@@ -161,7 +161,7 @@ def test_layer_passes_of_a_step(depth: int, exits: int, batch: Split) -> None:
 
 
 def test_measured_cost_of_training(signal_task: Task, small_backbone: Backbone) -> None:
-    """A whole run, counted layer by layer as it runs, costs (L + E) / L of a run of plain fine-tuning."""
+    """Counted layer by layer, a training costs (L + E) / L of plain fine-tuning."""
     config = {"epochs": 1, "batch_size": 20}
     bert = Bert().fit(signal_task, small_backbone, {}, config=config, seed=0).training
     one_step = Geep().fit(signal_task, small_backbone, {}, config=config, seed=0).training
@@ -174,8 +174,8 @@ def test_measured_cost_of_training(signal_task: Task, small_backbone: Backbone) 
     assert fewer.layer_passes / bert.layer_passes == (5 + 1) / 5
 
 
-def test_is_deterministic_without_dropout(batch: Split) -> None:
-    """The loss is a mean over samples: a batch of two copies has the loss of one."""
+def test_the_loss_is_a_mean_over_samples(batch: Split) -> None:
+    """A batch with two copies of each sample has the same loss."""
     model = make(4, 2)
     once = shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels)
     twice = np.tile(np.arange(len(batch)), 2)

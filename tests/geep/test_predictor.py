@@ -1,4 +1,4 @@
-"""From exits to tables, and from dev to quantiles."""
+"""Tables are built from exits, and quantiles are chosen on dev."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.execution.sequential import run_sequential
 
 @pytest.fixture(scope="session")
 def view(scattered_geep: FittedGeep, signal_task: Task) -> DevView:
-    """What dev says about the scattered model."""
+    """Return the dev observations of the scattered model."""
     model = scattered_geep.model
     logits = exit_logits(model, signal_task.dev.tokens, TUNING)
     return DevView.of(logits, signal_task.dev.labels, model.answers, model.depth)
@@ -28,10 +28,10 @@ def view(scattered_geep: FittedGeep, signal_task: Task) -> DevView:
 
 @given(speed=st.floats(0, 1))
 @settings(max_examples=25, deadline=None)
-def test_budget_is_what_sequential_exit_takes(
+def test_the_budget_is_that_of_the_sequential_exit(
     speed: float, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
-    """The budget at any speed equals the mean layers that running the sequential exit executes."""
+    """The budget at any speed equals the mean layers that the sequential exit executes."""
     run = run_sequential(scattered_geep.model, signal_task.dev.tokens, Execution(batch_size=7), Entropy(speed))
     assert view.sequential_layers(speed) == pytest.approx(run.work.rows("layer") / 48, abs=1e-12)
     assert view.sequential_layers(speed) == pytest.approx(run.exit_layer.mean() + 1, abs=1e-12)
@@ -39,7 +39,7 @@ def test_budget_is_what_sequential_exit_takes(
 
 @pytest.mark.parametrize("speed", [0.2, 0.5, 0.9])
 def test_table_counts_the_exits_of_sequential_exit(speed: float, scattered_geep: FittedGeep, signal_task: Task) -> None:
-    """The table holds, key by key, where samples really leave when the sequential exit runs over them."""
+    """The table counts, key by key, the layers at which samples exit in the sequential exit."""
     model, tokens = scattered_geep.model, signal_task.train.tokens
     observed = exit_logits(model, tokens, TUNING)
     built = build_table(tokens, observed, model.answers, speed, model.depth, ngram=2, min_count=2, smoothing=3)
@@ -50,15 +50,15 @@ def test_table_counts_the_exits_of_sequential_exit(speed: float, scattered_geep:
     assert built.stats() == expected.stats()
 
 
-def test_position_finds_every_answer(view: DevView) -> None:
-    """Layer indices are turned into rows of what dev says, also where layers are skipped."""
+def test_positions_of_answering_layers(view: DevView) -> None:
+    """Layer indices are mapped to rows of the dev observations, also if layers are skipped."""
     assert view.answers.tolist() == [0, 1, 2, 4]
     np.testing.assert_array_equal(view.position(np.array([[4, 0], [2, 1]], dtype=np.int16)), [[3, 0], [2, 1]])
 
 
 @st.composite
 def predictions(draw: st.DrawFn) -> tuple[np.ndarray, DevView]:
-    """Rising predictions [N, Q] on a made-up dev set with answers after layers 0, 1, 2 and 4."""
+    """Draw rising predictions [N, Q] on a fabricated dev set with answers after layers 0, 1, 2 and 4."""
     count = draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     answers = np.array([0, 1, 2, 4])
@@ -70,7 +70,7 @@ def predictions(draw: st.DrawFn) -> tuple[np.ndarray, DevView]:
 @given(case=predictions(), budget=st.floats(1, 6), extra=st.integers(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_quantile_is_the_nearest_to_the_budget(case: tuple[np.ndarray, DevView], budget: float, extra: int) -> None:
-    """No other quantile comes nearer to the budget, and none as near is more accurate."""
+    """No other quantile is nearer to the budget, and none at the same distance is more accurate."""
     exits, view = case
     quantile, layers, accuracy = tune_quantile(exits, view, budget, extra=extra)
     rows = []
@@ -87,8 +87,8 @@ def test_quantile_is_the_nearest_to_the_budget(case: tuple[np.ndarray, DevView],
 
 
 @pytest.mark.parametrize("better", [0, 2])
-def test_the_more_accurate_wins_at_equal_distance(better: int) -> None:
-    """Of one layer too few and one too many, tuning takes the one that is right more often."""
+def test_accuracy_decides_at_equal_distance(better: int) -> None:
+    """Of two points one layer below and above the budget, tuning takes the more accurate one."""
     exits = np.repeat(np.array([0, 2], dtype=np.int16), [100, 100])[None, :].repeat(4, axis=0)
     correct = np.zeros((4, 4), dtype=bool)
     correct[better, :3] = True

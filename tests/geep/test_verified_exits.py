@@ -1,4 +1,4 @@
-"""Verified exits: the simulation on dev against the real thing, budgets, modes, files."""
+"""Verified exits: the simulation on dev equals a real run; budgets, modes and files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Check = Callable[[FittedVerified, OperatingPoint, Execution, list[int]], None]
 
 @pytest.fixture(scope="session")
 def view(scattered_geep: FittedGeep, signal_task: Task) -> DevView:
-    """What dev says about the scattered model."""
+    """Return the dev observations of the scattered model."""
     model = scattered_geep.model
     logits = exit_logits(model, signal_task.dev.tokens, TUNING)
     return DevView.of(logits, signal_task.dev.labels, model.answers, model.depth)
@@ -47,13 +47,13 @@ def view(scattered_geep: FittedGeep, signal_task: Task) -> DevView:
 
 @pytest.fixture(scope="session")
 def scattered_verified(scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone) -> FittedVerified:
-    """Verified exits as ``fit`` tunes them on the scattered model."""
+    """Return verified exits as ``fit`` tunes them on the scattered model."""
     return GeepVerified().fit(signal_task, small_backbone, {"geep": scattered_geep}, config={}, seed=0)
 
 
 @pytest.fixture(scope="session")
 def restless(scattered_geep: FittedGeep) -> FittedVerified:
-    """Points at which some samples leave at every look and others continue, to the last layer or to an earlier end."""
+    """Return points at which some samples exit at every look and others continue to a later layer."""
     points = [
         OperatingPoint(
             f"looks={looks}/end={end}/threshold={threshold}",
@@ -67,10 +67,10 @@ def restless(scattered_geep: FittedGeep) -> FittedVerified:
 
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_simulation_is_what_running_does(
+def test_the_simulation_equals_a_run(
     data: st.DataObject, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
-    """Accuracy, layers and heads that tuning counts on equal those of running the same looks."""
+    """Accuracy, layers and heads that tuning computes equal those of running the same looks."""
     looks = data.draw(st.integers(1, 4))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     targets = np.sort(view.answers[rng.integers(0, 4, (48, looks))], axis=1).astype(np.int16)
@@ -94,10 +94,10 @@ def test_simulation_is_what_running_does(
     assert heads == pytest.approx(found.work.rows("head") / 48)
 
 
-def test_dev_figures_are_what_dev_gives(
+def test_dev_figures_equal_a_run_on_dev(
     scattered_verified: FittedVerified, trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone
 ) -> None:
-    """Accuracy, layers and heads noted with every tuned point are those of running it on dev."""
+    """Accuracy, layers and heads noted with every tuned point equal a run on dev."""
     trained = GeepVerified().fit(signal_task, small_backbone, {"geep": trained_geep}, config={}, seed=0)
     for fitted in (scattered_verified, trained):
         for at in fitted.operating_points(signal_task.dev):
@@ -113,11 +113,11 @@ def test_dev_figures_are_what_dev_gives(
 def test_tuning_keeps_to_the_budget(
     speed: float, mode: str, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
-    """The chosen point takes no more layers than the sequential exit wherever any choice does."""
+    """The chosen point takes at most the layers of the sequential exit if any choice does."""
     table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
     budget = SLACK * view.sequential_layers(speed)
     chosen = tune(table, tokens, view, speed, mode)
-    # A threshold of 1 lets all samples leave at the first look, which is the cheapest choice.
+    # At threshold 1 all samples exit at the first look, which is the cheapest choice.
     cheapest = min(
         simulate(table.quantiles(tokens, [first]).numpy(), view, np.array([1.0]), 4)[2][0]
         for first in range(25, 1000, 25)
@@ -127,10 +127,10 @@ def test_tuning_keeps_to_the_budget(
 
 @given(speed=st.floats(0, 1))
 @settings(max_examples=12, deadline=None)
-def test_steps_never_agree_less_than_the_sequential_exit_from_the_first_look(
+def test_steps_agree_at_least_as_often_as_the_sequential_exit(
     speed: float, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
-    """On dev, mode ``steps`` is at least as faithful to full depth as asking every head from any first look on."""
+    """On dev, mode ``steps`` agrees with full depth at least as often as asking every head from any first look on."""
     table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
     chosen = tune(table, tokens, view, speed, "steps")
     for first in range(25, 1000, 100):
@@ -140,10 +140,10 @@ def test_steps_never_agree_less_than_the_sequential_exit_from_the_first_look(
             assert chosen.agreement >= agreement[0] - 1e-9
 
 
-def test_looking_at_every_exit_starts_at_the_predicted_one(
+def test_looks_at_every_exit_start_at_the_predicted_one(
     scattered_geep: FittedGeep, view: DevView, signal_task: Task
 ) -> None:
-    """After the predicted exit comes every deeper one in its turn; columns before it repeat it, which asks nothing."""
+    """Every deeper exit follows the predicted one in order; the columns before it repeat it, so no head is asked."""
     table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
     looks = look_layers(table, tokens, view.answers.tolist(), 300, EVERY).numpy()
     first = table.quantiles(tokens, [300]).numpy()[:, 0]
@@ -151,7 +151,7 @@ def test_looking_at_every_exit_starts_at_the_predicted_one(
         assert sorted(set(row.tolist())) == [answer for answer in view.answers.tolist() if answer >= start]
 
 
-def test_looking_after_every_layer_is_the_sequential_exit(view: DevView) -> None:
+def test_looks_after_every_layer_equal_the_sequential_exit(view: DevView) -> None:
     """With a look at every answering layer, layers and accuracy are those of the sequential exit at that threshold."""
     looks = np.tile(view.answers, (48, 1))
     for speed in (0.2, 0.4, 0.8):
@@ -170,13 +170,13 @@ def test_predictions_depend_on_the_sample_alone(
     executions: Any,
     same_however_run: Check,
 ) -> None:
-    """Answers and exits are the same in every batch size, order, window, padding and executor, in both modes."""
+    """Answers and exits are the same for every batch size, order, window, padding and executor, in both modes."""
     fitted, at = data.draw(st.sampled_from([(f, point) for f in (restless, scattered_verified) for point in f.points]))
     same_however_run(fitted, at, data.draw(executions), data.draw(st.permutations(range(40))))
 
 
-def test_unsure_samples_go_on(restless: FittedVerified, unseen: Split) -> None:
-    """Samples leave at a look only when sure; the others are answered at a later look."""
+def test_unsure_samples_continue(restless: FittedVerified, unseen: Split) -> None:
+    """Samples exit at a look only if they are sure; the others get their answer at a later look."""
     for at in restless.points:
         found = restless.predict(unseen.tokens, at=at)
         looks = restless.looks(unseen.tokens, at=at).numpy()
@@ -191,15 +191,15 @@ def test_unsure_samples_go_on(restless: FittedVerified, unseen: Split) -> None:
 
 
 def test_once_asks_at_most_two_heads(restless: FittedVerified, unseen: Split) -> None:
-    """With one look a sample asks one head there and at most one at the end; with S looks at most S + 1."""
+    """With one look a sample asks at most two heads, with S looks at most S + 1."""
     for at in restless.points:
         found = restless.predict(unseen.tokens, at=at)
         most = 5 if at.params["looks"] == EVERY else at.params["looks"] + 1
         assert 40 < found.work.rows("head") <= 40 * most
 
 
-def test_look_quantiles_halve_what_is_left() -> None:
-    """Each look halves the distance to certainty; quantiles stay within 1 to 1000 and never fall."""
+def test_look_quantiles_halve_the_rest() -> None:
+    """Each look halves the distance to certainty; quantiles lie in 1 to 1000 and never fall."""
     assert look_quantiles(600, 3) == [600, 800, 900]
     for first in range(25, 1000, 25):
         quantiles = look_quantiles(first, 3)
@@ -213,8 +213,8 @@ def test_look_quantiles_halve_what_is_left() -> None:
     speed=st.floats(0, 1),
 )
 @settings(max_examples=50, deadline=None)
-def test_cuts_tell_entropies_apart(values: list[float], speed: float) -> None:
-    """Thresholds rise, hold the speed and 1, are few, and part any two entropies where there are few of those."""
+def test_thresholds_separate_entropies(values: list[float], speed: float) -> None:
+    """Thresholds rise, include the speed and 1, are few, and separate any two entropies if there are few."""
     entropy = np.array(values, dtype=np.float32)
     found = candidate_thresholds(entropy, (speed, 1.0), most=256)
     assert (np.diff(found) > 0).all()
@@ -239,18 +239,18 @@ def test_cuts_tell_entropies_apart(values: list[float], speed: float) -> None:
         {"quantile": 500},
     ],
 )
-def test_nonsense_is_refused_in_one_line(
+def test_invalid_settings_are_rejected_in_one_line(
     config: dict[str, Any], scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone
 ) -> None:
-    """An unknown mode or setting is a ConfigError of one line."""
+    """An unknown mode or setting is a one-line ConfigError."""
     with pytest.raises(ConfigError) as caught:
         GeepVerified().fit(signal_task, small_backbone, {"geep": scattered_geep}, config=config, seed=0)
     assert "\n" not in str(caught.value)
     assert "mode" in str(caught.value)
 
 
-def test_needs_this_geep(trained_bert: Any, signal_task: Task, small_backbone: Backbone) -> None:
-    """Another method under GEEP's name is refused in one line."""
+def test_a_geep_teacher_is_required(trained_bert: Any, signal_task: Task, small_backbone: Backbone) -> None:
+    """Another method under GEEP's name is rejected in one line."""
     with pytest.raises(ConfigError, match="geep-verified needs"):
         GeepVerified().fit(signal_task, small_backbone, {"geep": trained_bert}, config={}, seed=0)
 
@@ -258,7 +258,7 @@ def test_needs_this_geep(trained_bert: Any, signal_task: Task, small_backbone: B
 def test_modes_can_be_chosen(
     scattered_geep: FittedGeep, scattered_verified: FittedVerified, signal_task: Task, small_backbone: Backbone
 ) -> None:
-    """One mode gives its points alone, the same as among all; training keys of a profile do no harm."""
+    """A single mode gives its points unchanged; training keys of a profile are accepted."""
     config = {"modes": ["steps"], "epochs": 3, "head": "linear"}
     fitted = GeepVerified().fit(signal_task, small_backbone, {"geep": scattered_geep}, config=config, seed=7)
     assert fitted.points == [point for point in scattered_verified.points if point.params["mode"] == "steps"]
@@ -276,7 +276,7 @@ def test_round_trip(
     unseen: Split,
     tmp_path: Path,
 ) -> None:
-    """With GEEP at hand it comes back from disk with the same points and predictions, and stores no weights."""
+    """Loaded with its GEEP, it has the same points and predictions, and it stores no weights."""
     scattered_verified.save(tmp_path)
     assert [path.name for path in tmp_path.glob("*.*")] == ["verified.json"]
     loaded = GeepVerified().load(tmp_path, signal_task, small_backbone, {"geep": scattered_geep})
@@ -286,7 +286,7 @@ def test_round_trip(
         np.testing.assert_array_equal(first.logits, second.logits)
 
 
-def test_damage_is_told(
+def test_damage_is_reported(
     scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
     """A missing or broken file is a ResultError."""
@@ -298,10 +298,10 @@ def test_damage_is_told(
 
 
 @pytest.mark.parametrize("looks", [1, 3, EVERY])
-def test_looks_are_found_without_a_look_at_the_device(
+def test_looks_need_no_synchronisation(
     looks: int, scattered_geep: FittedGeep, unseen: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tensors without values do for it, once the table has been asked."""
+    """After the table's query, tensors without values are enough to compute looks."""
     monkeypatch.setattr(
         ExitTable,
         "quantiles",

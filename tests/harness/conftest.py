@@ -1,4 +1,4 @@
-"""Tiny models, none of them trained, token sets and fake methods for the tests of the harness; and made-up packed runs."""
+"""Tiny untrained models, token sets, fake methods and fabricated packed runs for the tests of the harness."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from harness.toolkit.fitted import FullDepth
 
 
 def scatter(module: torch.nn.Module, std: float, seed: int) -> None:
-    """Weights that tell samples apart: BERT's deviation of 0.02 would make all hidden states alike."""
+    """Set weights that distinguish samples: with BERT's deviation of 0.02 all hidden states would be alike."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -43,13 +43,13 @@ def scatter(module: torch.nn.Module, std: float, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_shape() -> EncoderShape:
-    """Four layers of width 16, two heads, 50 words, up to 16 tokens."""
+    """Return a shape of four layers of width 16, two heads, 50 words, up to 16 tokens."""
     return EncoderShape(layers=4, width=16, heads=2, intermediate=24, vocab_size=50, max_positions=16)
 
 
 @pytest.fixture(scope="session")
 def make_model(tiny_shape: EncoderShape) -> Callable[..., MultiExitModel]:
-    """Builds a multi-exit model of random weights, in eval mode."""
+    """Return a function that builds a multi-exit model with random weights, in eval mode."""
 
     def make(
         labels: int = 3,
@@ -70,13 +70,13 @@ def make_model(tiny_shape: EncoderShape) -> Callable[..., MultiExitModel]:
 
 @pytest.fixture(scope="session")
 def tiny_model(make_model: Callable[..., MultiExitModel]) -> MultiExitModel:
-    """Three classes and an exit after every layer; every exit is taken by some sample. Shared: do not train it."""
+    """Return a model with three classes and an exit after every layer, all of which samples take. Do not train it."""
     return make_model()
 
 
 @pytest.fixture(scope="session")
 def make_tokens(tiny_shape: EncoderShape) -> Callable[..., TokenSet]:
-    """Builds random samples of given lengths: [CLS] = 1, then words from 3 on; the second half is segment 1."""
+    """Return a function that builds random samples: [CLS] = 1, then words from 3 on; the second half is segment 1."""
 
     def make(lengths: Sequence[int], seed: int = 0, vocab: int = tiny_shape.vocab_size) -> TokenSet:
         rng = np.random.default_rng(seed)
@@ -89,13 +89,13 @@ def make_tokens(tiny_shape: EncoderShape) -> Callable[..., TokenSet]:
 
 @pytest.fixture(scope="session")
 def tokens(make_tokens: Callable[..., TokenSet]) -> TokenSet:
-    """23 samples of 1 to 12 tokens."""
+    """Return 23 samples of 1 to 12 tokens."""
     return make_tokens(np.random.default_rng(3).integers(1, 13, size=23).tolist(), seed=4)
 
 
 @pytest.fixture(scope="session")
 def make_backbone() -> Callable[..., Backbone]:
-    """Builds a random backbone of two or more layers with the tokenizer of the embedded data: no pretraining."""
+    """Return a function that builds a random backbone with the tokenizer of the embedded data, without pretraining."""
 
     def make(language: str = "en", layers: int = 3) -> Backbone:
         tokenizer = miniature.tokenizer(language)
@@ -126,7 +126,7 @@ _CELL = {
 
 
 def packed_cell(correct: Sequence[bool] | None = None, **change: Any) -> PackedCell:
-    """A cell of 400 samples, 90 % of them right; coordinates and fields by name."""
+    """Return a cell of 400 samples, 90 % of them right, with the given coordinates and fields."""
     coordinates = {name: change.pop(name, value) for name, value in _CELL.items()}
     coordinates |= {name: change.pop(name) for name in ("compute", "batch_tokens") if name in change}
     right = np.arange(400) >= 40 if correct is None else np.asarray(correct, dtype=bool)
@@ -152,13 +152,13 @@ def packed_cell(correct: Sequence[bool] | None = None, **change: Any) -> PackedC
 
 @pytest.fixture(scope="session")
 def make_cell() -> Callable[..., PackedCell]:
-    """Builds one packed cell, see :func:`packed_cell`."""
+    """Return a function that builds one packed cell, see :func:`packed_cell`."""
     return packed_cell
 
 
 @pytest.fixture(scope="session")
 def make_packed() -> Callable[..., PackedRun]:
-    """Builds a packed run of given cells on one machine; fields by name."""
+    """Return a function that builds a packed run of given cells on one machine."""
 
     def make(*cells: PackedCell, **change: Any) -> PackedRun:
         return PackedRun(
@@ -170,7 +170,7 @@ def make_packed() -> Callable[..., PackedRun]:
 
 @dataclass
 class Stage:
-    """What the fakes did, and what they should do."""
+    """Record the calls of the fakes, and set their errors."""
 
     fits: list[str] = field(default_factory=list)
     passes: list[str] = field(default_factory=list)
@@ -181,7 +181,7 @@ class Stage:
     taught: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, name: str, *needs: str, **attributes: Any) -> Fake:
-        """A registered fake."""
+        """Register a fake."""
         fake = Fake(name, self, *needs)
         vars(fake).update(attributes)
         registry._registered[name] = fake
@@ -189,7 +189,7 @@ class Stage:
 
     @property
     def foreseeing(self) -> type[FakeFitted]:
-        """The fitted class that makes a fake a bound."""
+        """Return the fitted class that makes a fake a bound."""
         return Foreseeing
 
     def act(self, name: str, step: str) -> None:
@@ -216,7 +216,7 @@ class FakeFitted(FullDepth):
 
 
 class Foreseeing(FakeFitted):
-    """Declares the kind ``method``, but looks ahead."""
+    """A fitted fake of kind ``method`` that uses foresight."""
 
     def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
         return torch.zeros(len(tokens), dtype=torch.int16)
@@ -250,7 +250,7 @@ class Fake:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone]) -> Stage:
-    """Two fakes, ``one`` and ``two``; ``three`` learns from ``one``. Small data, random backbone, no pretraining."""
+    """Provide the fakes ``one``, ``two`` and ``three`` (which learns from ``one``), small data and a random backbone."""
     made = Stage()
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(registry, "_entry_points", dict)
@@ -268,7 +268,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone
 
 @pytest.fixture
 def grid_settings(tmp_path: Path) -> Settings:
-    """Two datasets, all fakes; the reference is ``one``."""
+    """Return settings with two datasets and all fakes; the reference is ``one``."""
     chosen = Profile(
         name="test",
         title="fakes",

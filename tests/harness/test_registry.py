@@ -15,7 +15,7 @@ from harness.core.errors import ConfigError, UnknownNameError
 
 @pytest.fixture(autouse=True)
 def _only_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty registry without plug-ins."""
+    """Return an empty registry without plug-ins."""
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(registry, "_entry_points", dict)
 
@@ -34,7 +34,7 @@ def method(called: str, *needed: str, **attributes: Any) -> type:
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Installs a module as the entry point ``third``."""
+    """Return a function that installs a module as the entry point ``third``."""
 
     def install(code: str, target: str = "geep_test_plugin:Third", name: str = "third") -> None:
         (tmp_path / "geep_test_plugin.py").write_text(code, encoding="utf-8")
@@ -100,27 +100,27 @@ def test_a_plugin_is_found_by_its_entry_point(plugin) -> None:
     ],
 )
 def test_a_broken_plugin_is_named(plugin, code: str, words: str) -> None:
-    """Whatever it raises on import, the message has plug-in, reason and correction."""
+    """For any error on import, the message has plug-in, reason and correction."""
     plugin(code)
     with pytest.raises(ConfigError, match=rf"'third' from 'geep_test_plugin:Third'.*{words}.*repair or uninstall"):
         registry.get("third")
 
 
 def test_a_plugin_that_lacks_a_part_is_rejected(plugin) -> None:
-    """The contract is checked for plug-ins, too."""
+    """The contract is checked for plug-ins."""
     plugin(THIRD.replace("def load", "def unload"))
     with pytest.raises(ConfigError, match="lacks load"):
         registry.get("third")
 
 
-def test_a_plugin_must_have_the_name_of_its_entry_point(plugin) -> None:
-    """Otherwise results would have another name than the one asked for."""
+def test_a_plugin_must_match_its_entry_point(plugin) -> None:
+    """A plug-in with another name is rejected, because its results would have the wrong name."""
     plugin(THIRD, name="fourth")
     with pytest.raises(ConfigError, match="entry point 'fourth' gives a method with the name 'third'"):
         registry.get("fourth")
 
 
-def test_unknown_names_bring_the_nearest() -> None:
+def test_unknown_names_suggest_the_nearest() -> None:
     """A misspelt name gets the nearest names and the list of all names."""
     for name in ("fastbert", "distilbert", "tinybert"):
         registry.register(method(name))
@@ -132,7 +132,7 @@ def test_unknown_names_bring_the_nearest() -> None:
 
 
 def test_needs_come_first_and_once() -> None:
-    """Needed methods come first, at any depth; otherwise the given order is kept."""
+    """Needed methods precede the others, at any depth; otherwise the given order is kept."""
     for name, needs in {"bert": (), "fast": ("bert",), "deep": ("fast", "bert"), "alone": ()}.items():
         registry.register(method(name, *needs))
     assert registry.in_order(["deep", "alone", "fast"]) == ["bert", "fast", "deep", "alone"]

@@ -109,7 +109,7 @@ class Browser:
 
     def troubles(self) -> list[str]:
         """Return the exceptions and errors that the page reported."""
-        self.ask("1")  # whatever was under way has been told by then
+        self.ask("1")  # all pending events have arrived by then
         found = []
         for event in self.events:
             told = event.get("params", {})

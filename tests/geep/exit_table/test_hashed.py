@@ -1,4 +1,4 @@
-"""The hash table's kernels on the host: equal to the specification for any schedule, capacity and data."""
+"""The hash table's kernels, run on the host, equal the specification for any schedule, capacity and data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLE = st.lists(IDS, max_size=40)
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict:
-    """Data, options, and how the kernels run: schedule, workers, chunking, first capacity, bound of searches."""
+    """Draw data, options, and how the kernels run: schedule, workers, chunks, first capacity, search bound."""
     layers = draw(st.one_of(st.integers(1, 24), st.sampled_from([12, 13, 24])))
     train = draw(st.lists(st.tuples(SAMPLE, st.integers(0, layers - 1)), min_size=1, max_size=14))
     special = draw(
@@ -63,7 +63,7 @@ def cases(draw: st.DrawFn) -> dict:
 
 
 def filled(case: dict, backend: str) -> ExitTable:
-    """A table of that backend, inserted in parts and frozen; ``hashed`` as the case says."""
+    """Return a frozen table of that backend, filled in parts, with the ``hashed`` options of the case."""
     layers, ngram = case["options"]["num_layers"], case["options"]["ngram"]
     place: str | HashedBackend = backend
     if backend == "hashed":
@@ -80,13 +80,13 @@ def filled(case: dict, backend: str) -> ExitTable:
 @settings(max_examples=100, deadline=None)
 @given(cases())
 def test_every_schedule_and_capacity_equals_the_reference_bit_for_bit(case: dict) -> None:
-    """Counts, sums, exits and statistics are those of ``reference`` and ``cpu`` for any late n-grams, moves and load."""
+    """Counts, sums, exits and statistics equal those of ``reference`` and ``cpu`` for any late n-grams, moves and load."""
     test = [torch.tensor(sample) for sample in case["test"]]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in case["patch"].items():
             patch.setattr(hashed, name, value)
         tables = [filled(case, backend) for backend in ("reference", "cpu", "hashed")]
-        for _ in range(2):  # counting, then frozen
+        for _ in range(2):  # while counting, then frozen
             exports = [table._backend.export() for table in tables]
             for keys, counts in exports[1:]:
                 np.testing.assert_array_equal(keys, exports[0][0])
@@ -105,8 +105,8 @@ def test_every_schedule_and_capacity_equals_the_reference_bit_for_bit(case: dict
 
 @settings(max_examples=25, deadline=None)
 @given(cases())
-def test_common_keys_stand_where_they_are_looked_for(case: dict) -> None:
-    """The table is never fuller than allowed, and no search is longer than the bound that queries keep to."""
+def test_common_keys_are_within_the_search_bound(case: dict) -> None:
+    """The table is never fuller than allowed, and no search exceeds the bound that queries use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hashed, "DENSE_IDS", 1)
         patch.setattr(hashed, "FIRST_CAPACITY", 2)
@@ -123,14 +123,14 @@ def test_common_keys_stand_where_they_are_looked_for(case: dict) -> None:
     assert backend._longest <= max(used, 0)
 
 
-def test_tables_are_at_most_half_full_unless_told_otherwise() -> None:
-    """A load above a half is only ever a benchmark's."""
+def test_tables_are_at_most_half_full_by_default() -> None:
+    """Only benchmarks set a load above a half."""
     backend = ExitTable(12, ngram=2, backend="host")._backend
     assert (backend._max_load, backend._probes, backend._dense_ids) == (0.5, hashed.PROBES, hashed.DENSE_IDS)
 
 
 def test_long_samples_are_summed_exactly() -> None:
-    """Sums beyond 2^32, of more than one segment, lose nothing."""
+    """Sums above 2^32 that span several segments are exact."""
     ids = torch.tensor([5, 6] * 150_000)
     tables = [ExitTable(2, backend=backend) for backend in ("cpu", "host")]
     for table in tables:
@@ -141,8 +141,8 @@ def test_long_samples_are_summed_exactly() -> None:
     assert torch.equal(expected, found)
 
 
-def test_answers_do_not_depend_on_the_seed_but_the_slots_do() -> None:
-    """A seed moves keys about and changes nothing that one can ask."""
+def test_answers_do_not_depend_on_the_seed_but_slots_do() -> None:
+    """A seed moves keys to other slots and changes no answer."""
     sample = torch.arange(300)
     slots, sums = [], []
     for seed in (0, 1, -1):
@@ -156,7 +156,7 @@ def test_answers_do_not_depend_on_the_seed_but_the_slots_do() -> None:
 
 
 def test_a_sample_longer_than_a_chunk_keeps_its_ngrams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """N-grams that begin in one chunk and end in the next are counted once."""
+    """N-grams across the border of two chunks are counted once."""
     monkeypatch.setattr(hashed, "CHUNK", 2)
     found, expected = (ExitTable(2, ngram=3, backend=backend) for backend in ("host", "reference"))
     for table in (found, expected):
@@ -166,7 +166,7 @@ def test_a_sample_longer_than_a_chunk_keeps_its_ngrams(monkeypatch: pytest.Monke
 
 
 def on_device(table: ExitTable) -> ExitTable:
-    """A table whose host acts as a device with unchecked tokens."""
+    """Return a table whose host acts as a device with unchecked tokens."""
     table._backend.device = torch.device("cpu")
     return table
 
@@ -179,8 +179,8 @@ def on_device(table: ExitTable) -> ExitTable:
     ([5, 6, 7], [-1, 2], "sample 0"),
     ([5, 6, 7], [0, 3, 2], "sample 1"),
 ])  # fmt: skip
-def test_wrong_tokens_on_a_device_are_told_when_the_host_next_looks(ids: list, offsets: list, word: str) -> None:
-    """The query goes through without reading outside, the wrong part is left out, and check() raises, once."""
+def test_wrong_tokens_on_a_device_are_reported_later(ids: list, offsets: list, word: str) -> None:
+    """The query ignores wrong tokens and reads nothing outside; the next check() raises, once."""
     table = ExitTable(2, ngram=2, backend="host")
     table.insert([torch.tensor([5, 6])], [0])
     table.freeze()
@@ -191,15 +191,15 @@ def test_wrong_tokens_on_a_device_are_told_when_the_host_next_looks(ids: list, o
     with pytest.raises(ConfigError, match=word):
         table.stats()
     table.check()
-    if word.startswith("token"):  # an id out of range parts words as a special one does
+    if word.startswith("token"):  # an id out of range separates words like a special id
         assert (
             table.distribution(tokens).tolist()
             == table.distribution([torch.tensor([5]), torch.tensor([6])]).sum(0, keepdim=True).tolist()
         )
 
 
-def test_samples_given_as_lists_are_checked_before_in_any_case() -> None:
-    """Only TokenSets of int32 are left to the kernels."""
+def test_lists_are_validated_immediately() -> None:
+    """Only TokenSets of int32 are validated by the kernels."""
     table = ExitTable(2, backend="host")
     table.insert([torch.tensor([5])], [0])
     table.freeze()
@@ -211,8 +211,8 @@ def test_samples_given_as_lists_are_checked_before_in_any_case() -> None:
         table.predict(wide, 0.5)
 
 
-def test_a_table_begun_in_inference_mode_goes_on_outside() -> None:
-    """Nothing is changed in place that torch would not let be changed."""
+def test_a_table_from_inference_mode_can_be_used_outside() -> None:
+    """The table changes no inference tensor in place."""
     with torch.inference_mode():
         table, other = (ExitTable(2, ngram=2, backend="host") for _ in range(2))
         for each in (table, other):
@@ -225,7 +225,7 @@ def test_a_table_begun_in_inference_mode_goes_on_outside() -> None:
 
 
 def test_the_operator_passes_torch_s_own_checks() -> None:
-    """Schema, fake and functionality agree on any backend."""
+    """The operator's schema, fake and functionality agree on any backend."""
     for backend in ("cpu", "host"):
         table = ExitTable(3, ngram=2, backend=backend)
         table.insert([torch.tensor([1, 2, 3])], [1])
@@ -239,7 +239,7 @@ def test_the_operator_passes_torch_s_own_checks() -> None:
 
 
 def test_torch_compile_sees_prediction_as_one_operator() -> None:
-    """A compiled function that predicts has no graph break and answers as the table does."""
+    """A compiled function that predicts has no graph break and gives the table's answers."""
     table = ExitTable(3, ngram=2, backend="host")
     table.insert([torch.tensor([1, 2, 3]), torch.tensor([4, 4])], [1, 0])
     table.freeze()
@@ -252,8 +252,8 @@ def test_torch_compile_sees_prediction_as_one_operator() -> None:
     assert compiled(*given).tolist() == deeper(*given).tolist()
 
 
-def test_a_device_without_cupy_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``auto`` falls back to the CPU with one warning that says why; a machine without a device needs none."""
+def test_a_device_without_cupy_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` falls back to the CPU with one warning that gives the reason; without a device there is no warning."""
     monkeypatch.setattr(cuda, "problem", lambda: "CuPy cannot be imported: pip install it")
     for available in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda answer=available: answer)
@@ -271,8 +271,8 @@ def test_a_device_without_cupy_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(cuda.problem() is not None, reason=str(cuda.problem()))
-def test_a_query_on_the_device_does_not_wait_for_it() -> None:
-    """Once warm, predict has no synchronisation, and answers as the CPU does."""
+def test_a_query_on_the_device_does_not_synchronise() -> None:
+    """After the first call, predict has no synchronisation and gives the CPU's answers."""
     rng = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, 5000, (40,), generator=rng, dtype=torch.int32).tolist() for _ in range(500)]
     tokens = TokenSet.from_lists(rows, special=(0, 1, 2))

@@ -1,4 +1,4 @@
-"""The exit table's kernels: clean under sanitizers, planted bugs are caught, and good machine code for the GPUs we name."""
+"""The exit table's kernels: sanitizers are clean, planted bugs are detected, and the machine code is efficient."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS = ("-O1",)
 
 @dataclass(frozen=True)
 class Case:
-    """What a table is given and asked."""
+    """A table's options, inserts and queries."""
 
     layers: int
     ngram: int
@@ -44,7 +44,7 @@ class Case:
         rng = np.random.default_rng(seed)
 
         def samples(count: int, ids: int) -> list[torch.Tensor]:
-            # Small ids, which are dense, are rare: some are seen just as often as min_count asks.
+            # Small ids are dense and rare: some occur exactly min_count times.
             sizes = [0, *rng.integers(0, 40, count - 1).tolist()]
             return [torch.from_numpy((ids * (1 - rng.random(size) ** 3)).astype(np.int64)) for size in sizes]
 
@@ -53,7 +53,7 @@ class Case:
         counts = rng.integers(0, 1 << 22, (len(keys), layers)).astype(np.uint32)
         special = (3, 7) if seed % 2 else (3, 7, 11, 19, 25, 30)
         exits = torch.from_numpy(rng.integers(0, layers, len(train)))
-        if layers == 3:  # long samples of known n-grams of one exit have the largest sums
+        if layers == 3:  # long samples with known n-grams of one exit have the largest sums
             train[1], exits[1:] = torch.full((60,), 39), 1
         return cls(layers, 2 + seed % 2, special, train, exits, samples(20, 60), (keys, counts))
 
@@ -64,7 +64,7 @@ class Case:
         return made
 
     def run_out(self, table: ExitTable, backend: HashedBackend) -> None:
-        """An insert that counts two pieces and has no memory for what the second one put off."""
+        """Simulate an insert that counts two pieces and has no memory for the keys that the second one postponed."""
         settle, left = backend._settle, [None]
 
         def full(*args: Any) -> None:
@@ -79,7 +79,7 @@ class Case:
         backend._settle = settle  # type: ignore[method-assign]
 
     def answers(self, table: ExitTable, runs_out: bool = False) -> list[Any]:
-        """Everything that can be asked, in order; on request with an insert in between that fails."""
+        """Return all answers in order, optionally with a failing insert in between."""
         found: list[Any] = []
         table.insert(self.train, self.exits)
         if runs_out and isinstance(table._backend, HashedBackend):
@@ -99,7 +99,7 @@ CASES = [Case.draw(seed, layers) for seed, layers in enumerate([5, 12, 24, 6, 13
 
 
 def compare(text: str) -> None:
-    """Every case on kernels of that text equals the CPU backend, or AssertionError at the first difference."""
+    """Compare kernels of that text with the CPU backend on every case; AssertionError at the first difference."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(hashed, name, value)
@@ -114,7 +114,7 @@ def compare(text: str) -> None:
 
 
 def record(path: Path) -> Source:
-    """Launches of every kernel on a small case, written down; returns the source."""
+    """Record launches of every kernel on a small case and return the source."""
     case = CASES[0]
     source = hashed.kernels(case.layers)
     with pytest.MonkeyPatch.context() as patch:
@@ -128,7 +128,7 @@ def record(path: Path) -> Source:
 @pytest.mark.parametrize("fuzz", [False, True])
 @pytest.mark.parametrize("sanitizer", list(SANITIZERS))
 def test_kernels_are_clean_under_sanitizers(tmp_path: Path, sanitizer: str, fuzz: bool) -> None:
-    """No data race between blocks, threads or lanes; no read or write outside a buffer; no undefined behaviour."""
+    """The sanitizers find no race between blocks, threads or lanes, no access outside a buffer, no undefined behaviour."""
     if problem(sanitizer):
         pytest.skip(str(problem(sanitizer)))
     source = record(tmp_path / "launches")
@@ -186,22 +186,22 @@ def planted(good: str, bad: str) -> str:
 
 
 @NEEDS_COMPILER
-def test_the_kernels_as_they_are_pass_the_comparison(fails_apart: Callable[..., bool]) -> None:
-    """Otherwise catching planted bugs would prove nothing."""
+def test_the_unchanged_kernels_pass_the_comparison(fails_apart: Callable[..., bool]) -> None:
+    """The comparison passes without a planted bug."""
     assert not fails_apart(compare, hashed.kernels(1).text)
 
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("bug", list(MUTANTS))
 def test_planted_bugs_are_caught(bug: str, fails_apart: Callable[..., bool]) -> None:
-    """A comparison with the CPU backend on six small cases sees every one of them."""
+    """A comparison with the CPU backend on six small cases detects each of them."""
     assert fails_apart(compare, planted(*MUTANTS[bug]))
 
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("bug", list(RACES))
 def test_planted_races_are_caught(tmp_path: Path, bug: str) -> None:
-    """What gives right answers on most days is found by the thread sanitizer."""
+    """The thread sanitizer finds races that rarely change an answer."""
     if problem("thread"):
         pytest.skip(str(problem("thread")))
     source = record(tmp_path / "launches")
@@ -213,7 +213,7 @@ def test_planted_races_are_caught(tmp_path: Path, bug: str) -> None:
 @pytest.mark.parametrize("width", [12, 24])
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_machine_code_has_no_spills_and_reads_slots_in_16_bytes(tmp_path: Path, arch: int, width: int) -> None:
-    """ptxas keeps everything in registers, and predict reads a slot with vector loads only."""
+    """ptxas keeps all values in registers, and predict reads slots with vector loads only."""
     source = Source.of("geep.exit_table", "exit_table.cu", WIDTH=width)
     file = tmp_path / source.name
     file.write_text(source.text)

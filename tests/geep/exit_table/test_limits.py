@@ -1,4 +1,4 @@
-"""Too little memory and too much text: what was counted stays whole, and pieces give what one piece gives."""
+"""Too little memory and too much text: counts stay complete, and working in pieces changes no answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = {"FIRST_CAPACITY": 4, "CHUNK": 25, "DENSE_IDS": 6, "PROBES": 4}
 
 
 class Memory:
-    """Allocations of a backend, of which those after the first ``left`` fail."""
+    """Make a backend's allocations fail after the first ``left``."""
 
     def __init__(self, table: ExitTable, left: int) -> None:
         self.left, self._fill = left, table._backend._filled
@@ -38,7 +38,7 @@ class Memory:
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    """A function that does nothing else."""
+    """Return a function that only raises ``error``."""
 
     def act(*_: object, **__: object) -> None:
         raise error
@@ -47,12 +47,12 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 def full() -> Callable[..., Any]:
-    """torch, where a device is full."""
+    """Simulate torch on a full device."""
     return raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"))
 
 
 def made(ngram: int, backend: str, auto: bool = False) -> ExitTable:
-    """A table of five layers; ``auto``: as if its backend had been chosen automatically."""
+    """Return a table of five layers; with ``auto``, its backend counts as chosen automatically."""
     table = ExitTable(5, ngram, backend)
     table._may_move = auto
     return table
@@ -63,7 +63,7 @@ def put(table: ExitTable, samples: list[tuple[list[int], int]]) -> None:
 
 
 def same(one: ExitTable, two: ExitTable) -> None:
-    """Counts and statistics, and, if frozen, answers are the same."""
+    """Check that counts, statistics and, if frozen, answers are equal."""
     for ours, theirs in zip(one.counts(), two.counts(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for name in ("keys", "samples", "tokens"):
@@ -77,10 +77,10 @@ def same(one: ExitTable, two: ExitTable) -> None:
 @NEEDS_COMPILER
 @settings(max_examples=70, deadline=None)
 @given(st.integers(1, 3), SAMPLES, SAMPLES, st.integers(0, 30), st.booleans())
-def test_an_insert_that_finds_no_memory_counts_nothing(
+def test_an_insert_without_memory_counts_nothing(
     ngram: int, before: list, more: list, left: int, merging: bool
 ) -> None:
-    """After any failed allocation the table is unchanged, continues, and finally answers as the reference does."""
+    """After any failed allocation the table is unchanged, can be used, and finally gives the reference's answers."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(hashed, name, value)
@@ -121,7 +121,7 @@ def test_an_insert_that_finds_no_memory_counts_nothing(
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3), SAMPLES, SAMPLES, st.integers(0, 12))
 def test_an_automatically_placed_table_moves_to_the_cpu(ngram: int, before: list, more: list, left: int) -> None:
-    """Where the device's memory ends, it says so, once, and gives the answers that it would have given."""
+    """If the device's memory is full, the table moves to the CPU with one warning and gives the same answers."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(hashed, name, value)
@@ -147,8 +147,8 @@ def test_an_automatically_placed_table_moves_to_the_cpu(ngram: int, before: list
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory\nmore")]
 )
-def test_a_device_that_is_full_from_the_start_gets_no_table(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named, the backend is an error in one line; left to choose, the table begins on the CPU and says so."""
+def test_a_full_device_gets_no_table(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a named backend this is a one-line error; otherwise the table starts on the CPU with a warning."""
     monkeypatch.setattr(selection, "_fastest", lambda: "host")
     monkeypatch.setattr(hashed.HashedBackend, "_filled", raising(error))
     with pytest.raises(DeviceError, match="out of memory.*give fewer samples") as caught:
@@ -162,8 +162,8 @@ def test_a_device_that_is_full_from_the_start_gets_no_table(error: Exception, mo
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("auto", [False, True])
-def test_a_query_that_finds_no_memory_is_one_line_or_the_cpu_s(auto: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frozen rows stay as they are: asked again, or asked of the CPU, they give the answer."""
+def test_a_query_without_memory_is_an_error_or_moves_to_the_cpu(auto: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen rows do not change, so a repeated query, or one on the CPU, gives the answer."""
     table, expected = made(2, "host", auto), made(2, "reference")
     for each in (table, expected):
         put(each, [([1, 2, 3], 0), ([3, 4], 4)])
@@ -188,8 +188,8 @@ def test_a_query_that_finds_no_memory_is_one_line_or_the_cpu_s(auto: bool, monke
 
 
 @NEEDS_COMPILER
-def test_wrong_ids_are_told_even_if_the_table_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a device noted about an earlier query is not lost on the way to the CPU, and new ids are checked there."""
+def test_wrong_ids_are_reported_even_if_the_table_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that the device noted for earlier queries are kept on the move to the CPU, which validates new ids."""
     table = made(1, "host", auto=True)
     put(table, [([1, 2], 1)])
     table.freeze()
@@ -202,8 +202,8 @@ def test_wrong_ids_are_told_even_if_the_table_moves(monkeypatch: pytest.MonkeyPa
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("where", ["argsort", "nonzero"])
-def test_freezing_that_finds_no_memory_can_be_tried_again(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line; counts are whole, and what was made of them so far takes no memory."""
+def test_freezing_without_memory_can_be_repeated(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A one-line error leaves counts complete and frees partial results."""
     table = made(2, "host")
     put(table, [([1, 2], 1)])
     before = table.stats()["bytes"]
@@ -218,8 +218,8 @@ def test_freezing_that_finds_no_memory_can_be_tried_again(where: str, monkeypatc
 
 
 @NEEDS_COMPILER
-def test_counts_leave_a_full_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export sorts on the device; where that does not fit, on the host, with the same result."""
+def test_counts_can_be_exported_from_a_full_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export sorts on the device, or on the host if memory is short, with the same result."""
     table = made(2, "host")
     put(table, [([7, 1, 2, 300], 1), ([2, 300], 0)])
     expected = table.counts()
@@ -232,10 +232,8 @@ def test_counts_leave_a_full_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("error", [MemoryError("Unable to allocate 9 GiB"), KeyboardInterrupt(), ValueError("a bug")])
-def test_counts_that_are_not_whole_are_never_used(
-    backend: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An insert that failed halfway and was not undone leaves a table that refuses everything but a rebuild."""
+def test_incomplete_counts_are_never_used(backend: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed insert that was not undone, the table rejects everything except a rebuild."""
     table, other = made(2, backend), made(2, "reference")
     put(table, [([1], 0)])
     put(other, [([1], 0)])
@@ -246,7 +244,7 @@ def test_counts_that_are_not_whole_are_never_used(
             put(table, [([1, 2], 0)])
     if isinstance(error, MemoryError):
         assert "memory ran out (Unable to allocate 9 GiB)" in str(caught.value)
-        if backend == "host":  # it takes back what it counted
+        if backend == "host":  # it undoes what it counted
             return same(table, other)
         assert "counts are incomplete" in str(caught.value)
     for act in (table.freeze, table.counts, lambda: put(table, [([1], 0)]), lambda: other.merge(table)):
@@ -256,8 +254,8 @@ def test_counts_that_are_not_whole_are_never_used(
 
 
 @NEEDS_COMPILER
-def test_a_fault_on_the_device_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA reports it at any later call; the table then refuses to be used as complete."""
+def test_a_device_fault_is_not_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA may report a fault at any later call; the table then counts as incomplete."""
     table = made(2, "host")
     put(table, [([1, 2], 0)])
     fault = RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -270,8 +268,8 @@ def test_a_fault_on_the_device_is_not_taken_for_a_lack_of_memory(monkeypatch: py
 
 
 @NEEDS_COMPILER
-def test_an_insert_that_cannot_be_taken_back_is_not_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the kernel that takes back finds no memory either, the table has to be built again, and says so."""
+def test_an_insert_that_cannot_be_undone_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the undo has no memory either, the error says that the table must be rebuilt."""
     table = made(2, "host")
     backend = table._backend
     run = backend._run
@@ -286,8 +284,8 @@ def test_an_insert_that_cannot_be_taken_back_is_not_said_to_be(monkeypatch: pyte
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 3), SAMPLES, SAMPLES, st.sampled_from([1, 2, 7, 60]))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pieces_give_what_one_piece_gives(backend: str, ngram: int, train: list, test: list, chunk: int) -> None:
-    """Text is worked on in pieces, which is how 2^31 tokens and more fit: counts and answers are those of one piece."""
+def test_pieces_equal_one_piece(backend: str, ngram: int, train: list, test: list, chunk: int) -> None:
+    """Text is processed in pieces so that 2^31 tokens and more fit; counts and answers are those of one piece."""
     whole, parts = made(ngram, backend), made(ngram, backend)
     asked = [torch.tensor(sample) for sample, _ in test]
     put(whole, train)
@@ -305,8 +303,8 @@ def test_pieces_give_what_one_piece_gives(backend: str, ngram: int, train: list,
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 40))
-def test_pieces_are_all_samples_in_order_and_small(lengths: list[int], limit: int) -> None:
-    """No sample is lost, cut or doubled; only a single sample is ever longer than asked for."""
+def test_pieces_are_small_and_cover_all_samples_in_order(lengths: list[int], limit: int) -> None:
+    """Every sample is in one piece, and only a single sample may exceed the requested size."""
     rows = [torch.randint(0, 1000, (length,)) for length in lengths]
     found: list[list[int]] = []
     for samples, piece in pack(rows, (7,)).pieces(limit):
@@ -319,8 +317,8 @@ def test_pieces_are_all_samples_in_order_and_small(lengths: list[int], limit: in
 
 
 @pytest.mark.parametrize("exits", [[1 << 70], ["deep"], [[0], [1, 2]], [None]])
-def test_exits_that_are_no_integers_are_one_clear_line(exits: list) -> None:
-    """Beyond 64 bits, text, ragged or nothing: refused before anything is counted."""
+def test_exits_that_are_not_integers_are_one_clear_line(exits: list) -> None:
+    """Numbers beyond 64 bits, text, ragged lists and None are rejected before anything is counted."""
     table = ExitTable(3)
     with pytest.raises(ConfigError, match="give integers") as caught:
         table.insert([torch.tensor([1])], exits)

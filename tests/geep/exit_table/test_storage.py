@@ -30,8 +30,8 @@ def build(rows: list[tuple[list[int], int]], ngram: int, backend: str) -> ExitTa
 
 @settings(max_examples=40, deadline=None)
 @given(ROWS, st.integers(1, 3), st.booleans(), st.randoms(use_true_random=False))
-def test_files_do_not_show_the_order_of_inserts_or_the_backend(rows: list, ngram: int, frozen: bool, random) -> None:
-    """Equal counts are equal bytes, and a loaded table saves what it was loaded from."""
+def test_files_do_not_depend_on_insert_order_or_backend(rows: list, ngram: int, frozen: bool, random) -> None:
+    """Equal counts give equal bytes, and a loaded table saves the same files."""
     shuffled = random.sample(rows, len(rows))
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / backend for backend in (*BACKENDS, "again")]
@@ -48,7 +48,7 @@ def test_files_do_not_show_the_order_of_inserts_or_the_backend(rows: list, ngram
 @settings(max_examples=30, deadline=None)
 @given(ROWS, st.integers(1, 3), st.sampled_from(BACKENDS), st.sampled_from(BACKENDS))
 def test_a_frozen_table_predicts_the_same_after_loading(rows: list, ngram: int, wrote: str, reads: str) -> None:
-    """Loading, on any backend, restores predictions and statistics."""
+    """A loaded table gives the same predictions and statistics on any backend."""
     made = build(rows, ngram, wrote)
     made.freeze(min_count=2, smoothing=4)
     asked = [torch.tensor(sample) for sample in ([1, 2, 3], [9], [7, 7, 7, 7, 1])]
@@ -61,8 +61,8 @@ def test_a_frozen_table_predicts_the_same_after_loading(rows: list, ngram: int, 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_table_saved_while_counting_goes_on_counting(tmp_path: Path, backend: str) -> None:
-    """A table that was not frozen takes more samples after loading."""
+def test_an_unfrozen_table_continues_after_loading(tmp_path: Path, backend: str) -> None:
+    """A table saved while counting takes more samples after loading."""
     first, second = [([1, 2], 0)], [([2, 3], 4)]
     build(first, 2, backend).save(tmp_path)
     back = ExitTable.load(tmp_path, backend)
@@ -74,8 +74,8 @@ def test_a_table_saved_while_counting_goes_on_counting(tmp_path: Path, backend: 
     assert torch.equal(back.distribution(asked), whole.distribution(asked))
 
 
-def test_an_unexpected_table_is_refused(tmp_path: Path) -> None:
-    """Another layer count, n-gram length or seed than expected is named."""
+def test_an_unexpected_table_is_rejected(tmp_path: Path) -> None:
+    """The error names the layer count, n-gram length or seed that differs."""
     build([([1], 0)], 1, "cpu").save(tmp_path)
     for name, value in (("num_layers", 12), ("ngram", 2), ("seed", 0)):
         with pytest.raises(ConfigError, match=f"{name}=.*, not {value}"):
@@ -119,8 +119,8 @@ def flip(folder: Path) -> None:
     (flip, "checksum"),
     (lambda folder: (folder / ARRAYS).write_bytes(b""), "checksum"),
 ])  # fmt: skip
-def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path, damage, word: str) -> None:
-    """Whatever is broken, the error names the folder and the reason."""
+def test_a_damaged_table_is_rejected_in_one_line(tmp_path: Path, damage, word: str) -> None:
+    """The error names the folder and the reason for any damage."""
     build([([1, 2, 1], 0), ([3], 4)], 2, "cpu").save(tmp_path)
     damage(tmp_path)
     with pytest.raises(ResultError, match=word) as caught:
@@ -130,7 +130,7 @@ def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path, damage, word: st
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    """A file in the place of the folder is reported, not a traceback."""
+    """A file at the folder's path gives an error without a traceback."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match="cannot write"):
         build([([1], 0)], 1, "cpu").save(tmp_path / "file")

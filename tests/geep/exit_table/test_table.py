@@ -1,4 +1,4 @@
-"""The exit table: what it counts, what it predicts, and what it refuses."""
+"""The exit table: counts, predictions and rejected input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tensors(samples: list[list[int]]) -> list[Tensor]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict:
-    """A table's options, samples with exits to learn from, and samples to ask about (some empty, some unseen)."""
+    """Draw a table's options, samples with exits to insert, and samples to query (some empty, some unseen)."""
     layers = draw(st.integers(1, 24))
     train = draw(st.lists(st.tuples(st.lists(IDS, max_size=9), st.integers(0, layers - 1)), min_size=1, max_size=12))
     return {
@@ -92,7 +92,7 @@ def test_long_samples_and_small_chunks_change_nothing(case: dict) -> None:
 
 
 def test_a_sample_too_long_for_float32_is_still_exact() -> None:
-    """Sums beyond 2^24 do not lose their last bits."""
+    """Sums above 2^24 keep their last bits."""
     made = ExitTable(num_layers=3)
     made.insert(tensors([[5], [5], [5]]), [0, 1, 2])
     made.freeze(smoothing=0)
@@ -104,7 +104,7 @@ def test_a_sample_too_long_for_float32_is_still_exact() -> None:
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.randoms(use_true_random=False), st.integers(1, 5), st.sampled_from(USABLE))
 def test_order_and_batching_of_inserts_do_not_matter(case: dict, random, size: int, backend: str) -> None:
-    """Samples inserted shuffled and in small batches leave the same table."""
+    """Samples inserted in shuffled small batches give the same table."""
     rows = list(zip(case["train"], case["exits"], strict=True))
     random.shuffle(rows)
     made = ExitTable(**case["options"], backend=backend)
@@ -122,7 +122,7 @@ def test_order_and_batching_of_inserts_do_not_matter(case: dict, random, size: i
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.integers(0, 12), st.permutations(USABLE))
 def test_merging_equals_inserting_everything_into_one_table(case: dict, cut: int, backends: list[str]) -> None:
-    """Two tables merged, even of different backends, equal one that saw all samples."""
+    """Two merged tables, also of different backends, equal one table with all samples."""
     parts = []
     for backend, part in zip(backends[:2], (slice(0, cut), slice(cut, None)), strict=True):
         made = ExitTable(**case["options"], backend=backend)
@@ -139,8 +139,8 @@ def test_merging_equals_inserting_everything_into_one_table(case: dict, cut: int
 
 @settings(max_examples=100, deadline=None)
 @given(cases(), st.sampled_from(USABLE))
-def test_a_prediction_has_mass_of_its_own_and_grows_with_the_quantile(case: dict, backend: str) -> None:
-    """No exit is predicted that no sample took, and a larger quantile is never shallower."""
+def test_a_prediction_has_mass_and_grows_with_the_quantile(case: dict, backend: str) -> None:
+    """Only exits that some sample took are predicted, and a larger quantile is never shallower."""
     made, test = build(case, backend), tensors(case["test"])
     exits = made.quantiles(test, range(1, 1001, 37))
     assert (exits[:, 1:] >= exits[:, :-1]).all()
@@ -153,8 +153,8 @@ def test_a_prediction_has_mass_of_its_own_and_grows_with_the_quantile(case: dict
 
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.sampled_from(USABLE))
-def test_a_prediction_does_not_depend_on_the_samples_beside_it(case: dict, backend: str) -> None:
-    """Asking one by one gives what asking for all at once gives."""
+def test_a_prediction_does_not_depend_on_other_samples(case: dict, backend: str) -> None:
+    """Queries one by one give the answers of one query for all samples."""
     made, test = build(case, backend), tensors(case["test"])
     together = made.predict(test, 0.7)
     assert together.tolist() == [int(made.predict([sample], 0.7)[0]) for sample in test]
@@ -162,8 +162,8 @@ def test_a_prediction_does_not_depend_on_the_samples_beside_it(case: dict, backe
 
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.sampled_from(USABLE))
-def test_every_key_adds_exactly_one_unit_of_mass(case: dict, backend: str) -> None:
-    """A row sums to 2^14, known or not, so that no key weighs more by rounding."""
+def test_every_key_has_exactly_one_unit_of_mass(case: dict, backend: str) -> None:
+    """Every row sums to 2^14, known or not, so rounding gives no key more weight."""
     made = build(case, backend)
     for sample in tensors(case["test"]):
         total = int(made.distribution([sample]).sum())
@@ -173,7 +173,7 @@ def test_every_key_adds_exactly_one_unit_of_mass(case: dict, backend: str) -> No
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=24).filter(any), st.integers(0, 2**32 - 1), st.data())
 def test_rows_are_within_one_unit_of_the_exact_fraction(counts: list[int], smoothing: int, data: st.DataObject) -> None:
-    """Fixed-point rows differ from exact smoothed fractions by less than one unit, and are 0 where nothing ever was."""
+    """Fixed-point rows differ from exact smoothed fractions by less than one unit, and are 0 for exits never seen."""
     seen = data.draw(st.lists(st.integers(0, 9), min_size=len(counts), max_size=len(counts)).filter(any))
     counts = [count // len(counts) for count in counts]  # a table holds fewer than 2^32 tokens
     if not any(counts):
@@ -188,14 +188,14 @@ def test_rows_are_within_one_unit_of_the_exact_fraction(counts: list[int], smoot
 
 
 def test_the_quantile_is_the_smallest_exit_that_reaches_it() -> None:
-    """Cumulative mass equal to the quantile is enough; one per mille more is not."""
+    """A cumulative mass equal to the quantile is enough; one per mille more is not."""
     sums = torch.tensor([[250, 0, 250, 500]]) * SCALE
     assert exits_at(sums, [1, 250, 251, 500, 501, 1000]).tolist() == [[0, 0, 2, 2, 3, 3]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_words_pull_the_prediction_to_the_exits_they_were_seen_at(backend: str) -> None:
-    """A word seen at shallow exits predicts a shallow exit, an unknown one what is usual."""
+def test_words_move_the_prediction_to_their_exits(backend: str) -> None:
+    """A word seen at shallow exits predicts a shallow exit; an unknown word predicts the usual one."""
     made = ExitTable(num_layers=6, backend=backend)
     made.insert(tensors([[1, 9], [1, 8], [2, 9], [2, 8], [2, 7]]), [0, 0, 4, 4, 4])
     made.freeze(smoothing=0)
@@ -205,7 +205,7 @@ def test_words_pull_the_prediction_to_the_exits_they_were_seen_at(backend: str) 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rare_keys_take_the_back_off_row(backend: str) -> None:
-    """A key below min_count counts as unknown and is not a hit."""
+    """A key below min_count counts as unknown, not as a hit."""
     made = ExitTable(num_layers=4, backend=backend)
     made.insert(tensors([[1], [2], [2], [2]]), [0, 3, 3, 3])
     made.freeze(min_count=2, smoothing=0)
@@ -216,8 +216,8 @@ def test_rare_keys_take_the_back_off_row(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("ngram", "keys"), [(1, 4), (2, 6), (3, 6)])
-def test_ngrams_do_not_reach_across_special_ids_or_samples(backend: str, ngram: int, keys: int) -> None:
-    """[CLS] 1 2 [SEP] 3 [SEP] and 4 1 have the words 1..4 and the bigrams (1, 2) and (4, 1), nothing else."""
+def test_ngrams_do_not_cross_special_ids_or_samples(backend: str, ngram: int, keys: int) -> None:
+    """[CLS] 1 2 [SEP] 3 [SEP] and 4 1 have only the words 1..4 and the bigrams (1, 2) and (4, 1)."""
     made = ExitTable(num_layers=2, ngram=ngram, backend=backend)
     tokens = TokenSet.from_lists([[CLS, 1, 2, SEP, 3, SEP], [4, 1]], special=(CLS, SEP, 0))
     made.insert(tokens, [0, 1])
@@ -225,7 +225,7 @@ def test_ngrams_do_not_reach_across_special_ids_or_samples(backend: str, ngram: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ngrams_of_different_length_and_id_zero_are_told_apart(backend: str) -> None:
+def test_ngrams_of_id_zero_are_distinct_by_length(backend: str) -> None:
     """The word 0, the pair 0 0 and the triple 0 0 0 are three keys."""
     made = ExitTable(num_layers=2, ngram=3, backend=backend)
     made.insert(tensors([[0, 0, 0]]), [1])
@@ -235,8 +235,8 @@ def test_ngrams_of_different_length_and_id_zero_are_told_apart(backend: str) -> 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_token_sets_and_lists_answer_alike(backend: str) -> None:
-    """A packed TokenSet is read as the same samples given one by one."""
+def test_token_sets_and_lists_give_the_same_answers(backend: str) -> None:
+    """A packed TokenSet equals the same samples as lists."""
     made = ExitTable(num_layers=3, ngram=2, backend=backend, special=(CLS, SEP))
     rows = [[CLS, 5, 6, SEP], [CLS, 7, SEP], [CLS, 6, 5, 6, SEP]]
     made.insert(TokenSet.from_lists(rows, special=(CLS, SEP)), torch.tensor([0, 1, 2], dtype=torch.int16))
@@ -246,8 +246,8 @@ def test_token_sets_and_lists_answer_alike(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_asking_about_no_samples_gives_no_exits(backend: str) -> None:
-    """Zero samples and samples without any token are legal questions."""
+def test_no_samples_give_no_exits(backend: str) -> None:
+    """Zero samples and samples without tokens are valid queries."""
     made = ExitTable(num_layers=3, ngram=3, backend=backend)
     made.insert(tensors([[1, 2, 3]]), [1])
     made.freeze()
@@ -257,7 +257,7 @@ def test_asking_about_no_samples_gives_no_exits(backend: str) -> None:
 
 
 def test_the_layout_is_reported() -> None:
-    """Single tokens are found by id, n-grams and very large ids by search, and the default backend is the fast one."""
+    """The report names the lookup of single tokens (by id), n-grams and large ids (by search), and the fast backend."""
     assert ExitTable(2).stats()["backend"] == ("cuda" if "cuda" in USABLE else "cpu")
     for backend in USABLE[1:]:
         search = "sorted" if backend == "cpu" else "dense+hash"
@@ -275,13 +275,13 @@ def test_the_layout_is_reported() -> None:
     ({"num_layers": 6, "ngram": 4}, "ngram=4"),
     ({"num_layers": 6, "special": (-1,)}, "special"),
 ])  # fmt: skip
-def test_options_out_of_range_are_refused(options: dict, word: str) -> None:
+def test_options_out_of_range_are_rejected(options: dict, word: str) -> None:
     """The message names the option."""
     with pytest.raises(ConfigError, match=word):
         ExitTable(**options)
 
 
-def test_an_unknown_backend_is_answered_with_a_suggestion() -> None:
+def test_an_unknown_backend_gets_a_suggestion() -> None:
     """The error for a misspelt backend suggests the right name."""
     with pytest.raises(UnknownNameError, match="did you mean cpu"):
         ExitTable(6, backend="cpuu")
@@ -301,8 +301,8 @@ def test_an_unknown_backend_is_answered_with_a_suggestion() -> None:
     (TokenSet(torch.tensor([1, 2]), torch.tensor([0, 3, 2]), torch.zeros(2)), [0, 0], "offsets"),
 ])  # fmt: skip
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bad_samples_are_refused_and_nothing_is_counted(backend: str, samples, exits: list, word: str) -> None:
-    """The one-line message says what is wrong, and the table stays as it was."""
+def test_bad_samples_are_rejected_and_nothing_is_counted(backend: str, samples, exits: list, word: str) -> None:
+    """The one-line message names the problem, and the table does not change."""
     made = ExitTable(num_layers=3, backend=backend)
     with pytest.raises(ConfigError, match=word) as caught:
         made.insert(samples, exits)
@@ -311,7 +311,7 @@ def test_bad_samples_are_refused_and_nothing_is_counted(backend: str, samples, e
 
 
 def test_the_order_of_calls_is_enforced() -> None:
-    """Predicting comes after freezing, counting before it, and an empty table cannot be frozen."""
+    """Predicting is possible after freezing and counting before it; an empty table cannot be frozen."""
     made, other = ExitTable(3), ExitTable(3)
     with pytest.raises(ConfigError, match="call freeze before predict"):
         made.predict(tensors([[1]]), 0.5)
@@ -327,8 +327,8 @@ def test_the_order_of_calls_is_enforced() -> None:
 
 
 @pytest.mark.parametrize("options", [{"min_count": 0}, {"smoothing": -1}, {"smoothing": 0.5}, {"min_count": 2**32}])
-def test_freeze_refuses_numbers_that_make_no_sense(options: dict) -> None:
-    """min_count and smoothing are whole numbers in range."""
+def test_freeze_rejects_invalid_numbers(options: dict) -> None:
+    """min_count and smoothing must be whole numbers in range."""
     made = ExitTable(3)
     made.insert(tensors([[1]]), [0])
     with pytest.raises(ConfigError, match=next(iter(options))):
@@ -336,8 +336,8 @@ def test_freeze_refuses_numbers_that_make_no_sense(options: dict) -> None:
 
 
 @pytest.mark.parametrize("quantile", [0, 0.0, -0.1, 1.01, 1001, 0.0004, float("nan"), float("inf"), True, "0.5", None])
-def test_quantiles_out_of_range_are_refused(quantile) -> None:
-    """What is neither a fraction nor per mille is named in the message."""
+def test_quantiles_out_of_range_are_rejected(quantile) -> None:
+    """The message names a quantile that is neither a fraction nor per mille."""
     made = ExitTable(3)
     made.insert(tensors([[1]]), [0])
     made.freeze()
@@ -346,7 +346,7 @@ def test_quantiles_out_of_range_are_refused(quantile) -> None:
 
 
 def test_a_fraction_and_its_per_mille_are_the_same_quantile() -> None:
-    """0.25 is 250 per mille and 1.0 is 1000."""
+    """0.25 equals 250 per mille, and 1.0 equals 1000."""
     made = ExitTable(5)
     made.insert(tensors([[1]] * 5), range(5))
     made.freeze()
@@ -354,14 +354,14 @@ def test_a_fraction_and_its_per_mille_are_the_same_quantile() -> None:
 
 
 @pytest.mark.parametrize("options", [{"num_layers": 4}, {"ngram": 2}, {"seed": 1}, {"special": (7,)}])
-def test_tables_of_different_make_are_not_merged(options: dict) -> None:
+def test_tables_with_different_options_are_not_merged(options: dict) -> None:
     """The message names the option that differs."""
     with pytest.raises(ConfigError, match=next(iter(options))):
         ExitTable(**{"num_layers": 3}).merge(ExitTable(**{"num_layers": 3, **options}))
 
 
 def test_counts_cannot_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that would take in more tokens than its counts can hold says so and stays as it was."""
+    """An insert beyond the counters' range is an error, and the table does not change."""
     monkeypatch.setattr(table, "COUNT_LIMIT", 5)
     made, other = ExitTable(3), ExitTable(3)
     made.insert(tensors([[1, 2, 3]]), [0])

@@ -1,4 +1,4 @@
-"""Argument types read what they promise and reject everything else in one line."""
+"""Argument types parse valid text and reject everything else in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.cli.argument_types import comma_separated, names, one_of, positive_
 
 @given(st.lists(st.integers(0, 99), min_size=1), st.sampled_from([",", " , "]))
 def test_lists_keep_their_order_and_drop_duplicates(values: list[int], separator: str) -> None:
-    """A list of numbers is read as it was written, each number once."""
+    """A list of numbers keeps its order, with each number once."""
     read = comma_separated(whole_number(0))(separator.join(map(str, values)))
     assert read == list(dict.fromkeys(values))
 
@@ -39,7 +39,7 @@ def test_whole_numbers_respect_their_limit(value: int, least: int) -> None:
     ],
 )
 def test_other_texts_are_rejected(read: Callable[[str], object], text: str) -> None:
-    """Text that is not of the type gives an error of argparse in one line."""
+    """Text of another type gives a one-line argparse error."""
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         read(text)
     assert len(str(caught.value).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The command line: what it teaches, what it refuses, and one run from end to end."""
+"""The command line: help, rejected input, and one complete run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def table(rows: int) -> pd.DataFrame:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone]) -> Path:
-    """A folder to stand in: a profile, data and a backbone; no hub."""
+    """Change to a folder with a profile, data and a backbone, without the hub."""
     (tmp_path / "tiny.toml").write_text(PROFILE)
     write_splits(tmp_path / "data" / "mine", train=table(24), dev=table(8), test=table(6))
     made = make_backbone()
@@ -75,13 +75,13 @@ GOOD = {"--profile": "tiny.toml", "--data": "data", "--backbone": "en=backbone",
 
 
 def run(**change: str | None) -> list[str]:
-    """``geep-bench run`` with good options, except for what is changed (``None``: left out)."""
+    """Call ``geep-bench run`` with valid options, except for those given (``None``: left out)."""
     options = {**GOOD, **{f"--{name.replace('_', '-')}": value for name, value in change.items()}}
     return ["run", *(part for name, value in options.items() if value is not None for part in (name, value))]
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:
-    """Exit code 2 and one line that holds the words."""
+    """Check exit code 2 and one line that contains the words."""
     assert main(arguments) == 2
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
@@ -147,8 +147,8 @@ def test_bad_input_is_one_line(case: str, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test must not have")
 @pytest.mark.usefixtures("place")
-def test_cuda_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    """The message says what to do instead."""
+def test_cuda_without_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names the alternatives."""
     refused(run(device="cuda"), capsys, "no usable CUDA device", "--device cpu")
 
 
@@ -216,8 +216,8 @@ def test_settings_on_the_command_line(text: str, table: str, key: str, value: ob
 
 
 @pytest.mark.usefixtures("place")
-def test_settings_of_all_and_several() -> None:
-    """The last of equal keys counts; ``training`` concerns all methods; a variant is a row of its own."""
+def test_settings_for_all_and_repeated_settings() -> None:
+    """The last of equal keys counts; ``training`` applies to all methods; a variant is a row of its own."""
     settings = ["training.epochs=2", "long.like=bert", "long.epochs=3", "long.epochs=4"]
     arguments = [word for text in settings for word in ("--set", text)]
     chosen = cli.settings_of(parser().parse_args([*run(methods="long"), *arguments])).profile
@@ -241,7 +241,7 @@ def test_a_variant_made_on_the_command_line_is_run() -> None:
     ]
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_texts(capsys: pytest.CaptureFixture[str]) -> None:
     """--help shows the commands, examples and exit codes; every command has its own help."""
     with pytest.raises(SystemExit) as end:
         main(["--help"])
@@ -285,7 +285,7 @@ def test_an_interrupt_gives_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_a_run_from_end_to_end(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run with a data folder and a backbone folder fits, measures and reports; the next run keeps all cells."""
     assert main(run()) == 0
     out = capsys.readouterr().out
@@ -309,7 +309,7 @@ def test_a_run_from_end_to_end(place: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_results_of_another_schema_are_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither a run nor a report changes them."""
+    """Neither a run nor a report changes results of another schema."""
     folder = place / "out" / "results"
     folder.mkdir(parents=True)
     (folder / "old.json").write_text(json.dumps({"schema": SCHEMA + 1}))
@@ -336,8 +336,8 @@ def test_failed_cells_give_exit_code_one(
 
 
 @pytest.mark.usefixtures("place")
-def test_the_command_line_says_how_to_run() -> None:
-    """Batch size, type and compute come from the profile unless they are given; the rest of the profile stays."""
+def test_execution_options_on_the_command_line() -> None:
+    """Batch size, type and compute come from the profile unless they are given; other settings do not change."""
     given = [*run(batch_size="5", batch_tokens="99", dtype="bfloat16", compute="compiled"), "--device", "cpu"]
     chosen = cli.settings_of(cli.parser().parse_args(given)).execution
     assert (chosen.batch_size, chosen.batch_tokens, chosen.dtype, chosen.compute) == (5, 99, "bfloat16", "compiled")

@@ -1,4 +1,4 @@
-"""The facts about a machine that are stored, and those that are not."""
+"""The stored facts about a machine, and the ones that are private."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.core.environment import environment_facts
 
 
 def test_facts_that_make_timings_comparable() -> None:
-    """Processor, cores, threads, versions and commit are there, and fit into JSON."""
+    """Processor, cores, threads, versions and commit are recorded and fit into JSON."""
     facts = environment_facts()
     wanted = {"cpu", "cores", "torch_threads", "memory_bytes", "system", "python", "commit", "versions", "gpu"}
     assert set(facts) == wanted
@@ -24,8 +24,8 @@ def test_facts_that_make_timings_comparable() -> None:
     assert (facts["gpu"] is None) == (not torch.cuda.is_available())
 
 
-def test_no_name_and_no_path() -> None:
-    """Neither the host's name, nor the user's, nor where anything lies."""
+def test_names_and_paths_are_not_stored() -> None:
+    """The facts contain neither host name, user name nor paths."""
     facts = json.dumps({key: value for key, value in environment_facts().items() if key != "commit"})
     for secret in (socket.gethostname(), str(Path.home()), str(Path(module.__file__).parents[2]), str(Path.cwd())):
         assert len(secret) < 2 or secret not in facts
@@ -34,8 +34,8 @@ def test_no_name_and_no_path() -> None:
     assert f"/{user}" not in facts
 
 
-def test_without_git_or_cpuinfo_there_still_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine without these the facts are unknown, and nothing fails."""
+def test_facts_without_git_or_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without git or cpuinfo these facts are unknown, and no error is raised."""
 
     def missing(*_: object, **__: object) -> str:
         raise FileNotFoundError(2, "no such file")

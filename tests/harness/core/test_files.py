@@ -1,4 +1,4 @@
-"""Folders keyed by content: whole, or not there."""
+"""Cache folders keyed by content are complete or absent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JSON = st.recursive(
 
 
 def test_the_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable first, then the user's cache folder, then ~/.cache."""
+    """The environment variable has priority over the user's cache folder and ~/.cache."""
     monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / "own"))
     assert cache_root() == tmp_path / "own"
     monkeypatch.setenv("GEEP_BENCH_CACHE", "")
@@ -32,7 +32,7 @@ def test_the_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
 
 @given(JSON, st.lists(st.integers(), max_size=4), st.lists(st.integers(), max_size=4))
 def test_keys_follow_content(content: object, one: list[int], other: list[int]) -> None:
-    """Equal content, equal key of 16 hex digits; different content, different key."""
+    """Equal content has equal keys of 16 hex digits; different content has different keys."""
     assert content_key(content) == content_key(content)
     assert len(content_key(content)) == 16
     assert int(content_key(content), 16) >= 0
@@ -40,13 +40,13 @@ def test_keys_follow_content(content: object, one: list[int], other: list[int]) 
 
 
 def test_the_order_of_keys_does_not_matter() -> None:
-    """Settings are the same settings in any order."""
+    """The order of settings does not change a key."""
     assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
     assert content_key(["a", "b"]) != content_key(["b", "a"])
 
 
-def test_a_folder_is_written_whole(tmp_path: Path) -> None:
-    """A second writing replaces the first; files of the first do not linger."""
+def test_a_folder_is_written_completely(tmp_path: Path) -> None:
+    """A second writing replaces the first completely."""
     target = tmp_path / "deep" / "folder"
     write_folder(target, lambda place: (place / "old").write_text("1") and None)
     write_folder(target, lambda place: (place / "new").write_text("2") and None)
@@ -55,8 +55,8 @@ def test_a_folder_is_written_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), RuntimeError("bug"), KeyboardInterrupt()])
-def test_what_breaks_half_way_leaves_the_old_folder(tmp_path: Path, problem: BaseException) -> None:
-    """Whatever goes wrong while filling, what was there stays and nothing else does."""
+def test_a_failed_write_keeps_the_old_folder(tmp_path: Path, problem: BaseException) -> None:
+    """If filling fails, the old folder is unchanged and no other file remains."""
     target = tmp_path / "folder"
     write_folder(target, lambda place: (place / "old").write_text("1") and None)
 
@@ -71,7 +71,7 @@ def test_what_breaks_half_way_leaves_the_old_folder(tmp_path: Path, problem: Bas
 
 
 def test_an_unwritable_cache_is_reported(tmp_path: Path) -> None:
-    """The message names the variable that chooses another place."""
+    """The message names the variable that sets another folder."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="GEEP_BENCH_CACHE"):
         write_folder(tmp_path / "file" / "folder", lambda place: None)

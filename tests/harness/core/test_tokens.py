@@ -23,7 +23,7 @@ def pack(rows: list) -> TokenSet:
 @settings(max_examples=80, deadline=None)
 @given(ROWS)
 def test_packing_keeps_lists(rows: list) -> None:
-    """Packing keeps ids, segments, lengths and their types, also for no sample at all."""
+    """Packing keeps ids, segments, lengths and their types, also without samples."""
     tokens = pack(rows)
     assert unpack(tokens) == [([t for t, _ in row], [s for _, s in row]) for row in rows]
     assert tokens.lengths.tolist() == [len(row) for row in rows]
@@ -33,7 +33,7 @@ def test_packing_keeps_lists(rows: list) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(ROWS.filter(bool), st.data())
-def test_select_picks_samples_in_the_order_asked(rows: list, data: st.DataObject) -> None:
+def test_select_keeps_the_requested_order(rows: list, data: st.DataObject) -> None:
     """Selection takes any rows in any order, with repetition, and keeps the special ids."""
     index = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=12))
     tokens = pack(rows)
@@ -44,8 +44,8 @@ def test_select_picks_samples_in_the_order_asked(rows: list, data: st.DataObject
 
 @settings(max_examples=40, deadline=None)
 @given(ROWS.filter(bool), st.data())
-def test_selecting_twice_is_selecting_once(rows: list, data: st.DataObject) -> None:
-    """A permutation and its inverse give the samples back."""
+def test_selection_can_be_inverted(rows: list, data: st.DataObject) -> None:
+    """A permutation and its inverse restore the samples."""
     order = torch.tensor(data.draw(st.permutations(range(len(rows)))))
     tokens = pack(rows)
     assert unpack(tokens.select(order).select(order.argsort())) == unpack(tokens)

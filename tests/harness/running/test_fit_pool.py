@@ -1,4 +1,4 @@
-"""Fits in worker processes: each after what it needs, never too many at a time, and the same as in one process."""
+"""Fits in worker processes follow their needs, respect the limit, and equal those of one process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ batch_size = 16
 
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[dict[str, list[str]], set[str], int]:
-    """Methods and what they need, those that fail, and how many run at a time."""
+    """Draw methods with their needs, failing methods, and the number of parallel fits."""
     count = draw(st.integers(1, 8))
     names = [f"m{number}" for number in range(count)]
     needs = {
@@ -49,8 +49,8 @@ def graphs(draw: st.DrawFn) -> tuple[dict[str, list[str]], set[str], int]:
 
 @given(graphs())
 @settings(deadline=None, max_examples=60)
-def test_every_method_is_fitted_once_after_what_it_needs(graph: tuple[dict[str, list[str]], set[str], int]) -> None:
-    """Whatever fails and however many run at a time; a method that needs a failed one is skipped and reported."""
+def test_every_method_is_fitted_once_after_its_needs(graph: tuple[dict[str, list[str]], set[str], int]) -> None:
+    """With any failures and limit, a method whose need failed is skipped and reported."""
     needs, failing, at_a_time = graph
     lock, fitted, running, most = threading.Lock(), list[str](), set[str](), 0
 
@@ -79,17 +79,17 @@ def test_every_method_is_fitted_once_after_what_it_needs(graph: tuple[dict[str, 
 
 
 def fits(cache: Path) -> dict[str, bytes]:
-    """Weights in a cache, by file."""
+    """Return the weights in a cache, by file."""
     return {str(path.relative_to(cache)): path.read_bytes() for path in sorted((cache / "fits").rglob("*.safetensors"))}
 
 
-def test_workers_fit_what_one_process_fits(
+def test_workers_equal_one_process(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     make_backbone: Callable[..., Backbone],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The cache has the same files with the same weights, bit for bit, and the run finds all of them there."""
+    """The cache has the same files with the same weights, bit for bit, and the run uses all of them."""
     torch.set_num_threads(1)
     (tmp_path / "tiny.toml").write_text(PROFILE)
     words = ["good", "bad"]
@@ -115,10 +115,10 @@ def test_workers_fit_what_one_process_fits(
     assert "not fitted in a worker" not in capfd.readouterr().err
 
 
-def test_bad_input_stays_one_line(
+def test_bad_input_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Data that is not there is reported once, by the run and not by its workers."""
+    """Missing data is reported once, by the run and not by its workers."""
     (tmp_path / "tiny.toml").write_text(PROFILE.replace('"fastbert", "geep", "geep-verified"', '"geep"'))
     monkeypatch.chdir(tmp_path)
     code = main(["run", "--profile", "tiny.toml", "--data", "nowhere", "--backbone", "en=x", "--fit-processes", "2"])

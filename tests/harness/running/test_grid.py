@@ -1,4 +1,4 @@
-"""From a profile to cells: nothing twice, nothing lost, nothing stale. Fake methods, random backbone, embedded data."""
+"""Grids of cells are complete, resumable and never stale; fake methods use a random backbone and embedded data."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def expected(settings: Settings, points: tuple[str, ...] = ("a", "b")) -> list[s
 
 
 def test_every_cell_is_measured_and_stored(stage: Any, settings: Settings) -> None:
-    """Dataset x seed x method x point, each with its result and its rows; every method is fitted once."""
+    """Every dataset, seed, method and point has a result with rows, and every method is fitted once."""
     settings = change(settings, seeds=[0, 3])
     assert counts(run(settings)) == (24, 0, 0)
     assert cells(settings) == expected(settings)
@@ -60,8 +60,8 @@ def test_every_cell_is_measured_and_stored(stage: Any, settings: Settings) -> No
     assert json.loads((settings.out / "run.json").read_text())["profile"]["name"] == "test"
 
 
-def test_what_a_result_says(stage: Any, settings: Settings) -> None:
-    """Its numbers follow from its rows; embedded data is marked; reference and machine are named."""
+def test_facts_of_a_result(stage: Any, settings: Settings) -> None:
+    """Numbers follow from the rows; the result marks embedded data and names reference and machine."""
     run(settings)
     stored = RunFolder.open(settings.out)
     for result in stored.results():
@@ -92,8 +92,8 @@ def test_what_a_result_says(stage: Any, settings: Settings) -> None:
         assert len(result.speed.round_seconds) == len(result.speed.reference_seconds) == 2
 
 
-def test_folders_are_kept_by_name_only(stage: Any, settings: Settings, tmp_path: Path) -> None:
-    """What a run says of its settings goes into reports: no path of the machine, in backbones or in a method's settings."""
+def test_folders_are_stored_by_name_only(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """Results contain no path of the machine, neither for backbones nor in a method's settings."""
     folder = tmp_path / "my-student"
     folder.mkdir()
     tables = {"one": {"student": str(folder), "other": "x", "more": {"en": str(folder), "zh": "y"}}}
@@ -121,8 +121,8 @@ def test_a_second_run_does_nothing(stage: Any, settings: Settings, monkeypatch: 
     assert len(stage.passes) == passes
 
 
-def test_more_methods_and_seeds_measure_only_what_is_new(stage: Any, settings: Settings) -> None:
-    """A run grows: what is there is kept."""
+def test_added_methods_and_seeds_measure_only_new_cells(stage: Any, settings: Settings) -> None:
+    """Finished cells of a growing run are kept."""
     run(change(settings, methods=["one"], datasets=["ag_news"]))
     assert counts(run(change(settings, methods=["one", "two"], datasets=["ag_news"]))) == (2, 2, 0)
     assert counts(run(change(settings, methods=["one"], datasets=["ag_news"], seeds=[0, 1]))) == (2, 2, 0)
@@ -138,8 +138,8 @@ def test_more_methods_and_seeds_measure_only_what_is_new(stage: Any, settings: S
         {"execution": ExecutionSettings(batch_size=5, window=6)},
     ],
 )
-def test_changed_settings_measure_again(stage: Any, settings: Settings, update: dict) -> None:
-    """Whatever results follow from is part of their key; no result of other settings stays beside the new ones."""
+def test_changed_settings_are_measured_again(stage: Any, settings: Settings, update: dict) -> None:
+    """Settings are part of a cell's key, and results of other settings are removed."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
     assert counts(run(change(settings, **update))) == (2, 0, 0)
@@ -147,7 +147,7 @@ def test_changed_settings_measure_again(stage: Any, settings: Settings, update: 
 
 
 def test_a_new_version_of_a_method_is_fitted_again(stage: Any, settings: Settings) -> None:
-    """Its own cells are measured again, and so are those of methods that learn from it; others are kept."""
+    """Its cells and those of methods that learn from it are measured again; others are kept."""
     settings = change(settings, datasets=["ag_news"], reference="two")
     run(settings)
     registry.get("one").version = 2
@@ -155,8 +155,8 @@ def test_a_new_version_of_a_method_is_fitted_again(stage: Any, settings: Setting
     assert stage.fits.count("one ag_news 0") == stage.fits.count("three ag_news 0") == 2
 
 
-def test_points_that_are_gone_leave_no_result(stage: Any, settings: Settings) -> None:
-    """Changed settings may move the operating points: results at the old ones go."""
+def test_results_of_removed_points_are_deleted(stage: Any, settings: Settings) -> None:
+    """Changed settings may move operating points; results at the old points are deleted."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
     stage.points = ("c",)
@@ -170,7 +170,7 @@ def test_points_that_are_gone_leave_no_result(stage: Any, settings: Settings) ->
 def test_a_method_that_raises_does_not_stop_the_others(
     stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
-    """Its failure is recorded with the traceback and reported in one line; after a repair, only its cells are measured."""
+    """The failure is recorded with its traceback and reported in one line; after a repair, only its cells are measured."""
     settings = change(settings, datasets=["ag_news"])
     stage.raises[where] = RuntimeError("a plug-in's bug")
     lost = 1 if where == "two b" else 2
@@ -189,8 +189,8 @@ def test_a_method_that_raises_does_not_stop_the_others(
     assert RunFolder.open(settings.out).failures() == []
 
 
-def test_a_device_that_disappears_ends_the_run(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished cells stay, nothing else is tried, and the next run resumes there."""
+def test_a_lost_device_ends_the_run(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished cells are kept, no other cell is tried, and the next run resumes there."""
     stage.raises["two a"] = RuntimeError("CUDA error: unspecified launch failure")
 
     def dead(_: str) -> None:
@@ -205,17 +205,17 @@ def test_a_device_that_disappears_ends_the_run(stage: Any, settings: Settings, m
     assert counts(run(settings)) == (10, 2, 0)
 
 
-def test_memory_that_runs_out_is_told_with_what_helps(
+def test_out_of_memory_is_reported_with_advice(
     stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The cell fails, the others go on."""
+    """The cell fails, and the others are measured."""
     stage.raises["two a"] = torch.OutOfMemoryError("CUDA out of memory")
     assert counts(run(change(settings, datasets=["ag_news"]))) == (5, 0, 1)
     assert "lower --batch-size" in capsys.readouterr().err
 
 
-def test_a_reference_that_cannot_be_fitted_spares_the_rest_of_the_run(stage: Any, settings: Settings) -> None:
-    """Its bug is recorded for every cell that needed it; the run comes to its end."""
+def test_a_broken_reference_does_not_stop_the_run(stage: Any, settings: Settings) -> None:
+    """The reference's error is recorded for every cell that needs it, and the run finishes."""
     stage.raises["one fit"] = RuntimeError("broken")
     settings = change(settings, datasets=["ag_news"], methods=["two", "one"])
     measured, _, failed = counts(run(settings))
@@ -226,7 +226,7 @@ def test_a_reference_that_cannot_be_fitted_spares_the_rest_of_the_run(stage: Any
 
 
 def test_unusable_input_stops_the_run(stage: Any, settings: Settings) -> None:
-    """What a person must mend is no failure of a cell; finished cells stay."""
+    """Errors that the user must correct are not recorded as failed cells; finished cells are kept."""
     stage.raises["two fit"] = ConfigError("method 'two' has no setting 'x'")
     with pytest.raises(ConfigError, match="no setting 'x'"):
         run(change(settings, datasets=["ag_news"]))
@@ -234,8 +234,8 @@ def test_unusable_input_stops_the_run(stage: Any, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("where", ["one b", "two fit", "two a", "three b"])
-def test_a_killed_run_loses_only_the_cell_in_hand(stage: Any, settings: Settings, where: str) -> None:
-    """Started again it measures the rest, fits nothing that was fitted, and ends as if nothing had happened."""
+def test_a_killed_run_loses_only_the_current_cell(stage: Any, settings: Settings, where: str) -> None:
+    """The next run measures the rest, fits nothing twice, and ends with the same results."""
     settings = change(settings, datasets=["ag_news"])
     stage.raises[where] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -252,8 +252,8 @@ def test_a_killed_run_loses_only_the_cell_in_hand(stage: Any, settings: Settings
     assert RunFolder.open(settings.out).failures() == []
 
 
-def test_killed_after_a_change_of_settings_no_stale_result_passes_for_new(stage: Any, settings: Settings) -> None:
-    """The second run dies before it measures anything: the third must not keep what the first measured."""
+def test_killed_after_a_change_no_stale_result_remains(stage: Any, settings: Settings) -> None:
+    """If the second run dies before it measures, the third does not keep results of the first."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
     changed = change(settings, rounds=3)
@@ -266,7 +266,7 @@ def test_killed_after_a_change_of_settings_no_stale_result_passes_for_new(stage:
 
 
 def test_fresh_fits_and_measures_again(stage: Any, settings: Settings) -> None:
-    """Nothing of before is used."""
+    """Neither fits nor results of earlier runs are used."""
     settings = change(settings, datasets=["ag_news"])
     run(settings)
     stage.fits.clear()
@@ -275,17 +275,17 @@ def test_fresh_fits_and_measures_again(stage: Any, settings: Settings) -> None:
 
 
 def test_fits_are_shared_between_runs(stage: Any, settings: Settings, tmp_path: Path) -> None:
-    """Another run folder measures anew but loads what was fitted."""
+    """Another run folder measures again but loads existing fits."""
     run(settings)
     stage.fits.clear()
     assert counts(run(replace(settings, out=tmp_path / "other"))) == (12, 0, 0)
     assert stage.fits == []
 
 
-def test_fitting_first_leaves_only_measuring(
+def test_fitting_first_leaves_only_measurements(
     stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All fits end in the cache, none is measured, one that raises does not stop the others; the run then fits nothing."""
+    """All fits are cached and none is measured; one failing fit does not stop the others, and the run then fits nothing."""
     stage.raises["two fit"] = RuntimeError("a plug-in's bug")
     assert Grid(settings).fit() == GridOutcome(fitted=4, failed=2)
     assert capsys.readouterr().err.count("continuing") == 2
@@ -300,7 +300,7 @@ def test_fitting_first_leaves_only_measuring(
 def test_a_broken_fit_in_the_cache_is_fitted_again(
     stage: Any, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Damage on disk costs a fit and a line, not the run."""
+    """A damaged fit is fitted again, with one line in the log."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
     for path in (tmp_path / "geep-bench-cache").rglob("model.safetensors"):
@@ -313,8 +313,8 @@ def test_a_broken_fit_in_the_cache_is_fitted_again(
 
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("content", ["{half", "[]", '{"key": 1}', '{"key": "x", "cells": [3]}'])
-def test_a_broken_plan_only_costs_measuring(stage: Any, settings: Settings, content: str, fresh: bool) -> None:
-    """A damaged file does not stop the run."""
+def test_a_broken_plan_costs_only_measurements(stage: Any, settings: Settings, content: str, fresh: bool) -> None:
+    """A damaged plan file does not stop the run."""
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
     (plan,) = (settings.out / "plan").iterdir()
@@ -323,7 +323,7 @@ def test_a_broken_plan_only_costs_measuring(stage: Any, settings: Settings, cont
 
 
 def test_a_broken_result_is_measured_again(stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is set aside and reported; the others are kept."""
+    """A broken result is set aside and reported; the others are kept."""
     run(settings)
     path = next((settings.out / "results").iterdir())
     path.write_text("{half")
@@ -332,8 +332,8 @@ def test_a_broken_result_is_measured_again(stage: Any, settings: Settings, capsy
     assert cells(settings) == expected(settings)
 
 
-def test_results_of_another_schema_are_refused_before_any_work(stage: Any, settings: Settings) -> None:
-    """Nothing is fitted, nothing is touched."""
+def test_results_of_another_schema_are_rejected_before_any_work(stage: Any, settings: Settings) -> None:
+    """Nothing is fitted and no file is changed."""
     run(settings)
     stage.fits.clear()
     path = next((settings.out / "results").iterdir())
@@ -344,16 +344,16 @@ def test_results_of_another_schema_are_refused_before_any_work(stage: Any, setti
     assert path.is_file()
 
 
-def test_who_looks_ahead_is_a_bound(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the method says of itself."""
+def test_methods_with_foresight_are_bounds(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method with foresight is a bound, whatever kind it declares."""
     monkeypatch.setattr(registry.get("one"), "fitted", stage.foreseeing)
     settings = change(settings, datasets=["ag_news"], methods=["one"])
     run(settings)
     assert {result.kind for result in RunFolder.open(settings.out).results()} == {"bound"}
 
 
-def test_without_the_reference_there_is_no_speed_up(stage: Any, settings: Settings) -> None:
-    """A run of other methods alone is a run, too."""
+def test_without_the_reference_there_is_no_speedup(stage: Any, settings: Settings) -> None:
+    """A run without the reference is valid."""
     settings = change(settings, datasets=["ag_news"], methods=["two"])
     run(settings)
     assert {(r.speed.reference, r.speed.speedup) for r in RunFolder.open(settings.out).results()} == {(None, None)}

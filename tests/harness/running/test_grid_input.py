@@ -43,7 +43,7 @@ def write_local(folder: Path, text: str, rows: int = 20) -> Path:
 
 
 def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: Path) -> None:
-    """A user's folder is a dataset; one test row is enough; after a change of a file, cells are measured again."""
+    """A user's folder is a dataset; one test row is enough; a changed file is measured again."""
     data = write_local(tmp_path / "data", "good 🙂 混合")
     backbones = {"en": "some-folder", "zh": "some-folder"}
     settings = replace(change(settings, datasets=["mine"], methods=["one"], backbones=backbones), data=data)
@@ -57,7 +57,7 @@ def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: P
 
 
 def test_the_embedded_backbone_rejects_real_text(stage: Any, settings: Settings, tmp_path: Path) -> None:
-    """It does not know the words; the message names the option to use."""
+    """The embedded backbone does not know the words; the message names the option to use."""
     data = write_local(tmp_path / "data", "a real text")
     with pytest.raises(ConfigError, match="--backbone en=DIR_OR_ID"):
         run(replace(change(settings, datasets=["mine"]), data=data))

@@ -29,14 +29,14 @@ Install = Callable[[str], None]
 
 @pytest.fixture
 def settings(stage: Any, grid_settings: Settings) -> Settings:
-    """``one`` is the reference, ``bad`` comes before ``two``; one dataset."""
+    """``one`` is the reference, ``bad`` precedes ``two``, and there is one dataset."""
     changes = {"datasets": ["ag_news"], "methods": ["one", "bad", "two"]}
     return replace(grid_settings, profile=grid_settings.profile.model_copy(update=changes))
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs a module as the entry point ``bad``."""
+    """Return a function that installs a module as the entry point ``bad``."""
 
     def act(code: str) -> None:
         (tmp_path / "geep_bad_plugin.py").write_text(code, encoding="utf-8")
@@ -130,7 +130,7 @@ def test_an_unknown_name_stops_at_once(stage: Any, settings: Settings) -> None:
     assert stage.fits == []
 
 
-def test_its_students_fail_with_it(
+def test_dependent_methods_fail_with_it(
     install: Install, stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A student's error holds the teacher's reason, and a teacher whose fit failed is not fitted again."""
@@ -185,7 +185,7 @@ def test_a_method_that_cannot_run_here_fails_alone(
 
 
 class Answering(FullDepth):
-    """Answers wrongly, in one way."""
+    """Give wrong answers of one kind."""
 
     wrong: Callable[[Predictions], Any] = staticmethod(lambda found: None)
 
@@ -252,18 +252,18 @@ def to(name: str, change: Callable[[Any], Any]) -> dict[str, Any]:
 def test_a_plug_in_that_answers_wrongly(
     stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str], parts: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    """Shapes, types, numbers that are none, layers that do not exist, work that counts nothing: what, and how to mend it."""
+    """Wrong shapes, types, values, layers and work each give an error with the problem and its correction."""
     wrongly(stage, **parts)
-    if any("12" in word for word in words):  # a first pass sees few samples only; this one sees all
+    if any("12" in word for word in words):  # a first pass uses few samples only; this one uses all
         execution = settings.profile.execution.model_copy(update={"batch_size": 12})
         settings = replace(settings, profile=settings.profile.model_copy(update={"execution": execution}))
     ends(settings, capsys, *words, cells=1)
 
 
-def test_the_command_says_so_with_its_exit_code(
+def test_failed_cells_give_exit_code_one(
     install: Install, stage: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Some cells failed is exit code 1, also where nothing else was asked for and there is nothing to report."""
+    """The exit code is 1 also if only the failed method was requested and there is nothing to report."""
     install("raise RuntimeError('no licence')")
     out = str(tmp_path / "out")
     common = ["run", "--datasets", "ag_news", "--device", "cpu", "--out", out]
@@ -292,7 +292,7 @@ def test_the_list_of_methods_shows_what_is_broken(
 
 
 def test_the_list_of_methods_shows_variants(stage: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Those of a profile, with what they are."""
+    """The list has the variants of a profile with their descriptions."""
     profile = tmp_path / "p.toml"
     profile.write_text(
         'title = "t"\nsource = "embedded"\ndatasets = []\nmethods = []\n[method.one-b]\nlike = "one"\nepochs = 3\n',

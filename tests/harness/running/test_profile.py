@@ -1,4 +1,4 @@
-"""Profiles: data, validated on loading."""
+"""Profiles are validated on loading."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(tmp_path: Path, text: str | bytes) -> str:
 
 @pytest.mark.parametrize("name", ["quick", "mini", "paper", "scratch", "rivals"])
 def test_official_profiles_load(name: str, tmp_path: Path) -> None:
-    """Each is valid, has the name of its file, measures its reference, and names only methods that exist."""
+    """Each is valid, is named after its file, measures its reference, and names existing methods only."""
     found = profile.load(name)
     data = tmp_path if found.source == "local" else None
     if data:
@@ -92,13 +92,13 @@ def test_mistakes_name_file_and_key(tmp_path: Path, change: tuple[str, str], wor
     assert "mine.toml" in str(caught.value)
 
 
-def test_a_file_that_is_not_text(tmp_path: Path) -> None:
-    """Bytes that are not UTF-8 give a message, too."""
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 give a message."""
     with pytest.raises(ConfigError, match="UTF-8"):
         profile.load(write(tmp_path, b"title = '\xff\xfe'"))
 
 
-def test_a_profile_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_profile(tmp_path: Path) -> None:
     """An unknown name gets the nearest one as a suggestion; a missing path gets all names."""
     with pytest.raises(UnknownNameError, match=r"unknown profile 'quik': did you mean quick"):
         profile.load("quik")
@@ -184,7 +184,7 @@ def test_unknown_names_and_wrong_settings_are_reported_together(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("stage")
-def test_options_are_validated_as_the_profile_is() -> None:
-    """A value that no profile may hold is refused from Python, too."""
+def test_options_are_validated_like_the_profile() -> None:
+    """From Python, too, a value that a profile may not have is rejected."""
     with pytest.raises(SettingsError, match="quick with the given options: rounds = 0 .* at least 1"):
         make_settings("quick", rounds=0)

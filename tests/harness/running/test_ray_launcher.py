@@ -1,4 +1,4 @@
-"""The grid over many machines, with a Ray that runs everything here."""
+"""The grid on many machines, with a stand-in for Ray that runs everything locally."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_parts_are_datasets_with_seeds(settings: Settings) -> None:
-    """Each part has one dataset and one seed, and all together are the whole."""
+    """Each part has one dataset and one seed, and all parts together are the grid."""
     parts = [(part.profile.datasets, part.profile.seeds) for part in ray_launcher.parts(settings)]
     assert parts == [(["ag_news"], [0]), (["ag_news"], [1]), (["lcqmc"], [0]), (["lcqmc"], [1])]
 
 
 def test_outcomes_are_summed_and_cores_reserved(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every part runs once, with all cores of a machine to itself."""
+    """Every part runs once and reserves all cores of its machine."""
     reserved: list[dict[str, Any]] = []
     ran: list[Settings] = []
 

@@ -47,7 +47,7 @@ KEYS = {
 
 
 def having(settings: Settings, method: Mapping[str, Mapping[str, Any]], *names: str) -> Settings:
-    """The settings with these tables, measuring these names on one dataset."""
+    """Return settings with these tables that measure these names on one dataset."""
     changes = {"method": method, "methods": list(names), "datasets": ["ag_news"]}
     return replace(settings, profile=settings.profile.model_copy(update=changes))
 
@@ -189,7 +189,7 @@ def test_unknown_names_bring_variants_too() -> None:
 
 
 def keys(settings: Settings, *names: str) -> dict[str, str]:
-    """Keys of fits and cells, data and backbone made up."""
+    """Return keys of fits and cells for fabricated data and backbone."""
     session, grid = Session(settings, "ag_news", 0), Grid(settings)
     session.__dict__["prepared"] = SimpleNamespace(task=SimpleNamespace(fingerprint="data"))
     session.__dict__["backbone"] = SimpleNamespace(fingerprint="backbone")
@@ -198,8 +198,8 @@ def keys(settings: Settings, *names: str) -> dict[str, str]:
     return {**found, **{f"{name} cell": grid._key("ag_news", name) for name in names}}
 
 
-def test_keys_of_methods_are_what_they_were(stage: Any, tmp_path: Path) -> None:
-    """Fits and cells from before variants existed are found: their keys are frozen here."""
+def test_keys_of_methods_do_not_change(stage: Any, tmp_path: Path) -> None:
+    """The frozen keys here keep fits and cells from before variants valid."""
     path = tmp_path / "frozen.toml"
     path.write_text(FROZEN)
     settings = Settings(profile.load(str(path)), tmp_path / "run")
@@ -221,7 +221,7 @@ def test_keys_of_methods_are_what_they_were(stage: Any, tmp_path: Path) -> None:
 )
 @examples(max_examples=30, deadline=None)
 def test_variants_that_differ_have_keys_that_differ(changes: dict[str, Any]) -> None:
-    """Name, base, roles and settings are all part of the identity or settings that keys are made of."""
+    """Name, base, roles and settings are all part of the keys."""
     registered = {"one": (), "two": ("one",), "three": ("one",)}
     fakes = {
         name: SimpleNamespace(name=name, kind="method", needs=needs, version=1, fit=None, load=None)
