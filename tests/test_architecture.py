@@ -219,7 +219,9 @@ def test_rooms_are_small_and_described(folder: Path) -> None:
     modules = [path for path in folder.glob("*.py") if path.stem not in {"__init__", "__main__", "conftest"}]
     assert len(modules) <= MOST_MODULES, f"{shown(folder)} has {len(modules)} modules: split it"
     assert (folder / "__init__.py").is_file(), f"{shown(folder)} has no __init__.py"
-    assert ast.get_docstring(tree(folder / "__init__.py")), f"{shown(folder)}/__init__.py does not say what lives there"
+    assert ast.get_docstring(tree(folder / "__init__.py")), (
+        f"{shown(folder)}/__init__.py needs a docstring that describes the room"
+    )
 
 
 def test_no_two_files_or_classes_share_a_name() -> None:

@@ -17,7 +17,7 @@ from harness.encoder.shape import EncoderShape
 from harness.running import profile
 from harness.running.profile import Profile
 
-# A row of each is enough here, and one epoch of each stage.
+# One row of each point is enough here, with one epoch per stage.
 SHORT = dict.fromkeys(("epochs", "distill_epochs", "intermediate_epochs", "ramp_epochs"), 1)
 
 
@@ -36,11 +36,11 @@ def short(rivals: Profile, name: str) -> dict[str, Any]:
     return {**config, **{key: value for key, value in SHORT.items() if key in config}}
 
 
-def test_every_rival_fits_and_answers_as_the_profile_has_it(backbone: Backbone, random_task: Task) -> None:
+def test_every_rival_fits_and_answers_with_the_profiles_settings(backbone: Backbone, random_task: Task) -> None:
     """No setting is refused, points have the announced names, and each point gives one finite answer per sample."""
     rivals = profile.load("rivals")
     fitted: dict[str, Fitted] = {}
-    for name in rivals.in_order(set(rivals.methods) - {"bert-onnxruntime"}):  # slow to export, and tested by itself
+    for name in rivals.in_order(set(rivals.methods) - {"bert-onnxruntime"}):  # slow to export, and tested separately
         method = rivals.method_of(name)
         teachers = {need: fitted[need] for need in method.needs}
         made = method.fit(random_task, backbone, teachers, config=short(rivals, name), seed=0)
@@ -57,7 +57,7 @@ def test_every_rival_fits_and_answers_as_the_profile_has_it(backbone: Backbone, 
     assert set(rivals.methods) - set(fitted) == {"bert-onnxruntime"}
 
 
-def test_variants_are_of_the_sizes_they_are_named_for(backbone: Backbone, random_task: Task) -> None:
+def test_variants_have_the_sizes_in_their_names(backbone: Backbone, random_task: Task) -> None:
     """Students have the layers and widths that their names say, on a backbone of six layers."""
     rivals = profile.load("rivals")
     bert = rivals.method_of("bert").fit(random_task, backbone, {}, config=short(rivals, "bert"), seed=0)
@@ -78,14 +78,14 @@ def test_variants_are_of_the_sizes_they_are_named_for(backbone: Backbone, random
     }
 
 
-def test_the_released_schedule_ends_before_the_training_does() -> None:
+def test_the_released_schedule_ends_before_the_training() -> None:
     """FastBERT's release reaches a rate of 0 after 3 of 5 epochs, and so does the variant."""
     rivals = profile.load("rivals")
     ends = rivals.config("bert")["epochs"] / rivals.config("fastbert-released")["distill_epochs"]
     assert ends == pytest.approx(3 / 5, abs=0.05)
 
 
-def test_rivals_of_one_table_have_heads_of_one_kind() -> None:
+def test_rivals_have_one_kind_of_head() -> None:
     """All methods have one kind of head, except the row that measures the other kind."""
     rivals = profile.load("rivals")
     other = [name for name in rivals.methods if rivals.config(name)["head"] != rivals.config("bert")["head"]]

@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {"epochs": 1, "head": "fastbert"}
 
 
 @pytest.mark.parametrize("learner", [FastBert(), DeeBert()], ids=lambda learner: learner.name)
-def test_a_shallower_teacher_is_learnt_from(learner: Any, random_task: Task, tiny_backbone: Backbone) -> None:
+def test_a_shallower_teacher_is_accepted(learner: Any, random_task: Task, tiny_backbone: Backbone) -> None:
     """There is a head for every layer of the teacher, whose weights do not change."""
     teacher = BertTruncated().fit(random_task, tiny_backbone, {}, config={**QUICK, "layers": 3}, seed=0)
     made = learner.fit(random_task, tiny_backbone, {"bert": teacher}, config=QUICK, seed=0)
@@ -37,7 +37,7 @@ def test_a_shallower_teacher_is_learnt_from(learner: Any, random_task: Task, tin
 
 
 @pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.name)
-def test_a_teacher_of_integers_is_refused(
+def test_an_int8_teacher_is_rejected(
     learner: Any, random_task: Task, tiny_backbone: Backbone, tuned_bert: FullDepth
 ) -> None:
     """Weights in int8 have no gradient and cannot be copied; the error comes before training."""

@@ -1,4 +1,4 @@
-"""The executed example of the Python API: its code runs, and prints what the page shows, numbers aside."""
+"""The executed example of the Python API: its code runs and prints the page's output, except for numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALLER = 'device="cpu", max_train=40, max_test=20, rounds=1,'
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    """The program docs/example_api.py."""
+    """Import docs/example_api.py."""
     spec = importlib.util.spec_from_file_location("example_api", ROOT / "docs" / "example_api.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,19 +28,19 @@ def example() -> ModuleType:
 
 
 def stable(output: str) -> str:
-    """What does not depend on the machine and on how long was trained: no numbers, no column widths."""
+    """Return a text without what depends on machine and training: numbers and column widths."""
     return re.sub(r"\s+", " ", re.sub(r"-?\b\d+(\.\d+)?\b", "#", output)).strip()
 
 
 def test_stable_parts_are_compared() -> None:
-    """Numbers and widths do not matter; words do."""
+    """Numbers and widths are ignored; words are compared."""
     assert stable("a  1.25\nb 3") == stable("a 0.5\nb     17") != stable("a 1\nc 3")
 
 
-def test_the_page_shows_what_the_code_prints(
+def test_the_code_prints_the_output_on_the_page(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All code blocks run in order, on fewer samples, and print the stored output, numbers aside."""
+    """All code blocks run in order, on fewer samples, and print the stored output, except for numbers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / "cache"))
     pretrain = miniature.pretrain_miniature
@@ -57,7 +57,7 @@ def test_the_page_shows_what_the_code_prints(
 
 
 def test_readme_uses_names_that_exist() -> None:
-    """The ten lines of Python in the README use functions and methods that the API has."""
+    """The ten lines of Python in the README use existing functions and methods of the API."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     compile(code, "README.md", "exec")
     assert len(code.splitlines()) <= 12

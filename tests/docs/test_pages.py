@@ -1,4 +1,4 @@
-"""The pages as files: links, the README, and the facts that two files state."""
+"""The pages as files: links, the README, and facts that are stated in two files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TWO_COMMANDS = "python3 -m venv .venv && .venv/bin/python -m pip install -q -c c
 
 
 def module(name: str) -> ModuleType:
-    """A program of docs/, which is no package."""
+    """Import a program of docs/, which is not a package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     found = importlib.util.module_from_spec(spec)
@@ -32,7 +32,7 @@ def module(name: str) -> ModuleType:
 
 
 def broken_links(text: str, folder: Path) -> list[str]:
-    """Relative links and images of a Markdown text that lead to no file of the repository."""
+    """Return relative links and images of a Markdown text that lead to no file of the repository."""
     found = []
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
         place = (folder / target.partition("#")[0]).resolve()
@@ -48,14 +48,14 @@ def test_links_lead_to_files(page: Path) -> None:
     assert broken_links(page.read_text(encoding="utf-8"), page.parent) == []
 
 
-def test_broken_links_are_seen() -> None:
-    """The check above finds a missing file, and no external address."""
+def test_broken_links_are_detected() -> None:
+    """A missing file is found, and external addresses are ignored."""
     text = "[a](missing.md) [b](README.md#x) [c](https://example.org/x) ![d](docs/images/none.svg)"
     assert broken_links(text, ROOT) == ["missing.md", "docs/images/none.svg"]
 
 
 def test_readme_is_short_and_has_the_two_commands() -> None:
-    """README.md has at most 110 lines, and the two commands stand in it as CI runs them."""
+    """README.md has at most 110 lines and contains the two commands that CI runs."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 110
     assert {f"    {TWO_COMMANDS}", f"    {TWO_COMMANDS} -e quick"} <= set(lines)
@@ -104,7 +104,7 @@ def test_generated_pages_follow_the_code(tmp_path: Path) -> None:
         assert f"\n## `{name}`\n" in pages["method-settings.md"]
 
 
-def test_site_check_finds_what_is_wrong(tmp_path: Path) -> None:
+def test_site_check_finds_errors(tmp_path: Path) -> None:
     """The check of the built site names external loads, broken links, missing anchors and pages without search."""
     check_site = module("check_site")
     (tmp_path / "search").mkdir()

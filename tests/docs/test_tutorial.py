@@ -1,4 +1,4 @@
-"""The tutorial: its files and commands, taken from the page and run one after the other."""
+"""The tutorial: its files and commands, taken from the page and run in order."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 from harness.cli.main import main
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
-# Installing is what test_packaging does.
+# test_packaging tests the installation.
 NOT_RUN = ("cd ", "python3 -m venv", ".venv/bin/python -m pip", "source ", "mkdir ")
 
 
 def files_and_commands(text: str) -> list[tuple[str, str]]:
-    """What a reader does, in order: ``("file name", content)`` and ``("", command)``."""
+    """Return a reader's steps in order: ``("file name", content)`` and ``("", command)``."""
     steps = []
     for block in re.finditer(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         kind, name, body = block.groups()
@@ -34,7 +34,7 @@ def files_and_commands(text: str) -> list[tuple[str, str]]:
 
 
 def run(command: str) -> str:
-    """Run one command in this process, which has the heavy imports done, and return what it prints."""
+    """Run one command in this process, which has the heavy imports done, and return its output."""
     program, *arguments = shlex.split(command)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -48,7 +48,7 @@ def run(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The folder after all steps, and what each command printed."""
+    """Return the folder after all steps, and the output of each command."""
     folder = tmp_path_factory.mktemp("tutorial")
     printed = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +76,7 @@ def test_every_command_runs(done: tuple[Path, dict[str, str]]) -> None:
 
 
 def test_three_methods_are_compared(done: tuple[Path, dict[str, str]]) -> None:
-    """The run has a row per method and point that the page shows, and the report and the samples that it speaks of."""
+    """The run has a row per method and point of the page, and the mentioned report and samples."""
     folder, printed = done
     rows = ("bert full", "fastbert speed=0.5", "geep speed=0.5", "geep speed=0.5/shared")
     (table,) = [text for command, text in printed.items() if command.endswith("--device cpu")]
@@ -89,12 +89,12 @@ def test_three_methods_are_compared(done: tuple[Path, dict[str, str]]) -> None:
 
 
 def test_its_numbers_are_plausible(done: tuple[Path, dict[str, str]]) -> None:
-    """Every method learns the toy task: at least 80 % where chance gives 50 %."""
+    """Every method learns the toy task to at least 80 %, where guessing gives 50 %."""
     accuracies = [float(share) for share in re.findall(r"([\d.]+)% correct", done[1]["python samples.py"])]
     assert len(accuracies) == 4 and min(accuracies) > 80
 
 
 def test_fits_are_reused(done: tuple[Path, dict[str, str]]) -> None:
-    """The second run finds the fit of bert in the cache, so that all of its answers stay the same."""
+    """The second run takes bert's fit from the cache, so all of its answers are the same."""
     (compared,) = [text for command, text in done[1].items() if "compare" in command]
     assert re.search(r"bert full +\S+ += +0:0", compared), compared

@@ -69,7 +69,7 @@ def test_points_mirror_geeps(control: type[Any], borrow: Any, scattered_geep: Fi
 @pytest.mark.parametrize("control", [RandomControl, LengthControl])
 @given(rows=token_sets)
 @settings(max_examples=25, deadline=None)
-def test_histogram_is_geeps_own(
+def test_histogram_equals_geeps(
     control: type[Any], rows: list[list[int]], borrow: Any, scattered_geep: FittedGeep
 ) -> None:
     """Random and length exits keep GEEP's histogram exactly, on any set of samples."""
@@ -82,7 +82,7 @@ def test_histogram_is_geeps_own(
 @pytest.mark.parametrize("control", [RandomControl, LengthControl])
 @given(rows=token_sets, data=st.data())
 @settings(max_examples=25, deadline=None)
-def test_dealing_does_not_depend_on_arrival(
+def test_exits_do_not_depend_on_arrival(
     control: type[Any], rows: list[list[int]], data: st.DataObject, borrow: Any, scattered_geep: FittedGeep
 ) -> None:
     """In another order every text gets the same exits; only copies of one text are interchangeable."""
@@ -95,7 +95,7 @@ def test_dealing_does_not_depend_on_arrival(
         assert Counter(zip(map(tuple, rows), first, strict=True)) == Counter(zip(shuffled, second, strict=True))
 
 
-def test_random_exits_are_not_geeps(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
+def test_random_exits_differ_from_geeps(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
     """Random exits differ from GEEP's for many samples."""
     random = borrow(RandomControl)
     assert isinstance(random, RandomExits)
@@ -103,7 +103,7 @@ def test_random_exits_are_not_geeps(borrow: Any, scattered_geep: FittedGeep, uns
         assert not torch.equal(random.assign(unseen.tokens, at=at), scattered_geep.assign(unseen.tokens, at=at))
 
 
-def test_random_numbers_know_nothing_of_the_text() -> None:
+def test_random_numbers_are_independent_of_the_text() -> None:
     """The hash spreads evenly and is uncorrelated with length, first word and neighbours in the list."""
     rng = np.random.default_rng(0)
     rows = [rng.integers(5, 30000, size).tolist() for size in rng.integers(1, 60, 4000)]
@@ -115,7 +115,7 @@ def test_random_numbers_know_nothing_of_the_text() -> None:
     assert np.abs(np.histogram(numbers, 10, (0, 2**31 - 1))[0] - 400).max() < 100
 
 
-def test_hash_tells_word_order() -> None:
+def test_hash_depends_on_word_order() -> None:
     """Texts of the same words in another order have another hash."""
     rows = [list(words) for words in product((5, 6, 7), repeat=4)]
     assert len(content_hash(TokenSet.from_lists(rows)).unique()) == 81
@@ -123,8 +123,8 @@ def test_hash_tells_word_order() -> None:
 
 @given(rows=token_sets)
 @settings(max_examples=25, deadline=None)
-def test_longer_is_deeper(rows: list[list[int]], borrow: Any, scattered_geep: FittedGeep) -> None:
-    """With exits by length a longer text never exits before a shorter one."""
+def test_longer_texts_exit_deeper(rows: list[list[int]], borrow: Any, scattered_geep: FittedGeep) -> None:
+    """With exits by length, a longer text never exits before a shorter one."""
     control = borrow(LengthControl)
     assert isinstance(control, LengthExits)
     tokens = TokenSet.from_lists(rows, special=(0, 1, 2))
@@ -135,7 +135,7 @@ def test_longer_is_deeper(rows: list[list[int]], borrow: Any, scattered_geep: Fi
         assert all(int(a.max()) <= int(b.min()) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
 
 
-def test_constant_leaves_at_the_nearest_answer(borrow: Any, scattered_geep: FittedGeep, signal_task: Task) -> None:
+def test_constant_exits_at_the_nearest_answer(borrow: Any, scattered_geep: FittedGeep, signal_task: Task) -> None:
     """All samples exit at one answering layer, and no other one is nearer to GEEP's mean depth on dev."""
     control = borrow(ConstantControl)
     assert isinstance(control, ConstantDepth)
@@ -149,7 +149,7 @@ def test_constant_leaves_at_the_nearest_answer(borrow: Any, scattered_geep: Fitt
         assert found.work.rows("layer") == 48 * (layer + 1)
 
 
-def test_sequential_is_the_entropy_exit(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
+def test_sequential_equals_the_entropy_exit(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
     """The sequential control is FastBERT's rule on GEEP's weights, at the threshold of GEEP's table."""
     for at in students(scattered_geep):
         found = borrow(SequentialControl).predict(unseen.tokens, at=at)
@@ -251,7 +251,7 @@ def test_round_trip(
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_there_is_nothing_to_set(
+def test_settings_are_rejected(
     control: type[Any], scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone
 ) -> None:
     """An unknown setting is refused in one line; training keys of a profile are accepted."""
@@ -263,7 +263,7 @@ def test_there_is_nothing_to_set(
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_needs_a_geep_that_assigns(
+def test_a_geep_that_assigns_exits_is_required(
     control: type[Any], trained_bert: Any, signal_task: Task, small_backbone: Backbone
 ) -> None:
     """A teacher that does not assign exits beforehand is refused in one line."""
@@ -272,7 +272,7 @@ def test_needs_a_geep_that_assigns(
 
 
 @pytest.mark.parametrize("control", [ConstantControl, RandomControl, LengthControl])
-def test_exits_are_dealt_out_without_a_look_at_the_device(
+def test_exits_are_assigned_without_synchronisation(
     control: type[Any], borrow: Any, scattered_geep: FittedGeep, unseen: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Assigning works on tensors without values, so no control waits for the device."""

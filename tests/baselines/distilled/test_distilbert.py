@@ -146,7 +146,7 @@ def test_invalid_settings_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_misspelt_setting_names_the_right_one(
+def test_a_misspelt_setting_gets_a_suggestion(
     tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth
 ) -> None:
     """An unknown key is refused with the nearest known one."""
@@ -170,7 +170,7 @@ def test_costs_student_and_teacher_layers(tiny_backbone: Backbone, random_task: 
     assert fitted.cost.depth == 3
 
 
-def test_adds_what_the_teacher_cost(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
+def test_the_teachers_cost_is_added(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
     """The cost of a student includes the training of its teacher."""
     tuned_bert.training = TrainingReport(seconds=1.0, steps=10, layer_passes=1000, sample_passes=100)
     fitted = fit(random_task, tiny_backbone, tuned_bert)
@@ -179,7 +179,7 @@ def test_adds_what_the_teacher_cost(tiny_backbone: Backbone, random_task: Task, 
     assert fitted.training.steps == 12
 
 
-def test_teacher_is_left_as_it_was(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
+def test_the_teacher_does_not_change(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
     """Distillation changes every weight matrix of the student and none of the teacher, which stays in eval mode."""
     before = {k: v.clone() for k, v in tuned_bert.model.state_dict().items()}
     fitted = fit(random_task, tiny_backbone, tuned_bert)
@@ -210,7 +210,7 @@ def test_learns_to_answer_like_its_teacher(
     assert distance(end) < 0.7 * distance(start)
 
 
-def test_head_of_another_kind(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
+def test_another_kind_of_head(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
     """A student may have another kind of head than its teacher."""
     assert fit(random_task, tiny_backbone, tuned_bert, head="linear").model.head_kind == "linear"
 

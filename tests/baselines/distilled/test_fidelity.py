@@ -1,6 +1,7 @@
-"""DistilBERT and TinyBERT against independent computations of what their papers and released code do.
+"""DistilBERT and TinyBERT equal independent computations of their papers and released code.
 
-Nothing of ``harness.toolkit.distillation`` is called: reference values come from torch's own losses, numpy and arithmetic.
+Nothing of ``harness.toolkit.distillation`` is called: reference values come from torch's own losses, numpy and
+arithmetic.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def test_distilberts_layers(batch: Split, monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(student.encoder.word.weight, teacher.encoder.word.weight)
 
 
-def test_distilberts_loss_is_that_of_its_distiller(batch: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distilberts_loss_equals_the_released_one(batch: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """5 T^2 KLDivLoss(batchmean) at T = 2, 2 cross-entropy and 1 CosineEmbeddingLoss(target 1), by torch's modules."""
     teacher, student, loss = fitted(DistilBert(), batch, monkeypatch)
     (states, logits), (wanted, soft) = run(student, batch), run(teacher, batch)
@@ -95,7 +96,7 @@ def test_distilberts_loss_is_that_of_its_distiller(batch: Split, monkeypatch: py
     cosine = nn.CosineEmbeddingLoss(reduction="mean")(states, wanted, torch.ones(len(states)))
     found = loss(batch.tokens, Layout(batch.tokens.lengths.numpy(), None, "cpu"), batch.labels)
     assert found.item() == pytest.approx((5 * kl + 2 * hard + 1 * cosine).item(), rel=1e-5)
-    assert min(kl.item(), hard.item(), cosine.item()) > 0.01  # each of them could be missed
+    assert min(kl.item(), hard.item(), cosine.item()) > 0.01  # each of them must have an effect
 
 
 def scores(encoder: Encoder, index: int, hidden: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ def scores(encoder: Encoder, index: int, hidden: Tensor) -> Tensor:
     return torch.stack(parts, 1)
 
 
-def test_tinyberts_layers_loss_is_the_released_one(batch: Split) -> None:
+def test_tinyberts_layers_loss_equals_the_released_one(batch: Split) -> None:
     """MSE of scores before softmax, with entries up to -100 set to 0 on both sides, of teacher layers 3, 6, 9, 12; MSE of
     projected embeddings and states: all added up with equal weights (task_distill.py, on a batch without padding)."""
     teacher = twelve_layers().eval()
@@ -166,7 +167,7 @@ def test_tinyberts_prediction_loss(batch: Split, monkeypatch: pytest.MonkeyPatch
 
 
 def arithmetic(layers: int, width: int, inner: int, vocab: int, segments: int) -> int:
-    """Parameters of a BERT encoder, counted by hand."""
+    """Return the number of parameters of a BERT encoder."""
     linear = 4 * (width * width + width) + width * inner + inner + inner * width + width
     return (vocab + 512 + segments) * width + 2 * width + layers * (linear + 4 * width)
 
@@ -174,18 +175,20 @@ def arithmetic(layers: int, width: int, inner: int, vocab: int, segments: int) -
 @pytest.mark.parametrize(
     ("shape", "counted", "published", "pooler"),
     [
-        # DistilBertModel has 66,362,880; ours one row of zeros for its one segment more.
+        # DistilBertModel has 66,362,880; ours has one more row of zeros for its only segment.
         (KNOWN_SHAPES["distilbert-base-uncased"], 66_362_880 + 768, 66e6, 0),
         # Distilled here from BERT-base: with the teacher's two segments.
         (student_shape(BASE, 6, 768, None), 66_362_880 + 2 * 768, 66e6, 0),
-        # TinyBERT's counts hold a pooler, which ours has none of.
+        # TinyBERT's counts include a pooler, which ours does not have.
         (student_shape(BASE, None, None, None), 14_252_592, 14.5e6, 312 * 313),
         (KNOWN_SHAPES["huawei-noah/TinyBERT_General_4L_312D"], 14_252_592, 14.5e6, 312 * 313),
         (KNOWN_SHAPES["huawei-noah/TinyBERT_General_6L_768D"], 66_364_416, 67e6, 768 * 769),
     ],
 )
-def test_parameters_are_the_published_ones(shape: EncoderShape, counted: int, published: float, pooler: int) -> None:
-    """At BERT-base's shape, to the parameter; with a pooler within 1 % of the figures of the papers."""
+def test_parameters_equal_the_published_numbers(
+    shape: EncoderShape, counted: int, published: float, pooler: int
+) -> None:
+    """At BERT-base's shape the counts are exact; with a pooler they are within 1 % of the papers' figures."""
     with torch.device("meta"):
         found = parameters_of(Encoder(shape))
     assert found == counted == arithmetic(shape.layers, shape.width, shape.intermediate, 30522, shape.type_vocab)
@@ -217,7 +220,7 @@ def test_flops_of_the_students() -> None:
 
 
 def test_padding_does_not_count_in_any_loss(batch: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples of unlike lengths: each loss is the same whether rows are packed or padded, and padded further than needed."""
+    """For samples of different lengths, each loss is the same for packed rows and for rows with any padding."""
     tokens = TokenSet.from_lists([batch.tokens.ids[:LENGTH].tolist(), [5, 9, 7], [8, 6]], None, (0, 1, 2))
     labels, lengths = batch.labels[:3], tokens.lengths.numpy()
     layouts = [Layout(lengths, pad_to, "cpu") for pad_to in (None, LENGTH, LENGTH + 5)]

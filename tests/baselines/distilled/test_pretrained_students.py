@@ -57,14 +57,14 @@ def backbone() -> Backbone:
 
 @pytest.fixture
 def teacher(backbone: Backbone) -> FullDepth:
-    """A teacher that is not its backbone, and what it cost."""
+    """Return a teacher that differs from its backbone, and its cost."""
     model = MultiExitModel(drawn(backbone.shape, 5), 3)
     return FullDepth(model.eval(), COST)
 
 
 @pytest.fixture
 def student(backbone: Backbone, tmp_path: Path) -> Callable[..., str]:
-    """Writes a student's folder: two layers of the backbone's width, unless told otherwise."""
+    """Return a function that writes a student's folder, by default with two layers of the backbone's width."""
 
     def write(language: str = "en", name: str = "student", **change: Any) -> str:
         folder = tmp_path / name
@@ -115,7 +115,7 @@ def test_a_given_student_starts_from_its_folder(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_given_student_is_trained_and_comes_back(
+def test_a_given_student_is_trained_and_reloaded(
     method: str, backbone: Backbone, random_task: Task, teacher: FullDepth, student: Callable[..., str], tmp_path: Path
 ) -> None:
     """Its weights change, a loaded copy answers the same, and its cost includes the teacher's."""
@@ -144,7 +144,7 @@ def test_a_given_student_is_trained_and_comes_back(
         max_length=st.just(12),
     )
 )
-def test_one_segment_answers_the_same_however_run(execution: Execution) -> None:
+def test_one_segment_gives_the_same_answers_in_any_batch(execution: Execution) -> None:
     """A student of DistilBERT's layout gives every pair the same answer in a batch as alone."""
     from harness.core.tokens import TokenSet
 
@@ -251,7 +251,7 @@ def test_invalid_own_settings_are_refused(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_missing_student_is_told(
+def test_a_missing_student_is_reported(
     method: str, backbone: Backbone, random_task: Task, teacher: FullDepth, tmp_path: Path
 ) -> None:
     """A student that does not exist, or a folder without weights, is a BackboneError."""
@@ -284,7 +284,7 @@ def test_a_student_per_language(
         fit(method, random_task, backbone, teacher, student={random_task.language: 3})
 
 
-def test_a_narrower_student_learns_answers_without_the_cosine(
+def test_a_narrower_student_learns_without_the_cosine(
     backbone: Backbone, random_task: Task, teacher: FullDepth, student: Callable[..., str]
 ) -> None:
     """With alpha_cos = 0 the student may be narrower than the teacher."""
@@ -293,7 +293,7 @@ def test_a_narrower_student_learns_answers_without_the_cosine(
 
 
 class _Deaf(torch.nn.Module):
-    """Cannot be asked."""
+    """A teacher that must not be called."""
 
     def forward(self, *_: Any) -> Any:
         raise AssertionError("the teacher was asked")
@@ -304,7 +304,7 @@ LABELS = {"distilbert": {"alpha_ce": 0, "alpha_cos": 0}, "tinybert": {"labels_on
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("given_student", [False, True])
-def test_labels_alone_start_from_the_same_student_and_ask_no_teacher(
+def test_labels_alone_use_the_same_student_and_no_teacher(
     method: str,
     given_student: bool,
     backbone: Backbone,
@@ -323,7 +323,7 @@ def test_labels_alone_start_from_the_same_student_and_ask_no_teacher(
     assert full.keys() == alone.keys() and all(torch.equal(full[name], alone[name]) for name in full)
     for layer in range(6):
         teacher.model.encoder.layers[layer] = _Deaf() if given_student else teacher.model.encoder.layers[layer]
-    if not given_student:  # its layers are copied, so that they must be there
+    if not given_student:  # its layers are copied, so they must exist
         monkeypatch.setattr(teacher.model, "teacher", teacher.model.teacher)
         monkeypatch.setattr(teacher.model.encoder, "states", _Deaf().forward)
     fitted = fit(method, random_task, backbone, teacher, **config, **LABELS[method])
@@ -348,7 +348,7 @@ def test_layers_may_come_from_the_backbone(
 @pytest.mark.parametrize(
     ("config", "counted"), [({"start": "backbone"}, True), ({"start": "backbone", **LABELS["distilbert"]}, False)]
 )
-def test_a_teacher_that_was_not_used_costs_nothing(
+def test_an_unused_teacher_costs_nothing(
     config: dict[str, Any], counted: bool, backbone: Backbone, random_task: Task, teacher: FullDepth
 ) -> None:
     """If the teacher gives neither weights nor answers, its training is not part of the student's cost."""
@@ -374,7 +374,7 @@ def test_augmented_text_is_counted(method: str, backbone: Backbone, random_task:
     assert fitted.training.sample_passes == 100 + stages * 3 * 24
 
 
-def test_hard_labels_join_the_soft_ones(
+def test_hard_labels_are_added_to_the_soft_ones(
     backbone: Backbone, random_task: Task, teacher: FullDepth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With alpha_hard = 0.7 the prediction loss is the soft cross-entropy plus 0.7 times that of the labels."""
@@ -419,7 +419,7 @@ def _session(backbone: Backbone, tmp_path: Path, **method: Any) -> Session:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_fits_are_cached_by_what_the_student_is(
+def test_cache_keys_depend_on_the_student(
     method: str, backbone: Backbone, student: Callable[..., str], tmp_path: Path
 ) -> None:
     """Other weights in the same folder make another cache key; without a student, the key does not change."""
@@ -442,7 +442,7 @@ def test_fits_are_cached_by_what_the_student_is(
         assert plain.fit_key(method) == key
 
 
-def test_weights_that_are_damaged_are_told(
+def test_damaged_weights_are_reported(
     backbone: Backbone, random_task: Task, teacher: FullDepth, student: Callable[..., str]
 ) -> None:
     """A folder whose tensors do not match its config is refused."""
@@ -452,7 +452,7 @@ def test_weights_that_are_damaged_are_told(
         fit("tinybert", random_task, backbone, teacher, student=str(folder))
 
 
-def test_augmented_fits_are_cached_by_the_head_that_augments(backbone: Backbone, tmp_path: Path) -> None:
+def test_cache_keys_depend_on_the_augmenting_head(backbone: Backbone, tmp_path: Path) -> None:
     """With augmentation another masked-word head makes another cache key; without it the key is the same."""
     heads = [None, {"bias": torch.zeros(3)}, {"bias": torch.ones(3)}]
     plain = {_session(replace(backbone, head=head), tmp_path).fit_key("tinybert") for head in heads}

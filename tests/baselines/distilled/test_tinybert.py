@@ -94,7 +94,7 @@ def test_uniform_map_steps_evenly_from_embeddings_to_the_last(student: int, step
     assert set(np.diff(mapped)) == {step}
 
 
-def test_attention_scores_equal_those_written_out(tuned_bert: FullDepth, random_task: Task) -> None:
+def test_attention_scores_equal_a_loop(tuned_bert: FullDepth, random_task: Task) -> None:
     """Scores before softmax, packed and padded, equal q k / sqrt(d) entry by entry wherever both are tokens."""
     encoder = tuned_bert.model.encoder
     tokens = random_task.train.tokens.select([0, 1, 2])
@@ -110,7 +110,7 @@ def test_attention_scores_equal_those_written_out(tuned_bert: FullDepth, random_
                 torch.testing.assert_close(scores[i, :, :n, :n], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_scores_are_those_that_attention_uses(tuned_bert: FullDepth, random_task: Task) -> None:
+def test_scores_are_those_used_by_attention(tuned_bert: FullDepth, random_task: Task) -> None:
     """Softmax of the masked scores times V is what the layer's own attention returns."""
     encoder = tuned_bert.model.encoder
     tokens = random_task.train.tokens.select([4, 5, 6])
@@ -152,7 +152,7 @@ def test_imitation_loss_equals_a_loop_over_single_samples(
 ) -> None:
     """Stage 1's loss on a packed batch equals sums over samples run alone, padded, with layers 2 and 5 as teachers."""
     imitation.eval()
-    torch.nn.init.normal_(imitation.hidden.weight)  # so that W_e and W_h cannot be mixed up
+    torch.nn.init.normal_(imitation.hidden.weight)  # so that W_e and W_h cannot be confused
     tokens = random_task.train.tokens.select([7, 2, 9])
     batch = Layout(tokens.lengths.numpy(), None, "cpu")
     together = imitation.loss(tokens, batch, torch.zeros(3, dtype=torch.int64))
@@ -178,7 +178,7 @@ def test_imitation_loss_equals_a_loop_over_single_samples(
     assert together.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_imitation_teaches_student_and_projections_only(
+def test_imitation_trains_student_and_projections_only(
     imitation: Imitation, tuned_bert: FullDepth, random_task: Task
 ) -> None:
     """Gradients reach every layer of the student and both projections, and never the teacher."""
@@ -191,7 +191,7 @@ def test_imitation_teaches_student_and_projections_only(
     assert not trained & {p.data_ptr() for p in tuned_bert.model.parameters()}
 
 
-def test_perfect_copy_has_nothing_to_imitate(tuned_bert: FullDepth, random_task: Task) -> None:
+def test_a_perfect_copy_has_no_imitation_loss(tuned_bert: FullDepth, random_task: Task) -> None:
     """A student with the teacher's own shape and weights has an imitation loss of zero."""
     teacher = tuned_bert.model.encoder
     student, basis = projected_encoder(teacher, student_shape(teacher.shape, 6, 16, 24))
@@ -202,7 +202,7 @@ def test_perfect_copy_has_nothing_to_imitate(tuned_bert: FullDepth, random_task:
     assert loss.item() == pytest.approx(0.0, abs=1e-8)
 
 
-def test_projected_embeddings_lose_no_more_than_the_best_projection(tuned_bert: FullDepth) -> None:
+def test_projected_embeddings_start_from_the_best_approximation(tuned_bert: FullDepth) -> None:
     """The embeddings start from the best approximation of their rank (the truncated singular value decomposition)."""
     teacher = tuned_bert.model.encoder
     student, basis = projected_encoder(teacher, student_shape(teacher.shape, 2, 8, None))
@@ -250,7 +250,7 @@ def test_costs_both_stages(tiny_backbone: Backbone, random_task: Task, tuned_ber
     assert fitted.cost.depth == 3
 
 
-def test_teacher_is_left_as_it_was(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
+def test_the_teacher_does_not_change(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
     """Both stages change no weight of the teacher, which stays in eval mode."""
     before = {k: v.clone() for k, v in tuned_bert.model.state_dict().items()}
     fit(random_task, tiny_backbone, tuned_bert)
@@ -285,7 +285,7 @@ def test_learns_to_answer_like_its_teacher(
     assert distance(end) < 0.8 * distance(start)
 
 
-def test_imitation_is_learnt(imitation: Imitation, random_task: Task) -> None:
+def test_stage_one_lowers_the_imitation_loss(imitation: Imitation, random_task: Task) -> None:
     """Stage 1 alone lowers the imitation loss."""
     tokens, labels = random_task.train.tokens, random_task.train.labels
     layout = Layout(tokens.lengths.numpy(), None, "cpu")

@@ -128,21 +128,21 @@ def test_round_trip(
         np.testing.assert_array_equal(first.exit_layer, second.exit_layer)
 
 
-def test_a_stored_rule_of_other_weights_is_told(
+def test_a_stored_rule_of_other_weights_is_reported(
     borrow: Callable[..., BorrowedExits],
     sources: dict[str, Any],
     signal_task: Task,
     small_backbone: Backbone,
     tmp_path: Path,
 ) -> None:
-    """Temperatures of five heads do not fit a model of four; a learned rule does not fit one without a gate."""
+    """Temperatures of five heads do not fit a model of four, and a learned rule needs a gate."""
     for rule, source, other in (("confidence", "fastbert", "geep"), ("learned", "berxit", "fastbert")):
         borrow(source, rule).save(tmp_path)
         with pytest.raises(ResultError, match="run again"):
             ExitRuleOnWeights().load(tmp_path, signal_task, small_backbone, {other: sources[other]})
 
 
-def test_what_does_not_fit_is_refused(
+def test_unsuitable_input_is_rejected(
     sources: dict[str, Any], trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone
 ) -> None:
     """Unknown rules and settings, weights without exits or gate, and other numbers of teachers are refused."""

@@ -107,7 +107,7 @@ def test_loss_is_cross_entropy_and_weighted_ranking(
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_hard_is_what_other_folds_do_not_teach(
+def test_hard_samples_come_from_other_folds(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every sample is judged by a small model trained without it, with its own seed; the last model trains on all."""
@@ -137,7 +137,7 @@ def test_hard_is_what_other_folds_do_not_teach(
 
 @given(data=st.data(), count=st.integers(1, 25), layers=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
-def test_candidates_do_what_they_say(data: st.DataObject, count: int, layers: int) -> None:
+def test_candidates_equal_their_application(data: st.DataObject, count: int, layers: int) -> None:
     """Layers and accuracy of every threshold equal those of applying it; 0 and 1 are among the thresholds."""
     sure = np.array(data.draw(st.lists(st.integers(1, 20), min_size=count, max_size=count)), np.float32) / 21
     small, whole = (
@@ -218,7 +218,7 @@ def test_leaves_its_teacher_alone(fitted: Cascade, trained_bert: FullDepth) -> N
     assert not own & {parameter.data_ptr() for parameter in trained_bert.model.parameters()}
 
 
-def test_temperature_is_that_of_least_entropy(
+def test_temperature_is_the_most_likely_one(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, quick: Mapping[str, Any]
 ) -> None:
     """Logits multiplied by three get three times the temperature, which points store."""
@@ -311,7 +311,7 @@ def test_invalid_settings_are_refused_before_training(
     assert "\n" not in str(caught.value)
 
 
-def test_needs_a_teacher_that_is_not_small_already(
+def test_a_deeper_full_depth_teacher_is_required(
     fitted: Cascade, signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]
 ) -> None:
     """A missing teacher, one of another kind, or one of a single layer is refused in one line."""

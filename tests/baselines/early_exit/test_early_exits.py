@@ -1,4 +1,4 @@
-"""The early-exit family: what all methods share, and what is particular to each."""
+"""The early-exit family: behaviour of all methods, and of each one."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_one_layer_is_too_few(method: type[Any], signal_task: Task, small_backbo
 
 
 @pytest.mark.parametrize("method", JOINT)
-def test_joint_training_reaches_everything(method: type[Any], fit: Fit, small_backbone: Backbone) -> None:
+def test_joint_training_reaches_all_weights(method: type[Any], fit: Fit, small_backbone: Backbone) -> None:
     """Encoder and all heads learn; every sample passes every layer once per epoch."""
     fitted = fit(method)
     state = fitted.model.encoder.state_dict()
@@ -220,7 +220,7 @@ def test_pabee_counts_exit_i_i_times(objective: Any, batch: Any) -> None:
 @pytest.mark.parametrize(
     ("scheme", "weights"), [("asc", [1, 2, 3, 4, 5]), ("desc", [5, 4, 3, 2, 1]), ("uniform", [1] * 5)]
 )
-def test_pcee_weighs_as_it_is_told(scheme: str, weights: list[int], objective: Any, batch: Any) -> None:
+def test_pcee_weights_follow_the_setting(scheme: str, weights: list[int], objective: Any, batch: Any) -> None:
     """Weights rise with depth, fall, or are equal."""
     assert exit_weights(scheme, 5) == weights
     model, _, loss = objective(PceeBert, weights=scheme)
@@ -256,7 +256,7 @@ def test_gate_learns_when_a_head_is_wrong(objective: Any, batch: Any) -> None:
     assert gate.wrong.weight.grad.abs().sum() > 0
 
 
-def test_gate_tells_right_from_wrong(fit: Fit, signal_task: Task) -> None:
+def test_gate_distinguishes_right_from_wrong(fit: Fit, signal_task: Task) -> None:
     """After training with a fixed model, the gate's output is larger for wrong heads than for right ones."""
     model, gate, split = fit(Berxit).model, ExitGate(16), signal_task.train
     layout = Layout(split.tokens.lengths.numpy(), None, "cpu")
@@ -304,7 +304,7 @@ def test_elasticbert_sums_exits_in_equilibrium(objective: Any, batch: Any) -> No
 class TestDeeBert:
     """DeeBERT trains in two stages, only ramps in the second."""
 
-    def test_only_ramps_learn(self, fit: Fit, trained_bert: FullDepth) -> None:
+    def test_only_ramps_are_trained(self, fit: Fit, trained_bert: FullDepth) -> None:
         """Encoder and last head do not change, bit for bit; every other layer has a ramp."""
         fitted = fit(DeeBert)
         own, his = fitted.model.state_dict(), trained_bert.model.state_dict()
@@ -312,7 +312,7 @@ class TestDeeBert:
         assert fitted.model.exits == (0, 1, 2, 3)
         assert {key.split(".")[0] for key in own.keys() - his.keys()} == {"students"}
 
-    def test_the_last_ramp_is_no_part_of_the_loss(
+    def test_the_last_ramp_is_not_part_of_the_loss(
         self,
         signal_task: Task,
         small_backbone: Backbone,
@@ -372,7 +372,7 @@ def test_the_gate_learns_as_fast_as_heads(small_backbone: Backbone) -> None:
     assert [rates[id(p)] for p in gate.parameters()] == [0.5, 0.5]
 
 
-def test_settings_of_a_profile_are_passed_over(fit: Fit) -> None:
+def test_common_settings_of_a_profile_are_accepted(fit: Fit) -> None:
     """Common keys of a profile are accepted."""
     config: Mapping[str, Any] = {"speeds": [0.1]}
     assert fit(Pabee, **config).points == fit(Pabee).points

@@ -50,7 +50,7 @@ def scattered(fitted: SequentialExits, signal_task: Task, small_backbone: Backbo
     return SequentialExits.at_speeds(model.eval(), None, (0.15, 0.45, 0.75))
 
 
-def test_only_students_learn(fitted: SequentialExits, trained_bert: FullDepth) -> None:
+def test_only_students_are_trained(fitted: SequentialExits, trained_bert: FullDepth) -> None:
     """Encoder and teacher head do not change, bit for bit; every other layer has a student."""
     own, his = fitted.model.state_dict(), trained_bert.model.state_dict()
     assert all(torch.equal(own[key], value) for key, value in his.items())
@@ -64,7 +64,7 @@ def test_shares_no_memory_with_its_teacher(fitted: SequentialExits, trained_bert
     assert not own & {parameter.data_ptr() for parameter in trained_bert.model.parameters()}
 
 
-def test_every_student_comes_nearer_to_the_teacher(
+def test_every_student_approaches_the_teacher(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth
 ) -> None:
     """Distillation lowers KL(p_t || p_s) on train for every student."""
@@ -154,7 +154,7 @@ def test_teacher_can_answer_as_released(
 
 
 def test_divergence_in_both_directions() -> None:
-    """By hand: the teacher says 1/2, 1/2, the student 1/4, 3/4; then both agree, so that the mean is half."""
+    """Computed by hand, once with teacher 1/2, 1/2 and student 1/4, 3/4, and once with equal answers, which halve the mean."""
     teacher = torch.tensor([[0.5, 0.5], [0.2, 0.8]]).log()
     student = torch.tensor([[0.25, 0.75], [0.2, 0.8]]).log()
     forward = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
@@ -186,7 +186,7 @@ def test_released_schedule_ends_with_the_steps_of_fine_tuning(
     assert horizons == [None, trained_bert.training.steps, 5 * 3]  # 96 rows are 5 batches of 20, in 3 epochs
 
 
-def test_released_schedule_stands_still_from_epoch_4(signal_task: Task, small_backbone: Backbone) -> None:
+def test_released_schedule_changes_nothing_after_epoch_3(signal_task: Task, small_backbone: Backbone) -> None:
     """After 3 epochs of fine-tuning, epochs 4 and 5 of distillation change no weight: 5 end where 3 do."""
     recipe = {"learning_rate": 1e-3, "batch_size": 16, "epochs": 3, "weight_decay": 0.0}
     bert = Bert().fit(signal_task, small_backbone, {}, config={**recipe, "head": "linear"}, seed=0)
@@ -208,7 +208,7 @@ def test_costs_both_steps(fitted: SequentialExits, trained_bert: FullDepth) -> N
     assert fitted.training.best_epoch is None
 
 
-def test_points_are_announced(fitted: SequentialExits, unseen: Split) -> None:
+def test_point_names_are_known_before_the_fit(fitted: SequentialExits, unseen: Split) -> None:
     """There is one point per speed, and the names are known before fitting."""
     names = [point.name for point in fitted.operating_points(unseen)]
     assert names == ["speed=0.2", "speed=0.5", "speed=0.8"] == FastBert().point_names(BRIEF)
@@ -218,7 +218,7 @@ def test_points_are_announced(fitted: SequentialExits, unseen: Split) -> None:
 
 
 @pytest.mark.parametrize("speed", [0.15, 0.45, 0.75])
-def test_leaves_at_the_first_sure_layer(speed: float, scattered: SequentialExits, unseen: Split) -> None:
+def test_exits_at_the_first_sure_layer(speed: float, scattered: SequentialExits, unseen: Split) -> None:
     """A sample exits after the first layer whose head has an entropy of at most ``speed``, with that head's logits."""
     said = exit_logits(scattered.model, unseen.tokens, Execution(batch_size=1))
     entropy = normalised_entropy(said)
@@ -316,7 +316,7 @@ def test_invalid_settings_are_refused_before_training(
     assert "\n" not in str(caught.value)
 
 
-def test_needs_layers_to_leave_from(signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]) -> None:
+def test_a_single_layer_is_rejected(signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any]) -> None:
     """A teacher of one layer is refused."""
     shape = replace(small_backbone.shape, layers=1)
     backbone = Backbone("flat", shape, Encoder(shape).state_dict(), None)

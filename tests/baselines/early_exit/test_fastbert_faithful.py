@@ -43,7 +43,7 @@ def released(tuned: SequentialExits, signal_task: Task, small_backbone: Backbone
     return FastBertFaithful().fit(signal_task, small_backbone, {"fastbert": tuned}, config={}, seed=0)
 
 
-def test_answers_are_those_of_the_tuned_loop(tuned: SequentialExits, released: ReleasedLoop, unseen: Split) -> None:
+def test_answers_equal_those_of_the_tuned_loop(tuned: SequentialExits, released: ReleasedLoop, unseen: Split) -> None:
     """At every speed exits, logits and executed blocks are the same as in the tuned loop."""
     for at in released.operating_points(unseen):
         ours, theirs = (fitted.predict(unseen.tokens, at=at) for fitted in (released, tuned))
@@ -63,7 +63,7 @@ def test_batches_equal_batch_1(
     same_however_run(released, at, data.draw(executions), data.draw(st.permutations(range(40))))
 
 
-def test_nothing_of_its_own(
+def test_everything_belongs_to_fastbert(
     tuned: SequentialExits, released: ReleasedLoop, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
     """Model, points and cost are FastBERT's; nothing is stored, and loading works."""
@@ -76,9 +76,7 @@ def test_nothing_of_its_own(
     assert FastBertFaithful().point_names({"speeds": [0.15, 0.5]}) == ["speed=0.15", "speed=0.5"]
 
 
-def test_its_cells_say_that_blocks_run_eagerly(
-    released: ReleasedLoop, small_backbone: Backbone, tmp_path: Path
-) -> None:
+def test_cells_are_marked_as_eager(released: ReleasedLoop, small_backbone: Backbone, tmp_path: Path) -> None:
     """Blocks run eagerly in every run, as the release has no graphs."""
     profile = load("quick").model_copy(update={"execution": ExecutionSettings(compute="compiled")})
     session = Session(Settings(profile, tmp_path), "ag_news", 0)

@@ -69,14 +69,14 @@ def leaving(exits: Any) -> list[int]:
         ({"layers": 1}, 1, [1]),
     ],
 )
-def test_buckets_leave_where_the_released_code_lets_them(own: dict[str, Any], layers: int, exits: list[int]) -> None:
+def test_buckets_exit_as_in_the_released_code(own: dict[str, Any], layers: int, exits: list[int]) -> None:
     """Six buckets exit from layer 1 on, evenly spaced over the layers that are kept."""
     found = plan(12, **own)
     assert (found.layers, [exit_layer + 1 for exit_layer in found.exits]) == (layers, exits)
 
 
 @given(count=st.integers(0, 60), buckets=st.integers(1, 8))
-def test_buckets_are_equal_in_vocabulary(count: int, buckets: int) -> None:
+def test_buckets_have_equal_parts_of_the_vocabulary(count: int, buckets: int) -> None:
     """Buckets have equal sizes, in order of rank; the last one has the remainder; unranked ids are in none."""
     ranked = torch.randperm(80)[:count]
     placed = in_equal_buckets(ranked, 80, buckets)
@@ -88,7 +88,7 @@ def test_buckets_are_equal_in_vocabulary(count: int, buckets: int) -> None:
         assert sum(sizes) == count
 
 
-def test_frequent_ids_leave_early(signal_task: Task, small_backbone: Backbone) -> None:
+def test_frequent_ids_exit_early(signal_task: Task, small_backbone: Backbone) -> None:
     """Ids with earlier exits occur at least as often in train and dev; special and unseen ids run to the end."""
     exits = leaving(token_exits(plan(5, buckets=4), signal_task, small_backbone, 0))
     counts = Counter(signal_task.train.tokens.ids.tolist()) + Counter(signal_task.dev.tokens.ids.tolist())
@@ -111,7 +111,7 @@ def test_special_tokens_run_to_the_last_layer(name: str, signal_task: Task, smal
     assert min(leaving(exits)) == 1
 
 
-def test_information_is_that_of_its_definition(signal_task: Task) -> None:
+def test_information_follows_its_definition(signal_task: Task) -> None:
     """Ids with the most information about the three classes exit first; ids of dev alone run to the end."""
     train = Split(
         TokenSet.from_lists([[5, 6, 9], [5, 7, 9], [6, 8, 9], [7, 8, 9], [5, 9]]), torch.tensor([0, 0, 1, 2, 0])
@@ -132,7 +132,7 @@ def test_information_is_that_of_its_definition(signal_task: Task) -> None:
     assert int(placed[30]) == LAST
 
 
-def test_random_exits_are_fixed_by_the_seed(signal_task: Task, small_backbone: Backbone) -> None:
+def test_random_exits_depend_on_the_seed(signal_task: Task, small_backbone: Backbone) -> None:
     """Random exits are the same for all data, in training and inference; they depend on the seed; all buckets occur."""
     other = replace(signal_task, train=signal_task.dev)
     one, same, another = (
@@ -143,7 +143,7 @@ def test_random_exits_are_fixed_by_the_seed(signal_task: Task, small_backbone: B
     assert set(one) == set(range(5))
 
 
-def test_clusters_leave_by_the_sum_of_their_norms(signal_task: Task) -> None:
+def test_clusters_exit_by_the_sum_of_their_norms(signal_task: Task) -> None:
     """Similar embeddings exit together, clusters in order of the sum of their norms, the smallest first."""
     centre = torch.tensor([[50.0, 0], [0, 3], [-8, -8]])
     group = torch.arange(40) % 3
@@ -151,9 +151,7 @@ def test_clusters_leave_by_the_sum_of_their_norms(signal_task: Task) -> None:
     assert HASHES["clustered"](signal_task, words, 3, 0).tolist() == torch.tensor([2, 0, 1])[group].tolist()
 
 
-def test_trains_with_the_exits_in_place(
-    signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exits_apply_in_training(signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is the cross-entropy of the executor's answers; the recipe is the released example's."""
     seen: dict[str, Any] = {}
 

@@ -71,7 +71,7 @@ def test_costs_every_layer_once(trained_bert: FullDepth, unseen: Split, quick: M
     assert (found.exit_layer == 4).all()
 
 
-def test_backbone_is_left_as_it_was(signal_task: Task, small_backbone: Backbone) -> None:
+def test_the_backbone_does_not_change(signal_task: Task, small_backbone: Backbone) -> None:
     """Fine-tuning works on a copy: the backbone's weights do not change."""
     before = {key: value.clone() for key, value in small_backbone.state.items()}
     Bert().fit(signal_task, small_backbone, {}, config={"epochs": 1, "learning_rate": 0.1}, seed=0)

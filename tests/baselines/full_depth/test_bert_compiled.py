@@ -30,7 +30,7 @@ def compiled(trained_bert: FullDepth, signal_task: Task, small_backbone: Backbon
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
-def test_answers_are_berts(compiled: Compiled, trained_bert: FullDepth, unseen: Split, batch_size: int) -> None:
+def test_answers_equal_berts(compiled: Compiled, trained_bert: FullDepth, unseen: Split, batch_size: int) -> None:
     """Logits and work are the same at every batch size, a single sample included, in any order of samples."""
     order: Sequence[int] = np.random.default_rng(batch_size).permutation(40).tolist()
     at = replace(FULL, execution=Execution(batch_size=batch_size, max_length=16))
@@ -40,9 +40,7 @@ def test_answers_are_berts(compiled: Compiled, trained_bert: FullDepth, unseen: 
     assert ours.work.rows("layer") == theirs.work.rows("layer")
 
 
-def test_blocks_are_compiled_whatever_the_run_says(
-    compiled: Compiled, unseen: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_are_compiled_in_every_run(compiled: Compiled, unseen: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is compiled also in an eager run."""
     asked: list[Execution] = []
     monkeypatch.setattr(module, "run_full", lambda model, tokens, execution: asked.append(execution))
@@ -50,7 +48,7 @@ def test_blocks_are_compiled_whatever_the_run_says(
     assert asked == [Execution(batch_size=3, compute="compiled")]
 
 
-def test_its_cells_say_so(compiled: Compiled, small_backbone: Backbone, tmp_path: Path) -> None:
+def test_cells_are_marked_as_compiled(compiled: Compiled, small_backbone: Backbone, tmp_path: Path) -> None:
     """Its cells are marked as compiled, those of other methods are not."""
     session = Session(Settings(load("quick"), tmp_path), "ag_news", 0)
     session.__dict__["backbone"] = small_backbone
@@ -58,7 +56,7 @@ def test_its_cells_say_so(compiled: Compiled, small_backbone: Backbone, tmp_path
     assert session.cell("bert-compiled", FULL, compiled).compute == "compiled"
 
 
-def test_nothing_of_its_own(
+def test_everything_belongs_to_bert(
     compiled: Compiled, trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, tmp_path: Path
 ) -> None:
     """Model and cost are bert's; nothing is stored, and loading works."""

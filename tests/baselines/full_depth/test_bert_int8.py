@@ -56,7 +56,7 @@ def test_rounding_stays_within_its_bound(data: st.DataObject) -> None:
 
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_a_row_does_not_feel_its_neighbours(data: st.DataObject) -> None:
+def test_a_row_does_not_depend_on_others(data: st.DataObject) -> None:
     """The result of a row is the same, bit for bit, alone and beside rows of any size."""
     linear = Int8Linear(nn.Linear(9, 5))
     x = rows_of(data.draw, data.draw(st.integers(2, 40)), 9)
@@ -65,7 +65,7 @@ def test_a_row_does_not_feel_its_neighbours(data: st.DataObject) -> None:
         assert torch.equal(linear(x)[i], linear(x[i : i + 1])[0])
 
 
-def test_zeros_stay_zeros() -> None:
+def test_zeros_are_kept() -> None:
     """Rows and outputs that are all 0 do not divide by 0."""
     linear = nn.Linear(6, 3)
     with torch.no_grad():
@@ -83,7 +83,9 @@ def test_answers_are_nearly_berts(quantised: Quantised, trained_bert: FullDepth,
     assert (ours.work.rows("layer"), ours.work.rows("head")) == (5 * 40, 40)
 
 
-def test_every_linear_layer_is_quantised_and_bert_is_left_alone(quantised: Quantised, trained_bert: FullDepth) -> None:
+def test_all_linear_layers_are_quantised_and_bert_does_not_change(
+    quantised: Quantised, trained_bert: FullDepth
+) -> None:
     """All linear layers are int8, heads included; parameters are as many as bert's, which keeps its weights."""
     kinds = [type(module) for module in quantised.model.modules()]
     assert nn.Linear not in kinds and kinds.count(Int8Linear) == 5 * 4 + 2
@@ -101,7 +103,7 @@ def test_batches_equal_batch_1(
     same_however_run(quantised, FULL, data.draw(executions), data.draw(st.permutations(range(40))))
 
 
-def test_compiled_it_answers_alike(quantised: Quantised, unseen: Split) -> None:
+def test_a_compiled_run_gives_the_same_answers(quantised: Quantised, unseen: Split) -> None:
     """A compiled run compiles these blocks, too; some roundings may differ."""
     eager, compiled = (
         quantised.predict(unseen.tokens, at=replace(FULL, execution=Execution(compute=way)))
@@ -129,7 +131,7 @@ def test_round_trip_and_size(
     assert ours.weights
     linear = [m for m in trained_bert.model.modules() if isinstance(m, nn.Linear)]
     saved = sum(3 * m.weight.numel() - 4 * m.out_features for m in linear)  # bytes; scales cost some
-    assert theirs.size - ours.size == pytest.approx(saved, abs=5000)  # names in the header
+    assert theirs.size - ours.size == pytest.approx(saved, abs=5000)  # names in the file header
     assert BertInt8().point_names({}) == ["full"]
 
 
@@ -138,9 +140,7 @@ def by_call(trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone
     return BertInt8().fit(signal_task, small_backbone, {"bert": trained_bert}, config={"scales": "call"}, seed=0)
 
 
-def test_one_scale_for_all_rows_answers_nearly_as_bert_too(
-    by_call: Quantised, trained_bert: FullDepth, unseen: Split
-) -> None:
+def test_one_scale_for_all_rows_is_close_to_bert(by_call: Quantised, trained_bert: FullDepth, unseen: Split) -> None:
     """``scales = "call"`` uses torch's kernel on the same weights and always runs eagerly."""
     at = replace(FULL, execution=Execution(compute="compiled"))
     ours, theirs = by_call.predict(unseen.tokens, at=at), trained_bert.predict(unseen.tokens, at=FULL)
@@ -149,7 +149,7 @@ def test_one_scale_for_all_rows_answers_nearly_as_bert_too(
     assert (ours.work.rows("layer"), ours.work.rows("head")) == (5 * 40, 40)
 
 
-def test_with_one_scale_rows_feel_each_other() -> None:
+def test_with_one_scale_rows_affect_each_other() -> None:
     """A row beside a much larger one is rounded to 0, so answers depend on the batch."""
     torch.manual_seed(0)
     linear = nn.Linear(8, 3)
@@ -160,7 +160,7 @@ def test_with_one_scale_rows_feel_each_other() -> None:
     assert (alone - exact).abs().max() < 0.05 < (among - exact).abs().max()
 
 
-def test_the_way_of_scaling_comes_back(
+def test_the_kind_of_scales_is_stored(
     by_call: Quantised,
     trained_bert: FullDepth,
     signal_task: Task,
@@ -169,7 +169,7 @@ def test_the_way_of_scaling_comes_back(
     tmp_path: Path,
 ) -> None:
     """The kind of scales is stored with the weights; a damaged file is a ResultError."""
-    by_call.predict(unseen.tokens, at=FULL)  # what it packed is no part of what it learnt
+    by_call.predict(unseen.tokens, at=FULL)  # packed weights are not part of the stored ones
     by_call.save(tmp_path)
     loaded = BertInt8().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
     assert type(loaded) is type(by_call)
@@ -182,7 +182,7 @@ def test_the_way_of_scaling_comes_back(
             BertInt8().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
 
 
-def test_a_cpu_that_multiplies_wrongly_is_refused(
+def test_a_cpu_with_wrong_products_is_rejected(
     trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums that saturate at 16 bits are an error before anything is measured."""
@@ -192,7 +192,7 @@ def test_a_cpu_that_multiplies_wrongly_is_refused(
         BertInt8().fit(signal_task, small_backbone, {"bert": trained_bert}, config={}, seed=0)
 
 
-def test_what_it_cannot_do_fails_its_own_cells(
+def test_an_unsupported_run_fails_its_own_cells(
     quantised: Quantised,
     trained_bert: FullDepth,
     signal_task: Task,

@@ -35,7 +35,7 @@ def exported(trained_bert: FullDepth, signal_task: Task, small_backbone: Backbon
     return BertOnnxRuntime().fit(signal_task, small_backbone, {"bert": trained_bert}, config={}, seed=0)
 
 
-def test_answers_are_berts(exported: OnnxGraph, trained_bert: FullDepth, unseen: Split) -> None:
+def test_answers_equal_berts(exported: OnnxGraph, trained_bert: FullDepth, unseen: Split) -> None:
     """Logits are bert's up to rounding, from as many layers and heads."""
     ours, theirs = (fitted.predict(unseen.tokens, at=FULL) for fitted in (exported, trained_bert))
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
@@ -58,7 +58,7 @@ def test_the_published_head_is_exported_too(
     )
 
 
-def test_work_is_that_of_padding_to_the_longest(exported: OnnxGraph, trained_bert: FullDepth, unseen: Split) -> None:
+def test_work_includes_padding_to_the_longest(exported: OnnxGraph, trained_bert: FullDepth, unseen: Split) -> None:
     """Packed rows are padded to the longest of their batch; with padding to the limit, the work is bert's."""
     paper = replace(FULL, execution=Execution(batch_size=8, protocol="paper", max_length=16))
     assert exported.predict(unseen.tokens, at=paper).work == trained_bert.predict(unseen.tokens, at=paper).work
@@ -102,7 +102,7 @@ def test_round_trip_and_size(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"half a graph"])
-def test_a_broken_graph_is_told(
+def test_a_broken_graph_is_reported(
     exported: OnnxGraph,
     trained_bert: FullDepth,
     signal_task: Task,
@@ -117,13 +117,13 @@ def test_a_broken_graph_is_told(
         BertOnnxRuntime().load(tmp_path, signal_task, small_backbone, {"bert": trained_bert})
 
 
-def test_as_many_threads_as_torch_has(exported: OnnxGraph) -> None:
+def test_threads_equal_torchs(exported: OnnxGraph) -> None:
     """ONNX Runtime uses as many threads as torch."""
     assert exported._session.get_session_options().intra_op_num_threads == torch.get_num_threads()
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "onnx", "onnxscript"])
-def test_without_the_extra_it_says_what_to_install(
+def test_a_missing_library_names_the_extra(
     name: str, trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A missing library is a MethodError that names the extra, so that only this method's cells fail."""
@@ -133,7 +133,7 @@ def test_without_the_extra_it_says_what_to_install(
         BertOnnxRuntime().fit(signal_task, small_backbone, {"bert": trained_bert}, config={}, seed=0)
 
 
-def test_what_it_cannot_do_fails_its_own_cells(
+def test_an_unsupported_run_fails_its_own_cells(
     exported: OnnxGraph, trained_bert: FullDepth, signal_task: Task, small_backbone: Backbone, unseen: Split
 ) -> None:
     """Another device or dtype, and unknown settings, are refused."""

@@ -41,7 +41,7 @@ def test_several_problems_are_one_line_each(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "tool: a is wrong\ntool: b is wrong\n"
 
 
-def test_an_interrupt_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_gives_advice_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     """An interrupt gives 130; only commands that can resume advise it."""
     assert ends(KeyboardInterrupt()) == ends(KeyboardInterrupt(), resumes=True) == 130
     assert capsys.readouterr().err == "tool: stopped\ntool: stopped; run the same command again to resume\n"

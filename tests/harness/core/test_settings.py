@@ -1,4 +1,4 @@
-"""Strict settings, and how their errors read."""
+"""Strict settings and their error messages."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def lines(given: dict[str, Any]) -> list[str]:
     ],
 )
 def test_a_problem_is_one_line(given: dict[str, Any], line: str) -> None:
-    """The line says where the value is, what is wrong with it and what is allowed."""
+    """The line names the place of the value, the problem and the allowed values."""
     assert lines(given) == [f"{WHERE}: {line}"]
 
 

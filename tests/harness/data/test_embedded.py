@@ -132,7 +132,7 @@ def test_counting_words_solves_easy_samples_only(name):
     counts = CountVectorizer(token_pattern=pattern)
     model = LogisticRegression(max_iter=200, C=0.3).fit(counts.fit_transform(joined[0]), twin.train.labels)
     right = model.predict(counts.transform(joined[1])) == test.labels
-    # The rival value is in every hard text too, so that knowing both leaves one in two.
+    # The rival value is in every hard text too, so knowing both leaves two equally likely labels.
     assert right[test.difficulty == 0].mean() > 0.95
     assert right[test.difficulty == 2].mean() < 0.58
 

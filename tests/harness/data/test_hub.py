@@ -20,7 +20,7 @@ class FakeTable(dict):
 
 
 class FakeHub:
-    """Serves tables by split and records the calls."""
+    """Serve tables by split and record the calls."""
 
     def __init__(self, tables):
         self.tables, self.calls = tables, []

@@ -75,7 +75,7 @@ def test_attention_of_first_tokens_equals_each_sample_alone(lengths: list[int], 
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, PAD, st.data())
-def test_parts_of_a_batch_have_the_samples_asked_for(
+def test_parts_of_a_batch_have_the_requested_samples(
     lengths: list[int], pad_to: int | None, data: st.DataObject
 ) -> None:
     """Prefix, slice and select return the hidden states and lengths of the requested samples."""

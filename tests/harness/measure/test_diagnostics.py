@@ -1,4 +1,4 @@
-"""Diagnostics, each on a method with the fault that it finds."""
+"""Diagnostics detect methods with the fault that they look for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.toolkit.fitted import FullDepth
 
 
 class BatchDependent(FullDepth):
-    """Answers differently for a single sample, as with padding that is attended to."""
+    """Answer differently for a single sample, as with attention to padding."""
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         found = super().predict(tokens, at=at)
@@ -32,7 +32,7 @@ class BatchDependent(FullDepth):
 
 
 class Learning(FullDepth):
-    """Learns while it is tested."""
+    """Learn while being tested."""
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         next(self.model.parameters()).data.add_(1e-3)
@@ -48,7 +48,7 @@ def labels_of(fitted: FullDepth, tokens: TokenSet, point: OperatingPoint) -> np.
     return fitted.predict(tokens, at=point).logits.argmax(1)
 
 
-def test_samples_alone_are_answered_as_in_batches(
+def test_samples_alone_get_the_answers_of_batches(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
 ) -> None:
     """Every sample is run alone, and a method whose answers depend on other samples is found."""
@@ -61,7 +61,7 @@ def test_samples_alone_are_answered_as_in_batches(
     assert agree < 1
 
 
-def test_slow_methods_are_asked_less_often(
+def test_slow_methods_are_called_less_often(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The total time is limited, and the number of calls is stored."""
@@ -71,7 +71,7 @@ def test_slow_methods_are_asked_less_often(
     assert 1 <= latency.n < 6
 
 
-def test_a_method_that_learns_from_test_is_caught(
+def test_a_method_that_learns_from_test_is_detected(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, point: OperatingPoint
 ) -> None:
     """The saved state after testing is compared with the state before."""
@@ -88,7 +88,7 @@ def test_a_method_that_learns_from_test_is_caught(
     assert before.weights
 
 
-def test_bounds_and_controls_are_left_alone(
+def test_bounds_and_controls_have_no_latency(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
 ) -> None:
     """Bounds and controls have no latency, because they never run a single sample."""
@@ -101,7 +101,7 @@ def test_bounds_and_controls_are_left_alone(
     assert (control.latency, control.batches_agree) == ([], None)
 
 
-def test_unseen_keys_are_those_without_a_row(tokens: TokenSet, point: OperatingPoint) -> None:
+def test_unseen_keys_are_keys_without_a_row(tokens: TokenSet, point: OperatingPoint) -> None:
     """The share refers to the method's own table; methods without a table have none."""
     fitted: Any = SimpleNamespace(key_hits=lambda tokens, at: (3, 12))
     assert unseen_keys(Contender(fitted, point), tokens) == 0.75
@@ -111,7 +111,7 @@ def test_unseen_keys_are_those_without_a_row(tokens: TokenSet, point: OperatingP
     assert unseen_keys(Contender(fitted, point), tokens) is None
 
 
-def test_waits_are_counted_where_there_is_something_to_wait_for(
+def test_the_cpu_has_no_count_of_synchronisations(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
 ) -> None:
     """On the CPU there is no count of synchronisations."""
@@ -119,7 +119,7 @@ def test_waits_are_counted_where_there_is_something_to_wait_for(
 
 
 @pytest.mark.gpu
-def test_waits_are_counted_on_a_device(
+def test_synchronisations_are_counted_on_a_device(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, point: OperatingPoint
 ) -> None:
     """The encoder never synchronises; a method that reads a value does so once."""
@@ -134,7 +134,7 @@ def test_waits_are_counted_on_a_device(
     assert count_syncs(Contender(Asking(model), point), tokens.to("cuda")) == 1
 
 
-def test_state_is_what_is_saved(tiny_model: MultiExitModel, tmp_path: Path) -> None:
+def test_size_is_that_of_the_saved_files(tiny_model: MultiExitModel, tmp_path: Path) -> None:
     """The size is that of the files; a method that saves nothing has no weights."""
     FullDepth(tiny_model).save(tmp_path)
     assert SavedState.of(FullDepth(tiny_model)).size == sum(path.stat().st_size for path in tmp_path.iterdir())
@@ -142,7 +142,7 @@ def test_state_is_what_is_saved(tiny_model: MultiExitModel, tmp_path: Path) -> N
     assert (SavedState.of(nothing).size, SavedState.of(nothing).weights) == (0, False)
 
 
-def test_peak_memory_starts_anew() -> None:
+def test_peak_memory_is_reset() -> None:
     """Memory that was freed before the reset does not count."""
     if not reset_host_peak():
         pytest.skip("this system does not tell")
@@ -156,7 +156,7 @@ def test_peak_memory_starts_anew() -> None:
     assert high - low > 100_000_000
 
 
-def test_energy_is_that_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_is_a_mean_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The energy of a run is the mean over the runs in a window; ``None`` without a counter."""
     assert joules(lambda: None, torch.device("cpu")) is None
     state = {"time": 0.0, "energy": 5_000}
@@ -172,6 +172,6 @@ def test_energy_is_that_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state["time"] == resources.WINDOW
 
 
-def test_the_limits_are_of_use() -> None:
-    """A 99th percentile needs a hundred calls."""
+def test_limits_allow_a_99th_percentile() -> None:
+    """A 99th percentile needs a hundred calls, which the limits allow."""
     assert diagnostics.CALLS >= 100

@@ -20,14 +20,14 @@ ROUNDS = 5
 
 
 class Time:
-    """A clock that only moves when a pass says so."""
+    """A clock that moves only when a pass advances it."""
 
     def __init__(self) -> None:
         self.now = 100.0
 
 
 class Fake:
-    """Answers with the parity of the second word, and takes the given seconds for each call."""
+    """Answer with the parity of the second word, and take the given seconds for each call."""
 
     cost = ModelCost({"layer": LayerCost(4, 8)}, depth=1, params=0)
 
@@ -49,14 +49,14 @@ class Fake:
 
 
 class OrderDependent(Fake):
-    """Answers by the position in the batch, which methods must not do."""
+    """Answer by the position in the batch, which methods must not do."""
 
     def logits(self, tokens: TokenSet) -> np.ndarray:
         return np.eye(2, dtype=np.float32)[np.arange(len(tokens)) % 2]
 
 
 class Foreseeing(Fake):
-    """Looks up exits before it runs, which takes long."""
+    """Look up exits before the run, which takes long."""
 
     def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
         self.time.now += 1000
@@ -141,7 +141,7 @@ def test_predictions_come_in_file_order(time: Time, calls: list, samples: TokenS
     assert not found.foresees
 
 
-def test_answers_that_depend_on_the_order_are_caught(time: Time, calls: list, samples: TokenSet) -> None:
+def test_order_dependent_answers_are_detected(time: Time, calls: list, samples: TokenSet) -> None:
     """Rounds disagree for a method that uses the position of a sample in the batch."""
     found = measure(contender(OrderDependent("own", time, calls, [1] * 9)), samples, rounds=ROUNDS, seed=0)
     assert found.rounds_agree < 0.5
@@ -195,7 +195,7 @@ def _set(name: str, value: object) -> Callable[[Predictions], None]:
         (_set("logits", np.full((40, 2), -np.inf, np.float32)), "not finite"),
     ],
 )
-def test_predictions_that_cannot_be_right_are_refused(
+def test_impossible_predictions_are_rejected(
     time: Time, calls: list, samples: TokenSet, change: Callable[[Predictions], None], words: str
 ) -> None:
     """Missing rows, a missing dimension, another type and logits that are not numbers are reported as errors of the method."""
@@ -216,7 +216,7 @@ def test_predictions_that_cannot_be_right_are_refused(
         ),
     ],
 )
-def test_work_that_no_flops_can_come_from_is_refused(
+def test_work_without_flops_is_rejected(
     time: Time, calls: list, samples: TokenSet, change: Callable[[Predictions], None], words: str
 ) -> None:
     """Exits outside the model, no layer, and blocks without a cost are reported before a round is timed."""
@@ -224,9 +224,7 @@ def test_work_that_no_flops_can_come_from_is_refused(
         measure(contender(broken(change)("own", time, calls, [1] * 9)), samples, rounds=1, seed=0)
 
 
-def test_methods_predict_in_inference_mode_and_in_the_dtype_asked_for(
-    time: Time, calls: list, samples: TokenSet
-) -> None:
+def test_methods_predict_in_inference_mode_and_the_requested_dtype(time: Time, calls: list, samples: TokenSet) -> None:
     """predict runs without gradients, and within autocast for bfloat16."""
     seen = []
 

@@ -27,7 +27,7 @@ def side(
     cost: ModelCost = COST,
     **phases: float,
 ) -> Side:
-    """A pass of some layers over ``rows`` samples of ``tokens`` tokens each, padded by ``pad``, and one head."""
+    """Return a pass of some layers over ``rows`` samples of ``tokens`` tokens each, padded by ``pad``, and one head."""
     work = Work()
     for layer in range(depth):
         work.add(f"layer.{layer}", Tally(rows, rows * (tokens + pad), rows * tokens, rows * (tokens + pad) ** 2))
@@ -67,7 +67,7 @@ def test_factors_multiply_to_the_measured_ratio(data: st.DataObject) -> None:
     assert flops == pytest.approx(reference.cost.flops(reference.work, "full") / own.cost.flops(own.work, "full"))
 
 
-def test_a_method_against_itself_gains_and_loses_nothing() -> None:
+def test_a_method_against_itself_has_factors_of_one() -> None:
     """A method compared with itself has only factors of one."""
     own = side(4, 3.0, layers=2.0, predict=0.5)
     assert all(ratio == pytest.approx(1) for ratio in factors(own, own).values())
@@ -88,7 +88,7 @@ def test_each_cause_has_its_factor() -> None:
     assert factors(side(4, 5.0, layers=4.0), reference)["rest"] == pytest.approx(4 / 5)
 
 
-def test_kept_tokens_have_a_factor_of_their_own() -> None:
+def test_kept_tokens_have_their_own_factor() -> None:
     """Keys and values of tokens that have exited are a factor of their own, which is left out if there are none."""
     cost = ModelCost({**COST.blocks, "keys": KeyValueCost(8)}, depth=4, params=1)
     own = side(4, 4.0, layers=4.0, cost=cost)
@@ -100,7 +100,7 @@ def test_kept_tokens_have_a_factor_of_their_own() -> None:
     assert "kept tokens" not in factors(side(2, 4.0), side(4, 4.0))
 
 
-def test_it_says_what_ran() -> None:
+def test_explanations_name_layers_and_samples() -> None:
     """The explanations name layers per sample and samples per launch."""
     words = {factor.name: factor.what for factor in speedup_factors(side(2, 4.0), side(4, 4.0), 10).factors}
     assert words["layers"] == "4.00 to 2.00 layers per sample"

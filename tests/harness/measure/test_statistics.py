@@ -109,21 +109,21 @@ def test_holm_known_answer() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-def test_cells_that_answer_as_before_cost_nothing() -> None:
+def test_unchanged_cells_cost_nothing() -> None:
     """One cell with 15 losses among 87 without a discordant sample is tested as if it were alone."""
     p = mcnemar(0, 15, "worse")
     adjusted = holm_testable([1.0] * 87 + [p], [0] * 87 + [15], alpha=0.01)
     assert adjusted == [None] * 87 + [pytest.approx(p)]
 
 
-def test_cells_that_could_be_significant_pay_for_each_other() -> None:
+def test_cells_that_could_be_significant_are_adjusted() -> None:
     """Three cells, two of which can reach 0.05 / 2: those two are adjusted by Holm, the third takes no part."""
     found = holm_testable([mcnemar(0, 7, "worse"), mcnemar(1, 9, "worse"), 0.5], [7, 10, 1], alpha=0.05)
     assert found == [pytest.approx(2 / 2**7), pytest.approx(2 / 2**7), None]
     assert holm_testable([], [], 0.05) == []
 
 
-def test_testable_cells_raise_false_alarms_no_more_often_than_asked() -> None:
+def test_testable_cells_keep_the_level_of_false_alarms() -> None:
     """Over all outcomes of the discordant samples of four equal cells, the exact level is at most alpha."""
     alpha, discordant = 0.1, (5, 6, 4, 0)
     wrong = 0.0
@@ -190,7 +190,9 @@ def test_worst_case_without_discordant_samples(n: int, alpha: float) -> None:
 
 
 @given(counts, counts, st.integers(0, 300))
-def test_worst_case_is_below_what_was_seen_and_falls_with_losses(wins: int, losses: int, agreeing: int) -> None:
+def test_worst_case_is_below_the_observed_difference_and_falls_with_losses(
+    wins: int, losses: int, agreeing: int
+) -> None:
     """The bound lies in [-1, observed], and another loss in place of an agreement never raises it."""
     n = wins + losses + agreeing + 1
     bound = worst_case(wins, losses, n)
@@ -232,7 +234,7 @@ def test_matched_score_by_hand() -> None:
 
 
 @given(costs)
-def test_the_baseline_scores_nothing_against_itself(points: list[tuple[float, float]]) -> None:
+def test_the_baseline_scores_zero_against_itself(points: list[tuple[float, float]]) -> None:
     """The score of a baseline against itself is 0."""
     best: dict[float, float] = {}
     for cost, accuracy in points:
@@ -246,7 +248,7 @@ def test_self_ratios_by_hand() -> None:
     assert len(self_ratios([])) == 0
 
 
-def test_noise_of_a_median_has_the_spread_that_theory_gives() -> None:
+def test_noise_of_a_median_equals_theory() -> None:
     """The median of three normal values has 0.6698 times their deviation, symmetrically."""
     pairs = np.random.default_rng(0).normal(0, 0.05, 5000)
     noise = median_noise(pairs, 3)
@@ -279,7 +281,7 @@ def test_faster_and_not_worse(losses: int, ratios: Sequence[float], expected: tu
     assert found.lowest_speedup < np.median(ratios)
 
 
-def test_few_samples_prove_nothing() -> None:
+def test_few_samples_are_not_enough() -> None:
     """With full agreement, 200 samples cannot exclude a loss of one point, but 300 can."""
     pairs = np.full(50, 0.01)
     assert not faster_and_not_worse(0, 0, 200, [2.0], pairs, margin=0.01).not_worse

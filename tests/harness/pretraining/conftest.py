@@ -25,7 +25,7 @@ CHINESE = "山水花鸟天地人风雨春秋冬夏书画诗酒茶"
 
 
 def _text(language: str, count: int) -> list[str]:
-    """Texts of words in a fixed cyclic order, so that every word follows from its neighbours."""
+    """Return texts of words in a fixed cyclic order, so that every word follows from its neighbours."""
     draw = random.Random(language)
     words, between = (ENGLISH, " ") if language == "en" else (CHINESE, "")
     texts = []
@@ -37,7 +37,7 @@ def _text(language: str, count: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """300 documents per language, separated by blank lines."""
+    """Return 300 documents per language, separated by blank lines."""
     folder = tmp_path_factory.mktemp("corpora")
     files = {}
     for language in ("en", "zh"):
@@ -70,7 +70,7 @@ def chinese(shard_folders: dict[str, Path]) -> Shards:
 
 @pytest.fixture
 def pretrain(shard_folders: dict[str, Path]) -> Callable[..., int]:
-    """The command with a model of 3 x 16 on the English shards; it saves after every step."""
+    """Return the command with a model of 3 x 16 on the English shards; it saves after every step."""
 
     def run(out: Path, *options: str, shards_from: str | None = "en") -> int:
         given = ["pretrain", "--layers", "3", "--width", "16", "--heads", "2", "--rows", "8", "--save-every", "0"]

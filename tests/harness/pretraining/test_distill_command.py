@@ -93,7 +93,7 @@ def curve(out: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_student_comes_out(
+def test_a_student_is_written(
     method: str, distil: Distil, whole: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The loss falls, the folder is a backbone with the teacher's vocabulary, and the card describes it."""
@@ -352,7 +352,7 @@ def test_shards_of_another_vocabulary_are_refused(
         distil("tinybert", tmp_path / "s", "--steps", "1", "--shards", str(shard_folders["en"]))
 
 
-def test_special_tokens_may_stand_anywhere(whole: Backbone) -> None:
+def test_special_tokens_may_have_any_ids(whole: Backbone) -> None:
     """Special tokens have the ids of the vocabulary; a vocabulary with gaps is refused."""
     tokenizer = vocabulary.of_backbone(whole)
     assert vocabulary.Specials.of(tokenizer) == vocabulary.Specials(0, 2, 3, 4, len(VOCABULARY) - 2)
@@ -361,7 +361,7 @@ def test_special_tokens_may_stand_anywhere(whole: Backbone) -> None:
         vocabulary.of_backbone(replace(whole, tokenizer=holes))
 
 
-def test_help_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     """The help has an example and the method's options."""
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["distill", "--help"])

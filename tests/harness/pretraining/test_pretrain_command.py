@@ -70,7 +70,7 @@ def test_it_learns_words_from_their_neighbours(
     assert read(out).shape.layers == 3
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(pretrain: Pretrain, tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_weights(pretrain: Pretrain, tmp_path: Path) -> None:
     """After SIGKILL at random times, losses, weights and moments are the same, bit for bit.
 
     All features with random numbers or state are on: dropout, accumulation, several epochs.
@@ -94,14 +94,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been(pretrain: Pretrain, tmp_path: P
     assert_same(tmp_path / "whole", broken)
 
 
-def test_stopping_after_some_time_changes_nothing(
-    pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_after_changes_nothing(pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--stop-after gives exit code 3 until training is finished, without a state at every step."""
     options = ["--steps", "10", "--save-every", "1000"]
     pretrain(tmp_path / "whole", *options)
     ticks = iter(range(10**6))
-    monkeypatch.setattr(loop.clock, "now", lambda: float(next(ticks)))  # every look at the clock takes a second
+    monkeypatch.setattr(loop.clock, "now", lambda: float(next(ticks)))  # every query of the clock takes a second
     codes = []
     while not codes or codes[-1]:
         codes.append(pretrain(tmp_path / "parts", *options, "--stop-after", "0.1"))
@@ -130,9 +128,7 @@ def test_a_finished_run_is_not_run_again(pretrain: Pretrain, tmp_path: Path, mon
     assert "| d | 1,200 / 90 | geep | 75.0 | 50.0 | +25.0 | 51.0 | +1.0 | 1: 50.0 3: 75.0 |" in text
 
 
-def test_accuracies_that_are_none_are_refused(
-    pretrain: Pretrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_accuracies_are_refused(pretrain: Pretrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong file and a folder without a card give an error in one line, and the card is unchanged."""
     out = tmp_path / "b"
     pretrain(out, "--steps", "1")
@@ -146,7 +142,7 @@ def test_accuracies_that_are_none_are_refused(
     assert (out / "README.md").read_bytes() == before
 
 
-def test_without_steps_it_is_an_untrained_control(pretrain: Pretrain, tmp_path: Path) -> None:
+def test_zero_steps_give_an_untrained_control(pretrain: Pretrain, tmp_path: Path) -> None:
     """With 0 steps, the backbone has the shape and vocabulary of the trained one, and its card says that it is untrained."""
     assert pretrain(tmp_path / "u", "--steps", "0") == 0
     assert pretrain(tmp_path / "t", "--steps", "1") == 0
@@ -184,7 +180,7 @@ def test_from_chinese_text_by_time(
     assert f"`{tmp_path.name}/train.parquet`" in (out / "README.md").read_text(encoding="utf-8")
 
 
-def test_measuring_the_rate_leaves_no_trace(english: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_the_rate_changes_nothing(english: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the time of a step leaves weights and optimiser unchanged."""
     monkeypatch.setattr(loop, "_MEASURED_SECONDS", 0.05)
     model = start.fresh(start.shape_for(2, 16, 2, None, 90, 16), 0.0, 0)
@@ -224,7 +220,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A full disk gives an error in one line; older states are complete, and the run can be resumed exactly."""
-    monkeypatch.setattr(plan, "_progress", lambda *_: None)  # what pytest captures goes to a file, too
+    monkeypatch.setattr(plan, "_progress", lambda *_: None)  # pytest writes captured output to a file, too
     options = ["--steps", "6"]
     pretrain(tmp_path / "whole", *options)
     pretrain(tmp_path / "b", *options, "--stop-after", "0.00001")
@@ -284,9 +280,7 @@ def test_states_of_another_shape_without_a_plan_are_refused(pretrain: Pretrain, 
         (["--init-from", "nowhere"], "no config.json in nowhere"),
     ],
 )
-def test_options_that_make_no_sense_are_one_line(
-    options: list[str], said: str, pretrain: Pretrain, tmp_path: Path
-) -> None:
+def test_invalid_options_are_one_line(options: list[str], said: str, pretrain: Pretrain, tmp_path: Path) -> None:
     """Invalid options are reported before training."""
     with pytest.raises(GeepBenchError, match=said) as caught:
         pretrain(tmp_path / "b", *options)
@@ -326,7 +320,7 @@ def test_unusable_corpora_are_one_line(
     assert not list(tmp_path.rglob("shards.json"))
 
 
-def test_shards_can_be_made_alone_and_are_checked(
+def test_shards_can_be_made_separately_and_are_checked(
     corpora: dict[str, Path], pretrain: Pretrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Shards are refused if they were made from other files."""
@@ -339,7 +333,7 @@ def test_shards_can_be_made_alone_and_are_checked(
         pretrain(tmp_path / "c", "--shards", str(shards), "--corpus", str(corpora["zh"]), shards_from=None)
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     """The help has examples and explains exit code 3."""
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "--help"])

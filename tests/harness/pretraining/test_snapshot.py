@@ -54,9 +54,7 @@ def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     ]
 
 
-def test_a_full_disk_leaves_the_old_state(
-    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
-) -> None:
+def test_a_full_disk_keeps_the_old_state(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
     """A full disk gives an error in one line, no partial file, and the old state loads."""
     model, optimizer = trained()
     old = snapshot.save(tmp_path, 3, model, optimizer, {"step": 3})

@@ -52,7 +52,7 @@ def test_layers_and_embeddings_are_copied(teacher: Path) -> None:
     assert torch.equal(model.encoder.position.weight[8:], drawn[8:])
 
 
-def test_of_another_vocabulary_only_layers_are_taken(teacher: Path) -> None:
+def test_another_vocabulary_copies_layers_only(teacher: Path) -> None:
     """Embeddings of another vocabulary are not copied."""
     model = start.fresh(start.shape_for(2, 16, 2, None, 25, 8), 0.0, 0)
     before = model.encoder.word.weight.clone()
@@ -78,7 +78,7 @@ def test_a_width_that_heads_do_not_divide_is_refused() -> None:
     assert start.shape_for(2, 24, None, None, 100, 128).heads == 1
 
 
-def test_random_weights_follow_from_the_seed() -> None:
+def test_random_weights_depend_on_the_seed() -> None:
     """Random weights follow from the seed, and do not change the global generator."""
     torch.manual_seed(0)
     expected = torch.rand(1)

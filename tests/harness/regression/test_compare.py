@@ -23,7 +23,7 @@ Runner = Callable[..., PackedRun]
 
 
 def worse(lost: int, won: int = 0) -> np.ndarray:
-    """``RIGHT`` with some samples lost and others won."""
+    """Return ``RIGHT`` with some samples lost and others won."""
     right = RIGHT.copy()
     right[40 : 40 + lost] = False
     right[:won] = True
@@ -68,7 +68,7 @@ def test_accuracy_needs_more_than_the_margin(make_cell: Maker, make_packed: Runn
     assert "accuracy down" in alarmed(compare(base, make_packed(make_cell(worse(16)), machines=[ELSEWHERE])))
 
 
-def test_many_cells_pay_for_each_other_only_where_they_moved(make_cell: Maker, make_packed: Runner) -> None:
+def test_many_cells_are_adjusted_only_if_they_changed(make_cell: Maker, make_packed: Runner) -> None:
     """Eight lost samples are an alarm among 87 unchanged cells, but not among 87 that changed as much by chance."""
     others = [f"m{number}" for number in range(87)]
     base = make_packed(make_cell(), *(make_cell(method=name) for name in others))
@@ -89,7 +89,7 @@ def test_seeds_are_one_cell(make_cell: Maker, make_packed: Runner) -> None:
 
 
 @pytest.mark.parametrize("field", ["flops_full", "flops_linear", "mean_layers"])
-def test_counts_may_not_rise_on_one_machine(make_cell: Maker, make_packed: Runner, field: str) -> None:
+def test_counts_must_not_rise_on_one_machine(make_cell: Maker, make_packed: Runner, field: str) -> None:
     """Any rise of a count is an alarm; a fall and rounding by JSON are not."""
     base = make_packed(make_cell(**{field: 3.0}))
     assert "up by 0.1 %" in alarmed(compare(base, make_packed(make_cell(**{field: 3.003}))))
@@ -98,7 +98,7 @@ def test_counts_may_not_rise_on_one_machine(make_cell: Maker, make_packed: Runne
     assert not compare(base, make_packed(make_cell(**{field: 3.0 * (1 + 1e-15)}))).alarms
 
 
-def test_counts_have_room_between_machines(make_cell: Maker, make_packed: Runner) -> None:
+def test_counts_may_vary_between_machines(make_cell: Maker, make_packed: Runner) -> None:
     """Tuned exits may change by 30 %; a constant depth may change by one layer if it is tuned, else not at all."""
 
     def found(new: PackedCell, **old: Any) -> str:
@@ -118,7 +118,7 @@ def sketch(confidence: float, layers: int = 3) -> dict[str, Any]:
     return dict(zip(("sketch", "sketch_exits"), (base64.b64encode(a.tobytes()).decode() for a in packed), strict=True))
 
 
-def test_the_same_fit_costs_the_same_everywhere(make_cell: Maker, make_packed: Runner) -> None:
+def test_the_same_fit_has_the_same_cost_everywhere(make_cell: Maker, make_packed: Runner) -> None:
     """With equal confidences on another machine any rise is an alarm; other confidences on one machine allow for retraining."""
     base = make_packed(make_cell(**sketch(0.7)))
     dearer = make_cell(mean_layers=3.1, **sketch(0.7 + 1e-6))
@@ -129,7 +129,7 @@ def test_the_same_fit_costs_the_same_everywhere(make_cell: Maker, make_packed: R
     assert compare(base, make_packed(make_cell(mean_layers=4.0, **sketch(0.8)))).alarms
 
 
-def test_exits_that_all_moved_are_no_excuse(make_cell: Maker, make_packed: Runner) -> None:
+def test_different_exits_everywhere_do_not_excuse_a_rise(make_cell: Maker, make_packed: Runner) -> None:
     """If no sample exits at the same layer, the fit is unknown, and on one machine a rise is an alarm."""
     found = compare(
         make_packed(make_cell(**sketch(0.7))), make_packed(make_cell(mean_layers=3.5, **sketch(0.9, layers=4)))
@@ -138,7 +138,7 @@ def test_exits_that_all_moved_are_no_excuse(make_cell: Maker, make_packed: Runne
     assert "layers up" in alarmed(found)
 
 
-def test_cuda_does_not_repeat(make_cell: Maker, make_packed: Runner) -> None:
+def test_cuda_is_not_reproducible(make_cell: Maker, make_packed: Runner) -> None:
     """Retraining on one GPU gives other weights: counts and accuracy have the limits of different machines."""
     base, new = make_packed(make_cell(device="cuda")), make_packed(make_cell(worse(12), device="cuda", mean_layers=3.5))
     assert not compare(base, new).alarms
@@ -154,7 +154,7 @@ def test_counts_and_times_of_zero_are_reported(make_cell: Maker, make_packed: Ru
     assert any("have a time of 0" in remark for remark in compare(still, still).remarks)
 
 
-def test_seeds_on_other_rows_are_not_stacked(make_cell: Maker, make_packed: Runner) -> None:
+def test_seeds_on_other_rows_are_not_combined(make_cell: Maker, make_packed: Runner) -> None:
     """If every seed has other test rows, accuracy is shown but not tested."""
     run = make_packed(make_cell(seed=0), make_cell(worse(0)[:300], seed=1, rows="4567"))
     found = compare(run, run)
@@ -177,7 +177,7 @@ def test_times_of_other_machines_are_not_compared(make_cell: Maker, make_packed:
     assert any("the machine is unknown" in remark for remark in compare(unknown, unknown).remarks)
 
 
-def test_two_ways_to_run_are_not_mixed_up(make_cell: Maker, make_packed: Runner) -> None:
+def test_two_settings_are_not_mixed(make_cell: Maker, make_packed: Runner) -> None:
     """Cells with two dtypes in both runs match by dtype; with two dtypes in one run they have no match."""
     both = make_packed(make_cell(), make_cell(dtype="bfloat16"))
     assert [change.cell.dtype for change in compare(both, both).changes] == ["float32", "bfloat16"]
@@ -205,7 +205,7 @@ def test_without_rows_accuracy_is_shown_but_not_tested(make_cell: Maker, make_pa
     assert any("not tested" in remark for remark in found.remarks)
 
 
-def test_what_fails_now_is_a_regression(make_cell: Maker, make_packed: Runner) -> None:
+def test_a_new_failure_is_a_regression(make_cell: Maker, make_packed: Runner) -> None:
     """A failed method is an alarm if it was measured in base."""
     cell = make_cell()
     base = make_packed(cell, make_cell(method="bert"))
@@ -262,14 +262,14 @@ def test_a_slow_method_is_found(make_cell: Maker, make_packed: Runner) -> None:
     assert not compare(base, timed(make_cell, make_packed, 3, {"geep": 0.9})).alarms
 
 
-def test_a_slow_method_within_the_limit_is_none(make_cell: Maker, make_packed: Runner) -> None:
+def test_a_slow_method_within_the_limit_gives_no_alarm(make_cell: Maker, make_packed: Runner) -> None:
     """The caller chooses the limit, however significant a slow-down is."""
     base, new = timed(make_cell, make_packed, 1, {}, 30), timed(make_cell, make_packed, 2, {"geep": 1.1}, 30)
     assert compare(base, new).alarms
     assert not compare(base, new, Limits(slower=0.15)).alarms
 
 
-def test_a_stall_is_no_slow_down(make_cell: Maker, make_packed: Runner) -> None:
+def test_a_stall_is_not_a_slow_down(make_cell: Maker, make_packed: Runner) -> None:
     """A machine that stalls for two passes of three changes the median but not the best pass, and is no alarm."""
     base = timed(make_cell, make_packed, 1, {})
     new = timed(make_cell, make_packed, 2, {})
@@ -286,7 +286,7 @@ def test_a_stall_is_no_slow_down(make_cell: Maker, make_packed: Runner) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.01, 0.05, 0.2]))
-def test_noise_alone_raises_no_alarm(make_cell: Maker, make_packed: Runner, seed: int, noise: float) -> None:
+def test_noise_alone_gives_no_alarm(make_cell: Maker, make_packed: Runner, seed: int, noise: float) -> None:
     """With any noise, a run is not slower than an equal one, and the noise range encloses the ratio."""
     rng = np.random.default_rng(seed)
 
@@ -309,7 +309,7 @@ def test_noise_alone_raises_no_alarm(make_cell: Maker, make_packed: Runner, seed
     assert all(c.time.low <= c.time.ratio <= c.time.high for c in found.changes if c.time is not None)
 
 
-def test_few_passes_say_nothing(make_cell: Maker, make_packed: Runner) -> None:
+def test_few_passes_give_no_comparison_of_times(make_cell: Maker, make_packed: Runner) -> None:
     """With too few A/A pairs the noise is unknown: times are not compared, and the remark gives advice."""
     cell = make_cell(round_seconds=[0.1, 0.2], reference_seconds=[0.2, 0.2])
     found = compare(make_packed(cell), make_packed(cell))

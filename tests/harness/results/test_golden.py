@@ -37,7 +37,7 @@ def test_old_results_keep_their_names(old: RunFolder) -> None:
     assert {stem(result.cell) for result in old.results()} == written
 
 
-def test_old_results_are_written_as_they_were(old: RunFolder) -> None:
+def test_old_results_are_rewritten_unchanged(old: RunFolder) -> None:
     """Reading and writing an old result keeps its whole content."""
     for result in old.results():
         before = json.loads(old.result_path(result.cell).read_text(encoding="utf-8"))

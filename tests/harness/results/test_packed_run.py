@@ -162,7 +162,7 @@ def test_failures_are_packed_until_the_cell_is_measured(run: RunFolder) -> None:
     assert failed_cell({"traceback": "trace"}) is failed_cell([]) is failed_cell({"cell": {"method": "x"}}) is None
 
 
-def test_a_machine_that_says_little_is_unknown() -> None:
+def test_a_machine_without_facts_is_unknown() -> None:
     """Values that a fingerprint lacks are None, and a machine without them counts as unknown."""
     assert machine_of(FINGERPRINT).known
     assert machine_of(FINGERPRINT).gpu == "a GPU"
@@ -209,7 +209,7 @@ def test_damage_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_there(tmp_path: Path, run: RunFolder) -> None:
+def test_missing_runs_are_errors(tmp_path: Path, run: RunFolder) -> None:
     """A path that does not exist, a folder without a run, and a run without results have an error each."""
     with pytest.raises(ResultError, match="cannot read"):
         load(tmp_path / "nowhere")

@@ -77,7 +77,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_is_saved_is_read(run: RunFolder, save: Callable[..., Result]) -> None:
+def test_saved_results_are_read(run: RunFolder, save: Callable[..., Result]) -> None:
     """Results and rows are read as they were written, ordered by name, and no other file remains."""
     saved = [save(method=name) for name in ("fastbert", "bert")]
     assert run.results() == saved[::-1]
@@ -100,7 +100,7 @@ def test_any_name_makes_a_file_name(run: RunFolder, save: Callable[..., Result],
     """Long Chinese names, emoji, separators and dots give file names of at most 255 bytes inside the folder."""
     result = save(dataset=name, method=name)
     path = run.result_path(result.cell)
-    assert len(path.name.encode()) < 230  # room for the name of a temporary neighbour
+    assert len(path.name.encode()) < 230  # leaves room for the name of a temporary file
     assert path.parent == run.path / "results"
     assert RunFolder.open(run.path).results() == [result]
     assert len(run.samples(result.cell)) == 2
@@ -122,14 +122,14 @@ def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
         assert json.loads(target.read_text()) == {"old": True}
 
 
-def test_numbers_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
+def test_nan_is_refused(tmp_path: Path) -> None:
     """NaN is refused, because other programs could not read the file."""
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert files(tmp_path) == []
 
 
-def test_killed_between_rows_and_result_the_cell_is_unfinished(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_killed_between_rows_and_result_is_unfinished(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are written first: a cell without JSON is unfinished, and saving it again completes it."""
     result = make_result(make_cell())
 
@@ -146,7 +146,7 @@ def test_killed_between_rows_and_result_the_cell_is_unfinished(run: RunFolder, m
     assert run.results() == [result]
 
 
-def test_rows_must_have_the_agreed_columns(run: RunFolder) -> None:
+def test_rows_must_have_the_expected_columns(run: RunFolder) -> None:
     """Rows with other columns are refused, and nothing is written."""
     with pytest.raises(ValueError, match="sample columns"):
         run.save(make_result(make_cell()), make_rows().drop(columns="difficulty"))
@@ -176,7 +176,7 @@ def test_a_result_with_unknown_keys_is_broken(run: RunFolder, save: Callable[...
     assert "colour" in run.broken[0] or "1 validation error" in run.broken[0]
 
 
-def test_results_of_another_schema_are_refused_and_left(run: RunFolder, save: Callable[..., Result]) -> None:
+def test_results_of_another_schema_are_refused_and_kept(run: RunFolder, save: Callable[..., Result]) -> None:
     """The error for another schema names both versions, and the file stays."""
     path = run.result_path(save().cell)
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": SCHEMA + 1}))
@@ -200,7 +200,7 @@ def test_writing_below_a_file_is_reported(tmp_path: Path) -> None:
         write_json(tmp_path / "file" / "a.json", {})
 
 
-def test_there_must_be_a_run_to_open(tmp_path: Path) -> None:
+def test_a_missing_run_is_reported(tmp_path: Path) -> None:
     """The error for a missing run says how to create one."""
     with pytest.raises(ResultError, match=r"no run at .*geep-bench run --out"):
         RunFolder.open(tmp_path)
@@ -231,7 +231,7 @@ def test_failures_are_kept_until_the_cell_is_measured(run: RunFolder) -> None:
     assert not path.exists()
 
 
-def test_forgetting_a_result_takes_its_rows_along(run: RunFolder, save: Callable[..., Result]) -> None:
+def test_deleting_a_result_deletes_its_rows(run: RunFolder, save: Callable[..., Result]) -> None:
     """A result is deleted with its rows; other results stay, and a second call does nothing."""
     kept, gone = save(), save(seed=1)
     for _ in range(2):

@@ -150,7 +150,7 @@ def test_dependent_methods_fail_with_it(
     )
 
 
-def test_the_report_lists_what_is_missing_and_why(stage: Any, settings: Settings) -> None:
+def test_the_report_lists_missing_rows_with_reasons(stage: Any, settings: Settings) -> None:
     """The page and the Markdown report have the reason at the top, and a footnote in place of the rows."""
     wrongly(stage, **to("work", lambda old: Work()))
     Grid(settings).execute()
@@ -280,7 +280,7 @@ def test_failed_cells_give_exit_code_one(
     assert "2 measured, 0 kept from before, 1 failed" in capsys.readouterr().out
 
 
-def test_the_list_of_methods_shows_what_is_broken(
+def test_the_list_of_methods_shows_broken_plug_ins(
     install: Install, stage: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One broken plug-in does not hide the others."""

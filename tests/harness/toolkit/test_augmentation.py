@@ -1,4 +1,4 @@
-"""Augmentation: what changes in copies, what does not, and which candidates there are."""
+"""Augmentation: changes in copies, and candidates for replacements."""
 
 from __future__ import annotations
 
@@ -102,8 +102,10 @@ def words(row: list[tuple[int, int]]) -> list[tuple[int, ...]]:
 def test_copies_differ_in_words_only(
     samples: list, copies: int, share: float, candidates: int, seed: int, backbone: Backbone
 ) -> None:
-    """Originals first and whole; copies keep labels, special tokens, segments, signs and the order of words; replaced words
-    become one piece that begins a word and is not the word itself; nothing grows; the same seed gives the same."""
+    """Copies follow the originals; only words change, each into another word of one piece.
+
+    Labels, special tokens, segments, signs and the order of words are kept, nothing grows, and the seed decides.
+    """
     split = packed(samples)
     how = Augmentation(copies, share, candidates)
     larger, cost = augment(split, backbone, how, seed=seed, name="t")
@@ -139,7 +141,7 @@ def _long(count: int) -> Split:
     return packed([(draw.choice(sorted(WORD_IDS), 20).tolist(), None) for _ in range(count)])
 
 
-def test_words_are_replaced_with_the_probability_asked_for() -> None:
+def test_words_are_replaced_with_the_given_probability() -> None:
     """Of 20,000 words 40 +- 2 % change; copies differ from each other."""
     split = _long(200)
     larger, _ = augment(split, PLAIN, Augmentation(5, 0.4, 5), seed=3, name="t")
@@ -175,7 +177,7 @@ def test_candidates_are_the_nearest_words() -> None:
         assert row == best[:4]
 
 
-def test_words_of_one_piece_are_asked_of_the_masked_word_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_of_one_piece_use_the_masked_word_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions equal those of one run per masked word, for any batch."""
     model = masked_word_model(SCORING)
     assert model is not None
@@ -201,7 +203,7 @@ def test_words_of_one_piece_are_asked_of_the_masked_word_head(monkeypatch: pytes
     np.testing.assert_array_equal(predicted(model, tokens, places, candidates, 5, mask=mask, name="t"), found)
 
 
-def test_the_cost_is_that_of_asking_every_word_once() -> None:
+def test_the_cost_is_one_pass_per_replaced_word() -> None:
     """The cost is one pass through every layer per replaced word, and nothing if only neighbours are needed."""
     split = _long(3)
     larger, cost = augment(split, SCORING, Augmentation(1, 1.0, 3), seed=0, name="t")
@@ -211,7 +213,7 @@ def test_the_cost_is_that_of_asking_every_word_once() -> None:
     assert len(larger) == 6
 
 
-def test_no_copies_is_the_split_itself() -> None:
+def test_without_copies_the_split_is_unchanged() -> None:
     """By default the same split is returned, at no cost."""
     split = _long(2)
     assert augment(split, PLAIN, Augmentation(), seed=0, name="t") == (split, None)
@@ -226,7 +228,7 @@ def test_chinese_characters_are_words() -> None:
     assert copy[1][0] != mountain and copy[2][0] != water
 
 
-def test_without_words_nothing_can_be_replaced() -> None:
+def test_a_backbone_without_tokenizer_is_refused() -> None:
     """A backbone without a tokenizer is refused with a correction."""
     split = _long(1)
     with pytest.raises(ConfigError, match="no tokenizer.*augment = 0"):

@@ -21,7 +21,7 @@ BUDGETS = st.lists(st.floats(0.01, 1), min_size=1, max_size=5)
 
 
 @given(CANDIDATES, BUDGETS)
-def test_nothing_within_the_budget_is_more_accurate_or_as_accurate_and_cheaper(candidates, budgets):
+def test_the_choice_is_the_best_within_the_budget(candidates, budgets):
     """The choice is within the budget if any candidate is, and no other candidate within it is better."""
     for budget, chosen in zip(budgets, at_budgets(candidates, budgets, 12), strict=True):
         able = [one for one in candidates if one.layers <= 12 * budget]
@@ -43,13 +43,13 @@ def test_a_larger_budget_is_never_worse_on_dev(candidates, budgets):
     assert kept == sorted(kept)
 
 
-def test_where_no_candidate_keeps_the_budget_the_cheapest_is_taken():
+def test_without_a_candidate_within_the_budget_the_cheapest_is_chosen():
     """If no candidate is within the budget, the cheapest is chosen."""
     slow = [Candidate(1, 2.0, 0.8), Candidate(2, 3.0, 0.9)]
     assert at_budgets(slow, [0.25], 4) == [slow[0]]
 
 
-def test_no_candidate_is_an_error_of_the_caller():
+def test_no_candidates_are_an_error():
     """An empty list of candidates is a ValueError."""
     with pytest.raises(ValueError, match="no candidate"):
         at_budgets([], [0.5], 12)

@@ -37,7 +37,7 @@ def test_every_exit_is_asked_once(
     assert losses.tolist() == pytest.approx([F.cross_entropy(answer, LABELS).item() for answer in logits])
 
 
-def test_weights_add_up_to_a_mean() -> None:
+def test_weights_give_a_mean() -> None:
     """The weighted mean divides by the sum of the weights."""
     losses = torch.tensor([3.0, 5.0, 7.0])
     assert float(weighted_mean(losses, [1, 2, 3])) == pytest.approx((3 + 2 * 5 + 3 * 7) / 6)

@@ -67,7 +67,7 @@ def fit(tiny_model: MultiExitModel, gate: ExitGate, dev: Split) -> Callable[[str
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_dev_gets_what_was_promised(rule: str, fit: Callable[[str], RuleExits], dev: Split) -> None:
+def test_dev_figures_equal_a_run_on_dev(rule: str, fit: Callable[[str], RuleExits], dev: Split) -> None:
     """In a run over dev every point has the mean layers and the accuracy of the replay."""
     fitted = fit(rule)
     points = fitted.operating_points(dev)
@@ -82,7 +82,7 @@ def test_dev_gets_what_was_promised(rule: str, fit: Callable[[str], RuleExits], 
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_budgets_are_kept_where_the_rule_can(
+def test_points_are_within_their_budgets_if_possible(
     rule: str, fit: Callable[[str], RuleExits], tiny_model: MultiExitModel, gate: ExitGate, dev: Split
 ) -> None:
     """A point is within its budget if any candidate is, and no candidate within it is more accurate on dev."""
@@ -103,7 +103,7 @@ def test_budgets_are_kept_where_the_rule_can(
             assert point.params["dev_accuracy"] == pytest.approx(best)
 
 
-def test_everything_between_at_once_and_never_is_tried(fit: Callable[[str], RuleExits], dev: Split) -> None:
+def test_candidates_range_from_the_first_to_the_last_head(fit: Callable[[str], RuleExits], dev: Split) -> None:
     """The candidates of a threshold rule include exits of all samples at the first head, and at the last one."""
     for rule in ("entropy", "raw-entropy", "confidence", "learned", "patience-confidence"):
         fitted = fit(rule)
@@ -121,14 +121,14 @@ def test_patience_stops_short_of_the_last_head() -> None:
     assert worth_trying("static", scores, 2) == [{"place": p} for p in range(5)]
 
 
-def test_calibration_makes_dev_likeliest() -> None:
+def test_calibration_maximises_the_likelihood_on_dev() -> None:
     """Calibration finds the temperature that answers were drawn at, per exit; nearby ones are less likely."""
     draw = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(2, 4000, 4, generator=draw)
     labels = torch.multinomial((logits[0] / 2.5).softmax(-1), 1, generator=draw).squeeze(1)
     hot, noise = calibrate(logits, labels)
     assert hot == pytest.approx(2.5, rel=0.1)
-    assert noise == pytest.approx(HOTTEST)  # the second exit knows nothing
+    assert noise == pytest.approx(HOTTEST)  # the second exit is uninformative
     best = F.cross_entropy(logits[0] / hot, labels)
     assert all(F.cross_entropy(logits[0] / (hot * factor), labels) >= best for factor in (0.97, 1.03))
     (cold,) = calibrate(torch.eye(4)[labels][None], labels)
@@ -150,7 +150,7 @@ def test_calibration_never_changes_an_answer(fit: Callable[[str], RuleExits], de
 
 @pytest.mark.parametrize("head", ["fastbert", "linear"])
 @pytest.mark.parametrize("rule", RULES)
-def test_flops_are_what_torch_counts(
+def test_flops_equal_torchs_count(
     rule: str, head: str, make_model: Callable[..., MultiExitModel], gate: ExitGate, dev: Split
 ) -> None:
     """FLOPs of layers, heads and gate equal those of torch's counter."""
@@ -213,7 +213,7 @@ def test_damage_is_a_result_error(
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_lack_something_are_refused(make_model: Callable[..., MultiExitModel], dev: Split) -> None:
+def test_weights_without_the_needed_parts_are_refused(make_model: Callable[..., MultiExitModel], dev: Split) -> None:
     """Weights without early exits, or without the gate of rule learned, are refused in one line with a correction."""
     given: dict[str, Any] = {"method": "mine", "budgets": [0.5], "dev": dev}
     with pytest.raises(ConfigError, match="'mine'.*early exits"):
@@ -222,14 +222,14 @@ def test_weights_that_lack_something_are_refused(make_model: Callable[..., Multi
         under_rule(RuleExits, make_model(), None, rule="learned", **given)
 
 
-def test_entropies_are_one_rule_at_two_scales(fit: Callable[[str], RuleExits]) -> None:
+def test_both_entropies_choose_the_same_exits(fit: Callable[[str], RuleExits]) -> None:
     """DeeBERT's entropy is FastBERT's times ln C, so that dev chooses the same exits."""
     for one, other in zip(fit("entropy").points, fit("raw-entropy").points, strict=True):
         assert one.params["dev_mean_layers"] == other.params["dev_mean_layers"]
         assert other.params["threshold"] == pytest.approx(math.log(3) * one.params["threshold"], rel=1e-3)
 
 
-def test_settings_of_a_rule_reach_it() -> None:
+def test_settings_are_passed_to_the_rule() -> None:
     """Settings of a rule are passed by name."""
     assert make_rule("patience-confidence", {"threshold": 0.25, "patience": 3}).__dict__ == {
         "threshold": 0.25,

@@ -71,7 +71,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     return Spy.rates
 
 
-def test_the_loss_falls_on_what_can_be_learnt(tiny_shape: EncoderShape, toy: Split) -> None:
+def test_the_loss_falls_on_a_learnable_task(tiny_shape: EncoderShape, toy: Split) -> None:
     """After some epochs on a toy task most answers are right, and the model is in eval mode."""
     seen: list[float] = []
     torch.manual_seed(0)
@@ -111,7 +111,7 @@ def test_the_best_dev_epoch_is_kept(model: MultiExitModel, toy: Split, scores: l
     assert all(torch.equal(tensor, snapshots[best - 1][name]) for name, tensor in model.state_dict().items())
 
 
-def test_without_a_score_the_last_weights_stay(model: MultiExitModel, toy: Split) -> None:
+def test_without_a_score_the_last_weights_are_kept(model: MultiExitModel, toy: Split) -> None:
     """Without evaluation the last weights are kept."""
     report = train(model, loss_of(model), toy, RECIPE, seed=0, name="toy")
     assert (report.best_epoch, report.dev_scores) == (None, ())
@@ -119,9 +119,7 @@ def test_without_a_score_the_last_weights_stay(model: MultiExitModel, toy: Split
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("epochs", [1, 20])
-def test_a_loss_that_is_no_number_stops_the_training(
-    model: MultiExitModel, toy: Split, bad: float, epochs: int
-) -> None:
+def test_an_infinite_loss_stops_the_training(model: MultiExitModel, toy: Split, bad: float, epochs: int) -> None:
     """A loss that is not finite is an error within 50 steps; it names the task, the step and what to change."""
     plain = loss_of(model)
     recipe = RECIPE.changed(epochs=epochs)
@@ -143,7 +141,7 @@ def test_layer_passes_are_counted(model: MultiExitModel, make_model: Callable[..
 
     report = train(model, loss, toy, RECIPE, seed=0, name="toy", evaluate=evaluate, teachers=[teacher])
     assert report.layer_passes == 4 * 30 * (4 + 3)
-    assert not model.encoder.layers[0]._forward_hooks  # counting leaves nothing behind
+    assert not model.encoder.layers[0]._forward_hooks  # no counter is left behind
 
 
 def test_the_rate_warms_up_and_decays(model: MultiExitModel, toy: Split, rates: list[list[float]]) -> None:
@@ -208,7 +206,7 @@ def test_reports_of_two_stages_add_up() -> None:
     """Costs are summed; epoch and scores are the later stage's."""
     first, second = TrainingReport(1.0, 2, 3, 4, 1, (0.5,)), TrainingReport(10.0, 20, 30, 40, None, ())
     assert first + second == TrainingReport(11.0, 22, 33, 44, None, ())
-    # FLOPs: a stage that did not count them leaves the sum uncounted; one without passes has none to count.
+    # FLOPs: a stage without a count leaves the sum unknown; a stage without passes has none to count.
     counted, nothing = TrainingReport(1.0, 2, 3, 4, flops=5.0), TrainingReport(1.0, 0, 0, 0)
     assert [(a + b).flops for a, b in ((counted, counted), (counted, nothing), (nothing, counted))] == [10.0, 5.0, 5.0]
     assert (counted + second).flops == (first + counted).flops == 0.0

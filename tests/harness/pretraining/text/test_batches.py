@@ -25,7 +25,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 64, 10_000])
-def test_an_epoch_holds_every_row(english: Shards, size: int) -> None:
+def test_an_epoch_has_every_row(english: Shards, size: int) -> None:
     """An epoch has every row at least once, and repeats only rows that fill the last batch."""
     data = stream(english, size)
     order = data.order(3)
@@ -36,7 +36,7 @@ def test_an_epoch_holds_every_row(english: Shards, size: int) -> None:
         assert not np.array_equal(order, data.order(4))
 
 
-def test_batches_follow_from_seed_and_number(english: Shards) -> None:
+def test_batches_depend_on_seed_and_number(english: Shards) -> None:
     """A batch depends only on seed and number."""
     one, other = stream(english), stream(english)
     far = one.batch(1000)
@@ -54,7 +54,7 @@ def test_most_batches_of_full_rows_need_no_mask(english: Shards) -> None:
     assert unmasked >= full // 8 > 0
 
 
-def test_places_restart_with_every_piece() -> None:
+def test_positions_restart_with_every_piece() -> None:
     """Positions restart at each piece, and padding belongs to no piece."""
     ids = np.array([[CLS, 9, 9, SEP, CLS, 9, SEP, PAD]], dtype=np.uint16)
     positions, pieces = places(ids)
@@ -62,15 +62,15 @@ def test_places_restart_with_every_piece() -> None:
     assert pieces.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0]]
 
 
-def test_the_second_text_of_a_pair_is_on_the_second_segment() -> None:
+def test_the_second_text_of_a_pair_has_the_second_segment() -> None:
     """Segments are those of BERT: the first [SEP] belongs to the first text; a piece of one text has one segment."""
     ids = np.array([[CLS, 9, SEP, CLS, 9, SEP, 8, SEP, CLS, 7, SEP, PAD]], dtype=np.uint16)
     assert segments(ids).tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]]
-    spelt = np.array([[CLS, 9, SEP, 9, SEP, 9, SEP, PAD]], dtype=np.uint16)  # a text that says [SEP] itself
+    spelt = np.array([[CLS, 9, SEP, 9, SEP, 9, SEP, PAD]], dtype=np.uint16)  # a text that contains [SEP] itself
     assert segments(spelt).tolist() == [[0, 0, 0, 1, 1, 1, 1, 0]]
 
 
-def test_held_out_rows_are_masked_alike_for_everybody(english: Shards) -> None:
+def test_held_out_batches_are_fixed(english: Shards) -> None:
     """Held-out batches have every row once, up to the limit."""
     one, other = (list(held_out(english, size=4, share=0.15, device="cpu", most=10)) for _ in range(2))
     assert all(same(a, b) for a, b in zip(one, other, strict=True))
@@ -78,7 +78,7 @@ def test_held_out_rows_are_masked_alike_for_everybody(english: Shards) -> None:
     assert sum(int((batch.labels != ABSENT).sum()) for batch in one) > 0
 
 
-def test_made_ahead_is_in_order_and_failures_come_through(english: Shards) -> None:
+def test_prepared_batches_are_in_order_and_errors_are_raised(english: Shards) -> None:
     """Batches prepared by threads are in order, and errors are raised."""
     data = stream(english)
     found = list(ahead(data.batch, 3, 30))

@@ -20,7 +20,7 @@ shares = st.floats(0.05, 0.9)
 
 @given(rows, shares, st.integers(0, 9))
 @settings(max_examples=60)
-def test_words_are_hidden_whole_and_within_the_budget(ids: np.ndarray, share: float, seed: int) -> None:
+def test_whole_words_are_masked_within_the_budget(ids: np.ndarray, share: float, seed: int) -> None:
     """Whole words are chosen, no row exceeds its share, and special tokens are never chosen."""
     chosen = choose(ids, KINDS, share, np.random.default_rng(seed))
     kind = KINDS[ids]
@@ -34,7 +34,7 @@ def test_words_are_hidden_whole_and_within_the_budget(ids: np.ndarray, share: fl
 
 @given(rows, shares, st.integers(0, 9))
 @settings(max_examples=60)
-def test_labels_are_what_was_there(ids: np.ndarray, share: float, seed: int) -> None:
+def test_labels_are_the_original_tokens(ids: np.ndarray, share: float, seed: int) -> None:
     """Other tokens do not change, no special token but [MASK] is inserted, and shapes depend only on those of the rows."""
     found = mask(ids, KINDS, share, np.random.default_rng(seed))
     count = int((found.labels != ABSENT).sum())
@@ -48,18 +48,18 @@ def test_labels_are_what_was_there(ids: np.ndarray, share: float, seed: int) -> 
     assert ((put == MASK) | (put >= len(SPECIALS))).all()
 
 
-def test_shares_are_those_of_bert() -> None:
+def test_shares_equal_those_of_bert() -> None:
     """Of single-token words 15 % are chosen: 80 % of them are masked, 10 % replaced, 10 % kept."""
     ids = np.random.default_rng(0).integers(5, 15, (200, 100)).astype(np.uint16)
     found = mask(ids, KINDS, 0.15, np.random.default_rng(1))
     assert (found.labels != ABSENT).all() and len(found.labels) == 200 * 15
     put, was = found.ids.reshape(-1)[found.where], found.labels
     assert abs((put == MASK).mean() - 0.8) < 0.03
-    # A swap hits the same word now and then.
+    # A replacement is sometimes the same word.
     assert abs(((put != MASK) & (put != was)).mean() - 0.1) < 0.03
 
 
-def test_runs_of_characters_have_two_on_average_and_change() -> None:
+def test_runs_of_characters_have_two_on_average_and_vary() -> None:
     """Runs of characters are drawn again each time, and contain only neighbouring characters."""
     ids = np.full((50, 100), 30, dtype=np.uint16)
     ids[:, 50] = 6
@@ -69,7 +69,7 @@ def test_runs_of_characters_have_two_on_average_and_change() -> None:
     assert abs(first.mean() - 0.5) < 0.05
 
 
-def test_every_place_is_hidden_in_time(chinese: Shards) -> None:
+def test_every_position_is_masked_eventually(chinese: Shards) -> None:
     """Over many draws every maskable position of real rows is chosen."""
     ids = np.array(chinese.rows("full")[0][:4])
     ever = np.zeros(ids.shape, dtype=bool)

@@ -11,18 +11,18 @@ from harness.pretraining.text.vocabulary import CLS, PAD, SEP
 
 
 @given(st.lists(st.integers(1, 20), max_size=80))
-def test_every_piece_gets_one_place_where_it_fits(lengths: list[int]) -> None:
+def test_every_piece_is_placed_once(lengths: list[int]) -> None:
     """Every piece occurs once, no row overflows, and no two rows could be merged."""
     rows = best_fit(lengths, 20)
     assert sorted(piece for row in rows for piece in row) == list(range(len(lengths)))
     sizes = [sum(lengths[piece] for piece in row) for row in rows]
     assert all(0 < size <= 20 for size in sizes)
-    # At most one row is half empty: any two of those would have shared one.
+    # At most one row is half empty: two of those would have shared a row.
     assert sum(size <= 10 for size in sizes) <= 1
 
 
 @given(st.lists(st.lists(st.integers(5, 50), max_size=40), max_size=12), st.integers(8, 16))
-def test_nothing_is_lost_but_crumbs(texts: list[list[int]], length: int) -> None:
+def test_all_tokens_are_kept_except_single_ones(texts: list[list[int]], length: int) -> None:
     """Rows hold every token of every document, in order within each piece, between [CLS] and [SEP]."""
     rows, rests = [], []
     for text in texts:

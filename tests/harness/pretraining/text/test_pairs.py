@@ -32,7 +32,7 @@ WORDS = ("river", "stone", "house", "green", "light", "winter", "summer", "garde
 PAIRS = [("river stone", "house"), ("green", "light winter summer"), ("river", "stone")]
 
 
-def test_a_pair_is_one_piece_where_it_fits(english: Shards, tmp_path: Path) -> None:
+def test_a_pair_that_fits_is_one_piece(english: Shards, tmp_path: Path) -> None:
     """A pair is [CLS] a [SEP] b [SEP]; if it does not fit into a row it is two documents; both texts are counted."""
     brim = (" ".join(WORDS), " ".join(WORDS[:5]))  # 13 words and 3 special tokens
     long = (" ".join(WORDS), " ".join(WORDS[:6]))
@@ -51,7 +51,7 @@ def test_a_pair_is_one_piece_where_it_fits(english: Shards, tmp_path: Path) -> N
         assert facts["train"][what] + facts["heldout"][what] == expected
 
 
-def test_the_same_texts_in_another_pair_are_no_repeat(english: Shards, tmp_path: Path) -> None:
+def test_the_same_texts_in_another_pair_are_not_a_duplicate(english: Shards, tmp_path: Path) -> None:
     """A pair is a duplicate if both texts are equal, in the same order."""
     documents = [("river", "stone house"), ("river stone", "house"), "river stone house", ("river", "stone house")]
     facts = shards.write(documents, english.tokenizer, tmp_path, length=16)
@@ -67,7 +67,7 @@ def _texts(folder: Path, facts: dict[str, Any], *kinds: str) -> list[str]:
 
 
 @pytest.mark.parametrize("length", [16, 64])
-def test_no_pair_is_on_both_sides(length: int, english: Shards, tmp_path: Path) -> None:
+def test_no_pair_is_in_training_and_held_out(length: int, english: Shards, tmp_path: Path) -> None:
     """First texts of held-out pairs begin no training pair; texts of pairs that do not fit are on one side only."""
     draw = random.Random(0)
     some = [" ".join(draw.choices(WORDS, k=9)) for _ in range(300)]
@@ -86,7 +86,7 @@ def test_no_pair_is_on_both_sides(length: int, english: Shards, tmp_path: Path) 
         assert not set(held[::2]) & set(train[::2])
 
 
-def test_pairs_have_the_states_that_bert_gives_them() -> None:
+def test_pairs_have_the_states_of_bert() -> None:
     """States equal those of transformers' model with token_type_ids, on weights whose segments differ."""
     model = start.fresh(SHAPE, 0.0, 0).eval()
     draw = torch.Generator().manual_seed(1)
@@ -133,7 +133,7 @@ def paired(english: Shards, tmp_path: Path) -> Path:
     return made
 
 
-def test_only_shards_with_pairs_say_where_second_texts_are(paired: Path, english: Shards) -> None:
+def test_only_shards_with_pairs_have_segments(paired: Path, english: Shards) -> None:
     """Only batches of shards with pairs have segments."""
     found = Shards.open(paired)
     assert found.paired and not english.paired
@@ -156,7 +156,7 @@ def whole(english: Shards, tmp_path: Path) -> Backbone:
     return load_backbone(str(tmp_path / "whole"), "en")
 
 
-def test_what_is_learnt_depends_on_segments(paired: Path, whole: Backbone) -> None:
+def test_losses_depend_on_segments(paired: Path, whole: Backbone) -> None:
     """Segments change the losses of masked words and of both distillations, and the second one gets a gradient if it is trained."""
     batch = Stream(Shards.open(paired), size=4, share=0.3, seed=0, device="cpu").batch(0)
     blind = replace(batch, segments=None)
@@ -175,7 +175,7 @@ def test_what_is_learnt_depends_on_segments(paired: Path, whole: Backbone) -> No
     assert gradient is not None and (gradient.abs().sum(1) > 0).all()
 
 
-def test_the_second_segment_is_learnt_from_pairs_only(
+def test_the_second_segment_is_trained_by_pairs_only(
     pretrain: Callable[..., int], paired: Path, tmp_path: Path
 ) -> None:
     """The trained second segment is written and described in the card; without pairs it is a copy of the first."""
@@ -192,7 +192,7 @@ def test_the_second_segment_is_learnt_from_pairs_only(
     assert "All training text was in the first segment" in told["texts"][1] and "pairs" not in told["texts"][1]
 
 
-def test_going_on_from_a_backbone_takes_all_that_it_learnt(
+def test_a_start_from_a_backbone_copies_all_its_weights(
     pretrain: Callable[..., int], paired: Path, tmp_path: Path
 ) -> None:
     """With the same vocabulary, both segments and the masked-word head are copied."""

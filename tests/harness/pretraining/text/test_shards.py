@@ -54,7 +54,7 @@ def test_repeats_are_dropped_and_files_stay_small(
     assert len(rows) == sum(file["rows"] for file in full) == len(rows.reshape(-1)) // 16
 
 
-def test_large_vocabularies_have_room(tmp_path: Path) -> None:
+def test_large_vocabularies_are_stored(tmp_path: Path) -> None:
     """Ids above 16 bits are stored in 32 bits and read correctly, also in masked batches."""
     words = [*SPECIALS, *(f"w{i}" for i in range(70_000))]
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
@@ -79,7 +79,7 @@ def test_too_little_text_is_refused(english: Shards, tmp_path: Path) -> None:
         shards.write(["river stone house"] * 3, english.tokenizer, tmp_path, length=16)
 
 
-def test_nothing_is_left_of_shards_that_failed(tmp_path: Path) -> None:
+def test_failed_shards_leave_no_folder(tmp_path: Path) -> None:
     """An empty corpus gives an error in one line and no folder."""
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="has no text"):

@@ -13,7 +13,7 @@ from harness.pretraining.text import vocabulary
 from harness.pretraining.text.shards import Shards
 
 
-def test_a_vocabulary_has_the_size_asked_for(english: Shards) -> None:
+def test_a_vocabulary_has_the_requested_size(english: Shards) -> None:
     """Special tokens come first, in the order of their ids."""
     words = vocabulary.words(english.tokenizer)
     assert len(words) == 90
@@ -35,7 +35,7 @@ def test_a_size_that_the_corpus_does_not_support_is_refused(size: int, said: str
         vocabulary.train_exactly(["some words of some text"] * 5, size, "en")
 
 
-def test_kinds_tell_words_from_pieces_and_characters() -> None:
+def test_kinds_distinguish_words_pieces_and_characters() -> None:
     """Chinese characters have a kind of their own."""
     tokenizer = vocabulary.train(["abab ab 山水"] * 9, 40)
     kinds = dict(zip(vocabulary.words(tokenizer), vocabulary.kinds(tokenizer).tolist(), strict=True))
@@ -69,7 +69,7 @@ def test_a_foreign_or_broken_vocabulary_is_refused(tmp_path: Path) -> None:
         vocabulary.load(tmp_path)
 
 
-def test_the_fingerprint_is_that_of_the_words(english: Shards, chinese: Shards) -> None:
+def test_the_fingerprint_follows_the_words(english: Shards, chinese: Shards) -> None:
     """The fingerprint differs between vocabularies and equals that of the shards."""
     assert vocabulary.fingerprint(english.tokenizer) == english.facts["vocabulary"] != chinese.facts["vocabulary"]
     assert chinese.kinds.dtype == np.uint8
