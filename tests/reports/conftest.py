@@ -1,4 +1,4 @@
-"""Made-up run folders for tests, written with RunFolder."""
+"""Fabricated run folders for tests, written with RunFolder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FULL = 2_000_000.0
 
 
 class Fabricator:
-    """Writes cells of a run; every number can be set."""
+    """Write cells of a run; every number can be set."""
 
     def __init__(self, path: Path) -> None:
         self.run = RunFolder.create(path)
@@ -259,7 +259,7 @@ class Fabricator:
 
 @pytest.fixture
 def fabricate(tmp_path: Path) -> Callable[..., Fabricator]:
-    """Make an empty run folder to be filled."""
+    """Return a function that makes an empty run folder."""
 
     def make(name: str = "a-run") -> Fabricator:
         return Fabricator(tmp_path / name)
@@ -269,7 +269,7 @@ def fabricate(tmp_path: Path) -> Callable[..., Fabricator]:
 
 @pytest.fixture(scope="session")
 def plausible_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one synthetic dataset whose name is hard to escape and one real one; read it, do not change it."""
+    """Write a run on a synthetic dataset with special characters in its name and a real one; do not change it."""
     fabricator = Fabricator(tmp_path_factory.mktemp("runs") / "plausible")
     fabricator.plausible([("a_b & <c>", "en")], n=120)
     fabricator.plausible([("weibo", "zh")], n=120, synthetic=False)
@@ -278,7 +278,7 @@ def plausible_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plausible_report(plausible_run: Path) -> Path:
-    """The page of the plausible run, its report written once."""
+    """Return the page of the plausible run, whose report is written once."""
     from reports.build import write_report
 
     return write_report(plausible_run)

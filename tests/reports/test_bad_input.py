@@ -52,14 +52,14 @@ def test_truncated_json(fabricate):
     caveats, page = told(run)
     one_line(caveats, path.name, "Set aside")
     assert "<td>geep" not in page
-    # The tables that should have had the row say so, until somebody measures it again.
+    # The tables that should have the row say that it is missing until it is measured again.
     missing = "Missing from this table: {}geep speed=0.5, seed0 (broken, set aside)."
     assert missing.format("ag_news ") in page and missing.format("") in page
     make(fabricate)
     assert "Missing from this table" not in told(run)[1]
 
 
-def test_a_seed_that_broke_marks_the_mean(fabricate):
+def test_a_lost_seed_marks_the_mean(fabricate):
     """If one of two seeds is lost, the row has a mark for a mean over fewer seeds."""
     run, _ = make(fabricate)
     for method, point in (("bert", "full"), ("geep", "speed=0.5")):
@@ -70,7 +70,7 @@ def test_a_seed_that_broke_marks_the_mean(fabricate):
     assert "<td>geep #" in page and "# A mean over fewer seeds" in page and "<td>bert #" not in page
 
 
-def test_a_failed_cell_is_missed_in_its_tables(fabricate):
+def test_a_failed_cell_is_reported_in_its_tables(fabricate):
     """A failed cell gives a caveat and a footnote in the tables of its dataset, not in others."""
     run, _ = make(fabricate)
     other = run.cell("bert", dataset="other")
@@ -114,7 +114,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_samples_that_cannot_be_those_of_the_result(fabricate, fault):
+def test_samples_of_another_result_are_not_used(fabricate, fault):
     """Per-sample rows that are incomplete, doubled or from another measurement are named and not used."""
     run, geep = make(fabricate)
     path = run.run.samples_path(geep.cell)
@@ -148,7 +148,7 @@ def test_two_cells_with_one_key(fabricate, differ):
 
 
 def test_two_cells_with_one_key_and_no_file_of_that_name(fabricate):
-    """If no file has the name of the cell, the first is used, and the line says so."""
+    """If no file has the name of the cell, the first is used, and the line states it."""
     run, geep = make(fabricate)
     path = run.run.result_path(geep.cell)
     for name in ("one.json", "two.json"):
@@ -199,7 +199,7 @@ def test_no_number_at_all(fabricate):
     assert (row.accuracy, row.mean_layers, row.speedup) == (None, None, None)
 
 
-def test_everything_at_once(fabricate):
+def test_several_faults_at_once(fabricate):
     """Several faults are all reported."""
     run, geep = make(fabricate)
     second = run.cell("fastbert", "speed=0.5")

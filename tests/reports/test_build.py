@@ -22,11 +22,11 @@ def report(plausible_report: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def page(report: Path) -> str:
-    """Its HTML."""
+    """Return its HTML."""
     return (report / "index.html").read_text(encoding="utf-8")
 
 
-def test_every_promised_file_exists(report):
+def test_every_expected_file_exists(report):
     """Page, Markdown, tables in three formats and figures in two are there, and nothing is empty."""
     files = {path.relative_to(report).as_posix() for path in report.rglob("*") if path.is_file()}
     slugs = ("weibo", "a_b_c-synthetic")
@@ -73,13 +73,13 @@ def test_names_are_escaped_in_the_page(page):
 
 
 def test_ids_in_the_page_are_unique(page):
-    """Figures inlined beside each other share no id, so that no clip path or marker is mixed up."""
+    """Figures inlined in one page share no id, so that no clip path or marker is mixed up."""
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'xlink:href="#|url\(#([^)]+)\)', page)) <= {*ids, ""}
 
 
-def test_synthetic_is_everywhere(report):
+def test_synthetic_data_is_named_everywhere(report):
     """Captions, figure titles and file names of synthetic numbers carry the word; real ones do not."""
     for path in report.glob("tables/*"):
         text = path.read_text(encoding="utf-8")

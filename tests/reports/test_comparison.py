@@ -41,7 +41,7 @@ def two(fabricate):
 
 @pytest.fixture(autouse=True)
 def hooked(monkeypatch):
-    """The reporter as the entry point names it, whether or not the project was installed again since it was added."""
+    """Return the reporter that the entry point names, also if the project was not installed again since then."""
     monkeypatch.setattr("harness.api.reporter", lambda name: {"comparison": render}[name])
 
 
@@ -62,7 +62,7 @@ def test_nothing_changed(two, capsys):
     assert out.splitlines()[-1] == "gate: nothing got worse"
 
 
-def test_what_got_worse_is_named_and_gated(two, capsys):
+def test_regressions_are_named_and_gated(two, capsys):
     """Lost samples and more layers are marked in the table and explained; the exit code is 1 with the gate and 0 without."""
     worse = RIGHT.copy()
     worse[40:60] = False
@@ -94,7 +94,7 @@ def test_cells_of_one_run_only_are_named(two, fabricate, capsys):
     assert "only in base (1): weibo tinybert full" in capsys.readouterr().out
 
 
-def test_packing_makes_no_difference(two, tmp_path, capsys):
+def test_packing_changes_nothing(two, tmp_path, capsys):
     """A packed run gives the same comparison as its run."""
     base, new = two(layers=5)
     file = tmp_path / "base.json"

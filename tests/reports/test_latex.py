@@ -1,4 +1,4 @@
-"""The LaTeX tables in a real LaTeX; skipped where no TeX is installed."""
+"""The LaTeX tables are compiled by a real LaTeX; the tests are skipped without TeX."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def test_marks_compile(fabricate, tmp_path):
 
 
 def test_tables_are_plain_ascii(plausible_report):
-    """Where the data is named in ASCII no character needs another engine than pdfTeX."""
+    """If the names of the data are ASCII, every character works in pdfTeX."""
     for path in (plausible_report.parent / "tables").glob("*.tex"):
         assert path.read_text(encoding="utf-8").isascii(), path.name

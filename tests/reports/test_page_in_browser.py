@@ -1,4 +1,4 @@
-"""The page in a real browser, driven over Chromium's own debugging pipe; skipped where there is no Chromium."""
+"""The page in a real browser, driven over Chromium's debugging pipe; the tests are skipped without Chromium."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Browser:
-    """One page of a headless Chromium: commands go in as JSON, answers and events come out, each ended by a zero byte."""
+    """One page of a headless Chromium: commands, answers and events are JSON, each ended by a zero byte."""
 
     def __init__(self, folder: Path) -> None:
         (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
@@ -86,7 +86,7 @@ class Browser:
         return answer["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """A real mouse click in the middle of the first element that fits."""
+        """Click with the mouse on the centre of the first element that matches."""
         place = f"document.querySelector({json.dumps(selector)})"
         self.ask(f"{place}.scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})")
         x, y = self.ask(
@@ -224,7 +224,7 @@ def test_choosing_a_dataset_hides_the_others(desk):
     assert set(desk.ask(f"{VISIBLE}.map(r => r.cells[0].textContent)")) == {"a_b & <c>"}
 
 
-def test_points_name_themselves(desk):
+def test_points_have_a_description(desk):
     """Every point of an accuracy figure has a description, and a click writes it under the figure."""
     first = "document.querySelector('section[data-group] .figures svg').querySelectorAll('.spot title')"
     spots = desk.ask(f"[...{first}].map(t => t.textContent)")
@@ -234,14 +234,14 @@ def test_points_name_themselves(desk):
     assert desk.ask("document.querySelector('.spot').closest('figure').querySelector('.said').textContent") in spots
 
 
-def test_nothing_leaves_the_page(desk, page):
+def test_the_page_loads_nothing(desk, page):
     """The page loads nothing else and reports no error."""
     assert {url for url in desk.requests() if not url.startswith("data:")} == {page.as_uri()}
     assert desk.troubles() == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out(browser, page, width):
+def test_nothing_overflows(browser, page, width):
     """On a phone and on a desktop the page itself never scrolls sideways; wide tables scroll in their frames."""
     browser.open(page, width)
     browser.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")

@@ -34,11 +34,11 @@ from reports.notation.table_formats import AnyTable
 from reports.tables.catalogue import Contents
 
 Rows = list[dict[str, Any]]
-Key = tuple[str, ...]  # method, point, then whatever else the tables tell rows apart by
+Key = tuple[str, ...]  # method, point, then all other coordinates of a row
 
 
 def binomial_quantile(level: float, n: int, p: float) -> int:
-    """Smallest k with P(X <= k) >= level."""
+    """Return the smallest k with P(X <= k) >= level."""
     if p in (0.0, 1.0):
         return round(n * p)
     total = 0.0
@@ -51,7 +51,7 @@ def binomial_quantile(level: float, n: int, p: float) -> int:
 
 
 def macro_f1(rows: Rows) -> float:
-    """Mean over the classes that occur as label or prediction."""
+    """Return the mean F1 over the classes that occur as label or prediction."""
     hit, said, true = Counter(), Counter(), Counter()
     for row in rows:
         said[row["prediction"]] += 1
@@ -61,13 +61,13 @@ def macro_f1(rows: Rows) -> float:
 
 
 def exact_p(wins: int, losses: int) -> float:
-    """Two-sided sign test."""
+    """Return the p-value of the two-sided sign test."""
     n, least = wins + losses, min(wins, losses)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
 
 
 def holm(values: list[float]) -> list[float]:
-    """Step-down adjustment."""
+    """Return Holm's step-down adjustment."""
     order = sorted(range(len(values)), key=lambda i: values[i])
     adjusted, highest = [0.0] * len(values), 0.0
     for rank, i in enumerate(order):
@@ -77,7 +77,7 @@ def holm(values: list[float]) -> list[float]:
 
 
 def tau_b(pairs: list[tuple[int, int]]) -> float | None:
-    """Kendall's tau-b, over pairs of distinct values with their counts."""
+    """Return Kendall's tau-b over pairs of distinct values with their counts."""
     counts = list(Counter(pairs).items())
     score = 0
     for i, ((a, b), m) in enumerate(counts):
@@ -93,7 +93,7 @@ def tau_b(pairs: list[tuple[int, int]]) -> float | None:
 
 
 class Stored:
-    """Rows of a run, read without the reader of the reports: dataset -> (method, point) -> seed -> rows."""
+    """Rows of a run, read without the reports' reader: dataset -> (method, point) -> seed -> rows."""
 
     def __init__(self, path: Path) -> None:
         self.rows: dict[tuple[str, bool], dict[Key, dict[int, Rows]]] = defaultdict(lambda: defaultdict(dict))
@@ -111,7 +111,7 @@ def column(table: AnyTable, heading: str) -> int:
 
 
 def shown(table: AnyTable, heading: str) -> dict[Key, str]:
-    """Cells of a column by (method, point)."""
+    """Return cells of a column by (method, point)."""
     at = column(table, heading)
     return {(r.method, r.point): row[at] for r, row in zip(table.rows, table.cells, strict=True)}
 
@@ -149,7 +149,7 @@ def over_seeds(accuracies: Sequence[float]) -> str:
 
 
 def compare(path: Path) -> int:
-    """Compare everything; returns how many cells of tables were compared."""
+    """Compare everything and return the number of compared table cells."""
     stored, view = Stored(path), build_view(path)
     contents = Contents(view)
     compared = 0
@@ -192,7 +192,7 @@ def compare(path: Path) -> int:
 
 
 def difficulty(cells: Mapping[Key, dict[int, Rows]]) -> dict[tuple[str, str], dict[Key, str]]:
-    """The table by true difficulty, rows of all seeds together."""
+    """Compare the table by true difficulty, with rows of all seeds together."""
     expected: dict[tuple[str, str], dict[Key, str]] = defaultdict(dict)
     for key, seeds in cells.items():
         rows = [row for same in seeds.values() for row in same if row["difficulty"] >= 0]
@@ -205,7 +205,7 @@ def difficulty(cells: Mapping[Key, dict[int, Rows]]) -> dict[tuple[str, str], di
 
 
 def paired(ours: dict[int, Rows], theirs: dict[int, Rows]) -> tuple[float, int, int]:
-    """Mean difference in accuracy, and test rows won and lost over the seeds that both have."""
+    """Return the mean difference in accuracy and the test rows won and lost, over the seeds of both sides."""
     balance: Counter[int] = Counter()
     differences = []
     for seed in sorted(ours.keys() & theirs.keys()):
@@ -217,7 +217,7 @@ def paired(ours: dict[int, Rows], theirs: dict[int, Rows]) -> tuple[float, int, 
 
 
 def verdicts(view: View, slug: str, cells: Mapping[Key, dict[int, Rows]]) -> int:
-    """The table of controls: every paired test of a dataset."""
+    """Compare the table of controls: every paired test of a dataset."""
     tables = [t for t in Contents(view).named("controls") if slug in {r.slug for r in t.rows}]
     lines = [(r, row, t) for t in tables for r, row in zip(t.rows, t.cells, strict=True) if r.slug == slug]
     tests = [paired(cells[r.method, r.point], cells[r.control, r.control_point]) for r, _, _ in lines]
@@ -235,7 +235,7 @@ def verdicts(view: View, slug: str, cells: Mapping[Key, dict[int, Rows]]) -> int
 
 
 def tango_lower(wins: int, losses: int, n: int) -> float:
-    """Least difference that Tango's score test at 5 % does not refuse, by bisection on its constrained estimate."""
+    """Return the least difference that Tango's score test at 5 % does not reject, by bisection on its constrained estimate."""
     low, high = -1 + 1e-12, (wins - losses) / n
     for _ in range(80):
         d = (low + high) / 2
@@ -248,7 +248,7 @@ def tango_lower(wins: int, losses: int, n: int) -> float:
 
 
 def rivals(tables: list[AnyTable], stored: Stored) -> int:
-    """The tables against rivals: tests, families, intervals, bounds."""
+    """Compare the tables against rivals: tests, families, intervals, bounds."""
     compared = 0
     for table in tables:
         tests, families = [], defaultdict(list)
@@ -285,7 +285,7 @@ def rivals(tables: list[AnyTable], stored: Stored) -> int:
 
 
 def predictors(tables: Mapping[str, AnyTable], cells: Mapping[Key, dict[int, Rows]]) -> int:
-    """The table of predicted exits."""
+    """Compare the table of predicted exits."""
     if "predictor" not in tables:
         return 0
     table = tables["predictor"]
@@ -320,7 +320,7 @@ def predictors(tables: Mapping[str, AnyTable], cells: Mapping[Key, dict[int, Row
 
 @pytest.fixture(scope="module")
 def run_path(plausible_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plausible run whose labels have three classes and whose stored quality is that of the harness, two seeds on one set."""
+    """Make a run with three classes, the harness's stored quality, and two seeds on one dataset."""
     import shutil
 
     path = tmp_path_factory.mktemp("runs") / "consistent"
@@ -344,12 +344,12 @@ def run_path(plausible_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_tables_follow_from_rows_alone(run_path):
-    """Hundreds of printed numbers, recomputed from Parquet rows by other code, are the same strings."""
+    """Hundreds of printed numbers, recomputed from Parquet rows by independent code, are the same strings."""
     assert compare(run_path) > 500
 
 
 def test_own_run_follows_from_rows_alone():
-    """The same for a run that the environment names."""
+    """The run that the environment names passes the same comparison."""
     path = os.environ.get("GEEP_BENCH_RUN")
     if not path:
         pytest.skip("GEEP_BENCH_RUN names no run folder to compare")

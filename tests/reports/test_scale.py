@@ -1,4 +1,4 @@
-"""The made-up run, at a small size."""
+"""The fabricated run, at a small size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reports.analysis.view import build_view
 from reports.scale import METHODS, main, points_of
 
 
-def test_a_small_one_has_the_shape_of_a_large_one(tmp_path, capsys):
+def test_a_small_run_has_the_shape_of_a_large_one(tmp_path, capsys):
     """The run has every method at every point and seed, marked synthetic, and its report is written and measured."""
     assert main(["--datasets", "1", "--seeds", "2", "--samples", "60", "--out", str(tmp_path / "run")]) == 0
     points = sum(len(points_of(method)) for method in METHODS)
@@ -22,7 +22,7 @@ def test_a_small_one_has_the_shape_of_a_large_one(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", ["--datasets", "--seeds", "--samples"])
-def test_nothing_to_make_is_bad_input(option, capsys):
+def test_values_below_one_are_bad_input(option, capsys):
     """Values below one are refused with one line."""
     with pytest.raises(SystemExit) as stopped:
         main([option, "0"])

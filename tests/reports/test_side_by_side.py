@@ -65,9 +65,9 @@ def test_a_row_per_method_and_point(runs: list[Path]) -> None:
         cells["geep", "speed=0.5"][4:] == ["—"] * 4 and cells["oracle (bound, not a method)", "agree"][:4] == ["—"] * 4
     )
     assert cells["bert", "full"][3] == "—"
-    # Training over bert's: least and most of the datasets; nothing trained, nothing counted.
+    # Training relative to bert's: smallest and largest ratio of the datasets; untrained methods have none.
     assert [row[2] for row in table.cells] == ["1.00×", "2.00–3.00×", "—", "—"]
-    # A mark stands at the dataset that earned it.
+    # A mark is shown at the dataset that it refers to.
     first, second = cells["fastbert", "speed=0.5"][0], cells["fastbert", "speed=0.5"][4]
     assert first.startswith("96.0 (") and first.endswith(") †") and "†" not in second
     assert any(note.startswith("†") for note in table.notes)
@@ -75,7 +75,7 @@ def test_a_row_per_method_and_point(runs: list[Path]) -> None:
     assert "not measured on this dataset at this point" in text and "first: 200 test rows" in text
 
 
-def test_real_and_synthetic_data_are_apart(
+def test_real_and_synthetic_data_are_separate(
     runs: list[Path], fabricate: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Synthetic data is named in caption and file names; without a test there is no p."""
@@ -94,20 +94,20 @@ def test_real_and_synthetic_data_are_apart(
 
 
 def test_methods_of_another_run_join_their_dataset(runs: list[Path], fabricate: Callable[..., Any]) -> None:
-    """Methods measured later with the same reference are added, and a note says so."""
+    """Methods measured later with the same reference are added, with a note."""
     later = fabricate("later")
     later.cell("bert", dataset="first", correct=answers(200, 0), speedup=0.9)
     later.cell("fastbert", "speed=0.5", dataset="first", correct=answers(200, 100), speedup=9.0)
     later.cell("tinybert", dataset="first", correct=answers(200, 8), layers=2.0, speedup=8.0, train_flops=3.75e9)
     write_report(later.path)
     alone, joined = side_by_side(runs), side_by_side([*runs, later.path])
-    assert joined[0].cells[: len(alone[0].cells) - 1] == alone[0].cells[:-1]  # the bound comes last
+    assert joined[0].cells[: len(alone[0].cells) - 1] == alone[0].cells[:-1]  # the bound is the last row
     (new,) = [row for row in joined[0].cells if row not in alone[0].cells]
     assert new[:3] == ["tinybert", "full", "0.50×"] and new[4:7] == ["2.00", "8.00×", "−4.0 (0.008)"]
     assert "first: measured in another run, beside the same bert timed again: tinybert." in joined[0].notes
 
 
-def test_what_does_not_belong_together_is_refused(
+def test_runs_that_do_not_belong_together_are_refused(
     runs: list[Path], fabricate: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Runs that do not belong together, or are damaged, give exit code 2 and one line."""

@@ -37,7 +37,7 @@ def test_numbers_and_missing_values(fabricate):
     assert lines["fastbert"][2:] == ["85.0", "3.00", "2.00×", "150", "—"]
 
 
-def test_controls_are_shown_where_there_is_nothing_else(fabricate):
+def test_controls_alone_are_shown(fabricate):
     """A run of controls alone still has a table."""
     run = fabricate()
     run.cell("control-random", "speed=0.5", kind="control")

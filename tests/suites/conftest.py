@@ -1,4 +1,4 @@
-"""A small dataset in files and an untrained backbone, for commands that are run as a user runs them."""
+"""A small dataset in files and an untrained backbone, for commands that are run like a user runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pytest-benchmark front end, run as a user runs it."""
+"""The pytest-benchmark front end, run like a user runs it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run_suites(*options: str, cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_a_cell_carries_accuracy_and_cost_beside_its_time(mini_options: list[str], tmp_path: Path) -> None:
-    """``pytest suites/ --benchmark-only`` times every operating point and stores what came out of the timed pass."""
+def test_a_cell_stores_accuracy_and_cost_with_its_time(mini_options: list[str], tmp_path: Path) -> None:
+    """``pytest suites/ --benchmark-only`` times every operating point and stores the results of the timed pass."""
     out = tmp_path / "benchmark.json"
     options = [*mini_options, "--methods", "bert,fastbert", f"--benchmark-json={out}"]
     done = run_suites(*options, cache=tmp_path / "cache")
@@ -49,7 +49,7 @@ def test_a_cell_carries_accuracy_and_cost_beside_its_time(mini_options: list[str
     assert found["machine_info"]["geep"]["torch_threads"] >= 1
 
 
-def test_saving_and_comparing_are_pytest_benchmarks_own(
+def test_saving_and_comparing_use_pytest_benchmark(
     mini_options: list[str], tmp_path: Path, run_benchmarks: Callable[..., tuple[int, str]]
 ) -> None:
     """``--benchmark-save`` stores a session with its accuracy, and ``--benchmark-compare`` shows the next one beside it."""
@@ -83,7 +83,7 @@ def test_an_unknown_name_ends_the_collection(
     assert "Traceback" not in said
 
 
-def test_cells_of_quick_are_those_that_run_measures() -> None:
+def test_cells_of_quick_equal_those_of_a_run() -> None:
     """Points are known before any fit: two speeds, shared answers, both verified modes, controls and the oracle."""
     cells = cells_of(Settings(profile.load("quick"), Path()))
     one = [(c.method, c.point) for c in cells if c.dataset == "lcqmc"]
@@ -104,7 +104,7 @@ def test_variants_have_cells_of_their_own() -> None:
     ]
 
 
-def test_a_broken_plug_in_leaves_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plug_in_keeps_one_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that cannot be imported keeps one cell, which fails when it is run."""
     point = EntryPoint("bad", "no_such_module_at_all:Bad", registry.GROUP)
     monkeypatch.setattr(registry, "_entry_points", lambda: {"bad": point})

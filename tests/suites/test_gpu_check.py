@@ -17,7 +17,7 @@ TEXTS = sorted([*(ROOT / "suites").glob("*.sh"), *(ROOT / ".github" / "workflows
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_modules_and_files_that_are_named_exist(path: Path) -> None:
+def test_named_modules_and_files_exist(path: Path) -> None:
     """Every ``python -m`` module, import and file of ours in a script, workflow or tox.ini can be found."""
     text = path.read_text(encoding="utf-8")
     ours = r"(?:harness|geep|baselines|suites|reports)"
@@ -33,9 +33,9 @@ def test_modules_and_files_that_are_named_exist(path: Path) -> None:
     ("arguments", "said"),
     [(["nonsense"], "unknown step 'nonsense': choose from tests"), (["quick"], "no usable CUDA device")],
 )
-def test_what_cannot_run_is_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
     """An unknown step, or a machine without a device, gives one line and exit code 2 before anything is written."""
-    here = Path(sys.executable).parent  # python3 is this one, activated or not
+    here = Path(sys.executable).parent  # python3 is this interpreter, whether the environment is activated or not
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
     out = tmp_path / "out"
     done = subprocess.run(

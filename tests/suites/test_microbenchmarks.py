@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.kernels import host
 
 
-def test_every_benchmark_says_what_it_moved_and_ran(
+def test_every_benchmark_has_rates_and_executed_layers(
     tmp_path: Path, run_benchmarks: Callable[..., tuple[int, str]]
 ) -> None:
     """Exit table and its alternatives have rates and a roofline; every executor has its executed layers and its time."""

@@ -58,7 +58,7 @@ def call(checkout: Path, *arguments: str, **environment: str) -> subprocess.Comp
     )
 
 
-def test_what_cannot_run_is_one_line(shard_folders: dict[str, str], tmp_path: Path) -> None:
+def test_bad_input_is_one_line(shard_folders: dict[str, str], tmp_path: Path) -> None:
     """Without shards or without a device, there is one line and exit code 2 before anything is written."""
     out = tmp_path / "out"
     for arguments, said in (

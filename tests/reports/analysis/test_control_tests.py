@@ -43,7 +43,7 @@ def test_small_difference_is_no_better(fabricate):
     assert row.verdict == "no better than"
 
 
-def test_a_win_bought_with_layers_is_named(fabricate):
+def test_a_win_with_more_layers_is_reported(fabricate):
     """Better accuracy with over 5 % more layers is reported as such, not as a plain win."""
     row = verdicts(make(fabricate, [YES] * 100, [YES] * 60 + [NO] * 40, layers=3))["control-random"]
     assert row.verdict.startswith("beats, with more layers")
@@ -77,7 +77,7 @@ def test_identical_point_is_preferred_to_its_base(fabricate):
     assert [test.control_point for test in build_view(run.path).verdicts] == ["speed=0.5/shared"]
 
 
-def test_headline_says_when_nothing_is_beaten(fabricate):
+def test_headline_without_a_beaten_control(fabricate):
     """If prediction beats no control, the headline says so."""
     run = make(fabricate, [YES] * 60 + [NO] * 40, [YES] * 60 + [NO] * 40)
     (line,) = headlines(build_view(run.path).verdicts)
@@ -96,7 +96,7 @@ def test_controls_of_another_device_are_not_used(fabricate):
     assert not build_view(run.path).verdicts
 
 
-def test_third_party_methods_are_not_judged(fabricate):
+def test_third_party_methods_are_not_tested(fabricate):
     """A method without a role at the same point is not tested against controls."""
     run = fabricate()
     run.cell("my-exit", "speed=0.5")

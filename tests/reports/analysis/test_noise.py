@@ -27,13 +27,13 @@ def test_band_is_symmetric_and_ignores_units(passes):
     assert band.pairs == sum(len(one) - 1 for one in passes)
 
 
-def test_known_answer():
+def test_alternating_passes_by_hand():
     """Passes that alternate between 1 and 2 seconds give a band of a factor of two."""
     band = noise_band([[1.0, 2.0] * 5])
     assert band is not None and (band.low, band.high, str(band)) == (0.5, 2.0, "0.50–2.00×")
 
 
-def test_few_or_broken_passes_make_no_band():
+def test_few_or_broken_passes_give_no_band():
     """Too few pairs give no band; series with zero or NaN seconds are left out."""
     assert noise_band([[1.0, 1.0]] * (FEWEST - 1)) is None
     assert noise_band([[1.0, 0.0, math.nan]] * 9) is None
@@ -49,7 +49,7 @@ def make(fabricate):
     return run
 
 
-def test_band_stands_beside_every_ratio_of_times(fabricate):
+def test_every_ratio_of_times_has_a_band(fabricate):
     """Every table with a ratio of times has the band next to it and explains it in a note."""
     contents = Contents(build_view(make(fabricate).path))
     timed = [
@@ -68,12 +68,12 @@ def test_band_stands_beside_every_ratio_of_times(fabricate):
         assert any("A/A noise: 10th to 90th percentile" in note for note in table.notes)
 
 
-def test_terminal_says_it_once_per_dataset(fabricate):
+def test_terminal_has_one_line_of_noise_per_dataset(fabricate):
     """The summary has one line of noise per dataset."""
     assert summary(make(fabricate).path).count("0.91–1.10×") == 1
 
 
-def test_datasets_have_bands_of_their_own(fabricate):
+def test_datasets_have_separate_bands(fabricate):
     """Each dataset has its own band."""
     run = make(fabricate)
     for method in ("bert", "geep", "fastbert"):
@@ -82,7 +82,7 @@ def test_datasets_have_bands_of_their_own(fabricate):
     assert sorted(view.noise_of(group) for group in view.groups) == ["0.91–1.10×", "1.00–1.00×"]
 
 
-def test_a_machine_that_changes_its_speed_is_a_caveat(fabricate):
+def test_a_changed_speed_of_the_machine_is_a_caveat(fabricate):
     """If the reference is much slower for one cell than for another, a caveat says so; normal noise gives none."""
     run = make(fabricate)
     assert not any("not equally fast" in caveat for caveat in build_view(run.path).caveats)
@@ -91,7 +91,7 @@ def test_a_machine_that_changes_its_speed_is_a_caveat(fabricate):
     assert "from 1.05 to 4 s" in line and line.startswith("ag_news (synthetic)")
 
 
-def test_older_results_have_none(fabricate):
+def test_older_results_have_no_band(fabricate):
     """Results without single passes show a dash with the reason."""
     run = fabricate()
     run.cell("bert")

@@ -19,7 +19,7 @@ exits = st.integers(1, 5)
 
 
 @given(st.lists(st.tuples(exits, exits), min_size=2, max_size=40))
-def test_tau_is_that_of_scipy(pairs):
+def test_tau_equals_scipys(pairs):
     """Kendall's tau-b from a contingency table is tau-b of the samples themselves; constant input has none."""
     actual, predicted = np.array(pairs).T
     ours, theirs = tau_b(confusion_of(actual, predicted, 5)), kendalltau(actual, predicted).statistic
@@ -67,7 +67,7 @@ def test_known_answers(fabricate):
         0.25,
         0.25,
     )
-    # Leaving early lost the third sample, leaving late won the fourth.
+    # Exiting early lost the third sample, exiting late won the fourth.
     assert (row.agreement.cost_early, row.agreement.cost_late, row.accuracy_vs_sequential) == (-0.25, 0.25, 0.0)
     assert row.layers_vs_sequential == pytest.approx(0.25)
     assert row.accuracy_vs_oracle == -0.25 and row.layers_vs_oracle == pytest.approx(1.25)
@@ -75,7 +75,7 @@ def test_known_answers(fabricate):
     assert row.unseen_tokens == 0.125
 
 
-def test_a_constant_has_no_rank_correlation(fabricate):
+def test_constant_exits_have_no_rank_correlation(fabricate):
     """The tau of constant exits is a dash with its reason, not 0."""
     view = build_view(make(fabricate).path)
     table = predictor_table(view, view.groups[0])
@@ -85,7 +85,7 @@ def test_a_constant_has_no_rank_correlation(fabricate):
     assert any("nothing is ranked" in note for note in table.notes)
 
 
-def test_methods_stand_beside_their_controls(fabricate):
+def test_methods_are_listed_with_their_controls(fabricate):
     """Predictors at one point are listed together, methods first; rows without predictions are not listed."""
     run = make(fabricate)
     run.cell("geep", "speed=0.1", exits=[1] * 4, predicted=[1] * 4, correct=[YES] * 4)
@@ -99,7 +99,7 @@ def test_methods_stand_beside_their_controls(fabricate):
     ]
 
 
-def test_verified_exits_are_judged_by_what_was_predicted(fabricate):
+def test_verified_exits_use_the_predicted_ones(fabricate):
     """The hits of a verified row are those of its predictor, not of its final exits."""
     run = make(fabricate)
     run.cell("geep-verified", "speed=0.5/once", exits=SEQUENTIAL, predicted=[1, 1, 1, 1], correct=[YES] * 4)
@@ -107,7 +107,7 @@ def test_verified_exits_are_judged_by_what_was_predicted(fabricate):
     assert row.agreement.hit == 0.25 and row.compared_with == "speed=0.5"
 
 
-def test_seeds_are_pooled_but_ranked_apart(fabricate):
+def test_seeds_are_pooled_but_ranked_separately(fabricate):
     """Counts add up over seeds; tau is the mean of the seeds' taus."""
     run = make(fabricate)
     common = {"seed": 1, "correct": [YES] * 4}

@@ -9,7 +9,7 @@ from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.tables.catalogue import Contents
 
-# Role -> name of a method that plays it in a plug-in.
+# Role -> name of a plug-in's method with that role.
 NAMES = {
     "predicts-exits": "oracle-of-delphi",
     "verifies-exits": "second-opinion",
@@ -17,7 +17,7 @@ NAMES = {
     "random-exits": "dice",
     "length-exits": "ruler",
     "sequential-exits": "step-by-step",
-    "oracle": "geep",  # a misleading name changes nothing
+    "oracle": "geep",  # a misleading name has no effect
 }
 OLD_NAMES = {
     "predicts-exits": "geep",
@@ -33,7 +33,7 @@ LAYERS = [1, 2, 3, 4] * 25
 
 
 def make(fabricate, names, roles=True):
-    """A run in which every role is played once, beside a method without a role."""
+    """Make a run with one method per role and one without a role."""
     run = fabricate()
     for role, name in {**names, None: "bert"}.items():
         kind = "bound" if role == "oracle" else "control" if role and not role.endswith("ies-exits") else "method"
@@ -76,7 +76,7 @@ def test_roles_decide_the_report(fabricate, roles, names):
     assert f"against the layer where {names['sequential-exits']} exits" in text
 
 
-def test_the_name_alone_is_not_a_role(fabricate):
+def test_a_name_alone_is_not_a_role(fabricate):
     """Methods named like the family of geep, without a role, are not predictors."""
     run = fabricate()
     run.cell("geep-like", "speed=0.5")

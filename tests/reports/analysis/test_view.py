@@ -38,7 +38,7 @@ def test_seeds_are_averaged_and_counted(fabricate):
     assert (bert.seeds, bert.seed_list) == (3, "0 1 2")
 
 
-def test_the_interval_over_seeds_is_students(fabricate):
+def test_the_interval_over_seeds_uses_students_distribution(fabricate):
     """Three seeds at 80, 84 and 88 %: 84 +- 4.303 x 4 / sqrt(3) points, in the table with the deviation."""
     run = fabricate()
     for seed, accuracy in enumerate((0.80, 0.84, 0.88)):
@@ -79,7 +79,7 @@ def test_ratio_does_not_cross_devices(fabricate):
     assert row(build_view(run.path), "fastbert", "speed=0.5").ratio_linear is None
 
 
-def test_synthetic_and_real_rows_of_one_name_stay_apart(fabricate):
+def test_synthetic_and_real_rows_of_one_name_are_separate(fabricate):
     """Synthetic and real data of one name never share a group."""
     run = fabricate()
     run.cell("bert", synthetic=True)
@@ -88,7 +88,7 @@ def test_synthetic_and_real_rows_of_one_name_stay_apart(fabricate):
     assert sorted(group.slug for group in view.groups) == ["ag_news", "ag_news-synthetic"]
 
 
-def test_dataset_names_that_collide_get_files_of_their_own(fabricate):
+def test_dataset_names_that_collide_get_separate_files(fabricate):
     """Two names with the same safe form do not overwrite each other's files."""
     run = fabricate()
     run.cell("bert", dataset="a b", synthetic=False)
@@ -125,7 +125,7 @@ def test_reference_is_first_and_bounds_are_last(fabricate):
     assert [row.method for row in build_view(run.path).rows] == ["bert", "alpha", "control-random", "oracle"]
 
 
-def test_broken_result_becomes_a_caveat_now_and_later(fabricate):
+def test_a_broken_result_becomes_a_permanent_caveat(fabricate):
     """A broken file is set aside and named in this report and the next; the rest is reported."""
     run = fabricate()
     run.cell("bert")
@@ -162,13 +162,13 @@ def test_differing_versions_are_a_caveat(fabricate):
     assert dict(view.fingerprint)["torch"] == "2.12 | 2.13"
 
 
-def test_empty_run_says_how_to_mend(fabricate):
+def test_an_empty_run_gives_advice(fabricate):
     """A run without results is an error that names the command to make one."""
     with pytest.raises(ResultError, match="geep-bench run"):
         build_view(fabricate().path)
 
 
-def test_foreign_schema_is_refused_untouched(fabricate):
+def test_foreign_schema_is_refused_unchanged(fabricate):
     """A result of another schema version stops the report and stays where it is."""
     run = fabricate()
     path = run.run.result_path(run.cell("bert").cell)

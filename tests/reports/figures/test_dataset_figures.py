@@ -23,7 +23,7 @@ def test_every_method_looks_different(plausible_run):
     )
 
 
-def test_inlined_figure_follows_the_page(plausible_run):
+def test_inlined_figure_uses_the_pages_colours(plausible_run):
     """Ink and grid take the page's colours, and the prolog is removed."""
     view = build_view(plausible_run, samples=False)
     drawing = draw_figures(view, view.groups[0])[0]
@@ -32,7 +32,7 @@ def test_inlined_figure_follows_the_page(plausible_run):
     assert drawing.title in drawing.svg
 
 
-def test_no_histogram_where_everything_leaves_at_one_layer(fabricate):
+def test_no_histogram_without_early_exits(fabricate):
     """A run without early exit has no exit figure."""
     run = fabricate()
     run.cell("bert", histogram=[0, 0, 0, 0, 0, 200])
@@ -44,7 +44,7 @@ def accuracies(*values: float) -> list[SimpleNamespace]:
     return [SimpleNamespace(accuracy=value, low=value - 0.02) for value in values]
 
 
-def test_what_failed_does_not_press_the_others_into_a_line():
+def test_outliers_do_not_compress_the_axis():
     """A single point far below the rest is cut off, below the intervals of the rest; many or nearby points are not."""
     rest = [0.80 + i / 100 for i in range(11)]
     assert floor_of(accuracies(0.45, *rest)) == pytest.approx(0.78 - 0.1 / 4)
@@ -69,12 +69,12 @@ def test_a_cut_hides_at_most_a_tenth(values):
 
 
 @given(st.text(max_size=20))
-def test_short_point_is_never_longer(text):
+def test_a_label_is_never_longer_than_its_point(text):
     """A label is never longer than the name of the point."""
     assert len(short_point(text)) <= len(text)
 
 
-def test_short_point():
+def test_a_label_is_the_value_of_the_setting():
     """A label is the value of the setting."""
     assert [short_point(p) for p in ("speed=0.5", "speed=0.5/once", "full")] == ["0.5", "0.5", "full"]
 
@@ -93,7 +93,7 @@ POINTS = st.lists(
 
 @pytest.mark.parametrize(("cost", "sign"), [("flops_linear", 1), ("samples_per_s", -1)])
 @given(points=POINTS)
-def test_the_frontier_is_what_no_method_dominates(points, cost, sign):
+def test_the_frontier_holds_non_dominated_points(points, cost, sign):
     """The frontier holds all non-dominated points of methods, cheapest first; controls and bounds play no part."""
 
     def dominates(a, b):
@@ -110,7 +110,7 @@ def test_the_frontier_is_what_no_method_dominates(points, cost, sign):
     assert [sign * points[i][cost] for i in found] == sorted(sign * points[i][cost] for i in found)
 
 
-def test_in_a_crowd_only_what_nothing_dominates_is_named(fabricate):
+def test_only_points_on_the_frontier_are_named_in_a_crowd(fabricate):
     """With twenty methods, only the two on the frontier have labels; the others are in the legend."""
     run = fabricate()
     run.cell("bert", accuracy=0.9, flops=4e9)
@@ -122,7 +122,7 @@ def test_in_a_crowd_only_what_nothing_dominates_is_named(fabricate):
     assert svg.count(">best<") == 2 and svg.count(">other-3<") == 1
 
 
-def test_what_lies_below_the_axis_says_how_low(fabricate):
+def test_points_below_the_axis_show_their_value(fabricate):
     """A point below the axis is an arrow with name and value; pointing at it shows the full description."""
     run = fabricate()
     run.cell("failed", accuracy=0.3, flops=5e8)

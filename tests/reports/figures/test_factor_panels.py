@@ -38,7 +38,7 @@ def test_factors_over_seeds_still_multiply_to_the_speedup(seeds):
     assert names == [name for name in LOSSES if name in names]
 
 
-def test_what_is_no_number_is_left_out():
+def test_invalid_factors_are_left_out():
     """A seed with a factor of zero or NaN is left out, and the report continues."""
     assert mean_over_seeds([make({"layers": math.nan})]) is None
     assert mean_over_seeds([make({"layers": 0.0}), make({"layers": 2.0})]) == make({"layers": 2.0})
@@ -62,7 +62,7 @@ def test_table_has_every_factor_and_its_reason(fabricate):
     table = factor_table(view, view.groups[0])
     assert table is not None
     assert [column.label for column in table.columns][2:6] == ["layers", "heads", "FLOPs", "kernels"]
-    fast, geep = table.cells  # the reference has nothing to be taken apart
+    fast, geep = table.cells  # the reference has no factors
     assert geep[2:7] == ["2.00×", "0.900×", "—", "0.700×", "1.26×"]
     assert geep[-1] == "kernels 0.700×: about kernels"
     assert fast[2:7] == ["—", "—", "2.00×", "0.900×", "1.80×"]
@@ -85,7 +85,7 @@ def test_older_results_have_no_waterfall(fabricate):
 
 
 def test_titles_are_never_cut():
-    """A long title is complete and inside the frame, so that the word synthetic at its end is visible."""
+    """A long title is complete and inside the frame, so the word synthetic at its end is visible."""
     title = "Factors of the speed-up of a-method: " + "name " * 20 + "(synthetic)"
     svg, _ = draw_factor_panels(title, [("full", make({"layers": 2.0}))], None)
     assert f">{title}</text>" in svg and float(ElementTree.fromstring(svg).get("width")) > 700

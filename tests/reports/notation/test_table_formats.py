@@ -27,30 +27,30 @@ def test_missing_values_are_a_dash(value):
 
 @given(st.floats(1e-6, 1e12))
 def test_plain_numbers_keep_their_value(value):
-    """Three significant digits, whatever the size."""
+    """Any size of number has three significant digits."""
     assert float(plain(value).replace(",", "")) == pytest.approx(value, rel=0.006)
 
 
-def test_units_fit_the_largest_value():
+def test_units_follow_the_largest_value():
     """FLOPs are printed in the unit of the largest value."""
     assert flops_unit(21_785_247_744) == (1e9, "G")
     assert flops_unit(2e6) == (1e6, "M")
 
 
 def test_markdown_escapes():
-    """Nothing in a name becomes markup, HTML or a column."""
+    """No name becomes markup, HTML or a column."""
     assert escape_markdown(NASTY + " | *x*\n`y`") == r"a\_b &amp; &lt;c&gt; \| \*x\* \`y\`"
 
 
 def test_latex_escapes():
-    """Every special character of LaTeX prints as itself."""
+    """Every special character of LaTeX is printed as itself."""
     assert escape_latex(r"a_b & 5% {x} \y ~ ^ #1 $") == (
         r"a\_b \& 5\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \#1 \$"
     )
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30))
-def test_latex_has_no_active_character_left(text):
+def test_latex_has_no_unescaped_character(text):
     """After escaping, special characters occur only in known commands."""
     cleaned = re.sub(r"\\textbackslash\{\}|\\text\w+\{\}|\\[&%$#_{}]|\$\\\w+\$|\$-\$", "", escape_latex(text))
     assert not set(cleaned) & set("&%$#_{}~^\\")
@@ -92,7 +92,7 @@ def test_non_finite_speedup_is_a_dash(fabricate, value):
     assert table.cells[0][-1] == DASH
 
 
-def test_csv_holds_raw_numbers(fabricate):
+def test_csv_has_raw_numbers(fabricate):
     """The CSV reads back to the exact values, with the word synthetic in each row."""
     run = fabricate()
     run.cell("bert", accuracy=0.123456789)

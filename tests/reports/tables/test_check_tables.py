@@ -41,8 +41,8 @@ def test_a_failing_check_marks_every_table(fabricate, sign, failing):
         assert f"geep {sign}" in summary(run.path) and f"\n{sign} " in summary(run.path)
 
 
-def test_sound_rows_carry_no_mark(fabricate):
-    """If all checks hold, no row is marked, and the table of checks says so."""
+def test_sound_rows_have_no_mark(fabricate):
+    """If all checks hold, no row is marked, and the table of checks states it."""
     run = fabricate()
     run.cell("bert", checks={"batches_agree": 1.0, "state_unchanged": True}, overlaps=dict.fromkeys(SHARED, 0))
     view = build_view(run.path)
@@ -76,14 +76,14 @@ def test_overlaps_are_counted_and_printed(fabricate):
     assert any("Test rows also occur in train or dev" in caveat and "ag_news" in caveat for caveat in view.caveats)
 
 
-def test_nobody_counted_overlaps(fabricate):
+def test_results_without_counted_overlaps(fabricate):
     """Older results have no table of overlaps."""
     run = fabricate()
     run.cell("bert")
     assert overlap_tables(build_view(run.path)) == []
 
 
-def test_marks_are_told_apart(fabricate):
+def test_every_mark_has_its_own_sign(fabricate):
     """Every mark has its own sign, and a row shows all of its marks."""
     assert len({mark.sign for mark in MARKS}) == len(MARKS)
     run = fabricate()

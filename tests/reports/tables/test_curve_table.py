@@ -28,7 +28,7 @@ def curves(run) -> dict[tuple[str, str], Curve]:
 
 
 def test_area_and_score_by_hand(fabricate):
-    """Budgets from 1/4 to 1: half of them (on a log scale) buy 0.8, half 0.9; the baseline is a line from 0.7 to 0.9."""
+    """Budgets run from 1/4 to 1: on a log scale, half of them give 0.8, half 0.9; the baseline is a line from 0.7 to 0.9."""
     found = curves(curve_run(fabricate))
     geep = found["geep", ""]
     assert (geep.points, geep.cost_low, geep.budget_high) == (2, FULL / 4, FULL)
@@ -40,7 +40,7 @@ def test_area_and_score_by_hand(fabricate):
     assert ("oracle", "") not in found
 
 
-def test_what_has_no_area_or_score(fabricate):
+def test_points_without_area_or_score(fabricate):
     """The most expensive point alone has no area, a run without constant depth no score; cheaper points are not scored."""
     (table,) = Contents(build_view(curve_run(fabricate, control=False).path)).named("curves")
     (bert,) = [cells for row, cells in zip(table.rows, table.cells, strict=True) if row.method == "bert"]
@@ -53,7 +53,7 @@ def test_what_has_no_area_or_score(fabricate):
     assert [cells[-1] for row, cells in zip(table.rows, table.cells, strict=True) if row.method == "geep"] == ["2 of 3"]
 
 
-def test_variants_and_devices_are_curves_of_their_own(fabricate):
+def test_variants_and_devices_have_separate_curves(fabricate):
     """Points of another variant or device are separate curves with their own budgets."""
     run = curve_run(fabricate)
     run.cell("geep", "speed=0.5/shared", flops=FULL / 3, accuracy=0.85)

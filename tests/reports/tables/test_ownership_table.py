@@ -37,7 +37,7 @@ def test_every_cost_has_a_column(fabricate):
     assert shown["Training GFLOPs"] == "7.50"
 
 
-def test_what_is_missing_is_a_dash_with_its_reason(fabricate):
+def test_missing_costs_are_a_dash_with_a_reason(fabricate):
     """Older results and machines without counters give dashes, each explained in a footnote."""
     run = fabricate()
     run.cell("control-random", "speed=0.5", kind="control")
@@ -55,7 +55,7 @@ def test_what_is_missing_is_a_dash_with_its_reason(fabricate):
         assert any(f"“{heading}”" in note and reason in note for note in table.notes), heading
 
 
-def test_few_batches_are_admitted(fabricate):
+def test_few_batches_are_noted(fabricate):
     """A note says if the 99th percentile comes from few batches."""
     run = fabricate()
     run.cell("bert", latency=[(1, 12, 0.01, 0.011, 0.012)])

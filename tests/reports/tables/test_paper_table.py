@@ -7,7 +7,7 @@ from reports.notation.table_formats import to_latex, to_markdown
 from reports.tables.paper_table import PAPER, QUOTED, README, paper_tables
 
 
-def test_quoted_values_keep_to_what_the_paper_says_of_itself():
+def test_published_values_are_consistent():
     """Published accuracies are shares, FLOPs never exceed BERT's and fall with the speed, and every value has a source."""
     assert len(QUOTED) == 6 * 7 + 2
     for (dataset, method, _), value in QUOTED.items():
@@ -32,7 +32,7 @@ def make(fabricate, **options):
     return table
 
 
-def test_they_stand_in_a_column_of_their_own_with_their_source(fabricate):
+def test_published_values_have_their_own_column_and_source(fabricate):
     """Published values are in a column of their own, with their source, and measured numbers are unchanged."""
     table = make(fabricate)
     assert table.columns[-1].heading == "lcqmc published: acc. %; FLOPs"
@@ -47,17 +47,17 @@ def test_they_stand_in_a_column_of_their_own_with_their_source(fabricate):
     assert "published" in to_markdown(table)
 
 
-def test_never_beside_another_kind_of_measurement(fabricate):
+def test_published_values_need_the_same_kind_of_measurement(fabricate):
     """Synthetic data and backbones of another depth have no published column."""
     assert not any("published" in c.heading for c in make(fabricate, synthetic=True).columns)
 
 
-def test_never_beside_a_smaller_backbone(fabricate):
+def test_published_values_need_the_same_depth(fabricate):
     """A backbone of six layers has no published column."""
     assert not any("published" in c.heading for c in make(fabricate, depth=6, layers=6).columns)
 
 
-def test_depth_tells_distilbert_rows_apart(fabricate):
+def test_distilbert_rows_are_matched_by_depth(fabricate):
     """A student of six layers is compared with the paper's six-layer row, one of three with its three-layer row."""
     run = fabricate()
     common = {"dataset": "weibo", "language": "zh", "synthetic": False}
@@ -114,7 +114,7 @@ def test_missing_cell_is_a_dash_with_a_reason(fabricate):
     assert any("was not measured on this dataset" in note for note in table.notes)
 
 
-def test_devices_stay_apart(fabricate):
+def test_devices_have_separate_rows(fabricate):
     """The same method on two devices makes two rows that name the device."""
     run = fabricate()
     run.cell("bert", device="cpu")

@@ -16,17 +16,17 @@ FULL = 2_000_000.0
 
 
 def answers(n: int, wrong: int, start: int = 0) -> list[bool]:
-    """``n`` answers of which ``wrong`` from ``start`` on are wrong."""
+    """Return ``n`` answers of which ``wrong`` are wrong, starting at ``start``."""
     return [not start <= i < start + wrong for i in range(n)]
 
 
 def against(run) -> dict[tuple[str, str, str], RivalTest]:
-    """(method, point, rival) -> test; one dataset."""
+    """Return (method, point, rival) -> test for one dataset."""
     return {(test.method, test.point, test.rival): test for test in build_view(run.path).rivals}
 
 
 def shown(table, **keys) -> dict[str, str]:
-    """Heading -> text of the one row with these values."""
+    """Return heading -> text of the one row with these values."""
     (i,) = [i for i, row in enumerate(table.rows) if all(getattr(row, k) == v for k, v in keys.items())]
     return {c.heading: text for c, text in zip(table.columns, table.cells[i], strict=True)}
 
@@ -46,7 +46,7 @@ def test_difference_and_exact_p(fabricate):
     assert len(found) == 2
 
 
-def test_a_variant_is_held_against_what_it_is_like(fabricate):
+def test_a_variant_is_compared_with_its_base(fabricate):
     """A variant is compared with the method that it is like, if that was measured."""
     run = fabricate()
     run.cell("bert", correct=answers(200, 0))
@@ -61,7 +61,7 @@ def test_a_variant_is_held_against_what_it_is_like(fabricate):
     }
 
 
-def test_rivals_that_the_profile_names(fabricate):
+def test_rivals_of_the_profile(fabricate):
     """Rivals of the profile are added to bert and fastbert, for the method that names them, if they were measured."""
     run = fabricate()
     run.cell("bert", correct=answers(200, 0))
@@ -81,7 +81,7 @@ def test_rivals_that_the_profile_names(fabricate):
 
 
 @pytest.mark.parametrize("table", [[], {"distilbert": "bert"}, {"distilbert": [3]}, None])
-def test_a_table_of_rivals_that_makes_no_sense_changes_nothing(fabricate, table):
+def test_an_invalid_table_of_rivals_is_ignored(fabricate, table):
     """``run.json`` is informative: with a wrong table the report is still made."""
     run = fabricate()
     run.cell("bert", correct=answers(20, 0))
@@ -90,7 +90,7 @@ def test_a_table_of_rivals_that_makes_no_sense_changes_nothing(fabricate, table)
     assert set(against(run)) == {("distilbert", "full", "bert")}
 
 
-def test_same_answers_differ_by_nothing(fabricate):
+def test_equal_answers_have_no_difference(fabricate):
     """Equal answers have a degenerate interval and p = 1."""
     run = fabricate()
     run.cell("bert", correct=answers(50, 5))
@@ -116,7 +116,7 @@ def test_family_is_one_method_and_one_rival(fabricate):
         assert "p adjusted (Holm) over the datasets and points of one method and one rival" in table.caption
 
 
-def test_which_row_of_the_rival(fabricate):
+def test_choice_of_the_rivals_row(fabricate):
     """The rival is taken at the same point, its base, or its most accurate point; never at another speed or device."""
     run = fabricate()
     run.cell("bert")
@@ -143,7 +143,7 @@ def test_which_row_of_the_rival(fabricate):
     assert shown(table, method="distilbert", rival="fastbert")["Rival"] == "fastbert at speed=0.5"
 
 
-def test_budgets_meet_the_speed_nearest_in_layers(fabricate):
+def test_budgets_are_compared_by_layers(fabricate):
     """A budget is compared with the speed that is nearest in mean layers."""
     run = fabricate()
     run.cell("bert")
@@ -156,7 +156,7 @@ def test_budgets_meet_the_speed_nearest_in_layers(fabricate):
     assert found["pabee", "budget=0.75", "fastbert"].rival_point == "speed=0.1"
 
 
-def test_blocks_that_are_run_otherwise_are_still_compared(fabricate):
+def test_rows_with_other_execution_are_compared(fabricate):
     """Rows that run their blocks in another way are still compared."""
     run = fabricate()
     run.cell("bert", compute="eager")
@@ -244,7 +244,7 @@ def test_missing_samples_are_a_dash_and_a_mark(fabricate):
     assert any("Per-sample rows are missing" in note for note in table.notes)
 
 
-def test_seeds_are_paired_by_their_number(fabricate):
+def test_seeds_are_paired_by_number(fabricate):
     """Only seeds that both sides have are compared."""
     run = fabricate()
     for seed in (2, 1):
@@ -255,7 +255,7 @@ def test_seeds_are_paired_by_their_number(fabricate):
     assert (r.seeds, r.difference, r.pairs) == (2, 0, 100)
 
 
-def test_all_formats_carry_both_tables(fabricate):
+def test_all_formats_have_both_tables(fabricate):
     """Page, Markdown, CSV and LaTeX have both tables, and the same run gives the same numbers."""
     run = fabricate()
     run.cell("bert", accuracy=0.95)

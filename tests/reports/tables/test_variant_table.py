@@ -26,7 +26,7 @@ def make(fabricate, tables=TABLES):
     return run
 
 
-def test_rows_that_are_variants_are_explained(fabricate):
+def test_variants_are_explained(fabricate):
     """Each measured variant has a row with its base, its settings and its teachers, in all formats."""
     run = make(fabricate)
     (table,) = variants_tables(build_view(run.path))
@@ -45,7 +45,7 @@ def test_rows_that_are_variants_are_explained(fabricate):
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"profile": 3}', '{"profile": {"method": []}}', '{"profile": {"method": {"geep-b": 1}}}']
 )
-def test_a_run_that_does_not_say_is_reported_without(fabricate, text):
+def test_a_damaged_description_only_drops_the_table(fabricate, text):
     """With a damaged run.json the report lacks this table and nothing else."""
     run = make(fabricate)
     (run.path / "run.json").write_text(text, encoding="utf-8")

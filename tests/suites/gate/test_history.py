@@ -48,7 +48,7 @@ def cell(method: str, dataset: str = "a", **change: object) -> PackedCell:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    """Two commits on two machines; the second has one more dataset."""
+    """Return the files of two commits on two machines; the second has one more dataset."""
     first = [cell("bert"), cell("geep"), cell("control-x"), cell("geep", "b"), cell("bert", "b")]
     second = [
         *(cell("bert"), cell("geep", accuracy=0.8, speedup=8.0), cell("control-x", speedup=None)),
@@ -63,7 +63,7 @@ def files(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "1.json"), str(tmp_path / "2.json")]
 
 
-def test_the_table_has_means_of_what_is_common(files: list[str], tmp_path: Path) -> None:
+def test_the_table_has_means_over_common_cells(files: list[str], tmp_path: Path) -> None:
     """Accuracy is a mean and ratios are geometric means over common cells; a missing speed-up is empty."""
     assert history.main([*files, "--out", str(tmp_path / "h.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "h.csv").read_text(encoding="utf-8").splitlines()))

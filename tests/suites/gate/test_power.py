@@ -1,4 +1,4 @@
-"""The power of the gate: changes are planted as stated, and alarms are counted correctly."""
+"""The power of the gate: planted changes have the stated size, and alarms are counted correctly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from suites.gate.power import CELL, KEYS, Clocks, fabricate, lose, repeat
 
 
 @given(st.sampled_from([0.015, 0.02, 0.05, 0.08]), st.integers(0, 1000))
-def test_a_planted_loss_is_what_it_says(discordant: float, seed: int) -> None:
+def test_a_planted_loss_has_the_stated_size(discordant: float, seed: int) -> None:
     """An exact loss is 30 of 2,000 samples net, with the given number of discordant samples."""
     rng = np.random.default_rng(seed)
     right = rng.random(2000) < 0.9
@@ -25,7 +25,7 @@ def test_a_planted_loss_is_what_it_says(discordant: float, seed: int) -> None:
     assert int((right != new).sum()) == round(2000 * discordant)
 
 
-def test_a_loss_in_expectation_varies_around_it() -> None:
+def test_a_loss_in_expectation_varies() -> None:
     """Drawn sample by sample, the loss is 1.5 points on average and varies."""
     rng = np.random.default_rng(0)
     right = rng.random(2000) < 0.9
@@ -34,7 +34,7 @@ def test_a_loss_in_expectation_varies_around_it() -> None:
     assert np.std(losses) > 0.002
 
 
-def test_fabricated_runs_are_those_of_quick_in_number() -> None:
+def test_fabricated_runs_have_the_cells_of_quick() -> None:
     """There are 88 cells, all compared, and only the slowed cell is slower."""
     rng, calm = np.random.default_rng(0), Clocks(noise=0.001, stalls=0, process=0, method=0)
     assert len(KEYS) == 88
@@ -43,7 +43,7 @@ def test_fabricated_runs_are_those_of_quick_in_number() -> None:
     assert slow == {CELL}
 
 
-def test_alarms_are_told_apart() -> None:
+def test_alarms_are_counted_by_kind() -> None:
     """An alarm about the planted method is a hit, any other is wrong; each counts once per repetition."""
     rng, calm = np.random.default_rng(0), Clocks(noise=0.001, stalls=0, process=0, method=0)
     pair = (fabricate(rng, calm), fabricate(rng, calm, slowed=[CELL]))

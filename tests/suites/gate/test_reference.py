@@ -14,12 +14,12 @@ from suites.cells import FIRST, cells_of
 from suites.gate import reference
 
 
-def test_the_reference_is_of_quick_as_it_is() -> None:
+def test_the_reference_matches_the_profile_quick() -> None:
     """The reference has exactly the cells of profile ``quick``, with per-sample answers, and is small."""
     path = reference.expected("quick")
     packed = load(path)
     asked = {(c.dataset, c.method, c.point) for c in cells_of(Settings(profile.load("quick"), Path()))}
-    one_point = {c[:2] for c in asked if c[2] == FIRST}  # methods that do not say what they call it
+    one_point = {c[:2] for c in asked if c[2] == FIRST}  # methods without announced point names
     found = {(c.cell.dataset, c.cell.method, c.cell.point) for c in packed.cells}
     assert {(*c[:2], FIRST) if c[:2] in one_point else c for c in found} == asked
     assert len(found) == len(asked) == len(packed.cells)
@@ -28,7 +28,7 @@ def test_the_reference_is_of_quick_as_it_is() -> None:
     assert path.stat().st_size < 400 * 1024
 
 
-def test_the_key_is_of_the_sources(tmp_path: Path) -> None:
+def test_the_key_depends_on_the_sources(tmp_path: Path) -> None:
     """An edit, a new source file and other pinned versions change the key; a text file does not."""
     (tmp_path / "harness").mkdir()
     (tmp_path / "harness" / "a.py").write_text("a")

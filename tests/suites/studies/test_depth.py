@@ -27,7 +27,7 @@ def test_accuracy_of_every_head_on_local_data(
 @pytest.mark.parametrize(
     ("options", "said"), [(["--method", "bert"], "no heads at several depths"), (["--data", "nowhere"], "nowhere")]
 )
-def test_what_cannot_be_done_is_one_line(
+def test_bad_input_is_one_line(
     options: list[str], said: str, mini_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A method without early heads and missing data give one line."""

@@ -31,7 +31,7 @@ def test_every_executor_is_measured_at_every_batch_size(tmp_path: Path, capsys: 
     assert len(capsys.readouterr().out.splitlines()) == 2 + 18 + len(found["goals"])
 
 
-def test_all_executors_leave_at_the_same_layers() -> None:
+def test_all_executors_exit_at_the_same_layers() -> None:
     """Exits known beforehand equal those found layer by layer, and samples exit at every layer."""
     workload = ExecutorWorkload("google/bert_uncased_L-4_H-256_A-4", 40, "cpu", "float32")
     exits = workload.exits.tolist()
@@ -43,7 +43,7 @@ def test_all_executors_leave_at_the_same_layers() -> None:
         workload.run("fastest", workload.execution(7))
 
 
-def test_goals_compare_executors_at_their_best() -> None:
+def test_goals_compare_executors_at_their_fastest() -> None:
     """Goals are ratios of the fastest rows at any batch size, or at the one that the goal names."""
     seconds = {
         ("bert", 32): 12.0, ("bert", 128): 10.0, ("ladder", 32): 4.0, ("ladder", 128): 5.0, ("exact-k", 32): 8.0,
@@ -75,7 +75,7 @@ def test_the_roof_is_a_share_of_a_measured_rate(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("wrong", [["--compute", "fast"], ["--batch-size", "0"], ["--compute", "graphs"]])
-def test_what_cannot_be_run_is_one_line(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_are_one_line(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Bad input gives one line and exit code 2."""
     assert executor_speed.main([*SMALL, *wrong]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

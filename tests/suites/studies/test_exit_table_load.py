@@ -31,7 +31,7 @@ def test_twenty_thousand_ngrams_are_all_found_again(
     assert "nothing lost" in capsys.readouterr().out
 
 
-def test_a_loss_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_count_is_detected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A table that loses one count fails the check, with exit code 1."""
     export = ExitTable.counts
 
@@ -45,14 +45,14 @@ def test_a_loss_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "FAILED: all_counted" in capsys.readouterr().out
 
 
-def test_the_same_seed_gives_the_same_text() -> None:
+def test_the_seed_determines_the_text() -> None:
     """A seed determines the text, because it is drawn again for the query."""
     one, two, other = (next(chunks(20, 6, 100, seed)) for seed in (1, 1, 2))
     assert one[0].ids.equal(two[0].ids) and one[1].equal(two[1])
     assert not one[0].ids.equal(other[0].ids)
 
 
-def test_numbers_that_are_out_of_range_are_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_out_of_range_are_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
     """A number out of range gives one line with the option, and exit code 2."""
     assert main(["--ngrams", "0"]) == 2
     assert "--ngrams: '0' is not a whole number of at least 1" in capsys.readouterr().err

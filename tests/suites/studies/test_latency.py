@@ -19,12 +19,12 @@ from suites.studies.shared import study
 
 
 @given(count=st.integers(1, 2000), share=st.sampled_from([0.5, 0.9, 0.99]))
-def test_intervals_cover_what_they_claim(count: int, share: float) -> None:
+def test_intervals_have_their_stated_coverage(count: int, share: float) -> None:
     """The interval covers the quantile with a probability of at least 95 %, and no narrower one does."""
     low, high = latency.quantile_interval(list(range(1, count + 1)), share)  # values are their ranks
     first, last = int(low or 0), int(high or count + 1)
     assert binom.cdf(last - 1, count, share) - binom.cdf(first - 1, count, share) >= 0.95
-    if high is not None and last - 1 > first:  # one rank less would not do
+    if high is not None and last - 1 > first:  # an interval one rank narrower does not cover enough
         assert 1 - binom.cdf(last - 2, count, share) > 0.025
 
 
@@ -34,7 +34,7 @@ def test_a_p99_needs_calls_for_an_upper_limit() -> None:
     assert latency.quantile_interval(range(400), 0.99)[1] == 399
 
 
-def test_outliers_stay() -> None:
+def test_outliers_are_kept() -> None:
     """One very slow call counts in all figures."""
     row = latency.summary([1.0] * 99 + [60.0], samples=200, tokens=1000)
     assert (row["n"], row["p50"], row["p90"], row["largest"]) == (100, 1.0, 1.0, 60.0)

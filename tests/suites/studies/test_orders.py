@@ -119,7 +119,7 @@ def test_a_file_of_other_settings_is_not_touched(
         assert out.read_text(encoding="utf-8") == text
 
 
-def test_a_file_that_cannot_be_written_is_said_before_any_work(
+def test_an_unwritable_file_is_reported_before_any_work(
     toy_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The error comes before any data is loaded."""
@@ -185,7 +185,7 @@ def table(differ: list[int] | None = None, wobble: float = 1) -> list[dict]:
     return orders.rows_of(ordered, rounds, COMMON, "bert", "bert")
 
 
-def test_ratios_are_round_by_round_and_in_the_same_order() -> None:
+def test_ratios_are_paired_by_round_and_order() -> None:
     """The reference runs in the same order; a method's own order is compared with the reference sorted by length."""
     rows = {(row["label"], row["order"]): row for row in table()}
     assert rows["other", "length"]["over_arrival"]["median"] == 4
@@ -214,7 +214,7 @@ def test_answers_that_depend_on_the_order_are_marked() -> None:
     assert "NOT the same" in said and "10.00% of 10 samples" in said and " !" in said
 
 
-def test_tables_name_what_is_synthetic_and_what_is_missing() -> None:
+def test_tables_name_synthetic_and_missing_values() -> None:
     """Headings say "synthetic", letters explain empty cells, and a tilde marks ratios within the noise."""
     shown = page(table(), [], "bert", "float32")
     for text in (shown.for_terminal, shown.as_markdown):
@@ -228,7 +228,7 @@ def test_tables_name_what_is_synthetic_and_what_is_missing() -> None:
     assert "4.00x" in best
 
 
-def test_one_batch_size_stands_next_to_the_best() -> None:
+def test_one_batch_size_is_shown_beside_the_best() -> None:
     """The overview compares every method in its fastest order with the reference in its fastest order."""
     rows = [{**row, "regime": regime} for regime in orders.REGIMES for row in table()]
     _, body = glance(rows, "bert")
@@ -238,7 +238,7 @@ def test_one_batch_size_stands_next_to_the_best() -> None:
     ]
 
 
-def test_a_ratio_says_whether_it_can_be_said_from_noise() -> None:
+def test_ratios_within_the_noise_are_marked() -> None:
     """A tilde marks ratios within the noise or with contradicting rounds, but not a ratio of 1 to itself."""
 
     def shown(median: float, p10: float, p90: float) -> str:
@@ -250,7 +250,7 @@ def test_a_ratio_says_whether_it_can_be_said_from_noise() -> None:
     assert times(None, 1.25) == "—"
 
 
-def test_a_load_that_spares_the_pair_is_noise_too() -> None:
+def test_noise_includes_varying_ratios() -> None:
     """Noise includes ratios that vary from round to round; the page warns of a busy machine."""
     rows = table(wobble=2)
     assert {row["noise"] for row in rows} == {2.0}

@@ -31,7 +31,9 @@ def test_every_method_gets_every_candidate(
     assert len(capsys.readouterr().out.splitlines()) == 8 + 2
 
 
-def test_test_labels_play_no_part(mini_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_test_labels_have_no_effect(
+    mini_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Scores do not depend on test labels."""
     arguments = ["--try", "learning_rate=3e-3", "--methods", "bert", *mini_options, "--fresh"]
     assert tuning.main(arguments) == 0
@@ -65,7 +67,7 @@ def test_bad_input_is_one_line(mini_options: list[str], capsys: pytest.CaptureFi
     assert "'epochs' is not SETTING=value,value" in capsys.readouterr().err
 
 
-def test_borrowed_weights_have_nothing_to_tune(mini_options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_borrowed_weights_are_refused(mini_options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A method with another method's weights is refused, because all candidates would score alike."""
     assert tuning.main(["--try", "epochs=1,2", "--methods", "bert-int8", *mini_options]) == 2
     assert "trains no model of its own" in capsys.readouterr().err

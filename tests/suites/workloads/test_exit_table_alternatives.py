@@ -40,7 +40,7 @@ def test_rivals_give_the_tables_exits(workload: tuple[ExitTable, FrozenRows, int
         assert torch.equal(exit_table_alternatives.bag_of_rows(asked, held, quantile), expected)
 
 
-def test_the_hashing_trick_is_the_table_but_for_collisions(workload: tuple[ExitTable, FrozenRows, int, str]) -> None:
+def test_the_hashing_trick_equals_the_table_up_to_collisions(workload: tuple[ExitTable, FrozenRows, int, str]) -> None:
     """With far fewer keys than rows, few collide, and nearly all exits are exact."""
     table, held, ngram, skew = workload
     asked = exit_table_alternatives.text(6000, VOCAB, skew, seed=5)
@@ -48,7 +48,7 @@ def test_the_hashing_trick_is_the_table_but_for_collisions(workload: tuple[ExitT
     assert (found == table.predict(asked, 600)).float().mean() > 0.95
 
 
-def test_text_is_as_skewed_as_it_says() -> None:
+def test_text_has_the_stated_skew() -> None:
     """Uniform ids are about equally frequent, Zipf's fall as k^-1.2, and a seed determines the text."""
     uniform, zipf = (exit_table_alternatives.text(200_000, VOCAB, skew, seed=2).ids for skew in ("uniform", "zipf"))
     assert torch.equal(zipf, exit_table_alternatives.text(200_000, VOCAB, "zipf", seed=2).ids)

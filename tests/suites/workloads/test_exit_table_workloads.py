@@ -25,7 +25,7 @@ NEEDS_COMPILER = pytest.mark.skipif(host.problem() is not None, reason=str(host.
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("skew", exit_table_workloads.SKEWS)
-def test_tables_are_filled_to_the_share_that_was_asked_for(skew: str) -> None:
+def test_tables_have_the_requested_load(skew: str) -> None:
     """The slots are fixed, and the keys fill them to the load within one sample."""
     filling = LoadWorkload(TableKernels("host", host.launcher(kernels(LAYERS)), 6000), skew)
     sizes = []
@@ -41,7 +41,7 @@ def test_tables_are_filled_to_the_share_that_was_asked_for(skew: str) -> None:
     assert sizes == sorted(set(sizes))
 
 
-def test_four_fifths_of_what_is_asked_was_seen() -> None:
+def test_four_fifths_of_queries_are_known() -> None:
     """Known samples are whole samples of the given text; the others are new."""
     seen = first(text(6400, 30_522, "uniform", seed=0), 50)
     asked = partly_new(seen, "uniform", 200)
@@ -52,7 +52,7 @@ def test_four_fifths_of_what_is_asked_was_seen() -> None:
     assert torch.equal(asked.offsets, torch.arange(201) * LENGTH)
 
 
-def test_where_no_kernel_runs_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kernel_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a device the host takes less text; without a compiler as well, one line names both reasons."""
     monkeypatch.setattr(host, "problem", lambda: "no C++ compiler")
     monkeypatch.setattr(cuda, "problem", lambda: "no CuPy")

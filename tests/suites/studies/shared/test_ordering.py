@@ -44,7 +44,7 @@ class Session:
 
 @pytest.fixture(scope="module")
 def samples(signal_task: Task, unseen: Split, trained_bert: FullDepth, scattered_geep: FittedGeep) -> StudySamples:
-    """Full depth, predicted exits, verified ones, sequential ones and the oracle on 40 samples."""
+    """Return full depth, predicted, verified and sequential exits and the oracle on 40 samples."""
     points = [OperatingPoint(f"speed={s:g}/once", {**_LOOK, "speed": s}) for s in scattered_geep.tables]
     fitted: dict[str, Any] = {
         "bert": trained_bert,
@@ -143,7 +143,7 @@ def test_the_method_sees_the_order_and_the_caller_does_not(lengths: list[int], d
         assert found.logits.argmax(1).tolist() == found.exit_layer.tolist() == list(range(count))
 
 
-def test_predicting_is_timed_and_shown_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prediction_time_is_shown_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time to predict the order is a phase beside those of the method."""
     recorder = Recorder()
     monkeypatch.setattr(clock, "now", lambda: recorder.now)
@@ -157,7 +157,7 @@ def test_predicting_is_timed_and_shown_apart(monkeypatch: pytest.MonkeyPatch) ->
     assert found.phases == {"layers": 5.0, PREDICTING: 3.0, SORTING: 0.0}
 
 
-def test_the_predicted_order_is_the_predictors(samples: StudySamples) -> None:
+def test_the_predicted_order_comes_from_the_predictor(samples: StudySamples) -> None:
     """A method that predicts nothing is ordered by the predictor's exits at the chosen speed."""
     sorter = around("predicted", entry(samples, "bert"), samples, None)
     assert sorter is not None and sorter.predict_exits is not None
@@ -168,7 +168,7 @@ def test_the_predicted_order_is_the_predictors(samples: StudySamples) -> None:
     assert around("own", entry(samples, "geep"), samples, None) is None
 
 
-def test_the_oracle_knows_what_the_method_finds_out(samples: StudySamples) -> None:
+def test_the_oracle_uses_the_methods_exits(samples: StudySamples) -> None:
     """The oracle uses own exits of sequential methods and bounds, and sequential exits for others."""
     sequential = samples.probes[entry(samples, "control-sequential").label].exits
     for start, exits in (
@@ -183,7 +183,7 @@ def test_the_oracle_knows_what_the_method_finds_out(samples: StudySamples) -> No
     assert samples.foreseen(entry(samples, "geep-verified"))[1] == "its own exits"
 
 
-def test_a_given_order_makes_the_batches(samples: StudySamples) -> None:
+def test_a_given_order_decides_the_batches(samples: StudySamples) -> None:
     """A method that sorts by exit receives one batch at a time, and all samples only under its own order."""
     base = Execution(batch_size=7)
     assert execution_for("length", base, sorts=True) == replace(base, order="arrival", window=7)
@@ -191,8 +191,8 @@ def test_a_given_order_makes_the_batches(samples: StudySamples) -> None:
     assert execution_for("own", base, sorts=True) == replace(base, order="length", window=0)
 
 
-def test_what_has_no_effect_is_said(samples: StudySamples) -> None:
-    """Orders without effect are skipped: batches of one, a single batch, equal work, and no own order."""
+def test_orders_without_effect_are_skipped(samples: StudySamples) -> None:
+    """Batches of one, a single batch, equal work and a missing own order are skipped with a reason."""
     bert, geep = entry(samples, "bert"), entry(samples, "geep speed")
     some = Execution(batch_size=8)
     assert pointless("length", bert, samples, some) is None
@@ -208,7 +208,7 @@ def test_what_has_no_effect_is_said(samples: StudySamples) -> None:
         assert pointless("arrival", bert, samples, replace(some, batch_size=size)) is None
 
 
-def test_a_draw_of_samples_is_the_same_each_time(samples: StudySamples) -> None:
+def test_a_draw_of_samples_is_reproducible(samples: StudySamples) -> None:
     """A draw of samples is reproducible and keeps their labels."""
     session: Any = samples.session
     few, again = (StudySamples(session, ["bert"], SPEED, 10, 4) for _ in range(2))

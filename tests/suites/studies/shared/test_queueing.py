@@ -17,7 +17,7 @@ class Server:
         self.window, self.services = window, list(services)
         self.now = 0.0
         self.waiting: list[float] = []
-        self.done: list[tuple[float, float, float]] = []  # collecting, queueing, whole
+        self.done: list[tuple[float, float, float]] = []  # collecting, queueing, total
 
     def arrive(self, time: float) -> None:
         self.waiting.append(time)
@@ -34,7 +34,7 @@ class Server:
     gaps=st.lists(st.floats(0.0, 5.0), min_size=1, max_size=60),
     services=st.lists(st.floats(0.0, 20.0), min_size=60, max_size=60),
 )
-def test_the_recursion_is_the_server(window: int, gaps: list[float], services: list[float]) -> None:
+def test_the_recursion_equals_the_server(window: int, gaps: list[float], services: list[float]) -> None:
     """The recursion equals the event-by-event server, whether the queue is stable or not."""
     gaps = (gaps * window)[: len(gaps) // window * window or window]
     arrivals = np.cumsum(gaps)
@@ -50,7 +50,7 @@ def test_the_recursion_is_the_server(window: int, gaps: list[float], services: l
 
 
 @given(window=st.integers(1, 300), rate=st.floats(0.01, 1e4))
-def test_even_arrivals_wait_as_the_closed_form_says(window: int, rate: float) -> None:
+def test_regular_arrivals_equal_the_closed_form(window: int, rate: float) -> None:
     """With regular arrivals, the mean wait is (W - 1) / (2 rate) and the first sample's (W - 1) / rate."""
     arrivals = np.arange(3 * window) / rate
     found = queueing.serve(arrivals, np.zeros(3))
@@ -62,7 +62,7 @@ def test_even_arrivals_wait_as_the_closed_form_says(window: int, rate: float) ->
 @given(
     window=st.sampled_from([1, 2, 16, 256, 1000]), rate=st.sampled_from([0.5, 10.0, 3000.0]), seed=st.integers(0, 99)
 )
-def test_random_arrivals_wait_as_the_closed_forms_say(window: int, rate: float, seed: int) -> None:
+def test_random_arrivals_equal_the_closed_forms(window: int, rate: float, seed: int) -> None:
     """Mean and quantiles of collecting agree with a simulation of a million Poisson arrivals."""
     found = queueing.simulate(window, rate, np.array([0.0]), seed).collecting
     assert found.mean() == pytest.approx(queueing.collecting_mean(window, rate), rel=0.02, abs=1e-12)
@@ -81,7 +81,7 @@ def test_the_collecting_quantile_of_a_pair_is_known() -> None:
 
 
 @pytest.mark.parametrize("load", [0.2, 0.5, 0.8])
-def test_single_samples_queue_as_pollaczek_and_khinchine_say(load: float) -> None:
+def test_single_samples_equal_the_pollaczek_khinchine_formula(load: float) -> None:
     """With W = 1 and equal service times, the queue is M/D/1."""
     rate = 40.0
     service = load / rate
@@ -93,7 +93,7 @@ def test_single_samples_queue_as_pollaczek_and_khinchine_say(load: float) -> Non
 
 @settings(max_examples=20, deadline=None)
 @given(window=st.sampled_from([1, 4, 64, 512]), load=st.floats(0.05, 0.85), spread=st.floats(0.0, 0.5))
-def test_windows_queue_no_longer_than_kingman_allows(window: int, load: float, spread: float) -> None:
+def test_queueing_is_below_kingmans_bound(window: int, load: float, spread: float) -> None:
     """The mean wait in the queue stays below the upper bound and vanishes for large windows."""
     rate = 100.0
     mean = load * window / rate
@@ -102,7 +102,7 @@ def test_windows_queue_no_longer_than_kingman_allows(window: int, load: float, s
     assert found <= 1.25 * queueing.queueing_bound(window, rate, mean, spread * mean) + 1e-9
 
 
-def test_a_queue_that_cannot_keep_up_grows() -> None:
+def test_an_overloaded_queue_grows() -> None:
     """If twice as much arrives as is served, the second half waits longer than the first."""
     found = queueing.serve(np.arange(400) / 10.0, np.full(100, 0.8))
     assert queueing.utilisation(4, 10.0, 0.8) == 2

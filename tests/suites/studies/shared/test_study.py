@@ -31,7 +31,7 @@ def test_every_command_has_a_help_text(module: str, capsys: pytest.CaptureFixtur
         ["--set", "geep.epochs=2", "--set", "mine.like=bert", "--dtype", "bfloat16", "--batch-tokens", "300"],
     ],
 )
-def test_a_study_reads_the_options_of_a_run_as_a_run_does(options: list[str]) -> None:
+def test_a_study_reads_the_options_of_a_run(options: list[str]) -> None:
     """The same options give the same profile and settings, whatever a study adds."""
     own = study_parser("latency", "text")
     own.add_argument("--out", type=Path)

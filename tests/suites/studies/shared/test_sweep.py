@@ -47,7 +47,7 @@ def swept(fake: Fake, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch, sizes: 
     return sweep(entry, tokens, Execution(), sizes, rounds, seed=0)
 
 
-def test_two_slower_sizes_in_a_row_end_the_climb(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_slower_sizes_in_a_row_end_the_search(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two slower sizes after the fastest end the search."""
     seconds = {1: 8.0, 2: 4.0, 4: 2.0, 8: 3.0, 16: 4.0, 32: 0.1}
     found = swept(Fake(seconds.__getitem__), tokens, monkeypatch, list(seconds))
@@ -57,7 +57,7 @@ def test_two_slower_sizes_in_a_row_end_the_climb(tokens: TokenSet, monkeypatch: 
     assert found["tried"][2]["samples_per_s"] == SAMPLES / 2
 
 
-def test_one_slow_size_does_not(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_slower_size_does_not_end_the_search(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """One slower size does not end the search."""
     seconds = {1: 8.0, 2: 2.0, 4: 4.0, 8: 1.0, 16: 1.5, 32: 0.5}
     found = swept(Fake(seconds.__getitem__), tokens, monkeypatch, list(seconds))
@@ -71,7 +71,7 @@ def test_a_size_that_holds_all_samples_is_the_last(tokens: TokenSet, monkeypatch
     assert f"holds all {SAMPLES}" in found["ended"]
 
 
-def test_memory_ends_it_too(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_memory_ends_the_search(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that fit into memory count; if none fits, the error is raised."""
     found = swept(Fake(lambda size: 1 / size, most=8), tokens, monkeypatch, [4, 8, 16])
     assert (found["best"], found["ended"]) == (8, "batch 16 does not fit into memory")
@@ -79,7 +79,7 @@ def test_memory_ends_it_too(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -
         swept(Fake(lambda size: 1.0, most=2), tokens, monkeypatch, [4, 8])
 
 
-def test_near_ties_take_turns(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_sizes_are_measured_again(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only sizes within 10 % of the fastest are measured again, forwards and backwards."""
     seconds = {1: 9.0, 2: 1.05, 4: 1.0, 8: 1.0001}
     fake = Fake(seconds.__getitem__)
@@ -111,7 +111,7 @@ def test_all_cells_get_the_same_samples_in_turns(tokens: TokenSet) -> None:
     assert samples_of(1, SAMPLES, 5).tolist() == orders[2] != samples_of(1, SAMPLES, 6).tolist()
 
 
-def test_warm_up_is_short_where_nothing_is_compiled(tokens: TokenSet) -> None:
+def test_warm_up_is_short_without_compilation(tokens: TokenSet) -> None:
     """Warm-up runs four batches, or all samples in two orders if blocks are compiled."""
     seen: list[list[int]] = []
 
