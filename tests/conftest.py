@@ -56,7 +56,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every test a cache of its own, never the user's."""
+    """Give every test its own cache, never the user's."""
     monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / "geep-bench-cache"))
 
 

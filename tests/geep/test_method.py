@@ -50,7 +50,7 @@ def test_answers_come_from_the_predicted_layer(answer: str, scattered_geep: Fitt
     assert found.work.rows("head") == 40
 
 
-def test_points_come_in_pairs(trained_geep: FittedGeep, signal_task: Task) -> None:
+def test_every_speed_has_two_points(trained_geep: FittedGeep, signal_task: Task) -> None:
     """Every speed has a point per kind of answer, and the names are known before the fit."""
     names = [point.name for point in trained_geep.operating_points(signal_task.dev)]
     assert names == ["speed=0.75", "speed=0.75/shared", "speed=0.85", "speed=0.85/shared"]

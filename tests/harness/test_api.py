@@ -88,7 +88,7 @@ def test_options_reach_the_run(stage: Any, profile: Profile, tmp_path: Path) -> 
         assert (table[column] == value).all(), column
 
 
-def test_fits_alone_measure_nothing(profile: Profile, tmp_path: Path) -> None:
+def test_fit_only_measures_nothing(profile: Profile, tmp_path: Path) -> None:
     """``fit_only`` fills the cache; the run has no results yet."""
     run = harness.run(profile, datasets="ag_news", device="cpu", out=tmp_path / "run", fit_only=True)
     assert run.outcome is not None
@@ -148,7 +148,7 @@ def test_methods_are_listed(stage: Any) -> None:
 
 
 def test_wrong_input_is_refused_before_anything_is_fitted(stage: Any, profile: Profile, tmp_path: Path) -> None:
-    """Errors are those of the command line: unknown names, values out of range, folders that hold no run."""
+    """Errors are those of the command line: unknown names, values out of range, folders without a run."""
     with pytest.raises(UnknownNameError, match="did you mean one"):
         harness.run(profile, methods="on", device="cpu", out=tmp_path / "run")
     with pytest.raises(SettingsError, match=r"rounds = 0 .*\n?.*"):

@@ -1,4 +1,4 @@
-"""Optional capabilities: a class has one by having its attributes."""
+"""A class has an optional capability if it has its attributes."""
 
 from __future__ import annotations
 

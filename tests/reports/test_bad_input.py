@@ -93,7 +93,7 @@ def test_missing_samples(fabricate):
 
 
 def test_a_run_stripped_of_its_samples(fabricate):
-    """If no cell has rows, as in published runs, one line says so and no row is marked."""
+    """If no cell has rows, as in published runs, one line states it and no row is marked."""
     run, _ = make(fabricate)
     shutil.rmtree(run.path / "samples")
     caveats, page = told(run)

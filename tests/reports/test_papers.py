@@ -19,7 +19,7 @@ def test_command_writes_and_prints(fabricate, capsys):
 
 @pytest.mark.parametrize("make", [lambda path: path / "nothing", lambda path: path])
 def test_bad_input_is_one_line_and_code_two(tmp_path, make, capsys):
-    """A folder without run or results gives exit code 2 and one line that says how to mend it."""
+    """A folder without run or results gives exit code 2 and one line with the correction."""
     (tmp_path / "results").mkdir()
     assert main([str(make(tmp_path))]) == 2
     error = capsys.readouterr().err

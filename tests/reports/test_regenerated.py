@@ -1,15 +1,15 @@
-"""Every number that per-sample rows determine, computed again from the rows alone, agrees with the report to the last digit.
+"""Numbers that per-sample rows determine are recomputed from the rows and agree with the report to the last digit.
 
-The arithmetic here is its own: plain loops over the Parquet rows, nothing imported from the statistics of the project.
+The code here is independent: plain loops over the Parquet rows, without the statistics of the project.
 
 Determined by rows: test samples, accuracy with its interval, macro F1, spread over seeds, exit histograms, accuracy and
 mean exit by difficulty, wins, losses, exact and adjusted p-values and the verdict's sign, the same against rivals,
-whether a loss of accuracy stays within the margin in every seed, hits and errors of predictors,
-differences to the sequential exit and to the oracle. Not determined by rows, and therefore not compared: FLOPs, executed
-layers (an answer may run a layer more than its exit), heads, seconds and everything made of them, parameters, memory,
-training, dev accuracy, unseen tokens, checks. Limits of the paired bootstrap are draws: held against its normal limit only.
+whether a loss of accuracy stays within the margin in every seed, hits and errors of predictors, differences to the
+sequential exit and to the oracle. Not determined by rows, and therefore not compared: FLOPs, executed layers (an answer
+may run a layer more than its exit), heads, seconds and all numbers derived from them, parameters, memory, training, dev
+accuracy, unseen tokens, checks. Limits of the paired bootstrap are random, so only their normal limit is compared.
 
-``GEEP_BENCH_RUN=FOLDER`` makes the same comparison with a run of one's own.
+``GEEP_BENCH_RUN=FOLDER`` makes the same comparison for another run.
 """
 
 from __future__ import annotations
@@ -348,7 +348,7 @@ def test_tables_follow_from_rows_alone(run_path):
     assert compare(run_path) > 500
 
 
-def test_own_run_follows_from_rows_alone():
+def test_the_given_run_follows_from_rows_alone():
     """The run that the environment names passes the same comparison."""
     path = os.environ.get("GEEP_BENCH_RUN")
     if not path:

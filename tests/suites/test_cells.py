@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_suites(*options: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Run the cells in a process of their own."""
+    """Run the cells in a separate process."""
     environment = {**os.environ, "GEEP_BENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)  # pytest-benchmark refuses to measure in a worker
     command = [sys.executable, "-m", "pytest", "suites/test_cells.py", "--benchmark-only", "-q", *options]
@@ -93,7 +93,7 @@ def test_cells_of_quick_equal_those_of_a_run() -> None:
     assert ("oracle", "agree") in one
 
 
-def test_variants_have_cells_of_their_own() -> None:
+def test_variants_have_their_own_cells() -> None:
     """The points of a variant follow from its own speeds."""
     tables = {"fastbert-one": {"like": "fastbert", "speeds": [0.3]}, "short": {"like": "distilbert", "layers": 2}}
     changes = {"method": tables, "methods": ["fastbert", "fastbert-one", "short"], "datasets": ["lcqmc"]}

@@ -266,7 +266,7 @@ def test_settings_are_rejected(
 def test_a_geep_that_assigns_exits_is_required(
     control: type[Any], trained_bert: Any, signal_task: Task, small_backbone: Backbone
 ) -> None:
-    """A teacher that does not assign exits beforehand is refused in one line."""
+    """A teacher that does not assign exits in advance is refused in one line."""
     with pytest.raises(ConfigError, match=f"{control.name} needs"):
         control().fit(signal_task, small_backbone, {"geep": trained_bert}, config={}, seed=0)
 

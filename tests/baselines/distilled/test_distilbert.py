@@ -108,7 +108,7 @@ def test_student_of_full_depth_starts_as_its_teacher(tuned_bert: FullDepth) -> N
     assert not {p.data_ptr() for p in copy.parameters()} & {p.data_ptr() for p in encoder.parameters()}
 
 
-def test_student_takes_the_mapped_layers(tuned_bert: FullDepth) -> None:
+def test_student_starts_from_the_mapped_layers(tuned_bert: FullDepth) -> None:
     """Layer j of the student starts with the weights of layer map[j] of the teacher."""
     encoder = tuned_bert.model.encoder
     student = take_layers(encoder, [0, 3, 5])

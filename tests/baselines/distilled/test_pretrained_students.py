@@ -161,7 +161,7 @@ def test_one_segment_gives_the_same_answers_in_any_batch(execution: Execution) -
     assert found.work.rows("layer") == alone.work.rows("layer")
 
 
-def test_distilberts_own_layout_is_a_student(
+def test_distilberts_layout_is_accepted(
     backbone: Backbone, random_task: Task, teacher: FullDepth, tmp_path: Path
 ) -> None:
     """A DistilBERT folder can be fine-tuned and distilled, also on pairs."""

@@ -110,7 +110,7 @@ def test_attention_scores_equal_a_loop(tuned_bert: FullDepth, random_task: Task)
                 torch.testing.assert_close(scores[i, :, :n, :n], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_scores_are_those_used_by_attention(tuned_bert: FullDepth, random_task: Task) -> None:
+def test_scores_equal_those_of_attention(tuned_bert: FullDepth, random_task: Task) -> None:
     """Softmax of the masked scores times V is what the layer's own attention returns."""
     encoder = tuned_bert.model.encoder
     tokens = random_task.train.tokens.select([4, 5, 6])

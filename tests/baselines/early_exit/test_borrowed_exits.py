@@ -89,7 +89,7 @@ def test_batches_equal_batch_1(
     executions: Any,
     same_however_run: Check,
 ) -> None:
-    """Answers and exits in batches of any size and order are those of samples run one by one."""
+    """Answers and exits in batches of any size and order equal those of samples run one by one."""
     fitted = borrow(source, rule)
     at = data.draw(st.sampled_from(fitted.points))
     same_however_run(fitted, at, data.draw(executions), data.draw(st.permutations(range(40))))

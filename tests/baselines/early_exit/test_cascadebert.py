@@ -193,7 +193,7 @@ def test_a_cascade_answers_with_one_of_two(fitted: Cascade, unseen: Split) -> No
 def test_batches_equal_batch_1(
     data: st.DataObject, fitted: Cascade, unseen: Split, executions: Any, same_however_run: Check
 ) -> None:
-    """Answers and exits in batches of any size, order and window are those of samples run one by one."""
+    """Answers and exits in batches of any size, order and window equal those of samples run one by one."""
     at = data.draw(st.sampled_from([halfway(fitted, unseen), *fitted.operating_points(unseen)]))
     same_however_run(fitted, at, data.draw(executions), data.draw(st.permutations(range(40))))
 
@@ -211,7 +211,7 @@ def test_starts_from_the_first_layers(
     assert not torch.equal(small.teacher.label.weight, trained_bert.model.teacher.label.weight)  # type: ignore[arg-type]
 
 
-def test_leaves_its_teacher_alone(fitted: Cascade, trained_bert: FullDepth) -> None:
+def test_the_teacher_does_not_change(fitted: Cascade, trained_bert: FullDepth) -> None:
     """The whole model is the fine-tuned one itself; the small model shares no memory with it."""
     assert fitted.model is trained_bert.model
     own = {parameter.data_ptr() for parameter in fitted.small.parameters()}
@@ -221,7 +221,7 @@ def test_leaves_its_teacher_alone(fitted: Cascade, trained_bert: FullDepth) -> N
 def test_temperature_is_the_most_likely_one(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, quick: Mapping[str, Any]
 ) -> None:
-    """Logits multiplied by three get three times the temperature, which points store."""
+    """Calibrated logits have temperature 1, three times these logits have 3, and points store the temperature."""
     logits = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)) * 2
     labels = torch.distributions.Categorical(logits=logits).sample()
     assert fitted_temperature(logits, labels) == pytest.approx(1, abs=0.1)

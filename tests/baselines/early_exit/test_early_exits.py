@@ -113,7 +113,7 @@ def test_found_by_name_under_its_authors_rule(method: type[Any], fit: Fit) -> No
 def test_batches_equal_batch_1(
     method: type[Any], data: st.DataObject, fit: Fit, executions: Any, same_however_run: Check, unseen: Split
 ) -> None:
-    """Answers and exits in batches of any size and order are those of samples run one by one."""
+    """Answers and exits in batches of any size and order equal those of samples run one by one."""
     fitted = fit(method)
     at = data.draw(st.sampled_from(fitted.points))
     same_however_run(fitted, at, data.draw(executions), data.draw(st.permutations(range(40))))

@@ -81,7 +81,7 @@ def test_every_student_approaches_the_teacher(
 def test_loss_is_the_divergence_of_every_student_from_the_teacher(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss is the sum over students of KL(p_t || p_s), mean over samples, whatever the labels are."""
+    """The loss is the sum over students of KL(p_t || p_s), mean over samples, for any labels."""
     seen: dict[str, Any] = {}
 
     def caught(model: MultiExitModel, loss: Any, split: Split, recipe: Recipe, **_: Any) -> TrainingReport:
@@ -238,7 +238,7 @@ def test_exits_at_the_first_sure_layer(speed: float, scattered: SequentialExits,
 def test_shrinking_batches_equal_batch_1(
     data: st.DataObject, scattered: SequentialExits, unseen: Split, executions: Any, same_however_run: Check
 ) -> None:
-    """Answers and exits in shrinking batches of any size and order are those of samples run one by one."""
+    """Answers and exits in shrinking batches of any size and order equal those of samples run one by one."""
     at = data.draw(st.sampled_from(list(scattered.operating_points(unseen))))
     same_however_run(scattered, at, data.draw(executions), data.draw(st.permutations(range(40))))
 

@@ -58,7 +58,7 @@ def test_answers_equal_those_of_the_tuned_loop(tuned: SequentialExits, released:
 def test_batches_equal_batch_1(
     data: st.DataObject, released: ReleasedLoop, unseen: Split, executions: Any, same_however_run: Check
 ) -> None:
-    """Answers and exits in batches of any size and order are those of samples run one by one."""
+    """Answers and exits in batches of any size and order equal those of samples run one by one."""
     at = data.draw(st.sampled_from(list(released.operating_points(unseen))))
     same_however_run(released, at, data.draw(executions), data.draw(st.permutations(range(40))))
 

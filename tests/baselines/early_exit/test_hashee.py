@@ -179,7 +179,7 @@ def test_learns(fitted: HashedExits, signal_task: Task) -> None:
     assert (said == signal_task.dev.labels.numpy()).mean() == pytest.approx(max(fitted.training.dev_scores))
 
 
-def test_runs_fewer_layers_than_there_are(fitted: HashedExits, unseen: Split) -> None:
+def test_tokens_run_fewer_layers(fitted: HashedExits, unseen: Split) -> None:
     """Mean layers are those of a sample's tokens; a token that has exited costs its keys and values only."""
     (at,) = fitted.operating_points(unseen)
     assert at.name == "hash"
@@ -211,7 +211,7 @@ def test_batches_equal_batch_1(
     executions: Any,
     same_however_run: Check,
 ) -> None:
-    """Answers in batches of any size, order and layout are those of samples run one by one."""
+    """Answers in batches of any size, order and layout equal those of samples run one by one."""
     method = fitted if which == "fitted" else scattered
     (at,) = method.operating_points(unseen)
     same_however_run(method, at, data.draw(executions), data.draw(st.permutations(range(40))))

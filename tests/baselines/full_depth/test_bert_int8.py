@@ -99,7 +99,7 @@ def test_all_linear_layers_are_quantised_and_bert_does_not_change(
 def test_batches_equal_batch_1(
     data: st.DataObject, quantised: Quantised, executions: Any, same_however_run: Check
 ) -> None:
-    """Answers in batches of any size, order and padding are those of samples run one by one."""
+    """Answers in batches of any size, order and padding equal those of samples run one by one."""
     same_however_run(quantised, FULL, data.draw(executions), data.draw(st.permutations(range(40))))
 
 

@@ -74,7 +74,7 @@ def test_work_includes_padding_to_the_longest(exported: OnnxGraph, trained_bert:
 def test_batches_equal_batch_1(
     data: st.DataObject, exported: OnnxGraph, executions: Any, same_however_run: Check
 ) -> None:
-    """Answers in batches of any size, order and padding are those of samples run one by one."""
+    """Answers in batches of any size, order and padding equal those of samples run one by one."""
     same_however_run(exported, FULL, data.draw(executions), data.draw(st.permutations(range(40))))
 
 

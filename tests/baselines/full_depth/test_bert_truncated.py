@@ -77,7 +77,7 @@ def test_round_trip(
 def test_batches_equal_batch_1(
     data: st.DataObject, truncated: FullDepth, executions: Any, same_however_run: Check
 ) -> None:
-    """Answers in batches of any size and order are those of samples run one by one."""
+    """Answers in batches of any size and order equal those of samples run one by one."""
     same_however_run(truncated, FULL, data.draw(executions), data.draw(st.permutations(range(40))))
 
 

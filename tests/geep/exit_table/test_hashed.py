@@ -63,7 +63,7 @@ def cases(draw: st.DrawFn) -> dict:
 
 
 def filled(case: dict, backend: str) -> ExitTable:
-    """Return a frozen table of that backend, filled in parts, with the ``hashed`` options of the case."""
+    """Return a table of that backend, filled in parts; ``hashed`` has the layout of the case."""
     layers, ngram = case["options"]["num_layers"], case["options"]["ngram"]
     place: str | HashedBackend = backend
     if backend == "hashed":

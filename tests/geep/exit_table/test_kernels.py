@@ -139,7 +139,7 @@ def test_kernels_are_clean_under_sanitizers(tmp_path: Path, sanitizer: str, fuzz
 
 
 MUTANTS = {
-    "the loser of a CAS takes the slot, too": (
+    "the loser of a CAS also takes the slot": (
         "if (there == EMPTY) {\n        ++fresh;\n        there = key;\n      }", "++fresh;\n      there = key;"),
     "a store instead of a CAS": ("there = atomicCAS(keys + slot * stride, EMPTY, key);", "keys[slot * stride] = key;"),
     "searches skip every other slot": ("slot = (slot + 1) & mask) {\n    u64 there", "slot = (slot + 2) & mask) {\n    u64 there"),
@@ -153,22 +153,22 @@ MUTANTS = {
     "the last special id is forgotten": ("i < special.more_count", "i + 1 < special.more_count"),
     "a chunk begins at its sample": ("(begin > low ? begin : low) + lane", "begin + lane"),
     "fresh keys are counted per lane": ("fresh = warp_sum(fresh);", ""),
-    "free slots are moved, too": ("if (from_keys[i] == EMPTY) continue;", ""),
+    "free slots are moved": ("if (from_keys[i] == EMPTY) continue;", ""),
     "32 bits for cumulative counts": ("(seen * SCALE +", "((u32)seen * SCALE +"),
     "rows are not rounded cumulatively": ("(seen * SCALE + smoothing *", "(seen * SCALE + 1 + smoothing *"),
-    "one count more than asked for": ("if (sums[id] >= min_count)", "if (sums[id] > min_count)"),
+    "one count more than min_count": ("if (sums[id] >= min_count)", "if (sums[id] > min_count)"),
     "the second half of a row is the first": ("add_word(sums, next.b, pair * 8);", "add_word(sums, next.a, pair * 8);"),
     "32-bit sums of long samples": ("#define SEGMENT 32768", "#define SEGMENT (1 << 30)"),
     "unknown keys add nothing": ("mine += missed * usual;", ""),
     "hits of one lane": ("found = warp_sum(found);", ""),
     "cumulative sums of half a warp": ("by < 32; by <<= 1", "by < 16; by <<= 1"),
     "more than the quantile": ("cumulative * 1000 >= total", "cumulative * 1000 > total"),
-    "dense counts are not taken back": ("atomicAdd(dense + (u64)id * layers + exit, ~0u);", ""),
-    "the first key met is taken back": ("if (keys[slot] == key) {", "if (keys[slot] != EMPTY) {"),
-    "only the first probe is taken back": ("atomicAdd(counts + slot * layers + exit, ~0u);\n            return;\n          }",
+    "dense counts are not undone": ("atomicAdd(dense + (u64)id * layers + exit, ~0u);", ""),
+    "the first key found is undone": ("if (keys[slot] == key) {", "if (keys[slot] != EMPTY) {"),
+    "only the first probe is undone": ("atomicAdd(counts + slot * layers + exit, ~0u);\n            return;\n          }",
         "atomicAdd(counts + slot * layers + exit, ~0u);\n            return;\n          } else return;"),
-    "all exits are taken back as the first": ("counts + slot * layers + exit, ~0u", "counts + slot * layers, ~0u"),
-    "empty samples leave at once": (": layers - 1);", ": 0);"),
+    "all exits are undone as the first": ("counts + slot * layers + exit, ~0u", "counts + slot * layers, ~0u"),
+    "empty samples exit at the first layer": (": layers - 1);", ": 0);"),
 }  # fmt: skip
 RACES = {
     "counts are added without an atomic": (

@@ -20,7 +20,7 @@ def test_lists_keep_their_order_and_drop_duplicates(values: list[int], separator
 
 
 @given(st.integers(), st.integers(-5, 5))
-def test_whole_numbers_respect_their_limit(value: int, least: int) -> None:
+def test_whole_numbers_have_a_limit(value: int, least: int) -> None:
     """A number below the limit is rejected; all others are returned unchanged."""
     if value >= least:
         assert whole_number(least)(str(value)) == value

@@ -36,7 +36,7 @@ def test_a_list_has_no_heading_line():
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "COLUMNS"])
-def test_the_environment_changes_nothing(monkeypatch, variable):
+def test_the_environment_has_no_effect(monkeypatch, variable):
     """Forced colours and the terminal's width do not change the text."""
     before = terminal_table(["a", "b"], ROWS_OF_TWO)
     monkeypatch.setenv(variable, "3")

@@ -107,7 +107,7 @@ def test_every_word_is_in_the_vocabulary(twins):
 
 
 def test_lengths(twins):
-    """Samples are short enough for quick runs and not all alike."""
+    """Samples are short enough for quick runs and differ in length."""
     for twin in twins.values():
         pairs = twin.train.pairs or [""] * len(twin.train)
         lengths = [

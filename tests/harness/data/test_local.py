@@ -53,8 +53,8 @@ def test_every_format_gives_the_same(tmp_path, form):
     assert (data.source, data.num_labels, data.label_names, data.train.pairs) == ("local", 2, ["0", "1"], None)
 
 
-def test_dev_is_carved_where_missing(folder):
-    """Without a dev file, a tenth of train becomes dev and a note says so."""
+def test_a_missing_dev_split_is_carved(folder):
+    """Without a dev file, a tenth of train becomes dev, with a note."""
     (folder / "toy" / "dev.csv").unlink()
     data = load_local(folder, "toy")
     assert (len(data.train), len(data.dev)) == (18, 2)
@@ -123,7 +123,7 @@ def test_unseen_test_label(folder):
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
 def test_empty_file(folder, form):
-    """A file of zero bytes is refused, whatever its format."""
+    """A file of zero bytes is refused in any format."""
     (folder / "toy" / "test.csv").unlink()
     (folder / "toy" / f"test.{form}").write_bytes(b"")
     refused(folder, f"test.{form}: ")
@@ -220,7 +220,7 @@ def test_bad_card(folder, text, message):
     refused(folder, message)
 
 
-def test_known_dataset_takes_its_card(folder):
+def test_a_known_dataset_uses_its_card(folder):
     """A folder with the name of a card has that card's language, classes and label names."""
     (folder / "toy").rename(folder / "thucnews")
     data = load_local(folder, "thucnews")

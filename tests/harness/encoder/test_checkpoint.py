@@ -112,9 +112,9 @@ def _drop(folder: Path, key: str) -> None:
 BROKEN = {
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "config not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON.*fetch it again"),
-    "config a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json"),
     "dimension missing": (lambda f: _drop(f, "hidden_size"), "hidden_size"),
-    "dimension no number": (lambda f: _config(f, hidden_size="wide"), "wide"),
+    "dimension not a number": (lambda f: _config(f, hidden_size="wide"), "wide"),
     "dimension zero": (lambda f: _config(f, num_hidden_layers=0), "below 1"),
     "heads do not divide": (lambda f: _config(f, num_attention_heads=3), "not divisible"),
     "unknown activation": (lambda f: _config(f, hidden_act="swish"), "swish"),

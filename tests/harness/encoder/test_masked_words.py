@@ -88,7 +88,7 @@ def test_the_model_equals_berts_masked_language_model(model: MaskedWordModel) ->
 
 
 def test_losses_of_every_layer(model: MaskedWordModel) -> None:
-    """The last loss equals the one computed alone; each is the mean over the masked positions and has gradients."""
+    """Each loss is the mean over the masked positions and trains only the layers up to its own."""
     kinds = np.array([0] * 5 + [1] * 35, dtype=np.uint8)
     batch = make(ROWS, kinds, 0.3, np.random.default_rng(0), torch.device("cpu"))
     assert batch.tokens == 30

@@ -9,7 +9,7 @@ from harness.encoder.model import Encoder
 
 
 @pytest.mark.parametrize("language", miniature.LANGUAGES)
-def test_tokenizer_knows_its_language(language):
+def test_tokenizer_covers_its_language(language):
     """Every word of a twin is one known token, whose id is its index in the vocabulary."""
     tokenizer = miniature.tokenizer(language)
     name = "lcqmc" if language == "zh" else "ag_news"

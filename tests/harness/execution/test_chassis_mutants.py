@@ -236,7 +236,7 @@ def compare(put: Callable[[], None] | None, world: World, pretend_cuda: Callable
 BUGS = {
     "execution.arrangement": {
         "tokens of samples in input order": ("tokens.offsets[order][owner]", "tokens.offsets[:-1][owner]"),
-        "positions count through": (" - offsets[owner]\n", "\n"),
+        "positions continue over samples": (" - offsets[owner]\n", "\n"),
         "lengths in input order": ("lengths[order][:, None]", "lengths[:, None]"),
         "looks in input order": ("columns[order].long()", "columns.long()"),
         "sorted by the last look": ("columns[:, 0].contiguous()", "columns[:, -1].contiguous()"),
@@ -252,56 +252,56 @@ BUGS = {
         "a sample more than fits": ('side="right"))', 'side="right")) + 1'),
         "batches as long as tokens allow": ("first + execution.batch_size, len(sizes))", "len(sizes))"),
         "the last window is whole": ("min(begin + (window or count), count)", "begin + (window or count)"),
-        "samples counted as they run": ("sample {order[empty]} has", "sample {empty} has"),
+        "samples numbered in running order": ("sample {order[empty]} has", "sample {empty} has"),
         "one position too many": (
             "lengths[longest] > shape.max_positions", "lengths[longest] > shape.max_positions + 1"),
         "one id too many": ("high >= known", "high > known"),
         "negative ids": ("low < 0 or high", "high"),
-        "segments are not looked at": ('("segment", shape.type_vocab, *extremes[2:])', '("segment", 9, *extremes[2:])'),
+        "segments are not validated": ('("segment", shape.type_vocab, *extremes[2:])', '("segment", 9, *extremes[2:])'),
     },
     "encoder.layout": {
         "offsets of a slice not from 0": ("part - part[0]", "part"),
         "rows of other samples are gathered": ("self.offsets[chosen] - offsets[:-1]", "self.offsets[chosen]"),
         "padded rows of other samples": (
             "chosen[row // self.pad_to] * self.pad_to", "row // self.pad_to * self.pad_to"),
-        "a slice begins at its number": (
+        "a slice begins at its sample number": (
             "hidden[self.starts[start] : self.starts[stop]]",
             "hidden[start : self.starts[stop] - self.starts[start] + start]"),
-        "one padding row may be looked at": (
+        "one padding row is attended to": (
             "device=self.device) < lengths[:, None]", "device=self.device) <= lengths[:, None]"),
     },
     "execution.graphs": {
         "layers write what they read": ("place.states[1 - index % 2]", "place.states[index % 2]"),
-        "a head reads the buffer before": (
+        "a head reads the previous buffer": (
             "source = place.states[(exit_layer + 1) % 2]", "source = place.states[exit_layer % 2]"),
-        "a head's input goes elsewhere": ("place.place(hidden, exit_layer + 1)", "place.place(hidden, exit_layer)"),
-        "what was selected is not placed": ("        place.place(hidden, index)\n", ""),
-        "bounds not cut at the rows": ("self._bounds = bounds.clamp(max=rows)", "self._bounds = bounds"),
-        "first tokens not cut at the rows": ("self._bounds[:-1].clamp(max=self._rows - 1)", "self._bounds[:-1]"),
+        "a head's input is in the wrong buffer": ("place.place(hidden, exit_layer + 1)", "place.place(hidden, exit_layer)"),
+        "selected rows are not placed": ("        place.place(hidden, index)\n", ""),
+        "bounds not clamped to the rows": ("self._bounds = bounds.clamp(max=rows)", "self._bounds = bounds"),
+        "first tokens not clamped to the rows": ("self._bounds[:-1].clamp(max=self._rows - 1)", "self._bounds[:-1]"),
         "stale bounds beyond the batch": ("            self._bounds[root.count + 1 :].fill_(root.rows)\n", ""),
         "a lane keeps its first batch": ("if root is self.root:", "if self.root is not None:"),
-        "padded lengths stay": ("self._lengths[: root.count].copy_(root.offsets[1:] - root.offsets[:-1])", "pass"),
-        "the mask is of the padding": (
+        "padded lengths are not updated": ("self._lengths[: root.count].copy_(root.offsets[1:] - root.offsets[:-1])", "pass"),
+        "the mask covers padding only": (
             "(every < lengths[:count, None].clamp(min=1))", "(every < pad_to + 0 * lengths[:count, None])"),
         "heads run in the climbing lane": ("            lane = SIDE  #", "            pass  #"),
-        "nothing is kept": ("return tensor.clone()", "return tensor"),
+        "kept tensors are not copied": ("return tensor.clone()", "return tensor"),
         "graphs of one layer for all": ('(lane, "layer", index, rows)', '(lane, "layer", 0, rows)'),
         "graphs of one lane for all": ('(lane, "layer", index, rows)', '(0, "layer", index, rows)'),
         "graphs of one size for all": ('(lane, "layer", index, rows)', '(lane, "layer", index, 0)'),
         "graphs of one head for all": ('(lane, "head", exit_layer, rows)', '(lane, "head", 0, rows)'),
-        "bounds of the batch that was recorded": (
+        "bounds of the recorded batch": (
             "        def run() -> None:\n            target",
             "        now = place.attention(rows)\n"
             "        place.attention = lambda _: now\n"
             "\n"
             "        def run() -> None:\n"
             "            target"),
-        "lengths of the batch that was recorded": ("source[:rows], place.attention(rows)))", "source[:rows], layout))"),
-        "replayed at its first batch only": (
+        "lengths of the recorded batch": ("source[:rows], place.attention(rows)))", "source[:rows], layout))"),
+        "a graph runs its first batch only": (
             "        self._graphs[key]()",
             '        if key[-1] != self.__dict__.setdefault("last", key[-1]):\n            self._graphs[key]()'),
         "rows rounded down": ("return -(-size // step) * step", "return max(step, size // step * step)"),
-        "left-overs not counted": ("np.minimum(layout.root.starts, rows)", "np.minimum(layout.starts, rows)"),
+        "unused rows not counted": ("np.minimum(layout.root.starts, rows)", "np.minimum(layout.starts, rows)"),
     },
     "execution.engines": {
         "old weights": ("if kept is None or kept.weights != weights:", "if kept is None:"),
@@ -311,30 +311,30 @@ BUGS = {
             "self.logits.index_copy_(0, transfer.upload(samples, self.device), logits)",
             "self.logits[: len(samples)] = logits"),
         "exits in another order": ("self.exits[samples] = exit_layer", "self.exits[: len(logits)] = exit_layer"),
-        "sorted once more": ("out[self.arranged.order] = values", "out = values[self.arranged.order]"),
-        "one buffer for two climbs": ("advance(make(lane), lane, None)", "advance(make(0), lane, None)"),
+        "answers are sorted twice": ("out[self.arranged.order] = values", "out = values[self.arranged.order]"),
+        "one buffer for two interleaved batches": ("advance(make(lane), lane, None)", "advance(make(0), lane, None)"),
         "lanes are not freed": ("            free.append(lane)\n", "            pass\n"),
         "the shared layer in the climbing lane": (
             "self.layer(last, hidden, layout, SIDE)", "self.layer(last, hidden, layout)"),
     },
     "execution.executors": {
-        "leaving samples stay a layer longer": (
+        "exiting samples run one more layer": (
             "active = int((depths >= index).sum())", "active = int((depths >= index - 1).sum())"),
-        "answers at the place in the batch": ("slice(first + staying, first + active)", "slice(staying, active)"),
-        "staying samples are answered": (
+        "answers at the index in the batch": ("slice(first + staying, first + active)", "slice(staying, active)"),
+        "continuing samples are answered": (
             "layout_now.slice(hidden, staying, active)", "layout_now.slice(hidden, 0, active - staying)"),
         "exact-k is a ladder": ('if execution.executor == "exact-k":', "if False:"),
     },
     "execution.sequential": {
-        "the wrong samples stay": ("np.flatnonzero(stay)", "np.flatnonzero(~stay)"),
-        "numbers of samples that left": ("else samples)[stay]", "else samples)[: stay.sum()]"),
-        "layers of every climb in one lane": (
+        "the wrong samples continue": ("np.flatnonzero(stay)", "np.flatnonzero(~stay)"),
+        "numbers of samples that exited": ("else samples)[stay]", "else samples)[: stay.sum()]"),
+        "layers of all batches in one lane": (
             "run.layer(index, hidden, layout, lane)", "run.layer(index, hidden, layout)"),
-        "embeddings of every climb in one lane": ("run.begin(first, last, lane)", "run.begin(first, last)"),
-        "all leave if one does": ("if not stay.any():", "if not stay.all():"),
+        "embeddings of all batches in one lane": ("run.begin(first, last, lane)", "run.begin(first, last)"),
+        "all exit if one does": ("if not stay.any():", "if not stay.all():"),
         "memories of other samples": ("part.index_select(0, rows)", "part[: len(rows)]"),
-        "a memory that forgets": ("leaves, memory = rule.look(", "leaves, _ = rule.look("),
-        "answers of staying samples": ("logits[torch.tensor(going, device=logits.device)]", "logits[: len(going)]"),
+        "a rule's memory is not updated": ("leaves, memory = rule.look(", "leaves, _ = rule.look("),
+        "answers of continuing samples": ("logits[torch.tensor(going, device=logits.device)]", "logits[: len(going)]"),
     },
     "execution.verified": {
         "the end is ignored": (" | (group.depth >= end)", ""),
@@ -344,14 +344,14 @@ BUGS = {
             "run.keep(run.head(index, part, its_layout))", "run.head(index, part, its_layout)"),
         "all decisions are the first one's": ("        start += len(group.samples)\n", ""),
         "shallow goals first": ("-goal[samples]", "goal[samples]"),
-        "unsure ones wait at the wrong layer": ("setdefault(group.depth, [])", "setdefault(end - 1, [])"),
+        "unsure samples wait at the wrong layer": ("setdefault(group.depth, [])", "setdefault(end - 1, [])"),
         "goals of other samples": ("targets[samples, 0]", "targets[: len(samples), 0]"),
         "joined without their lengths": (
             "np.concatenate([group.layout.lengths for group in groups])",
             "np.concatenate([group.layout.lengths for group in groups][::-1])"),
     },
     "encoder.partial_attention": {
-        "rows that have left": ("torch.where(active, active", "torch.where(~active, (~active)"),
+        "rows that have exited": ("torch.where(active, active", "torch.where(~active, (~active)"),
         "queries of other samples": ("self._starts[:-1, None] + cell", "cell"),
         "bounds of the whole batch": ("self.bounds, layout.bounds", "layout.bounds, layout.bounds"),
         "no mask": ("attend_grid((q, k, v), layout.mask)", "attend_grid((q, k, v), None)"),
@@ -360,9 +360,9 @@ BUGS = {
     "execution.token_exits": {
         "a layer too few": ("return bisect_left(self.layers, layer)", "return bisect_left(self.layers, layer + 1)"),
         "a layer too many": ("return bisect_left(self.layers, layer)", "return bisect_left(self.layers, layer - 1)"),
-        "the first token leaves": ("index_fill_(0, first,", "index_fill_(0, first[:0],"),
+        "the first token exits": ("index_fill_(0, first,", "index_fill_(0, first[:0],"),
         "exits in order of arrival": ("exits.places(run.arranged.tokens)", "exits.places(tokens)"),
-        "what is attended to stays as it left": ("            hidden.index_copy_(0, some.index, active)\n", ""),
+        "keys of exited tokens are not updated": ("            hidden.index_copy_(0, some.index, active)\n", ""),
         "the state of running tokens is lost": (
             "active = hidden.index_select(0, some.index)", "active = hidden[: some.rows]"),
         "padding is a token": ("every >= lengths[:, None]", "every >= 0 * lengths[:, None]"),

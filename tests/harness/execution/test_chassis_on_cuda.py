@@ -230,7 +230,7 @@ def test_discarded_graphs_do_not_break_a_capture(make_model: Callable[..., Multi
         gc.set_threshold(*threshold)
 
 
-def test_copies_arrive_whole() -> None:
+def test_copies_arrive_complete() -> None:
     """Copies in both directions keep their values while the device is busy, a thousand times."""
     device = torch.device("cuda")
     flying = []

@@ -303,7 +303,7 @@ def test_graphs_need_a_device(make_model: Callable[..., MultiExitModel], tokens:
 def test_packed_float32_runs_without_graphs_and_warns_once(
     like_cuda: Any, monkeypatch: pytest.MonkeyPatch, make_model: Callable[..., MultiExitModel], tokens: TokenSet
 ) -> None:
-    """The warning comes once per model, even with all warnings enabled, and the answers are the same."""
+    """Three passes warn once, even with all warnings enabled, and the answers are the same."""
     monkeypatch.setattr(varlen, "HALF", ())
     engines.say_no_graphs.cache_clear()
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7)

@@ -43,7 +43,7 @@ def test_every_window_is_a_permutation_of_its_own_samples(rows: list, window: in
         assert sorted(order[begin:end]) == list(range(begin, end))
 
 
-def test_samples_still_active_are_a_prefix() -> None:
+def test_active_samples_are_a_prefix() -> None:
     """Samples run from deepest to shallowest, then from longest to shortest; ties keep the order of arrival."""
     exits, lengths = columns([(1, 5), (3, 2), (1, 9), (3, 2), (0, 7)])
     assert schedule(exits, lengths).tolist() == [1, 3, 2, 0, 4]

@@ -136,21 +136,21 @@ def test_the_kernels_are_clean_under_sanitizers(tmp_path: Path, sanitizer: str) 
 
 
 BUGS = {
-    "counts before they are zero": ("count[bin] = 0;\n  __syncthreads();", "count[bin] = 0;"),
-    "counts read before they are whole": ("descending)], 1u);\n  __syncthreads();", "descending)], 1u);"),
+    "counting before counts are zero": ("count[bin] = 0;\n  __syncthreads();", "count[bin] = 0;"),
+    "counts read before they are complete": ("descending)], 1u);\n  __syncthreads();", "descending)], 1u);"),
     "counts added without an atomic": (
         "atomicAdd(&count[bin_of(exits, lengths, order ? order[at] : at, depth, longest, by, descending)], 1u)",
         "count[bin_of(exits, lengths, order ? order[at] : at, depth, longest, by, descending)] += 1u"),
-    "places handed out before they are known": (
+    "positions used before they are computed": (
         "ends[cell] - counts[cell];\n  }\n  __syncwarp();", "ends[cell] - counts[cell];\n  }"),
-    "places moved on while others read them": ("before : 0;\n    __syncwarp();", "before : 0;"),
+    "positions changed while others read them": ("before : 0;\n    __syncwarp();", "before : 0;"),
     "not stable": ("((1u << lane) - 1)", "~((2u << lane) - 1)"),
-    "ends taken for beginnings": ("ends[cell] - counts[cell]", "ends[cell]"),
+    "ends used as beginnings": ("ends[cell] - counts[cell]", "ends[cell]"),
     "a tile reaches into the next window": (
         "if (end > size) end = size;\n  if (end > begin + TILE) end = begin + TILE;\n  int lane",
         "end = size;\n  if (end > begin + TILE) end = begin + TILE;\n  int lane"),
-    "the second pass forgets the first": ("at < end && order ? order[at] : at", "at"),
-    "deepest first, shortest first": ("length = longest - length;", ""),
+    "the second pass ignores the first": ("at < end && order ? order[at] : at", "at"),
+    "shortest samples first": ("length = longest - length;", ""),
 }  # fmt: skip
 
 

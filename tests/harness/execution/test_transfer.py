@@ -89,7 +89,7 @@ BUGS = {
     "no wait": ("self._arrived.synchronize()", "pass"),
     "nothing is copied": ("self._host.copy_(source, non_blocking=True)", "pass"),
     "another device's stream": ("record(torch.cuda.current_stream(source.device))", "record()"),
-    "the wait is over at once": ("if self._arrived is not None", "if self._arrived is None"),
+    "the host does not wait": ("if self._arrived is not None", "if self._arrived is None"),
 }
 
 

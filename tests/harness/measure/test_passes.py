@@ -131,7 +131,7 @@ def test_passes_alternate_on_the_same_order(time: Time, calls: list, samples: To
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_predictions_come_in_file_order(time: Time, calls: list, samples: TokenSet) -> None:
+def test_predictions_are_in_file_order(time: Time, calls: list, samples: TokenSet) -> None:
     """Orders differ between rounds, stored predictions are in file order, and rounds agree sample by sample."""
     found = measure(contender(Fake("own", time, calls, [1] * 9)), samples, rounds=ROUNDS, seed=3)
     assert found.predictions.logits.argmax(1).tolist() == [i % 2 for i in range(40)]

@@ -89,7 +89,7 @@ def test_each_cause_has_its_factor() -> None:
 
 
 def test_kept_tokens_have_their_own_factor() -> None:
-    """Keys and values of tokens that have exited are a factor of their own, which is left out if there are none."""
+    """Keys and values of tokens that have exited are a separate factor, which is left out if there are none."""
     cost = ModelCost({**COST.blocks, "keys": KeyValueCost(8)}, depth=4, params=1)
     own = side(4, 4.0, layers=4.0, cost=cost)
     layers = cost.flops(own.of("layer"), "full")

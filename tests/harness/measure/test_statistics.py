@@ -97,7 +97,7 @@ def test_mcnemar_is_scipys_binomial_test(wins: int, losses: int) -> None:
 
 @given(st.lists(shares, min_size=1, max_size=12))
 def test_holm_never_lowers_a_p_value_and_keeps_order(p_values: list[float]) -> None:
-    """Adjusted values are at least the raw ones, at most 1, and ordered alike."""
+    """Adjusted values are at least the raw ones, at most 1, and in the same order."""
     adjusted = holm(p_values)
     assert all(raw <= new <= 1 for raw, new in zip(p_values, adjusted, strict=True))
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
@@ -117,7 +117,7 @@ def test_unchanged_cells_cost_nothing() -> None:
 
 
 def test_cells_that_could_be_significant_are_adjusted() -> None:
-    """Three cells, two of which can reach 0.05 / 2: those two are adjusted by Holm, the third takes no part."""
+    """Three cells, two of which can reach 0.05 / 2: those two are adjusted by Holm, the third is left out."""
     found = holm_testable([mcnemar(0, 7, "worse"), mcnemar(1, 9, "worse"), 0.5], [7, 10, 1], alpha=0.05)
     assert found == [pytest.approx(2 / 2**7), pytest.approx(2 / 2**7), None]
     assert holm_testable([], [], 0.05) == []

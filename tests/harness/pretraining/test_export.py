@@ -57,7 +57,7 @@ def test_both_readers_find_the_same_weights(
 
 
 def test_pieces_stay_below_their_limit(model: MaskedWordModel) -> None:
-    """A larger tensor is a piece of its own; order and content are kept."""
+    """A larger tensor has its own piece; order and content are kept."""
     tensors = export.tensors_of(model, SHAPE)
     limit = export._HEADER + 2000
     pieces = export.pieces_of(tensors, limit)

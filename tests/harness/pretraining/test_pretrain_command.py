@@ -88,7 +88,7 @@ def test_a_killed_run_ends_with_the_same_weights(pretrain: Pretrain, tmp_path: P
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed"
         assert not (broken / "model.safetensors").exists()
     pretrain(broken, *options)
     assert_same(tmp_path / "whole", broken)
@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert snapshot.files(out / "training")[-1] == began
 
 
-def test_a_full_disk_stops_the_run_and_costs_nothing(
+def test_a_full_disk_stops_the_run_without_a_loss(
     pretrain: Pretrain,
     tmp_path: Path,
     full_disk: Callable[[], AbstractContextManager[None]],

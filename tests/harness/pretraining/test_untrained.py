@@ -11,7 +11,7 @@ from harness.encoder.backbone import load_backbone
 from harness.pretraining import untrained
 
 
-def test_a_chinese_folder_loads_and_knows_its_characters(tmp_path: Path) -> None:
+def test_a_chinese_folder_loads_with_its_characters(tmp_path: Path) -> None:
     """Chinese characters are separate tokens, and no training text is unknown."""
     texts = ["这本书很好看", "太难看了", "书 不错 good"] * 3
     pd.DataFrame({"text": texts}).to_parquet(tmp_path / "t.parquet")

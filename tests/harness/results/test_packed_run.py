@@ -143,7 +143,7 @@ def test_hashes_distinguish_rows_by_label_and_order(run: RunFolder) -> None:
     assert hashes["bert"] == hashes["geep"] != hashes["tinybert"]
 
 
-def test_missing_rows_leave_the_rest(run: RunFolder) -> None:
+def test_a_cell_without_rows_is_packed(run: RunFolder) -> None:
     """A cell without per-sample rows is packed without bits and counted as a problem."""
     result = save(run, np.ones(4, dtype=bool))
     run.samples_path(result.cell).unlink()

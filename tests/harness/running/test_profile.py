@@ -57,7 +57,7 @@ def test_a_profile_by_path(tmp_path: Path) -> None:
     assert (found.execution.batch_size, found.execution.protocol) == (4, "modern")
 
 
-def test_a_methods_own_settings_win(tmp_path: Path) -> None:
+def test_settings_of_a_method_have_priority(tmp_path: Path) -> None:
     """Settings of the method override those of training."""
     found = profile.load(write(tmp_path, GOOD))
     assert found.config("bert")["epochs"] == 2

@@ -56,7 +56,7 @@ def profile_of(method: Mapping[str, Mapping[str, Any]]) -> Profile:
     return Profile(title="t", source="embedded", datasets=[], methods=[], method=method)
 
 
-def test_a_variant_is_a_row_of_its_own(stage: Any, grid_settings: Settings) -> None:
+def test_a_variant_has_its_own_row(stage: Any, grid_settings: Settings) -> None:
     """A variant is fitted with its settings; its cells, key and cached fit are separate from those of its base."""
     tables = {"two": {"layers": 4, "rate": 0.5}, "two-third": {"like": "two", "layers": 2}}
     settings = having(grid_settings, tables, "one", "two", "two-third")
@@ -74,7 +74,7 @@ def test_a_variant_is_a_row_of_its_own(stage: Any, grid_settings: Settings) -> N
     assert (found.measured, found.kept) == (2, 4)
 
 
-def test_kind_and_role_are_those_of_the_method(stage: Any, grid_settings: Settings) -> None:
+def test_variants_inherit_kind_and_role(stage: Any, grid_settings: Settings) -> None:
     """A variant of a control is a control with the same role; results of methods without a role have none."""
     stage.add("dice", kind="control", role="random-exits")
     settings = having(grid_settings, {"dice-2": {"like": "dice"}}, "one", "dice-2")
@@ -182,7 +182,7 @@ def test_invalid_variants_are_rejected_before_anything_is_fitted(
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_names_bring_variants_too() -> None:
+def test_unknown_names_suggest_variants() -> None:
     """A misspelt name of a variant gets the variant as a suggestion."""
     with pytest.raises(UnknownNameError, match="did you mean bert-long"):
         profile_of({"bert-long": {"like": "bert"}}).method_of("bert-lonk")

@@ -80,7 +80,7 @@ def rows(tokens: TokenSet) -> list[list[tuple[int, int]]]:
 
 
 def words(row: list[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """Return the words of a sample, found token by token; other tokens are words of their own."""
+    """Return the words of a sample, found token by token; every other token is a word."""
     found: list[list[int]] = []
     for token, _ in row:
         if token in END_IDS and found and found[-1][0] not in SPECIAL_IDS:

@@ -35,7 +35,7 @@ from harness.toolkit.method_settings import BudgetSettings, MethodSettings, Reci
         ({"speeds": [True]}, "a number from 0 to 1"),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_is_allowed(setting: dict[str, Any], allowed: str) -> None:
+def test_a_wrong_value_is_refused_with_the_allowed_ones(setting: dict[str, Any], allowed: str) -> None:
     """The message names the method, the key and the allowed values, and nothing else."""
     (key,) = setting
     with pytest.raises(ConfigError) as caught:
@@ -54,7 +54,7 @@ def test_all_wrong_values_are_named_at_once() -> None:
 
 @pytest.mark.parametrize("wrong", ["0.5", [0], [1.2], [True], ["half"], [], [0.5, 0.5], [0.5, 0.50000001], [math.nan]])
 def test_budgets_are_shares_of_the_full_depth(wrong: Any) -> None:
-    """Budgets are numbers above 0 and up to 1, each with a name of its own."""
+    """Budgets are numbers above 0 and up to 1, each with its own name."""
     with pytest.raises(ConfigError, match="budgets"):
         BudgetSettings.read({"budgets": wrong}, "m")
 

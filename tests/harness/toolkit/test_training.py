@@ -212,7 +212,7 @@ def test_reports_of_two_stages_add_up() -> None:
     assert (counted + second).flops == (first + counted).flops == 0.0
 
 
-def test_flops_are_those_of_forward_and_backward(model: MultiExitModel, toy: Split) -> None:
+def test_flops_include_forward_and_backward(model: MultiExitModel, toy: Split) -> None:
     """A backward pass costs twice the forward pass; once with frozen weights, nothing without gradients."""
     layout = Layout(toy.tokens.lengths.numpy(), 8, "cpu")
     shape = model.encoder.shape

@@ -78,7 +78,7 @@ def test_identical_point_is_preferred_to_its_base(fabricate):
 
 
 def test_headline_without_a_beaten_control(fabricate):
-    """If prediction beats no control, the headline says so."""
+    """If prediction beats no control, the headline states it."""
     run = make(fabricate, [YES] * 60 + [NO] * 40, [YES] * 60 + [NO] * 40)
     (line,) = headlines(build_view(run.path).verdicts)
     assert line == "ag_news (synthetic): geep beats none of its controls; is no better in 1 of 1 comparisons."

@@ -83,7 +83,7 @@ def test_datasets_have_separate_bands(fabricate):
 
 
 def test_a_changed_speed_of_the_machine_is_a_caveat(fabricate):
-    """If the reference is much slower for one cell than for another, a caveat says so; normal noise gives none."""
+    """If the reference is much slower for one cell than for another, there is a caveat; normal noise gives none."""
     run = make(fabricate)
     assert not any("not equally fast" in caveat for caveat in build_view(run.path).caveats)
     run.cell("fastbert", "speed=0.5", reference_seconds=[4.0, 4.1, 4.0])

@@ -1,4 +1,4 @@
-"""Methods are recognised by their role, whatever they are called."""
+"""Methods are recognised by their role, not by their name."""
 
 from __future__ import annotations
 

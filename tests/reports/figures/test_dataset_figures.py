@@ -14,7 +14,7 @@ from reports.figures.drawing import inline_svg, looks
 from reports.figures.pareto import CROWD, FAR, floor_of, frontier, short_point
 
 
-def test_every_method_looks_different(plausible_run):
+def test_every_method_has_its_own_style(plausible_run):
     """No two methods of a run share both colour and marker, so that they differ in print without colour."""
     chosen = looks(build_view(plausible_run, samples=False))
     assert len({(look.color, look.marker) for look in chosen.values()}) == len(chosen)
@@ -49,10 +49,10 @@ def test_outliers_do_not_compress_the_axis():
     rest = [0.80 + i / 100 for i in range(11)]
     assert floor_of(accuracies(0.45, *rest)) == pytest.approx(0.78 - 0.1 / 4)
     assert floor_of(accuracies(*rest)) is None
-    assert floor_of(accuracies(0.65, *rest)) is None, "not far enough"
-    assert floor_of(accuracies(0.45, 0.46, *rest)) is None, "two of thirteen are no exception"
+    assert floor_of(accuracies(0.65, *rest)) is None, "0.65 is not far enough"
+    assert floor_of(accuracies(0.45, 0.46, *rest)) is None, "two of thirteen points are too many to cut"
     assert floor_of(accuracies(0.45, 0.46, *rest, *rest)) == pytest.approx(0.78 - 0.1 / 4)
-    assert floor_of(accuracies(0.5, *[0.9] * 12)) is None, "without a span nothing can be far"
+    assert floor_of(accuracies(0.5, *[0.9] * 12)) is None, "equal points have no span to compare with"
     assert floor_of([]) is None
 
 
@@ -94,7 +94,7 @@ POINTS = st.lists(
 @pytest.mark.parametrize(("cost", "sign"), [("flops_linear", 1), ("samples_per_s", -1)])
 @given(points=POINTS)
 def test_the_frontier_holds_non_dominated_points(points, cost, sign):
-    """The frontier holds all non-dominated points of methods, cheapest first; controls and bounds play no part."""
+    """The frontier holds all non-dominated points of methods, cheapest first; controls and bounds are ignored."""
 
     def dominates(a, b):
         cheap, right = sign * (b[cost] - a[cost]), a["accuracy"] - b["accuracy"]

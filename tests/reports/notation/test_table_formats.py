@@ -116,7 +116,7 @@ def test_latex_is_booktabs_with_balanced_rows(plausible_run):
 
 
 def test_bounds_and_doubtful_rows_are_marked(fabricate):
-    """A bound is named as one; a row whose labels changed between rounds has a dagger with a footnote."""
+    """A bound is named; a row whose labels changed between rounds has a dagger with a footnote."""
     run = fabricate()
     run.cell("bert")
     run.cell("oracle", "speed=0.5", kind="bound")

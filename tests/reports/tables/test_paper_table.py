@@ -33,7 +33,7 @@ def make(fabricate, **options):
 
 
 def test_published_values_have_their_own_column_and_source(fabricate):
-    """Published values are in a column of their own, with their source, and measured numbers are unchanged."""
+    """Published values are in their own column, with their source, and measured numbers are unchanged."""
     table = make(fabricate)
     assert table.columns[-1].heading == "lcqmc published: acc. %; FLOPs"
     assert {row[0]: row[-1] for row in table.cells} == {

@@ -32,7 +32,7 @@ def test_every_executor_is_measured_at_every_batch_size(tmp_path: Path, capsys: 
 
 
 def test_all_executors_exit_at_the_same_layers() -> None:
-    """Exits known beforehand equal those found layer by layer, and samples exit at every layer."""
+    """Exits known in advance equal those found layer by layer, and samples exit at every layer."""
     workload = ExecutorWorkload("google/bert_uncased_L-4_H-256_A-4", 40, "cpu", "float32")
     exits = workload.exits.tolist()
     assert set(exits) == set(workload.model.answers)

@@ -85,7 +85,7 @@ def test_a_rehearsal_is_not_counted() -> None:
 
 
 def test_the_budget_is_common_to_all_methods() -> None:
-    """The budget reduces the calls of all methods alike, but not below the minimum."""
+    """The budget reduces the calls of all methods equally, but not below the minimum."""
     _, found = run_calls(400, 50.0, {"a": 1.0, "b": 3.0}, {"a": 1, "b": 4})
     assert [len(one["seconds"]) for one in found.values()] == [30, 30]  # 100 s together, asked between turns
     assert found["b"]["samples"] == 120

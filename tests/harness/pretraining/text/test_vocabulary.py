@@ -36,7 +36,7 @@ def test_a_size_that_the_corpus_does_not_support_is_refused(size: int, said: str
 
 
 def test_kinds_distinguish_words_pieces_and_characters() -> None:
-    """Chinese characters have a kind of their own."""
+    """Chinese characters have their own kind."""
     tokenizer = vocabulary.train(["abab ab 山水"] * 9, 40)
     kinds = dict(zip(vocabulary.words(tokenizer), vocabulary.kinds(tokenizer).tolist(), strict=True))
     assert kinds["[MASK]"] == vocabulary.SPECIAL

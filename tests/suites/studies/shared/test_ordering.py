@@ -64,7 +64,7 @@ def entry(samples: StudySamples, start: str) -> StudyMethod:
 
 
 def test_every_method_has_an_entry_per_executor(samples: StudySamples) -> None:
-    """Exits known beforehand run on the ladder and in batches of equal exits; a bound takes the run's executor."""
+    """Exits known in advance run on the ladder and in batches of equal exits; a bound takes the run's executor."""
     assert [one.label for one in samples.entries] == [
         "bert",
         "geep speed=0.6 ladder",

@@ -32,7 +32,7 @@ def test_every_command_has_a_help_text(module: str, capsys: pytest.CaptureFixtur
     ],
 )
 def test_a_study_reads_the_options_of_a_run(options: list[str]) -> None:
-    """The same options give the same profile and settings, whatever a study adds."""
+    """The same options give the same profile and settings, also with the options of a study."""
     own = study_parser("latency", "text")
     own.add_argument("--out", type=Path)
     run = settings_of(parser().parse_args(["run", *options, "--device", "cpu"]))
