@@ -111,7 +111,7 @@ def test_samples_are_rows_of_the_matching_cells(small: harness.Run) -> None:
 
 
 def test_a_run_shows_itself(small: harness.Run) -> None:
-    """The text says where it is and how much is in it; a notebook gets a table of the cells."""
+    """The text has the folder and the number of cells; a notebook gets a table of the cells."""
     assert repr(small) == f"Run('{small.path}': 4 cells of 2 methods on 1 datasets, 0 failed)"
     page = small._repr_html_()
     assert page.count("<tr") == 1 + 4

@@ -28,7 +28,7 @@ def test_long_and_wide_names_fit(fabricate):
 
 
 def test_numbers_and_missing_values(fabricate):
-    """A line holds accuracy, layers, FLOPs ratio, samples/s and speed-up; what was not measured is a dash."""
+    """A line holds accuracy, layers, FLOPs ratio, samples/s and speed-up; missing values are dashes."""
     run = fabricate()
     run.cell("bert", accuracy=0.9, samples_per_s=100)
     run.cell("fastbert", "speed=0.5", accuracy=0.85, layers=3, speedup=None, samples_per_s=150)

@@ -1,4 +1,4 @@
-"""The controls on GEEP's weights: what each shares with GEEP and what it changes."""
+"""The controls on GEEP's weights: their differences from GEEP."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_attention_scores_equal_a_loop(tuned_bert: FullDepth, random_task: Task)
 
 
 def test_scores_equal_those_of_attention(tuned_bert: FullDepth, random_task: Task) -> None:
-    """Softmax of the masked scores times V is what the layer's own attention returns."""
+    """Softmax of the masked scores times V equals the output of the layer's attention."""
     encoder = tuned_bert.model.encoder
     tokens = random_task.train.tokens.select([4, 5, 6])
     layout = Layout(tokens.lengths.numpy(), 12, "cpu")

@@ -80,7 +80,7 @@ def test_a_new_card_takes_twelve_lines(tmp_path):
 
 
 def test_wrong_cards_are_all_named(tmp_path):
-    """Every problem of a file of cards is reported at once, with file, card, key and what is allowed."""
+    """Every problem of a file of cards is reported at once, with file, card, key and allowed values."""
     text = TWELVE_LINES.replace('"en"', '"fr"').replace("licence", "license").replace("offset = 1", 'offset = "1"')
     (path := tmp_path / "cards.toml").write_text(text + '[shrubs]\ntitle = "Shrubs"\n', encoding="utf-8")
     with pytest.raises(DataError) as caught:

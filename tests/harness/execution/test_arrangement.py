@@ -93,7 +93,7 @@ def expected_order(given_samples: Samples, execution: Execution) -> list[int]:
 def test_samples_keep_their_values_in_order(
     monkeypatch: pytest.MonkeyPatch, at_hand: tuple[str, ...], given_samples: Samples, execution: Execution
 ) -> None:
-    """Samples are sorted within windows and stable, by their values or (as on a device) by their bounds."""
+    """The order is sorted within windows and stable, and every sample keeps its ids, segments, positions and columns."""
     monkeypatch.setattr(module, "AT_HAND", at_hand)
     found, tokens = given_samples.arrange(execution), given_samples.tokens
     assert found.order.tolist() == expected_order(given_samples, execution)

@@ -198,7 +198,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
 def test_damage_is_one_line(
     case: str, tmp_path: Path, make_cell: Callable[..., PackedCell], make_packed: Callable[..., PackedRun]
 ) -> None:
-    """A file that is not a packed run, or a damaged one, is refused with what is wrong and how to correct it."""
+    """A file that is not a packed run, or a damaged one, is refused with the problem and its correction."""
     path = tmp_path / "packed.json"
     write(make_packed(make_cell()), path)
     change, told = DAMAGE[case]

@@ -60,13 +60,13 @@ def test_budgets_are_shares_of_the_full_depth(wrong: Any) -> None:
 
 
 def test_points_are_named_after_budgets_and_speeds() -> None:
-    """Budgets are sorted, speeds are not; names do not depend on what dev chose."""
+    """Budgets are sorted, speeds are not; names do not depend on the choice on dev."""
     assert BudgetSettings(budgets=[0.75, 1, 0.25]).point_names == ["budget=0.25", "budget=0.75", "budget=1"]
     assert SpeedSettings(speeds=[0.5, 0, 1]).point_names == ["speed=0.5", "speed=0", "speed=1"]
     assert MethodSettings().point_names == ["full"]
 
 
 def test_a_recipe_can_be_changed() -> None:
-    """Values that are None keep what is set; clipping may be switched off."""
+    """None keeps a value; clipping may be switched off."""
     assert Recipe(epochs=2).changed(epochs=None, learning_rate=0.5) == Recipe(epochs=2, learning_rate=0.5)
     assert Recipe.model_validate({"clip": math.inf}).clip == math.inf

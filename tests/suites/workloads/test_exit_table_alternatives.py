@@ -1,4 +1,4 @@
-"""The alternatives in the exit table's benchmarks compute what the table computes."""
+"""The alternatives in the exit table's benchmarks compute the table's answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sorting samples around a method: what it receives and returns, what is timed, and which orders have no effect."""
+"""Sorting samples around a method: its input and output, the timed phases, and orders without effect."""
 
 from __future__ import annotations
 
