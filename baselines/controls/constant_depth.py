@@ -29,7 +29,7 @@ class ConstantDepth(BorrowedGeep, AssignedExits):
 
 
 class ConstantControl(GeepControl):
-    """Constant depth with the same heads."""
+    """Every sample exits at the same layer, with GEEP's heads."""
 
     name = "control-constant"
     role: Role = "constant-depth"

@@ -18,7 +18,7 @@ class LengthExits(RankedExits):
 
 
 class LengthControl(GeepControl):
-    """GEEP's histogram, in order of length."""
+    """Exits assigned by length alone, with GEEP's histogram of exits."""
 
     name = "control-length"
     version = 2

@@ -48,7 +48,7 @@ class AgreementOracle(BorrowedGeep):
 
 
 class Oracle(GeepControl):
-    """The first layer that agrees with full depth."""
+    """Upper bound: every sample exits at the first layer that agrees with full depth."""
 
     name = "oracle"
     kind: Kind = "bound"

@@ -49,7 +49,7 @@ class RandomExits(RankedExits):
 
 
 class RandomControl(GeepControl):
-    """Random exits with GEEP's histogram."""
+    """Random exits with GEEP's histogram of exits."""
 
     name = "control-random"
     version = 2

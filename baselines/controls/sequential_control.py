@@ -12,7 +12,7 @@ class SequentialGeep(BorrowedGeep, SequentialExits):
 
 
 class SequentialControl(GeepControl):
-    """Sequential entropy exit on GEEP's weights."""
+    """FastBERT's sequential entropy exit on GEEP's weights."""
 
     name = "control-sequential"
     role: Role = "sequential-exits"

@@ -30,8 +30,9 @@ def gate_loss(
 
 
 class Berxit(JointMethod):
-    """Even steps (from 0): cross-entropy of the last exit; odd steps: the sum over all exits. Rule ``learned``.
+    """Early exits trained in turns with full depth; a learned gate decides when to exit (rule ``learned``).
 
+    Even steps (from 0) take the cross-entropy of the last exit, odd steps the sum over all exits.
     The gate ("learning to exit") is one for all exits, reads the state of [CLS], and learns in every step, without a gradient
     into the encoder. In the released code it reads each exit's pooled state, and its targets are 0.01 and 0.63, which
     changes thresholds only. The last epoch is kept, as released.

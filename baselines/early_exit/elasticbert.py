@@ -6,8 +6,9 @@ from harness.toolkit.joint_training import JointMethod
 
 
 class ElasticBert(JointMethod):
-    """Sum of the exits' cross-entropies under gradient equilibrium (Li et al., ICCV 2019); rule ``entropy``.
+    """Early exits trained together with balanced gradients; confident samples exit (rule ``entropy``).
 
+    The loss is the sum of the exits' cross-entropies under gradient equilibrium (Li et al., ICCV 2019).
     The release compares the entropy in nats, which is the same rule at another threshold.
 
     ElasticBERT's multi-exit *pre-training* needs its backbone: ``fnlp/elasticbert-base``, or one from ``geep-bench pretrain

@@ -8,8 +8,9 @@ from harness.toolkit.joint_training import JointMethod, JointSettings, weighted_
 
 
 class Pabee(JointMethod):
-    """``sum_i i CE_i / sum_i i`` over exits i = 1 .. L; rule ``patience``.
+    """Early exits trained together; a sample exits when several heads in a row agree (rule ``patience``).
 
+    The loss is ``sum_i i CE_i / sum_i i`` over exits i = 1 .. L, so that deeper exits count more.
     Every exit has its own pooler; the released code shares BERT's pretrained one.
     """
 

@@ -29,8 +29,9 @@ def exit_weights(scheme: Scheme, exits: int) -> list[int]:
 
 
 class PceeBert(JointMethod[PceeBertSettings]):
-    """Weighted mean of the exits' cross-entropies; rule ``patience-confidence``.
+    """Early exits trained together; a sample exits after several confident heads in a row (rule ``patience-confidence``).
 
+    The loss is a weighted mean of the exits' cross-entropies.
     Every exit has its own pooler; the released code shares BERT's.
     """
 

@@ -32,8 +32,9 @@ def early_exits(depth: int) -> list[int]:
 
 
 class RightTool(JointMethod[RightToolSettings]):
-    """Sum of the cross-entropies of a few exits; rule ``confidence``, a temperature per exit.
+    """A few early exits trained together; calibrated confidence decides when to exit (rule ``confidence``).
 
+    The loss is the sum of the exits' cross-entropies; every exit has a temperature of its own.
     The released code differs: there a head reads a learned sum of all layers so far and the logits of the heads before it.
     Here a head reads its own layer, as executors need it.
     """
