@@ -18,7 +18,7 @@ from types import TracebackType
 
 import torch
 
-from harness.core.errors import MethodError
+from harness.core.errors import is_fatal
 from harness.running.run_settings import Settings
 from harness.running.session import Session
 
@@ -122,22 +122,22 @@ class FitPool:
         Raises:
             GeepBenchError: the session's data or backbone cannot be used.
         """
-        settings = self.settings
+        settings, profile = self.settings, self.settings.profile
         if self.processes == 1 or settings.device != "cpu" or settings.fresh:
             return
-        names, needs = [], {}
-        for method in methods:
-            try:
-                family = settings.profile.in_order([method])
-            except MethodError:  # a broken plug-in: reported when its turn comes
-                continue
-            names += [name for name in family if name not in names]
-        needs = {name: settings.profile.method_of(name).needs for name in names}
-        if not all(session.may_be_cached(name) for name in names):
+        if not all(session.may_be_cached(name) for name in methods):
             self.start()
         _ = session.prepared  # makes the backbone once, for all workers, while they start
-        names = [name for name in names if not session.is_cached(name)]
-        if not names:
+        needs: dict[str, tuple[str, ...]] = {}
+        for method in methods:
+            try:
+                family = [name for name in profile.in_order([method]) if not session.is_cached(name)]
+                needs |= {name: profile.method_of(name).needs for name in family}
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                continue  # a broken plug-in: the grid reports it when its turn comes
+        if not needs:
             return
         self.start()
         job = {"dataset": session.dataset, "seed": session.seed}
@@ -149,8 +149,8 @@ class FitPool:
             finally:
                 self._idle.put(worker)
 
-        wanted = {name: [need for need in needs[name] if need in names] for name in names}
-        for name, reason in fit_in_order(names, wanted, ask, self.processes).items():
+        missing = {name: [need for need in found if need in needs] for name, found in needs.items()}
+        for name, reason in fit_in_order(list(missing), missing, ask, self.processes).items():
             print(f"{session.dataset} {name}: not fitted in a worker ({reason}); fitting it here", file=sys.stderr)
 
     @staticmethod

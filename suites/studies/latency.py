@@ -28,7 +28,7 @@ from harness.cli.argument_types import OneLineParser, comma_separated, positive_
 from harness.contracts import Execution
 from harness.core.tokens import TokenSet
 from harness.measure.passes import TimedPass
-from suites.studies.shared.study import Study
+from suites.studies.shared.study import DatasetStudy
 from suites.studies.shared.study_methods import StudyMethod
 from suites.studies.shared.study_page import Page, dataset_title, number, scale, seconds
 from suites.studies.shared.sweep import SIZES, Pass, samples_of
@@ -129,7 +129,7 @@ def take_calls(
     return found
 
 
-class LatencyStudy(Study):
+class LatencyStudy(DatasetStudy):
     """Single calls of every method, at batch 1 and at its best batch size."""
 
     name = "latency"

@@ -29,7 +29,7 @@ from harness.contracts import ASSIGNED, HasExecutor
 from harness.measure.passes import TimedPass
 from harness.running.session import Session
 from suites.studies.shared import queueing
-from suites.studies.shared.study import Study
+from suites.studies.shared.study import DatasetStudy
 from suites.studies.shared.study_methods import StudyMethod, StudySamples
 from suites.studies.shared.study_page import Page, dataset_title, number, seconds
 from suites.studies.shared.sweep import samples_of, spread
@@ -103,7 +103,7 @@ def default_methods(session: Session) -> list[str]:
     return [name for name in profile.methods if name == profile.reference or sorts(name)] or profile.methods
 
 
-class StreamingStudy(Study):
+class StreamingStudy(DatasetStudy):
     """Throughput by window, and waiting times that follow from it."""
 
     name = "streaming"

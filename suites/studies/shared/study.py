@@ -86,26 +86,13 @@ class Study(ABC):
         """Return the number of steps of the progress bar."""
         return len(settings.profile.datasets) * len(settings.profile.seeds)
 
-    def measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:
-        """Return the rows of one dataset and seed, to be stored; not needed where :meth:`execute` is replaced."""
-        raise NotImplementedError
-
     @abstractmethod
     def page(self) -> Page:
         """Return all tables."""
 
-    def complete(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Add to stored rows what follows from them without another pass."""
-        return rows
-
+    @abstractmethod
     def execute(self) -> None:
         """Measure everything that is not stored yet."""
-        for dataset, seed in itertools.product(self.settings.profile.datasets, self.settings.profile.seeds):
-            part = f"{dataset}/seed{seed}"
-            if part not in self.stored:
-                self.stored.store(part, self.measure(dataset, seed), instead_of=f"{part}/")
-            self.rows += self.complete(self.stored[part])
-            self.advance(part)
 
     def results(self) -> dict[str, Any]:
         """Return what the JSON file holds beside the parts."""
@@ -201,6 +188,27 @@ class Study(ABC):
         args.markdown = args.markdown or args.out.with_suffix(".md")
         cls.check(settings, args)
         return args, settings
+
+
+class DatasetStudy(Study):
+    """A study whose stored parts are datasets with a seed."""
+
+    @abstractmethod
+    def measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:
+        """Return the rows of one dataset and seed, to be stored."""
+
+    def complete(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add to stored rows what follows from them without another pass."""
+        return rows
+
+    def execute(self) -> None:
+        """Measure everything that is not stored yet."""
+        for dataset, seed in itertools.product(self.settings.profile.datasets, self.settings.profile.seeds):
+            part = f"{dataset}/seed{seed}"
+            if part not in self.stored:
+                self.stored.store(part, self.measure(dataset, seed), instead_of=f"{part}/")
+            self.rows += self.complete(self.stored[part])
+            self.advance(part)
 
 
 def _asked(settings: Settings, **options: Any) -> dict[str, Any]:

@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.cli.main import main
+from harness.core.errors import DataError, MethodError
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
-from harness.running.fit_pool import fit_in_order
+from harness.running.fit_pool import FitPool, fit_in_order
+from harness.running.profile import Profile
+from harness.running.run_settings import Settings
 
 PROFILE = """
 title = "tiny"
@@ -124,3 +127,29 @@ def test_bad_input_is_one_line(
     code = main(["run", "--profile", "tiny.toml", "--data", "nowhere", "--backbone", "en=x", "--fit-processes", "2"])
     assert code == 2
     assert "nowhere" in capfd.readouterr().err
+
+
+class Raising:
+    """A session without data, one of whose methods is a broken plug-in."""
+
+    dataset, seed, prepared = "mine", 0, None
+
+    def may_be_cached(self, name: str) -> bool:
+        return True
+
+    def is_cached(self, name: str) -> bool:
+        if name == "bert":
+            return True
+        raise self.error
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def test_a_broken_plug_in_does_not_end_the_run(tmp_path: Path) -> None:
+    """An error of one method is left to the grid, which reports it in its turn; an unusable input ends the run at once."""
+    profile = Profile(title="tiny", source="local", datasets=["mine"], methods=["bert", "fastbert"], fit_processes=2)
+    with FitPool(Settings(profile, tmp_path)) as pool:
+        pool.fit(Raising(MethodError("its plug-in is broken")), profile.methods)  # type: ignore[arg-type]
+        with pytest.raises(DataError):
+            pool.fit(Raising(DataError("no data")), profile.methods)  # type: ignore[arg-type]
