@@ -1,0 +1,77 @@
+"""Rules for names and labels. They are checked where they enter: profiles, folders, cards, plans, results, packed runs."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import partial
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+LONGEST_NAME = 100  # bytes; two names, a seed and a hash make a file name, and file systems allow 255 bytes
+LONGEST_FILE_NAME = 255  # bytes
+LONGEST_LABEL = 200  # characters
+# Method names stand between "--" in file names, and must not contain it.
+_METHOD = re.compile(r"\w+([-.+]\w+)*")
+# Control characters, lone surrogates, line and paragraph separators.
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+# Marks that turn the direction of the text after them.
+_DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def check_name(name: str, *, longest: int = LONGEST_NAME) -> str:
+    """Return ``name`` if it can be a part of a file name and cannot leave its folder.
+
+    Args:
+        longest: bytes in UTF-8.
+
+    Raises:
+        ValueError: it is empty or too long, begins with a dot, has space at an end, or holds a separator of paths or a
+            character that cannot be printed.
+    """
+    if not name:
+        raise ValueError("a name cannot be empty: give one")
+    wrong = next((sign for sign in name if sign in "/\\" or not sign.isprintable()), None)
+    if wrong is not None:
+        raise ValueError(f"a name cannot contain {wrong!a}: use letters, digits and - _ . +")
+    if name.startswith("."):
+        raise ValueError("a name cannot begin with a dot: choose another one")
+    if name.strip() != name:
+        raise ValueError("a name cannot begin or end with a space: remove it")
+    if (size := len(name.encode())) > longest:
+        raise ValueError(f"this name has {size} bytes: use at most {longest}")
+    return name
+
+
+def check_method_name(name: str) -> str:
+    """Return ``name`` if a method or variant may have it.
+
+    Raises:
+        ValueError: as :func:`check_name`, or it has other characters than letters, digits and single ``-``, ``.``, ``+``.
+    """
+    if not _METHOD.fullmatch(check_name(name)):
+        raise ValueError("use letters and digits, with single - . + between them")
+    return name
+
+
+def check_label(label: str) -> str:
+    """Return ``label`` if it is one line of text that a table can show: the name of a class or an operating point.
+
+    Raises:
+        ValueError: it is empty or too long, or holds a control character or another one that is not text.
+    """
+    if not label.strip():
+        raise ValueError("a label cannot be empty: give it a name")
+    wrong = next((sign for sign in label if sign in _DIRECTION or unicodedata.category(sign) in _UNPRINTABLE), None)
+    if wrong is not None:
+        raise ValueError(f"a label cannot contain the control character {wrong!a}: delete it")
+    if len(label) > LONGEST_LABEL:
+        raise ValueError(f"this label has {len(label)} characters: use at most {LONGEST_LABEL}")
+    return label
+
+
+# Types for pydantic models.
+Name = Annotated[str, AfterValidator(check_name)]
+StoredName = Annotated[str, AfterValidator(partial(check_name, longest=LONGEST_FILE_NAME))]  # written by any version
+Label = Annotated[str, AfterValidator(check_label)]
