@@ -9,7 +9,7 @@
 # all failed steps, and the exit code is 1.
 # The packages of pyproject.toml are needed; the project itself runs from the checkout.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 out=${1:?usage: bash suites/gpu_check.sh OUT [STEP ...]}
 shift
 steps=("$@")

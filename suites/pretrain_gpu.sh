@@ -16,7 +16,7 @@
 #   LAYERS WIDTH ROWS RATE   12 256 512 5e-4           MORE    further options of geep-bench pretrain, e.g. --multi-exit
 #   STEPS      number of steps, instead of a plan      DEVICE  cuda, or cpu to test the script
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 usage="usage: bash suites/pretrain_gpu.sh OUT SHARDS_EN SHARDS_ZH"
 out=${1:?$usage} shards_en=${2:?$usage} shards_zh=${3:?$usage}
 minutes=${MINUTES:-25} device=${DEVICE:-cuda}
