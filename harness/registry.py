@@ -16,6 +16,7 @@ from typing import get_args
 
 from harness.contracts import Kind, Method
 from harness.core.errors import ConfigError, MethodError, UnknownNameError, format_error
+from harness.core.names import check_method_name
 
 GROUP = "geep.methods"
 REQUIRED = ("name", "kind", "needs", "version", "fit", "load")
@@ -29,6 +30,10 @@ def _checked(name: str, method: object) -> Method:
     if missing:
         raise MethodError(f"{whose} lacks {', '.join(missing)}: see harness/contracts.py")
     found: Method = method  # type: ignore[assignment]  # checked by name just above
+    try:
+        check_method_name(found.name)
+    except (TypeError, ValueError) as error:
+        raise MethodError(f"{whose}: name = {found.name!r} is not allowed: {error}") from error
     if found.kind not in get_args(Kind):
         raise MethodError(f"{whose}: kind = {found.kind!r} is not one of {', '.join(get_args(Kind))}")
     # A string would be taken for the names of its letters.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from harness import __version__
 from harness.cli.argument_types import OneLineParser, names, whole_number
 from harness.cli.raw_text_options import DISTILL, PRETRAIN, add_distill_options, add_pretrain_options
+from harness.core.text_formats import parse_toml
 
 EXAMPLES = """examples:
   geep-bench run --profile quick                      embedded data, CPU, no network; minutes
@@ -65,8 +65,8 @@ def setting(text: str) -> tuple[str, str, Any]:
     if not separator or not table or not key or not right.strip():
         raise argparse.ArgumentTypeError(f"'{text}' is not METHOD.SETTING=VALUE, e.g. bert.epochs=2")
     try:
-        value = tomllib.loads(f"value = {right}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {right}")["value"]
+    except ValueError:
         value = None
     return table, key, value if isinstance(value, bool | int | float | str | list | dict) else right.strip()
 

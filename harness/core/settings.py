@@ -145,6 +145,10 @@ def describe(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
 def _range(schema: Mapping[str, Any]) -> str:
     """The bounds of a number in words."""
     if "minimum" in schema and "maximum" in schema:
-        return f"from {schema['minimum']:g} to {schema['maximum']:g}"
+        return f"from {_number(schema['minimum'])} to {_number(schema['maximum'])}"
     words = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "up to", "exclusiveMaximum": "below"}
-    return " and ".join(f"{text} {schema[key]:g}" for key, text in words.items() if key in schema)
+    return " and ".join(f"{text} {_number(schema[key])}" for key, text in words.items() if key in schema)
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"

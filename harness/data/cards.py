@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from harness.core.errors import DataError, UnknownNameError
+from harness.core.names import Label, Name
 from harness.core.settings import StrictSettings, explain
+from harness.core.text_formats import read_toml
 
 Model = TypeVar("Model", bound=StrictSettings)
 
@@ -38,11 +39,11 @@ class DatasetCard(StrictSettings):
         expected_sizes: published numbers of rows, as far as they are certain.
     """
 
-    name: str
+    name: Name
     title: str
     language: Literal["en", "zh"]
     task: str
-    label_names: tuple[str, ...] = Field(min_length=2)
+    label_names: tuple[Label, ...] = Field(min_length=2)
     columns: Columns = Columns()
     label_offset: int = 0
     hub_id: str | None = None
@@ -66,15 +67,15 @@ class DatasetCard(StrictSettings):
         return self.columns.text_pair is not None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_card_file(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
         DataError: the file cannot be read or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        return read_toml(path)
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: not valid TOML ({error}): correct the file, or delete it") from error
 
 
@@ -101,7 +102,7 @@ def read_cards(path: Path) -> dict[str, DatasetCard]:
     """
     cards: dict[str, DatasetCard] = {}
     problems: list[str] = []
-    for name, table in read_toml(path).items():
+    for name, table in read_card_file(path).items():
         try:
             if not isinstance(table, dict):
                 raise DataError(f"{path}: key '{name}' is outside a card: write it below a line [NAME]")

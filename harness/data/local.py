@@ -14,8 +14,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from harness.core.errors import DataError, UnknownNameError, first_line
+from harness.core.names import Label
 from harness.core.settings import StrictSettings
-from harness.data.cards import CARDS, parse_card, read_toml
+from harness.data.cards import CARDS, parse_card, read_card_file
 from harness.data.splits import SPLITS, RawDataset, RawSplit, assemble, check_split, integer_labels
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
@@ -28,7 +29,7 @@ class LocalCard(StrictSettings):
 
     title: str = ""
     language: Literal["en", "zh"] | None = None
-    label_names: tuple[str, ...] = ()
+    label_names: tuple[Label, ...] = ()
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -145,7 +146,7 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
         if paths[split] is None:
             raise DataError(f"{place}: no {split} file: add {split}.parquet, .csv, .tsv or .jsonl")
     card_file = place / "card.toml"
-    own = parse_card(LocalCard, read_toml(card_file), str(card_file)) if card_file.is_file() else LocalCard()
+    own = parse_card(LocalCard, read_card_file(card_file), str(card_file)) if card_file.is_file() else LocalCard()
     known = CARDS.get(name)
     splits = {split: read_split(path) for split, path in paths.items() if path is not None}
     names = own.label_names or (known.label_names if known else ())

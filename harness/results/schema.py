@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from harness.core.names import Label, StoredName
+
 SCHEMA = 1
 
 
@@ -21,19 +23,19 @@ class StrictRecord(BaseModel):
 class Cell(StrictRecord):
     """The coordinates that identify one measurement."""
 
-    method: str
-    dataset: str
+    method: StoredName
+    dataset: StoredName
     source: Literal["embedded", "local", "hub"]
-    backbone: str
+    backbone: Label
     seed: int
-    point: str
-    protocol: str
-    order: str
-    executor: str
+    point: Label
+    protocol: Label
+    order: Label
+    executor: Label
     batch_size: int
-    device: str
-    dtype: str
-    compute: str = "eager"
+    device: Label
+    dtype: Label
+    compute: Label = "eager"
     batch_tokens: int = 0
 
 

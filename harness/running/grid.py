@@ -7,7 +7,6 @@ settings and data that they came from. A run that finds its plans and all result
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,8 @@ from harness.contracts import OperatingPoint
 from harness.core import clock
 from harness.core.errors import MethodError, format_error, is_fatal
 from harness.core.files import content_key, write_json
+from harness.core.names import LONGEST_FILE_NAME, check_name
+from harness.core.text_formats import read_json
 from harness.measure.diagnostics import Diagnostics, diagnose
 from harness.measure.passes import Contender, Measured, measure
 from harness.measure.resources import SavedState, advice, check_alive
@@ -70,15 +71,17 @@ class CellPlan:
 
     @classmethod
     def read(cls, run: RunFolder, dataset: str, method: str, seed: int) -> CellPlan:
-        """Read a plan. A damaged one counts as missing, which costs loading the fitted method and no more."""
+        """Read a plan. A damaged one counts as missing: its cells are measured again.
+
+        Its cells are deleted when settings change, so a plan with a name that could leave the folder counts as damaged.
+        """
         path = run.path / "plan" / f"{dataset}--{method}--seed{seed}.json"
         try:
-            plan = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(plan["key"], str) and all(isinstance(name, str) for name in plan["cells"]):
-                return cls(path, plan["key"], tuple(plan["cells"]))
+            plan = read_json(path)
+            names = tuple(check_name(name, longest=LONGEST_FILE_NAME) for name in plan["cells"])
+            return cls(path, plan["key"], names) if isinstance(plan["key"], str) else cls(path)
         except (OSError, ValueError, KeyError, TypeError):
             return cls(path)
-        return cls(path)
 
 
 def progress_line(result: Result) -> str:

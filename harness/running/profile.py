@@ -5,7 +5,6 @@ Profiles are found by path, or by name in the packages of the entry-point group 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import entry_points
@@ -18,7 +17,9 @@ from pydantic import Field, PrivateAttr, ValidationError
 from harness import registry
 from harness.contracts import HasSettings, Method, NamesContent
 from harness.core.errors import ConfigError, GeepBenchError, SettingsError, UnknownNameError
+from harness.core.names import Name
 from harness.core.settings import Place, StrictSettings, explain
+from harness.core.text_formats import parse_toml, read_toml
 from harness.running import variants
 
 GROUP = "geep.profiles"
@@ -68,10 +69,10 @@ class Profile(StrictSettings):
     name: str = ""
     title: str
     source: Literal["embedded", "local", "hub"]
-    datasets: list[str]
-    methods: list[str]
-    reference: str = "bert"
-    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    datasets: list[Name]
+    methods: list[Name]
+    reference: Name = "bert"
+    seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = [0]
     speeds: list[Annotated[float, Field(ge=0, le=1)]] = [0.1, 0.5, 0.8]
     rounds: int = Field(default=3, ge=1)
     fit_processes: int = Field(default=1, ge=1, le=64)
@@ -81,8 +82,8 @@ class Profile(StrictSettings):
     backbones: dict[str, str] = Field(default_factory=dict)
     execution: ExecutionSettings = ExecutionSettings()
     training: dict[str, Any] = Field(default_factory=dict)
-    compare: dict[str, list[str]] = Field(default_factory=dict)
-    method: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    compare: dict[Name, list[Name]] = Field(default_factory=dict)
+    method: dict[Name, dict[str, Any]] = Field(default_factory=dict)
 
     # For error messages only: the name or path it was loaded by, and the settings that override the file's.
     _origin: str = PrivateAttr(default="")
@@ -196,18 +197,18 @@ def load(name: str) -> Profile:
         if not Path(name).is_file():
             raise ConfigError(f"no profile file {name}: give an existing TOML file, or one of {', '.join(names())}")
         try:
-            text, title = Path(name).read_text(encoding="utf-8"), Path(name).stem
-        except (OSError, UnicodeDecodeError) as error:
+            data, title = read_toml(Path(name)), Path(name).stem
+        except OSError as error:
+            raise ConfigError(f"profile {name} cannot be read: {error.strerror}: give a readable file") from error
+        except UnicodeDecodeError as error:
             raise ConfigError(f"profile {name} cannot be read as UTF-8 text ({error}): save it again") from error
+        except ValueError as error:
+            raise ConfigError(f"profile {name} is not valid TOML: {error}: correct that line") from error
     else:
         found = _installed()
         if name not in found:
             raise UnknownNameError("profile", name, found)
-        text, title = found[name].read_text(encoding="utf-8"), name
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"profile {name} is not valid TOML: {error}: correct that line") from error
+        data, title = parse_toml(found[name].read_text(encoding="utf-8")), name
     profile = validated({**data, "name": title}, name)
     profile._origin = name
     return profile

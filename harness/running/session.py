@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import sys
@@ -23,6 +24,7 @@ from harness.contracts import (
 )
 from harness.core.errors import ConfigError, MethodError, ResultError, format_error, is_fatal
 from harness.core.files import cache_root, content_key, write_folder
+from harness.core.names import check_label
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.measure.passes import Contender
 from harness.results.schema import Cell
@@ -59,6 +61,11 @@ def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
     names = [point.name for point in points]
     if not all(isinstance(name, str) and name for name in names):
         raise MethodError(f'operating points are named {names}: give each a name, e.g. "speed=0.5"')
+    for name in names:
+        try:
+            check_label(name)
+        except ValueError as error:
+            raise MethodError(f"operating point {name!a:.60}: {error}") from error
     if len(set(names)) < len(names):
         raise MethodError(f"operating points share a name: {names}: name each after its settings")
     for point in points:
@@ -147,7 +154,7 @@ class Session:
 
     def may_be_cached(self, name: str) -> bool:
         """Return whether the cache has a fit of this name with any settings; loads nothing."""
-        return any((cache_root() / "fits").glob(f"{self.dataset}--{name}--*"))
+        return any((cache_root() / "fits").glob(f"{glob.escape(f'{self.dataset}--{name}')}--*"))
 
     def fitted(self, name: str) -> Fitted:
         """Return the fitted method or variant: from this process, from the cache, or trained now.

@@ -13,7 +13,6 @@ the registry does not know them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ from typing import Any
 from harness import registry
 from harness.contracts import Fitted, Kind, Method
 from harness.core.errors import ConfigError, UnknownNameError
+from harness.core.names import check_method_name
 from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 
 RESERVED = ("like", "needs")
-# Names go into file names, where "--" separates parts.
-NAME = re.compile(r"\w+([-.+]\w+)*")
-LONGEST = 64
 # Optional capabilities (:mod:`harness.contracts`) that a variant has if its base has them.
 INHERITED = ("role", "settings", "point_names", "named_content", "uses_word_head")
 
@@ -151,11 +148,10 @@ def _refuse_unless_known(tables: Tables, what: str, name: str) -> None:
 def _refuse_bad_name(name: str) -> None:
     if registry.known(name):
         raise ConfigError(f"variant '{name}' has the name of a registered method: choose another one")
-    if not NAME.fullmatch(name) or len(name) > LONGEST:
-        raise ConfigError(
-            f"variant '{name[:LONGEST]}': this name is not allowed: "
-            f"use up to {LONGEST} letters and digits, with single - . + between them"
-        )
+    try:
+        check_method_name(name)
+    except ValueError as error:
+        raise ConfigError(f"variant {name!a:.60}: this name is not allowed: {error}") from error
 
 
 def _reassign(variant: str, roles: Mapping[str, str], needs: Any) -> dict[str, str]:

@@ -92,6 +92,26 @@ def test_facts_of_a_result(stage: Any, settings: Settings) -> None:
         assert len(result.speed.round_seconds) == len(result.speed.reference_seconds) == 2
 
 
+@pytest.mark.parametrize("where", ["../../kept", "../kept", "{folder}/kept", "a\x00b"])
+def test_a_plan_cannot_delete_outside_the_run_folder(
+    stage: Any, settings: Settings, tmp_path: Path, where: str
+) -> None:
+    """A plan that names files elsewhere counts as damaged: its cells are measured, and nothing else is touched."""
+    settings = change(settings, datasets=["ag_news"], methods=["one"])
+    run(settings)
+    kept = [tmp_path / "kept.json", settings.out / "kept.json", tmp_path / "kept.parquet"]
+    for file in kept:
+        file.write_text("{}")
+    (plan,) = (settings.out / "plan").glob("*.json")
+    facts = json.loads(plan.read_text())
+    plan.write_text(json.dumps({"key": facts["key"], "cells": [*facts["cells"], where.format(folder=tmp_path)]}))
+    assert counts(run(settings)) == (2, 0, 0)
+    assert json.loads(plan.read_text()) == facts
+    plan.write_text(json.dumps({"key": "other", "cells": [where.format(folder=tmp_path)]}))
+    assert counts(run(settings)) == (2, 0, 0)
+    assert all(file.read_text() == "{}" for file in kept)
+
+
 def test_folders_are_stored_by_name_only(stage: Any, settings: Settings, tmp_path: Path) -> None:
     """Results contain no path of the machine, neither for backbones nor in a method's settings."""
     folder = tmp_path / "my-student"

@@ -57,6 +57,34 @@ def test_a_profile_by_path(tmp_path: Path) -> None:
     assert (found.execution.batch_size, found.execution.protocol) == (4, "modern")
 
 
+def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    assert profile.load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).title == "mine"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ('datasets = ["../../x"]', "a name cannot contain '/'"),
+        ('methods = [".git"]', "begin with a dot"),
+        (f'datasets = ["{"x" * 252}"]', "252 bytes: use at most 100"),
+        ("speeds = [nan]", "give a number from 0 to 1"),
+        (f"seeds = [{2**63}]", "from 0 to 9223372036854775807"),
+        ("x = " + "[" * 5000 + "]" * 5000, "nested more than 64 levels"),
+    ],
+)
+def test_hostile_values_are_refused_in_one_line(
+    tmp_path: Path, wrong: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names that leave a folder or do not fit a file name, NaN, huge seeds and deep nesting: exit code 2, one line."""
+    key = wrong.split(" ")[0]
+    text = "\n".join([wrong, *(line for line in GOOD.splitlines() if not line.startswith(key))])
+    assert main(["run", "--profile", write(tmp_path, text), "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert "mine.toml" in line
+
+
 def test_settings_of_a_method_have_priority(tmp_path: Path) -> None:
     """Settings of the method override those of training."""
     found = profile.load(write(tmp_path, GOOD))
@@ -77,7 +105,7 @@ def test_settings_of_a_method_have_priority(tmp_path: Path) -> None:
         (('methods = ["bert"]', 'methods = ["bert"]\nrounds = 0'), "rounds"),
         (('methods = ["bert"]', 'methods = ["bert"]\nmax_length = 3'), "max_length"),
         (('methods = ["bert"]', 'methods = ["bert"]\nmax_train = 0'), "max_train"),
-        (('methods = ["bert"]', 'methods = ["bert"]\nseeds = [-1]'), r"seeds\[0\] = -1 .* of at least 0"),
+        (('methods = ["bert"]', 'methods = ["bert"]\nseeds = [-1]'), r"seeds\[0\] = -1 .* from 0 to "),
         (('methods = ["bert"]', 'methods = ["bert"]\nspeeds = [0.5, 2]'), r"speeds\[1\] = 2 .* from 0 to 1"),
         (('methods = ["bert"]', 'methods = ["bert"]\nrounds = "3"'), "an integer of at least 1, without quotes"),
         (('methods = ["bert"]', 'methods = ["bert"'), "not valid TOML"),

@@ -92,7 +92,7 @@ def test_dataset_names_that_collide_get_separate_files(fabricate):
     """Two names with the same safe form do not overwrite each other's files."""
     run = fabricate()
     run.cell("bert", dataset="a b", synthetic=False)
-    run.cell("bert", dataset="a/b", synthetic=False)
+    run.cell("bert", dataset="a:b", synthetic=False)
     assert len({group.slug for group in build_view(run.path).groups}) == 2
 
 
