@@ -15,14 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.core.errors import BackboneError
+from harness.core.errors import BackboneError, first_line
 from harness.core.files import cache_root, write_folder
+from harness.core.text_formats import read_json
 from harness.core.tokens import TokenSet
 from harness.encoder import checkpoint, miniature
 from harness.encoder.model import Encoder
 from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
 
 EMBEDDED = "embedded"
+_CHARACTERS = 64  # texts with more characters per token of the budget are shortened before they are truncated
+_LONGEST_WORD = 100  # tokens; a cut inside a word may change all of its tokens, and longer words are one token, [UNK]
 
 
 def _content(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -45,6 +48,7 @@ class Backbone:
         device: where methods train and predict.
         head: state of the checkpoint's masked-word head, if it has one (see
             :class:`~harness.encoder.checkpoint.Checkpoint`); not part of the fingerprint.
+        tokenizer_fingerprint: content hash of the tokenizer's files; empty for a tokenizer that was made in memory.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Backbone:
     tokenizer: Any
     device: str = "cpu"
     head: dict[str, Tensor] | None = None
+    tokenizer_fingerprint: str = ""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -71,14 +76,14 @@ class Backbone:
         return encoder.to(self.device)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int = 128) -> TokenSet:
-        """Tokenise to packed ids with special tokens, truncated to ``max_length`` (longest text first)."""
+        """Tokenise to packed ids with special tokens.
+
+        Samples are truncated to ``max_length`` tokens, the longer text of a pair first, at the side that the tokenizer says.
+        """
         max_length = min(max_length, self.shape.max_positions)
-        # Very long texts are cut before tokenising: a token has at least one character, and WordPiece drops only white
-        # space, so 64 characters per token of budget are more than enough.
-        limit = max_length * 64
         batch = self.tokenizer(
-            [text[:limit] for text in texts],
-            None if pairs is None else [text[:limit] for text in pairs],
+            self._shortened(texts, max_length),
+            None if pairs is None else self._shortened(pairs, max_length),
             truncation=True,
             max_length=max_length,
             return_token_type_ids=True,
@@ -88,6 +93,19 @@ class Backbone:
         tokens = TokenSet.from_lists(batch["input_ids"], batch["token_type_ids"], tuple(sorted(special)))
         # Some checkpoints have only one segment; the second text of a pair then uses it, too.
         return replace(tokens, segments=tokens.segments.clamp(max=self.shape.type_vocab - 1))
+
+    def _shortened(self, texts: Sequence[str], max_length: int) -> list[str]:
+        """Return the texts; very long ones without most of what truncation removes, which takes quadratic time for pairs."""
+        keep = max_length + _LONGEST_WORD
+        shortened = list(texts)
+        for number, text in enumerate(texts):
+            if len(text) > _CHARACTERS * max_length and self.tokenizer.is_fast:
+                whole = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+                places = whole["offset_mapping"]  # (first character, last character + 1) per token
+                if len(places) > keep:
+                    left = self.tokenizer.truncation_side == "left"
+                    shortened[number] = text[places[-keep][0] :] if left else text[: places[keep - 1][1]]
+        return shortened
 
 
 def embedded_folder(language: str, *, progress: bool = True) -> Path:
@@ -116,7 +134,8 @@ def _hub_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "model*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
+    weights = [checkpoint.WEIGHTS, checkpoint.INDEX, "model-*-of-*.safetensors"]
+    wanted = ["config.json", "adapter_config.json", *weights, *checkpoint.TOKENIZER_FILES]
     repository, _, revision = name.partition("@")
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
@@ -149,36 +168,86 @@ def content_of(name: str, language: str) -> str:
     return checkpoint.content_of(_folder(name, language))
 
 
+def _check_tokenizer_class(folder: Path) -> None:
+    """Check the tokenizer's class if nothing else says how to tokenise.
+
+    Raises:
+        BackboneError: ``tokenizer_config.json`` is damaged or names a class that transformers does not have.
+    """
+    import transformers
+
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    try:
+        kind = read_json(path).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BackboneError(f"{path} is not a valid JSON object ({first_line(error)}): fetch it again") from error
+    known = not kind or kind in dir(transformers)
+    if not isinstance(kind, str | None) or not (known or (folder / "tokenizer.json").is_file()):
+        raise BackboneError(
+            f"{path} has tokenizer_class = {kind!r}, which transformers {transformers.__version__} does not know: correct it, "
+            "or add a tokenizer.json"
+        )
+
+
+def _tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a folder as transformers does.
+
+    Raises:
+        BackboneError: it is missing or damaged, needs a library that is missing, or is not BERT's.
+    """
+    from transformers import AutoTokenizer
+
+    names = [path.name for path in checkpoint.tokenizer_files(folder)]
+    # Without these files transformers silently builds a tokenizer without any words.
+    if not {"tokenizer.json", "vocab.txt"} & set(names):
+        raise BackboneError(f"no usable tokenizer in {folder}: add tokenizer.json or vocab.txt")
+    _check_tokenizer_class(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        tokenizer("x" * 1000)  # too long for a word, thus [UNK]: fails where the vocabulary has none
+    except ImportError as error:
+        raise BackboneError(
+            f"the tokenizer in {folder} needs a library that is missing ({first_line(error).split('. ')[0]}): install it, or "
+            "give a folder with another tokenizer"
+        ) from error
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise BackboneError(
+            f"no usable tokenizer in {folder} ({first_line(error)}): fetch {' and '.join(names)} again"
+        ) from error
+    read = set(tokenizer.vocab_files_names.values())
+    if not read & set(names):
+        raise BackboneError(
+            f"the tokenizer in {folder} is a {type(tokenizer).__name__}, which reads {' or '.join(sorted(read))}, not "
+            f"{' and '.join(names)}: correct tokenizer_class in tokenizer_config.json"
+        )
+    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        raise BackboneError(
+            f"the tokenizer in {folder} has no [CLS] or no [SEP]: use the tokenizer of a BERT checkpoint"
+        )
+    return tokenizer
+
+
 def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bool = True) -> Backbone:
     """Load a backbone by ``"embedded"``, folder or hub id (``id@revision`` for a revision other than the newest).
 
     Raises:
         BackboneError: it cannot be found or read, or its tokenizer does not fit its embeddings.
     """
-    from transformers import AutoTokenizer
-
     folder = _folder(name, language, progress=progress)
     found = checkpoint.read(folder)
-    shape = found.shape
-    # Without these files transformers silently builds a tokenizer without any words.
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
-        raise BackboneError(f"no usable tokenizer in {folder}: add tokenizer.json or vocab.txt")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise BackboneError(f"no usable tokenizer in {folder}: {error}: add tokenizer.json or vocab.txt") from error
-    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+    tokenizer = _tokenizer(folder)
+    size = 1 + max(tokenizer.get_vocab().values())
+    if size > found.shape.vocab_size:
         raise BackboneError(
-            f"the tokenizer in {folder} has no [CLS] or no [SEP]: use the tokenizer of a BERT checkpoint"
-        )
-    if len(tokenizer) > shape.vocab_size:
-        raise BackboneError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the embeddings {shape.vocab_size}: "
+            f"the tokenizer in {folder} has {size} tokens, the embeddings {found.shape.vocab_size}: "
             "use the tokenizer of this checkpoint"
         )
     shown = name if name == EMBEDDED or not Path(name).expanduser().is_dir() else folder.resolve().name
     state = {k: v.contiguous() for k, v in found.state.items()}
-    return Backbone(shown, shape, state, tokenizer, device, found.head)
+    words = checkpoint.tokenizer_content_of(folder)
+    return Backbone(shown, found.shape, state, tokenizer, device, found.head, words)
 
 
 def shape_of(name: str) -> EncoderShape:

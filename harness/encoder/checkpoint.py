@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.core.digest import digest_of
 from harness.core.errors import BackboneError
+from harness.core.names import check_name
+from harness.core.text_formats import read_json
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 
@@ -56,6 +59,26 @@ _DISTILBERT_HEAD = {
 }
 
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Everything that tokenizers of transformers read, as patterns of file names.
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "vocab.*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+_POINTER = b"version https://git-lfs.github.com/spec/"
+# Keys of config.json that make transformers load other weights than those in the folder, and what to do about them.
+_OTHER_WEIGHTS = {
+    "quantization_config": "save the model in float32, float16 or bfloat16",
+    "transformers_weights": f"rename the file that it names to {WEIGHTS}, and delete the key",
+}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The contents of a folder.
@@ -74,14 +97,46 @@ class Checkpoint:
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefix of task checkpoints, and rename gamma and beta of very old ones."""
-    return {
-        name.removeprefix("distilbert.")
+    """Remove the prefix of task checkpoints, and rename gamma and beta of very old ones.
+
+    Raises:
+        BackboneError: two tensors get the same name.
+    """
+    names = {
+        name: name.removeprefix("distilbert.")
         .removeprefix("bert.")
         .replace("LayerNorm.gamma", "LayerNorm.weight")
-        .replace("LayerNorm.beta", "LayerNorm.bias"): tensor
-        for name, tensor in tensors.items()
+        .replace("LayerNorm.beta", "LayerNorm.bias")
+        for name in tensors
     }
+    if len(set(names.values())) < len(names):
+        twice = Counter(names.values()).most_common(1)[0][0]
+        raise BackboneError(f"the checkpoint has tensor '{twice}' under two names: save it again with transformers")
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def _take(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return a tensor in float32.
+
+    Raises:
+        BackboneError: it is missing, is not made of floating-point numbers, or one of them is not finite.
+    """
+    if name not in tensors:
+        prefix = next((other.removesuffix(name) for other in tensors if other.endswith(f".{name}")), "")
+        if prefix:
+            raise BackboneError(
+                f"the names of all tensors begin with '{prefix}', so transformers would not load them: save the inner model "
+                "(of torch.nn.DataParallel: model.module.save_pretrained(DIR))"
+            )
+        raise BackboneError(f"the checkpoint has no tensor '{name}': it is not BERT-shaped, choose another one")
+    tensor = tensors[name]
+    if not tensor.is_floating_point():
+        raise BackboneError(f"tensor '{name}' holds {tensor.dtype}: save the model in float32, float16 or bfloat16")
+    if not torch.isfinite(tensor).all():
+        raise BackboneError(
+            f"tensor '{name}' holds NaN or infinite numbers: its training diverged or the file is damaged; take another one"
+        )
+    return tensor.float()
 
 
 def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
@@ -90,7 +145,7 @@ def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Ten
     DistilBERT has no segment embeddings; it gets one segment of zeros.
 
     Raises:
-        BackboneError: a tensor is missing, or its shape differs from the config.
+        BackboneError: a tensor is missing, holds NaN, or its shape differs from the config.
     """
     plain = _plain(tensors)
     distilled = any(name.startswith("transformer.layer.") for name in plain)
@@ -98,20 +153,15 @@ def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Ten
         ("transformer.layer.", _DISTILBERT_QKV, _DISTILBERT_LAYER) if distilled else ("encoder.layer.", QKV, LAYER)
     )
 
-    def take(name: str) -> Tensor:
-        if name not in plain:
-            raise BackboneError(f"the checkpoint has no tensor '{name}': it is not BERT-shaped, choose another one")
-        return plain[name].float()
-
     if distilled:
         plain.setdefault(EMBEDDINGS["segment.weight"], torch.zeros(1, shape.width))
-    state = {ours: take(theirs) for ours, theirs in EMBEDDINGS.items()}
+    state = {ours: _take(plain, theirs) for ours, theirs in EMBEDDINGS.items()}
     for i in range(shape.layers):
         prefix = f"{layers}{i}."
         for kind in ("weight", "bias"):
-            state[f"layers.{i}.qkv.{kind}"] = torch.cat([take(f"{prefix}{part}.{kind}") for part in qkv])
+            state[f"layers.{i}.qkv.{kind}"] = torch.cat([_take(plain, f"{prefix}{part}.{kind}") for part in qkv])
             for ours, theirs in names.items():
-                state[f"layers.{i}.{ours}.{kind}"] = take(f"{prefix}{theirs}.{kind}")
+                state[f"layers.{i}.{ours}.{kind}"] = _take(plain, f"{prefix}{theirs}.{kind}")
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in Encoder(shape).state_dict().items()}
     for name, size in expected.items():
@@ -123,7 +173,11 @@ def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Ten
 
 
 def head_from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor] | None:
-    """Return the masked-word head among Hugging Face tensors, in float32; ``None`` as in :class:`Checkpoint`."""
+    """Return the masked-word head among Hugging Face tensors, in float32; ``None`` as in :class:`Checkpoint`.
+
+    Raises:
+        BackboneError: a tensor of it holds NaN.
+    """
     plain = _plain(tensors)
     names = HEAD if HEAD["bias"] in plain else _DISTILBERT_HEAD
     parts = {f"{part}.{kind}": f"{names[part]}.{kind}" for part in ("dense", "norm") for kind in ("weight", "bias")}
@@ -134,7 +188,11 @@ def head_from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str
     words = plain[EMBEDDINGS["word.weight"]]
     if not torch.equal(plain.get(names["decoder"], words), words):
         return None
-    head = {ours: plain[theirs].float().contiguous() for ours, theirs in parts.items()}
+    # transformers keeps a second bias that differs from the first one, and adds only that to the scores.
+    second = plain.get(names["decoder"].replace(".weight", ".bias")) if names is HEAD else None
+    if second is not None and not torch.equal(second, plain[names["bias"]]):
+        return None
+    head = {ours: _take(plain, theirs).contiguous() for ours, theirs in parts.items()}
     fits = head["bias"].shape == (shape.vocab_size,) and head["dense.weight"].shape == (shape.width, shape.width)
     return head if fits else None
 
@@ -152,33 +210,92 @@ def to_hf(state: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]
     return tensors
 
 
-def _config(folder: Path) -> Path:
-    """Return the config file.
+def _config(folder: Path) -> dict[str, Any]:
+    """Return the content of ``config.json``.
 
     Raises:
-        BackboneError: there is none.
+        BackboneError: it is missing or damaged, or the weights that it describes are not those in the folder.
     """
-    config = folder / "config.json"
-    if not config.is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         raise BackboneError(f"no config.json in {folder}: give a folder as written by transformers' save_pretrained")
-    return config
+    _refuse_pointers([path])
+    try:
+        facts = read_json(path)
+    except (ValueError, OSError) as error:
+        raise BackboneError(f"{path} is not valid JSON ({error}): fetch it again") from error
+    if not isinstance(facts, dict):
+        raise BackboneError(f"{path} is not a JSON object: choose a BERT-shaped checkpoint")
+    for key, advice in _OTHER_WEIGHTS.items():
+        if facts.get(key):
+            raise BackboneError(f"{path} has the key '{key}', which is not supported: {advice}")
+    return facts
 
 
 def _weights(folder: Path) -> list[Path]:
-    """Return the files of weights.
+    """Return the files of weights that transformers would load: ``model.safetensors``, else those that the index names.
 
     Raises:
-        BackboneError: there is none.
+        BackboneError: a file is missing, or transformers would load other weights.
     """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        pickled = next(folder.glob("pytorch_model*.bin"), None)
-        there = f", only {pickled.name}, which may hold code and is never read" if pickled else ""
+    if (folder / "adapter_config.json").is_file():
         raise BackboneError(
-            f"no model.safetensors in {folder}{there}: convert the weights to safetensors, with transformers' "
-            "AutoModelForMaskedLM.from_pretrained(A).save_pretrained(B)"
+            f"{folder} has an adapter_config.json, so its weights are changes to another model: merge them into that model "
+            "(peft: merge_and_unload) and save the result in a new folder"
         )
-    return files
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if index.is_file():
+        _refuse_pointers([index])
+        try:
+            names = [check_name(name) for name in sorted(set(read_json(index)["weight_map"].values()))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BackboneError(f"{index} is not an index of weights ({error!r}): fetch it again") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing or not names:
+            raise BackboneError(
+                f"{folder} lacks {len(missing)} of the {len(names)} files of weights that {INDEX} names "
+                f"({', '.join(missing[:3])}): fetch them again"
+            )
+        return [folder / name for name in names]
+    others = sorted(folder.glob("*.safetensors"))
+    if others:
+        raise BackboneError(
+            f"no {WEIGHTS} in {folder}, only {others[0].name}, which transformers would not load: fetch {INDEX} as well if the "
+            f"weights are in several files, else rename the file to {WEIGHTS}"
+        )
+    pickled = next(folder.glob("pytorch_model*.bin"), None)
+    there = f", only {pickled.name}, which may hold code and is never read" if pickled else ""
+    raise BackboneError(
+        f"no {WEIGHTS} in {folder}{there}: convert the weights to safetensors, with transformers' "
+        "AutoModelForMaskedLM.from_pretrained(A).save_pretrained(B)"
+    )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of the tokenizer, sorted.
+
+    Raises:
+        BackboneError: one of them is only a Git LFS pointer.
+    """
+    found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    _refuse_pointers(sorted(found))
+    return sorted(found)
+
+
+def _refuse_pointers(files: list[Path]) -> None:
+    """Check that no file is what Git leaves where Git LFS is not installed.
+
+    Raises:
+        BackboneError: a file is.
+    """
+    for path in files:
+        with path.open("rb") as handle:
+            if handle.read(len(_POINTER)) == _POINTER:
+                raise BackboneError(
+                    f"{path} is only a Git LFS pointer, not the file itself: run 'git lfs pull' there, or download the file"
+                )
 
 
 def read_shape(folder: Path) -> EncoderShape:
@@ -187,46 +304,50 @@ def read_shape(folder: Path) -> EncoderShape:
     Raises:
         BackboneError: the file is missing, damaged or not that of a BERT-shaped encoder.
     """
-    config = _config(folder)
-    try:
-        return EncoderShape.from_hf(json.loads(config.read_text(encoding="utf-8")))
-    except (ValueError, OSError) as error:
-        raise BackboneError(f"{config} is not valid JSON ({error}): fetch it again") from error
+    return EncoderShape.from_hf(_config(folder))
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read a folder in ``save_pretrained`` layout (one file or sharded).
+    """Read a folder in ``save_pretrained`` layout (one file or sharded): the same tensors that transformers loads from it.
 
     Raises:
         BackboneError: a file is missing or damaged, or the checkpoint is not BERT-shaped.
     """
-    shape = read_shape(folder)
+    config = _config(folder)
+    shape = EncoderShape.from_hf(config)
     tensors: dict[str, Tensor] = {}
+    files = _weights(folder)
+    _refuse_pointers(files)
+    for path in files:
+        try:
+            tensors.update(load_file(path))
+        except (ValueError, OSError, SafetensorError) as error:
+            raise BackboneError(f"cannot read the weights in {path}: {error}: fetch it again") from error
+    distilled = any("transformer.layer." in name for name in tensors)
+    if distilled != (config.get("model_type") == "distilbert"):
+        raise BackboneError(
+            f"{folder}: config.json has model_type {config.get('model_type')!r}, but the weights are those of "
+            f"{'DistilBERT' if distilled else 'BERT'}: use the config of these weights"
+        )
     try:
-        for file in _weights(folder):
-            tensors.update(load_file(file))
-    except (ValueError, OSError, SafetensorError) as error:
-        raise BackboneError(f"cannot read the checkpoint in {folder}: {error}: fetch it again") from error
-    return Checkpoint(shape, from_hf(tensors, shape), head_from_hf(tensors, shape))
+        return Checkpoint(shape, from_hf(tensors, shape), head_from_hf(tensors, shape))
+    except BackboneError as error:
+        raise BackboneError(f"{folder}: {error}") from error
 
 
 def content_of(folder: Path) -> str:
-    """Return 16 hex digits that change with config, weights or vocabulary of a folder.
+    """Return 16 hex digits that change with config, weights or tokenizer of a folder, and with nothing else.
 
     Raises:
         BackboneError: a file is missing.
     """
-    extra = [folder / name for name in ("vocab.txt", "tokenizer.json")]
-    files = [_config(folder), *_weights(folder), *(path for path in extra if path.is_file())]
-    hashes = [f"{path.name} {_hash(path, path.stat().st_size, path.stat().st_mtime_ns)}" for path in files]
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
+    _config(folder)
+    return digest_of([folder / "config.json", *_weights(folder), *tokenizer_files(folder)], folder)
 
 
-@lru_cache(maxsize=256)
-def _hash(path: Path, size: int, changed: int) -> str:
-    """Return the hash of a file, cached by its size and time of change."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def tokenizer_content_of(folder: Path) -> str:
+    """Return 16 hex digits that change with the tokenizer's files only."""
+    return digest_of(tokenizer_files(folder), folder)
 
 
 def write_folder(folder: Path, shape: EncoderShape, state: Mapping[str, Tensor]) -> None:
