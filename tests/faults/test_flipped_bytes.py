@@ -1,0 +1,115 @@
+"""One byte of a stored file is flipped: the damage is found, and what was damaged is made again."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# Every file that a run stores belongs to one of these kinds. Those of a run folder are damaged in a finished run ...
+RUN = (
+    "run/run.json",
+    "run/plan/*.json",
+    "run/results/*.json",
+    "run/samples/*.parquet",
+    "run/report/index.html",
+    "run/report/*",
+)
+# ... those of the cache before another run, which uses them.
+CACHE = (
+    "cache/backbones/*/model.safetensors",
+    "cache/backbones/*/config.json",
+    "cache/backbones/*/tokenizer.json",
+    "cache/backbones/*/tokenizer_config.json",
+    "cache/fits/*/model.safetensors",
+    "cache/fits/*/model.json",
+    "cache/fits/*/training.json",
+    "cache/fits/*/geep.json",
+    "cache/fits/*/points.json",
+    "cache/fits/*/table-*/exit_table.safetensors",
+    "cache/fits/*/table-*/exit_table.json",
+)
+OTHER = ("*.lock", "*/seal.json")  # nothing depends on the content of a lock; seals are damaged below
+PRETRAINED = (
+    "training/plan.json",
+    "training/curve.jsonl",
+    "training/state-*4.safetensors",
+    "training/shards/full-*.npy",
+    "training/shards/heldout-*.npy",
+    "training/shards/shared-*.npy",
+    "training/shards/shards.json",
+    "training/shards/tokenizer.json",
+    "training/shards/vocab.txt",
+)
+
+
+def stored(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def flip(folder: Path, kind: str, draw: Random) -> Path:
+    """Flip one bit of one file of a kind."""
+    path = draw.choice([one for one in stored(folder) if fnmatch.fnmatch(one.relative_to(folder).as_posix(), kind)])
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+    return path
+
+
+def test_every_stored_file_is_of_a_known_kind(undisturbed: Any) -> None:
+    """A new kind of file is damaged here, too."""
+    names = [path.relative_to(undisturbed.place.folder).as_posix() for path in stored(undisturbed.place.folder)]
+    kinds = (*RUN, *CACHE, *OTHER)
+    assert not [name for name in names if not any(fnmatch.fnmatch(name, kind) for kind in kinds)]
+    assert not [kind for kind in (*RUN, *CACHE) if not fnmatch.filter(names, kind)]
+
+
+@pytest.mark.parametrize("kind", [*RUN, RUN[2], RUN[2], RUN[3]])
+def test_in_a_run_folder(
+    kind: str, place: Any, undisturbed: Any, survives: Callable[..., None], tried: Callable[[str], None], draw: Random
+) -> None:
+    """The same command again measures the damaged cell, and no other one, or makes the damaged file again."""
+    tried("a flipped byte in a run folder")
+    damaged = flip(undisturbed.copy_to(place).folder, kind, draw)
+    survives(place, damaged=frozenset({f"{damaged.stem}.json"}))
+
+
+@pytest.mark.parametrize("kind", CACHE)
+def test_in_the_cache(
+    kind: str, place: Any, undisturbed: Any, survives: Callable[..., None], tried: Callable[[str], None], draw: Random
+) -> None:
+    """Another run finds the damage and makes the damaged fit or backbone again."""
+    tried("a flipped byte in the cache")
+    shutil.copytree(undisturbed.place.cache, place.cache)
+    flip(place.folder, kind, draw)
+    survives(place)
+
+
+@pytest.mark.parametrize("kind", PRETRAINED)
+def test_in_pretraining(
+    kind: str, place: Any, pretrained: Any, tried: Callable[[str], None], refused: Callable[[Any], str], draw: Random
+) -> None:
+    """The same command again gives the same weights; where a file has to go first, the message names it."""
+    tried("a flipped byte in pretraining")
+    shutil.copytree(pretrained.out, place.folder / "out")
+    (place.folder / "out" / "model.safetensors").unlink()  # the last step is made again
+    damaged = flip(place.folder / "out", kind, draw)
+    ended = place.carry_out(*pretrained.command(place))
+    if ended.code:
+        line = refused(ended)
+        named = [path for path in (damaged, *damaged.parents) if f"{path} " in line or f"{path}:" in line]
+        assert named or "--fresh" in line, line
+        if named and named[0].is_dir():
+            shutil.rmtree(named[0])
+        elif named:
+            named[0].unlink()
+        ended = place.carry_out(*pretrained.command(place), *([] if named else ["--fresh"]))
+    assert ended.code == 0, ended.log
+    assert (place.folder / "out" / "model.safetensors").read_bytes() == pretrained.weights
