@@ -252,16 +252,27 @@ def small_disk(place: Place) -> Iterator[SmallDisk]:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A backbone that ``geep-bench pretrain`` made, and its weights file."""
+    """A backbone that ``geep-bench pretrain`` made, and its weights file.
+
+    Its vocabulary was made before: two trainings of a vocabulary may break ties between words differently.
+    """
 
     corpus: Path
+    vocabulary: Path
     out: Path
     weights: bytes = b""
 
     def command(self, place: Place) -> list[str]:
         """Return the command that makes the same backbone in another place."""
-        options = {"corpus": self.corpus, "lang": "en", "vocab": 80, "layers": 2, "width": 16, "heads": 2, "length": 16}
-        options |= {"rows": 8, "steps": 4, "save-every": 0, "out": place.folder / "out"}
+        options = {
+            "corpus": self.corpus,
+            "lang": "en",
+            "vocab-from": self.vocabulary,
+            "layers": 2,
+            "width": 16,
+            "heads": 2,
+        }
+        options |= {"length": 16, "rows": 8, "steps": 4, "save-every": 0, "out": place.folder / "out"}
         return ["pretrain", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
 
@@ -276,7 +287,20 @@ def pretrained(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Pr
     texts = [" ".join(rng.choices(words.split(), k=36)) for _ in range(120)]
     corpus = folder / "corpus.txt"
     corpus.write_text("\n\n".join(texts), encoding="utf-8")
-    made_here = Pretrained(corpus, place.folder / "out")
+    shards = [
+        "--corpus",
+        str(corpus),
+        "--lang",
+        "en",
+        "--vocab",
+        "80",
+        "--length",
+        "16",
+        "--shards",
+        str(folder / "vocabulary"),
+    ]
+    assert place.carry_out("pretrain", *shards, "--shards-only").code == 0
+    made_here = Pretrained(corpus, folder / "vocabulary", place.folder / "out")
     ended = place.carry_out(*made_here.command(place))
     assert ended.code == 0, ended.log
     return replace(made_here, weights=(made_here.out / "model.safetensors").read_bytes())
