@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import numpy as np
+
 from harness.core.errors import DataError, first_line
 from harness.data.cards import DatasetCard
-from harness.data.splits import RawDataset, RawSplit, assemble, check_split, integer_labels
+from harness.data.labels import number_labels
+from harness.data.splits import RawDataset, RawSplit, assemble, check_split
 
 _MEND = "use --data DIR with local files, or the embedded data (the default)"
 _UNPINNED = "hub revision not pinned: no commit of this repository has been verified"
 
 
-def _to_split(table: Any, card: DatasetCard, where: str) -> RawSplit:
+def _check_columns(table: Any, card: DatasetCard, where: str) -> None:
     columns = card.columns
     wanted = [*columns.text, columns.label, *([columns.text_pair] if columns.text_pair else [])]
     missing = [column for column in wanted if column not in table.column_names]
@@ -22,10 +25,13 @@ def _to_split(table: Any, card: DatasetCard, where: str) -> RawSplit:
             f"{where}: no column '{missing[0]}' (columns: {', '.join(table.column_names)}): "
             f"the copy differs from the card; {_MEND}"
         )
+
+
+def _to_split(table: Any, card: DatasetCard, labels: np.ndarray, where: str) -> RawSplit:
+    columns = card.columns
     parts = [table[column] for column in columns.text]
     texts = [" ".join(part for part in row if part and part.strip()) for row in zip(*parts, strict=True)]
     pairs = None if columns.text_pair is None else [text or "" for text in table[columns.text_pair]]
-    labels = integer_labels(list(table[columns.label]), where, columns.label, card.label_offset)
     split = RawSplit(texts, pairs, labels)
     check_split(split, where, "+".join(columns.text), columns.text_pair or "")
     return split
@@ -47,18 +53,27 @@ def load_hub(card: DatasetCard) -> RawDataset:
         library = importlib.import_module("datasets")  # nothing else needs it
     except ImportError as error:
         raise DataError(f"the hub needs the package 'datasets' ({error}): pip install datasets, or {_MEND}") from error
-    splits: dict[str, RawSplit] = {}
+    tables: dict[str, Any] = {}
+    places: dict[str, str] = {split: f"hub {card.hub_id} split '{theirs}'" for split, theirs in card.hub_splits.items()}
     for split, theirs in card.hub_splits.items():
-        where = f"hub {card.hub_id} split '{theirs}'"
         try:
-            table = library.load_dataset(card.hub_id, card.hub_config, split=theirs, revision=card.hub_revision)
+            tables[split] = library.load_dataset(card.hub_id, card.hub_config, split=theirs, revision=card.hub_revision)
         except Exception as error:  # the library raises errors of many other libraries
             cause = f"{type(error).__name__}: {first_line(error)[:200]}"
-            raise DataError(f"{where} cannot be loaded ({cause}): {_MEND}") from error
-        splits[split] = _to_split(table, card, where)
+            raise DataError(f"{places[split]} cannot be loaded ({cause}): {_MEND}") from error
+        _check_columns(tables[split], card, places[split])
+    column = card.columns.label
+    numbered = number_labels(
+        {split: list(table[column]) for split, table in tables.items()},
+        places,
+        card.label_names,
+        names_from="the card",
+        column=column,
+        offset=card.label_offset,
+    )
     return assemble(
-        splits,
-        {split: f"hub {card.hub_id} {split}" for split in splits},
+        {split: _to_split(table, card, numbered.labels[split], places[split]) for split, table in tables.items()},
+        places,
         name=card.name,
         language=card.language,
         label_names=list(card.label_names),

@@ -1,27 +1,40 @@
 """A folder of files as a dataset: ``<folder>/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}``.
 
-Columns: ``text``, optionally ``text_pair``, and ``label`` (integers from 0). The name need not be one of the cards; an
-optional ``card.toml`` beside the files states ``language``, ``label_names`` and ``title``.
+Columns: ``text``, optionally ``text_pair``, and ``label`` (numbers from 0, or names). The dev split may also be called
+``validation``, ``valid`` or ``val``. Files may be packed (``train.tsv.gz``) and come in parts, as the hub writes them
+(``train-00000-of-00002.parquet``). The name need not be one of the cards; an optional ``card.toml`` beside the files states
+``language``, ``label_names`` and ``title``. Nothing else in the folder is opened.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
-from harness.core.errors import DataError, UnknownNameError, first_line
+from harness.core.errors import DataError, UnknownNameError
 from harness.core.names import Label
 from harness.core.settings import StrictSettings
 from harness.data.cards import CARDS, parse_card, read_card_file
-from harness.data.splits import SPLITS, RawDataset, RawSplit, assemble, check_split, integer_labels
+from harness.data.labels import number_labels
+from harness.data.splits import SPLITS, RawDataset, RawSplit, assemble, check_split
+from harness.data.tables import FORMATS, TextTable, form_of, read_table
 
-FORMATS = ("parquet", "csv", "tsv", "jsonl")
+COLUMNS = ("text", "text_pair", "label")
+_DEV_NAMES = ("dev", "validation", "valid", "val")
+_NAME = re.compile(
+    rf"(?P<split>train|test|{'|'.join(_DEV_NAMES)})(-(?P<part>\d{{5}})-of-(?P<parts>\d{{5}}))?"
+    rf"\.(?P<form>{'|'.join(FORMATS)})(\.gz)?",
+    re.IGNORECASE,
+)
+_OTHER_TABLES = (*FORMATS, "json", "txt", "xls", "xlsx", "arrow", "feather")
 _CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-_GUESS_ROWS = 200
+_GUESS_ROWS, _GUESS_CHARACTERS = 200, 1000
+_SHOWN = 10
+_BUILT_IN = "the built-in card"
 
 
 class LocalCard(StrictSettings):
@@ -32,48 +45,66 @@ class LocalCard(StrictSettings):
     label_names: tuple[Label, ...] = ()
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path} line {number}: not JSON ({error}): one object per line is expected") from error
-            if not isinstance(row, dict):
-                raise DataError(f'{path} line {number}: not a JSON object: write {{"text": ..., "label": ...}}')
-            rows.append(row)
-    return pd.DataFrame(rows, dtype=object)  # otherwise integers beside a missing value would become floats
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files of a dataset folder.
+
+    Attributes:
+        splits: the parts of each split, in order; most have one.
+        others: names of tables that belong to no split.
+    """
+
+    splits: dict[str, list[Path]]
+    others: list[str]
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a table (Parquet, CSV, TSV or JSON lines). Texts such as "NA" and "null" stay texts.
+def _entries(place: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(place.iterdir())
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read ({error.strerror}): give a folder that you may read") from error
+
+
+def find_files(place: Path) -> DatasetFiles:
+    """Return the files of the dataset folder ``place`` by their names, without opening any.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: two files are the same split, a part is missing, or something with the name of a split is no file.
     """
-    form = path.suffix[1:]
-    try:
-        if form == "parquet":
-            return pd.read_parquet(path)
-        if form == "jsonl":
-            return _read_jsonl(path)
-        return pd.read_csv(path, sep="," if form == "csv" else "\t", dtype=str, na_filter=False, encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{path}: the file is empty: give it a header and at least one row") from error
-    except pd.errors.ParserError as error:
-        raise DataError(f"{path}: not a {form} table ({first_line(error)}): quote texts with separators") from error
-    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)}): write the file again") from error
+    found: dict[str, dict[Path, re.Match[str]]] = {}
+    others = []
+    for path in _entries(place):
+        if match := _NAME.fullmatch(path.name):
+            if not path.is_file():
+                raise DataError(f"{path}: not a file, but a folder, a pipe or a broken link: replace or remove it")
+            split = match["split"].lower()
+            found.setdefault("dev" if split in _DEV_NAMES else split, {})[path] = match
+        elif form_of(path) in _OTHER_TABLES and path.is_file():
+            others.append(path.name)
+    for names in found.values():
+        first, *more = names
+        parts = int(names[first]["parts"] or 1)
+        kinds = {(match["split"], match["parts"], match["form"], match[4]) for match in names.values()}
+        if len(kinds) > 1 or len(names) > parts:
+            raise DataError(f"{place}: {first.name} and {more[-1].name} both exist: keep one file per split")
+        if len(names) < parts:
+            raise DataError(f"{place}: {first.name} is one of {parts} parts, but {len(names)} exist: add the others")
+    return DatasetFiles({split: list(found[split]) for split in SPLITS if split in found}, others)
 
 
-def _texts(table: pd.DataFrame, column: str, where: str) -> list[str]:
+def content_files(folder: Path, name: str) -> list[Path]:
+    """Return all files that the content of the dataset ``<folder>/<name>`` depends on.
+
+    Raises:
+        DataError: as :func:`find_files`.
+    """
+    card = folder / name / "card.toml"
+    return [path for parts in find_files(folder / name).splits.values() for path in parts] + [card] * card.is_file()
+
+
+def _texts(values: list[Any], column: str, where: str) -> list[str]:
     # A missing text counts as an empty one: check_split reports both in the same way.
-    texts = ["" if gone else value for value, gone in zip(table[column].tolist(), table[column].isna(), strict=True)]
+    texts = ["" if value is None else value for value in values]
     for row, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             kind = type(text).__name__
@@ -81,49 +112,88 @@ def _texts(table: pd.DataFrame, column: str, where: str) -> list[str]:
     return texts
 
 
-def read_split(path: Path) -> RawSplit:
-    """Read one file as a split.
-
-    Raises:
-        DataError: the file is broken, lacks a column, has no row, an empty text or a label that is not an integer.
-    """
-    table, where = read_table(path), str(path)
-    if not len(table.columns):
-        raise DataError(f"{where}: the file is empty: give it a header and at least one row")
+def _read(path: Path) -> TextTable:
+    table = read_table(path, COLUMNS)
     for column in ("text", "label"):
         if column not in table.columns:
-            found = ", ".join(map(str, table.columns[:8]))
-            raise DataError(f"{where}: no column '{column}' (columns: {found}): rename one; text and label are needed")
-    split = RawSplit(
-        _texts(table, "text", where),
-        _texts(table, "text_pair", where) if "text_pair" in table.columns else None,
-        integer_labels(table["label"].tolist(), where),
+            found = ", ".join(table.names[:8])
+            raise DataError(f"{path}: no column '{column}' (columns: {found}): rename one; text and label are needed")
+    return table
+
+
+def _joined(parts: list[Path]) -> TextTable:
+    """Return the parts of a split as one table."""
+    tables = [_read(path) for path in parts]
+    for path, table in zip(parts, tables, strict=True):
+        if table.columns.keys() != tables[0].columns.keys():
+            raise DataError(f"{path}: no column 'text_pair', or {parts[0].name} has none: all parts need it, or none")
+    columns = {name: [value for table in tables for value in table.columns[name]] for name in tables[0].columns}
+    return TextTable(
+        tables[0].names, columns, tables[0].class_names, tuple(note for table in tables for note in table.notes)
     )
-    check_split(split, where)
-    return split
-
-
-def _find(folder: Path, split: str) -> Path | None:
-    found = [path for form in FORMATS if (path := folder / f"{split}.{form}").is_file()]
-    if len(found) > 1:
-        raise DataError(f"{folder}: {found[0].name} and {found[1].name} both exist: keep one file per split")
-    return found[0] if found else None
 
 
 def guess_language(texts: list[str]) -> str:
     """Return ``"zh"`` if at least a fifth of the characters other than white space are Chinese, else ``"en"``."""
-    sample = "".join(text[:1000] for text in texts[:_GUESS_ROWS])
-    signs = len("".join(sample.split()))
-    return "zh" if signs and len(_CJK.findall(sample)) >= 0.2 * signs else "en"
+    signs = "".join("".join(text.split())[:_GUESS_CHARACTERS] for text in texts[:_GUESS_ROWS])
+    return "zh" if signs and len(_CJK.findall(signs)) >= 0.2 * len(signs) else "en"
 
 
 def available(folder: Path) -> list[str]:
     """Return the names of the datasets in ``folder``, sorted: its sub-folders with a file of any split."""
-    return sorted(
+    return [
         place.name
-        for place in folder.iterdir()
-        if place.is_dir() and any((place / f"{split}.{form}").is_file() for split in SPLITS for form in FORMATS)
-    )
+        for place in _entries(folder)
+        # e.g. lost+found must not be read
+        if place.is_dir()
+        and os.access(place, os.R_OK | os.X_OK)
+        and any(_NAME.fullmatch(e.name) for e in _entries(place))
+    ]
+
+
+def _class_names(
+    own: LocalCard, tables: dict[str, TextTable], paths: dict[str, str], name: str
+) -> tuple[tuple[str, ...], str]:
+    """Return the names of the classes and who says so: card.toml, the Parquet files or the built-in card, in this order."""
+    if own.label_names:
+        return own.label_names, "card.toml"
+    said = {split: table.class_names for split, table in tables.items() if table.class_names}
+    if said:
+        first, *more = said
+        for other in more:
+            if said[other] != said[first]:
+                raise DataError(
+                    f"{paths[other]}: its class names are not those of {paths[first]}: state them in card.toml"
+                )
+        return said[first], paths[first]
+    if name in CARDS:
+        return CARDS[name].label_names, f"{_BUILT_IN} '{name}'"
+    return (), ""
+
+
+def _order(names: Sequence[str], names_from: str) -> str:
+    listed = ", ".join(f"{number} = {name}" for number, name in enumerate(names[:_SHOWN]))
+    more = f", ... ({len(names)} classes)" if len(names) > _SHOWN else ""
+    return f"labels are names, numbered {f'as in {names_from}' if names_from else 'in sorted order'}: {listed}{more}"
+
+
+def _remarks(place: Path, others: list[str], own: LocalCard, names_from: str) -> list[str]:
+    """Return what to tell about tables that are not read, and about a built-in card that describes the folder."""
+    found = []
+    if others:
+        known = ", ".join((*SPLITS, *_DEV_NAMES[1:]))
+        found.append(f"not read: {', '.join(others)}; tables are read if they are called {known}")
+    taken = [
+        what
+        for what, used in (("its language", not own.language), ("its label names", names_from.startswith(_BUILT_IN)))
+        if used
+    ]
+    if place.name in CARDS and taken:
+        found.append(
+            f"{' and '.join(taken)} come from the built-in card '{place.name}': if these are other data, state language and "
+            f"label_names in {place / 'card.toml'}, or rename the folder"
+        )
+    return found
 
 
 def load_local(folder: Path | str, name: str) -> RawDataset:
@@ -141,22 +211,42 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
     if name in (".", "..") or Path(name).name != name or not (folder / name).is_dir():
         raise UnknownNameError(f"dataset in {folder}", name, available(folder))
     place = folder / name
-    paths = {split: _find(place, split) for split in SPLITS}
+    files = find_files(place)
     for split in ("train", "test"):
-        if paths[split] is None:
+        if split not in files.splits:
             raise DataError(f"{place}: no {split} file: add {split}.parquet, .csv, .tsv or .jsonl")
     card_file = place / "card.toml"
     own = parse_card(LocalCard, read_card_file(card_file), str(card_file)) if card_file.is_file() else LocalCard()
     known = CARDS.get(name)
-    splits = {split: read_split(path) for split, path in paths.items() if path is not None}
-    names = own.label_names or (known.label_names if known else ())
+    tables = {split: _joined(parts) for split, parts in files.splits.items()}
+    paths = {split: str(parts[0]) for split, parts in files.splits.items()}
+    names, names_from = _class_names(own, tables, paths, name)
+    numbered = number_labels(
+        {split: table.columns["label"] for split, table in tables.items()}, paths, names, names_from=names_from
+    )
+    splits = {}
+    for split, table in tables.items():
+        text, pair = (table.columns.get(column) for column in ("text", "text_pair"))
+        splits[split] = RawSplit(
+            _texts(text or [], "text", paths[split]),
+            None if pair is None else _texts(pair, "text_pair", paths[split]),
+            numbered.labels[split],
+        )
+        check_split(splits[split], paths[split])
+    told = [note for table in tables.values() for note in table.notes]
+    if numbered.by_name:
+        told.append(_order(numbered.names, names_from))
+    if names_from.startswith(_BUILT_IN) and (lacking := len(names) - len(set(numbered.labels["train"].tolist()))):
+        told.append(f"train has rows of {len(names) - lacking} of the {len(names)} classes of {names_from} only")
     return assemble(
         splits,
-        {split: str(paths[split]) for split in splits},
+        paths,
         name=name,
         language=own.language or (known.language if known else guess_language(splits["train"].texts)),
-        label_names=list(names) or None,
+        label_names=list(numbered.names) or None,
+        names_from=names_from or "the dataset",
         source="local",
-        notes=[],
+        notes=told,
+        remarks=[*told, *_remarks(place, files.others, own, names_from)],
         why_carved="there is no dev file",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from harness.core.errors import DataError
+from harness.data.labels import rows_of
 
 SPLITS = ("train", "dev", "test")
 DEV_ROWS = 1000  # thresholds are chosen on dev: this many rows are kept, however few there are to train on
 _SHOWN = 5
+_MANY_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class RawDataset:
         label_names: C names.
         source: ``"embedded"``, ``"local"`` or ``"hub"``.
         notes: facts that readers of results need, e.g. that dev was carved from train.
+        remarks: what to tell whoever starts a run, e.g. that a file is not read.
     """
 
     name: str
@@ -66,40 +70,7 @@ class RawDataset:
     dev: RawSplit
     test: RawSplit
     notes: list[str] = field(default_factory=list)
-
-
-def _rows(mask: np.ndarray) -> str:
-    """Return ``row 3, 8, ... (12 rows)`` for the true entries of ``mask``; rows count from 1, without the header."""
-    found = np.flatnonzero(mask) + 1
-    listed = ", ".join(str(row) for row in found[:_SHOWN])
-    more = f", ... ({len(found)} rows)" if len(found) > _SHOWN else ""
-    return f"row{'s' if len(found) > 1 else ''} {listed}{more}"
-
-
-def integer_labels(
-    values: Sequence[Any] | np.ndarray, where: str, column: str = "label", offset: int = 0
-) -> np.ndarray:
-    """Return labels as int64 [N], minus ``offset``.
-
-    Accepts integers, whole floats and decimal digits in text, because file formats differ in what they can hold.
-
-    Raises:
-        DataError: another value occurs.
-    """
-    labels, wrong = np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
-    for row, value in enumerate(values):
-        try:
-            labels[row] = int(value)
-            wrong[row] = isinstance(value, bool | np.bool_) or not (isinstance(value, str) or int(value) == value)
-        except (TypeError, ValueError, OverflowError):
-            wrong[row] = True
-    if wrong.any():
-        example = values[int(np.flatnonzero(wrong)[0])]
-        raise DataError(
-            f"{where}: column '{column}' must hold integers, but {_rows(wrong)} hold{'s' if wrong.sum() == 1 else ''} "
-            f"e.g. {example!r:.40}: number the classes 0, 1, 2, ..."
-        )
-    return labels - offset
+    remarks: list[str] = field(default_factory=list)
 
 
 def check_split(split: RawSplit, where: str, text_column: str = "text", pair_column: str = "text_pair") -> None:
@@ -115,17 +86,18 @@ def check_split(split: RawSplit, where: str, text_column: str = "text", pair_col
             continue
         empty = np.fromiter((not text.strip() for text in texts), dtype=bool, count=len(texts))
         if empty.any():
-            raise DataError(f"{where}: column '{column}' has no text in {_rows(empty)}: delete or fill these rows")
+            raise DataError(f"{where}: column '{column}' has no text in {rows_of(empty)}: delete or fill these rows")
 
 
-def count_labels(train: RawSplit, where: str, expected: int | None = None) -> int:
+def count_labels(train: RawSplit, where: str, expected: int | None = None, names_from: str = "the dataset") -> int:
     """Return the number of classes C of a train split, whose labels must be 0 .. C - 1.
 
     Args:
         expected: C if it is known beforehand. Then train may lack classes, as small samples of many classes do.
+        names_from: who says so.
 
     Raises:
-        DataError: labels are negative, leave gaps, are constant, or exceed ``expected``.
+        DataError: labels are negative, leave gaps, are constant, exceed ``expected``, or are ids of rows.
     """
     present = np.unique(train.labels)
     shown = ", ".join(str(label) for label in present[:_SHOWN]) + (", ..." if len(present) > _SHOWN else "")
@@ -135,16 +107,23 @@ def count_labels(train: RawSplit, where: str, expected: int | None = None) -> in
         raise DataError(
             f"{where}: column 'label' is {present[0]} in every row, which cannot be learned: give at least two classes"
         )
+    if len(present) > max(_MANY_CLASSES, len(train) // 2):
+        raise DataError(
+            f"{where}: column 'label' has {len(present)} values in {len(train)} rows: it holds ids or texts, not classes; "
+            "give the classes, numbered 0, 1, 2, ..."
+        )
     classes = expected if expected is not None else int(present[-1]) + 1
     if present[-1] >= classes:
         raise DataError(
-            f"{where}: column 'label' goes up to {present[-1]}, but the dataset has {classes} classes: "
+            f"{where}: column 'label' goes up to {present[-1]}, but {names_from} has {classes} classes: "
             f"use labels 0 to {classes - 1}"
         )
     if expected is None and len(present) != classes:
-        missing = sorted(set(range(classes)) - set(present.tolist()))[:_SHOWN]
+        known = set(present.tolist())  # the classes are not listed: there are a billion of them if labels are ids
+        missing = itertools.islice((label for label in itertools.count() if label not in known), _SHOWN)
         raise DataError(
-            f"{where}: column 'label' leaves gaps: labels are {shown}, without {', '.join(map(str, missing))}: "
+            f"{where}: column 'label' leaves gaps: labels are {shown}, without "
+            f"{', '.join(str(label) for label in missing if label < classes)}: "
             "number the classes 0, 1, 2, ... without leaving any out"
         )
     return classes
@@ -160,7 +139,7 @@ def check_known_labels(split: RawSplit, where: str, num_labels: int) -> None:
     if unknown.any():
         example = split.labels[unknown][0]
         raise DataError(
-            f"{where}: column 'label' has {example} in {_rows(unknown)}, but train has labels 0 to {num_labels - 1}: "
+            f"{where}: column 'label' has {example} in {rows_of(unknown)}, but train has labels 0 to {num_labels - 1}: "
             "correct these labels or add such rows to train"
         )
 
@@ -193,8 +172,10 @@ def assemble(
     language: str,
     label_names: list[str] | None,
     source: str,
-    notes: Sequence[str],
     why_carved: str,
+    names_from: str = "the dataset",
+    notes: Sequence[str] = (),
+    remarks: Sequence[str] = (),
 ) -> RawDataset:
     """Validate labels, carve the splits that are missing (first test, then dev) from train, and return the dataset.
 
@@ -203,12 +184,13 @@ def assemble(
         places: file or hub split of each, for messages.
         label_names: ``None`` to count the classes of train and use their numbers as names.
         why_carved: ends the note about a carved split.
+        names_from: who names the classes, for messages.
 
     Raises:
         DataError: labels are not valid, or only some of the splits have pairs of texts.
     """
     found, noted, origin = dict(splits), list(notes), places["train"]
-    num_labels = count_labels(found["train"], origin, len(label_names) if label_names else None)
+    num_labels = count_labels(found["train"], origin, len(label_names) if label_names else None, names_from)
     for split in ("test", "dev"):
         if split not in found:
             found["train"], found[split] = carve_dev(found["train"])
@@ -220,7 +202,7 @@ def assemble(
             has, lacks = (origin, where) if found[split].pairs is None else (where, origin)
             raise DataError(f"{lacks}: no column 'text_pair', but {has} has one: all splits need it, or none")
     names = label_names or [str(label) for label in range(num_labels)]
-    return RawDataset(name, language, num_labels, names, source, notes=noted, **found)
+    return RawDataset(name, language, num_labels, names, source, notes=noted, remarks=list(remarks), **found)
 
 
 def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:

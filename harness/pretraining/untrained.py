@@ -17,7 +17,7 @@ import torch
 from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError
 from harness.core.files import write_folder
-from harness.data.local import FORMATS
+from harness.data.tables import FORMATS
 from harness.encoder import checkpoint
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape

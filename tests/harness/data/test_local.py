@@ -1,12 +1,15 @@
 """Datasets from a folder of files."""
 
 import json
+import os
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from harness.core.errors import DataError, UnknownNameError
-from harness.data.local import guess_language, load_local
+from harness.data.local import available, content_files, guess_language, load_local
 
 ROWS = [("good film", 1), ("bad film", 0)] * 10
 
@@ -85,7 +88,7 @@ def test_missing_folder_split_and_name(folder):
 def test_two_files_for_one_split(folder):
     """Two files for one split are refused."""
     write(folder / "toy" / "test.parquet", table())
-    refused(folder, "test.parquet and test.csv both exist")
+    refused(folder, "test.csv and test.parquet both exist: keep one file per split")
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
@@ -97,13 +100,46 @@ def test_missing_column(tmp_path, form, column):
     refused(tmp_path, f"train.{form}: no column '{column}'")
 
 
-@pytest.mark.parametrize("labels", [["pos", "neg"], [1.5, 0.0], [None, 1.0]])
-@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
-def test_labels_that_are_no_integers(folder, labels, form):
-    """Words, fractions and missing labels are refused in every format, naming column and row."""
+@pytest.mark.parametrize("labels", [[1.5, 0.0], [None, 1.0]])
+@pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
+def test_labels_that_are_no_classes(folder, labels, form):
+    """Fractions and missing labels are refused in every format, naming column and row."""
     (folder / "toy" / "train.csv").unlink()
     write(folder / "toy" / f"train.{form}", table([("a", labels[0]), ("b", labels[1])]))
-    refused(folder, f"train.{form}: column 'label' must hold integers, but row")
+    refused(
+        folder, f"train.{form}: column 'label' must hold integers or names of up to 200 characters, but row 1 holds "
+    )
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
+def test_names_as_labels(tmp_path, form):
+    """Names are numbered in sorted order, or in that of card.toml; the order is noted."""
+    rows = [("a", "pos"), ("b", "neg"), ("c", "neutral"), ("d", "neg")]
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "toy" / f"{split}.{form}", table(rows))
+    data = load_local(tmp_path, "toy")
+    assert (data.label_names, data.train.labels.tolist()) == (["neg", "neutral", "pos"], [2, 0, 1, 0])
+    said = "labels are names, numbered in sorted order: 0 = neg, 1 = neutral, 2 = pos"
+    assert said in data.notes and said in data.remarks
+    (tmp_path / "toy" / "card.toml").write_text('label_names = ["pos", "neutral", "neg"]')
+    data = load_local(tmp_path, "toy")
+    assert (data.label_names, data.test.labels.tolist()) == (["pos", "neutral", "neg"], [0, 2, 1, 2])
+    assert "labels are names, numbered as in card.toml: 0 = pos, 1 = neutral, 2 = neg" in data.notes
+    (tmp_path / "toy" / "card.toml").write_text('label_names = ["pos", "neg"]')
+    refused(tmp_path, "has 'neutral' in row 3, which is none of the classes of card.toml")
+
+
+def test_unknown_names_of_classes(folder):
+    """A name that train lacks is refused, and so is a name among numbers."""
+    write(folder / "toy" / "test.csv", table([("a", "0_1"), ("b", 0)]))
+    refused(folder, "test.csv: column 'label' has '0_1' in row 1, a name where other rows have numbers")
+    for split in ("train", "dev"):
+        write(folder / "toy" / f"{split}.csv", table([("a", "yes"), ("b", "no")]))
+    refused(folder, "test.csv: column 'label' has 0 in row 2, a number where other rows have names")
+    write(folder / "toy" / "test.csv", table([("a", "yes"), ("b", "maybe")]))
+    refused(
+        folder, r"test.csv: column 'label' has 'maybe' in row 2, which is none of the labels of .*train.csv \(no, yes\)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,9 +215,11 @@ def test_broken_json_line(folder):
 
 
 def test_broken_csv(folder):
-    """A row with too many fields gives an error in one line."""
+    """A row with too many fields is refused with its line."""
     (folder / "toy" / "train.csv").write_text("text,label\na,0\nb,c,d,1\n")
-    refused(folder, "train.csv: not a csv table")
+    refused(
+        folder, r"train.csv line 3: 4 fields, but the header has 2 \(text, label\): put texts with commas in double"
+    )
 
 
 def test_unusual_texts_load(folder):
@@ -211,7 +249,9 @@ def test_language(folder):
         ('tongue = "en"', "unknown key 'tongue'"),
         ('language = "fr"', 'card.toml: language = "fr" is not allowed: give one of "en", "zh"'),
         ("label_names = [1]", r"card.toml: label_names\[0\] = 1 is not allowed: give text in quotes"),
-        ('label_names = ["only"]', "goes up to 1, but the dataset has 1 classes"),
+        ('label_names = ["only"]', "goes up to 1, but card.toml has 1 classes"),
+        ('label_names = ["a", "a"]', "card.toml: two classes are called 'a'"),
+        ("label_names = ['a\\u001b']".replace("'", '"'), "a label cannot contain the control character"),
     ],
 )
 def test_bad_card(folder, text, message):
@@ -220,8 +260,98 @@ def test_bad_card(folder, text, message):
     refused(folder, message)
 
 
+def test_card_with_a_byte_order_mark(folder):
+    """Editors on Windows write a byte order mark before the first key."""
+    (folder / "toy" / "card.toml").write_text('language = "zh"\n', encoding="utf-8-sig")
+    assert load_local(folder, "toy").language == "zh"
+
+
 def test_a_known_dataset_uses_its_card(folder):
-    """A folder with the name of a card has that card's language, classes and label names."""
+    """A folder with the name of a card has that card's language, classes and label names, and says how to change that."""
     (folder / "toy").rename(folder / "thucnews")
     data = load_local(folder, "thucnews")
     assert (data.language, data.num_labels, data.label_names[1]) == ("zh", 10, "realty")
+    assert "train has rows of 2 of the 10 classes of the built-in card 'thucnews' only" in data.notes
+    assert data.remarks[-1].startswith(
+        "its language and its label names come from the built-in card 'thucnews': if these are"
+    )
+    (folder / "thucnews" / "card.toml").write_text('language = "en"\nlabel_names = ["bad", "good"]\n')
+    data = load_local(folder, "thucnews")
+    assert (data.language, data.label_names, data.notes, data.remarks) == ("en", ["bad", "good"], [], [])
+
+
+def test_own_labels_in_a_folder_named_like_a_card(folder):
+    """Labels that the built-in card does not have are refused with its name and the place to override it."""
+    (folder / "toy").rename(folder / "lcqmc")
+    write(folder / "lcqmc" / "train.csv", table([("a", 0), ("b", 1), ("c", 2)]))
+    refused(folder, "goes up to 2, but the built-in card 'lcqmc' has 2 classes", "lcqmc")
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "Dev"])
+def test_names_of_the_dev_split(folder, name):
+    """The dev file may have any of its usual names, but only one."""
+    (folder / "toy" / "dev.csv").rename(folder / "toy" / f"{name}.csv")
+    data = load_local(folder, "toy")
+    assert (len(data.dev), len(data.train), data.notes) == (20, 20, [])
+    write(folder / "toy" / "dev.csv", table())
+    refused(folder, "both exist: keep one file per split")
+
+
+def test_other_tables_are_named(folder):
+    """Tables of other names are not read, and a remark names them."""
+    for name in ("dev2.tsv", "train-extra.csv.gz", "notes.md", "extra.json"):
+        (folder / "toy" / name).write_text("?")
+    (remark,) = load_local(folder, "toy").remarks
+    assert remark.startswith(
+        "not read: dev2.tsv, extra.json, train-extra.csv.gz; tables are read if they are called train, "
+    )
+
+
+def test_nothing_but_the_splits_is_opened(folder):
+    """Hidden folders, a folder with a dot, broken links and pipes beside the data do not matter."""
+    toy = folder / "toy"
+    for name in (".ipynb_checkpoints", ".cache", ".git", "old.v1", "backup.csv"):
+        (toy / name).mkdir()
+        (toy / name / "train.csv").write_text("?")
+    (toy / "link.tsv").symlink_to(toy / "nowhere")
+    os.mkfifo(toy / "pipe.tsv")
+    (folder / "lost+found").mkdir()
+    assert load_local(folder, "toy").remarks == []
+    assert [path.name for path in content_files(folder, "toy")] == ["train.csv", "dev.csv", "test.csv"]
+    assert available(folder) == ["toy"]
+    (toy / "test.csv").unlink()
+    (toy / "test.csv").symlink_to(toy / "nowhere")
+    refused(folder, "test.csv: not a file, but a folder, a pipe or a broken link")
+
+
+def test_parts_are_joined_in_order(folder):
+    """A split may come in numbered parts, as the hub writes them; all of them must be there."""
+    (folder / "toy" / "train.csv").unlink()
+    for part in (1, 0, 2):
+        write(folder / "toy" / f"train-0000{part}-of-00003.parquet", table([(f"{part}a", 0), (f"{part}b", 1)]))
+    assert load_local(folder, "toy").train.texts == ["0a", "0b", "1a", "1b", "2a", "2b"]
+    (folder / "toy" / "train-00001-of-00003.parquet").unlink()
+    refused(folder, "toy: train-00000-of-00003.parquet is one of 3 parts, but 2 exist: add the others")
+    write(folder / "toy" / "train.parquet", table())
+    refused(folder, "both exist")
+
+
+def test_class_names_of_the_hub(folder):
+    """Parquet files of the library datasets name the classes; they stand before a built-in card and after card.toml."""
+    features = {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}, "text": {"dtype": "string", "_type": "Value"}}
+    for split in ("train", "dev", "test"):
+        (folder / "toy" / f"{split}.csv").unlink()
+        told = pa.Table.from_pandas(table()).replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+        pq.write_table(told, folder / "toy" / f"{split}-00000-of-00001.parquet")
+    assert load_local(folder, "toy").label_names == ["no", "yes"]
+    (folder / "toy").rename(folder / "weibo")
+    assert load_local(folder, "weibo").label_names == ["no", "yes"]
+    (folder / "weibo" / "card.toml").write_text('label_names = ["nein", "ja"]\n')
+    assert load_local(folder, "weibo").label_names == ["nein", "ja"]
+
+
+def test_long_white_space_does_not_hide_the_language():
+    """White space does not count towards the characters from which the language is guessed."""
+    assert guess_language([" " * 10_000 + "这家酒店很好"]) == "zh"

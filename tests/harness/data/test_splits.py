@@ -13,7 +13,6 @@ from harness.data.splits import (
     check_known_labels,
     check_split,
     count_labels,
-    integer_labels,
     limit,
     limit_dataset,
 )
@@ -104,22 +103,6 @@ def test_limits_that_leave_nothing_to_learn():
         limit_dataset(toy, max_train=1)
 
 
-@pytest.mark.parametrize("good", [[0, 1], ["0", " 1"], [0.0, 1.0], [np.int8(0), np.int32(1)]])
-def test_integers_in_any_spelling(good):
-    """Labels may be integers, whole floats or digits in text."""
-    assert integer_labels(good, "f").tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("bad", ["pos", "1.0", "", 1.5, float("nan"), float("inf"), None, True, [1]])
-def test_labels_that_are_no_integers(bad):
-    """Other values are refused with file, column, row and advice."""
-    with pytest.raises(
-        DataError, match=r"^f\.csv: column 'label' must hold integers, but row 2 holds .*number the classes"
-    ) as caught:
-        integer_labels([0, bad, 1], "f.csv")
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -135,11 +118,21 @@ def test_label_sets_that_make_no_sense(labels, message):
         count_labels(split_of(labels), "train.csv")
 
 
+def test_ids_as_labels_are_refused_at_once():
+    """A label of a billion, or a number of its own for every row, is refused without a list of all classes."""
+    with pytest.raises(DataError, match="leaves gaps: labels are 0, 7, 1000000000, without 1, 2, 3, 4, 5: "):
+        count_labels(split_of([0, 7, 10**9]), "f")
+    with pytest.raises(DataError, match="has 1500 values in 2000 rows: it holds ids"):
+        count_labels(split_of([*range(1500), *range(500)]), "f")
+
+
 def test_known_number_of_classes():
     """With the number of classes known, train may lack some but must not exceed it."""
     assert count_labels(split_of([0, 2]), "f", 4) == 4
     with pytest.raises(DataError, match="goes up to 4, but the dataset has 4 classes"):
         count_labels(split_of([0, 4]), "f", 4)
+    with pytest.raises(DataError, match="goes up to 4, but the built-in card 'x' has 4 classes"):
+        count_labels(split_of([0, 4]), "f", 4, "the built-in card 'x'")
 
 
 def test_unseen_labels():
