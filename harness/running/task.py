@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from harness.core.digest import digest_of
 from harness.core.errors import ConfigError, DataError, UnknownNameError
 from harness.core.tokens import Split, Task
 from harness.data.cards import CARDS, card
 from harness.data.embedded import load_embedded
 from harness.data.hub import load_hub
-from harness.data.local import available, load_local
+from harness.data.local import available, content_files, load_local
 from harness.data.overlaps import count_overlaps
 from harness.data.splits import RawDataset, RawSplit, limit_dataset
 from harness.encoder.backbone import Backbone
@@ -87,13 +88,17 @@ def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
 
 
 def source_identity(name: str, source: str, data: Path | None) -> str:
-    """Return what a dataset's content depends on, without loading it, to decide whether stored results are still valid."""
+    """Return what a dataset's content depends on, without loading it, to decide whether stored results are still valid.
+
+    Raises:
+        DataError: a file of a local dataset cannot be read, or two files are the same split.
+    """
     if source == "local" and data is not None:
-        digest = hashlib.sha256()
-        for path in sorted((Path(data).expanduser() / name).glob("*.*")):
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
-        return digest.hexdigest()[:16]
+        folder = Path(data).expanduser()
+        try:
+            return digest_of(content_files(folder, name), folder / name)
+        except OSError as error:
+            raise DataError(f"{folder / name}: cannot be read ({error}): give a folder that you may read") from error
     if source == "embedded":
         from harness.encoder import miniature
 
