@@ -39,6 +39,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--max-test", type=int, metavar="N", help="at most N test rows")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to measure in several processes at once, because they would disturb each other's times."""
+    if config.getoption("dist", "no") != "no" and not config.getoption("benchmark_disable"):
+        raise pytest.UsageError(
+            "pytest suites/ -n: several processes at once would disturb each other's times: omit -n, or add "
+            "--benchmark-disable to run every benchmark once without measuring"
+        )
+
+
 def _settings(config: pytest.Config) -> Settings:
     given: dict[str, Any] = {key: config.getoption(key) for key in ("data", "device", "max_train", "max_test")}
     given |= {key: names(text) for key in ("methods", "datasets") if (text := config.getoption(key))}

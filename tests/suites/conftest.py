@@ -67,10 +67,10 @@ def run_benchmarks(
     A process of its own would spend most of its time on imports.
     """
 
-    def run(*arguments: str) -> tuple[int, str]:
+    def run(*arguments: str, mode: str = "--benchmark-only") -> tuple[int, str]:
         monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark refuses to measure in a worker
         monkeypatch.chdir(Path(__file__).parents[2])
-        options = ["--benchmark-only", "-q", "-p", "no:faulthandler", "-p", "no:hypothesispytest"]
+        options = [mode, "-q", "-p", "no:faulthandler", "-p", "no:hypothesispytest"]
         code = int(pytest.main([*arguments, *options]))
         return code, "".join(capsys.readouterr())
 

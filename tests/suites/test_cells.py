@@ -83,6 +83,23 @@ def test_an_unknown_name_ends_the_collection(
     assert "Traceback" not in said
 
 
+def test_without_measuring_every_cell_runs_once(
+    mini_options: list[str], run_benchmarks: Callable[..., tuple[int, str]]
+) -> None:
+    """``--benchmark-disable`` fits and predicts, and has no times."""
+    code, said = run_benchmarks("suites/test_cells.py", *mini_options, "--methods", "bert", mode="--benchmark-disable")
+    assert code == 0, said
+    assert "1 passed" in said
+
+
+def test_measuring_in_several_processes_is_refused(run_benchmarks: Callable[..., tuple[int, str]]) -> None:
+    """``-n 2`` ends at once with one line that says what to do instead."""
+    code, said = run_benchmarks("suites/", "-n", "2")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    (line,) = [line for line in said.splitlines() if line.strip()]
+    assert "omit -n, or add --benchmark-disable" in line
+
+
 def test_cells_of_quick_equal_those_of_a_run() -> None:
     """Points are known before any fit: two speeds, shared answers, both verified modes, controls and the oracle."""
     cells = cells_of(Settings(profile.load("quick"), Path()))
