@@ -7,6 +7,7 @@ from reports.analysis.view import Group, View, file_slug, of_group
 from reports.figures.drawing import STYLE, Drawing, looks
 from reports.figures.exit_figures import draw_exit_histograms, draw_heat_maps
 from reports.figures.factor_panels import draw_factor_panels
+from reports.figures.fonts import fonts_for
 from reports.figures.pareto import draw_pareto
 
 
@@ -15,7 +16,8 @@ def draw_figures(view: View, group: Group) -> list[Drawing]:
     import matplotlib
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    names = [group.label, *(f"{row.method} {row.point}" for row in view.of(group))]
+    with matplotlib.rc_context(STYLE), fonts_for(names):  # type: ignore[arg-type]
         chosen = looks(view)
         drawings = [
             draw_pareto(view, group, chosen, "flops_linear"),

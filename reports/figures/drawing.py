@@ -15,6 +15,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from reports.analysis.view import View
+from reports.figures.fonts import USUAL, use_ascii
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +115,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 STYLE: dict[str, object] = dict.fromkeys(
     ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
 )
-STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "geep-bench", "font.family": "DejaVu Sans", "font.size": 9}
+STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "geep-bench", "font.family": USUAL, "font.size": 9}
 STYLE |= {"axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True}
 STYLE |= {"legend.frameon": False, "legend.fontsize": 8, "savefig.transparent": True, "text.parse_math": False}
@@ -167,6 +168,7 @@ def render(
     """Return the finished figure as SVG and PNG; ``spots`` name its points."""
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    use_ascii(figure)
     # The PNG has a white background, because dark viewers cannot recolour it.
     figure.savefig(png, format="png", dpi=130, transparent=False, facecolor="white", metadata={"Software": None})
     return Drawing(name, title, description, with_spots(svg.getvalue().decode(), spots), png.getvalue(), role)
