@@ -188,6 +188,7 @@ class Result(StrictRecord):
         default=None, validation_alias=AliasChoices("resources", "footprint"), serialization_alias="footprint"
     )
     overlaps: Overlaps | None = None
+    label_names: list[Label] = Field(default_factory=list, description="names of the classes, class 0 first")
     unseen_tokens: float | None = Field(default=None, description="share of test keys without a row in the exit table")
     notes: list[str] = Field(default_factory=list)
     fingerprint: dict[str, Any]

@@ -30,7 +30,7 @@ def main() -> int:
     for line in sys.stdin:
         job = json.loads(line)
         if session is None or (session.dataset, session.seed) != (job["dataset"], job["seed"]):
-            session = Session(settings, job["dataset"], job["seed"])
+            session = Session(settings, job["dataset"], job["seed"], quiet=True)
         reason = None
         try:
             session.fitted(job["method"])

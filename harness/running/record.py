@@ -94,6 +94,7 @@ def build_result(
         resources=diagnostics.resources,
         unseen_tokens=diagnostics.unseen_tokens,
         overlaps=prepared.overlaps,
+        label_names=prepared.label_names,
         notes=prepared.notes,
         fingerprint=environment_facts(),
     )

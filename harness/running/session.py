@@ -6,7 +6,7 @@ import glob
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -80,23 +80,33 @@ class Session:
     """One dataset with one seed: its data, its backbone, and the methods fitted on it so far.
 
     Everything is loaded when it is first needed, so that a session whose cells are all finished costs nothing.
+
+    Args:
+        quiet: print no remarks on the data; the session of the first seed in the main process prints them.
     """
 
-    def __init__(self, settings: Settings, dataset: str, seed: int) -> None:
+    def __init__(self, settings: Settings, dataset: str, seed: int, *, quiet: bool = False) -> None:
         self.settings, self.dataset, self.seed = settings, dataset, seed
+        self._quiet = quiet or seed != settings.profile.seeds[0]
         self._fitted: dict[str, Fitted] = {}
         self._failed: dict[str, str] = {}
 
     @cached_property
     def _raw(self) -> Any:
         profile = self.settings.profile
-        return load_raw(
+        raw = load_raw(
             self.dataset,
             self.settings.source,
             data=self.settings.data,
             max_train=profile.max_train,
             max_test=profile.max_test,
         )
+        self._tell(raw.remarks)
+        return raw
+
+    def _tell(self, remarks: Iterable[str]) -> None:
+        for remark in () if self._quiet else remarks:
+            print(f"{self.dataset}: {remark}", file=sys.stderr)
 
     @cached_property
     def backbone_name(self) -> str:
@@ -124,7 +134,9 @@ class Session:
 
     @cached_property
     def prepared(self) -> Prepared:
-        return prepare(self._raw, self.backbone, self.settings.profile.max_length)
+        found = prepare(self._raw, self.backbone, self.settings.profile.max_length)
+        self._tell(found.unknown)
+        return found
 
     def fit_key(self, name: str) -> str:
         """Return the content key of a fitted method: everything its weights depend on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,54 @@ def test_devices_and_folders_are_checked_first(stage: Any, settings: Settings, t
     with pytest.raises(ResultError, match="--out"):
         run(replace(settings, out=tmp_path / "file" / "run"))
     assert stage.fits == []
+
+
+def test_names_of_classes_and_remarks_on_data(
+    stage: Any, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Results keep the names of the classes in their order; remarks on the data are printed once, whatever the seeds."""
+    place = write_local(tmp_path / "data", "good") / "mine"
+    for split in ("train", "dev", "test"):
+        table = pd.read_parquet(place / f"{split}.parquet")
+        (place / f"{split}.parquet").unlink()
+        table["label"] = np.array(["yes", "no"])[table["label"]]
+        table.to_csv(place / f"{split}.csv.gz", index=False)
+    (place / "test-old.csv").write_text("?")
+    backbones = {"en": "some-folder", "zh": "some-folder"}
+    some = change(settings, datasets=["mine"], methods=["one"], backbones=backbones, seeds=[0, 1])
+    run(replace(some, data=tmp_path / "data"))
+    results = RunFolder.open(settings.out).results()
+    assert [result.label_names for result in results] == [["no", "yes"]] * len(results)
+    said = "labels are names, numbered in sorted order: 0 = no, 1 = yes"
+    assert all(said in result.notes for result in results)
+    err = capsys.readouterr().err
+    assert err.count(f"mine: {said}") == 1
+    assert err.count("mine: not read: test-old.csv; ") == 1
+
+
+def test_unknown_words_are_a_caveat(
+    stage: Any, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If many tokens are unknown to the tokenizer, results and terminal say which share."""
+    backbones = {"en": "some-folder", "zh": "some-folder"}
+    some = change(settings, datasets=["mine"], methods=["one"], backbones=backbones)
+    run(replace(some, data=write_local(tmp_path / "data", "🙂 🙂 🙂")))
+    (result, _) = RunFolder.open(settings.out).results()
+    share = "does not know 100.0% of the train tokens and 100.0% of the test tokens ([UNK])"
+    assert any(share in note for note in result.notes)
+    assert capsys.readouterr().err.count(share) == 1
+
+
+def test_only_the_files_of_the_splits_decide_what_is_kept(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """Folders, pipes and broken links beside the data change nothing; a card beside them does."""
+    data = write_local(tmp_path / "data", "good")
+    backbones = {"en": "some-folder", "zh": "some-folder"}
+    some = replace(change(settings, datasets=["mine"], methods=["one"], backbones=backbones), data=data)
+    assert counts(run(some)) == (2, 0, 0)
+    (data / "mine" / ".ipynb_checkpoints").mkdir()
+    (data / "mine" / "old.v1").mkdir()
+    (data / "mine" / "lost.tsv").symlink_to("nowhere")
+    os.mkfifo(data / "mine" / "pipe.tsv")
+    assert counts(run(some)) == (0, 2, 0)
+    (data / "mine" / "card.toml").write_text('label_names = ["bad", "good"]\n')
+    assert counts(run(some)) == (2, 0, 0)
