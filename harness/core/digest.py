@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.core.errors import ResultError
 
-SEAL = "sha256.json"
+SEAL = "seal.json"
 _RECENT = 2_000_000_000  # ns; some file systems count time stamps in steps of two seconds
 _known: dict[tuple[int, ...], str] = {}
 

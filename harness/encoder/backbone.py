@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.core.errors import BackboneError, first_line
+from harness.core.digest import check_seal, seal
+from harness.core.errors import BackboneError, ResultError, first_line
 from harness.core.files import cache_root, write_folder
 from harness.core.text_formats import read_json
 from harness.core.tokens import TokenSet
@@ -109,23 +110,32 @@ class Backbone:
 
 
 def embedded_folder(language: str, *, progress: bool = True) -> Path:
-    """Return the embedded miniature as a Hugging Face folder; pretrained on first use (under a minute), then cached."""
+    """Return the embedded miniature as a Hugging Face folder; pretrained on first use (under a minute), then cached.
+
+    Damaged files are found by their checksums, reported, and made again.
+    """
     folder = cache_root() / "backbones" / f"embedded-{miniature.recipe_key()}-{language}"
-    if not (folder / "model.safetensors").is_file():
-        bar = progress and sys.stderr.isatty()
-        if progress and not bar:
-            print("pretraining the embedded miniature, once, about a minute", file=sys.stderr, flush=True)
-        shape, state = miniature.pretrain_miniature(progress=bar)
-        # Both languages share the weights: their vocabularies list the same concepts in the same order.
-        for other in miniature.LANGUAGES:
-            target = folder.with_name(f"embedded-{miniature.recipe_key()}-{other}")
-            tokenizer = miniature.tokenizer(other)
+    try:
+        if folder.is_dir():
+            check_seal(folder)
+            return folder
+    except ResultError as error:
+        print(f"{error}; pretraining the embedded miniature again", file=sys.stderr)
+    bar = progress and sys.stderr.isatty()
+    if progress and not bar:
+        print("pretraining the embedded miniature, once, about a minute", file=sys.stderr, flush=True)
+    shape, state = miniature.pretrain_miniature(progress=bar)
+    # Both languages share the weights: their vocabularies list the same concepts in the same order.
+    for other in miniature.LANGUAGES:
+        target = folder.with_name(f"embedded-{miniature.recipe_key()}-{other}")
+        tokenizer = miniature.tokenizer(other)
 
-            def fill(place: Path, tokenizer: Any = tokenizer) -> None:
-                checkpoint.write_folder(place, shape, state)
-                tokenizer.save_pretrained(place)
+        def fill(place: Path, tokenizer: Any = tokenizer) -> None:
+            checkpoint.write_folder(place, shape, state)
+            tokenizer.save_pretrained(place)
+            seal(place)
 
-            write_folder(target, fill)
+        write_folder(target, fill)
     return folder
 
 
@@ -161,6 +171,12 @@ def _folder(name: str, language: str, *, progress: bool = True) -> Path:
         return embedded_folder(language, progress=progress)
     folder = Path(name).expanduser()
     return folder if folder.is_dir() else _hub_folder(name)
+
+
+def shown_name(name: str) -> str:
+    """Return the name that tables show for a backbone: a folder without its path."""
+    folder = Path(name).expanduser()
+    return folder.resolve().name if name != EMBEDDED and folder.is_dir() else name
 
 
 def content_of(name: str, language: str) -> str:
@@ -244,10 +260,9 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
             f"the tokenizer in {folder} has {size} tokens, the embeddings {found.shape.vocab_size}: "
             "use the tokenizer of this checkpoint"
         )
-    shown = name if name == EMBEDDED or not Path(name).expanduser().is_dir() else folder.resolve().name
     state = {k: v.contiguous() for k, v in found.state.items()}
     words = checkpoint.tokenizer_content_of(folder)
-    return Backbone(shown, found.shape, state, tokenizer, device, found.head, words)
+    return Backbone(shown_name(name), found.shape, state, tokenizer, device, found.head, words)
 
 
 def shape_of(name: str) -> EncoderShape:

@@ -6,7 +6,10 @@ import ctypes
 import os
 import shlex
 import shutil
+import stat
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.core.errors import ConfigError, DeviceError
+from harness.core.digest import check_seal, seal
+from harness.core.errors import ConfigError, DeviceError, ResultError
 from harness.core.files import cache_root, content_key, write_folder
 from harness.kernels.source import Source
 
@@ -104,19 +108,63 @@ def compile_to(output: Path, unit: str, flags: Sequence[str], *, more: Sequence[
         )
 
 
+def changeable_by_others(path: Path, top: Path) -> Path | None:
+    """Return the first of ``path`` and its folders up to ``top`` that another user may write to or owns, ``None`` if there is none.
+
+    What does not exist yet is left out. A link that leads out of ``top`` counts as somebody else's.
+    """
+    path, top = path.resolve(), top.resolve()
+    if not path.is_relative_to(top):
+        return path
+    for place in (path, *path.parents):
+        if place.exists():
+            found = place.stat()
+            if found.st_uid not in (0, os.getuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return place
+        if place == top:
+            break
+    return None
+
+
+@cache
+def _private() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that only this user can use, deleted at the end of the process."""
+    return tempfile.TemporaryDirectory(prefix="geep-bench-kernels-")
+
+
 def build(source: Source, flags: Sequence[str] = ()) -> Path:
     """Return the shared library of a source, from the cache (keyed by source, shim, flags and compiler) or compiled now.
+
+    A library is code, so one that another user could have written is not loaded: then it is compiled into a private folder.
 
     Raises:
         ConfigError: the compiler failed, or the cache cannot be written.
         DeviceError: there is no compiler.
     """
     folder = cache_root() / "kernels" / _key(source, flags)
-    if not (folder / LIBRARY).exists():
-        unit = translation_unit(source)
-        options = ("-shared", *source.options, *flags)
+    others = changeable_by_others(folder / LIBRARY, cache_root())
+    if others is not None:
+        print(
+            f"other users may write to {others}: its kernels are not loaded, but compiled again for this process; correct it with "
+            "chmod go-w, or set GEEP_BENCH_CACHE to a folder of your own",
+            file=sys.stderr,
+        )
+        folder = Path(_private().name) / folder.name
+    elif folder.is_dir():
         try:
-            write_folder(folder, lambda temporary: compile_to(temporary / LIBRARY, unit, options))
+            check_seal(folder)
+        except ResultError as error:
+            print(f"{error}; compiling the kernels again", file=sys.stderr)
+            shutil.rmtree(folder)
+    if not folder.is_dir():
+        unit, options = translation_unit(source), ("-shared", *source.options, *flags)
+
+        def fill(place: Path) -> None:
+            compile_to(place / LIBRARY, unit, options)
+            seal(place)
+
+        try:
+            write_folder(folder, fill)
         except ConfigError:
             if not (folder / LIBRARY).exists():  # else another process was faster
                 raise
@@ -126,7 +174,10 @@ def build(source: Source, flags: Sequence[str] = ()) -> Path:
 def _key(source: Source, flags: Sequence[str]) -> str:
     shim = (files("harness.kernels") / "shim.h").read_text(encoding="utf-8")
     command = tuple(compiler())
-    return content_key(translation_unit(source), source.options, shim, FLAGS, list(flags), command, _version(command))
+    sealed = 1  # libraries without checksums have other keys
+    return content_key(
+        sealed, translation_unit(source), source.options, shim, FLAGS, list(flags), command, _version(command)
+    )
 
 
 @dataclass

@@ -10,7 +10,8 @@ import itertools
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from harness.contracts import OperatingPoint
 from harness.core import clock
 from harness.core.errors import MethodError, format_error, is_fatal
-from harness.core.files import content_key, write_json
+from harness.core.files import write_json
 from harness.core.names import LONGEST_FILE_NAME, check_name
 from harness.core.text_formats import read_json
 from harness.measure.diagnostics import Diagnostics, diagnose
@@ -27,11 +28,11 @@ from harness.measure.passes import Contender, Measured, measure
 from harness.measure.resources import SavedState, advice, check_alive
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
+from harness.running.content_keys import ContentKeys
 from harness.running.fit_pool import FitPool
 from harness.running.record import build_result, sample_rows
 from harness.running.run_settings import Settings, validate_settings
-from harness.running.session import CHASSIS_VERSION, Session
-from harness.running.task import source_identity
+from harness.running.session import Session, warn_of_old_fits
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Grid:
         self.settings = settings
         self.run = RunFolder.create(settings.out)
         self.outcome = GridOutcome()
-        self._identities: dict[str, str] = {}
+        self.keys = ContentKeys(settings)
         self._session: Session | None = None
 
     def execute(self) -> GridOutcome:
@@ -116,6 +117,7 @@ class Grid:
             print(message, file=sys.stderr)
         write_json(self.run.path / "run.json", self._facts())
         jobs = list(self._jobs())
+        self._announce(jobs)
         with FitPool(self.settings) as pool, tqdm(total=len(jobs), desc="run", unit="method", disable=None) as bar:
             for number, (dataset, seed, method) in enumerate(jobs, start=1):
                 bar.set_description(f"{dataset} {method} seed {seed}")
@@ -151,6 +153,8 @@ class Grid:
 
     def _session_of(self, dataset: str, seed: int, pool: FitPool, *, all_methods: bool = False) -> Session:
         """Return the session of a dataset and seed; for a new one, fit the methods whose cells are missing, or all."""
+        if self._session is None:
+            warn_of_old_fits()
         if self._session is None or (self._session.dataset, self._session.seed) != (dataset, seed):
             self._session = Session(self.settings, dataset, seed)
             methods = self.settings.profile.methods
@@ -170,28 +174,25 @@ class Grid:
             table.update({key: folder.name for key, folder in folders.items() if folder.is_dir()})
         return {"profile": facts, "source": settings.source, "device": settings.device, "dtype": settings.dtype}
 
-    def _key(self, dataset: str, method: str) -> str:
-        """Return the content key of a method's cells: all settings and data that its results depend on."""
-        profile = self.settings.profile
-        if dataset not in self._identities:
-            self._identities[dataset] = source_identity(dataset, self.settings.source, self.settings.data)
-        names = profile.in_order([method, profile.reference])
-        named = {name: content for name in names if (content := profile.named_content(name)) is not None}
-        return content_key(
-            CHASSIS_VERSION,
-            [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
-            self._identities[dataset],
-            profile.model_dump(include={"reference", "rounds", "max_length", "max_train", "max_test", "backbones"}),
-            asdict(self.settings.execution),
-            self.settings.device,
-            *([named] if named else []),
-        )
+    def _announce(self, jobs: Iterable[tuple[str, int, str]]) -> None:
+        """Print how many stored cells do not belong to these settings, data and weights, and are therefore measured again."""
+        outdated = 0
+        for dataset, seed, method in jobs:
+            plan = CellPlan.read(self.run, dataset, method, seed)
+            with suppress(MethodError):  # reported when the method is fitted
+                outdated += 0 if plan.key in ("", self.keys.of(dataset, method)) else len(plan.cells)
+        if outdated and not self.settings.fresh:
+            print(
+                f"{self.run.path}: {outdated} cells come from other settings, data or weights, or from a version whose keys "
+                "cannot be compared: measuring them again",
+                file=sys.stderr,
+            )
 
     def _stored(self, dataset: str, method: str, seed: int) -> int | None:
         """Return the number of a method's cells if all are stored and match these settings, else ``None``."""
         plan = CellPlan.read(self.run, dataset, method, seed)
         try:
-            if self.settings.fresh or plan.key != self._key(dataset, method):
+            if self.settings.fresh or plan.key != self.keys.of(dataset, method):
                 return None
         except MethodError:  # reported when the method is fitted
             return None
@@ -204,7 +205,7 @@ class Grid:
         placeholder = session.cell(name, OperatingPoint("fit"))
         key = ""
         try:
-            key = self._key(session.dataset, name)
+            key = self.keys.of(session.dataset, name)
             fitted = session.fitted(name)
             cells = {session.cell(name, point, fitted): point for point in session.points(name)}
         except Exception as error:

@@ -5,6 +5,8 @@ Profiles are found by path, or by name in the packages of the entry-point group 
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import entry_points
@@ -16,6 +18,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from harness import registry
 from harness.contracts import HasSettings, Method, NamesContent
+from harness.core.digest import content_digest
 from harness.core.errors import ConfigError, GeepBenchError, SettingsError, UnknownNameError
 from harness.core.names import Name
 from harness.core.settings import Place, StrictSettings, explain
@@ -23,6 +26,7 @@ from harness.core.text_formats import parse_toml, read_toml
 from harness.running import variants
 
 GROUP = "geep.profiles"
+_PATH = re.compile(r"\w[/\\.]|[/\\.~]\w")  # what may be a path: a letter or digit beside a separator, a dot or ~
 
 # Table (a method's name, or "training" for all methods), key and value.
 Override = tuple[str, str, Any]
@@ -113,9 +117,18 @@ class Profile(StrictSettings):
         return method.identity if isinstance(method, variants.Variant) else name
 
     def named_content(self, name: str) -> Any:
-        """Return the content that settings only name, e.g. a folder of weights (JSON), or ``None``."""
-        method = self.method_of(name)
-        return method.named_content(self.config(name)) if isinstance(method, NamesContent) else None
+        """Return the content that settings only name, e.g. a folder of weights (JSON), or ``None``.
+
+        For a method that does not say so itself (:class:`~harness.contracts.NamesContent`), that is the content of every file
+        and folder whose path is a setting.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
+        method, config = self.method_of(name), self.config(name)
+        if isinstance(method, NamesContent):
+            return method.named_content(config)
+        return {key: content for key, value in config.items() if (content := _content_below(value))} or None
 
     @property
     def variants(self) -> list[str]:
@@ -183,6 +196,25 @@ def _installed() -> dict[str, Any]:
 def names() -> list[str]:
     """Return the names of all installed profiles."""
     return sorted(_installed())
+
+
+def _content_below(value: Any) -> Any:
+    """Return the content of the files and folders that a setting names, in lists and tables as well, ``None`` for others."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {str(key): content for key, part in items if (content := _content_below(part))} or None
+    # A word such as "linear" is a choice even if a folder here happens to have that name, and "/" may be a separator.
+    if not isinstance(value, str) or not _PATH.search(value):
+        return None
+    place = os.path.expanduser(value)
+    if not (os.path.isfile(place) or os.path.isdir(place)):  # unlike those of Path, these take any text
+        return None
+    try:
+        return content_digest(Path(place))
+    except OSError as error:
+        raise ConfigError(
+            f"'{value}', which a setting names, cannot be read ({error.strerror}): correct that"
+        ) from error
 
 
 def load(name: str) -> Profile:

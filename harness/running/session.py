@@ -22,6 +22,7 @@ from harness.contracts import (
     OperatingPoint,
     UsesWordHead,
 )
+from harness.core.digest import check_seal, seal
 from harness.core.errors import ConfigError, MethodError, ResultError, format_error, is_fatal
 from harness.core.files import cache_root, content_key, write_folder
 from harness.core.names import check_label
@@ -33,7 +34,15 @@ from harness.running.task import Prepared, load_raw, prepare
 
 # Raised whenever a change of the encoder or the training loop changes what methods learn.
 CHASSIS_VERSION = 1
+FITS = "fits-2"  # folder of the cache; "fits" is that of versions whose fits have no checksums
 FITTED_PARTS = ("operating_points", "predict", "save", "cost")
+
+
+def warn_of_old_fits() -> None:
+    """Print a line if the cache has fits of a version whose fits have no checksums."""
+    old = cache_root() / "fits"
+    if old.is_dir():
+        print(f"{old} holds fits of an older version, which are not used: delete that folder", file=sys.stderr)
 
 
 def checked_fit(fitted: Fitted, name: str) -> Fitted:
@@ -150,7 +159,7 @@ class Session:
             profile.config(name),
             self.seed,
             self.prepared.task.fingerprint,
-            self.backbone.fingerprint,
+            [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint],
             self.settings.device,
             [self.fit_key(need) for need in method.needs],
             *([] if named is None else [named]),
@@ -158,7 +167,7 @@ class Session:
         )
 
     def _folder(self, name: str) -> Path:
-        return cache_root() / "fits" / f"{self.dataset}--{name}--{self.fit_key(name)}"
+        return cache_root() / FITS / f"{self.dataset}--{name}--{self.fit_key(name)}"
 
     def is_cached(self, name: str) -> bool:
         """Return whether a fit of this method with these settings and data is in the cache."""
@@ -166,7 +175,7 @@ class Session:
 
     def may_be_cached(self, name: str) -> bool:
         """Return whether the cache has a fit of this name with any settings; loads nothing."""
-        return any((cache_root() / "fits").glob(f"{glob.escape(f'{self.dataset}--{name}')}--*"))
+        return any((cache_root() / FITS).glob(f"{glob.escape(f'{self.dataset}--{name}')}--*"))
 
     def fitted(self, name: str) -> Fitted:
         """Return the fitted method or variant: from this process, from the cache, or trained now.
@@ -200,7 +209,12 @@ class Session:
             if loaded is not None:
                 return checked_fit(loaded, name)
             fitted = method.fit(task, backbone, teachers, config=profile.config(name), seed=self.seed)
-        write_folder(folder, checked_fit(fitted, name).save)
+
+        def fill(place: Path) -> None:
+            checked_fit(fitted, name).save(place)
+            seal(place)
+
+        write_folder(folder, fill)
         return fitted
 
     def _teacher(self, name: str, need: str) -> Fitted:
@@ -239,6 +253,7 @@ class Session:
         if not folder.is_dir():
             return None
         try:
+            check_seal(folder)
             return method.load(folder, self.prepared.task, self.backbone, teachers)
         except ResultError as error:
             print(f"{error}; fitting again", file=sys.stderr)

@@ -94,6 +94,11 @@ def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
             raise UnknownNameError("dataset", name, known)
 
 
+def language_of(name: str, source: str, data: Path | None) -> str:
+    """Return the language of a dataset; local data is read for it."""
+    return load_raw(name, source, data=data).language if source == "local" else card(name).language
+
+
 def source_identity(name: str, source: str, data: Path | None) -> str:
     """Return what a dataset's content depends on, without loading it, to decide whether stored results are still valid.
 

@@ -28,13 +28,13 @@ CACHE = (
     "cache/backbones/*/config.json",
     "cache/backbones/*/tokenizer.json",
     "cache/backbones/*/tokenizer_config.json",
-    "cache/fits/*/model.safetensors",
-    "cache/fits/*/model.json",
-    "cache/fits/*/training.json",
-    "cache/fits/*/geep.json",
-    "cache/fits/*/points.json",
-    "cache/fits/*/table-*/exit_table.safetensors",
-    "cache/fits/*/table-*/exit_table.json",
+    "cache/fits-2/*/model.safetensors",
+    "cache/fits-2/*/model.json",
+    "cache/fits-2/*/training.json",
+    "cache/fits-2/*/geep.json",
+    "cache/fits-2/*/points.json",
+    "cache/fits-2/*/table-*/exit_table.safetensors",
+    "cache/fits-2/*/table-*/exit_table.json",
 )
 OTHER = ("*.lock", "*/seal.json")  # nothing depends on the content of a lock; seals are damaged below
 PRETRAINED = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -151,7 +153,63 @@ def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert host.build(source) == built and built.stat().st_mtime_ns == before
     others = {host.build(Source("tiny.cu", source.text, {"A": 1})), host.build(source, ["-O0"]), built}
     assert len(others) == 3
-    assert sorted(each.name for each in built.parent.iterdir()) == ["kernels.cpp", "kernels.so"]
+    assert sorted(each.name for each in built.parent.iterdir()) == ["kernels.cpp", "kernels.so", "seal.json"]
+
+
+TINY = Source("tiny.cu", 'extern "C" __global__ void nothing() {}')
+UNSAFE: dict[str, Callable[[Path], object]] = {
+    "library": lambda built: built.chmod(0o646),
+    "its folder": lambda built: built.parent.chmod(0o777),
+    "the folder of kernels": lambda built: built.parents[1].chmod(0o775),
+    "the cache": lambda built: built.parents[2].chmod(0o1777),
+    "another owner": lambda built: os.chown(built.parent, 12345, -1),
+}
+
+
+@pytest.mark.parametrize("case", UNSAFE)
+def test_a_library_that_others_may_write_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    """It is compiled again into a folder that only this user can read, and a line says what to correct."""
+    if case == "another owner" and os.getuid() != 0:
+        pytest.skip("only the administrator can give files away")
+    monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / "cache"))
+    built = host.build(TINY)
+    assert host.build(TINY) == built and not capfd.readouterr().err
+    UNSAFE[case](built)
+    other = host.build(TINY)
+    assert not other.is_relative_to(tmp_path) and other.is_file()
+    assert other.parents[1].stat().st_mode & 0o077 == 0
+    assert host.build(TINY) == other  # compiled once per process
+    (line, _) = capfd.readouterr().err.splitlines()
+    assert str(tmp_path / "cache") in line and "chmod go-w" in line
+
+
+def test_a_library_behind_a_link_out_of_the_cache_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The folders above the target of a link are unknown, so they are not trusted."""
+    monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / "cache"))
+    built = host.build(TINY)
+    built.parents[1].rename(tmp_path / "elsewhere")
+    built.parents[1].symlink_to(tmp_path / "elsewhere")
+    assert not host.build(TINY).is_relative_to(tmp_path)
+    assert "not loaded" in capfd.readouterr().err
+
+
+def test_a_damaged_library_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped bit is found before the library is loaded."""
+    monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path))
+    built = host.build(TINY)
+    content = bytearray(built.read_bytes())
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 4
+    built.write_bytes(flipped)
+    assert host.build(TINY) == built
+    assert built.read_bytes() == content
+    assert capfd.readouterr().err.count("\n") == 1
 
 
 def test_no_compiler_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from harness.encoder.backbone import Backbone
 from harness.running.fit_pool import FitPool, fit_in_order
 from harness.running.profile import Profile
 from harness.running.run_settings import Settings
+from harness.running.session import FITS
 
 PROFILE = """
 title = "tiny"
@@ -83,7 +84,7 @@ def test_every_method_is_fitted_once_after_its_needs(graph: tuple[dict[str, list
 
 def fits(cache: Path) -> dict[str, bytes]:
     """Return the weights in a cache, by file."""
-    return {str(path.relative_to(cache)): path.read_bytes() for path in sorted((cache / "fits").rglob("*.safetensors"))}
+    return {str(path.relative_to(cache)): path.read_bytes() for path in sorted((cache / FITS).rglob("*.safetensors"))}
 
 
 def test_workers_equal_one_process(

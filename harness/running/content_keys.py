@@ -1,0 +1,60 @@
+"""Content keys of cells: they follow everything that a result depends on, and never the path of a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+from harness.core.files import content_key
+from harness.encoder.backbone import EMBEDDED, content_of, shown_name
+from harness.running.run_settings import Settings
+from harness.running.session import CHASSIS_VERSION
+from harness.running.task import language_of, source_identity
+
+
+class ContentKeys:
+    """The content keys of a run; what files hold is read once per object."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.identity = cache(self._identity)
+        self.backbone = cache(self._backbone)
+
+    def _identity(self, dataset: str) -> str:
+        """Return what the content of a dataset depends on."""
+        return source_identity(dataset, self.settings.source, self.settings.data)
+
+    def _backbone(self, dataset: str) -> list[str] | None:
+        """Return name and content hash of a dataset's backbone, ``None`` for the embedded one and if none is given.
+
+        The embedded backbone needs no hash, as the same recipe makes the embedded data (:func:`_identity`).
+        """
+        settings, backbones = self.settings, self.settings.profile.backbones
+        language = next(iter(backbones), "")
+        if len(set(backbones.values())) > 1:  # local data is read to know its language
+            language = language_of(dataset, settings.source, settings.data)
+        name = backbones.get(language, EMBEDDED)  # the run reports a language without a backbone
+        return None if name == EMBEDDED else [shown_name(name), content_of(name, language)]
+
+    def of(self, dataset: str, method: str) -> str:
+        """Return the key of a method's cells.
+
+        Raises:
+            GeepBenchError: the method, the data or a folder that a setting names cannot be used.
+        """
+        profile = self.settings.profile
+        names = profile.in_order([method, profile.reference])
+        named = {name: content for name in names if (content := profile.named_content(name)) is not None}
+        backbone = self.backbone(dataset)
+        included = {"reference", "rounds", "max_length", "max_train", "max_test"}
+        more: list[Any] = [part for part in (named, backbone) if part]
+        return content_key(
+            CHASSIS_VERSION,
+            [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
+            self.identity(dataset),
+            profile.model_dump(include=included if backbone else included | {"backbones"}),
+            asdict(self.settings.execution),
+            self.settings.device,
+            *more,
+        )
