@@ -40,6 +40,38 @@ def test_seed_decides_the_weights():
     assert all(tensor.isfinite().all() for tensor in one.values())
 
 
+def test_threads_do_not_change_the_weights():
+    """One and two threads of torch give the same weights, bit for bit."""
+    threads, weights = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            weights.append(miniature.pretrain_miniature(progress=False, steps=2)[1])
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_stacked_muon_equals_that_of_torch():
+    """All matrices take the steps of :class:`torch.optim.Muon`, up to its rounding to bfloat16."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(8, 8), (24, 8), (8, 32), (8, 8), (24, 8)]
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    muons = (
+        miniature._Muon(ours, lr=1.0, momentum=0.9),
+        torch.optim.Muon(theirs, lr=1.0, weight_decay=0.0, momentum=0.9),
+    )
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=draw)
+            other.grad = one.grad.clone()
+        for muon in muons:
+            muon.step()
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one - other).norm() < 0.03 * other.norm()
+
+
 def test_initial_heads_attend_to_neighbours():
     """Before training, the heads of layer 1 attend one and two tokens back and ahead at any position."""
     encoder = Encoder(miniature.SHAPE)
