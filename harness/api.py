@@ -142,6 +142,7 @@ def run(
     device: str | None = None,
     out: str | Path | None = None,
     max_train: int | None = None,
+    max_dev: int | None = None,
     max_test: int | None = None,
     rounds: int | None = None,
     fit_processes: int | None = None,
@@ -161,7 +162,7 @@ def run(
         seeds: training seeds.
         device: ``"cpu"`` or ``"cuda"``; default: CUDA if there is a device.
         out: the run folder; default ``runs/<profile>``.
-        max_train, max_test: maximum number of rows (stratified).
+        max_train, max_dev, max_test: maximum number of rows (stratified).
         rounds: timed passes per cell.
         fit_processes: methods to fit at the same time, on a CPU.
         execution: how predictions are run, e.g. ``{"batch_size": 8}``; keys of the profile's table ``execution``.
@@ -199,6 +200,7 @@ def run(
         methods=_list(methods),
         seeds=_list(seeds),
         max_train=max_train,
+        max_dev=max_dev,
         max_test=max_test,
         rounds=rounds,
         fit_processes=fit_processes,

@@ -36,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how the executors' benchmarks run blocks",
     )
     group.addoption("--max-train", type=int, metavar="N", help="at most N train rows")
+    group.addoption("--max-dev", type=int, metavar="N", help="at most N dev rows")
     group.addoption("--max-test", type=int, metavar="N", help="at most N test rows")
 
 
@@ -49,7 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _settings(config: pytest.Config) -> Settings:
-    given: dict[str, Any] = {key: config.getoption(key) for key in ("data", "device", "max_train", "max_test")}
+    given: dict[str, Any] = {
+        key: config.getoption(key) for key in ("data", "device", "max_train", "max_dev", "max_test")
+    }
     given |= {key: names(text) for key in ("methods", "datasets") if (text := config.getoption(key))}
     if text := config.getoption("backbone"):
         given["backbones"] = backbones(text)

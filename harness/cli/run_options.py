@@ -105,6 +105,7 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
     )
     run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
     run.add_argument("--max-train", type=whole_number(1), metavar="N", help="at most N train rows (stratified, seed 0)")
+    run.add_argument("--max-dev", type=whole_number(1), metavar="N", help="at most N dev rows (stratified, seed 0)")
     run.add_argument("--max-test", type=whole_number(1), metavar="N", help="at most N test rows (stratified, seed 0)")
     run.add_argument("--rounds", type=whole_number(1), metavar="N", help="timed passes per cell")
     run.add_argument(

@@ -235,16 +235,18 @@ def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
     return split.select(np.sort(np.concatenate(rows)))
 
 
-def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: int | None = None) -> RawDataset:
-    """Return the dataset with at most ``max_train`` train rows, ``max_test`` test rows, and a dev split to match.
+def limit_dataset(
+    dataset: RawDataset, max_train: int | None = None, max_test: int | None = None, max_dev: int | None = None
+) -> RawDataset:
+    """Return the dataset with at most so many rows of train, test and dev.
 
-    Dev keeps at most a quarter of ``max_train``, but up to 1,000 rows if train has as many, and at least 100: thresholds
-    are chosen on dev, and a few hundred rows cannot tell two thresholds apart.
+    Without ``max_dev``, dev keeps at most a quarter of ``max_train``, but up to 1,000 rows if train has as many, and at least
+    100: thresholds are chosen on dev, and a few hundred rows cannot tell two thresholds apart.
 
     Raises:
         DataError: a limit is below 1, or leaves a single class to learn.
     """
-    if max_train is None and max_test is None:
+    if max_train is None and max_test is None and max_dev is None:
         return dataset
     try:
         train, test = limit(dataset.train, max_train), limit(dataset.test, max_test)
@@ -255,7 +257,9 @@ def limit_dataset(dataset: RawDataset, max_train: int | None = None, max_test: i
             f"dataset '{dataset.name}': --max-train {max_train} leaves one class in train: "
             f"allow at least {dataset.num_labels} rows"
         )
-    dev = dataset.dev if max_train is None else limit(dataset.dev, max(max_train // 4, min(max_train, DEV_ROWS), 100))
+    if max_dev is None and max_train is not None:
+        max_dev = max(max_train // 4, min(max_train, DEV_ROWS), 100)
+    dev = limit(dataset.dev, max_dev)
     limited: dict[str, Any] = {"train": train, "dev": dev, "test": test}
     notes = [
         f"{name} limited to {len(split)} of {before} rows, stratified, seed 0"

@@ -62,7 +62,8 @@ class Profile(StrictSettings):
         rounds: timed passes per cell.
         fit_processes: methods that are fitted at the same time, each on its share of the threads; on a CPU only.
         max_length: tokens per sample.
-        max_train, max_test: maximum number of rows (stratified, seed 0).
+        max_train, max_dev, max_test: maximum number of rows (stratified, seed 0); without ``max_dev``, ``max_train`` limits dev,
+            too (:func:`harness.data.splits.limit_dataset`).
         backbones: language -> ``"embedded"``, folder or hub id.
         execution: how predictions are run.
         training: hyper-parameters for every method (see :class:`harness.toolkit.method_settings.Recipe`), ``head``.
@@ -82,6 +83,7 @@ class Profile(StrictSettings):
     fit_processes: int = Field(default=1, ge=1, le=64)
     max_length: int = Field(default=128, ge=8)
     max_train: int | None = Field(default=None, ge=1)
+    max_dev: int | None = Field(default=None, ge=1)
     max_test: int | None = Field(default=None, ge=1)
     backbones: dict[str, str] = Field(default_factory=dict)
     execution: ExecutionSettings = ExecutionSettings()

@@ -54,9 +54,15 @@ class Prepared:
 
 
 def load_raw(
-    name: str, source: str, *, data: Path | None = None, max_train: int | None = None, max_test: int | None = None
+    name: str,
+    source: str,
+    *,
+    data: Path | None = None,
+    max_train: int | None = None,
+    max_dev: int | None = None,
+    max_test: int | None = None,
 ) -> RawDataset:
-    """Load a dataset from one of the three sources, cut to at most ``max_train`` and ``max_test`` rows.
+    """Load a dataset from one of the three sources, cut to at most so many rows (:func:`harness.data.splits.limit_dataset`).
 
     Raises:
         GeepBenchError: it cannot be loaded.
@@ -71,7 +77,7 @@ def load_raw(
         )
     else:
         raw = load_local(data, name)
-    return limit_dataset(raw, max_train, max_test)
+    return limit_dataset(raw, max_train, max_test, max_dev)
 
 
 def check_names(names: Sequence[str], source: str, data: Path | None) -> None:

@@ -92,6 +92,8 @@ def test_limits_of_a_dataset():
     assert len(more.dev) == 1500
     assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_train=20).dev) == 100
     assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_test=1).dev) == 600
+    assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_train=400, max_dev=30).dev) == 30
+    assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_dev=500).dev) == 500
 
 
 def test_limits_that_leave_nothing_to_learn():
