@@ -11,7 +11,6 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 DEVICES = ("cuda",)
 HALF = (torch.bfloat16, torch.float16)
@@ -70,6 +69,8 @@ def _kernel(
     if missing:  # TinyBERT's 312 = 12 x 26
         q = q * math.sqrt((width + missing) / width)
         q, k, v = (F.pad(part, (0, missing)) for part in (q, k, v))
+    from torch.nn.attention.varlen import varlen_attn  # imports torch's compiler, which takes a second
+
     # Seven positional arguments: names and order of further ones differ between versions of torch.
     out: Tensor = varlen_attn(q, k, v, q_bounds, k_bounds, q_longest, k_longest)  # type: ignore[assignment]
     return out[..., :width].reshape(len(q), -1)

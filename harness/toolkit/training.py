@@ -177,7 +177,7 @@ def train(
     steps = math.ceil(len(split) / recipe.batch_size) * recipe.epochs
     scheduled = steps if horizon is None else horizon
     warm = max(1, round(recipe.warmup * scheduled))
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe))
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, scheduled, warm))
     bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_bfloat16(device))
     scores: list[float] = []
