@@ -48,6 +48,7 @@ class ContentKeys:
         named = {name: content for name in names if (content := profile.named_content(name)) is not None}
         backbone = self.backbone(dataset)
         included = {"reference", "rounds", "max_length", "max_train", "max_test"}
+        included |= {"max_dev"} if profile.max_dev else set()  # keys from before it stay valid
         more: list[Any] = [part for part in (named, backbone) if part]
         return content_key(
             CHASSIS_VERSION,

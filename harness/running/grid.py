@@ -105,6 +105,7 @@ class Grid:
         self.outcome = GridOutcome()
         self.keys = ContentKeys(settings)
         self._session: Session | None = None
+        self._fitted_ahead = False  # all missing methods of the session are fitted
 
     def execute(self) -> GridOutcome:
         """Measure what is missing. A run that is killed loses at most the cell in progress; call this again to resume.
@@ -123,7 +124,7 @@ class Grid:
                 bar.set_description(f"{dataset} {method} seed {seed}")
                 stored = self._stored(dataset, method, seed)
                 if stored is None:
-                    self._measure(self._session_of(dataset, seed, pool), method, bar, f"[{number}/{len(jobs)}]")
+                    self._measure(self._session_of(dataset, seed, method, pool), method, bar, f"[{number}/{len(jobs)}]")
                 else:
                     self.outcome.kept += stored
                 bar.update()
@@ -137,7 +138,7 @@ class Grid:
         """
         with FitPool(self.settings) as pool:
             for dataset, seed, method in tqdm(list(self._jobs()), desc="fits", unit="method", disable=None):
-                session = self._session_of(dataset, seed, pool, all_methods=True)
+                session = self._session_of(dataset, seed, method, pool, all_methods=True)
                 try:
                     session.fitted(method)
                     self.outcome.fitted += 1
@@ -151,13 +152,18 @@ class Grid:
         profile = self.settings.profile
         return itertools.product(profile.datasets, profile.seeds, profile.methods)
 
-    def _session_of(self, dataset: str, seed: int, pool: FitPool, *, all_methods: bool = False) -> Session:
-        """Return the session of a dataset and seed; for a new one, fit the methods whose cells are missing, or all."""
+    def _session_of(self, dataset: str, seed: int, method: str, pool: FitPool, *, all_methods: bool = False) -> Session:
+        """Return the session of a dataset and seed, with the methods fitted whose cells are missing, or all of them.
+
+        Until a first cell is measured, only ``method`` is fitted, so that a user soon sees a result.
+        """
         if self._session is None:
             warn_of_old_fits()
         if self._session is None or (self._session.dataset, self._session.seed) != (dataset, seed):
-            self._session = Session(self.settings, dataset, seed)
-            methods = self.settings.profile.methods
+            self._session, self._fitted_ahead = Session(self.settings, dataset, seed), False
+        if not self._fitted_ahead:
+            self._fitted_ahead = all_methods or self.outcome.measured > 0
+            methods = self.settings.profile.methods if self._fitted_ahead else [method]
             pool.fit(self._session, [m for m in methods if all_methods or self._stored(dataset, m, seed) is None])
         return self._session
 
@@ -290,16 +296,14 @@ class Grid:
     def _diagnose(
         self, session: Session, name: str, contender: Contender, measured: Measured, before: SavedState
     ) -> Diagnostics:
-        method, borrowed = self.settings.profile.method_of(name), 0
-        if not before.weights:  # it predicts with the weights of the methods it needs
-            borrowed = sum(SavedState.of(session.fitted(need)).size for need in method.needs)
+        method = self.settings.profile.method_of(name)
         return diagnose(
             contender,
             session.prepared.test.tokens,
             measured.predictions.logits.argmax(1),
             before,
             control=method.kind == "control",
-            borrowed=borrowed,
+            borrowed=0 if before.weights else sum(session.saved_size(need) for need in method.needs),
             host_peak=measured.host_peak_bytes,
             seed=session.seed,
         )

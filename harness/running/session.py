@@ -28,6 +28,7 @@ from harness.core.files import cache_root, content_key, write_folder
 from harness.core.names import check_label
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.measure.passes import Contender
+from harness.measure.resources import SavedState
 from harness.results.schema import Cell
 from harness.running.run_settings import Settings
 from harness.running.task import Prepared, load_raw, prepare
@@ -99,6 +100,7 @@ class Session:
         self._quiet = quiet or seed != settings.profile.seeds[0]
         self._fitted: dict[str, Fitted] = {}
         self._failed: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
 
     @cached_property
     def _raw(self) -> Any:
@@ -108,6 +110,7 @@ class Session:
             self.settings.source,
             data=self.settings.data,
             max_train=profile.max_train,
+            max_dev=profile.max_dev,
             max_test=profile.max_test,
         )
         self._tell(raw.remarks)
@@ -195,6 +198,12 @@ class Session:
             self._failed[name] = format_error(error)
             raise
         return self._fitted[name]
+
+    def saved_size(self, name: str) -> int:
+        """Return the bytes on disk of a fitted method or variant."""
+        if name not in self._sizes:
+            self._sizes[name] = SavedState.of(self.fitted(name)).size
+        return self._sizes[name]
 
     def _fit(self, name: str) -> Fitted:
         profile = self.settings.profile

@@ -18,9 +18,10 @@ from harness.core.errors import DataError, MethodError
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 from harness.running.fit_pool import FitPool, fit_in_order
+from harness.running.grid import Grid
 from harness.running.profile import Profile
 from harness.running.run_settings import Settings
-from harness.running.session import FITS
+from harness.running.session import FITS, Session
 
 PROFILE = """
 title = "tiny"
@@ -154,3 +155,29 @@ def test_a_broken_plug_in_does_not_end_the_run(tmp_path: Path) -> None:
         pool.fit(Raising(MethodError("its plug-in is broken")), profile.methods)  # type: ignore[arg-type]
         with pytest.raises(DataError):
             pool.fit(Raising(DataError("no data")), profile.methods)  # type: ignore[arg-type]
+
+
+class Noting:
+    """A pool that notes what it is asked to fit."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def fit(self, session: Session, methods: list[str]) -> None:
+        self.asked.append((session.dataset, methods))
+
+
+def test_the_first_method_is_fitted_alone(tmp_path: Path) -> None:
+    """Until a cell is measured, one method is fitted at a time; then all of a dataset's, once for each dataset."""
+    methods = ["bert", "fastbert", "geep"]
+    chosen = Profile(title="tiny", source="embedded", datasets=["ag_news", "lcqmc"], methods=methods, fit_processes=2)
+    grid, pool = Grid(Settings(chosen, tmp_path)), Noting()
+    for dataset, seed, method in grid._jobs():
+        grid._session_of(dataset, seed, method, pool)  # type: ignore[arg-type]
+        grid.outcome.measured += method != "bert" or dataset == "lcqmc"  # bert fails on the first dataset
+    assert pool.asked == [
+        ("ag_news", ["bert"]),
+        ("ag_news", ["fastbert"]),
+        ("ag_news", methods),
+        ("lcqmc", methods),
+    ]
