@@ -26,6 +26,15 @@ def settings(grid_settings: Settings) -> Settings:
     return grid_settings
 
 
+@pytest.fixture
+def backbones(tmp_path: Path, make_backbone: Callable[..., Backbone]) -> dict[str, str]:
+    """Return a folder with a backbone, for both languages; the stage loads another one in its place."""
+    made, folder = make_backbone(), tmp_path / "some-folder"
+    folder.mkdir()
+    checkpoint.write_folder(folder, made.shape, made.state)
+    return {"en": str(folder), "zh": str(folder)}
+
+
 def change(settings: Settings, **profile: Any) -> Settings:
     return replace(settings, profile=settings.profile.model_copy(update=profile))
 
@@ -46,14 +55,9 @@ def write_local(folder: Path, text: str, rows: int = 20) -> Path:
     return folder
 
 
-def test_local_data_and_one_test_row(
-    stage: Any, settings: Settings, tmp_path: Path, make_backbone: Callable[..., Backbone]
-) -> None:
+def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str]) -> None:
     """A user's folder is a dataset; one test row is enough; a changed file is measured again."""
-    data, folder = write_local(tmp_path / "data", "good 🙂 混合"), tmp_path / "some-folder"
-    folder.mkdir()
-    checkpoint.write_folder(folder, make_backbone().shape, make_backbone().state)
-    backbones = {"en": str(folder), "zh": str(folder)}
+    data = write_local(tmp_path / "data", "good 🙂 混合")
     settings = replace(change(settings, datasets=["mine"], methods=["one"], backbones=backbones), data=data)
     assert counts(run(settings)) == (2, 0, 0)
     (result, _) = RunFolder.open(settings.out).results()
@@ -114,7 +118,7 @@ def test_devices_and_folders_are_checked_first(stage: Any, settings: Settings, t
 
 
 def test_names_of_classes_and_remarks_on_data(
-    stage: Any, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Results keep the names of the classes in their order; remarks on the data are printed once, whatever the seeds."""
     place = write_local(tmp_path / "data", "good") / "mine"
@@ -124,7 +128,6 @@ def test_names_of_classes_and_remarks_on_data(
         table["label"] = np.array(["yes", "no"])[table["label"]]
         table.to_csv(place / f"{split}.csv.gz", index=False)
     (place / "test-old.csv").write_text("?")
-    backbones = {"en": "some-folder", "zh": "some-folder"}
     some = change(settings, datasets=["mine"], methods=["one"], backbones=backbones, seeds=[0, 1])
     run(replace(some, data=tmp_path / "data"))
     results = RunFolder.open(settings.out).results()
@@ -137,10 +140,9 @@ def test_names_of_classes_and_remarks_on_data(
 
 
 def test_unknown_words_are_a_caveat(
-    stage: Any, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If many tokens are unknown to the tokenizer, results and terminal say which share."""
-    backbones = {"en": "some-folder", "zh": "some-folder"}
     some = change(settings, datasets=["mine"], methods=["one"], backbones=backbones)
     run(replace(some, data=write_local(tmp_path / "data", "🙂 🙂 🙂")))
     (result, _) = RunFolder.open(settings.out).results()
@@ -149,10 +151,11 @@ def test_unknown_words_are_a_caveat(
     assert capsys.readouterr().err.count(share) == 1
 
 
-def test_only_the_files_of_the_splits_decide_what_is_kept(stage: Any, settings: Settings, tmp_path: Path) -> None:
+def test_only_the_files_of_the_splits_decide_what_is_kept(
+    stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str]
+) -> None:
     """Folders, pipes and broken links beside the data change nothing; a card beside them does."""
     data = write_local(tmp_path / "data", "good")
-    backbones = {"en": "some-folder", "zh": "some-folder"}
     some = replace(change(settings, datasets=["mine"], methods=["one"], backbones=backbones), data=data)
     assert counts(run(some)) == (2, 0, 0)
     (data / "mine" / ".ipynb_checkpoints").mkdir()
