@@ -46,9 +46,9 @@ def test_every_rival_fits_and_answers_with_the_profiles_settings(backbone: Backb
         made = method.fit(random_task, backbone, teachers, config=short(rivals, name), seed=0)
         fitted[name] = made
         points = list(made.operating_points(random_task.dev))
-        told = getattr(method, "point_names", None)
-        if told is not None:
-            assert [point.name for point in points] == list(told(short(rivals, name)))
+        message = getattr(method, "point_names", None)
+        if message is not None:
+            assert [point.name for point in points] == list(message(short(rivals, name)))
         if hasattr(made, "foresee"):
             continue
         found = made.predict(random_task.dev.tokens, at=points[0])

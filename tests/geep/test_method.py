@@ -121,7 +121,7 @@ def test_damage_is_reported(
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "text"),
     [
         ({"speed": [0.5]}, "speeds"),
         ({"exit": 2}, "exits"),
@@ -157,7 +157,7 @@ def test_damage_is_reported(
 )
 def test_invalid_settings_are_rejected_before_training(
     config: dict[str, Any],
-    told: str,
+    text: str,
     signal_task: Task,
     small_backbone: Backbone,
     monkeypatch: pytest.MonkeyPatch,
@@ -166,7 +166,7 @@ def test_invalid_settings_are_rejected_before_training(
     monkeypatch.setattr("geep.method.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ConfigError) as caught:
         Geep().fit(signal_task, small_backbone, {}, config=config, seed=0)
-    assert told in str(caught.value)
+    assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -28,7 +28,7 @@ def make(fabricate):
     return run, run.cell("geep", "speed=0.5", predicted=[3] * 200)
 
 
-def told(run):
+def message(run):
     """Write a report; return its caveats, each one line, and the page."""
     page = write_report(run.path).read_text(encoding="utf-8")
     caveats = build_view(run.path).caveats
@@ -49,14 +49,14 @@ def test_truncated_json(fabricate):
     run, geep = make(fabricate)
     path = run.run.result_path(geep.cell)
     path.write_text(path.read_text(encoding="utf-8")[:300], encoding="utf-8")
-    caveats, page = told(run)
+    caveats, page = message(run)
     one_line(caveats, path.name, "Set aside")
     assert "<td>geep" not in page
     # The tables that should have the row say that it is missing until it is measured again.
     missing = "Missing from this table: {}geep speed=0.5, seed0 (broken, set aside)."
     assert missing.format("ag_news ") in page and missing.format("") in page
     make(fabricate)
-    assert "Missing from this table" not in told(run)[1]
+    assert "Missing from this table" not in message(run)[1]
 
 
 def test_a_lost_seed_marks_the_mean(fabricate):
@@ -65,7 +65,7 @@ def test_a_lost_seed_marks_the_mean(fabricate):
     for method, point in (("bert", "full"), ("geep", "speed=0.5")):
         lost = run.cell(method, point, seed=1)
     run.run.result_path(lost.cell).write_text("{", encoding="utf-8")
-    caveats, page = told(run)
+    caveats, page = message(run)
     one_line(caveats, "seed1")
     assert "<td>geep #" in page and "# A mean over fewer seeds" in page and "<td>bert #" not in page
 
@@ -75,7 +75,7 @@ def test_a_failed_cell_is_reported_in_its_tables(fabricate):
     run, _ = make(fabricate)
     other = run.cell("bert", dataset="other")
     run.run.fail(other.cell.model_copy(update={"method": "tinybert"}), "Traceback\nValueError: no such layer")
-    caveats, _ = told(run)
+    caveats, _ = message(run)
     one_line(caveats, "Failed and missing", "other / tinybert / full")
     view = build_view(run.path)
     notes = {group.dataset: results_table(view, group).notes for group in view.groups}
@@ -87,7 +87,7 @@ def test_missing_samples(fabricate):
     """A result without its per-sample rows keeps its numbers and gets a mark and a caveat."""
     run, geep = make(fabricate)
     run.run.samples_path(geep.cell).unlink()
-    caveats, page = told(run)
+    caveats, page = message(run)
     one_line(caveats, "No per-sample rows", run.run.samples_path(geep.cell).name)
     assert "<td>geep °" in page and "cannot be compared" in page
 
@@ -96,7 +96,7 @@ def test_a_run_stripped_of_its_samples(fabricate):
     """If no cell has rows, as in published runs, one line states it and no row is marked."""
     run, _ = make(fabricate)
     shutil.rmtree(run.path / "samples")
-    caveats, page = told(run)
+    caveats, page = message(run)
     one_line(caveats, "No per-sample rows", "removed")
     assert "°</td>" not in page and "cannot be compared" in page
 
@@ -119,7 +119,7 @@ def test_samples_of_another_result_are_not_used(fabricate, fault):
     run, geep = make(fabricate)
     path = run.run.samples_path(geep.cell)
     FAULTS[fault](pd.read_parquet(path)).to_parquet(path, index=False)
-    caveats, page = told(run)
+    caveats, page = message(run)
     assert fault in one_line(caveats, "No per-sample rows", path.name)
     assert "<td>geep °" in page
 
@@ -128,7 +128,7 @@ def test_garbage_instead_of_samples(fabricate):
     """A file that is not Parquet is named."""
     run, geep = make(fabricate)
     run.run.samples_path(geep.cell).write_bytes(b"")
-    one_line(told(run)[0], "No per-sample rows")
+    one_line(message(run)[0], "No per-sample rows")
 
 
 @pytest.mark.parametrize("differ", [True, False])
@@ -140,7 +140,7 @@ def test_two_cells_with_one_key(fabricate, differ):
     copy.write_bytes(path.read_bytes())
     if differ:
         edit(copy, lambda data: data["quality"].update(accuracy=0.1))
-    caveats, _ = told(run)
+    caveats, _ = message(run)
     line = one_line(caveats, "2 results", "geep speed=0.5 on ag_news, seed 0")
     assert path.name in line and ("differ" in line) == differ
     (row,) = [row for row in build_view(run.path).rows if row.method == "geep"]
@@ -154,14 +154,14 @@ def test_two_cells_with_one_key_and_no_file_of_that_name(fabricate):
     for name in ("one.json", "two.json"):
         path.with_name(name).write_bytes(path.read_bytes())
     path.unlink()
-    assert "the first by name is used" in one_line(told(run)[0], "2 results")
+    assert "the first by name is used" in one_line(message(run)[0], "2 results")
 
 
 def test_mixed_machines(fabricate):
     """Cells of two machines are reported with a line that names what differs."""
     run, _ = make(fabricate)
     run.cell("fastbert", "speed=0.5", fingerprint={"machine": {"cpu": "another", "cores": 2}})
-    one_line(told(run)[0], "not all measured on the same machine", "machine.cpu")
+    one_line(message(run)[0], "not all measured on the same machine", "machine.cpu")
 
 
 def test_mixed_code(fabricate):
@@ -171,7 +171,7 @@ def test_mixed_code(fabricate):
     run.cell("bert", fingerprint={**same, "commit": "aaa"})
     run.cell("control-sequential", "speed=0.5", kind="control", fingerprint={**same, "commit": "bbb"})
     run.cell("geep", "speed=0.5", fingerprint={**same, "commit": "bbb"})
-    caveats, _ = told(run)
+    caveats, _ = message(run)
     line = one_line(caveats, "different code")
     assert "version 0.1.0 bbb (2 cells: ag_news)" in line and "version 0.1.0 aaa (1 cell: ag_news)" in line
     assert not any("same machine" in caveat for caveat in caveats)
@@ -183,7 +183,7 @@ def test_not_a_number(fabricate, part, name, value):
     """A metric that is not finite is a dash with a mark and a caveat; figures and other rows are unaffected."""
     run, geep = make(fabricate)
     edit(run.run.result_path(geep.cell), lambda data: data[part].update({name: value}))
-    caveats, page = told(run)
+    caveats, page = message(run)
     assert name in one_line(caveats, "Not a number in geep speed=0.5 on ag_news, seed 0")
     assert "<td>geep #" in page and not re.search(r"<td[^>]*>(nan|inf)", page)
 
@@ -193,7 +193,7 @@ def test_no_number_at_all(fabricate):
     run, geep = make(fabricate)
     path = run.run.result_path(geep.cell)
     path.write_text(re.sub(r": -?\d+\.\d+", ": NaN", path.read_text(encoding="utf-8")), encoding="utf-8")
-    caveats, _ = told(run)
+    caveats, _ = message(run)
     one_line(caveats, "Not a number in geep")
     (row,) = [row for row in build_view(run.path).rows if row.method == "geep"]
     assert (row.accuracy, row.mean_layers, row.speedup) == (None, None, None)
@@ -208,6 +208,6 @@ def test_several_faults_at_once(fabricate):
     run.run.samples_path(second.cell).unlink()
     run.run.result_path(third.cell).write_text("", encoding="utf-8")
     run.run.result_path(second.cell).with_name("copy.json").write_bytes(run.run.result_path(second.cell).read_bytes())
-    caveats, _ = told(run)
+    caveats, _ = message(run)
     for words in ("Not a number", "No per-sample rows", "Set aside", "2 results"):
         one_line(caveats, words)

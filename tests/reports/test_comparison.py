@@ -108,7 +108,7 @@ def test_packing_changes_nothing(two, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["compare", "nowhere", "BASE"], "cannot read nowhere"),
         (["compare", "BASE"], "NEW"),
@@ -122,7 +122,7 @@ def test_packing_changes_nothing(two, tmp_path, capsys):
         (["pack", "BASE", "broken.json/x.json"], "cannot write"),
     ],
 )
-def test_unusable_input_is_one_line(two, tmp_path, monkeypatch, capsys, arguments, told):
+def test_unusable_input_is_one_line(two, tmp_path, monkeypatch, capsys, arguments, message):
     """Missing, broken or incompatible input gives exit code 2 and one line, with and without the gate."""
     base, _ = two()
     monkeypatch.chdir(tmp_path)
@@ -138,7 +138,7 @@ def test_unusable_input_is_one_line(two, tmp_path, monkeypatch, capsys, argument
     assert main([base if part == "BASE" else part for part in arguments]) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
-    assert told in line
+    assert message in line
     assert captured.out == ""
 
 

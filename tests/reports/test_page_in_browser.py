@@ -112,13 +112,13 @@ class Browser:
         self.ask("1")  # all pending events have arrived by then
         found = []
         for event in self.events:
-            told = event.get("params", {})
+            printed = event.get("params", {})
             if event["method"] == "Runtime.exceptionThrown":
-                found.append(json.dumps(told["exceptionDetails"]))
-            if event["method"] == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
-                found.append(json.dumps(told["args"]))
-            if event["method"] == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-                found.append(told["entry"]["text"])
+                found.append(json.dumps(printed["exceptionDetails"]))
+            if event["method"] == "Runtime.consoleAPICalled" and printed["type"] in ("error", "warning", "assert"):
+                found.append(json.dumps(printed["args"]))
+            if event["method"] == "Log.entryAdded" and printed["entry"]["level"] in ("error", "warning"):
+                found.append(printed["entry"]["text"])
         return found
 
     def requests(self) -> list[str]:

@@ -151,7 +151,7 @@ def test_unsuitable_input_is_rejected(
         ExitRuleOnWeights().fit(signal_task, small_backbone, teachers, config=config, seed=0)
 
     fastbert = {"fastbert": sources["fastbert"]}
-    for teachers, config, told in (
+    for teachers, config, message in (
         (fastbert, {"rule": "guess"}, 'rule = "guess".*"entropy", "raw-entropy"'),
         (fastbert, {"rules": "entropy"}, "did you mean rule"),
         (fastbert, {"budgets": [2]}, "budgets"),
@@ -161,7 +161,7 @@ def test_unsuitable_input_is_rejected(
         (sources, {}, "one method, not of 3"),
         ({"other": object()}, {}, "'other'"),
     ):
-        with pytest.raises(ConfigError, match=told) as caught:
+        with pytest.raises(ConfigError, match=message) as caught:
             fit(teachers, **config)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
 

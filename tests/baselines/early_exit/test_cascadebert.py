@@ -272,7 +272,7 @@ def test_damage_is_a_result_error(
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"layers": 5}, "1 to 4"),
         ({"layers": 0}, "layers = 0 is not allowed: give an integer of at least 1"),
@@ -297,7 +297,7 @@ def test_damage_is_a_result_error(
 )
 def test_invalid_settings_are_refused_before_training(
     config: dict[str, Any],
-    told: str,
+    message: str,
     signal_task: Task,
     small_backbone: Backbone,
     trained_bert: FullDepth,
@@ -307,7 +307,7 @@ def test_invalid_settings_are_refused_before_training(
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ConfigError) as caught:
         CascadeBert().fit(signal_task, small_backbone, {"bert": trained_bert}, config=config, seed=0)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -174,8 +174,8 @@ def test_invalid_settings_are_refused_before_training(
         "righttool": [({"layers": value}, "layers") for value in ([], [4], [-1], [1, 1], [True], [0.5], 2, ["0"])],
         "deebert": [({"ramp_epochs": 0}, "epochs"), ({"head": "fastbert"}, "set both alike")],
     }
-    for change, told in [*wrong, *more.get(method.name, [])]:
-        with pytest.raises(ConfigError, match=told) as caught:
+    for change, message in [*wrong, *more.get(method.name, [])]:
+        with pytest.raises(ConfigError, match=message) as caught:
             fit(method, **change)
         assert "\n" not in str(caught.value)
 

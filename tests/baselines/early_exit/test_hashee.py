@@ -261,7 +261,7 @@ def test_damage_is_a_result_error(
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"hash": "md5"}, "frequency"),
         ({"hash": 3}, "frequency"),
@@ -281,7 +281,7 @@ def test_damage_is_a_result_error(
 )
 def test_invalid_settings_are_refused_before_training(
     config: dict[str, Any],
-    told: str,
+    message: str,
     signal_task: Task,
     small_backbone: Backbone,
     monkeypatch: pytest.MonkeyPatch,
@@ -290,5 +290,5 @@ def test_invalid_settings_are_refused_before_training(
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ConfigError) as caught:
         HashEE().fit(signal_task, small_backbone, {}, config=config, seed=0)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

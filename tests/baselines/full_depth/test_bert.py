@@ -109,7 +109,7 @@ def test_predictions_depend_on_the_sample_alone(
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"epoch": 3}, "epochs"),
         ({"learning_rat": 1e-3}, "learning_rate"),
@@ -121,10 +121,10 @@ def test_predictions_depend_on_the_sample_alone(
     ],
 )
 def test_invalid_settings_are_refused_in_one_line(
-    config: dict[str, Any], told: str, signal_task: Task, small_backbone: Backbone
+    config: dict[str, Any], message: str, signal_task: Task, small_backbone: Backbone
 ) -> None:
     """An invalid or unknown setting is a ConfigError of one line that names it."""
     with pytest.raises(ConfigError) as caught:
         Bert().fit(signal_task, small_backbone, {}, config=config, seed=0)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

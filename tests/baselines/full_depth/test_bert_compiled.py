@@ -69,17 +69,17 @@ def test_everything_belongs_to_bert(
 
 
 @pytest.mark.parametrize(
-    ("config", "teachers", "told"), [({"layers": 2}, None, "unknown key 'layers'"), ({}, {}, "teacher 'bert'")]
+    ("config", "teachers", "message"), [({"layers": 2}, None, "unknown key 'layers'"), ({}, {}, "teacher 'bert'")]
 )
 def test_invalid_input_is_refused(
     config: dict[str, Any],
     teachers: Any,
-    told: str,
+    message: str,
     trained_bert: FullDepth,
     signal_task: Task,
     small_backbone: Backbone,
 ) -> None:
     """An unknown setting and a teacher of another kind are refused."""
     given = {"bert": trained_bert} if teachers is None else teachers
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         BertCompiled().fit(signal_task, small_backbone, given, config=config, seed=0)

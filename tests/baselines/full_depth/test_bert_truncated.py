@@ -82,7 +82,7 @@ def test_batches_equal_batch_1(
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"layers": 0}, "an integer of at least 1"),
         ({"layers": 6}, "1 to 5"),
@@ -92,8 +92,8 @@ def test_batches_equal_batch_1(
     ],
 )
 def test_invalid_settings_are_refused(
-    config: dict[str, Any], told: str, signal_task: Task, small_backbone: Backbone
+    config: dict[str, Any], message: str, signal_task: Task, small_backbone: Backbone
 ) -> None:
     """More layers than the backbone has and unknown settings are refused."""
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         BertTruncated().fit(signal_task, small_backbone, {}, config=config, seed=0)

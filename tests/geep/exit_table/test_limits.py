@@ -89,16 +89,16 @@ def test_an_insert_without_memory_counts_nothing(
         put(expected, before)
         put(other, more)
         memory = Memory(found, left)
-        told = ""
+        printed = ""
         try:
             if merging:
                 found.merge(other)
             else:
                 put(found, more)
         except DeviceError as error:
-            told = str(error)
-        if told:
-            assert "GiB more do not fit" in told and 'backend="cpu"; earlier counts are kept' in told
+            printed = str(error)
+        if printed:
+            assert "GiB more do not fit" in printed and 'backend="cpu"; earlier counts are kept' in printed
             memory.left = 1 << 30
             same(found, expected)
             put(found, more)
@@ -129,7 +129,7 @@ def test_an_automatically_placed_table_moves_to_the_cpu(ngram: int, before: list
         put(found, before)
         put(expected, before)
         memory = Memory(found, left)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as printed:
             warnings.simplefilter("always")
             put(found, more)
             found.freeze()
@@ -137,8 +137,8 @@ def test_an_automatically_placed_table_moves_to_the_cpu(ngram: int, before: list
         memory.left = 1 << 30
         put(expected, more)
         expected.freeze()
-        assert len(told) == (found.stats()["backend"] == "cpu")
-        for warning in told:
+        assert len(printed) == (found.stats()["backend"] == "cpu")
+        for warning in printed:
             assert "do not fit into the memory of cpu: the table moves to the CPU" in str(warning.message)
         same(found, expected)
 

@@ -341,10 +341,10 @@ def test_class_names_of_the_hub(folder):
     features = {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}, "text": {"dtype": "string", "_type": "Value"}}
     for split in ("train", "dev", "test"):
         (folder / "toy" / f"{split}.csv").unlink()
-        told = pa.Table.from_pandas(table()).replace_schema_metadata(
+        annotated = pa.Table.from_pandas(table()).replace_schema_metadata(
             {"huggingface": json.dumps({"info": {"features": features}})}
         )
-        pq.write_table(told, folder / "toy" / f"{split}-00000-of-00001.parquet")
+        pq.write_table(annotated, folder / "toy" / f"{split}-00000-of-00001.parquet")
     assert load_local(folder, "toy").label_names == ["no", "yes"]
     (folder / "toy").rename(folder / "weibo")
     assert load_local(folder, "weibo").label_names == ["no", "yes"]

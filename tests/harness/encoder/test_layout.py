@@ -107,9 +107,11 @@ def make_given(lengths: list[int], pad_to: int | None) -> Layout:
 
 @settings(max_examples=80, deadline=None)
 @given(LENGTHS, PAD, st.booleans(), st.data())
-def test_parts_of_parts_are_consistent(lengths: list[int], pad_to: int | None, told: bool, data: st.DataObject) -> None:
+def test_parts_of_parts_are_consistent(
+    lengths: list[int], pad_to: int | None, given_offsets: bool, data: st.DataObject
+) -> None:
     """Rows, offsets, bounds, mask and attention are right for layouts of any origin, with given offsets or without."""
-    layout = make_given(lengths, pad_to) if told else make(lengths, pad_to)
+    layout = make_given(lengths, pad_to) if given_offsets else make(lengths, pad_to)
     for _ in range(data.draw(st.integers(0, 3))):
         kind = data.draw(st.sampled_from(["prefix", "slice", "select"]))
         stop = data.draw(st.integers(1, layout.count))
@@ -141,11 +143,11 @@ def test_parts_of_parts_are_consistent(lengths: list[int], pad_to: int | None, t
         torch.testing.assert_close(out[rows], naive(*qkv[rows].chunk(3, dim=1))[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("given_offsets", [False, True])
 @pytest.mark.parametrize("pad_to", [None, 7])
-def test_prefixes_refer_to_their_batch(told: bool, pad_to: int | None) -> None:
+def test_prefixes_refer_to_their_batch(given_offsets: bool, pad_to: int | None) -> None:
     """The root of a prefix of a prefix is the batch; other parts are their own roots."""
-    layout = (make_given if told else make)([7, 5, 5, 2, 1], pad_to)
+    layout = (make_given if given_offsets else make)([7, 5, 5, 2, 1], pad_to)
     hidden = noise(layout.rows, 2)
     assert layout.root is layout
     four, two = layout.prefix(4), layout.prefix(4).prefix(2)

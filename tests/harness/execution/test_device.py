@@ -180,8 +180,10 @@ def test_no_value_is_read_during_a_pass(
     twin, far, its_exits = without_values(model), tokens.to("meta"), exits.to("meta")
     refused = compute == "graphs" and dtype == "float32" and protocol == "modern"
     engines.say_no_graphs.cache_clear()
-    told = pytest.warns(UserWarning, match="no CUDA graphs for packed batches of float32") if refused else nullcontext()
-    with told, no_values(monkeypatch, copies):
+    warned = (
+        pytest.warns(UserWarning, match="no CUDA graphs for packed batches of float32") if refused else nullcontext()
+    )
+    with warned, no_values(monkeypatch, copies):
         found = RUNS[name](twin, far, its_exits, there)
     assert found.exit_layer.tolist() == expected.exit_layer.tolist()
     np.testing.assert_array_equal(

@@ -308,12 +308,12 @@ def test_packed_float32_runs_without_graphs_and_warns_once(
     engines.say_no_graphs.cache_clear()
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7)
     expected = run_full(model, tokens, execution).logits
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as text:
         warnings.simplefilter("always")
         for _ in range(3):
             found = run_full(model, tokens, replace(execution, compute="graphs")).logits
             np.testing.assert_array_equal(found, expected)
-    assert [str(one.message) for one in told] == [
+    assert [str(one.message) for one in text] == [
         "no CUDA graphs for packed batches of float32 with heads (8, 8) wide: running without them"
     ]
     assert not like_cuda.recorded

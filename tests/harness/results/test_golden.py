@@ -63,6 +63,6 @@ def test_old_results_can_be_packed_and_compared(old: RunFolder, tmp_path: Path) 
     found = compare(load(tmp_path / "old.json"), load(old.path))
     assert len(found.changes) == 3
     assert not found.alarms
-    told = " ".join(found.remarks)
-    assert "3 of 3 cells of old have no usable per-sample rows" in told
-    assert "the single passes were not stored" in told
+    message = " ".join(found.remarks)
+    assert "3 of 3 cells of old have no usable per-sample rows" in message
+    assert "the single passes were not stored" in message

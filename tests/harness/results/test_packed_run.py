@@ -201,11 +201,11 @@ def test_damage_is_one_line(
     """A file that is not a packed run, or a damaged one, is refused with the problem and its correction."""
     path = tmp_path / "packed.json"
     write(make_packed(make_cell()), path)
-    change, told = DAMAGE[case]
+    change, message = DAMAGE[case]
     path.write_text(change(json.loads(path.read_text())))
     with pytest.raises(ResultError, match="geep-bench pack") as caught:
         load(path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -199,9 +199,9 @@ def test_a_method_that_raises_does_not_stop_the_others(
     records = RunFolder.open(settings.out).failures()
     assert len(records) == failed
     assert all("a plug-in's bug" in record["traceback"] for record in records)
-    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]  # not progress
-    assert len(told) == failed
-    assert all("ag_news two" in line and "a plug-in's bug" in line and "continuing" in line for line in told)
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]  # not progress
+    assert len(lines) == failed
+    assert all("ag_news two" in line and "a plug-in's bug" in line and "continuing" in line for line in lines)
 
     stage.raises.clear()
     assert counts(run(settings)) == (lost, 6 - lost, 0)

@@ -53,9 +53,9 @@ def ends(settings: Settings, capsys: pytest.CaptureFixture[str], *words: str, ce
     """Assert that ``bad`` fails in ``cells`` cells, each reported in one line with ``words``, and that others succeed."""
     outcome = Grid(settings).execute()
     assert (outcome.measured, outcome.failed) == (4, cells)
-    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
-    assert len(told) == cells
-    for line in told:
+    printed = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    assert len(printed) == cells
+    for line in printed:
         assert line.startswith("ag_news bad ") and "Traceback" not in line
         assert all(word in line for word in words), line
     run = RunFolder.open(settings.out)
@@ -274,8 +274,8 @@ def test_failed_cells_give_exit_code_one(
         encoding="utf-8",
     )
     assert cli.main([*common, "--profile", str(profile), "--methods", "bad"]) == 1
-    told = capsys.readouterr()
-    assert "no licence" in told.err and "none measured, 1 failed" in told.out
+    printed = capsys.readouterr()
+    assert "no licence" in printed.err and "none measured, 1 failed" in printed.out
     assert cli.main([*common, "--profile", str(profile), "--methods", "bad,one"]) == 1
     assert "2 measured, 0 kept from before, 1 failed" in capsys.readouterr().out
 

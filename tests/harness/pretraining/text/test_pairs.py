@@ -179,17 +179,19 @@ def test_the_second_segment_is_trained_by_pairs_only(
     pretrain: Callable[..., int], paired: Path, tmp_path: Path
 ) -> None:
     """The trained second segment is written and described in the card; without pairs it is a copy of the first."""
-    told = {}
+    message = {}
     for name, options, source in (("pairs", ["--shards", str(paired)], None), ("texts", [], "en")):
         out = tmp_path / name
         assert pretrain(out, *options, "--steps", "3", shards_from=source) == 0
         weight = checkpoint.read(out).state["segment.weight"]
-        told[name] = torch.equal(weight[0], weight[1]), (out / "README.md").read_text(encoding="utf-8")
+        message[name] = torch.equal(weight[0], weight[1]), (out / "README.md").read_text(encoding="utf-8")
         facts = json.loads((out / "pretraining.json").read_text(encoding="utf-8"))
         assert bool(facts["train"]["pairs"]) == (name == "pairs")
-    assert not told["pairs"][0] and told["texts"][0]
-    assert "The second segment occurs only in pairs" in told["pairs"][1] and "are pairs of texts" in told["pairs"][1]
-    assert "All training text was in the first segment" in told["texts"][1] and "pairs" not in told["texts"][1]
+    assert not message["pairs"][0] and message["texts"][0]
+    assert (
+        "The second segment occurs only in pairs" in message["pairs"][1] and "are pairs of texts" in message["pairs"][1]
+    )
+    assert "All training text was in the first segment" in message["texts"][1] and "pairs" not in message["texts"][1]
 
 
 def test_a_start_from_a_backbone_copies_all_its_weights(
