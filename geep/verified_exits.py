@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,21 +63,21 @@ class LookChoice:
     """When to look, and the results on dev: shares of samples, mean layers and mean heads.
 
     Attributes:
-        quantile: of the first look, per mille.
         looks: see :func:`look_layers`.
+        quantile: of the first look, per mille.
         end: layer index at which unsure samples are answered.
         threshold: normalised entropy up to which a sample leaves.
-        agreement: share of samples with the answer of full depth.
+        dev_agreement: share of samples with the answer of full depth.
     """
 
-    quantile: int
     looks: int
+    quantile: int
     end: int
     threshold: float
-    agreement: float
-    accuracy: float
-    layers: float
-    heads: float
+    dev_agreement: float
+    dev_accuracy: float
+    dev_mean_layers: float
+    dev_mean_heads: float
 
 
 def simulate(
@@ -129,11 +129,11 @@ def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: 
         seen.add(at.tobytes())
         for end in view.answers[1:].tolist() if looks == 1 else [last]:
             rows = zip(thresholds, *simulate(at, view, thresholds, end), strict=True)
-            outcomes += [LookChoice(first, looks, end, *(float(value) for value in row)) for row in rows]
-    affordable = [o for o in outcomes if o.layers <= budget + 1e-9]
+            outcomes += [LookChoice(looks, first, end, *(float(value) for value in row)) for row in rows]
+    affordable = [o for o in outcomes if o.dev_mean_layers <= budget + 1e-9]
     if not affordable:
-        return min(outcomes, key=lambda o: (o.layers, o.heads, -o.agreement))
-    return max(affordable, key=lambda o: (o.agreement, -o.layers, -o.heads))
+        return min(outcomes, key=lambda o: (o.dev_mean_layers, o.dev_mean_heads, -o.dev_agreement))
+    return max(affordable, key=lambda o: (o.dev_agreement, -o.dev_mean_layers, -o.dev_mean_heads))
 
 
 @dataclass
@@ -217,23 +217,8 @@ class GeepVerified(BaseMethod[GeepVerifiedSettings]):
         for speed, table in geep.tables.items():
             for mode in own.modes:
                 chosen = tune(table, task.dev.tokens, view, speed, mode)
-                fitted.points.append(
-                    OperatingPoint(
-                        f"{speed_name(speed)}/{mode}",
-                        {
-                            "speed": speed,
-                            "mode": mode,
-                            "looks": chosen.looks,
-                            "quantile": chosen.quantile,
-                            "end": chosen.end,
-                            "threshold": chosen.threshold,
-                            "dev_agreement": chosen.agreement,
-                            "dev_accuracy": chosen.accuracy,
-                            "dev_mean_layers": chosen.layers,
-                            "dev_mean_heads": chosen.heads,
-                        },
-                    )
-                )
+                params = {"speed": speed, "mode": mode, **asdict(chosen)}
+                fitted.points.append(OperatingPoint(f"{speed_name(speed)}/{mode}", params))
         return fitted
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> FittedVerified:

@@ -6,10 +6,10 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.core.errors import ResultError
+from harness.core.files import fill_template
 from reports.analysis.control_tests import headlines
 from reports.analysis.view import View, build_view
 from reports.figures.dataset_figures import draw_figures
@@ -17,9 +17,6 @@ from reports.figures.drawing import Drawing, inline_svg
 from reports.notation.marks import footnotes
 from reports.notation.table_formats import escape_markdown, table_files, to_markdown
 from reports.tables.catalogue import Contents
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 
 def write_report(run_path: Path, progress: bool = False) -> Path:
@@ -118,31 +115,18 @@ def _context(view: View, contents: Contents, figures: Figures) -> dict[str, obje
     }
 
 
-def _environment(*, escape: bool) -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def render_page(view: View, contents: Contents, figures: Figures) -> str:
     """Return one self-contained HTML page: styles, scripts and figures are inside, and nothing is loaded."""
     from markupsafe import Markup
 
-    environment = _environment(escape=True)
-    # matplotlib and Canvas escape the text in figures.
-    environment.filters["inline_svg"] = lambda drawing: Markup(inline_svg(drawing))
-    return str(environment.get_template("page.html.j2").render(_context(view, contents, figures)))
+    def as_markup(drawing: Drawing) -> Markup:
+        return Markup(inline_svg(drawing))  # matplotlib and Canvas escape the text in figures
+
+    facts = _context(view, contents, figures)
+    return fill_template(__file__, "page.html.j2", facts, escape=True, inline_svg=as_markup)
 
 
 def render_markdown(view: View, contents: Contents, figures: Figures) -> str:
     """Return the same report as Markdown, with figures by relative path."""
-    environment = _environment(escape=False)
-    environment.filters["md"] = escape_markdown
-    environment.filters["table"] = to_markdown
-    return str(environment.get_template("report.md.j2").render(_context(view, contents, figures)))
+    facts = _context(view, contents, figures)
+    return fill_template(__file__, "report.md.j2", facts, md=escape_markdown, table=to_markdown)

@@ -6,7 +6,7 @@ Points have GEEP's names, so that rows compare at (nearly) equal mean layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from harness.contracts import Kind, OperatingPoint, Role
@@ -30,15 +30,10 @@ class BorrowedGeep(BorrowedModel):
         geep: where model, points and histograms of exits come from.
     """
 
-    geep: AssignedExits | None = None
-
-    @property
-    def source(self) -> AssignedExits:
-        assert self.geep is not None
-        return self.geep
+    geep: AssignedExits = field(kw_only=True)
 
     def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
-        return mirrored(self.source, dev)
+        return mirrored(self.geep, dev)
 
 
 class GeepControl(BorrowingMethod[SpeedSettings]):

@@ -18,8 +18,8 @@ class ConstantDepth(BorrowedGeep, AssignedExits):
 
     def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
         points = []
-        for point in mirrored(self.source, dev):
-            mean = float(self.source.assign(dev.tokens, at=point).float().mean())
+        for point in mirrored(self.geep, dev):
+            mean = float(self.geep.assign(dev.tokens, at=point).float().mean())
             exit_layer = min(self.model.answers, key=lambda answer: (abs(answer - mean), answer))
             points.append(OperatingPoint(point.name, {**point.params, "exit": exit_layer}))
         return points

@@ -37,7 +37,7 @@ class RankedExits(BorrowedGeep, AssignedExits):
         """Return a sort key per sample, int64 [N]."""
 
     def assign(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
-        exits = self.source.assign(tokens, at=at).sort().values
+        exits = self.geep.assign(tokens, at=at).sort().values
         return torch.empty_like(exits).index_copy_(0, self.rank(tokens).argsort(stable=True), exits)
 
 

@@ -25,7 +25,7 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.cascade import confidence, confidence_rule, run_cascade
 from harness.execution.executors import run_full
 from harness.toolkit.base_method import BaseMethod, Teachers
-from harness.toolkit.budgets import Candidate, at_budgets, budget_name
+from harness.toolkit.budgets import Candidate, points_at_budgets
 from harness.toolkit.distillation import fine_tuned, take_layers
 from harness.toolkit.fitted import ChosenPoints, FittedModel, load_model, read_points, reading
 from harness.toolkit.method_settings import BudgetSettings, Recipe
@@ -197,7 +197,7 @@ class CascadeBert(BaseMethod[CascadeBertSettings]):
     fitted = Cascade
 
     def learn(self, own: CascadeBertSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> Cascade:
-        tuned = fine_tuned(self.name, teachers)
+        tuned = fine_tuned(self.name, teachers, head=own.head)
         bert = tuned.model
         if replace(bert.encoder.shape, layers=1) != replace(backbone.shape, layers=1):
             raise ConfigError(
@@ -205,8 +205,6 @@ class CascadeBert(BaseMethod[CascadeBertSettings]):
                 f"{backbone.shape.width}), but both models need equal layers: name a 'bert' of this backbone"
             )
         layers = small_layers(own.layers, bert.depth)
-        if own.head not in (None, bert.head_kind):
-            raise ConfigError(f"cascadebert: head '{own.head}' is not 'bert's '{bert.head_kind}': set both alike")
         if own.folds > len(task.train):
             raise ConfigError(
                 f"cascadebert: folds = {own.folds}, but there are {len(task.train)} train samples: lower it"
@@ -253,16 +251,6 @@ def chosen_points(fitted: Cascade, dev: Split, budgets: Sequence[float], *, cali
     sure = confidence(small, temperature).numpy()
     right_small, right_whole = ((logits.argmax(-1) == dev.labels).numpy() for logits in (small, whole))
     able = candidates(sure, right_small, right_whole, fitted.small.depth, fitted.model.depth)
-    return [
-        OperatingPoint(
-            budget_name(budget),
-            {
-                "budget": budget,
-                "threshold": one.threshold,
-                "temperature": temperature,
-                "dev_mean_layers": one.layers,
-                "dev_accuracy": one.accuracy,
-            },
-        )
-        for budget, one in zip(budgets, at_budgets(able, budgets, fitted.model.depth), strict=True)
-    ]
+    return points_at_budgets(
+        able, budgets, fitted.model.depth, lambda one: {"threshold": one.threshold, "temperature": temperature}
+    )

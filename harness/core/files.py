@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, and content keys for the cache of backbones and fitted methods."""
+"""Atomic writes of files and folders, filled templates, and content keys for the cache of backbones and fitted methods."""
 
 from __future__ import annotations
 
@@ -85,3 +85,29 @@ def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as indented JSON, atomically."""
     text = json.dumps(data, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def fill_template(
+    module: str, name: str, facts: dict[str, Any], *, escape: bool = False, **filters: Callable[..., Any]
+) -> str:
+    """Fill the Jinja template ``name``, which lies in the folder ``templates`` beside a module.
+
+    Args:
+        module: its ``__file__``.
+        escape: escape facts for HTML.
+        filters: more filters, by their names in templates.
+
+    Raises:
+        jinja2.UndefinedError: the template names a fact that is missing.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(module).parent / "templates"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(name).render(facts)

@@ -60,8 +60,7 @@ def run_assigned(
 ) -> Predictions:
     """Run every sample to the exit it was assigned beforehand, and answer with one head.
 
-    Samples are ordered by (exit, length). The samples active at a layer are therefore a prefix of the batch: a view whose size
-    the host knows, without a gather or a synchronisation.
+    Samples are ordered by (exit, length), as :meth:`Pass.ladder` needs them.
 
     Args:
         exits: int16 [N], layer indices out of ``model.answers`` (``answer="shared"``: any layer index).
@@ -82,21 +81,10 @@ def run_assigned(
 def climb(run: Pass, first: int, last: int, answer: Answer) -> None:
     """Run one batch of :func:`run_assigned`, a ladder."""
     final = run.model.depth - 1
-    hidden, layout = run.begin(first, last)
-    depths = run.columns[first:last, 0]  # never rises
-    for index in range(int(depths[0]) + 1):
-        active = int((depths >= index).sum())
-        hidden, layout_now = layout.slice(hidden, 0, active)
-        hidden = run.layer(index, hidden, layout_now)
-        staying = int((depths > index).sum())
-        if staying == active:
-            continue
-        leaving, its_layout = layout_now.slice(hidden, staying, active)
-        if answer == "shared" and index != final:
-            logits = run.shared(leaving, its_layout)
-        else:
-            logits = run.head(index, leaving, its_layout)
-        run.answer(slice(first + staying, first + active), logits, index)
+    for index, ended, hidden, layout in run.ladder(*run.begin(first, last), run.columns[first:last, 0]):
+        shared = answer == "shared" and index != final
+        logits = run.shared(hidden, layout) if shared else run.head(index, hidden, layout)
+        run.answer(slice(first + ended.start, first + ended.stop), logits, index)
 
 
 def exit_logits(model: MultiExitModel, tokens: TokenSet, execution: Execution, *, answer: Answer = "student") -> Tensor:

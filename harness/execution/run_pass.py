@@ -136,6 +136,25 @@ class Pass:
             hidden = self.layer(index, hidden, layout)
         self.answer(slice(first, last), self.head(final, hidden, layout), final)
 
+    def ladder(
+        self, hidden: Tensor, layout: Layout, ends: np.ndarray, start: int = 0
+    ) -> Iterator[tuple[int, slice, Tensor, Layout]]:
+        """Run each sample of a batch from layer ``start`` to its end.
+
+        Args:
+            ends: layer indices [B] that never rise, so that the samples active at a layer are a prefix: a view whose size the
+                host knows, without a gather or a synchronisation.
+
+        Yields:
+            For every layer where samples end: the layer, their places in the batch, their hidden states and layout.
+        """
+        for index in range(start, int(ends[0]) + 1):
+            active, staying = int((ends >= index).sum()), int((ends > index).sum())
+            hidden, layout = layout.slice(hidden, 0, active)
+            hidden = self.layer(index, hidden, layout)
+            if staying < active:
+                yield index, slice(staying, active), *layout.slice(hidden, staying, active)
+
     def keep(self, tensor: Tensor) -> Tensor:
         """Return hidden states or logits that stay valid after the next block."""
         return self.engine.keep(tensor)

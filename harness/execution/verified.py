@@ -125,17 +125,9 @@ def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveR
 def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveRule) -> list[_Parked]:
     """Run samples that stand after layer ``depth`` to their ``ends`` (not rising) and apply the head there."""
     parked = []
-    hidden, layout = group.hidden, group.layout
-    for index in range(depth + 1, int(ends[0]) + 1):
-        active = int((ends >= index).sum())
-        hidden, layout = layout.slice(hidden, 0, active)
-        hidden = run.layer(index, hidden, layout)
-        staying = int((ends > index).sum())
-        if staying < active:
-            part, its_layout = layout.slice(hidden, staying, active)
-            logits = run.keep(run.head(index, part, its_layout))
-            samples = group.samples[staying:active]
-            parked.append(_Parked(samples, run.keep(part), its_layout, index, logits, leaves(logits)))
+    for index, ended, hidden, layout in run.ladder(group.hidden, group.layout, ends, depth + 1):
+        logits = run.keep(run.head(index, hidden, layout))
+        parked.append(_Parked(group.samples[ended], run.keep(hidden), layout, index, logits, leaves(logits)))
     return parked
 
 

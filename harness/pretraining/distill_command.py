@@ -13,7 +13,6 @@ states are those of pretraining.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -111,41 +110,6 @@ def _finish(
         "objective": model.objective,
         "evaluation": held,
     }
-    model_card.write(args.out, FACTS, facts, render(facts))
+    model_card.write(args.out, FACTS, facts, model_card.render("student", facts))
     print(f"held-out loss: {'-' if held['loss'] is None else format(held['loss'], '.4f')}")
     print(f"student: {model_card.folder_line(args.out, facts, names)}")
-
-
-def render(facts: Mapping[str, Any]) -> str:
-    """Return the model card of a student as Markdown."""
-    shape, teacher, recipe, run = facts["shape"], facts["teacher"], facts["recipe"], facts["run"]
-    held = facts["evaluation"]
-    loss = "-" if held["loss"] is None else f"{held['loss']:.4f}"
-    words = held.get("words") or {}
-    guessed = f", perplexity {words['perplexity']:.2f} on masked words" if words.get("perplexity") else ""
-    untrained = "" if run["step"] else "\n**Untrained**: initial weights, as a control for distillation.\n"
-    return f"""{model_card.front_matter(facts, "[bert, distillation]")}
-
-# {facts["method"]} student of `{teacher["name"]}`, {shape["layers"]} x {shape["width"]}
-{untrained}
-General distillation on raw text: {shape["layers"]} layers, width {shape["width"]}, {shape["heads"]} heads, inner width \
-{shape["intermediate"]} ({facts["parameters"]:,} parameters in float16), distilled from a teacher of {teacher["layers"]} x \
-{teacher["width"]} that was not fine-tuned, with its vocabulary. Not fine-tuned: start from it with `geep-bench run --backbone \
-{facts["language"]}=FOLDER`, or as `student` of a method.
-
-* objective: {facts["objective"]}
-* {run["step"]:,} steps of {recipe["accumulate"]} x {recipe["rows"]} rows, {run["tokens"]:,} tokens; learning rate \
-{recipe["learning_rate"]:g}, warm-up {recipe["warmup"]:.0%}, {recipe["mask_share"]:.0%} masked, seed {recipe["seed"]}
-* {facts["device"]}, {run["seconds"] / 3600:.2f} hours
-* on held-out documents: loss {loss}{guessed}
-
-## Data
-
-{model_card.data_sources(facts)}
-
-No dev or test split of any dataset.
-
-## Licence
-
-{model_card.licence_text(facts["licence"])} The terms of the teacher also apply.
-"""

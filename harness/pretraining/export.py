@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
@@ -45,19 +45,6 @@ def tensors_of(model: MaskedWordModel | Encoder, shape: EncoderShape, *, one_seg
     return {name: value.detach().cpu().half().contiguous() for name, value in found.items()}
 
 
-def pieces_of(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    """Divide tensors, in their order, into pieces below ``limit`` bytes; a larger tensor is a piece of its own."""
-    pieces: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if pieces[-1] and size + tensor.nbytes > limit - _HEADER:
-            pieces.append({})
-            size = 0
-        pieces[-1][name] = tensor
-        size += tensor.nbytes
-    return pieces
-
-
 def round_to_half(model: nn.Module) -> None:
     """Round all weights to float16, so that the evaluated weights are the written ones."""
     with torch.no_grad():
@@ -88,19 +75,16 @@ def write(
         ResultError: the folder cannot be written.
     """
     tensors = tensors_of(model, shape, one_segment=one_segment)
-    pieces = pieces_of(tensors, limit)
+    split = split_torch_state_dict_into_shards(
+        tensors, filename_pattern="model{suffix}.safetensors", max_shard_size=limit - _HEADER
+    )
     for old in [folder / "config.json", folder / INDEX, *folder.glob("model*.safetensors")]:
         old.unlink(missing_ok=True)
-    names = ["model.safetensors"]
-    if len(pieces) > 1:
-        names = [f"model-{i + 1:05d}-of-{len(pieces):05d}.safetensors" for i in range(len(pieces))]
-    for name, piece in zip(names, pieces, strict=True):
-        content = to_bytes(piece, {"format": "pt"})
+    for name, part in split.filename_to_tensors.items():
+        content = to_bytes({tensor: tensors[tensor] for tensor in part}, {"format": "pt"})
         write_atomic(folder / name, lambda place, content=content: place.write_bytes(content))  # type: ignore[misc]
-    if len(pieces) > 1:
-        weights = {tensor: name for name, piece in zip(names, pieces, strict=True) for tensor in piece}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
+    if split.is_sharded:
+        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
     try:
         vocabulary.save(tokenizer, folder, shape.max_positions)
     except OSError as error:
@@ -110,4 +94,4 @@ def write(
     config = {**shape.to_hf(), "architectures": [kind], "dtype": "float32", "tie_word_embeddings": True}
     text = json.dumps(config, indent=1)
     write_text(folder / "config.json", text)
-    return names
+    return list(split.filename_to_tensors)

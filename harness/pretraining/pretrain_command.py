@@ -106,7 +106,7 @@ def _finish(
         "evaluation": held,
         "accuracy": before.get("accuracy", []),
     }
-    model_card.write(args.out, model_card.FACTS, facts, model_card.render(facts))
+    model_card.write(args.out, model_card.FACTS, facts, model_card.render("backbone", facts))
     known = "-" if held["perplexity"] is None else "{perplexity:.2f} (from word frequencies alone: {by_frequency:.0f})"
     print(f"held-out perplexity: {known.format(**held)}")
     print(f"backbone: {model_card.folder_line(args.out, facts, names)}")

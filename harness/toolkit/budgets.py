@@ -6,8 +6,11 @@ a sample may run on average. The threshold for a budget is chosen on dev, never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from harness.contracts import OperatingPoint
 
 BUDGETS = (0.25, 0.5, 0.75)
 
@@ -32,7 +35,10 @@ def budget_name(budget: float) -> str:
     return f"budget={budget:g}"
 
 
-def at_budgets(candidates: Iterable[Candidate], budgets: Sequence[float], depth: int) -> list[Candidate]:
+C = TypeVar("C", bound=Candidate)
+
+
+def at_budgets(candidates: Iterable[C], budgets: Sequence[float], depth: int) -> list[C]:
     """Return for each budget the most accurate candidate within it; of equally accurate ones the cheapest.
 
     A candidate is within a budget if it runs at most ``budget * depth`` mean layers. If no candidate is, the cheapest one
@@ -55,3 +61,17 @@ def at_budgets(candidates: Iterable[Candidate], budgets: Sequence[float], depth:
         within = [one for one in pool if one.layers <= budget * depth * (1 + 1e-9)]
         chosen.append(max(within, key=lambda one: (one.accuracy, -one.layers)) if within else pool[0])
     return chosen
+
+
+def points_at_budgets(
+    candidates: Iterable[C], budgets: Sequence[float], depth: int, settings: Callable[[C], Mapping[str, Any]]
+) -> list[OperatingPoint]:
+    """Return an operating point per budget, see :func:`at_budgets`; ``settings`` are those of a method for a candidate."""
+    chosen = zip(budgets, at_budgets(candidates, budgets, depth), strict=True)
+    return [
+        OperatingPoint(
+            budget_name(budget),
+            {"budget": budget, **settings(one), "dev_mean_layers": one.layers, "dev_accuracy": one.accuracy},
+        )
+        for budget, one in chosen
+    ]

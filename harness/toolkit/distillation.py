@@ -19,6 +19,7 @@ from harness.encoder.layout import Layout, Scored
 from harness.encoder.model import Encoder, EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.fitted import FittedModel, FullDepth
+from harness.toolkit.method_settings import Head
 
 
 def fitted_teacher(teachers: Mapping[str, Fitted], name: str = "bert") -> FittedModel:
@@ -39,11 +40,13 @@ def fitted_teacher(teachers: Mapping[str, Fitted], name: str = "bert") -> Fitted
     return fitted
 
 
-def fine_tuned(method: str, teachers: Mapping[str, Fitted], name: str = "bert") -> FullDepth:
+def fine_tuned(
+    method: str, teachers: Mapping[str, Fitted], name: str = "bert", *, head: Head | None = None
+) -> FullDepth:
     """Return the full-depth model that a method starts from, in eval mode.
 
     Raises:
-        ConfigError: there is none, or it is of another kind.
+        ConfigError: there is none, it is of another kind, or ``head`` is given and not its kind of head.
     """
     fitted = teachers.get(name)
     if not isinstance(fitted, FullDepth):
@@ -51,6 +54,8 @@ def fine_tuned(method: str, teachers: Mapping[str, Fitted], name: str = "bert") 
             f"{method} needs a fine-tuned full-depth '{name}', got {type(fitted).__name__}: name one in its needs"
         )
     fitted_teacher(teachers, name)
+    if head not in (None, fitted.model.head_kind):
+        raise ConfigError(f"{method}: head '{head}' is not '{name}'s '{fitted.model.head_kind}': set both alike")
     return fitted
 
 

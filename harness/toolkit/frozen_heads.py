@@ -36,14 +36,12 @@ class FrozenHeads:
         Raises:
             ConfigError: the teacher is of another kind, has one layer only, or ``head`` is not its kind of head.
         """
-        tuned = fine_tuned(method, teachers)
+        tuned = fine_tuned(method, teachers, head=head)
         bert = tuned.model
         if bert.depth < 2:
             raise ConfigError(
                 f"{method} needs a 'bert' of at least 2 layers, so that there is an early exit: choose another backbone"
             )
-        if head not in (None, bert.head_kind):
-            raise ConfigError(f"{method}: head '{head}' is not 'bert's '{bert.head_kind}': set both alike")
         torch.manual_seed(seed)
         encoder = take_layers(bert.encoder, range(bert.depth))
         model = MultiExitModel(encoder, task.num_labels, range(bert.depth - 1), bert.head_kind)

@@ -35,7 +35,7 @@ from harness.execution.exit_rules import (
     replay,
     scores_of,
 )
-from harness.toolkit.budgets import Candidate, at_budgets, budget_name
+from harness.toolkit.budgets import Candidate, points_at_budgets
 from harness.toolkit.fitted import RuleDriven, load_model, read_json, read_points, reading, write_points
 from harness.toolkit.training import TrainingReport
 
@@ -246,10 +246,5 @@ def under_rule(
     scores = scores_of(reader, logits, doubts)
     correct = logits.argmax(-1) == dev.labels
     tried = outcomes(rule, scores, correct, model.answers, worth_trying(rule, scores, model.labels))
-    points = []
-    for budget, chosen in zip(budgets, at_budgets(tried, budgets, model.depth), strict=True):
-        assert isinstance(chosen, Tried)
-        params = {"budget": budget, "rule": rule, **chosen.settings}
-        params |= {"dev_mean_layers": chosen.layers, "dev_accuracy": chosen.accuracy}
-        points.append(OperatingPoint(budget_name(budget), params))
+    points = points_at_budgets(tried, budgets, model.depth, lambda one: {"rule": rule, **one.settings})
     return kind(model, report, points, rule, temperatures, gate)

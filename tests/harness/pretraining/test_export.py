@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from harness.encoder.backbone import load_backbone
@@ -56,15 +57,15 @@ def test_both_readers_find_the_same_weights(
     assert tokens.ids[0] == 2 and tokens.segments.max() == 1
 
 
-def test_pieces_stay_below_their_limit(model: MaskedWordModel) -> None:
-    """A larger tensor has its own piece; order and content are kept."""
+def test_files_stay_below_their_limit(model: MaskedWordModel, english: Shards, tmp_path: Path) -> None:
+    """A larger tensor has a file of its own; every tensor is in one file."""
     tensors = export.tensors_of(model, SHAPE)
-    limit = export._HEADER + 2000
-    pieces = export.pieces_of(tensors, limit)
-    assert [name for piece in pieces for name in piece] == list(tensors)
-    for piece in pieces:
-        assert len(piece) == 1 or sum(t.nbytes for t in piece.values()) <= limit - export._HEADER
-    assert any(t.nbytes > 2000 for t in tensors.values())
+    names = export.write(tmp_path, model, SHAPE, english.tokenizer, export._HEADER + 2000)
+    files = [load_file(tmp_path / name) for name in names]
+    assert sorted(name for file in files for name in file) == sorted(tensors)
+    for file in files:
+        assert len(file) == 1 or sum(tensor.nbytes for tensor in file.values()) <= 2000
+    assert any(tensor.nbytes > 2000 for tensor in tensors.values())
 
 
 def test_files_of_an_older_export_do_not_stay(model: MaskedWordModel, english: Shards, tmp_path: Path) -> None:
