@@ -52,11 +52,9 @@ class PairedTest(ResultRow):
 
 @dataclass(frozen=True, kw_only=True)
 class ControlTest(PairedTest):
-    """A predicting row against one control, with the verdict in words and whether the row keeps up with the control."""
+    """A predicting row against one control."""
 
     control_row: ResultRow
-    verdict: str = UNKNOWN
-    close: bool = False
 
     @property
     def control(self) -> str:
@@ -77,6 +75,23 @@ class ControlTest(PairedTest):
     @property
     def speed_ratio(self) -> float | None:
         return ratio(self.samples_per_s, self.control_row.samples_per_s)
+
+    @property
+    def verdict(self) -> str:
+        if self.p_holm is None or self.difference is None:
+            return UNKNOWN
+        if self.p_holm >= ALPHA or self.difference == 0:
+            return NO_BETTER
+        if self.difference < 0:
+            return WORSE
+        return DEARER if self.layer_ratio is not None and self.layer_ratio > SAME_COST[1] else BEATS
+
+    @property
+    def close(self) -> bool:
+        """Whether the row keeps up with the control."""
+        if self.difference is None or self.layer_ratio is None:
+            return False
+        return self.difference >= -CLOSE_ACCURACY - 1e-12 and self.layer_ratio <= SAME_COST[1]
 
 
 def _matching(row: ResultRow, rows: Sequence[ResultRow]) -> list[ResultRow]:
@@ -111,7 +126,7 @@ def compare_with_controls(rows: Sequence[ResultRow], read: Reader) -> list[Contr
             ours, theirs, seeds = correct_by_seed(row.cells, other.cells, read)
             about = {**vars(row), "seeds": len(seeds), "marks": together(row.marks, other.marks)}
             tests.append(ControlTest(**about, control_row=other, **paired(ours, theirs)))
-    return _judged(tests)
+    return with_adjusted_p(tests, lambda test: test.slug)  # all comparisons of one dataset
 
 
 def correct_by_seed(
@@ -122,37 +137,13 @@ def correct_by_seed(
     return [a["correct"] for a, _ in pairs.values()], [b["correct"] for _, b in pairs.values()], list(pairs)
 
 
-def adjusted(tests: Sequence[T], family: Callable[[T], Hashable]) -> list[float | None]:
-    """Return the p-values adjusted within each family (Holm), in the order of the tests."""
+def with_adjusted_p(tests: Sequence[T], family: Callable[[T], Hashable]) -> list[T]:
+    """Return the tests with p-values adjusted within each family (Holm)."""
     found: dict[int, float] = {}
     tested = {i: test.p for i, test in enumerate(tests) if test.p is not None}
     for same in grouped(tested, lambda i: family(tests[i])).values():
         found |= zip(same, holm([tested[i] for i in same]), strict=True)
-    return [found.get(i) for i in range(len(tests))]
-
-
-def _judged(tests: Sequence[ControlTest]) -> list[ControlTest]:
-    """Return the tests with adjusted p-values (family: the comparisons of one dataset) and verdicts."""
-    found = []
-    for test, p_holm in zip(tests, adjusted(tests, lambda test: test.slug), strict=True):
-        close = (
-            test.difference is not None
-            and test.difference >= -CLOSE_ACCURACY - 1e-12
-            and test.layer_ratio is not None
-            and test.layer_ratio <= SAME_COST[1]
-        )
-        found.append(replace(test, p_holm=p_holm, verdict=_verdict(test, p_holm), close=close))
-    return found
-
-
-def _verdict(test: ControlTest, p_holm: float | None) -> str:
-    if p_holm is None or test.difference is None:
-        return UNKNOWN
-    if p_holm >= ALPHA or test.difference == 0:
-        return NO_BETTER
-    if test.difference < 0:
-        return WORSE
-    return DEARER if test.layer_ratio is not None and test.layer_ratio > SAME_COST[1] else BEATS
+    return [replace(test, p_holm=found.get(i)) for i, test in enumerate(tests)]
 
 
 def headlines(tests: Sequence[ControlTest]) -> list[str]:

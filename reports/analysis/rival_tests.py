@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness.measure.statistics import bootstrap_difference, faster_and_not_worse, paired, self_ratios
 from reports.analysis.cell_settings import values_of
-from reports.analysis.control_tests import ALPHA, SAME, PairedTest, adjusted, correct_by_seed
+from reports.analysis.control_tests import ALPHA, SAME, PairedTest, correct_by_seed, with_adjusted_p
 from reports.analysis.result_rows import ResultRow, reference_passes
 from reports.analysis.run_contents import Reader
 from reports.analysis.time_ratios import FEWEST, usable
@@ -122,8 +122,7 @@ def compare_with_rivals(
                     judgement=judgement,
                 )
             )
-    p_holm = adjusted(found, lambda test: (test.data, test.method, test.rival))
-    return [replace(test, p_holm=p) for test, p in zip(found, p_holm, strict=True)]
+    return with_adjusted_p(found, lambda test: (test.data, test.method, test.rival))
 
 
 def _rival_of(row: ResultRow, rival: str, rows: Sequence[ResultRow]) -> ResultRow | None:

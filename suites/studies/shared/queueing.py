@@ -6,8 +6,7 @@ an E_W/G/1 queue, M/D/1 for W = 1. The k-th sample of a window waits for W - k o
 (W - 1) / (2 r) on average over k, (W - 1) / r for the first. Windows are never closed early; a time-out would bound the wait
 and make batches smaller.
 
-Sources: Kleinrock, Queueing Systems I (1975), M/G/1 (Pollaczek-Khinchine); Kingman 1962 for the upper bound; Lindley 1952
-for the recursion.
+Source: Lindley 1952 for the recursion.
 """
 
 from __future__ import annotations
@@ -58,22 +57,6 @@ def utilisation(window: int, rate: float, service: float) -> float:
         service: mean seconds for a window.
     """
     return rate * service / window
-
-
-def queueing_single(rate: float, service: float) -> float:
-    """Return the mean seconds in the queue of M/D/1 (W = 1), for a utilisation below 1."""
-    load = rate * service
-    return load * service / (2 * (1 - load))
-
-
-def queueing_bound(window: int, rate: float, service: float, deviation: float = 0.0) -> float:
-    """Return Kingman's upper bound of the mean seconds in the queue of a full window, for a utilisation below 1.
-
-    Args:
-        deviation: standard deviation of the service, seconds.
-    """
-    gap, variance = window / rate, window / rate**2
-    return (variance + deviation**2) / (2 * gap * (1 - service / gap))
 
 
 @dataclass(frozen=True)
