@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from harness.core.settings import StrictSettings
 from harness.data.cards import CARDS, parse_card, read_card_file
 from harness.data.labels import number_labels
 from harness.data.splits import SPLITS, RawDataset, RawSplit, assemble, check_split
-from harness.data.tables import FORMATS, TextTable, form_of, read_table
+from harness.data.tables import FORMATS, Quotes, TextTable, form_of, read_table
 
 COLUMNS = ("text", "text_pair", "label")
 _DEV_NAMES = ("dev", "validation", "valid", "val")
@@ -112,8 +112,8 @@ def _texts(values: list[Any], column: str, where: str) -> list[str]:
     return texts
 
 
-def _read(path: Path) -> TextTable:
-    table = read_table(path, COLUMNS)
+def _read(path: Path, *, plain: bool = False) -> TextTable:
+    table = read_table(path, COLUMNS, plain=plain)
     for column in ("text", "label"):
         if column not in table.columns:
             found = ", ".join(table.names[:8])
@@ -121,15 +121,33 @@ def _read(path: Path) -> TextTable:
     return table
 
 
-def _joined(parts: list[Path]) -> TextTable:
+def _read_all(paths: list[Path]) -> dict[Path, TextTable]:
+    """Read all files of a dataset. If one TSV file is plain, so are all that can be."""
+    tables = {path: _read(path) for path in paths}
+    if any(table.quotes in (Quotes.PLAIN, Quotes.DOUBTFUL) for table in tables.values()):
+        tables |= {path: _read(path, plain=True) for path, table in tables.items() if table.quotes == Quotes.EITHER}
+    return tables
+
+
+def _joined(parts: dict[Path, TextTable]) -> TextTable:
     """Return the parts of a split as one table."""
-    tables = [_read(path) for path in parts]
-    for path, table in zip(parts, tables, strict=True):
-        if table.columns.keys() != tables[0].columns.keys():
-            raise DataError(f"{path}: no column 'text_pair', or {parts[0].name} has none: all parts need it, or none")
-    columns = {name: [value for table in tables for value in table.columns[name]] for name in tables[0].columns}
-    return TextTable(
-        tables[0].names, columns, tables[0].class_names, tuple(note for table in tables for note in table.notes)
+    first, *more = parts
+    for path in more:
+        if parts[path].columns.keys() != parts[first].columns.keys():
+            raise DataError(f"{path}: no column 'text_pair', or {first.name} has none: all parts need it, or none")
+    columns = {
+        name: [value for table in parts.values() for value in table.columns[name]] for name in parts[first].columns
+    }
+    return replace(parts[first], columns=columns)
+
+
+def _quoting(tables: dict[Path, TextTable]) -> tuple[list[str], list[str]]:
+    """Return a note on files whose quotes were removed, and a remark on files whose quotes were kept."""
+    quoted = [path.name for path, table in tables.items() if table.quotes in (Quotes.CSV, Quotes.EITHER)]
+    kept = [path.name for path, table in tables.items() if table.quotes == Quotes.DOUBTFUL]
+    return (
+        [f"{', '.join(quoted)}: written with the quotes of CSV, which are not part of the texts"] if quoted else [],
+        [f"{', '.join(kept)}: read as plain TSV, whose double quotes are part of the texts"] if kept else [],
     )
 
 
@@ -218,7 +236,8 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
     card_file = place / "card.toml"
     own = parse_card(LocalCard, read_card_file(card_file), str(card_file)) if card_file.is_file() else LocalCard()
     known = CARDS.get(name)
-    tables = {split: _joined(parts) for split, parts in files.splits.items()}
+    read = _read_all([path for parts in files.splits.values() for path in parts])
+    tables = {split: _joined({path: read[path] for path in parts}) for split, parts in files.splits.items()}
     paths = {split: str(parts[0]) for split, parts in files.splits.items()}
     names, names_from = _class_names(own, tables, paths, name)
     numbered = number_labels(
@@ -233,7 +252,7 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
             numbered.labels[split],
         )
         check_split(splits[split], paths[split])
-    told = [note for table in tables.values() for note in table.notes]
+    told, kept = _quoting(read)
     if numbered.by_name:
         told.append(_order(numbered.names, names_from))
     if names_from.startswith(_BUILT_IN) and (lacking := len(names) - len(set(numbered.labels["train"].tolist()))):
@@ -247,6 +266,6 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
         names_from=names_from or "the dataset",
         source="local",
         notes=told,
-        remarks=[*told, *_remarks(place, files.others, own, names_from)],
+        remarks=[*told, *kept, *_remarks(place, files.others, own, names_from)],
         why_carved="there is no dev file",
     )

@@ -3,7 +3,7 @@
 A row is never shifted, joined with another or dropped: what cannot be read with certainty is refused with file and line.
 
 TSV files are plain by default, as in the repositories of FastBERT, K-BERT and GLUE: a line is a row, and a double quote is a
-character like any other. A TSV file that was written with the quoting of CSV is recognised by :func:`_looks_quoted`.
+character like any other. A TSV file that was written with the quoting of CSV is recognised; see :class:`Quotes`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,27 @@ from harness.core.errors import DataError, first_line
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
 _SHOWN = 8  # column names in a message
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
-_QUOTED_FIELD = re.compile(r'(?:^|[\t\n])"')
+_MANY_QUOTED = 5  # fields; fewer may be quoted by chance
 
 Row = list[str]
 
 csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is shorter than some texts
+
+
+class Quotes(Enum):
+    """What the double quotes of a TSV file are.
+
+    ``PLAIN``: parts of the texts; they cannot be the quotes of CSV. ``CSV``: the quotes of CSV; without them, some lines would
+    not be rows. ``EITHER``: every line is a row, and each quote is where a program for CSV would have put it; read as
+    quotes of CSV. ``DOUBTFUL``: they could be quotes of CSV, but are not where a program would have put them; read as parts of
+    the texts.
+    """
+
+    NONE = "no quotes"
+    PLAIN = "plain"
+    DOUBTFUL = "doubtful"
+    EITHER = "either"
+    CSV = "csv"
 
 
 @dataclass(frozen=True)
@@ -44,13 +61,13 @@ class TextTable:
         columns: the wanted columns that the file has, each with one value per row; ``None`` where a value is missing.
         class_names: names of the classes in the order of their numbers, if the Parquet file says so, as those of
             ``datasets`` do; otherwise empty.
-        notes: how the file was read, where that is not obvious.
+        quotes: how a TSV file was read.
     """
 
     names: list[str]
     columns: dict[str, list[Any]]
     class_names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    quotes: Quotes = Quotes.NONE
 
 
 def form_of(path: Path) -> str:
@@ -58,8 +75,11 @@ def form_of(path: Path) -> str:
     return path.name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
-def read_table(path: Path, wanted: Sequence[str]) -> TextTable:
+def read_table(path: Path, wanted: Sequence[str], *, plain: bool = False) -> TextTable:
     """Read the columns ``wanted`` of a table. Texts such as "NA" and "null" stay texts.
+
+    Args:
+        plain: read a TSV file as plain if it can be read so, because another file of the dataset is plain.
 
     Raises:
         DataError: the file cannot be read, a row has more or fewer fields than the header, or two columns share a name.
@@ -78,12 +98,9 @@ def read_table(path: Path, wanted: Sequence[str]) -> TextTable:
         raise DataError(f"{path}: the file is empty: write a table with at least one row")
     if form == "jsonl":
         return _read_jsonl(path, text, wanted)
-    notes: tuple[str, ...] = ()
     if form == "csv":
-        rows = _csv_rows(path, text, ",")
-    else:
-        rows, notes = _tsv_rows(path, text)
-    return _columns(path, rows, wanted, notes)
+        return _columns(path, _csv_rows(path, text, ","), Quotes.NONE, wanted)
+    return _columns(path, *_tsv_rows(path, text, plain), wanted)
 
 
 def _unique(names: Sequence[str], where: str) -> None:
@@ -92,11 +109,11 @@ def _unique(names: Sequence[str], where: str) -> None:
         raise DataError(f"{where}: two columns are called '{repeated[0]}': rename or delete one of them")
 
 
-def _columns(path: Path, rows: list[Row], wanted: Sequence[str], notes: tuple[str, ...]) -> TextTable:
+def _columns(path: Path, rows: list[Row], quotes: Quotes, wanted: Sequence[str]) -> TextTable:
     names = rows.pop(0)
     _unique(names, f"{path} line 1")
     places = {name: names.index(name) for name in wanted if name in names}
-    return TextTable(names, {name: [row[place] for row in rows] for name, place in places.items()}, notes=notes)
+    return TextTable(names, {name: [row[place] for row in rows] for name, place in places.items()}, quotes=quotes)
 
 
 def _wrong_fields(path: Path, line: int, row: Row, header: Row, separator: str) -> DataError:
@@ -136,8 +153,8 @@ def _csv_rows(path: Path, text: str, separator: str) -> list[Row]:
         rows.append(row)
 
 
-def _tsv_rows(path: Path, text: str) -> tuple[list[Row], tuple[str, ...]]:
-    """Return header and rows of a TSV file, and notes on its quotes."""
+def _tsv_rows(path: Path, text: str, plain: bool) -> tuple[list[Row], Quotes]:
+    """Return header and rows of a TSV file, and what its quotes are."""
     lines = text.split("\n")
     while not lines[-1].strip("\r"):
         lines.pop()
@@ -145,20 +162,22 @@ def _tsv_rows(path: Path, text: str) -> tuple[list[Row], tuple[str, ...]]:
         lines = [line.removesuffix("\r") for line in lines]
     rows = [line.split("\t") for line in lines]
     wrong = next((number for number, row in enumerate(rows) if len(row) != len(rows[0])), None)
-    if _QUOTED_FIELD.search(text):
-        try:
-            quoted = _csv_rows(path, text, "\t")
-        except DataError:  # some quotes are part of texts: the file is plain, or broken
-            quoted = []
-        # If every line is a row already, quotes that would join lines are part of texts.
-        same = wrong is None and len(quoted) == len(rows) and _looks_quoted(rows, quoted)
-        if same or (wrong is not None and quoted and not _joins_rows(rows, quoted)):
-            return quoted, (f"{path.name} was written with quotes as in CSV, which are not part of the texts",)
-        if quoted and wrong is None:
-            return rows, (f"{path.name} is plain TSV: its double quotes are part of the texts",)
+    if '"' not in text and wrong is None:
+        return rows, Quotes.NONE
+    try:
+        quoted = _csv_rows(path, text, "\t")
+    except DataError:  # some quotes are part of texts: the file is plain, or broken
+        quoted = []
     if wrong is not None:
-        raise _wrong_fields(path, wrong + 1, rows[wrong], rows[0], "\t")
-    return rows, ()
+        if not quoted or _joins_rows(rows, quoted):
+            raise _wrong_fields(path, wrong + 1, rows[wrong], rows[0], "\t")
+        return quoted, Quotes.CSV
+    # Every line is a row already: quotes that would join lines are part of texts.
+    if len(quoted) != len(rows) or quoted == rows:
+        return rows, Quotes.PLAIN
+    if plain or not _looks_quoted(rows, quoted):
+        return rows, Quotes.DOUBTFUL
+    return quoted, Quotes.EITHER
 
 
 def _joins_rows(lines: list[Row], quoted: list[Row]) -> bool:
@@ -179,20 +198,24 @@ def _joins_rows(lines: list[Row], quoted: list[Row]) -> bool:
 def _looks_quoted(plain: list[Row], quoted: list[Row]) -> bool:
     """Return whether a program that quotes as in CSV would have written these fields.
 
-    Such programs quote either the fields that need it (with a double quote; some programs: or a comma), or whole columns. In a
-    plain file, some text with a double quote follows neither rule.
+    Such programs quote whole columns, or the fields that hold a double quote (some programs: or a comma). In a plain file, some
+    text with a double quote follows neither rule.
 
     Args:
         plain: header and rows with their quotes.
         quoted: the same fields, with quotes removed.
     """
-    fields = [list(zip(raw, read, strict=True)) for raw, read in zip(plain[1:], quoted[1:], strict=True)]
+    header, rows = zip(plain[0], quoted[0], strict=True), list(zip(plain[1:], quoted[1:], strict=True))
+
+    def fields() -> Iterator[tuple[str, str]]:
+        return ((raw, read) for before, after in rows for raw, read in zip(before, after, strict=True))
 
     def only(signs: str) -> bool:
-        return all((raw != read) == any(sign in read for sign in signs) for row in fields for raw, read in row)
+        return all((raw != read) == any(sign in read for sign in signs) for raw, read in fields())
 
-    columns = zip(*fields, strict=True)
-    return only('"') or only('",') or all(len({raw != read for raw, read in one if raw}) < 2 for one in columns)
+    many = sum(raw != read for raw, read in fields()) >= _MANY_QUOTED
+    columns = all(len({raw[n] != read[n] for raw, read in rows if raw[n]}) < 2 for n in range(len(plain[0])))
+    return only('"') or (many and only('",')) or (columns and (many or all(raw != read for raw, read in header)))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -56,6 +56,22 @@ def test_every_format_gives_the_same(tmp_path, form):
     assert (data.source, data.num_labels, data.label_names, data.train.pairs) == ("local", 2, ["0", "1"], None)
 
 
+def test_quotes_of_tsv_are_the_same_in_all_splits(tmp_path):
+    """If the quotes of one file are part of its texts, so are those of the others; removed and kept quotes are reported."""
+    quoted = 'text\tlabel\n"he said ""no"""\t0\nfine\t1\n'
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "toy" / f"{split}.tsv", table())
+    (tmp_path / "toy" / "test.tsv").write_text(quoted)
+    data = load_local(tmp_path, "toy")
+    assert data.test.texts == ['he said "no"', "fine"]
+    assert data.notes == data.remarks == ["test.tsv: written with the quotes of CSV, which are not part of the texts"]
+    (tmp_path / "toy" / "train.tsv").write_text('text\tlabel\n"an odd film\t0\nfine\t1\n')
+    data = load_local(tmp_path, "toy")
+    assert data.test.texts == ['"he said ""no"""', "fine"]
+    assert data.notes == []
+    assert data.remarks == ["test.tsv: read as plain TSV, whose double quotes are part of the texts"]
+
+
 def test_a_missing_dev_split_is_carved(folder):
     """Without a dev file, a tenth of train becomes dev, with a note."""
     (folder / "toy" / "dev.csv").unlink()

@@ -16,10 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import DataError
-from harness.data.tables import TextTable, read_table
+from harness.data.tables import Quotes, TextTable, read_table
 
 WANTED = ("text", "text_pair", "label")
-QUOTED = "was written with quotes as in CSV"
 
 # Characters that formats treat in their own ways, and some that only look like ends of lines.
 SIGNS = st.sampled_from(list("ab \"',;\\#\t\n\r\x0b\x0c\x1c\x85\u2028\ufeff\u200b好é👍"))
@@ -63,7 +62,7 @@ def test_plain_tsv(tmp_path: Path, rows: list[tuple[str, int, str]], end: str) -
     Only a file that is also exactly what a program for CSV would have written is read as such, and says so.
     """
     found = read(tmp_path / "a.tsv", content := plain(rows, end))
-    if any(QUOTED in note for note in found.notes):
+    if found.quotes is Quotes.EITHER:
         doubled = [text for row in values(found) for text in row[::2] if '"' in text]
         assert all(f'"{text.replace(chr(34), 2 * chr(34))}"' in content for text in doubled)
     else:
@@ -130,33 +129,41 @@ def test_quotes_of_plain_tsv_swallow_no_line(tmp_path: Path) -> None:
     """Texts that begin with a quote, or begin and end with one, keep it, and no line is joined with another."""
     texts = ['"an odd film', "good", 'odd" too', '"all of it"', '""', '"a', 'b"', '"""x', 'he said "no"']
     found = read(tmp_path / "a.tsv", "text\tlabel\n" + "".join(f"{text}\t{n % 2}\n" for n, text in enumerate(texts)))
-    assert (found.columns["text"], found.notes) == (texts, ())
-    found = read(tmp_path / "a.tsv", 'text\tlabel\n"fine"\t1\nbad\t0\n"so so"\t1\n')
-    assert found.columns["text"] == ['"fine"', "bad", '"so so"']
-    assert found.notes == ("a.tsv is plain TSV: its double quotes are part of the texts",)
+    assert (found.columns["text"], found.quotes) == (texts, Quotes.PLAIN)
+    found = read(tmp_path / "a.tsv", 'text\tlabel\n"fine, fine"\t1\nbad\t0\n"so so"\t1\n')
+    assert (found.columns["text"], found.quotes) == (['"fine, fine"', "bad", '"so so"'], Quotes.DOUBTFUL)
     # Row 1 up to row 3 would be one field of CSV.
     found = read(tmp_path / "a.tsv", 'text\tlabel\n"fine\t1\nbad\t0\nso"\t1\n')
-    assert found.columns["text"] == ['"fine', "bad", 'so"']
+    assert (found.columns["text"], found.quotes) == (['"fine', "bad", 'so"'], Quotes.PLAIN)
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "quotes"),
     [
-        'text\tlabel\n"he said ""no"""\t0\nfine\t1\n',
-        'text\tlabel\n"one, two"\t0\nfine\t1\n',
-        '"text"\t"label"\n"fine"\t"1"\n"bad"\t"0"\n',
-        '"text"\t"label"\nfine\t1\nbad\t0\n',
-        'text\tlabel\n"fine"\t1\n"bad"\t0\n',
-        'text\tlabel\n"two\nlines"\t1\nbad\t0\n',
-        'text\tlabel\r\n"a\ttab"\t1\r\nbad\t0\r\n',
+        ('text\tlabel\n"he said ""no"""\t0\nfine\t1\n', Quotes.EITHER),
+        ('"text"\t"label"\n"fine"\t"1"\n"bad"\t"0"\n', Quotes.EITHER),
+        ('"text"\t"label"\n"fine"\t1\n""\t0\n', Quotes.EITHER),
+        ("text\tlabel\n" + '"one, two"\t0\n' * 5 + "fine\t1\n", Quotes.EITHER),
+        ("text\tlabel\n" + '"fine"\t0\n' * 5, Quotes.EITHER),
+        ('text\tlabel\n"two\nlines"\t1\nbad\t0\n', Quotes.CSV),
+        ('text\tlabel\r\n"a\ttab"\t1\r\nbad\t0\r\n', Quotes.CSV),
     ],
 )
-def test_tsv_with_the_quotes_of_csv(tmp_path: Path, content: str) -> None:
-    """TSV as programs for CSV write it is recognised, whichever fields they quote, and noted."""
+def test_tsv_with_the_quotes_of_csv(tmp_path: Path, content: str, quotes: Quotes) -> None:
+    """TSV as programs for CSV write it is recognised, whichever fields they quote."""
     found = read(tmp_path / "a.tsv", content)
-    assert found.notes == ("a.tsv was written with quotes as in CSV, which are not part of the texts",)
+    assert found.quotes is quotes
     assert not any(text.startswith('"') for text in found.columns["text"])
-    assert len(found.columns["label"]) == 2
+    assert not any(label.startswith('"') for label in found.columns["label"])
+
+
+def test_quotes_stay_where_another_file_is_plain(tmp_path: Path) -> None:
+    """A file that could be either is read as plain if it is told so; one that cannot be plain is not."""
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"he said ""no"""\t0\nfine\t1\n')
+    found = read_table(tmp_path / "a.tsv", WANTED, plain=True)
+    assert (found.columns["text"], found.quotes) == (['"he said ""no"""', "fine"], Quotes.DOUBTFUL)
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"two\nlines"\t0\nfine\t1\n')
+    assert read_table(tmp_path / "a.tsv", WANTED, plain=True).columns["text"] == ["two\nlines", "fine"]
 
 
 def test_a_broken_line_does_not_make_quotes_of_csv(tmp_path: Path) -> None:
