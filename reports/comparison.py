@@ -79,9 +79,9 @@ def _arrow(base: float, new: float) -> str:
 
 
 def _conclusions(comparison: Comparison) -> list[str]:
-    """Return what was compared, remarks, alarms and the result of the gate, one line each."""
+    """Return what was compared, remarks, regressions, gaps and the result of the gate, one line each."""
     same = sum(not change.moved for change in comparison.changes)
-    number = len(comparison.alarms)
+    worse, unknown = len(comparison.regressions), len(comparison.gaps)
     lines = [
         f"{len(comparison.changes)} cells compared; in {same} of them all predictions and all counts are identical"
     ]
@@ -92,6 +92,12 @@ def _conclusions(comparison: Comparison) -> list[str]:
     return [
         *lines,
         *(f"- {remark}" for remark in comparison.remarks),
-        *(f"regression: {alarm}" for alarm in comparison.alarms),
-        f"gate: {'nothing got worse' if not number else '1 regression' if number == 1 else f'{number} regressions'}",
+        *(f"regression: {alarm}" for alarm in comparison.regressions),
+        *(f"gap: {gap}" for gap in comparison.gaps),
+        f"gate: {', '.join(_counted(worse, 'regression') + _counted(unknown, 'gap')) or 'nothing got worse'}",
     ]
+
+
+def _counted(number: int, name: str) -> list[str]:
+    """Return ``["2 gaps"]``; nothing for 0."""
+    return [f"{number} {name}{'s' * (number > 1)}"] if number else []

@@ -21,7 +21,7 @@ import pandas as pd
 
 from harness.core.command_line import exit_codes
 from harness.core.errors import ResultError
-from harness.results.schema import Result
+from harness.results.stored import read_result
 from reports.notation.marks import footnotes, marked
 from reports.notation.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
 from reports.notation.table_formats import Column, Table, to_markdown, write_tables
@@ -107,7 +107,7 @@ def _training(run: Path) -> dict[tuple[str, str], float]:
         raise ResultError(f"no results in {run / 'results'}: give a run folder with results and report")
     for path in paths:  # not RunFolder.results, which moves broken files away: this command only reads
         try:
-            result = Result.model_validate_json(path.read_bytes())
+            result = read_result(path).result
         except (OSError, ValueError) as error:
             raise ResultError(f"cannot read {path}: repair the run with 'geep-bench report {run}'") from error
         if result.training is not None and result.training.flops is not None:

@@ -37,12 +37,13 @@ def summary(run_path: Path | str) -> str:
         parts.append(
             terminal_table([group.label, *_HEADS], cells, notes=[_cut(f"  {fact}") for fact in facts], width=WIDTH)
         )
-    notes = [_cut(note) for note in footnotes(view.rows)]
+    notes = [*view.caveats[: view.warnings], *(_cut(note) for note in footnotes(view.rows))]  # warnings are not cut
     if hidden:
         notes.append(f"{hidden} rows of controls and bounds are in the report.")
-    if view.caveats:
-        notes.append(f"{len(view.caveats)} caveat(s), see the report; the first:")
-        notes.append(_cut(f"  {view.caveats[0]}"))
+    others = view.caveats[view.warnings :]
+    if others:
+        notes.append(f"{len(others)} caveat(s), see the report; the first:")
+        notes.append(_cut(f"  {others[0]}"))
     notes.append("FLOPs: how many times fewer (linear) than the reference; speed-up: wall time; — not measured.")
     return "\n".join([*parts, *notes]) + "\n"
 

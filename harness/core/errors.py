@@ -18,6 +18,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from harness.core.names import clean
+
 
 class GeepBenchError(Exception):
     """The input cannot be used. The message says how to correct it."""
@@ -84,13 +86,13 @@ def is_fatal(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of the message, or the error's type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return clean((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def format_error(error: BaseException) -> str:
     """Return the message in one line, or one line per problem; errors of other libraries keep their type's name."""
     if isinstance(error, SettingsError):
-        return "\n".join(" ".join(problem.split()) for problem in error.problems)
+        return "\n".join(clean(" ".join(problem.split())) for problem in error.problems)
     if isinstance(error, GeepBenchError):
-        return " ".join(str(error).split())
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+        return clean(" ".join(str(error).split()))
+    return clean(f"{type(error).__name__}: {error}".splitlines()[0])

@@ -1,11 +1,14 @@
-"""Rules for names and labels. They are checked where they enter: profiles, folders, cards, plans, results, packed runs."""
+"""Rules for names and labels. They are checked where they enter: profiles, folders, cards, plans, results, packed runs.
+
+Free text from files, such as a note or an error message, is not refused: :func:`clean` makes it safe to print.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
@@ -16,6 +19,8 @@ LONGEST_LABEL = 200  # characters
 _METHOD = re.compile(r"\w+([-.+]\w+)*")
 # Control characters, lone surrogates, line and paragraph separators.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+# First characters of a formula in spreadsheets; white space before one is ignored there.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 # Marks that turn the direction of the text after them.
 _DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -69,6 +74,43 @@ def check_label(label: str) -> str:
     if len(label) > LONGEST_LABEL:
         raise ValueError(f"this label has {len(label)} characters: use at most {LONGEST_LABEL}")
     return label
+
+
+def clean(text: str) -> str:
+    """Return ``text`` with control characters as visible escapes, e.g. ``\\x1b``; line breaks become ``\\n``."""
+    text = text.replace("\r\n", "\n")
+    return "".join(_shown(char) if _is_unsafe(char) else char for char in text)
+
+
+def clean_all(data: Any) -> Any:
+    """Return JSON data with all of its texts cleaned, the keys of its objects included."""
+    if isinstance(data, str):
+        return clean(data)
+    if isinstance(data, dict):
+        return {clean(key) if isinstance(key, str) else key: clean_all(value) for key, value in data.items()}
+    return [clean_all(item) for item in data] if isinstance(data, list | tuple) else data
+
+
+def csv_value(value: object) -> object:
+    """Return a value for a CSV file: a text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    Numbers are never changed.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def from_csv(value: object) -> object:
+    """Return a value that :func:`csv_value` wrote as it was before."""
+    escaped = isinstance(value, str) and value.startswith("'") and value[1:].startswith(_FORMULA)
+    return str(value)[1:] if escaped else value
+
+
+def _is_unsafe(char: str) -> bool:
+    return char in _DIRECTION or (char not in "\n\t" and unicodedata.category(char) in _UNPRINTABLE)
+
+
+def _shown(char: str) -> str:
+    return char.encode("ascii", "backslashreplace").decode() if ord(char) > 0x7F else f"\\x{ord(char):02x}"
 
 
 # Types for pydantic models.

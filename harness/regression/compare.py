@@ -7,27 +7,36 @@ bit on one CPU; the confidences show whether two fits are the same (``same_fit``
 significant exact one-sided McNemar test on the same test rows, over all cells together (``holm_testable``), *and* a loss above
 a margin. **Times** are in :mod:`harness.regression.times`.
 
+Cells are compared only if they belong together (:mod:`harness.results.belonging`; the code may differ). What is missing, damaged or
+cannot be compared is a **gap**, and a gate with gaps does not pass: it would not know.
+
 The accuracy test asks whether *these two fits* differ on such rows. It does not cover seeds: after retraining with other
 rounding, two equally good fits differ. The wider margin between machines allows for that.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from harness.core.errors import ResultError
 from harness.measure.statistics import bootstrap_difference, holm_testable, mcnemar
+from harness.regression.matching import (
+    MACHINE,
+    Twin,
+    cell_differences,
+    grouped,
+    lost_rows,
+    match,
+    missing_cells,
+    several,
+)
 from harness.regression.times import MethodTime, TimeChange, Timed, judge_times
 from harness.results.packed_run import PackedCell, PackedRun, same_fit
 from harness.results.schema import Cell
 
-# Coordinates that depend on the machine: cells that differ only in these are compared, but not their times.
-_MACHINE = ("device", "dtype", "compute", "executor")
 _ROUNDING = 1e-9  # relative; of a mean that was written to JSON
 
 
@@ -113,7 +122,8 @@ class Comparison:
     Attributes:
         remarks: what could not be compared and why, and other facts that readers need; one line each.
         methods: times per method over all of its cells.
-        alarms: of all cells and methods; without any, the gate passes.
+        regressions: what got worse, of all cells and methods.
+        gaps: what could not be compared although base has it.
     """
 
     base: PackedRun
@@ -124,7 +134,13 @@ class Comparison:
     only_base: list[Cell]
     only_new: list[Cell]
     remarks: list[str]
-    alarms: list[str]
+    regressions: list[str]
+    gaps: list[str]
+
+    @property
+    def alarms(self) -> list[str]:
+        """Regressions and gaps; without any, the gate passes."""
+        return [*self.regressions, *self.gaps]
 
 
 def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Comparison:
@@ -134,18 +150,30 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
         ResultError: no cell of both runs can be compared.
     """
     limits = limits or Limits()
-    twins, only_base, only_new = _match(base.cells, new.cells)
+    twins, only_base, only_new = match(base, new)
     if not twins:
         raise ResultError(
             f"nothing to compare: {base.name} ({len(base.cells)} cells) and {new.name} ({len(new.cells)} cells) have no cell in "
             "common: compare runs of the same methods, datasets, backbone and batch size"
         )
     remarks = [*base.problems, *new.problems]
-    usable = [twin for twin in twins if not any(_other_rows(old, young) for old, young in zip(*twin, strict=True))]
-    if len(usable) < len(twins):
-        remarks.append(f"{len(twins) - len(usable)} cells were measured on other test rows and are left out")
+    usable, unlike = [], []
+    for twin in twins:
+        words = dict.fromkeys(word for pair in zip(*twin, strict=True) for word in cell_differences(base, new, *pair))
+        if words:
+            unlike.append((twin, ", ".join(words)))
+        else:
+            usable.append(twin)
+    gaps = [*(f"{base.name}: {why}" for why in base.damaged), *(f"{new.name}: {why}" for why in new.damaged)]
+    gaps += [
+        f"{several(cells)}: not compared, because {base.name} and {new.name} differ in {words}"
+        for words, cells in grouped((words, twin[1][0].cell) for twin, words in unlike).items()
+    ]
     if not usable:
-        raise ResultError(f"{base.name} and {new.name} have other test rows: use the same data and --max-test")
+        raise ResultError(
+            f"nothing to compare: {base.name} and {new.name} differ in {' and '.join(dict.fromkeys(w for _, w in unlike))}: use "
+            "the same data and settings, or measure both again"
+        )
     changes = [_change(base, new, *twin) for twin in usable]
     _judge_costs(changes, limits)
     _judge_accuracy(changes, limits)
@@ -155,51 +183,17 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
         change.time = one.change
         if one.change is not None and one.change.alarm:
             change.alarms.append(f"{change.name}: {one.change.alarm}")
-    remarks += _remarks(new, limits, changes, usable) + about_times
+    remarks += _remarks(base, new, limits, changes, usable) + about_times
     alarms = [alarm for change in changes for alarm in change.alarms]
     alarms += [f"{method.name} over {method.cells} cells: {method.alarm}" for method in methods if method.alarm]
-    return Comparison(base, new, limits, changes, methods, only_base, only_new, remarks, alarms + _failures(base, new))
-
-
-def _match(
-    base: Sequence[PackedCell], new: Sequence[PackedCell]
-) -> tuple[list[tuple[list[PackedCell], list[PackedCell]]], list[Cell], list[Cell]]:
-    """Match the cells of both runs.
-
-    Cells match by all coordinates. Of the rest, those match that are unique without the coordinates of the machine.
-
-    Returns:
-        Pairs of lists (base, new) with one cell per seed, and the cells without a match in base and in new.
-    """
-    found: dict[tuple[Any, ...], tuple[list[PackedCell], list[PackedCell]]] = {}
-    left, right = list(base), list(new)
-    for ignored in ((), _MACHINE):
-        ours, theirs = _by_coordinates(left, ignored), _by_coordinates(right, ignored)
-        for key, olds in ours.items():
-            youngs = theirs.get(key, [])
-            if len(olds) == len(youngs) == 1:
-                # The number of ignored coordinates keeps the seeds of both kinds of matches apart.
-                both = found.setdefault((len(ignored), *(pair for pair in key if pair[0] != "seed")), ([], []))
-                for side, cells, matched in zip(both, (left, right), (olds[0], youngs[0]), strict=True):
-                    side.append(matched)
-                    cells.remove(matched)
-    return list(found.values()), [one.cell for one in left], [one.cell for one in right]
-
-
-def _by_coordinates(cells: Sequence[PackedCell], ignored: Sequence[str]) -> dict[tuple[Any, ...], list[PackedCell]]:
-    groups: dict[tuple[Any, ...], list[PackedCell]] = defaultdict(list)
-    for one in cells:
-        groups[tuple(one.cell.model_dump(exclude=set(ignored)).items())].append(one)
-    return groups
-
-
-def _other_rows(old: PackedCell, young: PackedCell) -> bool:
-    return old.n != young.n or (None not in (old.rows, young.rows) and old.rows != young.rows)
+    alarms += _failures(base, new)
+    gaps += missing_cells(new, only_base) + lost_rows(new, usable)
+    return Comparison(base, new, limits, changes, methods, only_base, only_new, remarks, alarms, gaps)
 
 
 def _repeats(base: PackedRun, new: PackedRun, old: PackedCell, young: PackedCell) -> bool:
     machine = base.machine(old)
-    same_way = all(getattr(old.cell, name) == getattr(young.cell, name) for name in _MACHINE)
+    same_way = all(getattr(old.cell, name) == getattr(young.cell, name) for name in MACHINE)
     return machine.known and machine == new.machine(young) and same_way and old.cell.device == "cpu"
 
 
@@ -227,7 +221,7 @@ def _change(base: PackedRun, new: PackedRun, olds: Sequence[PackedCell], youngs:
         exact=all(constant) or fit is True or (fit is None and repeats),
         constant=all(len(_depths(cell)) == 1 for cell in everyone),
     )
-    if all(cell.correct is not None for cell in everyone) and len({(cell.n, cell.rows) for cell in everyone}) == 1:
+    if all(cell.correct is not None for cell in everyone):
         right = [np.stack([cell.correct for cell in side if cell.correct is not None]) for side in (olds, youngs)]
         gained = (right[1].astype(np.int64) - right[0]).sum(0)
         change.wins, change.losses = int((gained > 0).sum()), int((gained < 0).sum())
@@ -260,7 +254,17 @@ def _judge_costs(changes: Sequence[Change], limits: Limits) -> None:
 
 
 def _judge_accuracy(changes: Sequence[Change], limits: Limits) -> None:
-    """Add alarms for losses that are significant over all cells together and above the margin."""
+    """Add alarms for losses that are significant over all cells together and above the margin.
+
+    Without per-sample rows a loss above the margin is an alarm by itself: nothing shows that it is chance.
+    """
+    for change in changes:
+        margin = limits.margin if change.repeats else limits.margin_elsewhere
+        if change.p is None and -change.difference > margin + _ROUNDING:
+            change.alarms.append(
+                f"{change.name}: accuracy down by {-100 * change.difference:.2f} points, not tested without per-sample rows (the "
+                f"limit is {100 * margin:g} points)"
+            )
     tested = [change for change in changes if change.p is not None]
     p_values = [change.p for change in tested if change.p is not None]
     discordant = [(change.wins or 0) + (change.losses or 0) for change in tested]
@@ -285,16 +289,24 @@ def _failures(base: PackedRun, new: PackedRun) -> list[str]:
 
 
 def _remarks(
+    base: PackedRun,
     new: PackedRun,
     limits: Limits,
     changes: Sequence[Change],
-    twins: Sequence[tuple[list[PackedCell], list[PackedCell]]],
+    twins: Sequence[Twin],
 ) -> list[str]:
     remarks = []
     if len(new.commits) > 1:
         remarks.append(
             f"{new.name} has cells of several versions of the code ({', '.join(new.commits)}): to test a single version, run again "
             "with --fresh"
+        )
+    pairs = [pair for twin in twins for pair in zip(*twin, strict=True)]
+    if old := sum(None in (base.binding(one), new.binding(other)) for one, other in pairs):
+        names = [run.name for run in (base, new) if any(run.binding(cell) is None for cell in run.cells)]
+        remarks.append(
+            f"the test rows and settings of {old} cells could not be checked, because {' and '.join(dict.fromkeys(names))} has no "
+            "fingerprints of them (it is of an older version): they are compared by number, labels and tokens of their rows"
         )
     if untested := sum(change.p is None for change in changes):
         remarks.append(f"the accuracy of {untested} cells is not tested: one of the runs has no per-sample rows")
@@ -308,7 +320,6 @@ def _remarks(
             f"{refitted} cells have, or may have, other weights: the training code, the machine or the settings of a cached fit "
             f"changed; their limit for FLOPs and layers is {100 * limits.dearer_refitted:g} %"
         )
-    pairs = [(old.tokens, young.tokens) for twin in twins for old, young in zip(*twin, strict=True)]
-    if any(old and young and old != young for old, young in pairs):
+    if any(one.tokens and other.tokens and one.tokens != other.tokens for one, other in pairs):
         remarks.append("the same test rows have other numbers of tokens in some cells, which also changes FLOPs")
     return remarks

@@ -22,8 +22,10 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from harness.core.errors import ResultError
 from harness.core.files import write_text
+from harness.core.names import clean_all
+from harness.core.text_formats import read_json
 from harness.results.run_folder import RunFolder, failed_cell
-from harness.results.schema import SCHEMA, Cell, Result, StrictRecord
+from harness.results.schema import SCHEMA, Binding, Cell, Result, StrictRecord
 
 PACKED = 1  # version; raise it with any change of meaning
 SKETCHED = 64  # samples whose confidence is kept
@@ -55,8 +57,8 @@ class PackedCell(StrictRecord):
     ``bits``: base64 of the correctness of the ``n`` test samples, eight per byte, the first in the highest bit; None without
     per-sample rows. ``rows``: hash of index and label of the test rows in file order; ``tokens``: tokens of all of them.
     ``sketch`` and ``sketch_exits``: base64 of the confidence (float32) and exit layer (uint8) of up to 64 samples, evenly
-    spaced, which distinguish fits (:func:`same_fit`). ``exits``: samples that answered from layer 1, 2, ... ``machine``:
-    index into :attr:`PackedRun.machines`.
+    spaced, which distinguish fits (:func:`same_fit`). ``exits``: samples that answered from layer 1, 2, ... ``machine`` and
+    ``binding``: index into the lists of :class:`PackedRun`; results of older versions have no binding.
     """
 
     cell: Cell
@@ -79,6 +81,7 @@ class PackedCell(StrictRecord):
     round_seconds: list[float] = Field(default_factory=list)
     reference_seconds: list[float] = Field(default_factory=list)
     machine: int = Field(ge=0)
+    binding: int | None = Field(default=None, ge=0)
 
     model_config = ConfigDict(ignored_types=(cached_property,))
 
@@ -125,6 +128,8 @@ class PackedRun(StrictRecord):
         commits: of the code that measured, in order of appearance.
         failed: cells whose method raised and that were not measured afterwards.
         problems: parts of the run that could not be used, one sentence each.
+        damaged: cells that the run had, but whose files are damaged or contradict each other, one sentence each.
+        bindings: what cells share with others that they may be compared with.
     """
 
     packed: int = PACKED
@@ -135,8 +140,13 @@ class PackedRun(StrictRecord):
     cells: list[PackedCell]
     failed: list[Cell] = Field(default_factory=list)
     problems: list[str] = Field(default_factory=list)
+    damaged: list[str] = Field(default_factory=list)
+    bindings: list[Binding] = Field(default_factory=list)
 
     model_config = ConfigDict(populate_by_name=True)
+
+    def binding(self, cell: PackedCell) -> Binding | None:
+        return None if cell.binding is None else self.bindings[cell.binding]
 
     def machine(self, cell: PackedCell) -> Machine:
         return self.machines[cell.machine]
@@ -171,7 +181,7 @@ def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.tobytes()).decode("ascii")
 
 
-def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int) -> PackedCell:
+def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int, binding: int | None) -> PackedCell:
     kept: dict[str, Any] = {}
     if samples is not None:
         rows = samples[["index", "label"]].to_numpy(dtype="<i8")
@@ -191,6 +201,7 @@ def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int) -> Pa
         accuracy=result.quality.accuracy,
         exits=result.exit_histogram,
         machine=machine,
+        binding=binding,
         **result.cost.model_dump(include={"flops_linear", "flops_full", "mean_layers", "mean_heads"}),
         **result.speed.model_dump(include={"reference", "speedup", "round_seconds", "reference_seconds"}),
         **kept,
@@ -208,24 +219,23 @@ def pack(path: Path | str) -> PackedRun:
     if not results:
         raise ResultError(f"no results in {run.path}: measure some with 'geep-bench run --out {run.path}'")
     machines: list[Machine] = []
-    cells, unread = [], 0
+    bindings: list[Binding] = []
+    cells = []
     for result in results:
         machine = machine_of(result.fingerprint)
         if machine not in machines:
             machines.append(machine)
-        try:
-            samples = run.samples(result.cell)
-        except ResultError:
-            samples = None
-        if samples is not None and (len(samples) != result.quality.n or "correct" not in samples):
-            samples = None
-        unread += samples is None
-        cells.append(_pack_cell(result, samples, machines.index(machine)))
+        if result.binding is not None and result.binding not in bindings:
+            bindings.append(result.binding)
+        samples = None if result.cell in run.without_rows else run.samples(result.cell)
+        binding = None if result.binding is None else bindings.index(result.binding)
+        cells.append(_pack_cell(result, samples, machines.index(machine), binding))
     done = {result.cell for result in results}
     failed = [cell for record in run.failures() if (cell := failed_cell(record)) is not None and cell not in done]
-    problems = list(run.broken)
-    if unread:
+    problems = []
+    if unread := len(run.without_rows):
         problems.append(f"{unread} of {len(cells)} cells of {run.path.name} have no usable per-sample rows")
+    damaged = [why for cell, why in run.without_rows.items() if run.samples_path(cell).exists()]
     commits = [str(commit) for result in results if (commit := result.fingerprint.get("commit"))]
     return PackedRun(
         name=run.path.resolve().name,
@@ -234,6 +244,8 @@ def pack(path: Path | str) -> PackedRun:
         cells=cells,
         failed=failed,
         problems=problems,
+        damaged=[why.replace(f"{run.path}/", "") for why in (*run.lost(), *damaged)],
+        bindings=bindings,
     )
 
 
@@ -265,7 +277,7 @@ def load(path: Path | str) -> PackedRun:
     if path.is_dir():
         return pack(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror}: give a run folder or a packed run") from error
     except ValueError as error:
@@ -279,11 +291,15 @@ def load(path: Path | str) -> PackedRun:
             f"{PACKED} and {SCHEMA}: write it again with 'geep-bench pack'"
         )
     try:
-        packed = PackedRun.model_validate(data)
+        packed = PackedRun.model_validate(data)  # refuses names that hold control characters; other texts are made safe
+        if (safe := clean_all(data)) != data:
+            packed = PackedRun.model_validate(safe)
         if not packed.cells:
             raise ValueError("it has no cells")
         for cell in packed.cells:
-            _ = cell.correct, cell.sketched, packed.machine(cell)
+            _ = cell.correct, cell.sketched, packed.machine(cell), packed.binding(cell)
+            if cell.correct is not None and abs(cell.correct.mean() - cell.accuracy) * cell.n > 0.5:
+                raise ValueError(f"accuracy and answers of {cell.cell.method} {cell.cell.point} contradict each other")
     except (ValueError, IndexError) as error:
         where = error.errors()[0] if isinstance(error, ValidationError) else None
         cause = f"{'.'.join(map(str, where['loc']))}: {where['msg']}" if where else str(error)

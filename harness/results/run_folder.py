@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -21,9 +20,14 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from harness.core.errors import ResultError
-from harness.core.files import write_atomic, write_json
-from harness.results.schema import SAMPLE_COLUMNS, SCHEMA, Cell, Result
+from harness.core.errors import ResultError, format_error
+from harness.core.files import write_atomic, write_json, write_text
+from harness.core.names import clean, clean_all
+from harness.core.text_formats import read_json
+from harness.results.schema import SAMPLE_COLUMNS, Cell, Result
+from harness.results.stored import UNREADABLE, read_result, read_rows, samples_fault, stored_form
+
+_LONGEST = 500  # characters of a reason
 
 
 def stem(cell: Cell) -> str:
@@ -50,11 +54,13 @@ class RunFolder:
     Attributes:
         path: the folder.
         broken: messages about unusable files; :meth:`results` moves them to ``set-aside/``.
+        without_rows: cells whose per-sample rows :meth:`results` found missing or damaged, each with the reason.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.broken: list[str] = []
+        self.without_rows: dict[Cell, str] = {}
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
@@ -101,7 +107,8 @@ class RunFolder:
             self.samples_path(result.cell),
             lambda temporary: samples.to_parquet(temporary, index=False, compression="zstd"),
         )
-        write_json(self.result_path(result.cell), result.model_dump(mode="json", by_alias=True))
+        write_json(self.result_path(result.cell), stored_form(result, self.samples_path(result.cell)))
+        self.without_rows.pop(result.cell, None)
 
     def forget_result(self, name: str) -> None:
         """Delete the result called ``name`` (see :func:`stem`), then its samples."""
@@ -109,36 +116,56 @@ class RunFolder:
         (self.path / "samples" / f"{name}.parquet").unlink(missing_ok=True)
 
     def results(self) -> list[Result]:
-        """Return every readable result, ordered by file name. Broken files move to ``set-aside/``; see ``broken``.
+        """Return every usable result, ordered by file name.
+
+        Broken files, and results whose numbers contradict their own per-sample rows, move to ``set-aside/``; see ``broken``.
+        Rows that are missing or damaged are listed in ``without_rows``.
 
         Raises:
             ResultError: a result has another schema version; nothing is moved then.
         """
         found: list[Result] = []
+        self.without_rows = {}
         for path in sorted((self.path / "results").glob("*.json")):
             try:
-                data = json.loads(path.read_text(encoding="utf-8"))
-                version = data.get("schema") if isinstance(data, dict) else None
-                if isinstance(version, int) and version != SCHEMA:
-                    raise ResultError(
-                        f"{path} has result schema {version}, this program reads {SCHEMA}: "
-                        "run again with --out and a new folder, or use the version that wrote it"
-                    )
-                found.append(Result.model_validate(data))
-            except (ValueError, ValidationError) as error:
-                self._set_aside(path, error)
+                stored = read_result(path)
+            except (OSError, ValueError) as error:
+                self._set_aside(path, f"broken result {path}: {' '.join(str(error).split())[:_LONGEST]}")
+                continue
+            cell = stored.result.cell
+            samples = self.samples_path(cell)
+            fault = samples_fault(stored, samples)
+            if fault is not None and fault.kind == "contradicts":
+                self._set_aside(path, f"the result {path} contradicts its own per-sample rows: {samples} {fault.text}")
+                continue
+            if fault is not None:
+                self.without_rows[cell] = f"{samples} {fault.text}"
+            found.append(stored.result)
         return found
 
-    def _set_aside(self, path: Path, error: Exception) -> None:
-        reason = str(error).splitlines()[0]
+    def _set_aside(self, path: Path, reason: str) -> None:
         target = self.path / "set-aside" / path.name
         try:
-            target.parent.mkdir(exist_ok=True)
+            write_text(target.with_suffix(".txt"), f"{reason}\n")
             os.replace(path, target)
             where = f"moved to {target}"
-        except OSError as problem:
-            where = f"left in place ({problem.strerror})"
-        self.broken.append(f"broken result {path}: {reason}; {where}; its cell will be measured again")
+        except (OSError, ResultError) as problem:
+            where = f"left in place ({format_error(problem)})"
+        self.broken.append(f"{reason}; {where}; its cell will be measured again")
+
+    def lost(self) -> list[str]:
+        """Return a sentence for each result that was set aside, now or earlier, and not measured again since."""
+        sentences = []
+        for path in sorted((self.path / "set-aside").glob("*.json")):
+            if not (self.path / "results" / path.name).is_file():
+                note = path.with_suffix(".txt")  # older versions wrote none
+                reason = (
+                    clean(note.read_text(encoding="utf-8", errors="replace")) if note.is_file() else "broken result"
+                )
+                sentences.append(
+                    f"{' '.join(reason.split())[:_LONGEST]}; {path}: its cell is missing until it is measured again"
+                )
+        return sentences
 
     def samples(self, cell: Cell) -> pd.DataFrame:
         """Return the per-sample rows of a cell, with the columns :data:`harness.results.schema.SAMPLE_COLUMNS`.
@@ -148,8 +175,8 @@ class RunFolder:
         """
         path = self.samples_path(cell)
         try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError) as error:
+            return read_rows(path)
+        except UNREADABLE as error:
             raise ResultError(f"cannot read {path}: {error}: delete {self.result_path(cell)} and run again") from error
 
     def fail(self, cell: Cell, traceback: str, reason: str = "") -> Path:
@@ -163,8 +190,8 @@ class RunFolder:
         records = []
         for path in sorted((self.path / "failures").glob("*.json")):
             try:
-                records.append(json.loads(path.read_text(encoding="utf-8")))
-            except ValueError as error:
+                records.append(clean_all(read_json(path)))
+            except (OSError, ValueError) as error:
                 self.broken.append(f"broken failure record {path}: {error}")
         return records
 

@@ -162,6 +162,33 @@ class Checks(StrictRecord):
     syncs: int | None = None
 
 
+class Binding(StrictRecord):
+    """What two cells must have in common to be paired or averaged; compared by :mod:`harness.results.belonging`.
+
+    Everything else that must be equal, such as batch size and dtype, is a coordinate of :class:`Cell`.
+
+    Attributes:
+        test_rows: hash of texts and labels of the test rows, in order.
+        train_rows: the same of train and dev.
+        backbone: hash of the backbone's content; empty for the embedded one, which ``versions`` covers.
+        max_length: tokens per sample.
+        training: settings that the profile gives to all methods and that this method uses, as JSON text.
+        own: names of the settings that the method has for itself; methods may differ in them.
+        fits: method -> hash of its settings, for every fit behind the cell: the method's own, those that it learns from, and
+            the reference's. Seeds are left out.
+        versions: of the code behind these fits. Two runs of different code may be compared, two cells of one table not.
+    """
+
+    test_rows: str
+    train_rows: str
+    backbone: str
+    max_length: int
+    training: dict[str, str]
+    own: list[str]
+    fits: dict[str, str]
+    versions: dict[str, str]
+
+
 class Result(StrictRecord):
     """One measured cell, as stored."""
 
@@ -191,6 +218,7 @@ class Result(StrictRecord):
     label_names: list[Label] = Field(default_factory=list, description="names of the classes, class 0 first")
     unseen_tokens: float | None = Field(default=None, description="share of test keys without a row in the exit table")
     notes: list[str] = Field(default_factory=list)
+    binding: Binding | None = Field(default=None, description="None: measured before results had one")
     fingerprint: dict[str, Any]
 
     model_config = ConfigDict(populate_by_name=True)

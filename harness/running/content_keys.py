@@ -53,6 +53,7 @@ class ContentKeys:
         return content_key(
             CHASSIS_VERSION,
             [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
+            profile.common(method),  # which settings are common to all methods is part of a result's binding
             self.identity(dataset),
             profile.model_dump(include=included if backbone else included | {"backbones"}),
             asdict(self.settings.execution),

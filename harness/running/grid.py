@@ -202,7 +202,8 @@ class Grid:
                 return None
         except MethodError:  # reported when the method is fitted
             return None
-        done = [(self.run.path / "results" / f"{name}.json").is_file() for name in plan.cells]
+        lost = {self.run.result_path(cell).stem for cell in self.run.without_rows}
+        done = [(self.run.path / "results" / f"{name}.json").is_file() and name not in lost for name in plan.cells]
         return len(done) if all(done) else None
 
     def _measure(self, session: Session, name: str, bar: Any, progress: str) -> None:
@@ -230,8 +231,10 @@ class Grid:
         before: SavedState | None = None
         for cell, point in cells.items():
             if not self.settings.fresh and self.run.result_path(cell).is_file():
-                self.outcome.kept += 1
-                continue
+                if cell not in self.run.without_rows:
+                    self.outcome.kept += 1
+                    continue
+                print(f"{self.run.without_rows[cell]}: its cell is measured again", file=sys.stderr)
             bar.set_postfix_str(point.name)
             try:
                 reference = self._reference(session)
@@ -249,7 +252,8 @@ class Grid:
                     )
                     found = self._diagnose(session, name, contender, measured, before)
                 method = self.settings.profile.method_of(name)
-                result = build_result(cell, method, contender, measured, session.prepared, found)
+                binding = session.binding(name, measured.speed.reference)
+                result = build_result(cell, method, contender, measured, session.prepared, found, binding)
                 self.run.save(result, sample_rows(measured, session.prepared))
             except Exception as error:
                 if is_fatal(error):

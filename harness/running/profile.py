@@ -99,6 +99,11 @@ class Profile(StrictSettings):
         """Return the settings of a method or variant: the common ones and its own."""
         return {"speeds": self.speeds, **self.training, **variants.settings(self.method, method)}
 
+    def common(self, name: str) -> dict[str, Any]:
+        """Return the settings that a method takes from the table ``training``, which all methods share."""
+        own = variants.settings(self.method, name)
+        return {key: value for key, value in self.training.items() if key not in own}
+
     def method_of(self, name: str) -> Method:
         """Return the method or variant called ``name``.
 

@@ -13,7 +13,7 @@ from harness.core.errors import MethodError
 from harness.measure.diagnostics import Diagnostics
 from harness.measure.passes import Contender, Measured
 from harness.measure.statistics import bootstrap_interval
-from harness.results.schema import SCHEMA, Cell, Checks, Cost, Quality, Result, Training
+from harness.results.schema import SCHEMA, Binding, Cell, Checks, Cost, Quality, Result, Training
 from harness.running.task import Prepared
 
 
@@ -37,6 +37,7 @@ def build_result(
     measured: Measured,
     prepared: Prepared,
     diagnostics: Diagnostics,
+    binding: Binding,
 ) -> Result:
     """Return the stored form of one measurement.
 
@@ -96,6 +97,7 @@ def build_result(
         overlaps=prepared.overlaps,
         label_names=prepared.label_names,
         notes=prepared.notes,
+        binding=binding,
         fingerprint=environment_facts(),
     )
 

@@ -26,16 +26,19 @@ from harness.core.digest import check_seal, seal
 from harness.core.errors import ConfigError, MethodError, ResultError, format_error, is_fatal
 from harness.core.files import cache_root, content_key, write_folder
 from harness.core.names import check_label
+from harness.encoder import miniature
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
-from harness.results.schema import Cell
+from harness.results.schema import Binding, Cell
 from harness.running.run_settings import Settings
 from harness.running.task import Prepared, load_raw, prepare
 
 # Raised whenever a change of the encoder or the training loop changes what methods learn.
 CHASSIS_VERSION = 1
 FITS = "fits-2"  # folder of the cache; "fits" is that of versions whose fits have no checksums
+# Settings that only choose operating points, which cells are named after.
+_POINTS = {"speeds"}
 FITTED_PARTS = ("operating_points", "predict", "save", "cost")
 
 
@@ -84,6 +87,17 @@ def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
         except (TypeError, ValueError) as error:
             raise MethodError(f"operating point '{point.name}': params {error}: use plain numbers and text") from error
     return list(points)
+
+
+def _without_paths(value: Any) -> Any:
+    """Return a setting with folders reduced to their names: results hold no path, and content has a hash of its own."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_paths(part) for key, part in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [_without_paths(part) for part in value]
+    if isinstance(value, str) and value and Path(value).expanduser().is_dir():
+        return Path(value).expanduser().resolve().name
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 class Session:
@@ -150,11 +164,47 @@ class Session:
         self._tell(found.unknown)
         return found
 
+    def binding(self, name: str, reference: str | None) -> Binding:
+        """Return what a method's cells share with all others that they may be compared with.
+
+        Args:
+            reference: the method that its speed-ups refer to, if it was measured beside one.
+        """
+        profile = self.settings.profile
+        names = profile.in_order([name] if reference is None else [name, reference])
+        common = profile.common(name)
+        embedded = self.backbone_name == EMBEDDED
+        return Binding(
+            test_rows=self.prepared.test_rows,
+            train_rows=self.prepared.train_rows,
+            backbone="" if embedded else content_key(self.backbone.fingerprint, self.backbone.tokenizer_fingerprint),
+            max_length=profile.max_length,
+            training={key: json.dumps(_without_paths(value)) for key, value in sorted(common.items())},
+            own=sorted({*profile.config(name)} - {*common} - _POINTS),
+            fits={one: self._recipe(one) for one in names},
+            versions={
+                **{one: f"{CHASSIS_VERSION}.{profile.method_of(one).version}" for one in names},
+                # Its weights are pretrained here, and may differ in the last digits from machine to machine.
+                **({"the embedded backbone": miniature.recipe_key()} if embedded else {}),
+            },
+        )
+
+    def _recipe(self, name: str) -> str:
+        """Return a hash of the settings of one fit, without those that only choose operating points."""
+        profile = self.settings.profile
+        config = {key: _without_paths(value) for key, value in profile.config(name).items() if key not in _POINTS}
+        return content_key(profile.identity(name), config, profile.named_content(name), *self._head_content(name))
+
+    def _head_content(self, name: str) -> list[str]:
+        """Return the hash of the backbone's word head, if the method uses it."""
+        method = self.settings.profile.method_of(name)
+        uses = isinstance(method, UsesWordHead) and method.uses_word_head(self.settings.profile.config(name))
+        return [self.backbone.head_fingerprint] if uses else []
+
     def fit_key(self, name: str) -> str:
         """Return the content key of a fitted method: everything its weights depend on."""
         profile = self.settings.profile
         method, named = profile.method_of(name), profile.named_content(name)
-        uses_head = isinstance(method, UsesWordHead) and method.uses_word_head(profile.config(name))
         return content_key(
             CHASSIS_VERSION,
             profile.identity(name),
@@ -166,7 +216,7 @@ class Session:
             self.settings.device,
             [self.fit_key(need) for need in method.needs],
             *([] if named is None else [named]),
-            *([self.backbone.head_fingerprint] if uses_head else []),
+            *self._head_content(name),
         )
 
     def _folder(self, name: str) -> Path:

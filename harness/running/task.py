@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from harness.results.schema import Overlaps
 
 # Share of [UNK]. On the twelve datasets it is below 0.5 % if the tokenizer knows the language, and above 50 % if it does not.
 MANY_UNKNOWN = 0.05
+_ROWS_AT_ONCE = 10_000  # bounds the memory that hashing needs
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Prepared:
         label_names: names of the classes, class 0 first.
         notes: remarks on the data for readers of results.
         unknown: a remark on tokens that the tokenizer does not know; none if they are few.
+        test_rows, train_rows: hashes of the test rows, and of those of train and dev (:func:`rows_digest`).
     """
 
     task: Task
@@ -46,6 +49,8 @@ class Prepared:
     label_names: list[str]
     notes: list[str]
     unknown: tuple[str, ...]
+    test_rows: str = ""
+    train_rows: str = ""
 
     @cached_property
     def overlaps(self) -> Overlaps:
@@ -124,6 +129,18 @@ def source_identity(name: str, source: str, data: Path | None) -> str:
     return f"{card(name).hub_id}@{card(name).hub_revision}"
 
 
+def rows_digest(*splits: RawSplit) -> str:
+    """Return a hash of the rows of some splits, in order: their texts, second texts and labels."""
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(f"{len(split)} rows, {'single' if split.pairs is None else 'pairs'}\n".encode())
+        for start in range(0, len(split), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            rows = [split.texts[part], (split.pairs or [])[part], split.labels[part].tolist()]
+            digest.update(json.dumps(rows).encode())
+    return digest.hexdigest()[:16]
+
+
 def _split(raw: RawSplit, backbone: Backbone, max_length: int) -> Split:
     tokens = backbone.encode(raw.texts, raw.pairs, max_length=max_length)
     return Split(tokens.to(backbone.device), torch.from_numpy(np.asarray(raw.labels, dtype=np.int64)))
@@ -168,4 +185,6 @@ def prepare(raw: RawDataset, backbone: Backbone, max_length: int) -> Prepared:
         list(raw.label_names),
         [*raw.notes, *unknown],
         unknown,
+        test_rows=rows_digest(raw.test),
+        train_rows=rows_digest(raw.train, raw.dev),
     )

@@ -67,14 +67,7 @@ def gather_caveats(
         problems: what is wrong with per-sample rows.
         doubts: what is wrong with results (:func:`reports.analysis.run_contents.usable_results`).
     """
-    caveats = [f"Set aside: {message}" for message in run.broken]
-    named = " ".join(run.broken)
-    caveats += [
-        f"Set aside earlier as broken: {path.name}; its cell is missing unless it was measured again."
-        for path in sorted((run.path / "set-aside").glob("*.json"))
-        if path.name not in named
-    ]
-    caveats += [*doubts, *_failures(run, results)]
+    caveats = [*doubts, *_failures(run, results)]
     caveats += [f"No per-sample rows: {problem}" for problem in problems]
     caveats += _failed_checks(rows)
     differing = [
@@ -92,6 +85,12 @@ def gather_caveats(
         caveats.append(f"Speed-ups refer to several references: {', '.join(references)}.")
     caveats += _drift(rows) + _notes(rows)
     return list(dict.fromkeys(caveat.replace(f"{run.path}/", "") for caveat in caveats))
+
+
+def set_aside(run: RunFolder) -> list[str]:
+    """Return a sentence for each result that cannot be used, and was not measured again; paths are relative to the run."""
+    left = [message for message in run.broken if "left in place" in message]
+    return [f"Set aside: {sentence}.".replace(f"{run.path}/", "") for sentence in (*run.lost(), *left)]
 
 
 def _mixed_code(results: Sequence[Result]) -> list[str]:
@@ -115,7 +114,7 @@ def _mixed_code(results: Sequence[Result]) -> list[str]:
 
 def _drift(rows: Sequence[ResultRow]) -> list[str]:
     """Return a sentence for each setting in which the same reference took much longer for some cells than for others."""
-    names = ("label", "device", "protocol", "order", "batch_size", "batch_tokens", "dtype")
+    names = ("label", "device", "protocol", "order", "batch_size", "batch_tokens", "dtype", "conditions")
     found: dict[object, tuple[str, list[float]]] = {}
     for row in rows:
         _, times = found.setdefault(values_of(row, names), (row.label, []))

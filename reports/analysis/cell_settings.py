@@ -13,8 +13,10 @@ SETTING = (
     *("source", "backbone", "protocol", "order", "executor"),
     *("batch_size", "batch_tokens", "device", "dtype", "compute"),
 )
-# Coordinates that a row and its reference must share.
-SAME_REFERENCE = ("source", "backbone", "protocol", "device", "dtype")
+# The same of two rows: their cells must also belong together (:mod:`reports.analysis.conditions`).
+ROW_SETTING = (*SETTING, "conditions")
+# What a row and its reference must share.
+SAME_REFERENCE = ("source", "backbone", "protocol", "device", "dtype", "conditions")
 _PHRASES = {
     "n": "{} test samples",
     "batch_size": "batch {}",
@@ -49,7 +51,7 @@ def shared_facts(rows: Sequence[object]) -> str:
 def varying_settings(rows: Sequence[object]) -> list[str]:
     """Return the settings that must be shown beside the method, because rows of a dataset differ in them."""
     shown = []
-    for name in SETTING:
+    for name in ROW_SETTING:
         # Executor and compute may belong to the method; they are shown only where one method ran with two.
         scope = ("slug", "method", "point") if name in ("executor", "compute") else ("slug",)
         same = grouped(rows, lambda row, scope=scope: values_of(row, scope))  # type: ignore[misc]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.measure.statistics import holm, paired
 from harness.results.schema import Cell
-from reports.analysis.cell_settings import SETTING, grouped, values_of
+from reports.analysis.cell_settings import ROW_SETTING, grouped, values_of
 from reports.analysis.result_rows import ResultRow, ratio
 from reports.analysis.roles import PREDICTS, SEQUENTIAL, VERIFIES
 from reports.analysis.run_contents import Reader, paired_samples
@@ -24,7 +24,7 @@ SAME_COST = (0.95, 1.05)
 # Verified exits keep up with the sequential exit if they are at most this much less accurate, with at most 5 % more layers.
 CLOSE_ACCURACY = 0.002
 # What must be the same for a pair to be comparable; the executor belongs to the method.
-SAME = ("slug", *(name for name in SETTING if name != "executor"))
+SAME = ("slug", *(name for name in ROW_SETTING if name != "executor"))
 _TOLERANCE = f"at most {fixed(100 * CLOSE_ACCURACY, 1)} points less accurate and 5 % more layers"
 
 BEATS, DEARER, NO_BETTER = "beats", "beats, with more layers,", "no better than"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
@@ -15,6 +15,8 @@ from reports.analysis.time_ratios import Noise, mean_over_seeds, noise_band
 from reports.notation.marks import MARKS
 
 FALLBACK_REFERENCE = "bert"
+# What rows must share for the noise of their times to be one.
+SAME_NOISE = ("slug", "device", "conditions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class ResultRow(SeedMeans):
     Attributes:
         dataset, synthetic, language, kind, role, method, point: what was measured.
         source, ..., compute: the settings of the cells (:data:`reports.analysis.cell_settings.SETTING`).
+        conditions: name of the cells of this dataset that it belongs to; empty if all of them belong together.
         cells: the cells behind the row, one per seed.
         accuracy_sd, samples_per_s_sd, speedup_sd: standard deviations over seeds; None below two.
         accuracy_seeds_low, accuracy_seeds_high: 95 % interval of the mean accuracy over seeds, cut at 0 and 1.
@@ -94,6 +97,7 @@ class ResultRow(SeedMeans):
     device: str
     dtype: str
     compute: str
+    conditions: str
     cells: tuple[Cell, ...]
     accuracy_sd: float | None
     samples_per_s_sd: float | None
@@ -181,15 +185,19 @@ def _spread(values: Sequence[float | None]) -> Spread:
     return spread(good) if good else Spread(math.nan, None, None, None, 0)
 
 
-def average_over_seeds(results: Sequence[Result]) -> list[ResultRow]:
-    """Return one row for all cells that differ in nothing but the seed."""
-    together = grouped(
-        results, lambda one: (one.synthetic, values_of(one.cell, ("dataset", "method", "point", *SETTING)))
-    )
-    return [_row(same) for same in together.values()]
+def average_over_seeds(results: Sequence[Result], conditions: Mapping[Cell, str]) -> list[ResultRow]:
+    """Return one row for all cells that differ in nothing but the seed, and belong together.
+
+    Args:
+        results: of a run.
+        conditions: cell -> name of what it belongs to in its dataset (:mod:`reports.analysis.conditions`).
+    """
+    names = ("dataset", "method", "point", *SETTING)
+    together = grouped(results, lambda one: (one.synthetic, conditions[one.cell], values_of(one.cell, names)))
+    return [_row(same, name) for (_, name, _), same in together.items()]
 
 
-def _row(same: Sequence[Result]) -> ResultRow:
+def _row(same: Sequence[Result], conditions: str) -> ResultRow:
     first = same[0]
     every = [_numbers(result) for result in same]
     of_seeds = _spread([one["accuracy"] for one in every])
@@ -203,6 +211,7 @@ def _row(same: Sequence[Result]) -> ResultRow:
         language=first.language,
         kind=first.kind,
         role=role_of(first),
+        conditions=conditions,
         cells=tuple(result.cell for result in same),
         accuracy_sd=of_seeds.sd,
         samples_per_s_sd=_spread([one["samples_per_s"] for one in every]).sd,
@@ -289,16 +298,16 @@ def with_ratios(rows: Sequence[ResultRow]) -> list[ResultRow]:
     return found
 
 
-def reference_passes(rows: Sequence[ResultRow]) -> dict[tuple[str, str], list[list[float]]]:
-    """Return (dataset, device) -> the reference seconds of each cell."""
-    same = grouped(rows, lambda row: (row.slug, row.device))
+def reference_passes(rows: Sequence[ResultRow]) -> dict[tuple[Hashable, ...], list[list[float]]]:
+    """Return :data:`SAME_NOISE` of a row -> the reference seconds of each cell."""
+    same = grouped(rows, lambda row: values_of(row, SAME_NOISE))
     return {key: [passes for row in some for passes in row.reference_seconds] for key, some in same.items()}
 
 
 def with_noise(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Return the rows with the A/A band of their dataset and device."""
     bands = {key: noise_band(passes) for key, passes in reference_passes(rows).items()}
-    return [replace(row, noise=bands[row.slug, row.device]) for row in rows]
+    return [replace(row, noise=bands[values_of(row, SAME_NOISE)]) for row in rows]
 
 
 def signs(row: ResultRow) -> str:

@@ -6,7 +6,7 @@ Rivals are ``bert``, ``fastbert``, those that the profile names, and for a varia
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import pandas as pd
 from harness.measure.statistics import bootstrap_difference, faster_and_not_worse, paired, self_ratios
 from reports.analysis.cell_settings import values_of
 from reports.analysis.control_tests import ALPHA, SAME, PairedTest, correct_by_seed, with_adjusted_p
-from reports.analysis.result_rows import ResultRow, reference_passes
+from reports.analysis.result_rows import SAME_NOISE, ResultRow, reference_passes
 from reports.analysis.run_contents import Reader
 from reports.analysis.time_ratios import FEWEST, usable
 from reports.notation.marks import together
@@ -106,7 +106,7 @@ def compare_with_rivals(
             judgement = Judgement()
             if other is not None:
                 ratios = _round_ratios(row, other)
-                pairs = noise[row.slug, row.device][source or MEASURED]
+                pairs = noise[values_of(row, SAME_NOISE)][source or MEASURED]
                 judgement = _judged(left, right, [ratios.get(seed) for seed in seeds], pairs)
             about = {**vars(row), "seeds": len(seeds), "marks": together(row.marks, other.marks if other else "")}
             found.append(
@@ -173,8 +173,8 @@ def _speedup(row: ResultRow, other: ResultRow) -> tuple[float | None, str | None
     return None, None
 
 
-def _aa_pairs(rows: Sequence[ResultRow]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """Return A/A log ratios by (dataset, device): of one ratio, and of a quotient of two ratios, whose noises add."""
+def _aa_pairs(rows: Sequence[ResultRow]) -> dict[tuple[Hashable, ...], dict[str, np.ndarray]]:
+    """Return A/A log ratios by :data:`SAME_NOISE`: of one ratio, and of a quotient of two ratios, whose noises add."""
     found = {}
     for key, passes in reference_passes(rows).items():
         logs = self_ratios(usable(passes))

@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from harness.core.errors import ResultError
+from harness.core.names import clean_all
+from harness.core.text_formats import read_json
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
+from harness.results.stored import read_result
 
 
 def cell_name(cell: Cell) -> str:
@@ -54,7 +55,7 @@ def _choose(run: RunFolder, cell: Cell, same: Sequence[Result], problems: list[s
     path = run.result_path(cell)
     texts = [result.model_dump_json() for result in same]
     try:
-        own = Result.model_validate(json.loads(path.read_text(encoding="utf-8"))).model_dump_json()
+        own = read_result(path).result.model_dump_json()
         at = texts.index(own)
         why = f"the one in {path.name} is used"
     except (OSError, ValueError):  # not JSON, not valid, or not among them
@@ -102,7 +103,7 @@ def lost_note(cells: Sequence[str]) -> list[str]:
 def _profile_table(run: RunFolder, key: str) -> Mapping[str, object]:
     """Return a table of the run's profile; empty where ``run.json``, which is informative, does not have it."""
     try:
-        table = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["profile"][key]
+        table = clean_all(read_json(run.path / "run.json"))["profile"][key]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return table if isinstance(table, Mapping) else {}
@@ -161,7 +162,6 @@ class SampleReader:
     def __init__(self, run: RunFolder, results: Sequence[Result] = ()) -> None:
         self.run = run
         self.problems: list[str] = []
-        self._results: Mapping[Cell, Result] = {result.cell: result for result in results}
         self.stripped = bool(results) and not any(run.samples_path(result.cell).exists() for result in results)
         if self.stripped:
             self.problems.append(
@@ -176,39 +176,16 @@ class SampleReader:
         return self._read[cell]
 
     def _load(self, cell: Cell) -> pd.DataFrame | None:
+        if fault := self.run.without_rows.get(cell):
+            self.problems.append(f"{fault}: run the cell again")
+            return None
         try:
-            frame = self.run.samples(cell)
-        except ResultError as error:
+            frame = self.run.samples(cell)[["index", *COLUMNS]]
+        except ResultError as error:  # removed or damaged since the results were read
             self.problems.append(str(error))
             return None
-        if fault := self._fault(cell, frame):
-            self.problems.append(f"{self.run.samples_path(cell)} {fault}: run the cell again")
-            return None
-        frame = frame[["index", *COLUMNS]].astype({"correct": bool}).set_index("index")
+        frame = frame.astype({"correct": bool}).set_index("index")
         return frame if frame.index.is_monotonic_increasing else frame.sort_index()
-
-    def _fault(self, cell: Cell, frame: pd.DataFrame) -> str:
-        """Return why these rows cannot be used; empty where they can."""
-        names = ["index", *COLUMNS]
-        if missing := [name for name in names if name not in frame]:
-            return f"has no column {missing[0]}"
-        if holes := [name for name in names if frame[name].isna().any()]:
-            return f"has empty values in column {holes[0]}"
-        if wrong := [name for name in names if not is_numeric_dtype(frame[name])]:
-            return f"has values that are not numbers in column {wrong[0]}"
-        if not frame["index"].is_unique:
-            return "has several rows for the same test sample"
-        if (result := self._results.get(cell)) is None:
-            return ""
-        quality = result.quality
-        if len(frame) != quality.n:
-            return f"has {len(frame)} rows, but the result counts {quality.n} test samples"
-        if np.isfinite(quality.accuracy) and abs(float(frame["correct"].mean()) - quality.accuracy) * quality.n > 0.5:
-            return (
-                f"gives an accuracy of {frame['correct'].mean():.4f}, but the result says {quality.accuracy:.4f}: "
-                "they are not from the same measurement"
-            )
-        return ""
 
 
 def paired_samples(

@@ -15,8 +15,9 @@ import pandas as pd
 
 from harness.core.errors import ResultError
 from harness.results.run_folder import RunFolder
-from reports.analysis.caveats import fingerprint_facts, gather_caveats
-from reports.analysis.cell_settings import SETTING, shared_facts, values_of, varying_settings
+from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_aside
+from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
+from reports.analysis.conditions import find_belonging
 from reports.analysis.control_tests import ControlTest, compare_with_controls
 from reports.analysis.curves import Curve, measure_curves
 from reports.analysis.prediction_quality import PredictorRow, predictor_quality
@@ -88,6 +89,7 @@ class View:
         varying: settings that differ inside a group and are therefore shown as columns.
         fingerprint: (key, value) of the machine and versions.
         caveats: what a reader must know before using a number.
+        warnings: how many of them come first and must not be missed: cells that do not belong together, and results set aside.
         lost: cells that a dataset should have but has not, by its name as in files.
         variants: the variants among the methods.
     """
@@ -104,6 +106,7 @@ class View:
     varying: list[str]
     fingerprint: list[tuple[str, str]]
     caveats: list[str]
+    warnings: int
     lost: dict[str, list[str]]
     variants: list[VariantRow]
 
@@ -127,9 +130,12 @@ class View:
     def noise_of(self, group: Group) -> str:
         """Return the A/A band of a dataset, per device where there are several; empty where none is known."""
         rows = self.of(group)
-        bands = {row.device: row.noise for row in rows if row.noise is not None}
-        several = len({row.device for row in rows}) > 1
-        return ", ".join(f"{band}{f' on {device}' if several else ''}" for device, band in bands.items())
+        bands = {(row.device, row.conditions): row.noise for row in rows if row.noise is not None}
+        devices = len({row.device for row in rows}) > 1
+        return ", ".join(
+            f"{band}{f' on {device}' * devices}{f' under {conditions}' * bool(conditions)}"
+            for (device, conditions), band in bands.items()
+        )
 
 
 def of_group(rows: Sequence[R], group: Group) -> list[R]:
@@ -165,7 +171,8 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     if not results:
         raise ResultError(_explain_empty(run))
     reader = SampleReader(run, results)
-    rows = average_over_seeds(results)
+    belonging = find_belonging(run, results)
+    rows = average_over_seeds(results, belonging.names)
     groups = _groups(rows)
     by_name = {(group.dataset, group.synthetic): group for group in groups}
     rows = [
@@ -177,6 +184,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     rows = sorted(with_noise(with_ratios(rows)), key=lambda row: (place[row.slug], *_order(row)))
     rows = _with_marks(rows, reader if samples else None)
     varying = varying_settings(rows)
+    warnings = [*belonging.apart, *set_aside(run)]
     return View(
         name=run.path.resolve().name,
         groups=groups,
@@ -191,7 +199,12 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         fingerprint=fingerprint_facts([result.fingerprint for result in results]),
         lost=lost_cells(run, results),
         variants=read_variants(run, {row.method for row in rows}),
-        caveats=gather_caveats(run, results, rows, reader.problems if samples else (), doubts),
+        warnings=len(warnings),
+        caveats=[
+            *warnings,
+            *gather_caveats(run, results, rows, reader.problems if samples else (), doubts),
+            *belonging.unchecked,
+        ],
     )
 
 
@@ -231,7 +244,7 @@ def _order(row: ResultRow) -> tuple[object, ...]:
         row.variant,
         -(row.mean_layers or 0.0),
         row.point,
-        *map(str, values_of(row, SETTING)),
+        *map(str, values_of(row, ROW_SETTING)),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import pandas as pd
 
 from harness.core.files import write_text
+from harness.core.names import csv_value
 from reports.notation.numbers import DASH, finite
 
 R = TypeVar("R")
@@ -102,7 +103,7 @@ AnyTable: TypeAlias = Table[Any]
 
 def to_csv(table: AnyTable) -> str:
     """Return the raw values with one header line; missing values are empty."""
-    columns = {name: [table.raw(row, name) for row in table.rows] for name in table.csv}
+    columns = {csv_value(name): [csv_value(table.raw(row, name)) for row in table.rows] for name in table.csv}
     return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
 
 

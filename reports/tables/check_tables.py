@@ -89,10 +89,11 @@ def overlap_tables(view: View) -> list[Table[OverlapRow]]:
     """Return one table with a row per dataset; none where overlaps were not counted."""
     rows = []
     for group in view.groups:
-        mine = view.of(group)
-        known = [row.overlaps for row in mine if row.overlaps is not None]
-        counts = {name: max((getattr(one, name) for one in known), default=None) for name in Overlaps.model_fields}
-        rows.append(OverlapRow(group.label, max(row.n for row in mine), counts))
+        for conditions, mine in grouped(view.of(group), lambda row: row.conditions).items():
+            known = [row.overlaps for row in mine if row.overlaps is not None]
+            counts = {name: max((getattr(one, name) for one in known), default=None) for name in Overlaps.model_fields}
+            label = f"{group.label} {conditions}".strip()
+            rows.append(OverlapRow(label, max(row.n for row in mine), counts))
     if all(count is None for row in rows for count in row.counts.values()):
         return []
     columns: list[Column[OverlapRow]] = [

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reports.analysis.cell_settings import SETTING, grouped
+from reports.analysis.cell_settings import ROW_SETTING, grouped
 from reports.analysis.control_tests import BEATS, DEARER, NO_BETTER, UNKNOWN, WORSE, ControlTest
 from reports.analysis.rival_tests import MARGIN, RATIO, Judgement, RivalTest
 from reports.analysis.time_ratios import FEWEST
@@ -44,7 +44,7 @@ def controls_tables(view: View) -> list[Table[ControlTest]]:
         NOISE,
     ]
     csv = (
-        *("data", "dataset", "method", "point", *SETTING, "control", "control_point", "verdict", "seeds", "pairs"),
+        *("data", "dataset", "method", "point", *ROW_SETTING, "control", "control_point", "verdict", "seeds", "pairs"),
         *("accuracy", "control_accuracy", "difference", "wins", "losses", "p", "p_holm"),
         *("mean_layers", "control_layers", "layer_ratio", "mean_heads", "control_heads", "speed_ratio", "noise_high"),
         *("close", "marks"),
@@ -155,7 +155,7 @@ def rival_tables(view: View) -> list[Table[RivalTest]]:
         Column("passed", f"Faster and not worse by {_MARGIN}", _passed, numeric=False, missing=unknown),
     ]
     csv = (
-        *("data", "dataset", "method", "point", *SETTING, "rival", "rival_point", "seeds", "pairs"),
+        *("data", "dataset", "method", "point", *ROW_SETTING, "rival", "rival_point", "seeds", "pairs"),
         *("accuracy", "rival_accuracy", "difference", "difference_low", "difference_high", "wins", "losses", "p"),
         *("p_holm", "rival_speedup", "speed_from", "noise_high", "lowest_difference", "lowest_speedup"),
         *("not_worse", "faster", "passed", "marks"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.analysis.cell_settings import SETTING
+from reports.analysis.cell_settings import ROW_SETTING
 from reports.analysis.prediction_quality import Agreement, PredictorRow
 from reports.analysis.view import Group, View, of_group
 from reports.notation.numbers import fixed, minus, percent, points2
@@ -44,7 +44,7 @@ def predictor_table(view: View, group: Group) -> Table[PredictorRow] | None:
         change("layers_vs_oracle", "layers", _ORACLE),
     ]
     csv = (
-        *("data", "dataset", "kind", "method", "point", *SETTING, "seeds", "n", "compared_with"),
+        *("data", "dataset", "kind", "method", "point", *ROW_SETTING, "seeds", "n", "compared_with"),
         *("tau_b", "hit", "within_one", "early", "late", "unseen_tokens", "cost_early", "cost_late"),
         *("accuracy_vs_sequential", "layers_vs_sequential", "accuracy_vs_oracle", "layers_vs_oracle", "marks"),
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from reports.analysis.cell_settings import SETTING
+from reports.analysis.cell_settings import ROW_SETTING
 from reports.analysis.curves import Curve
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.run_contents import VariantRow, lost_note
@@ -173,7 +173,7 @@ def difficulty_table(view: View, group: Group) -> Table[DifficultyRow] | None:
     note = (
         f"True difficulty of each generated sample, {levels[0]} is the easiest. Samples of each: {', '.join(counts)}."
     )
-    csv = ("label", "dataset", "data", "kind", "method", "point", *SETTING, "marks", *values)
+    csv = ("label", "dataset", "data", "kind", "method", "point", *ROW_SETTING, "marks", *values)
     return dataset_table(
         "difficulty", "By true difficulty", group, rows, columns, csv, [note], lowest=False, values=values
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from reports.analysis.cell_settings import SETTING
+from reports.analysis.cell_settings import ROW_SETTING
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.time_ratios import WHY_MISSING
 from reports.analysis.view import Group, View
@@ -15,7 +15,7 @@ from reports.notation.table_formats import Column, Table
 
 M = TypeVar("M", bound=Marked)
 _HEADINGS = {
-    **{name: name.capitalize() for name in SETTING},
+    **{name: name.capitalize() for name in ROW_SETTING},
     "batch_size": "Batch",
     "batch_tokens": "Tokens a batch",
     "dtype": "dtype",
@@ -24,7 +24,7 @@ _HEADINGS = {
 NO_REFERENCE = "no reference method was measured in this run under the same conditions"
 BOUND = "bound, not a method"
 UNTRAINED = "nothing was trained for this row, or it uses the weights of another row"
-IDENTITY = ("data", "language", "dataset", "kind", "method", "point", *SETTING, "seeds", "seed_list", "n")
+IDENTITY = ("data", "language", "dataset", "kind", "method", "point", *ROW_SETTING, "seeds", "seed_list", "n")
 
 
 class NamedRow(Marked, Protocol):

@@ -28,6 +28,7 @@ import pandas as pd
 from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError
 from harness.core.files import write_text
+from harness.core.names import csv_value
 from harness.results.packed_run import PackedCell, PackedRun, load
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222324")
@@ -112,7 +113,8 @@ def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
 
 def to_csv(found: Sequence[HistoryPoint]) -> str:
     """Return all points as CSV, controls included."""
-    return pd.DataFrame([asdict(point) for point in found]).to_csv(index=False, lineterminator="\n")
+    rows = [{name: csv_value(value) for name, value in asdict(point).items()} for point in found]
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
 
 
 def to_svg(found: Sequence[HistoryPoint], synthetic: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from harness.results.run_folder import RunFolder
 from harness.results.schema import (
     SAMPLE_COLUMNS,
+    Binding,
     Cell,
     Checks,
     Cost,
@@ -28,6 +30,17 @@ from harness.results.schema import (
 )
 
 DEPTH = 6
+# Of all cells, unless a test changes it: they belong together.
+BINDING = Binding(
+    test_rows="",
+    train_rows="train",
+    backbone="weights",
+    max_length=64,
+    training={"epochs": "3"},
+    own=[],
+    fits={"bert": "as in the profile"},
+    versions={"bert": "1.1"},
+)
 FULL = 2_000_000.0
 
 
@@ -76,6 +89,7 @@ class Fabricator:
         reference_seconds: Sequence[float] = (),
         depth: int = DEPTH,
         speed: dict[str, Any] | None = None,
+        binding: dict[str, Any] | None = None,
         **cell: Any,
     ) -> Result:
         """Save one result with its samples."""
@@ -149,6 +163,7 @@ class Fabricator:
             overlaps=Overlaps(**overlaps) if overlaps else None,
             unseen_tokens=unseen_tokens,
             notes=list(notes),
+            binding=BINDING.model_copy(update={"test_rows": dataset, **(binding or {})}),
             fingerprint=fingerprint or {"machine": {"cpu": "a test CPU", "cores": 2}, "versions": {"torch": "2.13.0"}},
         )
         frame = self.samples(right, exits, synthetic)
@@ -160,6 +175,14 @@ class Fabricator:
         if not samples:
             self.run.samples_path(result.cell).unlink()
         return result
+
+    def edit(self, result: Result, change: Callable[[dict[str, Any]], object]) -> None:
+        """Change a stored result as a file of an older version, which has no checksums."""
+        path = self.run.result_path(result.cell)
+        data = json.loads(path.read_text(encoding="utf-8"))
+        del data["checksums"]
+        change(data)
+        path.write_text(json.dumps(data).replace("Infinity", "1e999"), encoding="utf-8")
 
     @staticmethod
     def waterfall(factors: dict[str, float]) -> SpeedupFactors:

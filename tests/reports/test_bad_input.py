@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 
@@ -12,13 +11,7 @@ import pytest
 from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.tables.result_tables import results_table
-
-
-def edit(path, change):
-    """Rewrite a result file."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    change(data)
-    path.write_text(json.dumps(data), encoding="utf-8")
+from reports.terminal import summary
 
 
 def make(fabricate):
@@ -101,27 +94,61 @@ def test_a_run_stripped_of_its_samples(fabricate):
     assert "°</td>" not in page and "cannot be compared" in page
 
 
+CONTRADICTIONS = {
+    "has 150 rows, but the result counts 200 test samples": lambda frame: frame.iloc[:150],
+    "gives an accuracy of 0.0000, but the result says 0.9000": lambda frame: frame.assign(correct=False, prediction=1),
+    "counts other predictions as correct": lambda frame: frame.assign(correct=~frame["correct"]),
+    "has other exit layers than the histogram": lambda frame: frame.assign(exit_layer=3),
+}
 FAULTS = {
-    "has 150 rows": lambda frame: frame.iloc[:150],
     "has several rows for the same test sample": lambda frame: frame.assign(index=0),
     "has no column exit_layer": lambda frame: frame.drop(columns="exit_layer"),
     "has empty values in column exit_layer": lambda frame: frame.assign(
         exit_layer=frame["exit_layer"].astype("Int16").where(frame["index"] > 3)
     ),
     "has values that are not numbers in column exit_layer": lambda frame: frame.assign(exit_layer="x"),
-    "they are not from the same measurement": lambda frame: frame.assign(correct=False),
+    "does not match the checksum in its result": lambda frame: frame.assign(confidence=0.5),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_samples_of_another_result_are_not_used(fabricate, fault):
-    """Per-sample rows that are incomplete, doubled or from another measurement are named and not used."""
+def test_damaged_samples_are_not_used(fabricate, fault):
+    """Per-sample rows that are incomplete, doubled or changed are named and not used; the result is shown with a mark."""
     run, geep = make(fabricate)
     path = run.run.samples_path(geep.cell)
     FAULTS[fault](pd.read_parquet(path)).to_parquet(path, index=False)
     caveats, page = message(run)
     assert fault in one_line(caveats, "No per-sample rows", path.name)
     assert "<td>geep °" in page
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("fault", CONTRADICTIONS)
+def test_a_result_that_contradicts_its_samples_is_set_aside(fabricate, fault, old):
+    """Its numbers are not shown, and the line says what differs; a result of an older version, without checksums, as well."""
+    run, geep = make(fabricate)
+    path = run.run.samples_path(geep.cell)
+    CONTRADICTIONS[fault](pd.read_parquet(path)).to_parquet(path, index=False)
+    if old:
+        run.edit(geep, lambda data: None)
+    caveats, page = message(run)
+    line = one_line(caveats, "contradicts its own per-sample rows", path.name)
+    assert fault in line and "its cell is missing until it is measured again" in line
+    assert line in summary(run.path).splitlines()
+    assert "<td>geep" not in page
+    assert "geep speed=0.5, seed0 (broken, set aside)" in page
+
+
+def test_an_edited_result_is_set_aside(fabricate):
+    """A number that was changed in a result file does not match the checksum, whatever the number."""
+    run, geep = make(fabricate)
+    path = run.run.result_path(geep.cell)
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"mean_heads": 1.0', '"mean_heads": 0.5'), encoding="utf-8"
+    )
+    caveats, page = message(run)
+    assert "checksum" in one_line(caveats, "Set aside", path.name)
+    assert "<td>geep" not in page
 
 
 def test_garbage_instead_of_samples(fabricate):
@@ -139,12 +166,12 @@ def test_two_cells_with_one_key(fabricate, differ):
     copy = path.with_name("a copy.json")
     copy.write_bytes(path.read_bytes())
     if differ:
-        edit(copy, lambda data: data["quality"].update(accuracy=0.1))
+        run.edit(geep, lambda data: data["quality"].update(macro_f1=0.1))
     caveats, _ = message(run)
     line = one_line(caveats, "2 results", "geep speed=0.5 on ag_news, seed 0")
     assert path.name in line and ("differ" in line) == differ
     (row,) = [row for row in build_view(run.path).rows if row.method == "geep"]
-    assert (row.seeds, row.accuracy) == (1, 0.9)
+    assert (row.seeds, row.accuracy, row.macro_f1) == (1, 0.9, 0.1 if differ else 0.9)
 
 
 def test_two_cells_with_one_key_and_no_file_of_that_name(fabricate):
@@ -178,11 +205,10 @@ def test_mixed_code(fabricate):
 
 
 @pytest.mark.parametrize("part, name", [("quality", "accuracy"), ("cost", "flops_linear"), ("speed", "samples_per_s")])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_not_a_number(fabricate, part, name, value):
+def test_not_a_number(fabricate, part, name):
     """A metric that is not finite is a dash with a mark and a caveat; figures and other rows are unaffected."""
     run, geep = make(fabricate)
-    edit(run.run.result_path(geep.cell), lambda data: data[part].update({name: value}))
+    run.edit(geep, lambda data: data[part].update({name: 1e999}))
     caveats, page = message(run)
     assert name in one_line(caveats, "Not a number in geep speed=0.5 on ag_news, seed 0")
     assert "<td>geep #" in page and not re.search(r"<td[^>]*>(nan|inf)", page)
@@ -191,8 +217,9 @@ def test_not_a_number(fabricate, part, name, value):
 def test_no_number_at_all(fabricate):
     """A result full of NaN gives a row of dashes."""
     run, geep = make(fabricate)
+    run.edit(geep, lambda data: None)
     path = run.run.result_path(geep.cell)
-    path.write_text(re.sub(r": -?\d+\.\d+", ": NaN", path.read_text(encoding="utf-8")), encoding="utf-8")
+    path.write_text(re.sub(r": -?\d+\.\d+", ": 1e999", path.read_text(encoding="utf-8")), encoding="utf-8")
     caveats, _ = message(run)
     one_line(caveats, "Not a number in geep")
     (row,) = [row for row in build_view(run.path).rows if row.method == "geep"]
@@ -204,7 +231,7 @@ def test_several_faults_at_once(fabricate):
     run, geep = make(fabricate)
     second = run.cell("fastbert", "speed=0.5")
     third = run.cell("tinybert")
-    edit(run.run.result_path(geep.cell), lambda data: data["quality"].update(macro_f1=float("nan")))
+    run.edit(geep, lambda data: data["quality"].update(macro_f1=1e999))
     run.run.samples_path(second.cell).unlink()
     run.run.result_path(third.cell).write_text("", encoding="utf-8")
     run.run.result_path(second.cell).with_name("copy.json").write_bytes(run.run.result_path(second.cell).read_bytes())

@@ -86,12 +86,17 @@ def test_lines_fit_a_wide_terminal(two):
 
 
 def test_cells_of_one_run_only_are_named(two, fabricate, capsys):
-    """A method that one run lacks is named and is no regression."""
+    """A method that only base has is a gap, and the gate does not pass; a method that only the new run has is none."""
     base, new = two()
     extra = fabricate("base")
     extra.cell("tinybert", correct=RIGHT, fingerprint=HERE, dataset="weibo", language="zh")
-    assert main(["compare", base, new, "--gate"]) == 0
-    assert "only in base (1): weibo tinybert full" in capsys.readouterr().out
+    assert main(["compare", base, new, "--gate"]) == 1
+    out = capsys.readouterr().out
+    assert "only in base (1): weibo tinybert full" in out
+    assert "gap: weibo tinybert: missing in new: full seed 0" in out and out.endswith("gate: 1 gap\n")
+    assert main(["compare", base, new]) == 0
+    assert main(["compare", new, base, "--gate"]) == 0
+    assert "only in new (1): weibo tinybert full" in capsys.readouterr().out
 
 
 def test_packing_changes_nothing(two, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,24 @@ from harness.core.errors import ResultError
 from harness.regression.compare import Comparison, Limits, compare
 from harness.regression.times import LEAST_PAIRS
 from harness.results.packed_run import Machine, PackedCell, PackedRun
+from harness.results.schema import Binding, Cell
 
 ELSEWHERE = Machine(cpu="another CPU", cores=8, torch_threads=8, torch="2.13")
 RIGHT = np.arange(400) >= 40
 Maker = Callable[..., PackedCell]
 Runner = Callable[..., PackedRun]
+
+
+def bind(**change: Any) -> Binding:
+    """Return what the cells of a run share, with some of it changed."""
+    facts: dict[str, Any] = {"test_rows": "rows", "train_rows": "train", "backbone": "weights", "max_length": 64}
+    facts |= {
+        "training": {"epochs": "3"},
+        "own": [],
+        "fits": {"bert": "as in the profile"},
+        "versions": {"geep": "1.1"},
+    }
+    return Binding(**{**facts, **change})
 
 
 def worse(lost: int, won: int = 0) -> np.ndarray:
@@ -154,11 +168,16 @@ def test_counts_and_times_of_zero_are_reported(make_cell: Maker, make_packed: Ru
     assert any("have a time of 0" in remark for remark in compare(still, still).remarks)
 
 
-def test_seeds_on_other_rows_are_not_combined(make_cell: Maker, make_packed: Runner) -> None:
-    """If every seed has other test rows, accuracy is shown but not tested."""
-    run = make_packed(make_cell(seed=0), make_cell(worse(0)[:300], seed=1, rows="4567"))
+@pytest.mark.parametrize("known", [True, False], ids=["with fingerprints", "of an older version"])
+def test_seeds_on_other_rows_are_not_averaged(make_cell: Maker, make_packed: Runner, known: bool) -> None:
+    """Seeds on other test rows are changes of their own, each with its own accuracy and test."""
+    bound = [{"binding": number} if known else {} for number in (0, 1)]
+    cells = [make_cell(seed=0, **bound[0]), make_cell(worse(0)[:300], seed=1, rows="4567", **bound[1])]
+    run = make_packed(*cells, bindings=[bind(), bind(test_rows="300 rows")] if known else [])
     found = compare(run, run)
-    assert found.changes[0].seeds == (0, 1) and found.changes[0].p is None
+    assert [change.seeds for change in found.changes] == [(0,), (1,)]
+    assert [change.accuracy for change in found.changes] == [(0.9, 0.9), (260 / 300, 260 / 300)]
+    assert all(change.p is not None for change in found.changes)
 
 
 def test_times_of_other_machines_are_not_compared(make_cell: Maker, make_packed: Runner) -> None:
@@ -185,23 +204,104 @@ def test_two_settings_are_not_mixed(make_cell: Maker, make_packed: Runner) -> No
         compare(both, make_packed(make_cell(dtype="float16")))
 
 
-def test_other_rows_are_not_compared(make_cell: Maker, make_packed: Runner) -> None:
-    """Cells with other test rows are reported and left out; without other cells, comparing is an error."""
-    base = make_packed(make_cell(), make_cell(method="bert"))
-    found = compare(base, make_packed(make_cell(rows="4567"), make_cell(method="bert")))
+UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
+    "texts": ({"test_rows": "corrected"}, "test rows"),
+    "training rows": ({"train_rows": "fewer"}, "rows of train and dev"),
+    "weights": ({"backbone": "other"}, "content of the backbone"),
+    "length": ({"max_length": 32}, "max_length (64 and 32)"),
+    "training": ({"training": {"epochs": "5"}}, "training.epochs (3 and 5)"),
+    "teacher": ({"fits": {"bert": "tuned"}}, "settings of bert"),
+}
+
+
+@pytest.mark.parametrize("change", UNLIKE)
+def test_cells_that_do_not_belong_together_are_gaps(make_cell: Maker, make_packed: Runner, change: str) -> None:
+    """What differs is not compared; it is named, and the gate does not pass, although labels and counts are equal."""
+    changed, words = UNLIKE[change]
+    base = make_packed(make_cell(binding=0), make_cell(method="bert", binding=0), bindings=[bind()])
+    new = make_packed(
+        make_cell(worse(40), binding=1), make_cell(method="bert", binding=0), bindings=[bind(), bind(**changed)]
+    )
+    found = compare(base, new)
     assert [change.cell.method for change in found.changes] == ["bert"]
-    assert any("1 cells were measured on other test rows" in remark for remark in found.remarks)
-    with pytest.raises(ResultError, match="other test rows"):
-        compare(base, make_packed(make_cell(worse(0)[:300])))
-    with pytest.raises(ResultError, match="no cell in common"):
-        compare(base, make_packed(make_cell(dataset="yahoo")))
+    (gap,) = found.gaps
+    assert gap.startswith("ag_news geep full, seed 0: not compared") and words in gap
+    assert found.alarms == [gap]
+    with pytest.raises(ResultError, match=r"nothing to compare: .* differ in .*: use the same data and settings"):
+        compare(base, make_packed(make_cell(binding=0), bindings=[bind(**changed)]))
 
 
-def test_without_rows_accuracy_is_shown_but_not_tested(make_cell: Maker, make_packed: Runner) -> None:
-    """A cell without bits has accuracies but no p-value and no alarm."""
-    found = compare(make_packed(make_cell()), make_packed(make_cell(worse(40), bits=None, rows=None)))
-    assert found.changes[0].wins is None and not found.alarms
-    assert found.changes[0].difference == pytest.approx(-0.1)
+def test_other_code_is_compared(make_cell: Maker, make_packed: Runner) -> None:
+    """Two versions of a method are what a comparison is for; two seeds of different code are not averaged."""
+    old, young = bind(), bind(versions={"geep": "1.2"})
+    base = make_packed(make_cell(binding=0), make_cell(binding=0, seed=1), bindings=[old])
+    assert not compare(base, make_packed(make_cell(binding=0), make_cell(binding=0, seed=1), bindings=[young])).alarms
+    mixed = make_packed(make_cell(binding=0), make_cell(binding=1, seed=1), bindings=[old, young])
+    assert [change.seeds for change in compare(base, mixed).changes] == [(0,), (1,)]
+
+
+def test_a_base_without_fingerprints_is_compared_by_what_it_has(make_cell: Maker, make_packed: Runner) -> None:
+    """One line says that rows could not be checked; number, labels and tokens of the rows must be equal, and answers are tested."""
+    base, bindings = make_packed(make_cell(), make_cell(method="bert")), [bind()]
+    same = make_packed(make_cell(binding=0), make_cell(method="bert", binding=0), bindings=bindings)
+    found = compare(base, same)
+    assert not found.alarms
+    (line,) = [remark for remark in found.remarks if "could not be checked" in remark]
+    assert "2 cells" in line and "number, labels and tokens" in line
+    worsened = compare(base, make_packed(make_cell(worse(12), binding=0), make_cell(method="bert"), bindings=bindings))
+    assert "accuracy down by 3.00 points" in alarmed(worsened)
+    for other, words in (
+        ({"rows": "4567"}, "labels of the test rows"),
+        ({"tokens": 5000}, "tokens of the test rows (4000 and 5000)"),
+        ({"correct": RIGHT[:300]}, "number of test rows (400 and 300)"),
+    ):
+        new = make_packed(make_cell(binding=0, **other), make_cell(method="bert", binding=0), bindings=bindings)
+        assert words in alarmed(compare(base, new))
+
+
+@pytest.mark.parametrize(
+    ("there", "gap"),
+    [
+        (
+            lambda cell: cell.method != "fastbert",
+            "weibo fastbert: missing in made-up: a seed 0, a seed 1, b seed 0, b seed 1",
+        ),
+        (
+            lambda cell: cell.dataset != "lcqmc",
+            "lcqmc bert: missing in made-up: a seed 0, a seed 1, b seed 0, b seed 1",
+        ),
+        (lambda cell: cell.point != "b", "weibo bert: missing in made-up: b seed 0, b seed 1"),
+        (lambda cell: cell.seed != 1, "weibo bert: missing in made-up: a seed 1, b seed 1"),
+    ],
+    ids=["method", "dataset", "point", "seed"],
+)
+def test_what_vanished_is_a_gap(make_cell: Maker, make_packed: Runner, there: Callable[[Cell], bool], gap: str) -> None:
+    """A method, dataset, operating point or seed that only base has does not pass the gate; a new one does."""
+    parts = itertools.product(("weibo", "lcqmc"), ("bert", "fastbert"), "ab", (0, 1))
+    cells = [make_cell(dataset=d, method=m, point=p, seed=s) for d, m, p, s in parts]
+    base, new = make_packed(*cells), make_packed(*(cell for cell in cells if there(cell.cell)))
+    found = compare(base, new)
+    assert gap in found.gaps and not found.regressions
+    assert not compare(new, base).alarms
+
+
+def test_damaged_cells_are_gaps(make_cell: Maker, make_packed: Runner) -> None:
+    """Damaged or contradictory cells of either run do not pass the gate."""
+    run = make_packed(make_cell())
+    for base, new in ((run, make_packed(make_cell(), damaged=["x"])), (make_packed(make_cell(), damaged=["x"]), run)):
+        assert compare(base, new).alarms == ["made-up: x"]
+
+
+def test_without_rows_accuracy_is_compared_by_the_margin(make_cell: Maker, make_packed: Runner) -> None:
+    """Answers that only base has are a gap; if base has none, a loss above the margin is an alarm, although it is not tested."""
+    bare = {"bits": None, "rows": None}
+    lost = compare(make_packed(make_cell()), make_packed(make_cell(**bare)))
+    assert lost.changes[0].wins is None
+    assert "no per-sample rows, so accuracy is not tested" in alarmed(lost)
+    published = make_packed(make_cell(**bare))
+    assert not compare(published, make_packed(make_cell(worse(2)))).alarms
+    found = compare(published, make_packed(make_cell(worse(40))))
+    assert "accuracy down by 10.00 points, not tested" in alarmed(found)
     assert any("not tested" in remark for remark in found.remarks)
 
 
@@ -222,8 +322,9 @@ def test_cells_of_several_commits_are_reported(make_cell: Maker, make_packed: Ru
 
 
 def test_other_numbers_of_tokens_are_reported(make_cell: Maker, make_packed: Runner) -> None:
-    """A changed number of tokens is reported, because it changes FLOPs."""
-    found = compare(make_packed(make_cell()), make_packed(make_cell(tokens=5000)))
+    """Another number of tokens of the same rows comes from the tokenizer; it is reported, because it changes FLOPs."""
+    base, new = (make_packed(make_cell(binding=0, tokens=n), bindings=[bind()]) for n in (4000, 5000))
+    found = compare(base, new)
     assert any("other numbers of tokens" in remark for remark in found.remarks)
 
 

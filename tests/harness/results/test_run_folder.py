@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -114,17 +115,44 @@ def test_any_operating_point_makes_a_file_name(run: RunFolder, save: Callable[..
     assert path.parent == run.path / "results"
 
 
-@pytest.mark.parametrize("change", [{"method": "../x"}, {"dataset": "."}, {"point": "a\x1b[2J"}, {"backbone": "a\nb"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "../x"},
+        {"dataset": "."},
+        {"dataset": "a\\b"},
+        {"point": "a\x1b[2J"},
+        {"backbone": "a\nb"},
+        {"method": ""},
+    ],
+)
 def test_a_result_with_a_hostile_name_is_set_aside(
     run: RunFolder, save: Callable[..., Result], change: dict[str, str]
 ) -> None:
     """A name that could leave a folder, or a control character, makes a stored result unusable."""
     path = run.result_path(save().cell)
     facts = json.loads(path.read_text())
+    del facts["checksums"]
     path.write_text(json.dumps({**facts, "cell": {**facts["cell"], **change}}))
     assert run.results() == []
-    assert [file.name for file in (run.path / "set-aside").iterdir()] == [path.name]
-    assert len(run.broken) == 1
+    assert [file.name for file in (run.path / "set-aside").glob("*.json")] == [path.name]
+    (message,) = run.broken
+    assert f"cell.{next(iter(change))}" in message and "\x1b" not in message
+
+
+def test_control_characters_in_texts_are_shown_as_escapes(run: RunFolder, save: Callable[..., Result]) -> None:
+    """Notes, fingerprints and reasons of failures from a foreign run folder cannot control the terminal."""
+    path = run.result_path(save().cell)
+    data = json.loads(path.read_text())
+    del data["checksums"]
+    data["notes"], data["fingerprint"] = ["\x1b[2Jgone\x07\u202e"], {"cpu\x9b": "\x1b]0;title\x07"}
+    path.write_text(json.dumps(data))
+    (result,) = run.results()
+    assert result.notes == [r"\x1b[2Jgone\x07\u202e"]
+    assert result.fingerprint == {r"cpu\x9b": r"\x1b]0;title\x07"}
+    run.fail(make_cell(seed=1), "trace\nback \x1b[2J", "why\x1b[2J")
+    (record,) = run.failures()
+    assert (record["traceback"], record["reason"]) == ("trace\nback \\x1b[2J", r"why\x1b[2J")
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
@@ -259,3 +287,62 @@ def test_deleting_a_result_deletes_its_rows(run: RunFolder, save: Callable[..., 
         run.forget_result(stem(gone.cell))
     assert run.results() == [kept]
     assert len(files(run.path)) == 2
+
+
+def change_rows(run: RunFolder, cell: Cell, **columns: object) -> None:
+    """Overwrite the rows of a cell with some columns changed."""
+    run.samples(cell).assign(**columns).to_parquet(run.samples_path(cell), index=False)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 but no more"])
+def test_results_without_intact_rows_are_listed(
+    run: RunFolder, save: Callable[..., Result], content: bytes | None
+) -> None:
+    """A result whose rows are missing or unreadable is read, and listed with the reason."""
+    kept, other = save(), save(seed=1)
+    path = run.samples_path(other.cell)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert run.results() == [kept, other]
+    assert list(run.without_rows) == [other.cell] and str(path) in run.without_rows[other.cell]
+    run.save(other, make_rows())
+    assert run.without_rows == {}
+
+
+def test_any_flipped_byte_of_the_rows_is_found(run: RunFolder, save: Callable[..., Result]) -> None:
+    """The checksum covers the whole file, also bytes that Parquet does not read."""
+    cell = save().cell
+    path = run.samples_path(cell)
+    raw = path.read_bytes()
+    for place in range(0, len(raw), 97):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
+        assert run.results() == [] or cell in run.without_rows
+        run.save(make_result(cell), make_rows())
+        assert len(run.results()) == 1 and not run.without_rows
+
+
+def test_any_flipped_byte_of_a_result_is_found(run: RunFolder, save: Callable[..., Result]) -> None:
+    """A result file with one other byte is set aside, or says the same as before."""
+    saved = save()
+    path = run.result_path(saved.cell)
+    raw = path.read_bytes()
+    for place in range(0, len(raw), 31):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
+        found: list[Result] = []
+        with suppress(ResultError):  # the byte was in the number of the schema
+            found = run.results()
+        assert found in ([], [saved])
+        run.save(saved, make_rows())
+
+
+def test_a_contradictory_result_is_set_aside_with_its_reason(run: RunFolder, save: Callable[..., Result]) -> None:
+    """The reason is kept beside the file, for later reports, until the cell is measured again."""
+    saved = save()
+    change_rows(run, saved.cell, index=[0, 1], correct=True, prediction=0)
+    assert run.results() == []
+    assert "gives an accuracy of 1.0000, but the result says 0.5000" in run.broken[0]
+    (sentence,) = RunFolder.open(run.path).lost()
+    assert "gives an accuracy of 1.0000" in sentence
+    run.save(saved, make_rows())
+    assert run.lost() == [] and run.results() == [saved]

@@ -80,14 +80,10 @@ def test_missing_value_is_explained(fabricate):
     assert DASH in text and "no reference method was measured" in text
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_non_finite_speedup_is_a_dash(fabricate, value):
+def test_non_finite_speedup_is_a_dash(fabricate):
     """A speed-up that is not finite is shown as missing."""
     run = fabricate()
-    path = run.run.result_path(run.cell("bert").cell)
-    path.write_text(
-        re.sub(r'"speedup(\w*)": [\d.]+', rf'"speedup\1": {"Infinity" if value > 0 else "NaN"}', path.read_text())
-    )
+    run.edit(run.cell("bert"), lambda data: data["speed"].update(speedup=1e999, speedup_p10=1e999, speedup_p90=1e999))
     (table,) = summary_tables(build_view(run.path))
     assert table.cells[0][-1] == DASH
 

@@ -1,0 +1,44 @@
+"""Whether two cells belong together: only then may they be paired or averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.results.schema import Binding
+
+NO_FINGERPRINT = "one of them was measured before results had fingerprints"
+_PLAIN = {
+    "test_rows": "test rows",
+    "train_rows": "rows of train and dev",
+    "backbone": "content of the backbone",
+}
+
+
+def differences(one: Binding | None, other: Binding | None, *, across_code: bool = False) -> list[str]:
+    """Return what two cells differ in although it must be equal, in words; empty if they belong together.
+
+    Two results from before fingerprints existed differ in nothing that is known. Such a result and a newer one always differ.
+
+    Args:
+        across_code: the cells come from two runs, which may have been measured by different code.
+    """
+    if one is None or other is None:
+        return [] if one is other else [NO_FINGERPRINT]
+    found = [words for name, words in _PLAIN.items() if getattr(one, name) != getattr(other, name)]
+    if one.max_length != other.max_length:
+        found.append(f"max_length ({one.max_length} and {other.max_length})")
+    own = {*one.own, *other.own}
+    found += [
+        f"training.{key} ({one.training.get(key, 'not set')} and {other.training.get(key, 'not set')})"
+        for key in sorted(({*one.training, *other.training}) - own)
+        if one.training.get(key) != other.training.get(key)
+    ]
+    found += [f"settings of {name}" for name in _unequal(one.fits, other.fits)]
+    if not across_code:
+        found += [f"version of {name}" for name in _unequal(one.versions, other.versions)]
+    return found
+
+
+def _unequal(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Return the names that both have, with unequal values."""
+    return [name for name, value in one.items() if name in other and other[name] != value]

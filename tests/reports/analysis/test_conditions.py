@@ -1,0 +1,130 @@
+"""Cells that do not belong together are in rows of their own, and never paired or averaged."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from reports.analysis.view import build_view
+from reports.build import write_report
+from reports.terminal import summary
+
+# What is changed between two commands that measure into one run folder, and the words that name it.
+CHANGES = {
+    "test rows corrected": ({"test_rows": "corrected"}, "test rows"),
+    "other train rows": ({"train_rows": "fewer"}, "rows of train and dev"),
+    "other weights": ({"backbone": "other"}, "content of the backbone"),
+    "max_length": ({"max_length": 32}, "max_length (64 and 32)"),
+    "training.epochs": ({"training": {"epochs": "9"}}, "training.epochs (3 and 9)"),
+    "a setting more": ({"training": {"epochs": "3", "clip": "2.0"}}, "training.clip (not set and 2.0)"),
+    "another teacher": ({"fits": {"bert": "tuned"}}, "settings of bert"),
+    "other code": ({"versions": {"bert": "1.2"}}, "version of bert"),
+}
+ALLOWED = {
+    "a setting of its own": {"training": {}, "own": ["epochs"]},
+    "another fit beside the same reference": {"fits": {"bert": "as in the profile", "geep": "with its own rate"}},
+}
+
+
+def one_run(fabricate, change, **more):
+    """Write a run whose reference has 180 of 200 samples right, and ``geep``, measured later, none of them."""
+    run = fabricate()
+    wrong = [False] * 200
+    run.cell("bert")
+    run.cell("fastbert", "speed=0.5")
+    run.cell("geep", "speed=0.5", correct=wrong, binding=change, **more)
+    return run
+
+
+@pytest.mark.parametrize("change", ALLOWED)
+def test_cells_that_belong_together_are_tested(fabricate, change):
+    """Methods may differ in settings of their own: they are paired, and no column for conditions is shown."""
+    view = build_view(one_run(fabricate, ALLOWED[change]).path)
+    assert [test.pairs for test in view.rivals if test.method == "geep"] == [200, 200]
+    assert view.varying == [] and view.warnings == 0
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_differs_is_never_paired(fabricate, change):
+    """No test, ratio or noise is shared between the two; a caveat and the terminal say what differs."""
+    changed, words = CHANGES[change]
+    run = one_run(fabricate, changed)
+    view = build_view(run.path)
+    assert not [test for test in view.rivals if test.method == "geep" and test.pairs]
+    (geep,) = [row for row in view.rows if row.method == "geep"]
+    assert (geep.ratio_linear, geep.kept, geep.conditions) == (None, None, "B")
+    assert [test.pairs for test in view.rivals if test.method == "fastbert"] == [200]
+    line = view.caveats[0]
+    assert view.warnings == 1 and words in line
+    assert "A has bert, fastbert (seed 0); B has geep (seed 0); B differs from A in" in line
+    assert line in summary(run.path).splitlines()
+    assert "geep speed=0.5 [B]" in summary(run.path)
+    assert line.partition(":")[2] in write_report(run.path).read_text(encoding="utf-8")
+
+
+def test_seeds_on_other_rows_are_not_averaged(fabricate):
+    """Seeds measured on another number of rows are rows of their own; a mean holds the seeds of one kind."""
+    run = fabricate()
+    for seed in (0, 1):
+        run.cell("bert", seed=seed)
+    run.cell("bert", seed=2, n=100, accuracy=0.5, binding={"test_rows": "100 rows"})
+    rows = build_view(run.path).rows
+    assert sorted((row.conditions, row.seeds, row.n, row.accuracy) for row in rows) == [
+        ("A", 2, 200, 0.9),
+        ("B", 1, 100, 0.5),
+    ]
+
+
+def test_controls_and_predictors_are_paired_by_the_same_rule(fabricate):
+    """A predicted exit is not compared with the sequential control of other conditions."""
+    exits = [1, 2, 3, 4] * 50
+    for changed, compared in (({}, 1), ({"test_rows": "corrected"}, 0)):
+        run = fabricate(f"run-{compared}")
+        run.cell("geep", "speed=0.5", role="predicts-exits", exits=exits, predicted=exits)
+        run.cell(
+            "control-sequential", "speed=0.5", kind="control", role="sequential-exits", exits=exits, binding=changed
+        )
+        view = build_view(run.path)
+        assert (len(view.verdicts), len(view.predictors)) == (compared, compared)
+
+
+def old(run):
+    """Make a run one of an older version: results without binding and checksums."""
+    for result in run.run.results():
+        run.edit(result, lambda data: data.pop("binding"))
+
+
+def test_old_cells_are_not_paired_with_newer_ones(fabricate):
+    """Cells from before fingerprints are shown, and apart from newer cells."""
+    run = one_run(fabricate, {})
+    bert = next(result for result in run.run.results() if result.cell.method == "bert")
+    run.edit(bert, lambda data: data.pop("binding"))
+    view = build_view(run.path)
+    assert not [test for test in view.rivals if test.rival == "bert" and test.pairs]
+    assert len(view.rows) == 3
+    assert "measured before results had fingerprints" in view.caveats[0]
+
+
+def test_a_run_of_old_cells_is_compared_by_what_is_there(fabricate):
+    """Old cells with the same number, labels and lengths of rows are paired, with a caveat; with other labels they are not."""
+    run = one_run(fabricate, {})
+    old(run)
+    view = build_view(run.path)
+    assert [test.pairs for test in view.rivals if test.method == "geep"] == [200, 200]
+    assert view.warnings == 0 and "3 of 3 cells were measured before" in view.caveats[-1]
+    geep = next(result for result in run.run.results() if result.cell.method == "geep")
+    path = run.run.samples_path(geep.cell)
+    run.run.samples(geep.cell).assign(label=2, prediction=3).to_parquet(path, index=False)
+    view = build_view(run.path)
+    assert not [test for test in view.rivals if test.method == "geep" and test.pairs]
+    assert "labels or lengths of the test rows" in view.caveats[0]
+
+
+def test_an_old_run_without_samples_is_shown(fabricate):
+    """Published runs of older versions have no rows: their cells are together if they have equal numbers of test rows."""
+    run = one_run(fabricate, {}, n=200)
+    old(run)
+    shutil.rmtree(run.path / "samples")
+    view = build_view(run.path)
+    assert view.warnings == 0 and {row.ratio_reference for row in view.rows} == {"bert"}
