@@ -61,6 +61,8 @@ def shards_for(args: argparse.Namespace, work: Path | None, tokenizer: Tokenizer
     folder = args.shards or (work / "shards" if work else None)
     if folder is None:
         raise ConfigError("--shards-only needs a folder: name it with --shards DIR")
+    named = "the teacher" if tokenizer else f"--vocab-from {args.vocab_from}"
+    given = tokenizer or (vocabulary.load(args.vocab_from) if args.vocab_from else None)
     if not (folder / "shards.json").is_file():
         if not args.corpus:
             raise ConfigError(f"no shards in {folder}: give text with --corpus FILE[,FILE], or --shards DIR")
@@ -69,15 +71,14 @@ def shards_for(args: argparse.Namespace, work: Path | None, tokenizer: Tokenizer
         if folder.exists():
             raise ConfigError(f"{folder} exists, but has no shards: name another folder with --shards")
         sources = [corpus.corpus_file(path) for path in args.corpus]
-        given = tokenizer or (vocabulary.load(args.vocab_from) if args.vocab_from else None)
         vocab = args.vocab if given is None else given.get_vocab_size()
         _progress(args, f"tokenising {', '.join(one.path.name for one in sources)} (once)")
         shards.make(sources, folder, language=args.lang, vocab=vocab, length=args.length, tokenizer=given)
     found = shards.Shards.open(folder)
     if args.lang and args.lang != found.facts["language"]:
         raise ConfigError(f"--lang {args.lang}, but the shards in {folder} are {found.facts['language']}: name others")
-    if tokenizer and vocabulary.fingerprint(tokenizer) != found.facts["vocabulary"]:
-        raise ConfigError(f"the shards in {folder} have another vocabulary than the teacher: name another --shards")
+    if given and vocabulary.fingerprint(given) != found.facts["vocabulary"]:
+        raise ConfigError(f"the shards in {folder} have another vocabulary than {named}: name another --shards")
     if args.corpus:
         if "pairs" not in found.facts["train"] and any(corpus.corpus_file(path).form != "txt" for path in args.corpus):
             _progress(args, f"the shards in {folder} were made without pairs of texts; delete them to use pairs")

@@ -21,6 +21,7 @@ from typing import Any
 from harness.core import clock
 from harness.core.errors import ConfigError, ResultError
 from harness.encoder.backbone import default_device
+from harness.encoder.checkpoint import content_of
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.shape import EncoderShape
 from harness.pretraining import export, model_card, plan, start
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     asked = {
         "shape": shape.to_dict(),
         **plan.asked(args, recipe, data),
-        "init_from": args.init_from.resolve().name if args.init_from else None,
+        "init_from": f"{args.init_from.resolve().name} ({content_of(args.init_from)})" if args.init_from else None,
     }
     compiled = args.compile == "on" or (args.compile == "auto" and device == "cuda")
     found = plan.carry_out(args, data, model, recipe, asked, work, device=device, compiled=compiled, began=began)

@@ -49,12 +49,11 @@ def fresh(shape: EncoderShape, dropout: float, seed: int) -> MaskedWordModel:
 
 
 def _words(folder: Path) -> list[str] | None:
-    """Return the vocabulary of a folder, if it has one."""
-    if (folder / "vocab.txt").is_file():
-        return (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    if (folder / "tokenizer.json").is_file():
+    """Return the vocabulary of a folder, if it has one; as in transformers, ``tokenizer.json`` counts before ``vocab.txt``."""
+    names = {path.name for path in checkpoint.tokenizer_files(folder)}
+    if "tokenizer.json" in names:
         return vocabulary.words(vocabulary.load(folder))
-    return None
+    return (folder / "vocab.txt").read_text(encoding="utf-8").splitlines() if "vocab.txt" in names else None
 
 
 def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> dict[str, Any]:

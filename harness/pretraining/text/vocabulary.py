@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from harness.core.errors import BackboneError, ConfigError
+from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -111,6 +112,7 @@ def load(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise BackboneError(f"no tokenizer.json in {folder}: give a folder with one")
+    checkpoint.tokenizer_files(folder)  # says which file is only a Git LFS pointer
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:

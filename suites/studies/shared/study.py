@@ -20,9 +20,9 @@ from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
 from harness.core.files import content_key, write_text
+from harness.running.content_keys import ContentKeys
 from harness.running.run_settings import Settings, validate_settings
 from harness.running.session import CHASSIS_VERSION, Session
-from harness.running.task import source_identity
 from suites.studies.shared.resume_file import ResumeFile
 from suites.studies.shared.study_methods import StudyMethod, StudySamples
 from suites.studies.shared.study_page import Page
@@ -215,6 +215,9 @@ def _asked(settings: Settings, **options: Any) -> dict[str, Any]:
     """Return everything that results depend on, readable, and as one key of the rest."""
     profile, machine = settings.profile, environment_facts()
     names = profile.in_order([*profile.methods, profile.reference])
+    keys = ContentKeys(settings)
+    named = {name: content for name in names if (content := profile.named_content(name)) is not None}
+    backbones = [backbone for dataset in profile.datasets if (backbone := keys.backbone(dataset))]
     return {
         "cpu": machine["cpu"],
         "gpu": (machine["gpu"] or {}).get("name"),
@@ -231,7 +234,8 @@ def _asked(settings: Settings, **options: Any) -> dict[str, Any]:
         "key": content_key(
             CHASSIS_VERSION,
             [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
-            [source_identity(name, settings.source, settings.data) for name in profile.datasets],
+            [keys.identity(dataset) for dataset in profile.datasets],
             profile.model_dump(mode="json"),
+            *[part for part in (named, backbones) if part],
         ),
     }

@@ -253,6 +253,27 @@ def test_another_run_in_the_same_folder_is_refused(
     assert pretrain(out, "--steps", "3", *options, "--fresh") == 0
 
 
+def test_a_start_from_other_weights_of_the_same_name_is_refused(pretrain: Pretrain, tmp_path: Path) -> None:
+    """A run resumes only with the weights that it began with, wherever their folder is."""
+    for steps in ("2", "3"):
+        pretrain(tmp_path / steps / "teacher", "--steps", steps)
+    options = ["--steps", "1", "--layers", "2", "--init-from"]
+    assert pretrain(tmp_path / "s", *options, str(tmp_path / "2" / "teacher")) == 0
+    moved = shutil.copytree(tmp_path / "2" / "teacher", tmp_path / "moved" / "teacher")
+    assert pretrain(tmp_path / "s", *options, str(moved)) == 0
+    with pytest.raises(ConfigError, match=r"has a run with init_from = teacher \(\w+\), but teacher \(\w+\) was asked"):
+        pretrain(tmp_path / "s", *options, str(tmp_path / "3" / "teacher"))
+
+
+def test_shards_of_another_vocabulary_are_refused(
+    pretrain: Pretrain, chinese: Shards, english: Shards, tmp_path: Path
+) -> None:
+    """--vocab-from must name the vocabulary that the shards were made with."""
+    assert pretrain(tmp_path / "b", "--steps", "0", "--vocab-from", str(english.folder)) == 0
+    with pytest.raises(ConfigError, match=f"another vocabulary than --vocab-from {chinese.folder}"):
+        pretrain(tmp_path / "c", "--steps", "0", "--vocab-from", str(chinese.folder))
+
+
 def test_states_of_another_shape_without_a_plan_are_refused(pretrain: Pretrain, tmp_path: Path) -> None:
     """States without a plan are refused, and for another model's state the error names the tensor that does not fit."""
     pretrain(tmp_path / "a", "--steps", "2")
