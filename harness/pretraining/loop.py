@@ -143,7 +143,8 @@ class Trainer:
     def cut_curve(self, step: int) -> None:
         """Keep the first ``step`` lines of the curve, which has one JSON line per step."""
         if self.curve.exists():
-            kept = self.curve.read_text(encoding="utf-8").splitlines(keepends=True)[:step]
+            # The curve is for readers only: a damaged line must not stop a run.
+            kept = self.curve.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[:step]
             write_text(self.curve, "".join(kept))
 
     def save(self) -> None:

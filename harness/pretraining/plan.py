@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from harness.core import clock
 from harness.core.errors import ConfigError, DeviceError, ResultError
-from harness.core.files import write_json
+from harness.core.files import content_key, write_json
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import parameters_of
 from harness.pretraining import snapshot
@@ -121,6 +121,9 @@ def load(work: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        # Plans of earlier versions have no checksum.
+        if plan.pop("checksum", None) not in (None, content_key(plan)):
+            raise ValueError("it does not have its stored checksum")
         _same(plan["asked"], asked, work)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultError(f"{path} is damaged ({error!r}): start again with --fresh") from error
@@ -184,7 +187,7 @@ def carry_out(
         if plan is None:
             steps, seconds = _steps(args, trainer, data)
             plan = {"asked": asked, "steps": steps, "measured_seconds_per_step": seconds}
-            write_json(work / "plan.json", plan)
+            write_json(work / "plan.json", {**plan, "checksum": content_key(plan)})
             trainer.cut_curve(0)
         trainer.recipe = recipe.model_copy(update={"steps": plan["steps"]})
         shape = model.encoder.shape

@@ -7,7 +7,9 @@ writing one fails, the one before it is complete.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,15 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.safetensors"))
 
 
+def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a state's facts and tensors (on the CPU, contiguous)."""
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
     """Write the state after ``step`` steps, then delete all but the newest two.
 
@@ -45,7 +56,8 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
             tensors[f"{moment}.{name}"] = torch.zeros_like(parameter) if held is None else held
     # Serialised to bytes first, so that a full disk raises an OSError with its cause.
     here = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    content = to_bytes(here, {"facts": json.dumps(facts)})
+    told = json.dumps(facts)
+    content = to_bytes(here, {"facts": told, "sha256": _digest(told, here)})
     path = folder / f"state-{step:09d}.safetensors"
     write_atomic(path, lambda temporary: temporary.write_bytes(content))
     for old in files(folder)[:-_KEPT]:
@@ -61,11 +73,16 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts: dict[str, Any] = json.loads(file.metadata()["facts"])
+            stored = file.metadata()
+            facts: dict[str, Any] = json.loads(stored["facts"])
             names = set(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+            # States of earlier versions have nothing but facts.
+            if stored.keys() != {"facts"} and stored.get("sha256") != _digest(stored["facts"], tensors):
+                raise ValueError("it does not have its stored checksum")
             for name, parameter in model.named_parameters():
                 wanted = {f"{part}.{name}" for part in ("model", *_MOMENTS)}
-                shape = file.get_slice(f"model.{name}").get_shape() if wanted <= names else None
+                shape = list(tensors[f"model.{name}"].shape) if wanted <= names else None
                 if shape != list(parameter.shape):
                     raise ResultError(
                         f"{path} is the state of a model of another shape ('{name}' is {shape or 'missing'}, not "
@@ -74,8 +91,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
             step = torch.tensor(float(facts["step"]))
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
-                    parameter.copy_(file.get_tensor(f"model.{name}"))
-                    moments = {key: file.get_tensor(f"{key}.{name}").to(parameter.device) for key in _MOMENTS}
+                    parameter.copy_(tensors[f"model.{name}"])
+                    moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in _MOMENTS}
                     # Fused AdamW counts its steps on the device, others on the host.
                     counted = step.to(parameter.device if optimizer.defaults.get("fused") else "cpu").clone()
                     optimizer.state[parameter] = {"step": counted, **moments}

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from harness.core.errors import DataError
+from harness.core.digest import SEAL, check_seal, seal
+from harness.core.errors import DataError, ResultError
 from harness.core.files import content_key, write_folder
 from harness.pretraining.text import corpus, vocabulary
 from harness.pretraining.text.corpus import Document
@@ -195,6 +196,7 @@ def make(
             **found,
         }
         (place / "shards.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        seal(place)
 
     write_folder(folder, fill, "choose another folder with --work or --shards, or free space")
 
@@ -216,7 +218,7 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
-        """Read ``shards.json`` and the vocabulary, and check the sizes of the files.
+        """Read ``shards.json`` and the vocabulary, and check the checksums and the sizes of the files.
 
         Raises:
             DataError: a file is missing or damaged, or belongs to other shards.
@@ -225,6 +227,8 @@ class Shards:
         if not path.is_file():
             raise DataError(f"no shards.json in {folder}: make them with geep-bench pretrain --shards DIR")
         try:
+            if (folder / SEAL).is_file():  # shards of earlier versions have none
+                check_seal(folder)
             facts = json.loads(path.read_text(encoding="utf-8"))
             if facts["format"] != FORMAT:
                 raise DataError(f"{path} has format {facts['format']}, not {FORMAT}: make the shards again")
@@ -234,8 +238,10 @@ class Shards:
             found = cls(folder, facts, tokenizer, vocabulary.kinds(tokenizer))
             for file in facts["files"]:
                 found._map(file)
-        except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-            raise DataError(f"the shards in {folder} are damaged ({error}): copy or make them again") from error
+        except (ResultError, ValueError, KeyError, TypeError, OSError, EOFError) as error:
+            raise DataError(
+                f"the shards in {folder} are damaged ({error}): delete the folder, and copy or make it again"
+            ) from error
         return found
 
     def _map(self, file: dict[str, Any]) -> np.ndarray:

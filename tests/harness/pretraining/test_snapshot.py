@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from harness.core.errors import ResultError
@@ -72,6 +75,20 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=r"another shape .*\[6, 4\], not \[7, 4\]"):
         snapshot.load(path, model, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_flipped_bit_is_found(data: st.DataObject) -> None:
+    """Wherever one bit of a state differs, the state is refused and the file is named."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, optimizer = trained()
+        path = snapshot.save(Path(folder), 3, model, optimizer, {"step": 3})
+        content = bytearray(path.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+        with pytest.raises(ResultError, match=path.name):
+            snapshot.load(path, model, optimizer)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])

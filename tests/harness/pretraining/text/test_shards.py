@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from transformers import BertTokenizer
 
+from harness.core.digest import SEAL
 from harness.core.errors import DataError
 from harness.encoder.backbone import Backbone
 from harness.encoder.shape import EncoderShape
@@ -88,9 +89,12 @@ def test_failed_shards_leave_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "facts", "vocabulary", "format", "rows"])
-def test_damaged_shards_are_refused(damage: str, shard_folders: dict[str, Path], tmp_path: Path) -> None:
-    """Missing files, damaged files and mismatches give an error in one line."""
+@pytest.mark.parametrize("sealed", [True, False])
+def test_damaged_shards_are_refused(damage: str, sealed: bool, shard_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Missing files, damaged files and mismatches give an error in one line, also in shards of earlier versions, without seal."""
     folder = shutil.copytree(shard_folders["en"], tmp_path / "s")
+    if not sealed:
+        (folder / SEAL).unlink()
     facts = json.loads((folder / "shards.json").read_text(encoding="utf-8"))
     first = folder / facts["files"][0]["name"]
     if damage == "missing":
@@ -110,6 +114,15 @@ def test_damaged_shards_are_refused(damage: str, shard_folders: dict[str, Path],
     with pytest.raises(DataError) as caught:
         Shards.open(folder)
     assert str(folder) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_flipped_bit_in_shards_is_found(shard_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Token ids that differ from the written ones are refused, with the file's name."""
+    folder = shutil.copytree(shard_folders["en"], tmp_path / "s")
+    path = folder / "full-0000.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(DataError, match=r"full-0000\.npy .*delete the folder"):
+        Shards.open(folder)
 
 
 def test_the_fingerprint_follows_the_content(
