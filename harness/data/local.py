@@ -26,8 +26,8 @@ from harness.data.tables import FORMATS, Quotes, TextTable, form_of, read_table
 COLUMNS = ("text", "text_pair", "label")
 _DEV_NAMES = ("dev", "validation", "valid", "val")
 _NAME = re.compile(
-    rf"(?P<split>train|test|{'|'.join(_DEV_NAMES)})(-(?P<part>\d{{5}})-of-(?P<parts>\d{{5}}))?"
-    rf"\.(?P<form>{'|'.join(FORMATS)})(\.gz)?",
+    rf"(?P<split>train|test|{'|'.join(_DEV_NAMES)})(-\d{{5}}-of-(?P<parts>\d{{5}})(-[0-9a-f]{{16}})?)?"
+    rf"\.(?P<form>({'|'.join(FORMATS)})(\.gz)?)",
     re.IGNORECASE,
 )
 _OTHER_TABLES = (*FORMATS, "json", "txt", "xls", "xlsx", "arrow", "feather")
@@ -84,11 +84,13 @@ def find_files(place: Path) -> DatasetFiles:
     for names in found.values():
         first, *more = names
         parts = int(names[first]["parts"] or 1)
-        kinds = {(match["split"], match["parts"], match["form"], match[4]) for match in names.values()}
+        kinds = {(match["split"], match["parts"], match["form"]) for match in names.values()}
         if len(kinds) > 1 or len(names) > parts:
             raise DataError(f"{place}: {first.name} and {more[-1].name} both exist: keep one file per split")
         if len(names) < parts:
-            raise DataError(f"{place}: {first.name} is one of {parts} parts, but {len(names)} exist: add the others")
+            raise DataError(
+                f"{place}: {first.name} is one of {parts} parts, but {len(names)} of them are there: add the others"
+            )
     return DatasetFiles({split: list(found[split]) for split in SPLITS if split in found}, others)
 
 

@@ -115,8 +115,8 @@ def count_labels(train: RawSplit, where: str, expected: int | None = None, names
     classes = expected if expected is not None else int(present[-1]) + 1
     if present[-1] >= classes:
         raise DataError(
-            f"{where}: column 'label' goes up to {present[-1]}, but {names_from} has {classes} classes: "
-            f"use labels 0 to {classes - 1}"
+            f"{where}: column 'label' goes up to {present[-1]}, but {names_from} has {classes} "
+            f"{'classes' if classes > 1 else 'class'}: use labels 0 to {classes - 1}, or name the others"
         )
     if expected is None and len(present) != classes:
         known = set(present.tolist())  # the classes are not listed: there are a billion of them if labels are ids

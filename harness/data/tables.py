@@ -235,7 +235,7 @@ def _read_jsonl(path: Path, text: str, wanted: Sequence[str]) -> TextTable:
             row = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{path} line {number}: not JSON ({first_line(error)}): one object per line is expected"
+                f"{path} line {number}: not JSON ({first_line(error)}): write one object per line, with each key once"
             ) from error
         if not isinstance(row, dict):
             raise DataError(f'{path} line {number}: not a JSON object: write {{"text": ..., "label": ...}}')

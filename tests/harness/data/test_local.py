@@ -265,7 +265,7 @@ def test_language(folder):
         ('tongue = "en"', "unknown key 'tongue'"),
         ('language = "fr"', 'card.toml: language = "fr" is not allowed: give one of "en", "zh"'),
         ("label_names = [1]", r"card.toml: label_names\[0\] = 1 is not allowed: give text in quotes"),
-        ('label_names = ["only"]', "goes up to 1, but card.toml has 1 classes"),
+        ('label_names = ["only"]', "goes up to 1, but card.toml has 1 class: use"),
         ('label_names = ["a", "a"]', "card.toml: two classes are called 'a'"),
         ("label_names = ['a\\u001b']".replace("'", '"'), "a label cannot contain the control character"),
     ],
@@ -344,10 +344,11 @@ def test_parts_are_joined_in_order(folder):
     """A split may come in numbered parts, as the hub writes them; all of them must be there."""
     (folder / "toy" / "train.csv").unlink()
     for part in (1, 0, 2):
-        write(folder / "toy" / f"train-0000{part}-of-00003.parquet", table([(f"{part}a", 0), (f"{part}b", 1)]))
+        mark = "-09ecf6cd41ccd5b0" * (part == 2)  # older versions of the hub's library add one
+        write(folder / "toy" / f"train-0000{part}-of-00003{mark}.parquet", table([(f"{part}a", 0), (f"{part}b", 1)]))
     assert load_local(folder, "toy").train.texts == ["0a", "0b", "1a", "1b", "2a", "2b"]
     (folder / "toy" / "train-00001-of-00003.parquet").unlink()
-    refused(folder, "toy: train-00000-of-00003.parquet is one of 3 parts, but 2 exist: add the others")
+    refused(folder, "toy: train-00000-of-00003.parquet is one of 3 parts, but 2 of them are there: add the others")
     write(folder / "toy" / "train.parquet", table())
     refused(folder, "both exist")
 
