@@ -1,5 +1,6 @@
 """Datasets from a folder of files."""
 
+import csv
 import json
 import os
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.core.errors import DataError, UnknownNameError
+from harness.data.embedded import load_embedded
 from harness.data.local import available, content_files, guess_language, load_local
 
 ROWS = [("good film", 1), ("bad film", 0)] * 10
@@ -372,3 +374,36 @@ def test_class_names_of_the_hub(folder):
 def test_long_white_space_does_not_hide_the_language():
     """White space does not count towards the characters from which the language is guessed."""
     assert guess_language([" " * 10_000 + "这家酒店很好"]) == "zh"
+
+
+DIALECTS = {
+    "plain.tsv": lambda data, path: path.write_text("".join(f"{text}\t{label}\n" for text, label in data), newline=""),
+    "quoted.tsv": lambda data, path: pd.DataFrame(data).to_csv(
+        path, sep="\t", header=False, index=False, quoting=csv.QUOTE_ALL
+    ),
+    "minimal.csv": lambda data, path: pd.DataFrame(data).to_csv(path, header=False, index=False),
+    "packed.csv.gz": lambda data, path: pd.DataFrame(data).to_csv(path, header=False, index=False),
+    "lines.jsonl": lambda data, path: path.write_text(
+        "\n".join(json.dumps(dict(zip(data[0], row, strict=True))) for row in data[1:])
+    ),
+    "columns.parquet": lambda data, path: pd.DataFrame(data[1:], columns=data[0]).to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_dialect_gives_the_embedded_data(tmp_path, dialect):
+    """The embedded data, with some quotes added, is read back row by row from every dialect."""
+    made = load_embedded("yelp_full")
+    (tmp_path / "yelp_full").mkdir()
+    wanted = {}
+    for split in ("train", "dev", "test"):
+        rows = getattr(made, split).select(range(300))
+        texts = [
+            ('"%s' if n % 7 == 3 else '%s, "so"' if n % 7 == 5 else "%s") % text for n, text in enumerate(rows.texts)
+        ]
+        wanted[split] = (texts, rows.labels.tolist())
+        table = [("text", "label"), *zip(texts, map(int, rows.labels), strict=True)]
+        DIALECTS[dialect](table, tmp_path / "yelp_full" / f"{split}.{dialect.partition('.')[2]}")
+    data = load_local(tmp_path, "yelp_full")
+    assert {split: (getattr(data, split).texts, getattr(data, split).labels.tolist()) for split in wanted} == wanted
+    assert data.label_names == made.label_names
