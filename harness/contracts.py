@@ -206,7 +206,10 @@ class NamesPoints(Protocol):
 
 @runtime_checkable
 class NamesContent(Protocol):
-    """A method whose settings name content that can change, such as a folder of weights."""
+    """A method that says what content its settings name, such as a folder of weights.
+
+    Without this, every setting that is the path of a file or folder counts, with all that is in it.
+    """
 
     def named_content(self, config: Mapping[str, Any]) -> Any:
         """Return the content (JSON, e.g. a hash), or ``None``. It is part of the cache key."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import cache
-from typing import Any
 
 from harness.core.files import content_key
 from harness.encoder.backbone import EMBEDDED, content_of, shown_name
@@ -46,17 +45,14 @@ class ContentKeys:
         profile = self.settings.profile
         names = profile.in_order([method, profile.reference])
         named = {name: content for name in names if (content := profile.named_content(name)) is not None}
-        backbone = self.backbone(dataset)
-        included = {"reference", "rounds", "max_length", "max_train", "max_test"}
-        included |= {"max_dev"} if profile.max_dev else set()  # keys from before it stay valid
-        more: list[Any] = [part for part in (named, backbone) if part]
         return content_key(
             CHASSIS_VERSION,
             [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
-            profile.common(method),  # which settings are common to all methods is part of a result's binding
             self.identity(dataset),
-            profile.model_dump(include=included if backbone else included | {"backbones"}),
+            self.backbone(dataset),
+            named,
+            profile.model_dump(include={"reference", "rounds", "max_length", "max_train", "max_dev", "max_test"}),
+            profile.common(method),  # which settings are common to all methods is part of a result's binding
             asdict(self.settings.execution),
             self.settings.device,
-            *more,
         )

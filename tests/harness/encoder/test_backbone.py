@@ -148,3 +148,19 @@ def test_the_embedded_backbone_is_pretrained_once(
     assert calls == [False]
     found = load_backbone(module.EMBEDDED, "en")
     assert (found.name, found.fingerprint) == ("embedded", made.fingerprint)
+
+
+def test_a_damaged_embedded_backbone_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped bit in any file is found, named in one line, and the backbone is pretrained again, with the same weights."""
+    made = make_backbone()
+    monkeypatch.setattr(miniature, "pretrain_miniature", lambda *, progress: (made.shape, made.state))
+    place = embedded_folder("en", progress=False)
+    for name in ("model.safetensors", "tokenizer.json"):
+        content = (place / name).read_bytes()
+        (place / name).write_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:])
+        assert load_backbone(module.EMBEDDED, "en", progress=False).fingerprint == made.fingerprint
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(place / name) in line and line.endswith("pretraining the embedded miniature again")
+        assert (place / name).read_bytes() == content

@@ -43,9 +43,9 @@ layers = 2
 """
 KEYS = {
     "one fit": "ba25d58eb66fbee9",
-    "one cell": "d2783c4422e2df9d",
+    "one cell": "380bc43d48cfebfa",
     "three fit": "88b0de134533ba12",
-    "three cell": "360dd919d8e4628d",
+    "three cell": "2565e771009c7744",
 }
 
 
