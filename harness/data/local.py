@@ -234,7 +234,8 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
     files = find_files(place)
     for split in ("train", "test"):
         if split not in files.splits:
-            raise DataError(f"{place}: no {split} file: add {split}.parquet, .csv, .tsv or .jsonl")
+            there = f" (other tables there: {', '.join(files.others[:_SHOWN])})" if files.others else ""
+            raise DataError(f"{place}: no {split} file{there}: add {split}.parquet, .csv, .tsv or .jsonl")
     card_file = place / "card.toml"
     own = parse_card(LocalCard, read_card_file(card_file), str(card_file)) if card_file.is_file() else LocalCard()
     known = CARDS.get(name)

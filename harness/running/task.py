@@ -99,7 +99,9 @@ def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
             raise DataError(
                 f"data folder {folder} does not exist: give --data a folder that holds <name>/train.parquet"
             )
-        known = set(available(folder))
+        known = set(available(folder)) | {
+            name for name in names if (folder / name).is_dir()
+        }  # the loader says what it lacks
     for name in names:
         if name not in known:
             raise UnknownNameError("dataset", name, known)

@@ -28,7 +28,7 @@ from harness.data.tables import FORMATS, read_table
 Document = str | tuple[str, str]  # a text, or a pair of texts
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 _LOOK = 10_000  # lines that are searched for a blank one
-_SPLIT = re.compile(r"(^|[^a-z])(test|dev|valid|validation|eval)([^a-z]|$)")
+_SPLIT = re.compile(r"(^|[^a-z])(test|dev|val|valid|validation|eval)([^a-z]|$)")
 
 
 @dataclass(frozen=True)

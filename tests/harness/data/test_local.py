@@ -101,6 +101,8 @@ def test_missing_folder_split_and_name(folder):
         load_local(folder / "toy", "../toy")
     (folder / "toy" / "test.csv").unlink()
     refused(folder, "no test file: add test.parquet")
+    (folder / "toy" / "testing.csv").write_text("?")
+    refused(folder, r"no test file \(other tables there: testing.csv\): add test.parquet")
 
 
 def test_two_files_for_one_split(folder):

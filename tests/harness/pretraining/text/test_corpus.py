@@ -49,7 +49,7 @@ def test_rows_of_tables_are_documents(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["test.parquet", "dev.csv", "my_test.jsonl", "DEV.txt", "wiki-valid.txt.gz", "validation.tsv"]
+    "name", ["test.parquet", "dev.csv", "my_test.jsonl", "DEV.txt", "wiki-valid.txt.gz", "validation.tsv", "val.csv"]
 )
 def test_dev_and_test_splits_are_refused(name: str, tmp_path: Path) -> None:
     """Files named like a dev or test split are refused."""
