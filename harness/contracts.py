@@ -157,7 +157,7 @@ class Method(Protocol):
             teachers: fitted methods by the names in ``needs``; a variant may put other methods in their places.
 
         Raises:
-            ConfigError: a setting is invalid; the run ends.
+            ConfigError: a setting is invalid; its cells fail, the run continues.
             MethodError: the method cannot be used here (a missing library or device); its cells fail, the run continues.
         """
         ...

@@ -11,11 +11,14 @@
     │   ├── SettingsError     several of them; one line per problem
     │   └── MethodError       one method cannot be used; a run continues with the others
     └── ResultError           a run folder or result file cannot be read or written
+        └── WriteError        a file or folder cannot be written: the run ends
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 from harness.core.names import clean
@@ -79,9 +82,28 @@ class ResultError(GeepBenchError):
     """A run folder or a result file cannot be read or written."""
 
 
+class WriteError(ResultError):
+    """A file or folder cannot be written: the disk is full, or the folder is not writable."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Libraries that are not written in Python raise errors of their own, with the text of the system.
+_FULL_TEXT = re.compile(rf"No space left on device|os error ({'|'.join(map(str, _FULL))})\b")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error, or the one that caused it, says that a disk, a quota or the largest file size is full."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if (isinstance(cause, OSError) and cause.errno in _FULL) or _FULL_TEXT.search(str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 def is_fatal(error: BaseException) -> bool:
-    """Return whether the run must end: the input has to be corrected first. Other errors concern one method only."""
-    return isinstance(error, GeepBenchError) and not isinstance(error, MethodError)
+    """Return whether the run must end because nothing more can be stored. Other errors concern their own cells only."""
+    return isinstance(error, WriteError) or is_disk_full(error)
 
 
 def first_line(error: BaseException) -> str:

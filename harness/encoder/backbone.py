@@ -115,12 +115,14 @@ def embedded_folder(language: str, *, progress: bool = True) -> Path:
     Damaged files are found by their checksums, reported, and made again.
     """
     folder = cache_root() / "backbones" / f"embedded-{miniature.recipe_key()}-{language}"
+    damaged = False
     try:
         if folder.is_dir():
             check_seal(folder)
             return folder
     except ResultError as error:
         print(f"{error}; pretraining the embedded miniature again", file=sys.stderr)
+        damaged = True
     bar = progress and sys.stderr.isatty()
     if progress and not bar:
         print("pretraining the embedded miniature, once, about a minute", file=sys.stderr, flush=True)
@@ -135,7 +137,7 @@ def embedded_folder(language: str, *, progress: bool = True) -> Path:
             tokenizer.save_pretrained(place)
             seal(place)
 
-        write_folder(target, fill)
+        write_folder(target, fill, replace=damaged and other == language)
     return folder
 
 

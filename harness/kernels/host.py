@@ -138,7 +138,8 @@ def build(source: Source, flags: Sequence[str] = ()) -> Path:
     A library is code, so one that another user could have written is not loaded: then it is compiled into a private folder.
 
     Raises:
-        ConfigError: the compiler failed, or the cache cannot be written.
+        ConfigError: the compiler failed.
+        WriteError: the cache cannot be written.
         DeviceError: there is no compiler.
     """
     folder = cache_root() / "kernels" / _key(source, flags)
@@ -163,11 +164,7 @@ def build(source: Source, flags: Sequence[str] = ()) -> Path:
             compile_to(place / LIBRARY, unit, options)
             seal(place)
 
-        try:
-            write_folder(folder, fill)
-        except ConfigError:
-            if not (folder / LIBRARY).exists():  # else another process was faster
-                raise
+        write_folder(folder, fill, replace=False)
     return folder / LIBRARY
 
 

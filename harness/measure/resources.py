@@ -136,6 +136,8 @@ def advice(error: BaseException) -> str:
     """Return how to correct a failed cell if the error is known; else an empty string."""
     if isinstance(error, torch.OutOfMemoryError):
         return "; the device's memory is full: lower --batch-size, or use --compute eager"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the second one is torch's
+        return "; the memory is full: use fewer rows (--max-train, --max-test), or close other programs"
     return ""
 
 

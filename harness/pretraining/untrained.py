@@ -44,7 +44,7 @@ def make_scratch(
 
     Raises:
         BackboneError: the dimensions do not fit together.
-        ConfigError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
     tokenizer = vocabulary.train(texts, vocab)
     shape = EncoderShape(layers, width, heads, 4 * width, tokenizer.get_vocab_size())

@@ -74,7 +74,7 @@ class RunFolder:
         try:
             (run.path / "results").mkdir(parents=True, exist_ok=True)
             probe.write_text("", encoding="utf-8")
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise ResultError(
                 f"cannot write the run folder {run.path}: {error.strerror}: choose another --out"

@@ -18,14 +18,20 @@ from types import TracebackType
 
 import torch
 
-from harness.core.errors import is_fatal
+from harness.core.errors import WriteError, is_fatal
 from harness.running.run_settings import Settings
 from harness.running.session import Session
 
 Fit = Callable[[str], str | None]  # a method's name -> why it failed, or None
 
 
-def fit_in_order(names: Sequence[str], needs: Mapping[str, Iterable[str]], fit: Fit, at_a_time: int) -> dict[str, str]:
+def fit_in_order(
+    names: Sequence[str],
+    needs: Mapping[str, Iterable[str]],
+    fit: Fit,
+    at_a_time: int,
+    stop: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
     """Call ``fit`` for every name, at most ``at_a_time`` at once, each after the methods that it needs.
 
     A method that needs a failed one is skipped.
@@ -33,27 +39,35 @@ def fit_in_order(names: Sequence[str], needs: Mapping[str, Iterable[str]], fit: 
     Args:
         names: methods, each after those that it needs.
         needs: for each method, the names that it learns from.
+        stop: ends the fits that run now; called before an error or an interrupt is passed on.
 
     Returns:
         The failures: method -> reason.
+
+    Raises:
+        Exception: what ``fit`` raised.
     """
     todo, done, failed = list(names), set[str](), dict[str, str]()
     running: dict[Future[str | None], str] = {}
     with ThreadPoolExecutor(at_a_time) as threads:
-        while todo or running:
-            for name in [name for name in todo if set(needs[name]) & failed.keys()]:
-                todo.remove(name)
-                failed[name] = "it learns from a method that failed"
-            ready = [name for name in todo if done.issuperset(needs[name])]
-            for name in ready[: at_a_time - len(running)]:
-                todo.remove(name)
-                running[threads.submit(fit, name)] = name
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name, reason = running.pop(future), future.result()
-                if reason is None:
-                    done.add(name)
-                else:
-                    failed[name] = reason
+        try:
+            while todo or running:
+                for name in [name for name in todo if set(needs[name]) & failed.keys()]:
+                    todo.remove(name)
+                    failed[name] = "it learns from a method that failed"
+                ready = [name for name in todo if done.issuperset(needs[name])]
+                for name in ready[: at_a_time - len(running)]:
+                    todo.remove(name)
+                    running[threads.submit(fit, name)] = name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name, reason = running.pop(future), future.result()
+                    if reason is None:
+                        done.add(name)
+                    else:
+                        failed[name] = reason
+        except BaseException:
+            stop()  # otherwise the block would wait for the fits to end, which may take hours
+            raise
     return failed
 
 
@@ -61,7 +75,8 @@ class FitPool:
     """Worker processes that fit methods into the cache; closed at the end of a ``with`` block.
 
     A worker (``python -m harness.running.fit_worker``) reads one JSON line per fit and answers with one. Whatever fails in a worker
-    is only reported: the grid fits that method again in its own process and handles the error there.
+    is only reported: the grid fits that method again in its own process and handles the error there. If nothing more can be
+    written, the run ends.
 
     Args:
         settings: the run. Its profile says how many workers there are; they start when there is something to fit, and share the
@@ -83,9 +98,15 @@ class FitPool:
             assert worker.stdin is not None
             with suppress(BrokenPipeError):  # a worker that died has closed it
                 worker.stdin.close()
-            if kind is not None:
-                worker.terminate()
+        if kind is not None:
+            self.stop()
+        for worker in self._workers:
             worker.wait()
+
+    def stop(self) -> None:
+        """End the workers now."""
+        for worker in self._workers:
+            worker.terminate()
 
     def start(self) -> None:
         """Start the workers, which then import what they need while this process does something else."""
@@ -107,6 +128,7 @@ class FitPool:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
+                process_group=0,  # Ctrl+C reaches this process only, which then ends the workers
                 env={**environment, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"},
             )
             self._workers.append(worker)
@@ -120,6 +142,7 @@ class FitPool:
         Failures are printed; the caller fits these methods itself and handles the error.
 
         Raises:
+            WriteError: nothing more can be written.
             GeepBenchError: the session's data or backbone cannot be used.
         """
         settings, profile = self.settings, self.settings.profile
@@ -150,7 +173,7 @@ class FitPool:
                 self._idle.put(worker)
 
         missing = {name: [need for need in found if need in needs] for name, found in needs.items()}
-        for name, reason in fit_in_order(list(missing), missing, ask, self.processes).items():
+        for name, reason in fit_in_order(list(missing), missing, ask, self.processes, self.stop).items():
             print(f"{session.dataset} {name}: not fitted in a worker ({reason}); fitting it here", file=sys.stderr)
 
     @staticmethod
@@ -160,7 +183,10 @@ class FitPool:
         try:
             worker.stdin.write(json.dumps(message) + "\n")
             worker.stdin.flush()
-            line = worker.stdout.readline() if answer else "null"
+            line = worker.stdout.readline() if answer else "{}\n"
         except BrokenPipeError:
             line = ""
-        return str(reason) if (reason := json.loads(line or '"the worker process ended"')) is not None else None
+        facts = json.loads(line) if line.endswith("\n") else {"reason": "the worker process ended"}
+        if facts.get("fatal"):
+            raise WriteError(facts["reason"])
+        return facts.get("reason")

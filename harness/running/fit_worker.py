@@ -1,6 +1,7 @@
 """A worker process of :class:`~harness.running.fit_pool.FitPool`: reads fits to make as JSON lines, answers each with one line.
 
-The first line has the run's settings, every other one a dataset, a seed and a method. An answer is ``null``, or why the fit failed.
+The first line has the run's settings, every other one a dataset, a seed and a method. An answer is ``{}`` or, if the fit failed,
+``{"reason": ..., "fatal": ...}``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from harness.core.errors import format_error
+from harness.core.errors import format_error, is_fatal
 from harness.running.profile import Profile
 from harness.running.run_settings import Settings
 from harness.running.session import Session
@@ -31,18 +32,15 @@ def main() -> int:
         job = json.loads(line)
         if session is None or (session.dataset, session.seed) != (job["dataset"], job["seed"]):
             session = Session(settings, job["dataset"], job["seed"], quiet=True)
-        reason = None
+        answer: dict[str, object] = {}
         try:
             session.fitted(job["method"])
         except Exception as error:  # noqa: BLE001 - the process that asked handles it
-            reason = format_error(error)
-        answers.write(json.dumps(reason) + "\n")
+            answer = {"reason": format_error(error), "fatal": is_fatal(error)}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # the process that asked was stopped, too
-        sys.exit(130)
+    sys.exit(main())

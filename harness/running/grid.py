@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from harness.contracts import OperatingPoint
 from harness.core import clock
-from harness.core.errors import MethodError, format_error, is_fatal
+from harness.core.errors import GeepBenchError, MethodError, SettingsError, format_error, is_fatal
 from harness.core.files import write_json
 from harness.core.names import LONGEST_FILE_NAME, check_name
 from harness.core.text_formats import read_json
+from harness.encoder.backbone import Backbone
 from harness.measure.diagnostics import Diagnostics, diagnose
 from harness.measure.passes import Contender, Measured, measure
 from harness.measure.resources import SavedState, advice, check_alive
@@ -31,8 +32,11 @@ from harness.results.schema import Cell, Result
 from harness.running.content_keys import ContentKeys
 from harness.running.fit_pool import FitPool
 from harness.running.record import build_result, sample_rows
+from harness.running.run_lock import run_lock
 from harness.running.run_settings import Settings, validate_settings
-from harness.running.session import Session, warn_of_old_fits
+from harness.running.session import NOT_LOADED, Session, warn_of_old_fits
+
+Job = tuple[str, int, str]  # dataset, seed, method
 
 
 @dataclass
@@ -105,30 +109,74 @@ class Grid:
         self.outcome = GridOutcome()
         self.keys = ContentKeys(settings)
         self._session: Session | None = None
+        self._checked: Session | None = None
         self._fitted_ahead = False  # all missing methods of the session are fitted
 
     def execute(self) -> GridOutcome:
         """Measure what is missing. A run that is killed loses at most the cell in progress; call this again to resume.
 
+        All data and backbones are loaded once before the first training. What fails later fails its own cells.
+
         Raises:
-            GeepBenchError: the input cannot be used; finished cells stay.
+            GeepBenchError: an input cannot be used, another run uses this folder, or nothing more can be written; finished
+                cells stay.
         """
+        with run_lock(self.run.path):
+            return self.execute_unlocked()
+
+    def execute_unlocked(self) -> GridOutcome:
+        """Do the same for a caller that holds the lock of the run folder."""
         self.run.results()  # sets broken files aside, and rejects another schema before any work
         for message in self.run.broken:
             print(message, file=sys.stderr)
         write_json(self.run.path / "run.json", self._facts())
-        jobs = list(self._jobs())
-        self._announce(jobs)
-        with FitPool(self.settings) as pool, tqdm(total=len(jobs), desc="run", unit="method", disable=None) as bar:
-            for number, (dataset, seed, method) in enumerate(jobs, start=1):
+        stored = self.check()
+        self._announce(stored)
+        with FitPool(self.settings) as pool, tqdm(total=len(stored), desc="run", unit="method", disable=None) as bar:
+            for number, ((dataset, seed, method), cells) in enumerate(stored.items(), start=1):
                 bar.set_description(f"{dataset} {method} seed {seed}")
-                stored = self._stored(dataset, method, seed)
-                if stored is None:
-                    self._measure(self._session_of(dataset, seed, method, pool), method, bar, f"[{number}/{len(jobs)}]")
+                if cells is None:
+                    progress = f"[{number}/{len(stored)}]"
+                    self._measure(self._session_of(dataset, seed, method, pool), method, bar, progress)
                 else:
-                    self.outcome.kept += stored
+                    self.outcome.kept += cells
                 bar.update()
         return self.outcome
+
+    def check(self) -> dict[Job, int | None]:
+        """Load all data and backbones that are still needed, so that an unusable one ends the run before the first training.
+
+        Returns:
+            The number of finished cells of each job, ``None`` if it is not finished.
+
+        Raises:
+            GeepBenchError: an input cannot be used; with several of them, one line for each.
+        """
+        stored: dict[Job, int | None] = {}
+        missing: dict[str, Session] = {}
+        errors: dict[str, GeepBenchError] = {}
+        for dataset, seed, method in self._jobs():
+            try:
+                stored[dataset, seed, method] = self._stored(dataset, method, seed)
+            except GeepBenchError as error:
+                errors.setdefault(format_error(error), error)
+            if stored.get((dataset, seed, method)) is None and dataset not in missing:
+                missing[dataset] = Session(self.settings, dataset, seed, quiet=bool(missing))
+        backbones: dict[tuple[str, str], Backbone] = {}
+        for dataset in [*missing]:
+            session = missing.pop(dataset)  # all together may not fit in memory
+            try:
+                session.check(backbones)
+            except GeepBenchError as error:
+                errors.setdefault(format_error(error), error)
+            except Exception as error:  # noqa: BLE001 - its cells fail with the same error, and record it
+                print(f"{dataset}: {format_error(error)}", file=sys.stderr)
+            self._checked = self._checked or session  # needed next, so that its data need not be loaded again
+        if len(errors) == 1:
+            raise next(iter(errors.values()))
+        if errors:
+            raise SettingsError(*errors)
+        return stored
 
     def fit(self) -> GridOutcome:
         """Fit all methods and the methods they need into the cache; measure nothing.
@@ -136,8 +184,8 @@ class Grid:
         Raises:
             GeepBenchError: the input cannot be used; finished fits stay.
         """
-        with FitPool(self.settings) as pool:
-            for dataset, seed, method in tqdm(list(self._jobs()), desc="fits", unit="method", disable=None):
+        with run_lock(self.run.path), FitPool(self.settings) as pool:
+            for dataset, seed, method in tqdm(list(self.check()), desc="fits", unit="method", disable=None):
                 session = self._session_of(dataset, seed, method, pool, all_methods=True)
                 try:
                     session.fitted(method)
@@ -148,7 +196,7 @@ class Grid:
                     self._failed(session.cell(method, OperatingPoint("fit")), error)
         return self.outcome
 
-    def _jobs(self) -> Iterator[tuple[str, int, str]]:
+    def _jobs(self) -> Iterator[Job]:
         profile = self.settings.profile
         return itertools.product(profile.datasets, profile.seeds, profile.methods)
 
@@ -160,11 +208,21 @@ class Grid:
         if self._session is None:
             warn_of_old_fits()
         if self._session is None or (self._session.dataset, self._session.seed) != (dataset, seed):
-            self._session, self._fitted_ahead = Session(self.settings, dataset, seed), False
+            first, self._checked = self._checked, None
+            if first is None or (first.dataset, first.seed) != (dataset, seed):
+                first = Session(self.settings, dataset, seed)
+            self._session = first
+            self._fitted_ahead = False
+            self.keys.identity.cache_clear()  # the data may have changed since the check
         if not self._fitted_ahead:
             self._fitted_ahead = all_methods or self.outcome.measured > 0
             methods = self.settings.profile.methods if self._fitted_ahead else [method]
-            pool.fit(self._session, [m for m in methods if all_methods or self._stored(dataset, m, seed) is None])
+            try:
+                pool.fit(self._session, [m for m in methods if all_methods or self._stored(dataset, m, seed) is None])
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                print(f"{dataset}: nothing is fitted ahead: {format_error(error)}", file=sys.stderr)
         return self._session
 
     def _facts(self) -> dict[str, Any]:
@@ -209,7 +267,6 @@ class Grid:
     def _measure(self, session: Session, name: str, bar: Any, progress: str) -> None:
         """Fit one method and measure those of its cells that are missing; ``progress`` is printed with each of them."""
         plan = CellPlan.read(self.run, session.dataset, name, session.seed)
-        placeholder = session.cell(name, OperatingPoint("fit"))
         key = ""
         try:
             key = self.keys.of(session.dataset, name)
@@ -220,9 +277,11 @@ class Grid:
                 raise
             if key not in ("", plan.key):
                 self._forget(plan.cells)
-            self._failed(placeholder, error)
+            self._failed(session.cell(name, OperatingPoint("fit")), error)
             return
-        self.run.forget_failure(placeholder)
+        placeholder = session.cell(name, OperatingPoint("fit"))
+        for backbone in (placeholder.backbone, NOT_LOADED):
+            self.run.forget_failure(placeholder.model_copy(update={"backbone": backbone}))
         names = [self.run.result_path(cell).stem for cell in cells]
         if plan.key != key:
             # Results of other settings must not remain, not even if this run is killed now.

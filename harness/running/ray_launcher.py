@@ -36,7 +36,7 @@ def _ray() -> Any:
 
 
 def _execute(settings: Settings) -> GridOutcome:
-    return Grid(settings).execute()
+    return Grid(settings).execute_unlocked()  # launch holds the lock for all parts
 
 
 def launch(settings: Settings) -> GridOutcome:

@@ -24,7 +24,7 @@ from harness.contracts import (
 )
 from harness.core.digest import check_seal, seal
 from harness.core.errors import ConfigError, MethodError, ResultError, format_error, is_fatal
-from harness.core.files import cache_root, content_key, write_folder
+from harness.core.files import cache_root, content_key, require_space, write_folder
 from harness.core.names import check_label
 from harness.encoder import miniature
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
@@ -39,6 +39,8 @@ CHASSIS_VERSION = 1
 FITS = "fits-2"  # folder of the cache; "fits" is that of versions whose fits have no checksums
 # Settings that only choose operating points, which cells are named after.
 _POINTS = {"speeds"}
+NOT_LOADED = "not loaded"  # stands for the backbone's name in the record of a session that could not be loaded
+_TRIED = 8  # rows of a split that are tokenised to check the tokenizer
 FITTED_PARTS = ("operating_points", "predict", "save", "cost")
 
 
@@ -115,6 +117,7 @@ class Session:
         self._fitted: dict[str, Fitted] = {}
         self._failed: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
+        self._unusable: str | None = None  # why data or backbone cannot be loaded
 
     @cached_property
     def _raw(self) -> Any:
@@ -160,7 +163,13 @@ class Session:
 
     @cached_property
     def prepared(self) -> Prepared:
-        found = prepare(self._raw, self.backbone, self.settings.profile.max_length)
+        if self._unusable is not None:  # it would fail again
+            raise MethodError(self._unusable)
+        try:
+            found = prepare(self._raw, self.backbone, self.settings.profile.max_length)
+        except Exception as error:
+            self._unusable = format_error(error)
+            raise
         self._tell(found.unknown)
         return found
 
@@ -200,6 +209,24 @@ class Session:
         method = self.settings.profile.method_of(name)
         uses = isinstance(method, UsesWordHead) and method.uses_word_head(self.settings.profile.config(name))
         return [self.backbone.head_fingerprint] if uses else []
+
+    def check(self, backbones: dict[tuple[str, str], Backbone]) -> None:
+        """Load the data and the backbone, and tokenise a few rows of each split. Embedded ones are not loaded.
+
+        Args:
+            backbones: those that were loaded before, by name and language; extended by this one.
+
+        Raises:
+            GeepBenchError: the data or the backbone cannot be used.
+        """
+        named = {self.settings.profile.backbones.get(language) for language in ("en", "zh")}
+        if self.settings.source == "embedded" and named == {EMBEDDED}:
+            return
+        raw, key = self._raw, (self.backbone_name, self._language)
+        backbone = backbones[key] if key in backbones else backbones.setdefault(key, self.backbone)
+        for split in (raw.train, raw.dev, raw.test):
+            few = split.select(range(min(len(split), _TRIED)))
+            backbone.encode(few.texts, few.pairs, max_length=self.settings.profile.max_length)
 
     def fit_key(self, name: str) -> str:
         """Return the content key of a fitted method: everything its weights depend on."""
@@ -267,14 +294,18 @@ class Session:
             loaded = self._load(method, folder, teachers)
             if loaded is not None:
                 return checked_fit(loaded, name)
+            require_space(folder, sum(tensor.nbytes for tensor in backbone.state.values()))
             fitted = method.fit(task, backbone, teachers, config=profile.config(name), seed=self.seed)
 
         def fill(place: Path) -> None:
             checked_fit(fitted, name).save(place)
             seal(place)
 
-        write_folder(folder, fill)
-        return fitted
+        if write_folder(folder, fill, replace=False):
+            return fitted
+        # Another run was faster. Its fit is taken, so that every run that uses this cache measures the same one.
+        with self.naming(name):
+            return checked_fit(self._load(method, folder, teachers) or fitted, name)
 
     def _teacher(self, name: str, need: str) -> Fitted:
         try:
@@ -315,6 +346,8 @@ class Session:
             check_seal(folder)
             return method.load(folder, self.prepared.task, self.backbone, teachers)
         except ResultError as error:
+            if is_fatal(error):
+                raise
             print(f"{error}; fitting again", file=sys.stderr)
             shutil.rmtree(folder, ignore_errors=True)
             return None
@@ -328,7 +361,7 @@ class Session:
             method=name,
             dataset=self.dataset,
             source=self.settings.source,  # type: ignore[arg-type]  # one of the three by construction
-            backbone=self.backbone.name,
+            backbone=self.backbone.name if self._unusable is None else NOT_LOADED,
             seed=self.seed,
             point=point.name,
             protocol=given.protocol,

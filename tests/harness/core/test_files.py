@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.core.errors import ConfigError
+from harness.core.errors import WriteError
 from harness.core.files import cache_root, content_key, write_folder
 
 JSON = st.recursive(
@@ -64,7 +64,7 @@ def test_a_failed_write_keeps_the_old_folder(tmp_path: Path, problem: BaseExcept
         (place / "new").write_text("half")
         raise problem
 
-    with pytest.raises((ConfigError, RuntimeError, KeyboardInterrupt)):
+    with pytest.raises((WriteError, RuntimeError, KeyboardInterrupt)):
         write_folder(target, half)
     assert [path.name for path in tmp_path.iterdir() if path.name != "geep-bench-cache"] == ["folder"]
     assert [path.name for path in target.iterdir()] == ["old"]
@@ -73,5 +73,5 @@ def test_a_failed_write_keeps_the_old_folder(tmp_path: Path, problem: BaseExcept
 def test_an_unwritable_cache_is_reported(tmp_path: Path) -> None:
     """The message names the variable that sets another folder."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="GEEP_BENCH_CACHE"):
+    with pytest.raises(WriteError, match="GEEP_BENCH_CACHE"):
         write_folder(tmp_path / "file" / "folder", lambda place: None)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.cli.main import main
-from harness.core.errors import DataError, MethodError
+from harness.core.errors import MethodError, WriteError
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 from harness.running.fit_pool import FitPool, fit_in_order
@@ -149,12 +149,12 @@ class Raising:
 
 
 def test_a_broken_plug_in_does_not_end_the_run(tmp_path: Path) -> None:
-    """An error of one method is left to the grid, which reports it in its turn; an unusable input ends the run at once."""
+    """An error of one method is left to the grid, which reports it in its turn; a full disk ends the run at once."""
     profile = Profile(title="tiny", source="local", datasets=["mine"], methods=["bert", "fastbert"], fit_processes=2)
     with FitPool(Settings(profile, tmp_path)) as pool:
         pool.fit(Raising(MethodError("its plug-in is broken")), profile.methods)  # type: ignore[arg-type]
-        with pytest.raises(DataError):
-            pool.fit(Raising(DataError("no data")), profile.methods)  # type: ignore[arg-type]
+        with pytest.raises(WriteError):
+            pool.fit(Raising(WriteError("the disk is full")), profile.methods)  # type: ignore[arg-type]
 
 
 class Noting:

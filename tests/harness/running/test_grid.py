@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness import registry
-from harness.core.errors import ConfigError, DeviceError, ResultError
+from harness.core.errors import ConfigError, DeviceError, ResultError, WriteError
 from harness.measure import resources
 from harness.results.run_folder import RunFolder
 from harness.results.schema import SCHEMA
@@ -245,12 +245,28 @@ def test_a_broken_reference_does_not_stop_the_run(stage: Any, settings: Settings
     assert counts(run(settings)) == (4, 0, 0)
 
 
-def test_unusable_input_stops_the_run(stage: Any, settings: Settings) -> None:
-    """Errors that the user must correct are not recorded as failed cells; finished cells are kept."""
-    stage.raises["two fit"] = ConfigError("method 'two' has no setting 'x'")
-    with pytest.raises(ConfigError, match="no setting 'x'"):
+@pytest.mark.parametrize("problem", [WriteError("cannot write x"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("where", ["two fit", "two b"])
+def test_a_full_disk_stops_the_run(stage: Any, settings: Settings, problem: Exception, where: str) -> None:
+    """Nothing is trained whose result cannot be stored; finished cells are kept, and no cell counts as failed."""
+    stage.raises[where] = problem
+    with pytest.raises(type(problem)):
         run(change(settings, datasets=["ag_news"]))
-    assert cells(settings) == ["ag_news one a 0", "ag_news one b 0"]
+    assert cells(settings)[:2] == ["ag_news one a 0", "ag_news one b 0"]
+    assert "three ag_news 0" not in stage.fits
+    assert RunFolder.open(settings.out).failures() == []
+
+
+@pytest.mark.parametrize("problem", [ConfigError("no setting 'x'"), DeviceError("no compiler"), MemoryError()])
+def test_what_fails_after_the_check_fails_its_own_cells(stage: Any, settings: Settings, problem: Exception) -> None:
+    """An invalid setting that only the method knows, a missing compiler or too little memory do not end the run."""
+    stage.raises["two fit"] = problem
+    settings = change(settings, datasets=["ag_news"])
+    assert counts(run(settings)) == (4, 0, 1)
+    assert [record["cell"]["method"] for record in RunFolder.open(settings.out).failures()] == ["two"]
+    stage.raises.clear()
+    assert counts(run(settings)) == (2, 4, 0)
+    assert RunFolder.open(settings.out).failures() == []
 
 
 @pytest.mark.parametrize("where", ["one b", "two fit", "two a", "three b"])

@@ -161,15 +161,16 @@ def test_the_report_lists_missing_rows_with_reasons(stage: Any, settings: Settin
         assert "Missing from this table: " in plain and "bad full, seed0 (failed)" in plain
 
 
-def test_an_invalid_setting_stops_the_run(stage: Any, settings: Settings) -> None:
-    """A ConfigError must be corrected by the user, so it ends the run at once; a MethodError does not."""
+def test_a_setting_that_only_the_method_knows_fails_its_own_cells(
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A method without a model of its settings may refuse one when it is fitted."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise ConfigError("method 'bad' has no setting 'x'")
 
     stage.add("bad", fit=refuse)
-    with pytest.raises(ConfigError, match="no setting 'x'"):
-        Grid(settings).execute()
+    ends(settings, capsys, "method 'bad' has no setting 'x'", cells=1)
 
 
 def test_a_method_that_cannot_run_here_fails_alone(
