@@ -21,7 +21,7 @@ from harness.core.settings import StrictSettings
 from harness.data.cards import CARDS, parse_card, read_card_file
 from harness.data.labels import number_labels
 from harness.data.splits import SPLITS, RawDataset, RawSplit, assemble, check_split
-from harness.data.tables import FORMATS, Quotes, TextTable, form_of, read_table
+from harness.data.tables import FORMATS, Quotes, TextTable, form_of, listed, read_table
 
 COLUMNS = ("text", "text_pair", "label")
 _DEV_NAMES = ("dev", "validation", "valid", "val")
@@ -118,7 +118,7 @@ def _read(path: Path, *, plain: bool = False) -> TextTable:
     table = read_table(path, COLUMNS, plain=plain)
     for column in ("text", "label"):
         if column not in table.columns:
-            found = ", ".join(table.names[:8])
+            found = listed(table.names)
             raise DataError(f"{path}: no column '{column}' (columns: {found}): rename one; text and label are needed")
     return table
 

@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.core.errors import DataError, first_line
+from harness.core.names import check_label
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
-_SHOWN = 8  # column names in a message
+_SHOWN, _SHOWN_CHARACTERS = 8, 40  # column names in a message
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _MANY_QUOTED = 5  # fields; fewer may be quoted by chance
 
@@ -73,6 +74,12 @@ class TextTable:
 def form_of(path: Path) -> str:
     """Return the format of a file by its name: one of :data:`FORMATS`, or another suffix."""
     return path.name.lower().removesuffix(".gz").rpartition(".")[2]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names of columns for a message. In a table without a header they are texts, of any length."""
+    cut = [name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names[:_SHOWN]]
+    return ", ".join(cut)
 
 
 def read_table(path: Path, wanted: Sequence[str], *, plain: bool = False) -> TextTable:
@@ -126,9 +133,8 @@ def _wrong_fields(path: Path, line: int, row: Row, header: Row, separator: str) 
         mend = "put texts with commas in double quotes"
     else:
         mend = "take tabs and line breaks out of the texts, or quote all of these texts as in CSV"
-    shown = ", ".join(header[:_SHOWN])
     fields = f"{len(row)} field{'s' * (len(row) != 1)}"
-    return DataError(f"{path} line {line}: {fields}, but the header has {len(header)} ({shown}): {mend}")
+    return DataError(f"{path} line {line}: {fields}, but the header has {len(header)} ({listed(header)}): {mend}")
 
 
 def _csv_rows(path: Path, text: str, separator: str) -> list[Row]:
@@ -264,4 +270,4 @@ def _class_names(metadata: bytes | None) -> tuple[str, ...]:
     place: Any = json.loads(metadata) if metadata else None
     for key in ("info", "features", "label", "names"):
         place = place.get(key) if isinstance(place, dict) else None
-    return tuple(map(str, place)) if isinstance(place, list) else ()
+    return tuple(check_label(str(name)) for name in place) if isinstance(place, list) else ()

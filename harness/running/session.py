@@ -25,7 +25,7 @@ from harness.contracts import (
 from harness.core.digest import check_seal, seal
 from harness.core.errors import ConfigError, MethodError, ResultError, format_error, is_fatal
 from harness.core.files import cache_root, content_key, require_space, write_folder
-from harness.core.names import check_label
+from harness.core.names import check_label, clean
 from harness.encoder import miniature
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.measure.passes import Contender
@@ -135,7 +135,7 @@ class Session:
 
     def _tell(self, remarks: Iterable[str]) -> None:
         for remark in () if self._quiet else remarks:
-            print(f"{self.dataset}: {remark}", file=sys.stderr)
+            print(clean(f"{self.dataset}: {remark}"), file=sys.stderr)
 
     @cached_property
     def backbone_name(self) -> str:

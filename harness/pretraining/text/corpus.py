@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from harness.core.errors import DataError, first_line
-from harness.data.tables import FORMATS, read_table
+from harness.data.tables import FORMATS, listed, read_table
 
 Document = str | tuple[str, str]  # a text, or a pair of texts
 PACKED = {".gz": "gzip", ".zst": "zstd"}
@@ -106,7 +106,7 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[Document]:
 def _rows(path: Path) -> Iterator[Document]:
     table = read_table(path, ("text", "text_pair"))
     if "text" not in table.columns:
-        found = ", ".join(table.names[:8])
+        found = listed(table.names)
         raise DataError(f"{path}: no column 'text' (columns: {found}): rename the one with the text")
     for row in zip(*table.columns.values(), strict=True):
         texts = [value.strip() for value in row if isinstance(value, str) and value.strip()]

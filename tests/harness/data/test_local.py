@@ -373,6 +373,43 @@ def test_class_names_of_the_hub(folder):
     assert load_local(folder, "weibo").label_names == ["nein", "ja"]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("{", "train.parquet: cannot be read"),
+        (
+            json.dumps({"info": {"features": {"label": {"names": ["a", "b\x1b[31m"]}}}}),
+            "a label cannot contain the control",
+        ),
+        (
+            json.dumps({"info": {"features": {"label": {"names": ["a", "a"]}}}}),
+            "train.parquet: two classes are called 'a'",
+        ),
+        (
+            json.dumps({"info": {"features": {"label": {"names": ["b", "c"]}}}}),
+            "test.parquet: its class names are not those of",
+        ),
+    ],
+)
+def test_unusable_class_names_of_the_hub(folder, metadata, message):
+    """Class names that are damaged, hostile or contradictory are refused."""
+    good = json.dumps({"info": {"features": {"label": {"names": ["a", "b"]}}}})
+    for split in ("train", "dev", "test"):
+        (folder / "toy" / f"{split}.csv").unlink()
+        told = good if "its class names" in message and split != "test" else metadata
+        pq.write_table(
+            pa.Table.from_pandas(table()).replace_schema_metadata({"huggingface": told}),
+            folder / "toy" / f"{split}.parquet",
+        )
+    refused(folder, message)
+
+
+def test_a_table_without_header(folder):
+    """Where the first row stands in place of the header, the message shows the beginning of its texts."""
+    (folder / "toy" / "train.csv").write_text(f"{'good ' * 999},1\nbad,0\n")
+    refused(folder, r"no column 'text' \(columns: good good good good good good good good ..., 1\): rename one")
+
+
 def test_long_white_space_does_not_hide_the_language():
     """White space does not count towards the characters from which the language is guessed."""
     assert guess_language([" " * 10_000 + "这家酒店很好"]) == "zh"
