@@ -9,6 +9,7 @@ the first run are kept, and the other runs add theirs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,12 @@ import pandas as pd
 
 from harness.core.command_line import exit_codes
 from harness.core.errors import ResultError
+from harness.core.names import from_csv
+from harness.results.belonging import differences
+from harness.results.run_folder import RunFolder
+from harness.results.schema import Binding, Result
 from harness.results.stored import read_result
+from reports.analysis.conditions import find_belonging
 from reports.notation.marks import footnotes, marked
 from reports.notation.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
 from reports.notation.table_formats import Column, Table, to_markdown, write_tables
@@ -39,10 +45,11 @@ SETTING = ("source", "backbone", "protocol", "device", "dtype", "seed_list", "re
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset: the first run that has it, its rows, and notes on the other runs."""
+    """One dataset: the first run that has it, its rows, what its cells share, and notes on the other runs."""
 
     run: Path
     rows: pd.DataFrame
+    bindings: tuple[Binding | None, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -64,18 +71,18 @@ def _read(run: Path, name: str) -> pd.DataFrame:
         raise ResultError(f"no report in {run}: make it with 'geep-bench report {run}'")
     paths = [path for end in ("", "-synthetic") if (path := folder / f"{name}{end}.csv").is_file()]
     try:
-        return pd.concat(
-            [pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths] or [pd.DataFrame()]
-        )
+        tables = [pd.read_csv(path, keep_default_na=False, na_values=[""]).map(from_csv) for path in paths]
+        return pd.concat(tables or [pd.DataFrame()])
     except (OSError, ValueError) as error:
         raise ResultError(
             f"cannot read {paths[0]} ({error}): make the report with 'geep-bench report {run}'"
         ) from error
 
 
-def _rows(run: Path) -> pd.DataFrame:
-    """Return the rows of a run's summary, each with its paired test against the run's reference, if there is one."""
+def _rows(run: Path) -> tuple[pd.DataFrame, list[Result]]:
+    """Return the rows of a run's summary, each with its paired test against the reference, if there is one; and the results."""
     summary, tests = _read(run, "summary"), _read(run, "rivals")
+    results = _results(run)
     try:
         keys = ["data", "dataset", *IDENTITY]
         again = summary.duplicated(keys)
@@ -89,27 +96,36 @@ def _rows(run: Path) -> pd.DataFrame:
         reference = summary.groupby("dataset")["reference"].first()
         tests = tests[tests["rival"] == tests["dataset"].map(reference)]
         joined = summary.merge(tests[[*keys, *TESTED]], how="left", on=keys, validate="one_to_one")
-        trained = _training(run)
+        trained = _training(results)
         for name, source in (("train_flops", "method"), ("reference_flops", "reference")):
             pairs = zip(joined["dataset"], joined[source], strict=True)
             joined[name] = pd.Series([trained.get(pair) for pair in pairs], dtype=float)
         joined["train_ratio"] = joined["train_flops"] / joined["reference_flops"]
-        return joined[[*keys, "kind", *SETTING, "marks", *NUMBERS]]
+        return joined[[*keys, "kind", *SETTING, "marks", *NUMBERS]], results
     except (KeyError, ValueError) as error:
         raise ResultError(f"the report of {run} is of another version ({error}): make it again") from error
 
 
-def _training(run: Path) -> dict[tuple[str, str], float]:
-    """Return (dataset, method) -> FLOPs of its training, mean over seeds, where they were counted."""
-    found: dict[tuple[str, str], list[float]] = {}
+def _results(run: Path) -> list[Result]:
+    """Return all results of a run. Unlike RunFolder.results, this only reads: broken files stay where they are."""
     paths = sorted((run / "results").glob("*.json"))
     if not paths:
         raise ResultError(f"no results in {run / 'results'}: give a run folder with results and report")
-    for path in paths:  # not RunFolder.results, which moves broken files away: this command only reads
+    found = []
+    for path in paths:
         try:
-            result = read_result(path).result
+            found.append(read_result(path).result)
         except (OSError, ValueError) as error:
             raise ResultError(f"cannot read {path}: repair the run with 'geep-bench report {run}'") from error
+    if apart := find_belonging(RunFolder(run), found).apart:
+        raise ResultError(f"{run}: {apart[0]}")
+    return found
+
+
+def _training(results: Sequence[Result]) -> dict[tuple[str, str], float]:
+    """Return (dataset, method) -> FLOPs of its training, mean over seeds, where they were counted."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for result in results:
         if result.training is not None and result.training.flops is not None:
             found.setdefault((result.cell.dataset, result.cell.method), []).append(result.training.flops)
     return {pair: fmean(flops) for pair, flops in found.items()}
@@ -120,23 +136,28 @@ def side_by_side(runs: Sequence[Path]) -> list[Table[SideRow]]:
 
     Raises:
         ResultError: a run has no report, or one of another version; a dataset is in one run under several settings, or in
-            two runs that differ in their setting or have all their methods in common.
+            two runs whose cells do not belong together or that have all their methods in common.
     """
     found: dict[str, dict[str, Part]] = {}
     for run in runs:
-        rows = _rows(run)
+        rows, results = _rows(run)
         for data, dataset in dict.fromkeys(zip(rows["data"], rows["dataset"], strict=True)):
             parts = found.setdefault(data, {})
+            same = [one for one in results if one.cell.dataset == dataset and one.synthetic == (data == "synthetic")]
             own = rows[(rows["data"] == data) & (rows["dataset"] == dataset)]
-            parts[dataset] = _joined(dataset, parts[dataset], run, own) if dataset in parts else Part(run, own)
+            part = Part(run, own, tuple(one.binding for one in same))
+            parts[dataset] = _joined(dataset, parts[dataset], part) if dataset in parts else part
     return [_table(parts, data == "synthetic") for data, parts in sorted(found.items())]
 
 
-def _joined(dataset: str, first: Part, run: Path, others: pd.DataFrame) -> Part:
+def _joined(dataset: str, first: Part, second: Part) -> Part:
     """Return a dataset with the methods that only another run has."""
-    both = f"{dataset} is in {first.run} and in {run}"
+    both, others = f"{dataset} is in {first.run} and in {second.run}", second.rows
     here, there = _setting(first.rows), _setting(others)
-    if differ := [f"{name} {here[name]} and {there[name]}" for name in here if here[name] != there[name]]:
+    differ = [f"{name} {here[name]} and {there[name]}" for name in here if here[name] != there[name]]
+    pairs = itertools.product(first.bindings, second.bindings)
+    differ += dict.fromkeys(words for pair in pairs for words in differences(*pair, across_code=True))
+    if differ:
         raise ResultError(f"{both}, which differ ({'; '.join(differ)}): give runs of one setting and one reference")
     if here["accuracy of the reference"] is None:
         raise ResultError(f"{both}, which have no reference in common: give one of them")
@@ -145,7 +166,8 @@ def _joined(dataset: str, first: Part, run: Path, others: pd.DataFrame) -> Part:
         raise ResultError(f"{both}, which has no other methods: give one of them")
     names = ", ".join(dict.fromkeys(more["method"]))
     note = f"{dataset}: measured in another run, beside the same {more['reference'].iloc[0]} timed again: {names}."
-    return Part(first.run, pd.concat([first.rows, more]), (*first.notes, note))
+    bindings = (*first.bindings, *second.bindings)
+    return Part(first.run, pd.concat([first.rows, more]), bindings, (*first.notes, note))
 
 
 def _setting(rows: pd.DataFrame) -> dict[str, object]:

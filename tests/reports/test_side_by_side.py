@@ -135,6 +135,20 @@ def test_runs_that_do_not_belong_together_are_refused(
         alone[-1].cell(method, dataset="first", reference=None, speedup=None, correct=answers(200, 0))
         write_report(alone[-1].path)
     shutil.rmtree(unlike / "results")
+    changed = []
+    for name, binding in (("rows", {"test_rows": "corrected"}), ("epochs", {"training": {"epochs": "9"}})):
+        changed.append(fabricate(name))
+        for method in ("bert", "pabee"):
+            changed[-1].cell(method, dataset="first", correct=answers(200, 0), binding=binding)
+        write_report(changed[-1].path)
+    older = fabricate("older")
+    for method in ("bert", "pabee"):
+        older.edit(older.cell(method, dataset="first", correct=answers(200, 0)), lambda data: data.pop("binding"))
+    write_report(older.path)
+    mixed = fabricate("mixed")
+    mixed.cell("bert", dataset="first")
+    mixed.cell("pabee", dataset="first", binding={"max_length": 16})
+    write_report(mixed.path)
     for given, said in (
         ([unlike], "no results in"),
         (
@@ -144,6 +158,10 @@ def test_runs_that_do_not_belong_together_are_refused(
         ([alone[0].path, alone[1].path], "no reference in common"),
         ([runs[0], runs[0]], "which has no other methods"),
         ([runs[0], fewer.path], "which differ (test rows 200 and 100)"),
+        ([runs[0], changed[0].path], "which differ (test rows): give runs of one setting"),
+        ([runs[0], changed[1].path], "which differ (training.epochs (3 and 9))"),
+        ([runs[0], older.path], "one of them was measured before results had fingerprints"),
+        ([mixed.path], "cells that do not belong together are in rows of their own"),
         ([damaged], "cannot read"),
         ([runs[0], tmp_path / "none"], "geep-bench report"),
         ([other], "another version"),
