@@ -29,6 +29,7 @@ from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError
 from harness.core.files import write_text
 from harness.core.names import csv_value
+from harness.regression.matching import cell_differences
 from harness.results.packed_run import PackedCell, PackedRun, load
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222324")
@@ -53,7 +54,10 @@ class HistoryPoint:
     speedup: float | None
 
 
-def _key(cell: PackedCell) -> tuple[Any, ...]:
+_Key = tuple[Any, ...]
+
+
+def _key(cell: PackedCell) -> _Key:
     facts = cell.cell
     return (facts.dataset, cell.synthetic, facts.method, facts.point, facts.seed, facts.backbone, facts.protocol)
 
@@ -81,11 +85,27 @@ def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
         runs: name and content of each file.
 
     Raises:
-        ConfigError: the files have no cell in common.
+        ConfigError: the files have no cell in common, or none with the same test rows and settings.
     """
-    common = set.intersection(*({_key(cell) for cell in run.cells} for _, run in runs))
+    cells = [{_key(cell): cell for cell in run.cells} for _, run in runs]
+    common = set.intersection(*map(set, cells))
     if not common:
         raise ConfigError("these files have no cell in common: give packed runs of one profile")
+    first = runs[0][1]
+    unlike: dict[_Key, list[str]] = {
+        key: words
+        for key in common
+        for (_, run), own in zip(runs, cells, strict=True)
+        if (words := cell_differences(first, run, cells[0][key], own[key]))
+    }
+    common -= set(unlike)
+    if not common:
+        words = ", ".join(dict.fromkeys(word for found in unlike.values() for word in found))
+        raise ConfigError(
+            f"no cell of these files is the same in all of them, they differ in {words}: give runs that do not"
+        )
+    if unlike:
+        print(f"{len(unlike)} cells are left out, because files differ in their test rows or settings", file=sys.stderr)
     found = []
     for number, (file, run) in enumerate(runs, start=1):
         together: dict[str, list[PackedCell]] = {}

@@ -87,6 +87,22 @@ def test_the_figure_names_methods_commits_and_synthetic_data(files: list[str], t
     assert out.read_text(encoding="utf-8") == text
 
 
+def test_cells_on_other_rows_are_no_line(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cell whose test rows changed between two files is left out with a line; without any other there is no history."""
+    data = json.loads(Path(files[1]).read_text(encoding="utf-8"))
+    changed = tmp_path / "changed.json"
+    for number, said in (
+        (1, "1 cells are left out"),
+        (len(data["cells"]), "they differ in number of test rows (10 and 20)"),
+    ):
+        cells = [{**one, "n": 20} for one in data["cells"][:number]] + data["cells"][number:]
+        changed.write_text(json.dumps({**data, "cells": cells}), encoding="utf-8")
+        assert history.main([files[0], str(changed), "--out", str(tmp_path / "h.csv")]) == (0 if number == 1 else 2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+    assert "bert" in (tmp_path / "h.csv").read_text(encoding="utf-8")
+
+
 def test_unusable_input_is_one_line(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown format, a missing file and files without a common cell give one line and exit code 2."""
     other = json.loads(Path(files[0]).read_text(encoding="utf-8"))
