@@ -20,7 +20,7 @@ _METHOD = re.compile(r"\w+([-.+]\w+)*")
 # Control characters, lone surrogates, line and paragraph separators.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # First characters of a formula in spreadsheets; white space before one is ignored there.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")
 # Marks that turn the direction of the text after them.
 _DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -94,9 +94,12 @@ def clean_all(data: Any) -> Any:
 def csv_value(value: object) -> object:
     """Return a value for a CSV file: a text that a spreadsheet would run as a formula gets an apostrophe in front.
 
-    Numbers are never changed.
+    Control characters become escapes. Numbers are never changed.
     """
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    text = clean(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def from_csv(value: object) -> object:

@@ -84,7 +84,7 @@ def gather_caveats(
     if len(references) > 1:
         caveats.append(f"Speed-ups refer to several references: {', '.join(references)}.")
     caveats += _drift(rows) + _notes(rows)
-    return list(dict.fromkeys(caveat.replace(f"{run.path}/", "") for caveat in caveats))
+    return list(dict.fromkeys(" ".join(caveat.replace(f"{run.path}/", "").split()) for caveat in caveats))
 
 
 def set_aside(run: RunFolder) -> list[str]:
