@@ -34,6 +34,7 @@ CACHE = (
     "cache/fits-2/*/training.json",
     "cache/fits-2/*/geep.json",
     "cache/fits-2/*/points.json",
+    "cache/fits-2/*/seal.json",
     "cache/fits-2/*/table-*/exit_table.safetensors",
     "cache/fits-2/*/table-*/exit_table.json",
 )
