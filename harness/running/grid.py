@@ -161,7 +161,7 @@ class Grid:
             except GeepBenchError as error:
                 errors.setdefault(format_error(error), error)
             if stored.get((dataset, seed, method)) is None and dataset not in missing:
-                missing[dataset] = Session(self.settings, dataset, seed, quiet=bool(missing))
+                missing[dataset] = Session(self.settings, dataset, seed)
         backbones: dict[tuple[str, str], Backbone] = {}
         for dataset in [*missing]:
             session = missing.pop(dataset)  # all together may not fit in memory

@@ -108,7 +108,7 @@ class Session:
     Everything is loaded when it is first needed, so that a session whose cells are all finished costs nothing.
 
     Args:
-        quiet: print no remarks on the data; the session of the first seed in the main process prints them.
+        quiet: print no remarks; those of the first seed in the main process suffice.
     """
 
     def __init__(self, settings: Settings, dataset: str, seed: int, *, quiet: bool = False) -> None:
@@ -122,7 +122,7 @@ class Session:
     @cached_property
     def _raw(self) -> Any:
         profile = self.settings.profile
-        raw = load_raw(
+        return load_raw(
             self.dataset,
             self.settings.source,
             data=self.settings.data,
@@ -130,12 +130,6 @@ class Session:
             max_dev=profile.max_dev,
             max_test=profile.max_test,
         )
-        self._tell(raw.remarks)
-        return raw
-
-    def _tell(self, remarks: Iterable[str]) -> None:
-        for remark in () if self._quiet else remarks:
-            print(clean(f"{self.dataset}: {remark}"), file=sys.stderr)
 
     @cached_property
     def backbone_name(self) -> str:
@@ -170,7 +164,8 @@ class Session:
         except Exception as error:
             self._unusable = format_error(error)
             raise
-        self._tell(found.unknown)
+        if not self._quiet:
+            self._tell(found.unknown)
         return found
 
     def binding(self, name: str, reference: str | None) -> Binding:
@@ -210,8 +205,14 @@ class Session:
         uses = isinstance(method, UsesWordHead) and method.uses_word_head(self.settings.profile.config(name))
         return [self.backbone.head_fingerprint] if uses else []
 
+    def _tell(self, remarks: Iterable[str]) -> None:
+        for remark in remarks:
+            print(clean(f"{self.dataset}: {remark}"), file=sys.stderr)
+
     def check(self, backbones: dict[tuple[str, str], Backbone]) -> None:
-        """Load the data and the backbone, and tokenise a few rows of each split. Embedded ones are not loaded.
+        """Load the data and the backbone, print remarks on the data, and tokenise a few rows of each split.
+
+        Embedded ones are not loaded.
 
         Args:
             backbones: those that were loaded before, by name and language; extended by this one.
@@ -223,6 +224,7 @@ class Session:
         if self.settings.source == "embedded" and named == {EMBEDDED}:
             return
         raw, key = self._raw, (self.backbone_name, self._language)
+        self._tell(raw.remarks)
         backbone = backbones[key] if key in backbones else backbones.setdefault(key, self.backbone)
         for split in (raw.train, raw.dev, raw.test):
             few = split.select(range(min(len(split), _TRIED)))
