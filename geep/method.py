@@ -27,7 +27,7 @@ from harness.execution.run_pass import Answer
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.fitted import AssignedExits, load_model, read_json, read_points, reading
 from harness.toolkit.method_settings import Head, MethodSettings, speed_name
-from harness.toolkit.training import dev_accuracies, train
+from harness.toolkit.training import mean_dev_accuracy, train
 
 TUNING = Execution(batch_size=64)
 
@@ -103,11 +103,6 @@ class Geep(BaseMethod[GeepSettings]):
         torch.manual_seed(seed)
         model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), own.head)
 
-        def evaluate() -> float:
-            # Every exit answers some samples, so all exits count.
-            scores = dev_accuracies(model, task.dev)
-            return sum(scores) / len(scores)
-
         report = train(
             model,
             lambda tokens, layout, labels: shared_exit_loss(model, tokens, layout, labels),
@@ -115,7 +110,7 @@ class Geep(BaseMethod[GeepSettings]):
             own,
             seed=seed,
             name=f"geep {task.name}",
-            evaluate=evaluate,
+            evaluate=lambda: mean_dev_accuracy(model, task.dev),
         )
         fitted = FittedGeep(model, report)
         observed = exit_logits(model, table_rows.tokens, TUNING)

@@ -18,7 +18,6 @@ from geep.method import TUNING, FittedGeep
 from geep.predictor import DevView
 from harness.contracts import OperatingPoint, Predictions, Role
 from harness.core.clock import Phases
-from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.transfer import upload
@@ -26,6 +25,7 @@ from harness.execution.executors import exit_logits
 from harness.execution.exit_rules import Entropy, candidate_thresholds
 from harness.execution.verified import run_verified
 from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.distillation import teacher_of_kind
 from harness.toolkit.fitted import ChosenPoints, read_points, reading, write_points
 from harness.toolkit.method_settings import MethodSettings, speed_name
 
@@ -168,12 +168,8 @@ class FittedVerified(ChosenPoints):
 
 
 def _geep(teachers: Teachers) -> FittedGeep:
-    geep = teachers["geep"]
-    if not isinstance(geep, FittedGeep):
-        raise ConfigError(
-            f"geep-verified needs the method 'geep' of this project, got {type(geep).__name__}: use it as the teacher"
-        )
-    return geep
+    needs = "geep-verified needs the method 'geep' of this project"
+    return teacher_of_kind(FittedGeep, teachers, "geep", needs, "use it as the teacher")
 
 
 class GeepVerifiedSettings(MethodSettings):

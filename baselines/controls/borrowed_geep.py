@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from harness.contracts import Kind, OperatingPoint, Role
-from harness.core.errors import ConfigError
 from harness.core.tokens import Split
 from harness.toolkit.base_method import BorrowingMethod, Teachers
+from harness.toolkit.distillation import teacher_of_kind
 from harness.toolkit.fitted import AssignedExits, BorrowedModel
 from harness.toolkit.method_settings import SpeedSettings
 
@@ -46,9 +46,6 @@ class GeepControl(BorrowingMethod[SpeedSettings]):
     borrowed: ClassVar[type[BorrowedGeep]]
 
     def borrow(self, teachers: Teachers) -> BorrowedGeep:
-        geep = teachers["geep"]
-        if not isinstance(geep, AssignedExits):
-            raise ConfigError(
-                f"{self.name} needs a 'geep' that assigns exits beforehand, got {type(geep).__name__}: name one in its needs"
-            )
+        needs = f"{self.name} needs a 'geep' that assigns exits beforehand"
+        geep = teacher_of_kind(AssignedExits, teachers, "geep", needs, "name one in its needs")  # type: ignore[type-abstract]
         return self.borrowed(geep.model, None, geep=geep)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from harness.contracts import OperatingPoint, Predictions
-from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_faithful
 from harness.toolkit.base_method import BorrowingMethod, Teachers
+from harness.toolkit.distillation import teacher_of_kind
 from harness.toolkit.fitted import BorrowedModel, SequentialExits
 from harness.toolkit.method_settings import SpeedSettings
 
@@ -34,9 +34,6 @@ class FastBertFaithful(BorrowingMethod[SpeedSettings]):
     settings = SpeedSettings
 
     def borrow(self, teachers: Teachers) -> ReleasedLoop:
-        tuned = teachers["fastbert"]
-        if not isinstance(tuned, SequentialExits):
-            raise ConfigError(
-                f"{self.name} needs the method 'fastbert' of this project, got {type(tuned).__name__}: name it in its needs"
-            )
+        needs = f"{self.name} needs the method 'fastbert' of this project"
+        tuned = teacher_of_kind(SequentialExits, teachers, "fastbert", needs, "name it in its needs")
         return ReleasedLoop(tuned.model, None, tuned.points)

@@ -22,7 +22,7 @@ from harness import registry
 from harness.contracts import DistilsGenerally
 from harness.core import clock
 from harness.core.errors import ConfigError, MethodError, UnknownNameError
-from harness.encoder.backbone import Backbone, content_of, default_device, load_backbone
+from harness.encoder.backbone import Backbone, content_of, load_backbone
 from harness.pretraining import export, model_card, plan
 from harness.pretraining.evaluate import held_out_loss, perplexity
 from harness.pretraining.general_distillation import Distillation
@@ -30,7 +30,6 @@ from harness.pretraining.loop import Trainer
 from harness.pretraining.recipe import PretrainRecipe
 from harness.pretraining.text import shards, vocabulary
 
-FACTS = "distillation.json"
 # Options that are settings of the method, which rejects those that it does not know.
 SETTINGS = ("layers", "width", "intermediate", "temperature", "alpha_ce", "alpha_mlm", "alpha_cos", "soft_on")
 
@@ -55,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no output folder: name one for the student with --out DIR")
     began = clock.now()
     method = _method(args.method)
-    device = args.device or default_device()
-    plan.check_device(device)
+    device = plan.device_of(args)
     recipe = PretrainRecipe.from_options(args, **method.general_recipe)
     teacher = load_backbone(args.teacher, args.lang, device=device)
     longest = teacher.shape.max_positions
@@ -101,15 +99,13 @@ def _finish(
     if model.words is not None:
         held |= {"words": perplexity(model.words, data, share=recipe.mask_share, every=False)}
     shape = replace(model.encoder.shape, dropout=teacher.shape.dropout)  # the dropout for fine-tuning
-    written = model.words or model.encoder
-    names = export.write(args.out, written, shape, data.tokenizer, one_segment=False)
     facts = {
-        **model_card.common_facts(args, trainer, data, written, shape, names),
         "method": args.method,
         "teacher": {"name": teacher.name, **teacher.shape.to_dict()},
         "objective": model.objective,
         "evaluation": held,
     }
-    model_card.write(args.out, FACTS, facts, model_card.render("student", facts))
+    student = model.words or model.encoder
+    written = model_card.publish("student", args, trainer, data, student, shape, facts, one_segment=False)
     print(f"held-out loss: {'-' if held['loss'] is None else format(held['loss'], '.4f')}")
-    print(f"student: {model_card.folder_line(args.out, facts, names)}")
+    print(written)

@@ -16,67 +16,79 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import UndefinedError
-from torch import nn
 
 from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ResultError
 from harness.core.files import fill_template, write_json, write_text
-from harness.encoder.model import parameters_of
+from harness.encoder.masked_words import MaskedWordModel
+from harness.encoder.model import Encoder, parameters_of
 from harness.encoder.shape import EncoderShape
+from harness.pretraining import export
 from harness.pretraining.loop import Trainer
 from harness.pretraining.text.shards import Shards
 
-FACTS = "pretraining.json"
+FACTS = {"backbone": "pretraining.json", "student": "distillation.json"}
 CARD = "README.md"
 
 
-def common_facts(
+def publish(
+    kind: str,
     args: argparse.Namespace,
     trainer: Trainer,
     data: Shards,
-    model: nn.Module,
+    model: MaskedWordModel | Encoder,
     shape: EncoderShape,
-    names: Sequence[str],
-) -> dict[str, Any]:
-    """Return the facts that the cards of backbones and students share.
+    more: Mapping[str, Any],
+    *,
+    one_segment: bool,
+) -> str:
+    """Write the folder of a backbone or student: config, tokenizer, weights, facts and card.
 
     Args:
+        kind: ``"backbone"`` or ``"student"``.
         model: as written.
-        names: files of its weights in ``args.out``.
+        shape: for the config, with the dropout for fine-tuning.
+        more: facts beside those that backbones and students share; those of the ``run`` are added to the shared ones.
+        one_segment: see :func:`harness.pretraining.export.tensors_of`.
+
+    Returns:
+        The folder with the size and the number of its weight files, for the terminal.
+
+    Raises:
+        ResultError: the folder cannot be written.
     """
+    names = export.write(args.out, model, shape, data.tokenizer, one_segment=one_segment)
     machine, progress = environment_facts(), trainer.progress
     cpu = f"{machine['cpu']}, {machine['torch_threads']} threads"
-    return {
-        "language": data.facts["language"],
+    size = sum((args.out / name).stat().st_size for name in names)
+    run = {**vars(progress), "loss": progress.loss if math.isfinite(progress.loss) else None}
+    facts = {
+        **{name: data.facts[name] for name in ("language", "sources", "train")},
         "licence": args.licence,
         "about": args.about,
-        "sources": data.facts["sources"],
-        "train": data.facts["train"],
         "shape": shape.to_dict(),
         "parameters": parameters_of(model),
-        "bytes": sum((args.out / name).stat().st_size for name in names),
+        "bytes": size,
         "recipe": trainer.recipe.model_dump(),
-        "run": {**vars(progress), "loss": progress.loss if math.isfinite(progress.loss) else None},
         "device": machine["gpu"]["name"] if trainer.device.type == "cuda" else cpu,
         "fingerprint": machine,
+        **more,
+        "run": run | more.get("run", {}),
     }
+    write(args.out, kind, facts)
+    return f"{kind}: {args.out} ({size / 2**20:.1f} MiB in {len(names)} file{'s' if len(names) > 1 else ''})"
 
 
-def folder_line(folder: Path, facts: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return the folder with the size and the number of its weight files, for the terminal."""
-    return f"{folder} ({facts['bytes'] / 2**20:.1f} MiB in {len(names)} file{'s' if len(names) > 1 else ''})"
+def render(kind: str, facts: Mapping[str, Any]) -> str:
+    """Return the card of a backbone or student as Markdown, from the facts of its run."""
+    return fill_template(__file__, f"{kind}.md.j2", dict(facts), count="{:,.0f}".format) + "\n"
 
 
-def render(template: str, facts: Mapping[str, Any]) -> str:
-    """Return a card as Markdown: the template ``backbone`` or ``student``, filled with the facts of a run."""
-    return fill_template(__file__, f"{template}.md.j2", dict(facts), count="{:,.0f}".format) + "\n"
-
-
-def write(folder: Path, name: str, facts: Mapping[str, Any], text: str) -> None:
-    """Write the facts as the JSON file ``name``, and the card, into an existing folder."""
-    write_json(folder / name, facts)
-    write_text(folder / CARD, text)
+def write(folder: Path, kind: str, facts: Mapping[str, Any]) -> None:
+    """Write facts and card of a backbone or student into an existing folder."""
+    write_json(folder / FACTS[kind], facts)
+    write_text(folder / CARD, render(kind, facts))
 
 
 def add_accuracy(folder: Path, rows: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -90,16 +102,16 @@ def add_accuracy(folder: Path, rows: Sequence[Mapping[str, Any]], control: Seque
         ResultError: the folder has no facts, or the rows do not come from ``suites.studies.depth``.
     """
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((folder / FACTS["backbone"]).read_text(encoding="utf-8"))
         rivals = {(row["dataset"], row["method"]): dict(row) for row in control}
         new = {key: {**row, "control": rivals.get(key)} for row in rows for key in [(row["dataset"], row["method"])]}
         old = [row for row in facts.get("accuracy", []) if (row["dataset"], row["method"]) not in new]
         facts["accuracy"] = [*old, *new.values()]
-        write(folder, FACTS, facts, render("backbone", facts))
+        write(folder, "backbone", facts)
     except (OSError, ValueError, KeyError, TypeError, UndefinedError) as error:
         raise ResultError(
-            f"cannot add accuracies to {folder} ({error!r}): give a folder with the {FACTS} of geep-bench pretrain, and rows of "
-            "suites.studies.depth"
+            f"cannot add accuracies to {folder} ({error!r}): give a folder with the {FACTS['backbone']} of geep-bench "
+            "pretrain, and rows of suites.studies.depth"
         ) from error
 
 

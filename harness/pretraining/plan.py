@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from harness.core import clock
 from harness.core.errors import ConfigError, DeviceError, ResultError
 from harness.core.files import content_key, write_json
+from harness.encoder.backbone import default_device
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import parameters_of
 from harness.pretraining import snapshot
@@ -28,14 +29,16 @@ UNFINISHED = 3
 DEFAULT_STEPS = 10_000
 
 
-def check_device(device: str) -> None:
-    """Check that the device exists.
+def device_of(args: argparse.Namespace) -> str:
+    """Return the device that the options name; by default CUDA where there is one.
 
     Raises:
         DeviceError: this machine has no CUDA device.
     """
+    device: str = args.device or default_device()
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: this machine has no usable CUDA device: use --device cpu")
+    return device
 
 
 def _progress(args: argparse.Namespace, text: str) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 
 from harness.core import clock
 from harness.core.errors import ConfigError, ResultError
-from harness.encoder.backbone import default_device
 from harness.encoder.checkpoint import content_of
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.shape import EncoderShape
@@ -40,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None and not args.shards_only:
         raise ConfigError("no output folder: name one for the backbone with --out DIR (or use --shards-only)")
     began = clock.now()
-    device = args.device or default_device()
-    plan.check_device(device)
+    device = plan.device_of(args)
     recipe = PretrainRecipe.from_options(args)
     work = args.work or (args.out / "training" if args.out else None)
     if not args.shards_only:  # checked before anything that takes long
@@ -87,17 +85,13 @@ def _finish(
     export.round_to_half(model)
     held = perplexity(model, data, share=recipe.mask_share, every=recipe.multi_exit)
     second_used = data.paired or (origin is not None and origin["embeddings"])
-    # ``shape`` has the dropout for fine-tuning.
-    names = export.write(args.out, model, shape, data.tokenizer, one_segment=not second_used)
     before = _facts(args.out) if finished_before else {}
-    facts = model_card.common_facts(args, trainer, data, model, shape, names)
-    facts |= {
+    facts = {
         "heldout": data.facts["heldout"],
         "objective": "masked words from every layer, mean of the losses" if recipe.multi_exit else "masked words",
         "masking": "runs of characters" if data.facts["language"] == "zh" else "whole words",
         "start": origin,
         "run": {
-            **facts["run"],
             "epochs": progress.step * recipe.accumulate / trainer.stream.per_epoch,
             "flops": progress.step * trainer.flops_per_step(),
             "peak": trainer.peak or before.get("run", {}).get("peak"),
@@ -107,15 +101,15 @@ def _finish(
         "evaluation": held,
         "accuracy": before.get("accuracy", []),
     }
-    model_card.write(args.out, model_card.FACTS, facts, model_card.render("backbone", facts))
+    written = model_card.publish("backbone", args, trainer, data, model, shape, facts, one_segment=not second_used)
     known = "-" if held["perplexity"] is None else "{perplexity:.2f} (from word frequencies alone: {by_frequency:.0f})"
     print(f"held-out perplexity: {known.format(**held)}")
-    print(f"backbone: {model_card.folder_line(args.out, facts, names)}")
+    print(written)
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     """Return the facts of an earlier call; empty if there are none."""
-    path = folder / model_card.FACTS
+    path = folder / model_card.FACTS["backbone"]
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except ValueError as error:

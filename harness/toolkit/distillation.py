@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,24 @@ from harness.encoder.model import Encoder, EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.fitted import FittedModel, FullDepth
 from harness.toolkit.method_settings import Head
+
+K = TypeVar("K")
+
+
+def teacher_of_kind(kind: type[K], teachers: Mapping[str, Fitted], name: str, needs: str, advice: str) -> K:
+    """Return a teacher.
+
+    Args:
+        needs: for the error: who needs what, e.g. ``"geep-verified needs the method 'geep' of this project"``.
+        advice: for the error.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind.
+    """
+    fitted = teachers.get(name)
+    if not isinstance(fitted, kind):
+        raise ConfigError(f"{needs}, got {type(fitted).__name__}: {advice}")
+    return fitted
 
 
 def fitted_teacher(teachers: Mapping[str, Fitted], name: str = "bert") -> FittedModel:
@@ -48,11 +67,8 @@ def fine_tuned(
     Raises:
         ConfigError: there is none, it is of another kind, or ``head`` is given and not its kind of head.
     """
-    fitted = teachers.get(name)
-    if not isinstance(fitted, FullDepth):
-        raise ConfigError(
-            f"{method} needs a fine-tuned full-depth '{name}', got {type(fitted).__name__}: name one in its needs"
-        )
+    needs = f"{method} needs a fine-tuned full-depth '{name}'"
+    fitted = teacher_of_kind(FullDepth, teachers, name, needs, "name one in its needs")
     fitted_teacher(teachers, name)
     if head not in (None, fitted.model.head_kind):
         raise ConfigError(f"{method}: head '{head}' is not '{name}'s '{fitted.model.head_kind}': set both alike")

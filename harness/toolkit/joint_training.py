@@ -25,7 +25,7 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.method_settings import BudgetSettings, Head
 from harness.toolkit.rule_exits import RuleExits, RuleName, under_rule
-from harness.toolkit.training import LossFn, dev_accuracies, train
+from harness.toolkit.training import LossFn, mean_dev_accuracy, train
 
 
 class JointSettings(BudgetSettings):
@@ -136,10 +136,6 @@ class JointMethod(BaseMethod[J], Generic[J]):
         model = MultiExitModel(backbone.encoder(), task.num_labels, exits, own.head)
         gate = ExitGate(backbone.shape.width).to(model.encoder.device) if self.gated else None
 
-        def evaluate() -> float:
-            scores = dev_accuracies(model, task.dev)
-            return sum(scores) / len(scores)
-
         report = train(
             nn.ModuleList([model] if gate is None else [model, gate]),
             self.objective(model, gate, own),
@@ -147,7 +143,7 @@ class JointMethod(BaseMethod[J], Generic[J]):
             own,
             seed=seed,
             name=f"{self.name} {task.name}",
-            evaluate=evaluate if self.keeps_best else None,
+            evaluate=(lambda: mean_dev_accuracy(model, task.dev)) if self.keeps_best else None,
         )
         return under_rule(
             RuleExits, model, report, method=self.name, rule=self.rule, budgets=own.budgets, dev=task.dev, gate=gate

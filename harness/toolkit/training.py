@@ -233,3 +233,9 @@ def dev_accuracies(model: MultiExitModel, dev: Split) -> list[float]:
     """Return the accuracy on dev of every answering layer, in order of depth."""
     logits = exit_logits(model, dev.tokens, Execution(batch_size=64))
     return [float((answer.argmax(-1) == dev.labels).float().mean()) for answer in logits]
+
+
+def mean_dev_accuracy(model: MultiExitModel, dev: Split) -> float:
+    """Return the mean of :func:`dev_accuracies`: a score for models all of whose exits answer some samples."""
+    scores = dev_accuracies(model, dev)
+    return sum(scores) / len(scores)

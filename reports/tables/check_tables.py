@@ -107,15 +107,14 @@ def overlap_tables(view: View) -> list[Table[OverlapRow]]:
         "Rows are the same if their token ids are, cut to the length that the model sees. In brackets: share of the test samples. "
         "Thresholds are tuned on dev and weights on train, so the rows that test shares with them were seen before."
     )
-    values: dict[str, Callable[[OverlapRow], object]] = {f"overlap_{name}": _count_of(name) for name in _OVERLAPS}
+    values: dict[str, Callable[[OverlapRow], object]] = {
+        f"overlap_{name}": lambda row, name=name: row.counts[name]  # type: ignore[misc]
+        for name in _OVERLAPS
+    }
     csv = ("dataset", "test", *values)
     values["dataset"] = lambda row: row.label
     name = f"overlaps{file_tag(view.synthetic)}"
     return [Table(name, "Rows that splits share" + tag, rows, columns, csv, [note], values=values)]
-
-
-def _count_of(name: str) -> Callable[[OverlapRow], int | None]:
-    return lambda row: row.counts[name]
 
 
 def _counts(name: str, label: str) -> Column[OverlapRow]:

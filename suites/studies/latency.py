@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom
 
-from harness.cli.argument_types import OneLineParser, comma_separated, positive_number, whole_number
+from harness.cli.argument_types import OneLineParser, positive_number, whole_number
 from harness.contracts import Execution
 from harness.core.tokens import TokenSet
 from harness.measure.passes import TimedPass
-from suites.studies.shared.study import DatasetStudy
+from suites.studies.shared.study import DatasetStudy, add_batch_sizes
 from suites.studies.shared.study_methods import StudyMethod
 from suites.studies.shared.study_page import Page, dataset_title, number, scale, seconds
-from suites.studies.shared.sweep import SIZES, Pass, samples_of
+from suites.studies.shared.sweep import Pass, samples_of
 
 QUANTILES = (0.5, 0.9, 0.99)
 TURN = 10  # calls of one method before the next method
@@ -138,10 +138,7 @@ class LatencyStudy(DatasetStudy):
     @classmethod
     def add_options(cls, parser: OneLineParser) -> None:
         count = whole_number(1)
-        sizes = comma_separated(count)
-        parser.add_argument(
-            "--batch-sizes", type=sizes, default=list(SIZES), metavar="1,2,4", help="sizes of the sweep"
-        )
+        add_batch_sizes(parser)
         parser.add_argument("--calls", type=count, default=400, metavar="N", help="calls per method; default 400")
         parser.add_argument("--seconds", type=positive_number, default=30.0, metavar="S", help="per method; default 30")
 

@@ -40,10 +40,10 @@ from harness.measure.passes import TimedPass
 from harness.running.run_settings import Settings, validate_settings
 from suites.studies.shared.order_tables import page
 from suites.studies.shared.ordering import ORDERS, PREDICTING, SORTING, around, execution_for, pointless
-from suites.studies.shared.study import Study
+from suites.studies.shared.study import Study, add_batch_sizes
 from suites.studies.shared.study_methods import PREDICTOR, StudyMethod, StudySamples, with_protocol
 from suites.studies.shared.study_page import Page
-from suites.studies.shared.sweep import SIZES, Pass, samples_of, spread, take_turns, warm_up
+from suites.studies.shared.sweep import Pass, samples_of, spread, take_turns, warm_up
 
 AGAIN = "again"  # the second of the A/A pair
 REGIMES = ("fixed", "best")
@@ -89,10 +89,7 @@ class OrderStudy(Study):
     @classmethod
     def add_options(cls, parser: OneLineParser) -> None:
         count, protocols = whole_number(1), ["modern", "paper"]
-        sizes = comma_separated(count)
-        parser.add_argument(
-            "--batch-sizes", type=sizes, default=list(SIZES), metavar="1,2,4", help="sizes of the sweep"
-        )
+        add_batch_sizes(parser)
         parser.add_argument("--fixed", type=count, default=32, metavar="N", help="common batch size; default 32")
         parser.add_argument(
             "--protocols", type=comma_separated(one_of(*protocols)), default=protocols, metavar="modern,paper"

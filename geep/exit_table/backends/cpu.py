@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from geep.exit_table.backends.interface import KeyHits
+from geep.exit_table.backends.interface import Backend, KeyHits
 from geep.exit_table.keys import ID_BITS, PackedKeys, token_key
 from geep.exit_table.rows import SCALE, exits_at, smoothed_rows
 
@@ -26,11 +26,10 @@ ROWS = 1 << 16  # the same for smoothing, which takes some 500 bytes per row
 SMALLEST_MERGE = 1 << 20  # keys
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Dense and sorted counts on the CPU."""
 
     name = "cpu"
-    device: torch.device | None = None
 
     def __init__(self, num_layers: int, ngram: int) -> None:
         self._layers = num_layers
@@ -106,9 +105,6 @@ class CpuBackend:
     def exits(self, packed: PackedKeys, per_mille: list[int]) -> tuple[Tensor, KeyHits]:
         sums, tally = self.sums(packed)
         return exits_at(sums, per_mille), tally
-
-    def check(self) -> None:
-        return None
 
     @property
     def layout(self) -> str:

@@ -31,7 +31,7 @@ class Backend(Protocol):
     """
 
     name: str
-    device: torch.device | None
+    device: torch.device | None = None
 
     def insert(self, packed: PackedKeys, exits: Tensor) -> None:
         """Count every key of sample i at ``exits[i]`` (int64 [N]).
@@ -56,11 +56,12 @@ class Backend(Protocol):
         """Return the exits at Q quantiles of those sums, int16 [N, Q] on the samples' device; see ``rows.exits_at``."""
 
     def check(self) -> None:
-        """Report invalid ids of earlier queries (see ``device``).
+        """Report invalid ids of earlier queries (see ``device``); nothing by default.
 
         Raises:
             ConfigError: an id or an offset was out of range; it was left out.
         """
+        return None
 
     @property
     def layout(self) -> str:

@@ -8,16 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geep.exit_table.backends.interface import KeyHits
+from geep.exit_table.backends.interface import Backend, KeyHits
 from geep.exit_table.keys import PackedKeys
 from geep.exit_table.rows import SCALE
 
 
-class ReferenceBackend:
+class ReferenceBackend(Backend):
     """A dictionary from key to counts."""
 
     name = "reference"
-    device: torch.device | None = None
 
     def __init__(self, num_layers: int, ngram: int) -> None:
         self._layers = num_layers
@@ -78,9 +77,6 @@ class ReferenceBackend:
                         exits[sample, column] = exit_layer
                         break
         return torch.from_numpy(exits).to(sums.device), tally
-
-    def check(self) -> None:
-        return None
 
     @property
     def layout(self) -> str:

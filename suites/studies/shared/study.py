@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
-from harness.cli.argument_types import OneLineParser, whole_number
+from harness.cli.argument_types import OneLineParser, comma_separated, whole_number
 from harness.cli.main import settings_of
 from harness.cli.run_options import add_run_options
 from harness.contracts import Execution
@@ -26,7 +26,7 @@ from harness.running.session import CHASSIS_VERSION, Session
 from suites.studies.shared.resume_file import ResumeFile
 from suites.studies.shared.study_methods import StudyMethod, StudySamples
 from suites.studies.shared.study_page import Page
-from suites.studies.shared.sweep import sweep
+from suites.studies.shared.sweep import SIZES, sweep
 
 
 def study_parser(name: str, doc: str | None) -> OneLineParser:
@@ -51,6 +51,12 @@ def settings_from(args: argparse.Namespace, **changes: Any) -> Settings:
     settings = settings_of(argparse.Namespace(**{**vars(args), "out": None, **changes}))
     validate_settings(settings)
     return settings
+
+
+def add_batch_sizes(parser: OneLineParser) -> None:
+    """Add the option that :meth:`Study.sweep` reads."""
+    sizes = comma_separated(whole_number(1))
+    parser.add_argument("--batch-sizes", type=sizes, default=list(SIZES), metavar="1,2,4", help="sizes of the sweep")
 
 
 class Study(ABC):
