@@ -87,22 +87,22 @@ def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
     Raises:
         ConfigError: the files have no cell in common, or none with the same test rows and settings.
     """
-    cells = [{_key(cell): cell for cell in run.cells} for _, run in runs]
-    common = set.intersection(*map(set, cells))
+    by_key = [{_key(cell): cell for cell in run.cells} for _, run in runs]
+    common = set.intersection(*map(set, by_key))
     if not common:
         raise ConfigError("these files have no cell in common: give packed runs of one profile")
     first = runs[0][1]
     unlike: dict[_Key, list[str]] = {
         key: words
         for key in common
-        for (_, run), own in zip(runs, cells, strict=True)
-        if (words := cell_differences(first, run, cells[0][key], own[key]))
+        for (_, run), own in zip(runs, by_key, strict=True)
+        if (words := cell_differences(first, run, by_key[0][key], own[key]))
     }
     common -= set(unlike)
     if not common:
-        words = ", ".join(dict.fromkeys(word for found in unlike.values() for word in found))
+        said = ", ".join(dict.fromkeys(word for words in unlike.values() for word in words))
         raise ConfigError(
-            f"no cell of these files is the same in all of them, they differ in {words}: give runs that do not"
+            f"no cell of these files is the same in all of them, they differ in {said}: give runs that do not"
         )
     if unlike:
         print(f"{len(unlike)} cells are left out, because files differ in their test rows or settings", file=sys.stderr)
