@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
+from harness.results.run_folder import RunFolder
+from reports.analysis.conditions import find_belonging
 from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.terminal import summary
@@ -128,3 +131,17 @@ def test_an_old_run_without_samples_is_shown(fabricate):
     shutil.rmtree(run.path / "samples")
     view = build_view(run.path)
     assert view.warnings == 0 and {row.ratio_reference for row in view.rows} == {"bert"}
+
+
+PUBLISHED = sorted(
+    place.parent for place in (Path(__file__).parents[3] / "reports" / "published").glob("*/results") if place.is_dir()
+)
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda path: path.name)
+def test_published_runs_stay_whole(published, tmp_path):
+    """Every published run is read completely, nothing is set aside, and its cells stay together."""
+    run = RunFolder.open(shutil.copytree(published / "results", tmp_path / "run" / "results").parent)
+    results = run.results()
+    assert len(results) == len(list((published / "results").iterdir())) and not run.broken
+    assert find_belonging(run, results).apart == []
