@@ -60,8 +60,8 @@ def attributes(*classes: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in (base for one in classes for base in reversed(one.__mro__)):
         _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
-        for match in re.finditer(r"^    (\w+): (.+(?:\n {6,}.+)*)", section, re.MULTILINE):
-            found[match[1]] = plain(match[2])
+        for match in re.finditer(r"^    (\w+(?:, \w+)*): (.+(?:\n {6,}.+)*)", section, re.MULTILINE):
+            found |= dict.fromkeys(match[1].split(", "), plain(match[2]))
     return found
 
 

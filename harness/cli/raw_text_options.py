@@ -95,7 +95,7 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     _add_data(parser, language_required=True)
 
     student = parser.add_argument_group("student", "defaults are the method's, as published")
-    student.add_argument("--layers", type=whole_number(1), metavar="N")
+    student.add_argument("--layers", type=whole_number(1), metavar="N", help="of the student")
     student.add_argument("--width", type=whole_number(1), metavar="N", help="tinybert")
     student.add_argument("--intermediate", type=whole_number(1), metavar="N", help="tinybert")
     student.add_argument("--temperature", type=float, metavar="T", help="distilbert: of soft words; default 2")
@@ -145,14 +145,18 @@ def _add_recipe(
     recipe = parser.add_argument_group("recipe", title)
     recipe.add_argument("--rows", type=int, metavar="N", help="rows on the device at a time; default 256")
     recipe.add_argument("--accumulate", type=int, metavar="N", help="such batches per step; default 1")
-    recipe.add_argument("--learning-rate", type=float, metavar="R")
+    recipe.add_argument("--learning-rate", type=float, metavar="R", help="peak learning rate")
     recipe.add_argument("--warmup", type=float, metavar="S", help="share of the steps")
-    recipe.add_argument("--weight-decay", type=float, metavar="W")
+    recipe.add_argument("--weight-decay", type=float, metavar="W", help="of AdamW")
     recipe.add_argument("--clip", type=float, metavar="G", help="largest norm of the gradient")
     recipe.add_argument("--mask-share", type=float, metavar="S", help="share of the tokens to mask; default 0.15")
     recipe.add_argument("--dropout", type=float, metavar="P", help="while training")
-    recipe.add_argument("--precision", choices=("auto", "float32", "bfloat16"))
-    recipe.add_argument("--seed", type=int, metavar="N")
+    recipe.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        help="of training; auto: bfloat16 where the hardware has it",
+    )
+    recipe.add_argument("--seed", type=int, metavar="N", help="of weights, texts and masks")
     for action in recipe._group_actions:
         if action.dest in defaults:
             action.default = defaults[action.dest]

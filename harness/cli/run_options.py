@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     add_run_options(run)
 
     report = commands.add_parser("report", help="make the report of a run folder again")
-    report.add_argument("run", type=Path, metavar="RUN")
+    report.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
     comparing = commands.add_parser(
         "compare",
@@ -155,11 +155,11 @@ def parser() -> argparse.ArgumentParser:
     )
 
     packing = commands.add_parser("pack", help="pack a run into one small file, as a reference for compare")
-    packing.add_argument("run", type=Path, metavar="RUN")
-    packing.add_argument("file", type=Path, metavar="FILE")
+    packing.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    packing.add_argument("file", type=Path, metavar="FILE", help="packed run to write")
 
     listing = commands.add_parser("list", help="list methods, datasets, backbones or profiles")
-    listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"))
+    listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"), help="what to list")
     listing.add_argument(
         "--profile",
         metavar="P",
@@ -168,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
 
     flops = commands.add_parser("flops", help="FLOPs of one sample in closed form, in both conventions")
     flops.add_argument("--backbone", required=True, metavar="ID", help="known name (offline), folder or hub id")
-    flops.add_argument("--labels", type=whole_number(1), default=2, metavar="N")
+    flops.add_argument("--labels", type=whole_number(1), default=2, metavar="N", help="classes (default 2)")
     flops.add_argument("--seq-len", type=whole_number(1), default=128, metavar="T", help="tokens, padding included")
     flops.add_argument(
         "--exit",

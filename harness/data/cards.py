@@ -17,7 +17,13 @@ Model = TypeVar("Model", bound=StrictSettings)
 
 
 class Columns(StrictSettings):
-    """Columns of a hub copy. Several ``text`` columns are joined with a space; empty values are left out."""
+    """Columns of a hub copy.
+
+    Attributes:
+        text: one, or several that are joined with a space; empty values are left out.
+        text_pair: the second text of a pair; ``None`` for single texts.
+        label: the class.
+    """
 
     text: tuple[str, ...] = Field(default=("text",), min_length=1)
     text_pair: str | None = None
@@ -25,18 +31,25 @@ class Columns(StrictSettings):
 
 
 class DatasetCard(StrictSettings):
-    """One dataset. What is uncertain about it is said in ``notes``, which go into every result.
+    """One dataset.
 
     Attributes:
         name: as on the command line.
+        title: as in tables and figures.
+        language: of the texts.
+        task: what is classified, in a few words.
         label_names: in the order of the labels, 0 first.
         columns: of the hub copy; a dataset with a ``text_pair`` has pairs of texts as samples.
         label_offset: subtracted from the labels of the hub copy, which may count from 1.
         hub_id: repository of a copy without loading script; ``None`` if no faithful copy is known.
         hub_revision: pinned commit; ``None`` if none has been verified.
+        hub_config: configuration of that repository, if it has several.
         hub_splits: our split name -> name on the hub. A missing ``dev`` or ``test`` is carved from train.
         split_rule: where the three splits come from.
         expected_sizes: published numbers of rows, as far as they are certain.
+        licence: of the data.
+        citation: of the paper that introduced it.
+        notes: what is uncertain about it; they go into every result.
     """
 
     name: Name

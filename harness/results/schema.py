@@ -21,7 +21,24 @@ class StrictRecord(BaseModel):
 
 
 class Cell(StrictRecord):
-    """The coordinates that identify one measurement."""
+    """The coordinates that identify one measurement.
+
+    Attributes:
+        method: a method or variant.
+        dataset: its name.
+        source: where the data came from.
+        backbone: name of the encoder.
+        seed: of training.
+        point: operating point, e.g. ``speed=0.5``.
+        protocol: ``paper`` or ``modern`` (see the execution settings of a profile).
+        order: how samples were sorted, ``arrival`` or ``length``.
+        executor: how exits were run.
+        batch_size: samples.
+        device: ``cpu`` or ``cuda``.
+        dtype: of the predictions.
+        compute: eager, compiled, or in CUDA graphs.
+        batch_tokens: tokens that a batch may have at most; 0 without such a limit.
+    """
 
     method: StoredName
     dataset: StoredName
@@ -40,7 +57,15 @@ class Cell(StrictRecord):
 
 
 class Quality(StrictRecord):
-    """Accuracy with its 95 % bootstrap interval, on ``n`` test samples; all in 0..1."""
+    """Accuracy with its 95 % bootstrap interval; all in 0..1.
+
+    Attributes:
+        accuracy: share of correct test samples.
+        accuracy_low: lower end of the interval.
+        accuracy_high: upper end of the interval.
+        macro_f1: mean F1 over the classes that occur.
+        n: test samples.
+    """
 
     accuracy: float
     accuracy_low: float
@@ -52,9 +77,13 @@ class Quality(StrictRecord):
 class Cost(StrictRecord):
     """Mean executed cost per sample.
 
-    ``flops_linear``: 2 x MACs of linear layers, as FastBERT counts. ``flops_full``: all matrix products that ran.
-    ``mean_layers``: executed Transformer layers (averaged over tokens if tokens exit one by one); ``mean_heads``: executed
-    exit heads; ``depth``: layers of the model.
+    Attributes:
+        flops_linear: 2 x MACs of linear layers, as FastBERT counts.
+        flops_full: all matrix products that ran.
+        params: parameters of the model.
+        mean_layers: executed Transformer layers (averaged over tokens if tokens exit one by one).
+        mean_heads: executed exit heads.
+        depth: layers of the model.
     """
 
     flops_linear: float
@@ -67,12 +96,23 @@ class Cost(StrictRecord):
 
 
 class Speed(StrictRecord):
-    """Wall time of the timed region over ``rounds`` passes that alternate with the reference method.
+    """Wall time of the timed region over passes that alternate with the reference method.
 
-    ``seconds`` is the median over passes of all n samples. ``speedup`` is the median over rounds of reference seconds / own
-    seconds, ``None`` if the run has no reference; ``reference`` names it. ``phases`` are shares of the pass (0..1) by name.
-    ``round_seconds`` and ``reference_seconds`` are the single passes, round by round: successive passes of one series
-    differ by noise only, which is how the noise of a speed-up is estimated.
+    Attributes:
+        samples_per_s: at the median pass.
+        seconds: of all n samples, median over passes.
+        seconds_p10: 10th percentile over passes.
+        seconds_p90: 90th percentile over passes.
+        rounds: passes.
+        reference: the method that the speed-up is relative to; ``None`` if the run has none.
+        speedup: median over rounds of reference seconds / own seconds.
+        speedup_p10: 10th percentile over rounds.
+        speedup_p90: 90th percentile over rounds.
+        phases: shares of the pass (0..1) by name.
+        tokens_per_s: at the median pass.
+        round_seconds: the single passes, round by round. Successive passes of one series differ by noise only, which is how the
+            noise of a speed-up is estimated.
+        reference_seconds: the same of the reference.
     """
 
     samples_per_s: float
@@ -91,7 +131,15 @@ class Speed(StrictRecord):
 
 
 class Latency(StrictRecord):
-    """Seconds from ids to answers for single batches of ``batch_size`` samples: quantiles over ``n`` batches."""
+    """Seconds from ids to answers for single batches.
+
+    Attributes:
+        batch_size: samples in each.
+        n: batches.
+        p50: median.
+        p90: 90th percentile.
+        p99: 99th percentile.
+    """
 
     batch_size: int
     n: int
@@ -101,7 +149,13 @@ class Latency(StrictRecord):
 
 
 class Factor(StrictRecord):
-    """One factor of a speed-up: ``ratio`` is below 1 for a loss, ``what`` explains it."""
+    """One factor of a speed-up.
+
+    Attributes:
+        name: of the factor.
+        ratio: below 1 for a loss.
+        what: explains it.
+    """
 
     name: str
     ratio: float
@@ -109,7 +163,13 @@ class Factor(StrictRecord):
 
 
 class SpeedupFactors(StrictRecord):
-    """The factors of a speed-up over the reference, their ``product`` and the ``measured`` speed-up of the same round."""
+    """The factors of a speed-up over the reference.
+
+    Attributes:
+        factors: in the order of the explanation.
+        product: of all factors.
+        measured: the speed-up of the same round.
+    """
 
     factors: list[Factor]
     product: float
@@ -117,7 +177,13 @@ class SpeedupFactors(StrictRecord):
 
 
 class Resources(StrictRecord):
-    """Resources of a fitted method: bytes on disk, peak bytes of the process, joules (``None``: no counter)."""
+    """Resources of a fitted method.
+
+    Attributes:
+        disk_bytes: as stored, with the weights that it borrows from other methods.
+        host_peak_bytes: peak of the process during the passes; ``None`` if unknown.
+        joules_per_1000: energy for 1,000 samples; ``None`` without a counter.
+    """
 
     disk_bytes: int | None = None
     host_peak_bytes: int | None = None
@@ -125,7 +191,14 @@ class Resources(StrictRecord):
 
 
 class Overlaps(StrictRecord):
-    """Numbers of rows with the same ids in two splits, and of test rows that occur twice or more."""
+    """Numbers of rows with the same token ids.
+
+    Attributes:
+        train_test: test rows that occur in train.
+        dev_test: test rows that occur in dev.
+        train_dev: dev rows that occur in train.
+        within_test: test rows that occur twice or more.
+    """
 
     train_test: int
     dev_test: int
@@ -134,9 +207,16 @@ class Overlaps(StrictRecord):
 
 
 class Training(StrictRecord):
-    """Cost of fitting. ``passes_ratio``: layer passes per batch, relative to plain fine-tuning (None: untrained).
+    """Cost of fitting.
 
-    ``flops``: of the layers, forward and backward, linear convention.
+    Attributes:
+        seconds: wall time.
+        steps: optimiser steps.
+        layer_passes: forward passes of one sample through one layer, teachers included.
+        passes_ratio: layer passes per batch, relative to plain fine-tuning; ``None`` if nothing was trained.
+        best_epoch: epoch whose weights were kept, from 1; ``None`` if the last one is always kept.
+        dev_accuracy: best score on dev.
+        flops: of the layers, forward and backward, convention ``linear``.
     """
 
     seconds: float
@@ -151,9 +231,11 @@ class Training(StrictRecord):
 class Checks(StrictRecord):
     """Checks that every measurement must pass; ``None`` if a check was not made.
 
-    ``rounds_agree``: share of samples with the same label in every round, in any order of samples (1.0 is right).
-    ``batches_agree``: share with the same label at batch size 1 (1.0 is right). ``state_unchanged``: the weights of the
-    method are the same, bit for bit, after testing. ``syncs``: synchronising calls in one pass on CUDA, without its copies.
+    Attributes:
+        rounds_agree: share of samples with the same label in every round, in any order of samples (1.0 is right).
+        batches_agree: share with the same label at batch size 1 (1.0 is right).
+        state_unchanged: the weights of the method are the same, bit for bit, after testing.
+        syncs: synchronising calls in one pass on CUDA, without its copies.
     """
 
     rounds_agree: float
@@ -190,7 +272,26 @@ class Binding(StrictRecord):
 
 
 class Result(StrictRecord):
-    """One measured cell, as stored."""
+    """One measured cell, as stored.
+
+    Attributes:
+        schema_: number of this schema.
+        cell: what was measured.
+        kind: of the row.
+        language: of the dataset.
+        quality: accuracy.
+        cost: FLOPs, layers and parameters.
+        speed: times.
+        training: cost of fitting; ``None`` if nothing was trained.
+        checks: results of the built-in checks.
+        peak_memory_bytes: on CUDA, the peak of the allocator.
+        latency: of single samples; empty for controls and bounds.
+        speedup_factors: the speed-up taken apart (stored as ``waterfall``).
+        resources: memory, disk and energy (stored as ``footprint``).
+        overlaps: rows that two splits share.
+        notes: remarks on the data.
+        fingerprint: machine and versions.
+    """
 
     schema_: int = Field(default=SCHEMA, alias="schema")
     cell: Cell

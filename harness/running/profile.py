@@ -52,6 +52,7 @@ class Profile(StrictSettings):
     """What a run does unless the command line says otherwise.
 
     Attributes:
+        name: the file's name without its ending, if nothing else is given.
         title: one line that describes it.
         source: where data comes from.
         datasets: names.
