@@ -320,6 +320,9 @@ class Result(StrictRecord):
     unseen_tokens: float | None = Field(default=None, description="share of test keys without a row in the exit table")
     notes: list[str] = Field(default_factory=list)
     binding: Binding | None = Field(default=None, description="None: measured before results had one")
+    key: str = Field(
+        default="", description="content key of settings, data and weights; empty: measured before results had one"
+    )
     fingerprint: dict[str, Any]
 
     model_config = ConfigDict(populate_by_name=True)

@@ -76,7 +76,7 @@ class CellPlan:
 
     @classmethod
     def read(cls, run: RunFolder, dataset: str, method: str, seed: int) -> CellPlan:
-        """Read a plan. A damaged one counts as missing: its cells are measured again.
+        """Read a plan. A damaged one counts as missing: its method is fitted, or loaded, to list its cells again.
 
         Its cells are deleted when settings change, so a plan with a name that could leave the folder counts as damaged.
         """
@@ -108,6 +108,7 @@ class Grid:
         self.run = RunFolder.create(settings.out)
         self.outcome = GridOutcome()
         self.keys = ContentKeys(settings)
+        self._result_keys: dict[str, str] = {}  # of the results that are stored at the start
         self._session: Session | None = None
         self._checked: Session | None = None
         self._fitted_ahead = False  # all missing methods of the session are fitted
@@ -126,7 +127,8 @@ class Grid:
 
     def execute_unlocked(self) -> GridOutcome:
         """Do the same for a caller that holds the lock of the run folder."""
-        self.run.results()  # sets broken files aside, and rejects another schema before any work
+        # Sets broken files aside, and rejects another schema before any work.
+        self._result_keys = {self.run.result_path(result.cell).stem: result.key for result in self.run.results()}
         for message in self.run.broken:
             print(message, file=sys.stderr)
         write_json(self.run.path / "run.json", self._facts())
@@ -244,7 +246,8 @@ class Grid:
         for dataset, seed, method in jobs:
             plan = CellPlan.read(self.run, dataset, method, seed)
             with suppress(MethodError):  # reported when the method is fitted
-                outdated += 0 if plan.key in ("", self.keys.of(dataset, method)) else len(plan.cells)
+                key = self.keys.of(dataset, method)
+                outdated += 0 if plan.key in ("", key) else len(self._others(plan.cells, key))
         if outdated and not self.settings.fresh:
             print(
                 f"{self.run.path}: {outdated} cells come from other settings, data or weights, or from a version whose keys "
@@ -276,7 +279,7 @@ class Grid:
             if is_fatal(error):
                 raise
             if key not in ("", plan.key):
-                self._forget(plan.cells)
+                self._forget(self._others(plan.cells, key))
             self._failed(session.cell(name, OperatingPoint("fit")), error)
             return
         placeholder = session.cell(name, OperatingPoint("fit"))
@@ -285,7 +288,7 @@ class Grid:
         names = [self.run.result_path(cell).stem for cell in cells]
         if plan.key != key:
             # Results of other settings must not remain, not even if this run is killed now.
-            self._forget({*plan.cells, *names})
+            self._forget(self._others({*plan.cells, *names}, key))
         write_json(plan.path, {"key": key, "cells": names})
         before: SavedState | None = None
         for cell, point in cells.items():
@@ -312,7 +315,7 @@ class Grid:
                     found = self._diagnose(session, name, contender, measured, before)
                 method = self.settings.profile.method_of(name)
                 binding = session.binding(name, measured.speed.reference)
-                result = build_result(cell, method, contender, measured, session.prepared, found, binding)
+                result = build_result(cell, method, contender, measured, session.prepared, found, binding, key)
                 self.run.save(result, sample_rows(measured, session.prepared))
             except Exception as error:
                 if is_fatal(error):
@@ -324,6 +327,10 @@ class Grid:
             self.outcome.seconds += clock.now() - start
             self.outcome.predicting += measured.predicting + found.predicting
             bar.write(f"{progress} {progress_line(result)}", file=sys.stderr)
+
+    def _others(self, names: Iterable[str], key: str) -> list[str]:
+        """Return the results that come from other settings, data or weights, whatever a damaged plan says."""
+        return [name for name in names if self._result_keys.get(name) != key]
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:

@@ -38,6 +38,7 @@ def build_result(
     prepared: Prepared,
     diagnostics: Diagnostics,
     binding: Binding,
+    key: str,
 ) -> Result:
     """Return the stored form of one measurement.
 
@@ -98,6 +99,7 @@ def build_result(
         label_names=prepared.label_names,
         notes=prepared.notes,
         binding=binding,
+        key=key,
         fingerprint=environment_facts(),
     )
 
