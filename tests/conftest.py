@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from baselines.full_depth.bert import Bert
@@ -30,6 +31,10 @@ from harness.encoder.shape import EncoderShape
 from harness.toolkit.fitted import FullDepth
 
 LABELS = 3
+
+# A slow machine is no error: the default is 200 ms per example.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # For processes that tests start: no access to a network, and one thread each, because tests already run in several workers.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

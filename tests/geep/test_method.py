@@ -26,7 +26,7 @@ Check = Callable[[FittedGeep, OperatingPoint, Execution, list[int]], None]
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_predictions_depend_on_the_sample_alone(
     data: st.DataObject, scattered_geep: FittedGeep, executions: Any, same_however_run: Check
 ) -> None:
@@ -199,7 +199,7 @@ def test_no_sample_exits_early_at_speed_zero(signal_task: Task, small_backbone: 
 
 
 @given(holdout=st.floats(0.01, 0.5), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_holdout_splits_the_rows(holdout: float, seed: int, signal_task: Task) -> None:
     """Training and observed rows are disjoint, together all of train, and have the requested shares."""
     learn, watch = split_off(signal_task.train, holdout, seed)

@@ -27,7 +27,7 @@ def view(scattered_geep: FittedGeep, signal_task: Task) -> DevView:
 
 
 @given(speed=st.floats(0, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_budget_is_that_of_the_sequential_exit(
     speed: float, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
@@ -68,7 +68,7 @@ def predictions(draw: st.DrawFn) -> tuple[np.ndarray, DevView]:
 
 
 @given(case=predictions(), budget=st.floats(1, 6), extra=st.integers(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_quantile_is_the_nearest_to_the_budget(case: tuple[np.ndarray, DevView], budget: float, extra: int) -> None:
     """No other quantile is nearer to the budget, and none at the same distance is more accurate."""
     exits, view = case

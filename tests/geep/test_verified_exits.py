@@ -66,7 +66,7 @@ def restless(scattered_geep: FittedGeep) -> FittedVerified:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_simulation_equals_a_run(
     data: st.DataObject, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
@@ -109,7 +109,7 @@ def test_dev_figures_equal_a_run_on_dev(
 
 
 @given(speed=st.floats(0, 1), mode=st.sampled_from(sorted(MODES)))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_tuning_keeps_to_the_budget(
     speed: float, mode: str, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
@@ -126,7 +126,7 @@ def test_tuning_keeps_to_the_budget(
 
 
 @given(speed=st.floats(0, 1))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_steps_agree_at_least_as_often_as_the_sequential_exit(
     speed: float, view: DevView, scattered_geep: FittedGeep, signal_task: Task
 ) -> None:
@@ -162,7 +162,7 @@ def test_looks_after_every_layer_equal_the_sequential_exit(view: DevView) -> Non
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_predictions_depend_on_the_sample_alone(
     data: st.DataObject,
     restless: FittedVerified,
@@ -212,7 +212,7 @@ def test_look_quantiles_halve_the_rest() -> None:
     values=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=300),
     speed=st.floats(0, 1),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_thresholds_separate_entropies(values: list[float], speed: float) -> None:
     """Thresholds rise, include the speed and 1, are few, and separate any two entropies if there are few."""
     entropy = np.array(values, dtype=np.float32)

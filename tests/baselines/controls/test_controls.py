@@ -68,7 +68,7 @@ def test_points_mirror_geeps(control: type[Any], borrow: Any, scattered_geep: Fi
 
 @pytest.mark.parametrize("control", [RandomControl, LengthControl])
 @given(rows=token_sets)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_histogram_equals_geeps(
     control: type[Any], rows: list[list[int]], borrow: Any, scattered_geep: FittedGeep
 ) -> None:
@@ -81,7 +81,7 @@ def test_histogram_equals_geeps(
 
 @pytest.mark.parametrize("control", [RandomControl, LengthControl])
 @given(rows=token_sets, data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_exits_do_not_depend_on_arrival(
     control: type[Any], rows: list[list[int]], data: st.DataObject, borrow: Any, scattered_geep: FittedGeep
 ) -> None:
@@ -122,7 +122,7 @@ def test_hash_depends_on_word_order() -> None:
 
 
 @given(rows=token_sets)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_longer_texts_exit_deeper(rows: list[list[int]], borrow: Any, scattered_geep: FittedGeep) -> None:
     """With exits by length, a longer text never exits before a shorter one."""
     control = borrow(LengthControl)
@@ -210,7 +210,7 @@ def test_oracle_needs_foresight(borrow: Any, unseen: Split, signal_task: Task) -
 
 @pytest.mark.parametrize("control", CONTROLS)
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_predictions_depend_on_the_sample_alone(
     control: type[Any],
     data: st.DataObject,

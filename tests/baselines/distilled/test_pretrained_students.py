@@ -134,7 +134,7 @@ def test_a_given_student_is_trained_and_reloaded(
     np.testing.assert_array_equal(first, second)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.builds(
         Execution,

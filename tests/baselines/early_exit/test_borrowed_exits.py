@@ -80,7 +80,7 @@ def test_weights_are_borrowed(
 
 @pytest.mark.parametrize(("source", "rule"), CASES)
 @given(data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_batches_equal_batch_1(
     source: str,
     rule: str,

@@ -136,7 +136,7 @@ def test_hard_samples_come_from_other_folds(
 
 
 @given(data=st.data(), count=st.integers(1, 25), layers=st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_candidates_equal_their_application(data: st.DataObject, count: int, layers: int) -> None:
     """Layers and accuracy of every threshold equal those of applying it; 0 and 1 are among the thresholds."""
     sure = np.array(data.draw(st.lists(st.integers(1, 20), min_size=count, max_size=count)), np.float32) / 21
@@ -189,7 +189,7 @@ def test_a_cascade_answers_with_one_of_two(fitted: Cascade, unseen: Split) -> No
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_batches_equal_batch_1(
     data: st.DataObject, fitted: Cascade, unseen: Split, executions: Any, same_however_run: Check
 ) -> None:

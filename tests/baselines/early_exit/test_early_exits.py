@@ -109,7 +109,7 @@ def test_found_by_name_under_its_authors_rule(method: type[Any], fit: Fit) -> No
 
 @pytest.mark.parametrize("method", FAMILY)
 @given(data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_batches_equal_batch_1(
     method: type[Any], data: st.DataObject, fit: Fit, executions: Any, same_however_run: Check, unseen: Split
 ) -> None:

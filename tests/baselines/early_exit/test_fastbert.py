@@ -234,7 +234,7 @@ def test_exits_at_the_first_sure_layer(speed: float, scattered: SequentialExits,
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_shrinking_batches_equal_batch_1(
     data: st.DataObject, scattered: SequentialExits, unseen: Split, executions: Any, same_however_run: Check
 ) -> None:

@@ -54,7 +54,7 @@ def test_answers_equal_those_of_the_tuned_loop(tuned: SequentialExits, released:
 
 
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_batches_equal_batch_1(
     data: st.DataObject, released: ReleasedLoop, unseen: Split, executions: Any, same_however_run: Check
 ) -> None:

@@ -201,7 +201,7 @@ def test_tokens_run_fewer_layers(fitted: HashedExits, unseen: Split) -> None:
 
 @pytest.mark.parametrize("which", ["fitted", "scattered"])
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_batches_equal_batch_1(
     data: st.DataObject,
     which: str,

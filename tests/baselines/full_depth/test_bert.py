@@ -100,7 +100,7 @@ def test_round_trip(
 
 
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_predictions_depend_on_the_sample_alone(
     data: st.DataObject, trained_bert: FullDepth, executions: Any, same_however_run: Check
 ) -> None:

@@ -38,7 +38,7 @@ def rows_of(draw: Any, rows: int, width: int) -> torch.Tensor:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_rounding_stays_within_its_bound(data: st.DataObject) -> None:
     """The error of each product is at most half a step of either side: |x w - x' w'| <= (s_x |w| + s_w |x| + s_x s_w / 2) / 2."""
     rows, width, outputs = (data.draw(st.integers(least, 20)) for least in (1, 2, 1))
@@ -55,7 +55,7 @@ def test_rounding_stays_within_its_bound(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_row_does_not_depend_on_others(data: st.DataObject) -> None:
     """The result of a row is the same, bit for bit, alone and beside rows of any size."""
     linear = Int8Linear(nn.Linear(9, 5))
@@ -95,7 +95,7 @@ def test_all_linear_layers_are_quantised_and_bert_does_not_change(
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_batches_equal_batch_1(
     data: st.DataObject, quantised: Quantised, executions: Any, same_however_run: Check
 ) -> None:

@@ -70,7 +70,7 @@ def test_work_includes_padding_to_the_longest(exported: OnnxGraph, trained_bert:
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_batches_equal_batch_1(
     data: st.DataObject, exported: OnnxGraph, executions: Any, same_however_run: Check
 ) -> None:

@@ -73,7 +73,7 @@ def test_round_trip(
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_batches_equal_batch_1(
     data: st.DataObject, truncated: FullDepth, executions: Any, same_however_run: Check
 ) -> None:

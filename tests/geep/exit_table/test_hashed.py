@@ -77,7 +77,7 @@ def filled(case: dict, backend: str) -> ExitTable:
     return table
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_every_schedule_and_capacity_equals_the_reference_bit_for_bit(case: dict) -> None:
     """Counts, sums, exits and statistics equal those of ``reference`` and ``cpu`` for any late n-grams, moves and load."""
@@ -103,7 +103,7 @@ def test_every_schedule_and_capacity_equals_the_reference_bit_for_bit(case: dict
             assert tables[0].stats()[name] == tables[2].stats()[name]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases())
 def test_common_keys_are_within_the_search_bound(case: dict) -> None:
     """The table is never fuller than allowed, and no search exceeds the bound that queries use."""

@@ -75,7 +75,7 @@ def same(one: ExitTable, two: ExitTable) -> None:
 
 
 @NEEDS_COMPILER
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(st.integers(1, 3), SAMPLES, SAMPLES, st.integers(0, 30), st.booleans())
 def test_an_insert_without_memory_counts_nothing(
     ngram: int, before: list, more: list, left: int, merging: bool
@@ -118,7 +118,7 @@ def test_an_insert_without_memory_counts_nothing(
 
 
 @NEEDS_COMPILER
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3), SAMPLES, SAMPLES, st.integers(0, 12))
 def test_an_automatically_placed_table_moves_to_the_cpu(ngram: int, before: list, more: list, left: int) -> None:
     """If the device's memory is full, the table moves to the CPU with one warning and gives the same answers."""
@@ -281,7 +281,7 @@ def test_an_insert_that_cannot_be_undone_is_reported(monkeypatch: pytest.MonkeyP
         table.counts()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(1, 3), SAMPLES, SAMPLES, st.sampled_from([1, 2, 7, 60]))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pieces_equal_one_piece(backend: str, ngram: int, train: list, test: list, chunk: int) -> None:
@@ -301,7 +301,7 @@ def test_pieces_equal_one_piece(backend: str, ngram: int, train: list, test: lis
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1]) and found[2] == expected[2]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 40))
 def test_pieces_are_small_and_cover_all_samples_in_order(lengths: list[int], limit: int) -> None:
     """Every sample is in one piece, and only a single sample may exceed the requested size."""

@@ -28,7 +28,7 @@ def build(rows: list[tuple[list[int], int]], ngram: int, backend: str) -> ExitTa
     return made
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ROWS, st.integers(1, 3), st.booleans(), st.randoms(use_true_random=False))
 def test_files_do_not_depend_on_insert_order_or_backend(rows: list, ngram: int, frozen: bool, random) -> None:
     """Equal counts give equal bytes, and a loaded table saves the same files."""
@@ -45,7 +45,7 @@ def test_files_do_not_depend_on_insert_order_or_backend(rows: list, ngram: int, 
             assert len({(folder / file).read_bytes() for folder in folders}) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ROWS, st.integers(1, 3), st.sampled_from(BACKENDS), st.sampled_from(BACKENDS))
 def test_a_frozen_table_predicts_the_same_after_loading(rows: list, ngram: int, wrote: str, reads: str) -> None:
     """A loaded table gives the same predictions and statistics on any backend."""

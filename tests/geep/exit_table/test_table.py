@@ -59,7 +59,7 @@ def build(case: dict, backend: str) -> ExitTable:
     return made
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_the_cpu_backend_equals_the_reference_bit_for_bit(case: dict) -> None:
     """Both backends give the same counts, row sums, exits and statistics for any data."""
@@ -76,7 +76,7 @@ def test_the_cpu_backend_equals_the_reference_bit_for_bit(case: dict) -> None:
         assert reference.stats()[name] == fast.stats()[name]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases())
 def test_long_samples_and_small_chunks_change_nothing(case: dict) -> None:
     """The exact int64 path, work in pieces and another share of dense ids equal the float32 path in one piece."""
@@ -101,7 +101,7 @@ def test_a_sample_too_long_for_float32_is_still_exact() -> None:
     assert torch.equal(made.distribution(tensors([[5] * 5001])), row * 5001)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.randoms(use_true_random=False), st.integers(1, 5), st.sampled_from(USABLE))
 def test_order_and_batching_of_inserts_do_not_matter(case: dict, random, size: int, backend: str) -> None:
     """Samples inserted in shuffled small batches give the same table."""
@@ -119,7 +119,7 @@ def test_order_and_batching_of_inserts_do_not_matter(case: dict, random, size: i
     assert torch.equal(made.distribution(test), whole.distribution(test))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.integers(0, 12), st.permutations(USABLE))
 def test_merging_equals_inserting_everything_into_one_table(case: dict, cut: int, backends: list[str]) -> None:
     """Two merged tables, also of different backends, equal one table with all samples."""
@@ -137,7 +137,7 @@ def test_merging_equals_inserting_everything_into_one_table(case: dict, cut: int
         assert parts[0].stats()[name] == whole.stats()[name]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), st.sampled_from(USABLE))
 def test_a_prediction_has_mass_and_grows_with_the_quantile(case: dict, backend: str) -> None:
     """Only exits that some sample took are predicted, and a larger quantile is never shallower."""
@@ -151,7 +151,7 @@ def test_a_prediction_has_mass_and_grows_with_the_quantile(case: dict, backend: 
     assert taken[exits[~empty].long()].all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from(USABLE))
 def test_a_prediction_does_not_depend_on_other_samples(case: dict, backend: str) -> None:
     """Queries one by one give the answers of one query for all samples."""
@@ -160,7 +160,7 @@ def test_a_prediction_does_not_depend_on_other_samples(case: dict, backend: str)
     assert together.tolist() == [int(made.predict([sample], 0.7)[0]) for sample in test]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from(USABLE))
 def test_every_key_has_exactly_one_unit_of_mass(case: dict, backend: str) -> None:
     """Every row sums to 2^14, known or not, so rounding gives no key more weight."""
@@ -170,7 +170,7 @@ def test_every_key_has_exactly_one_unit_of_mass(case: dict, backend: str) -> Non
         assert total == SCALE * made.stats()["query_keys"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=24).filter(any), st.integers(0, 2**32 - 1), st.data())
 def test_rows_are_within_one_unit_of_the_exact_fraction(counts: list[int], smoothing: int, data: st.DataObject) -> None:
     """Fixed-point rows differ from exact smoothed fractions by less than one unit, and are 0 for exits never seen."""

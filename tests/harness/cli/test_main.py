@@ -155,7 +155,10 @@ def test_cuda_without_a_device(capsys: pytest.CaptureFixture[str]) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "split missing": (lambda f: (f / "test.parquet").unlink(), ("no test file",)),
     "column missing": (lambda f: write_splits(f, train=table(9).drop(columns="label")), ("no column 'label'",)),
-    "labels are words": (lambda f: write_splits(f, train=table(9).assign(label="good")), ("integers",)),
+    "labels are names in one file": (
+        lambda f: write_splits(f, train=table(9).assign(label="good")),
+        ("dev.parquet", "use numbers only, or names only"),
+    ),
     "labels leave gaps": (lambda f: write_splits(f, train=table(8).assign(label=[0, 2] * 4)), ("leaves gaps",)),
     "labels are constant": (lambda f: write_splits(f, train=table(8).assign(label=0)), ("cannot be learned",)),
     "labels unknown to train": (lambda f: write_splits(f, test=table(4).assign(label=7)), ("7", "train has labels")),

@@ -93,7 +93,7 @@ def test_a_damaged_folder_is_found(tmp_path: Path, case: str) -> None:
         check_seal(folder)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(content=st.binary(min_size=1, max_size=50), data=st.data())
 def test_every_flipped_bit_is_found(
     content: bytes, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -52,7 +52,7 @@ def test_names_that_leave_the_folder_or_cannot_be_shown_are_refused(name: str) -
 
 
 @given(st.text(max_size=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_an_accepted_name_stays_in_its_folder(name: str) -> None:
     """An accepted name is exactly one part of a path."""
     if accepts(check_name, name):

@@ -20,7 +20,7 @@ def pack(rows: list) -> TokenSet:
     return TokenSet.from_lists([[t for t, _ in row] for row in rows], [[s for _, s in row] for row in rows], (1, 2))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(ROWS)
 def test_packing_keeps_lists(rows: list) -> None:
     """Packing keeps ids, segments, lengths and their types, also without samples."""
@@ -31,7 +31,7 @@ def test_packing_keeps_lists(rows: list) -> None:
     assert (tokens.ids.dtype, tokens.offsets.dtype, tokens.segments.dtype) == (torch.int32, torch.int64, torch.int8)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(ROWS.filter(bool), st.data())
 def test_select_keeps_the_requested_order(rows: list, data: st.DataObject) -> None:
     """Selection takes any rows in any order, with repetition, and keeps the special ids."""
@@ -42,7 +42,7 @@ def test_select_keeps_the_requested_order(rows: list, data: st.DataObject) -> No
     assert chosen.special == (1, 2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ROWS.filter(bool), st.data())
 def test_selection_can_be_inverted(rows: list, data: st.DataObject) -> None:
     """A permutation and its inverse restore the samples."""

@@ -51,7 +51,7 @@ def plain(rows: list[tuple[str, int, str]], end: str) -> str:
     return "".join("\t".join(map(str, row)) + end for row in [("text", "label", "text_pair"), *rows])
 
 
-pressed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+pressed = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pressed

@@ -42,7 +42,7 @@ def naive(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return (scores.softmax(-1) @ by_head(v)).transpose(0, 1).reshape(len(q), -1), scores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LENGTHS, PAD)
 def test_attention_equals_each_sample_alone(lengths: list[int], pad_to: int | None) -> None:
     """In both layouts, a sample does not attend to its neighbours or to padding."""
@@ -61,7 +61,7 @@ def test_attention_equals_each_sample_alone(lengths: list[int], pad_to: int | No
         assert int(pairs.sum()) == n * n
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LENGTHS, PAD)
 def test_attention_of_first_tokens_equals_each_sample_alone(lengths: list[int], pad_to: int | None) -> None:
     """A head that attends from [CLS] reads only its own sample."""
@@ -73,7 +73,7 @@ def test_attention_of_first_tokens_equals_each_sample_alone(lengths: list[int], 
         torch.testing.assert_close(out[sample : sample + 1], expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LENGTHS, PAD, st.data())
 def test_parts_of_a_batch_have_the_requested_samples(
     lengths: list[int], pad_to: int | None, data: st.DataObject
@@ -105,7 +105,7 @@ def make_given(lengths: list[int], pad_to: int | None) -> Layout:
     return Layout(np.array(lengths, dtype=np.int64), pad_to, "cpu", offsets)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(LENGTHS, PAD, st.booleans(), st.data())
 def test_parts_of_parts_are_consistent(
     lengths: list[int], pad_to: int | None, given_offsets: bool, data: st.DataObject
@@ -160,7 +160,7 @@ def test_prefixes_refer_to_their_batch(given_offsets: bool, pad_to: int | None) 
     assert later.prefix(2).root is later
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LENGTHS, PAD)
 def test_tallies_count_rows_tokens_and_pairs(lengths: list[int], pad_to: int | None) -> None:
     """Blocks count all rows, the valid ones as tokens, and attention on its grid."""

@@ -38,9 +38,7 @@ EXECUTIONS = st.builds(
     max_length=st.just(16),
     batch_tokens=st.sampled_from([0, 1, 16, 17, 50]),
 )
-QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @dataclass
@@ -155,7 +153,7 @@ def test_the_host_receives_one_copy(
     assert seen == ["copy", "gather", "wait"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 16), max_size=40), EXECUTIONS)
 def test_batches_cover_everything_once(lengths: list[int], execution: Execution) -> None:
     """Batches cover every sample once, respect windows and both limits, count padding, and are as long as possible."""

@@ -45,7 +45,7 @@ def said(small: MultiExitModel, tiny_model: MultiExitModel, tokens: TokenSet) ->
     return run_full(small, tokens, ALONE).logits, run_full(tiny_model, tokens, ALONE).logits
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(execution=EXECUTIONS, at=st.floats(0, 1))
 def test_equal_to_samples_one_by_one(
     small: MultiExitModel,

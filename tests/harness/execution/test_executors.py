@@ -33,7 +33,7 @@ EXECUTIONS = st.builds(
     executor=st.sampled_from(["ladder", "exact-k"]),
     max_length=st.integers(12, 16),
 )
-SHARED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SHARED = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 def widest_gap(values: Tensor) -> float:

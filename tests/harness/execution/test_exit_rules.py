@@ -133,7 +133,7 @@ def test_rules_follow_their_definition(name: str, world: World) -> None:
     assert name == "static" or len(set(exits)) > 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(execution=EXECUTIONS, name=st.sampled_from(NAMES))
 def test_any_batch_equals_batch_size_one(world: World, execution: Execution, name: str) -> None:
     """In shrinking batches of any size, order and layout, samples exit as in the replay, with that head's logits."""
@@ -205,7 +205,7 @@ def test_patience_counts_agreements() -> None:
     assert found == [0, 3, 5]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), name=st.sampled_from(["entropy", "patience", "both"]))
 def test_many_settings_equal_single_ones(data: st.DataObject, name: str) -> None:
     """A tensor of settings [K, 1] gives, row by row, the exits of each setting."""
@@ -265,7 +265,7 @@ def test_entropy_of_two_classes() -> None:
     assert normalised_entropy(logits).item() == pytest.approx(0.8112781, abs=1e-6)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=9), st.floats(-5, 5, width=32))
 def test_entropy_is_normalised_and_shift_invariant(logits: list[float], shift: float) -> None:
     """Entropy lies in 0..1 and does not change when a constant is added to all logits."""
@@ -295,7 +295,7 @@ def test_extreme_speeds() -> None:
 MOST, APART = 200, 1e-5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=600))
 def test_candidate_thresholds_lie_between_scores(values: list[float]) -> None:
     """Candidates rise from end to end, number at most 200 plus both ends, and separate all scores if there are few."""

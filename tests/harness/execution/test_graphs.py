@@ -40,7 +40,6 @@ EXECUTIONS = st.builds(
 )
 SHARED = settings(
     max_examples=20,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
@@ -137,7 +136,7 @@ def test_attention_is_counted_as_executed(model: MultiExitModel, tokens: TokenSe
             assert like_cuda.pairs - before == sum(tally.pairs for tally in work.blocks.values()), (name, compute)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 1 << 20), st.sampled_from([1, 64]))
 def test_rounded_sizes(size: int, least: int) -> None:
     """Sizes are rounded up to a multiple of the least, by at most 1/16 of the next power of two; rounding is idempotent."""
@@ -153,7 +152,7 @@ def test_there_are_few_sizes() -> None:
     assert len({rounded(size, 64) for size in range(1, 32769)}) == 96
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(1, 128), min_size=1, max_size=40),
     st.integers(1, 40),

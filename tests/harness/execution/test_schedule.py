@@ -20,7 +20,7 @@ def columns(rows: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return exits, torch.tensor([length for _, length in rows], dtype=torch.int64)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ROWS, st.booleans(), st.integers(0, 70))
 def test_the_order_is_a_stable_sort_within_windows(rows: list, descending: bool, window: int) -> None:
     """The order equals NumPy's lexsort by (window, exit, length), which is stable."""
@@ -33,7 +33,7 @@ def test_the_order_is_a_stable_sort_within_windows(rows: list, descending: bool,
     assert order.tolist() == expected.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, st.integers(1, 70))
 def test_every_window_is_a_permutation_of_its_own_samples(rows: list, window: int) -> None:
     """Every sample stays in its window and occurs exactly once."""

@@ -61,7 +61,7 @@ def cases(draw: st.DrawFn) -> dict:
 
 
 @NEEDS_COMPILER
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(cases(), st.integers(1, 3), st.booleans(), st.integers(0, 1000), st.sampled_from([0, 8, 1 << 20]))
 def test_the_counting_sort_equals_the_schedule(case: dict, workers: int, fuzz: bool, seed: int, cells: int) -> None:
     """Kernels with many small tiles equal the schedule bit for bit for any thread order."""
@@ -73,7 +73,7 @@ def test_the_counting_sort_equals_the_schedule(case: dict, workers: int, fuzz: b
         check(**case, launcher=launcher)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_the_library_s_sort_equals_the_schedule(case: dict) -> None:
     """The fallback without a kernel gives the same order."""

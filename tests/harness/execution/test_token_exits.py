@@ -30,7 +30,7 @@ EXECUTIONS = st.builds(
     window=st.one_of(st.just(0), st.integers(1, N + 2)),
     max_length=st.integers(12, 16),
 )
-SHARED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SHARED = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 TABLES = st.lists(st.integers(0, DEPTH - 1), min_size=WORDS, max_size=WORDS)
 
 

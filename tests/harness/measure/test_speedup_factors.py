@@ -39,7 +39,7 @@ def factors(own: Side, reference: Side) -> dict[str, float]:
     return {factor.name: factor.ratio for factor in speedup_factors(own, reference, 10).factors}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_factors_multiply_to_the_measured_ratio(data: st.DataObject) -> None:
     """The product is always the ratio of wall times, and the product of the first factors is the ratio of FLOPs."""

@@ -34,7 +34,7 @@ counts = st.integers(0, 60)
 shares = st.floats(0, 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.booleans(), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_interval_holds_the_accuracy(correct: list[bool], level: float) -> None:
     """The limits enclose the accuracy, are in 0..1, and a higher level gives no narrower interval."""

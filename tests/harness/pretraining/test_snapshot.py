@@ -78,7 +78,7 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_flipped_bit_is_found(data: st.DataObject) -> None:
     """Wherever one bit of a state differs, the state is refused and the file is named."""
     with tempfile.TemporaryDirectory() as folder:

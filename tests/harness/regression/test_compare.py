@@ -385,7 +385,7 @@ def test_a_stall_is_not_a_slow_down(make_cell: Maker, make_packed: Runner) -> No
     assert not compare(base, make_packed(*stalled)).alarms
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.sampled_from([0.01, 0.05, 0.2]))
 def test_noise_alone_gives_no_alarm(make_cell: Maker, make_packed: Runner, seed: int, noise: float) -> None:
     """With any noise, a run is not slower than an equal one, and the noise range encloses the ratio."""

@@ -53,7 +53,7 @@ def graphs(draw: st.DrawFn) -> tuple[dict[str, list[str]], set[str], int]:
 
 
 @given(graphs())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_method_is_fitted_once_after_its_needs(graph: tuple[dict[str, list[str]], set[str], int]) -> None:
     """With any failures and limit, a method whose need failed is skipped and reported."""
     needs, failing, at_a_time = graph

@@ -221,7 +221,7 @@ def test_keys_of_methods_do_not_change(stage: Any, tmp_path: Path) -> None:
         },
     )
 )
-@examples(max_examples=30, deadline=None)
+@examples(max_examples=30)
 def test_variants_that_differ_have_keys_that_differ(changes: dict[str, Any]) -> None:
     """Name, base, roles and settings are all part of the keys."""
     registered = {"one": (), "two": ("one",), "three": ("one",)}
@@ -239,7 +239,7 @@ def test_variants_that_differ_have_keys_that_differ(changes: dict[str, Any]) -> 
 
 
 @given(st.text(max_size=70))
-@examples(max_examples=200, deadline=None)
+@examples(max_examples=200)
 def test_a_name_that_is_accepted_is_safe_in_file_names(name: str) -> None:
     """It has no separators of folders or of file-name parts, is not hidden and not too long."""
     with suppress(ValueError):

@@ -90,7 +90,7 @@ def words(row: list[tuple[int, int]]) -> list[tuple[int, ...]]:
     return [tuple(word) for word in found]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     _samples,
     st.integers(1, 3),

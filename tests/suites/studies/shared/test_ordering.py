@@ -85,7 +85,7 @@ def test_an_unknown_speed_is_an_error() -> None:
         point_at("m", points, 0.3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     which=st.integers(0, 5),
     order=st.sampled_from(ORDERS),

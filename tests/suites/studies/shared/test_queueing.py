@@ -58,7 +58,7 @@ def test_regular_arrivals_equal_the_closed_form(window: int, rate: float) -> Non
     assert found.collecting.max() == pytest.approx(queueing.collecting_worst(window, rate), rel=1e-6, abs=1e-9)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     window=st.sampled_from([1, 2, 16, 256, 1000]), rate=st.sampled_from([0.5, 10.0, 3000.0]), seed=st.integers(0, 99)
 )
@@ -110,7 +110,7 @@ def test_single_samples_equal_the_pollaczek_khinchine_formula(load: float) -> No
     assert found.mean() == pytest.approx(queueing_single(rate, service), rel=0.15)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(window=st.sampled_from([1, 4, 64, 512]), load=st.floats(0.05, 0.85), spread=st.floats(0.0, 0.5))
 def test_queueing_is_below_kingmans_bound(window: int, load: float, spread: float) -> None:
     """The mean wait in the queue stays below the upper bound and vanishes for large windows."""
