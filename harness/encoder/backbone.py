@@ -26,7 +26,7 @@ from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
 
 EMBEDDED = "embedded"
 _CHARACTERS = 64  # texts with more characters per token of the budget are shortened before they are truncated
-_LONGEST_WORD = 100  # tokens; a cut inside a word may change all of its tokens, and longer words are one token, [UNK]
+_MARGIN = 8  # tokens that a shortened text keeps beyond the budget: at its ends, tokenizers may mark words
 
 
 def _content(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -83,8 +83,7 @@ class Backbone:
         """
         max_length = min(max_length, self.shape.max_positions)
         batch = self.tokenizer(
-            self._shortened(texts, max_length),
-            None if pairs is None else self._shortened(pairs, max_length),
+            *self._shortened([list(texts)] if pairs is None else [list(texts), list(pairs)], max_length),
             truncation=True,
             max_length=max_length,
             return_token_type_ids=True,
@@ -95,18 +94,41 @@ class Backbone:
         # Some checkpoints have only one segment; the second text of a pair then uses it, too.
         return replace(tokens, segments=tokens.segments.clamp(max=self.shape.type_vocab - 1))
 
-    def _shortened(self, texts: Sequence[str], max_length: int) -> list[str]:
-        """Return the texts; very long ones without most of what truncation removes, which takes quadratic time for pairs."""
-        keep = max_length + _LONGEST_WORD
-        shortened = list(texts)
-        for number, text in enumerate(texts):
-            if len(text) > _CHARACTERS * max_length and self.tokenizer.is_fast:
-                whole = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-                places = whole["offset_mapping"]  # (first character, last character + 1) per token
-                if len(places) > keep:
-                    left = self.tokenizer.truncation_side == "left"
-                    shortened[number] = text[places[-keep][0] :] if left else text[: places[keep - 1][1]]
-        return shortened
+    def _shortened(self, columns: list[list[str]], max_length: int) -> list[list[str]]:
+        """Return texts (and second texts); very long ones without most of what truncation removes, which takes quadratic time.
+
+        The longer text of a pair stays the longer one, as it gets the odd token of the budget.
+        """
+        for number, sample in enumerate(zip(*columns, strict=True)):
+            if max(map(len, sample)) <= _CHARACTERS * max_length or not self.tokenizer.is_fast:
+                continue
+            whole = [
+                self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+                for text in sample
+            ]
+            keep = max_length + _MARGIN
+            for part in sorted(range(len(sample)), key=lambda part: len(whole[part]["input_ids"])):
+                text, kept = self._cut(sample[part], whole[part]["offset_mapping"], whole[part].word_ids(), keep)
+                columns[part][number] = text
+                keep = max(keep, kept + 1)
+        return columns
+
+    def _cut(self, text: str, places: list[tuple[int, int]], words: list[int], keep: int) -> tuple[str, int]:
+        """Cut a text between two words, since a cut inside a word could change its tokens.
+
+        Args:
+            places: first character of every token, and the one after its last.
+            words: number of every token's word.
+            keep: at least so many tokens are kept, if there are so many.
+
+        Returns:
+            The text and its number of tokens.
+        """
+        if self.tokenizer.truncation_side == "left":
+            first = next((i for i in range(len(words) - keep, 0, -1) if words[i - 1] != words[i]), 0)
+            return text[places[first][0] :] if first else text, len(words) - first
+        end = next((i for i in range(keep, len(words)) if words[i - 1] != words[i]), len(words))
+        return text[: places[end - 1][1]] if end < len(words) else text, end
 
 
 def embedded_folder(language: str, *, progress: bool = True) -> Path:

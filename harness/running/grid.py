@@ -250,8 +250,8 @@ class Grid:
                 outdated += 0 if plan.key in ("", key) else len(self._others(plan.cells, key))
         if outdated and not self.settings.fresh:
             print(
-                f"{self.run.path}: {outdated} cells come from other settings, data or weights, or from a version whose keys "
-                "cannot be compared: measuring them again",
+                f"{self.run.path}: cells of other settings, data or weights, or of a version whose keys cannot be compared: "
+                f"{outdated}, measured again",
                 file=sys.stderr,
             )
 

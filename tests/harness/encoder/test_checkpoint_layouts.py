@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -345,10 +347,32 @@ WORDS = "good bad very not and but the so a of"
 def test_ids_equal_those_of_transformers(side: str, paired: bool, folder: Path) -> None:
     """Long texts lose tokens at the side that the tokenizer says, however much white space or how long a word is in them."""
     tokenizer_config(folder, truncation_side=side)
-    texts = [WORDS, f"{WORDS} " * 100, " " * 2000 + WORDS, f"{'x' * 2000} {WORDS} {'y' * 2000}", "bad"]
+    words = f"{WORDS} " * 100
+    texts = [WORDS, words, f"{words} {words}", " " * 2000 + WORDS, f"{'x' * 2000} {WORDS} {'y' * 2000}", "bad", words]
     pairs = list(reversed(texts)) if paired else None
-    theirs = AutoTokenizer.from_pretrained(folder)
-    expected = theirs(texts, pairs, truncation=True, max_length=8, return_token_type_ids=True)
-    found = load_backbone(str(folder), "en").encode(texts, pairs, max_length=8)
-    assert found.ids.tolist() == sum(expected["input_ids"], [])
-    assert found.segments.tolist() == sum(expected["token_type_ids"], [])
+    theirs, ours = AutoTokenizer.from_pretrained(folder), load_backbone(str(folder), "en")
+    for length in (8, 9):
+        expected = theirs(texts, pairs, truncation=True, max_length=length, return_token_type_ids=True)
+        found = ours.encode(texts, pairs, max_length=length)
+        assert found.ids.tolist() == sum(expected["input_ids"], [])
+        assert found.segments.tolist() == sum(expected["token_type_ids"], [])
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), side=st.sampled_from(["left", "right"]), length=st.integers(6, 12))
+def test_shortened_texts_have_the_same_ids(
+    make_backbone: Callable[..., Backbone], data: st.DataObject, side: str, length: int
+) -> None:
+    """Whatever is in very long texts, and whichever text of a pair is longer, truncation gives what it gives without cuts."""
+    parts = st.sampled_from(["good ", "very", "bad", " ", "\n", "not!", "很", "é", "x" * 150, "unbelievable "])
+    draw = st.lists(parts, min_size=1, max_size=4).flatmap(
+        lambda some: st.integers(1, 60).map(lambda times: "".join(some) * times)
+    )
+    one, other = data.draw(draw), data.draw(draw)
+    made = make_backbone()
+    made.tokenizer.truncation_side = side
+    assert made.encode([one, one], [other, one], max_length=length).ids.tolist() == sum(
+        made.tokenizer([one, one], [other, one], truncation=True, max_length=length)["input_ids"], []
+    )
+    alone = made.tokenizer(other, truncation=True, max_length=length)["input_ids"]
+    assert made.encode([other], max_length=length).ids.tolist() == alone
