@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.core.errors import ConfigError
@@ -17,6 +18,17 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def path(text: str) -> Path:
+    """Read a path; ``~`` is the home folder, also after ``=``, where a shell leaves it."""
+    try:
+        text.encode()  # it is shown in the report
+        return Path(text).expanduser()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8: rename the folder") from None
+    except RuntimeError as error:  # no such user
+        raise argparse.ArgumentTypeError(f"'{text}': {error}") from None
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.cli.argument_types import positive_number, whole_number
+from harness.cli.argument_types import path, positive_number, whole_number
 
 PRETRAIN = """Pretrain a backbone of your own: masked words, from raw text to a folder that --backbone and AutoModel load.
 
@@ -41,7 +41,7 @@ RECIPE = {
 
 def paths(text: str) -> list[Path]:
     """Read ``"a,b"`` as paths."""
-    found = [Path(part.strip()) for part in text.split(",") if part.strip()]
+    found = [path(part.strip()) for part in text.split(",") if part.strip()]
     if not found:
         raise argparse.ArgumentTypeError("give at least one file")
     return found
@@ -63,7 +63,7 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
     data = _add_data(parser, language_required=False)
     data.add_argument("--shards-only", action="store_true", help="make the shards and stop")
     data.add_argument("--vocab", type=whole_number(1), default=20_000, metavar="N", help="WordPieces; default 20000")
-    data.add_argument("--vocab-from", type=Path, metavar="DIR", help="use the vocabulary of this folder instead")
+    data.add_argument("--vocab-from", type=path, metavar="DIR", help="use the vocabulary of this folder instead")
 
     shape = parser.add_argument_group("model")
     shape.add_argument("--layers", type=whole_number(1), default=12, metavar="N", help="default 12")
@@ -72,7 +72,7 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--intermediate", type=whole_number(1), metavar="N", help="default: 4 x width")
     shape.add_argument(
         "--init-from",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="start from evenly spread layers of this backbone and, if the vocabularies are equal, from its other weights",
     )
@@ -120,7 +120,7 @@ def _add_data(parser: argparse.ArgumentParser, *, language_required: bool) -> ar
         "--lang", choices=("en", "zh"), required=language_required, help="language of the corpus; needed to make shards"
     )
     data.add_argument(
-        "--shards", type=Path, metavar="DIR", help="token ids: read from this folder, or written there first"
+        "--shards", type=path, metavar="DIR", help="token ids: read from this folder, or written there first"
     )
     data.add_argument("--length", type=length, default=128, metavar="T", help="tokens of a row; default 128")
     data.add_argument("--about", default="", metavar="TEXT", help="for the model card: source and owner of the texts")
@@ -167,8 +167,8 @@ def _add_recipe(
 
 def _add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, metavar="DIR", help="folder of the resulting model")
-    run.add_argument("--work", type=Path, metavar="DIR", help="folder of shards and states; default OUT/training")
+    run.add_argument("--out", type=path, metavar="DIR", help="folder of the resulting model")
+    run.add_argument("--work", type=path, metavar="DIR", help="folder of shards and states; default OUT/training")
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a device")
     run.add_argument(
         "--save-every", type=_seconds, default=60.0, metavar="S", help="seconds between states; 0: every step"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from harness.cli.argument_types import OneLineParser, names, whole_number
+from harness.cli.argument_types import OneLineParser, names, path, whole_number
 from harness.cli.raw_text_options import DISTILL, PRETRAIN, add_distill_options, add_pretrain_options
 from harness.core.text_formats import parse_toml
 
@@ -79,7 +78,7 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
     run.add_argument("--methods", type=names, metavar="a,b", help="measure these methods only")
     run.add_argument("--datasets", type=names, metavar="x,y", help="on these datasets only")
     run.add_argument(
-        "--data", type=Path, metavar="DIR", help="local data: DIR/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}"
+        "--data", type=path, metavar="DIR", help="local data: DIR/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}"
     )
     run.add_argument(
         "--backbone", type=backbones, metavar="en=B,zh=B", help="backbone per language: folder, hub id or 'embedded'"
@@ -114,7 +113,7 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         metavar="N",
         help="fit N methods at a time (on a CPU), each on 1/N of the threads",
     )
-    run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<profile>")
+    run.add_argument("--out", type=path, metavar="DIR", help="run folder; default runs/<profile>")
     run.add_argument("--fit-only", action="store_true", help="fit and cache only; measure later, on a quiet machine")
     run.add_argument("--fresh", action="store_true", help="fit and measure again what exists already")
 
@@ -134,15 +133,15 @@ def parser() -> argparse.ArgumentParser:
     add_run_options(run)
 
     report = commands.add_parser("report", help="make the report of a run folder again")
-    report.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    report.add_argument("run", type=path, metavar="RUN", help="run folder")
 
     comparing = commands.add_parser(
         "compare",
         help="compare two runs and find regressions",
         description="Compare two runs: accuracy on the same samples, FLOPs, layers and speed-up over the reference.",
     )
-    comparing.add_argument("base", type=Path, metavar="BASE", help="run folder or packed run")
-    comparing.add_argument("new", type=Path, metavar="NEW", help="run folder or packed run")
+    comparing.add_argument("base", type=path, metavar="BASE", help="run folder or packed run")
+    comparing.add_argument("new", type=path, metavar="NEW", help="run folder or packed run")
     comparing.add_argument("--gate", action="store_true", help="exit with 1 if something got worse")
     comparing.add_argument(
         "--margin",
@@ -155,8 +154,8 @@ def parser() -> argparse.ArgumentParser:
     )
 
     packing = commands.add_parser("pack", help="pack a run into one small file, as a reference for compare")
-    packing.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    packing.add_argument("file", type=Path, metavar="FILE", help="packed run to write")
+    packing.add_argument("run", type=path, metavar="RUN", help="run folder")
+    packing.add_argument("file", type=path, metavar="FILE", help="packed run to write")
 
     listing = commands.add_parser("list", help="list methods, datasets, backbones or profiles")
     listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"), help="what to list")

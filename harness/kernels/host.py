@@ -69,7 +69,9 @@ def problem() -> str | None:
 
 @cache
 def _version(command: tuple[str, ...]) -> str:
-    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+    return subprocess.run(
+        [*command, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    ).stdout
 
 
 def translation_unit(source: Source) -> str:
@@ -100,7 +102,7 @@ def compile_to(output: Path, unit: str, flags: Sequence[str], *, more: Sequence[
     written.write_text(unit, encoding="utf-8")
     include = str(files("harness.kernels"))
     command = [*compiler(), *FLAGS, *flags, f"-I{include}", str(written), *map(str, more), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
         raise ConfigError(

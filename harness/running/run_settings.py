@@ -97,7 +97,8 @@ def make_settings(
     if changes:
         valid = profiles.validated({**merged.model_dump(), **changes}, f"{chosen.name} with the given options")
         merged = merged.model_copy(update={key: getattr(valid, key) for key in changes})
-    return Settings(merged, out or Path("runs") / (chosen.name or "run"), data, device or default_device(), fresh)
+    folder = out.expanduser() if out else Path("runs") / (chosen.name or "run")
+    return Settings(merged, folder, data, device or default_device(), fresh)
 
 
 def validate_settings(settings: Settings) -> None:
