@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from harness.core.command_line import exit_codes
@@ -56,3 +61,85 @@ def test_a_bug_keeps_its_traceback() -> None:
 def test_errors_of_libraries_keep_their_type() -> None:
     """The type of a library's error is part of the message, which is cut to its first line."""
     assert format_error(ValueError("no\nmore")) == "ValueError: no"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "nothing more can be written"),
+        (RuntimeError("serialization: I/O error: File too large (os error 27)"), "nothing more can be written"),
+        (MemoryError("Unable to allocate 9 GiB"), "out of memory (MemoryError: Unable to allocate 9 GiB)"),
+    ],
+)
+def test_a_full_disk_or_memory_is_one_line(error: Exception, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it happens, also while printing."""
+    assert ends(error) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tool: {words}")
+
+
+def test_other_errors_of_the_system_are_bugs() -> None:
+    """A missing file that no code expected keeps its traceback."""
+    with pytest.raises(FileNotFoundError):
+        ends(FileNotFoundError(2, "No such file"))
+
+
+def python(code: str, *, send: signal.Signals | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own; ``send`` it a signal after its first line of output."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="ascii",
+        errors="replace",
+        env={**os.environ, **environment},
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline() if send else ""
+    if send:
+        process.send_signal(send)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(code, process.returncode, first + out, err)
+
+
+def command(body: str) -> str:
+    """Return code of a command with this body."""
+    return (
+        "import sys, time\nfrom harness.core.command_line import exit_codes\n"
+        f"@exit_codes('tool', resumes=True)\ndef main():\n    {body}\n    return 0\nsys.exit(main())"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", "cp1252"])
+def test_what_a_terminal_cannot_show_is_escaped(encoding: str) -> None:
+    """Results, messages and names print in any encoding."""
+    done = python(
+        command(r"print('\u4e66 \u00d7 \u2026 \U0001f642 \udc80')"),
+        PYTHONIOENCODING=f"{encoding}:strict",
+        PYTHONUTF8="0",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signals_interrupt(kind: signal.Signals) -> None:
+    """A scheduler's SIGTERM and a closed terminal are handled as Ctrl+C: clean-up runs, one line, exit code 130."""
+    body = "try:\n        print('on', flush=True)\n        time.sleep(60)\n    finally:\n        print('cleaned')"
+    done = python(command(body), send=kind)
+    assert (done.returncode, done.stdout) == (130, "on\ncleaned\n")
+    assert done.stderr == "tool: stopped; run the same command again to resume\n"
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """``nohup`` ignores SIGHUP for its command."""
+    body = "print('on', flush=True)\n    time.sleep(0.3)"
+    done = python("import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + command(body), send=signal.SIGHUP)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("package", ["harness.cli", "suites"])
+def test_an_interrupt_while_importing_has_no_traceback(package: str) -> None:
+    """Before the command itself runs, an interrupt ends the process with one line."""
+    done = python(f"import {package}, time\nprint('on', flush=True)\ntime.sleep(60)", send=signal.SIGINT)
+    assert done.returncode in (130, -signal.SIGINT)
+    assert done.stderr == "stopped\n"
