@@ -19,13 +19,14 @@ from geep.objective import shared_exit_loss
 from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
 from harness.contracts import Execution, OperatingPoint, Role
 from harness.core.errors import ConfigError
+from harness.core.text_formats import read_json
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
 from harness.execution.run_pass import Answer
 from harness.toolkit.base_method import BaseMethod, Teachers
-from harness.toolkit.fitted import AssignedExits, load_model, read_json, read_points, reading
+from harness.toolkit.fitted import AssignedExits, load_model, read_points, reading
 from harness.toolkit.method_settings import Head, MethodSettings, speed_name
 from harness.toolkit.training import mean_dev_accuracy, train
 

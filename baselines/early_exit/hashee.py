@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from harness.contracts import Execution, OperatingPoint, Predictions
 from harness.core.errors import ConfigError
+from harness.core.text_formats import read_json
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
@@ -24,7 +25,7 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.token_exits import TokenExits, masked_state, run_token_exits
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.distillation import take_layers
-from harness.toolkit.fitted import FittedModel, load_model, read_json, reading
+from harness.toolkit.fitted import FittedModel, load_model, reading
 from harness.toolkit.method_settings import Head, MethodSettings
 from harness.toolkit.training import train
 

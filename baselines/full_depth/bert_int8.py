@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 from harness.contracts import OperatingPoint, Predictions
 from harness.core.errors import MethodError
+from harness.core.text_formats import read_json
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import run_full
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.distillation import fitted_teacher
-from harness.toolkit.fitted import FullDepth, load_model, read_json, reading
+from harness.toolkit.fitted import FullDepth, load_model, reading
 from harness.toolkit.method_settings import MethodSettings
 
 STEPS = 127  # of int8 on either side of 0; -128 is not used, so that the range is symmetric

@@ -6,7 +6,6 @@ Keys are written in rising order, so the files do not depend on insertion order 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +19,7 @@ from geep.exit_table.rows import COUNT_LIMIT
 from harness.core.errors import ResultError, first_line
 from harness.core.files import write_atomic, write_json
 from harness.core.settings import StrictSettings
+from harness.core.text_formats import read_json
 
 VERSION = 1
 MAX_LAYERS = 24
@@ -79,7 +79,7 @@ def read(folder: Path) -> tuple[Header, np.ndarray, np.ndarray]:
     """
     advice = "build and save the table again"
     try:
-        data = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        data = read_json(folder / HEADER)
         raw = (folder / ARRAYS).read_bytes()
     except OSError as error:
         raise ResultError(f"no exit table in {folder}: {error.filename}: {error.strerror}: {advice}") from error

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.core.errors import ResultError
+from harness.core.text_formats import read_json
 
 SEAL = "seal.json"
 _RECENT = 2_000_000_000  # ns; some file systems count time stamps in steps of two seconds
@@ -87,7 +88,7 @@ def check_seal(folder: Path) -> None:
         ResultError: a file was changed, added or removed since, or there are no digests; the message names the file.
     """
     try:
-        stored = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        stored = read_json(folder / SEAL)
         found = {path.relative_to(folder).as_posix(): file_digest(path) for path in files_below(folder)}
     except FileNotFoundError:
         raise ResultError(f"{folder} has no checksums ({SEAL})") from None

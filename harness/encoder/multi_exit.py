@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.core.errors import ConfigError, ResultError
+from harness.core.text_formats import read_json
 from harness.core.work import KeyValueCost, ModelCost
 from harness.encoder.layout import Layout
 from harness.encoder.model import HEADS, Encoder, FastBertHead, LinearHead, parameters_of
@@ -97,7 +98,7 @@ class MultiExitModel(nn.Module):
             ResultError: the files are missing or damaged.
         """
         try:
-            facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            facts = read_json(folder / "model.json")
             encoder = Encoder(EncoderShape(**facts["shape"]))
             model = cls(encoder, facts["labels"], facts["exits"], facts["head"])
             if prepare is not None:

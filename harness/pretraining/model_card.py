@@ -8,7 +8,6 @@ Accuracies are added once they have been measured with ``python -m suites.studie
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.errors import ResultError
 from harness.core.files import fill_template, write_json, write_text
+from harness.core.text_formats import read_json
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import Encoder, parameters_of
 from harness.encoder.shape import EncoderShape
@@ -102,7 +102,7 @@ def add_accuracy(folder: Path, rows: Sequence[Mapping[str, Any]], control: Seque
         ResultError: the folder has no facts, or the rows do not come from ``suites.studies.depth``.
     """
     try:
-        facts = json.loads((folder / FACTS["backbone"]).read_text(encoding="utf-8"))
+        facts = read_json(folder / FACTS["backbone"])
         rivals = {(row["dataset"], row["method"]): dict(row) for row in control}
         new = {key: {**row, "control": rivals.get(key)} for row in rows for key in [(row["dataset"], row["method"])]}
         old = [row for row in facts.get("accuracy", []) if (row["dataset"], row["method"]) not in new]
@@ -119,7 +119,7 @@ def _rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:
-            rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
+            rows += read_json(path)["rows"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResultError(f"cannot read {path} ({error!r}): give a file of suites.studies.depth") from error
     return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer
 from harness.core import clock
 from harness.core.errors import ConfigError, DeviceError, ResultError
 from harness.core.files import content_key, write_json
+from harness.core.text_formats import read_json
 from harness.encoder.backbone import default_device
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import parameters_of
@@ -123,7 +123,7 @@ def load(work: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
             raise ResultError(f"{work} has states but no plan.json: name another folder with --out, or use --fresh")
         return None
     try:
-        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        plan: dict[str, Any] = read_json(path)
         # Plans of earlier versions have no checksum.
         if plan.pop("checksum", None) not in (None, content_key(plan)):
             raise ValueError("it does not have its stored checksum")

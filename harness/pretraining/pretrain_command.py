@@ -14,12 +14,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from harness.core import clock
 from harness.core.errors import ConfigError, ResultError
+from harness.core.text_formats import read_json
 from harness.encoder.checkpoint import content_of
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.shape import EncoderShape
@@ -111,6 +111,6 @@ def _facts(folder: Path) -> dict[str, Any]:
     """Return the facts of an earlier call; empty if there are none."""
     path = folder / model_card.FACTS["backbone"]
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return dict(read_json(path)) if path.is_file() else {}
     except ValueError as error:
         raise ResultError(f"{path} is damaged ({error}): delete it") from error

@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.contracts import ASSIGNED, Compute, OperatingPoint, Predictions
 from harness.core.clock import Phases
 from harness.core.errors import ConfigError, ResultError
+from harness.core.text_formats import read_json
 from harness.core.tokens import Split, TokenSet
 from harness.core.work import ModelCost
 from harness.encoder.multi_exit import MultiExitModel
@@ -50,11 +51,6 @@ def write_points(points: Sequence[OperatingPoint], place: Path) -> None:
     """Write names and parameters of operating points as JSON."""
     facts = [{"name": point.name, "params": dict(point.params)} for point in points]
     place.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-
-
-def read_json(place: Path) -> Any:
-    """Read a JSON file; call it inside :func:`reading`."""
-    return json.loads(place.read_text(encoding="utf-8"))
 
 
 def read_points(place: Path) -> list[OperatingPoint]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError
+from harness.core.text_formats import read_json
 from harness.core.tokens import Split
 from harness.core.work import ModelCost
 from harness.encoder.model import ExitGate, parameters_of
@@ -36,7 +37,7 @@ from harness.execution.exit_rules import (
     scores_of,
 )
 from harness.toolkit.budgets import Candidate, points_at_budgets
-from harness.toolkit.fitted import RuleDriven, load_model, read_json, read_points, reading, write_points
+from harness.toolkit.fitted import RuleDriven, load_model, read_points, reading, write_points
 from harness.toolkit.training import TrainingReport
 
 TUNING = Execution(batch_size=64)

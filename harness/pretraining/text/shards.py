@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from harness.core.digest import SEAL, check_seal, seal
 from harness.core.errors import DataError, ResultError
 from harness.core.files import content_key, write_folder
+from harness.core.text_formats import read_json
 from harness.pretraining.text import corpus, vocabulary
 from harness.pretraining.text.corpus import Document
 from harness.pretraining.text.packing import SHORTEST, full_pieces, paired, shared_rows
@@ -229,7 +230,7 @@ class Shards:
         try:
             if (folder / SEAL).is_file():  # shards of earlier versions have none
                 check_seal(folder)
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = read_json(path)
             if facts["format"] != FORMAT:
                 raise DataError(f"{path} has format {facts['format']}, not {FORMAT}: make the shards again")
             tokenizer = vocabulary.load(folder)

@@ -10,6 +10,7 @@ from typing import Any
 from harness.core.environment import environment_facts
 from harness.core.errors import ResultError
 from harness.core.files import write_json
+from harness.core.text_formats import read_json
 
 
 class ResumeFile:
@@ -56,7 +57,7 @@ class ResumeFile:
 
     def _found(self) -> dict[str, Any] | None:
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
+            data = read_json(self.path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
