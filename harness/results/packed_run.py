@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from harness.core.errors import ResultError
 from harness.core.files import write_text
-from harness.core.names import clean_all
+from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
 from harness.results.run_folder import RunFolder, failed_cell
 from harness.results.schema import SCHEMA, Binding, Cell, Result, StrictRecord
@@ -238,7 +238,7 @@ def pack(path: Path | str) -> PackedRun:
     damaged = [why for cell, why in run.without_rows.items() if run.samples_path(cell).exists()]
     commits = [str(commit) for result in results if (commit := result.fingerprint.get("commit"))]
     return PackedRun(
-        name=run.path.resolve().name,
+        name=clean(run.path.resolve().name),
         commits=list(dict.fromkeys(commits)),
         machines=machines,
         cells=cells,

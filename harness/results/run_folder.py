@@ -151,7 +151,7 @@ class RunFolder:
             where = f"moved to {target}"
         except (OSError, ResultError) as problem:
             where = f"left in place ({format_error(problem)})"
-        self.broken.append(f"{reason}; {where}; its cell will be measured again")
+        self.broken.append(clean(f"{reason}; {where}; its cell will be measured again"))
 
     def lost(self) -> list[str]:
         """Return a sentence for each result that was set aside, now or earlier, and not measured again since."""
@@ -159,12 +159,9 @@ class RunFolder:
         for path in sorted((self.path / "set-aside").glob("*.json")):
             if not (self.path / "results" / path.name).is_file():
                 note = path.with_suffix(".txt")  # older versions wrote none
-                reason = (
-                    clean(note.read_text(encoding="utf-8", errors="replace")) if note.is_file() else "broken result"
-                )
-                sentences.append(
-                    f"{' '.join(reason.split())[:_LONGEST]}; {path}: its cell is missing until it is measured again"
-                )
+                reason = note.read_text(encoding="utf-8", errors="replace") if note.is_file() else "broken result"
+                text = f"{' '.join(reason.split())[:_LONGEST]}; {path}: its cell is missing until it is measured again"
+                sentences.append(clean(text))
         return sentences
 
     def samples(self, cell: Cell) -> pd.DataFrame:
@@ -192,7 +189,7 @@ class RunFolder:
             try:
                 records.append(clean_all(read_json(path)))
             except (OSError, ValueError) as error:
-                self.broken.append(f"broken failure record {path}: {error}")
+                self.broken.append(clean(f"broken failure record {path}: {error}"))
         return records
 
     def forget_failure(self, cell: Cell) -> None:

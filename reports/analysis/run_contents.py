@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from harness.core.errors import ResultError
-from harness.core.names import clean_all
+from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
@@ -91,7 +91,7 @@ def lost_cells(run: RunFolder, results: Sequence[Result]) -> dict[str, list[str]
         for path in sorted((run.path / folder).glob("*.json")):
             parts = path.stem.split("--")
             if path.stem not in there and len(parts) >= 5:
-                lost["--".join(parts[:-4])].append(f"{parts[-4]} {parts[-3]}, {parts[-2]} ({why})")
+                lost["--".join(parts[:-4])].append(clean(f"{parts[-4]} {parts[-3]}, {parts[-2]} ({why})"))
     return dict(lost)
 
 

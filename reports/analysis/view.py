@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import pandas as pd
 
 from harness.core.errors import ResultError
+from harness.core.names import clean
 from harness.results.run_folder import RunFolder
 from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_aside
 from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
@@ -186,7 +187,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     varying = varying_settings(rows)
     warnings = [*belonging.apart, *set_aside(run)]
     return View(
-        name=run.path.resolve().name,
+        name=clean(run.path.resolve().name),
         groups=groups,
         rows=rows,
         cells=len(results),

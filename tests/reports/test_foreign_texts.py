@@ -30,11 +30,13 @@ def is_safe(text: str) -> bool:
 
 def hostile(fabricate):
     """Write a run with control characters in every free text, and a point that is a formula."""
-    run = fabricate("hostile")
+    run = fabricate("hostile\x1b[2J")
     run.cell("bert", "=1+2", layers=6)
     for method in ("bert", "geep"):
         result = run.cell(method, notes=["x"], fingerprint={"cpu": "x"}, layers=6)
         run.edit(result, lambda data: data.update(notes=[ESCAPES], fingerprint={f"a{ESCAPES}": ESCAPES}))
+    for name in ("broken", "ag_news--bert--full\x1b[2J--seed0--0"):
+        (run.path / "results" / f"{name}\x1b[2J.json").write_text("{", encoding="utf-8")
     run.run.fail(result.cell.model_copy(update={"method": "tinybert"}), f"Traceback\n{ESCAPES}", ESCAPES)
     tables = {"compare": {"geep": [ESCAPES]}, "method": {"geep": {"like": ESCAPES, "x": ESCAPES}}}
     (run.path / "run.json").write_text(json.dumps({"profile": tables}), encoding="utf-8")
