@@ -242,7 +242,7 @@ def compare(
         slower: time that may be added relative to the reference (0..1); default 0.05.
 
     Returns:
-        Differences by cell and by method; ``alarms`` lists regressions, one line each.
+        Differences by cell and by method; ``alarms`` lists regressions and what could not be compared, one line each.
 
     Raises:
         ResultError: a run cannot be read, or the runs have no cell in common.

@@ -22,7 +22,8 @@ EXAMPLES = """examples:
   geep-bench distill distilbert --teacher my-backbone --corpus wiki.txt.zst --lang en --layers 6 --out my-student
 
 Run the same command again to resume; finished cells are not run again (unless --fresh).
-Exit codes: 0 done; 1 cells failed or, with compare --gate, got worse; 2 invalid input (the message says how to correct it)."""
+Exit codes: 0 done; 1 cells failed or, with compare --gate, got worse or are missing;
+2 invalid input (the message says how to correct it)."""
 
 
 def _seeds(text: str) -> list[int]:
@@ -142,7 +143,9 @@ def parser() -> argparse.ArgumentParser:
     )
     comparing.add_argument("base", type=path, metavar="BASE", help="run folder or packed run")
     comparing.add_argument("new", type=path, metavar="NEW", help="run folder or packed run")
-    comparing.add_argument("--gate", action="store_true", help="exit with 1 if something got worse")
+    comparing.add_argument(
+        "--gate", action="store_true", help="exit with 1 if something got worse, is missing or cannot be compared"
+    )
     comparing.add_argument(
         "--margin",
         type=_share,
