@@ -250,10 +250,12 @@ def _weights(folder: Path) -> list[Path]:
         _refuse_pointers([index])
         try:
             names = [check_name(name) for name in sorted(set(read_json(index)["weight_map"].values()))]
+            if not names:
+                raise ValueError("it names no file")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BackboneError(f"{index} is not an index of weights ({error!r}): fetch it again") from error
         missing = [name for name in names if not (folder / name).is_file()]
-        if missing or not names:
+        if missing:
             raise BackboneError(
                 f"{folder} lacks {len(missing)} of the {len(names)} files of weights that {INDEX} names "
                 f"({', '.join(missing[:3])}): fetch them again"
