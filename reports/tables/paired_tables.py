@@ -188,7 +188,7 @@ def rival_tables(view: View) -> list[Table[RivalTest]]:
 
 def _rival(row: RivalTest) -> str:
     if row.rival_point is None:
-        return f"{row.rival}, no such point"
+        return f"{row.rival}, no such point" + (f" under {row.conditions}" if row.conditions else "")
     return row.rival if row.rival_point in (row.point, "full") else f"{row.rival} at {row.rival_point}"
 
 
