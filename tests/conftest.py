@@ -6,8 +6,10 @@ Each is made once per session (per worker of pytest-xdist). Tests read them and 
 from __future__ import annotations
 
 import faulthandler
+import getpass
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,10 @@ settings.load_profile("patient")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # torch.compile starts no pool of processes
+# torch's own default, so that what one session of tests compiled serves the next.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}")
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,6 +17,7 @@ from harness.encoder.layout import Attention, Layout
 from harness.encoder.model import EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.partial_attention import SomeQueries
+from harness.kernels.compiled_code import own_compiler_caches
 
 # A lane is the memory of one batch in flight. Batches in flight at the same time need one each. Samples that leave their
 # batch for work of their own use the side lane.
@@ -101,4 +102,5 @@ def compiled_close() -> Callable[[EncoderLayer, Tensor, Tensor], Tensor]:
     import torch._dynamo.config as settings
 
     settings.recompile_limit = max(settings.recompile_limit, _GRAPHS)
+    own_compiler_caches()
     return torch.compile(EncoderLayer.close, dynamic=True, fullgraph=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import DeviceError, first_line
+from harness.kernels.compiled_code import own_compiler_caches
 from harness.kernels.source import Source
 
 BLOCKS_PER_PROCESSOR = 8
@@ -121,4 +122,5 @@ def _tell_memory(error: Exception, kernel: str) -> None:
 def _module(text: str, options: tuple[str, ...]) -> Any:
     import cupy
 
+    own_compiler_caches()
     return cupy.RawModule(code=text, options=("-std=c++17", *options))  # no -arch: CuPy chooses it

@@ -6,10 +6,8 @@ import ctypes
 import os
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +19,8 @@ from torch import Tensor
 
 from harness.core.digest import check_seal, seal
 from harness.core.errors import ConfigError, DeviceError, ResultError
-from harness.core.files import cache_root, content_key, write_folder
+from harness.core.files import content_key, write_folder
+from harness.kernels.compiled_code import compiled_code_folder
 from harness.kernels.source import Source
 
 FLAGS = (
@@ -110,30 +109,6 @@ def compile_to(output: Path, unit: str, flags: Sequence[str], *, more: Sequence[
         )
 
 
-def changeable_by_others(path: Path, top: Path) -> Path | None:
-    """Return the first of ``path`` and its folders up to ``top`` that another user may write to or owns, ``None`` if there is none.
-
-    What does not exist yet is left out. A link that leads out of ``top`` counts as somebody else's.
-    """
-    path, top = path.resolve(), top.resolve()
-    if not path.is_relative_to(top):
-        return path
-    for place in (path, *path.parents):
-        if place.exists():
-            found = place.stat()
-            if found.st_uid not in (0, os.getuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                return place
-        if place == top:
-            break
-    return None
-
-
-@cache
-def _private() -> tempfile.TemporaryDirectory[str]:
-    """Return a folder that only this user can use, deleted at the end of the process."""
-    return tempfile.TemporaryDirectory(prefix="geep-bench-kernels-")
-
-
 def build(source: Source, flags: Sequence[str] = ()) -> Path:
     """Return the shared library of a source, from the cache (keyed by source, shim, flags and compiler) or compiled now.
 
@@ -144,16 +119,8 @@ def build(source: Source, flags: Sequence[str] = ()) -> Path:
         WriteError: the cache cannot be written.
         DeviceError: there is no compiler.
     """
-    folder = cache_root() / "kernels" / _key(source, flags)
-    others = changeable_by_others(folder / LIBRARY, cache_root())
-    if others is not None:
-        print(
-            f"other users may write to {others}: its kernels are not loaded, but compiled again for this process; correct it with "
-            "chmod go-w, or set GEEP_BENCH_CACHE to a folder of your own",
-            file=sys.stderr,
-        )
-        folder = Path(_private().name) / folder.name
-    elif folder.is_dir():
+    folder = compiled_code_folder(f"kernels/{_key(source, flags)}", LIBRARY)
+    if folder.is_dir():
         try:
             check_seal(folder)
         except ResultError as error:

@@ -24,6 +24,7 @@ from harness.core import clock
 from harness.core.errors import ConfigError, ResultError
 from harness.core.files import write_text
 from harness.encoder.masked_words import MaskedWordModel
+from harness.kernels.compiled_code import own_compiler_caches
 from harness.measure.resources import matrix_rate
 from harness.pretraining import snapshot
 from harness.pretraining.general_distillation import Distillation
@@ -105,6 +106,7 @@ class Trainer:
         """Compile by running a batch of each kind, if asked to, and measure the device's peak rate."""
         self.model.train()
         if self.compiled:
+            own_compiler_caches()
             self.forward = torch.compile(self.model, dynamic=False, fullgraph=True)
             try:
                 for batch in self._both_kinds():
