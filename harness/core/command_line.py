@@ -53,8 +53,10 @@ def exit_codes(name: str, *, resumes: bool = False) -> Callable[[Callable[P, int
                 message = _message(error)
                 if message is None:
                     raise
+                from harness.core.names import clean  # imports pydantic, which --help does not need
+
                 for line in message.splitlines():
-                    print(f"{name}: {line}", file=sys.stderr)
+                    print(f"{name}: {clean(line)}", file=sys.stderr)
                 return GeepBenchError.exit_code
 
         return run

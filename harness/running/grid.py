@@ -21,7 +21,7 @@ from harness.contracts import OperatingPoint
 from harness.core import clock
 from harness.core.errors import GeepBenchError, MethodError, SettingsError, format_error, is_fatal
 from harness.core.files import write_json
-from harness.core.names import LONGEST_FILE_NAME, check_name
+from harness.core.names import LONGEST_FILE_NAME, check_name, clean
 from harness.core.text_formats import read_json
 from harness.encoder.backbone import Backbone
 from harness.measure.diagnostics import Diagnostics, diagnose
@@ -345,7 +345,7 @@ class Grid:
         self.outcome.failed += 1
         reason = f"{format_error(error)}{advice(error)}"
         where = self.run.fail(cell, "".join(traceback.format_exception(error)), reason)
-        print(f"{cell.dataset} {cell.method} {cell.point}: {reason} (see {where}); continuing", file=sys.stderr)
+        print(clean(f"{cell.dataset} {cell.method} {cell.point}: {reason} (see {where}); continuing"), file=sys.stderr)
         check_alive(self.settings.device)
 
     def _reference(self, session: Session) -> Contender | None:

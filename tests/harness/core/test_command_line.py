@@ -40,6 +40,12 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "tool: cannot be read: line 3 is odd\n"
 
 
+def test_control_characters_of_foreign_files_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message may quote a column or a name from a file."""
+    assert ends(DataError("no column 'label' (columns: \x1b[2Jtext)")) == 2
+    assert capsys.readouterr().err == "tool: no column 'label' (columns: \\x1b[2Jtext)\n"
+
+
 def test_several_problems_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     """Settings errors list all problems, and each line has the command's name."""
     assert ends(SettingsError("a is\nwrong", "b is wrong")) == 2

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.core.errors import ConfigError, DataError, DeviceError, ResultError, UnknownNameError
+from harness.core.errors import ConfigError, DataError, DeviceError, ResultError, SettingsError, UnknownNameError
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 from harness.results.run_folder import RunFolder
@@ -66,6 +66,51 @@ def test_local_data_and_one_test_row(stage: Any, settings: Settings, tmp_path: P
     assert counts(run(settings)) == (0, 2, 0)
     write_local(data, "another text")
     assert counts(run(settings)) == (2, 0, 0)
+
+
+def three_sets(folder: Path) -> Path:
+    """Write the datasets ``a``, ``b`` and ``c``."""
+    for name in "abc":
+        write_local(folder, "good").joinpath("mine").rename(folder / name)
+    return folder
+
+
+def break_set(folder: Path, name: str) -> None:
+    (folder / name / "test.parquet").write_text("not a table")
+
+
+def test_everything_is_loaded_before_the_first_training(
+    stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str]
+) -> None:
+    """A bad dataset in the middle ends the run at once; several bad inputs are reported together, one line for each."""
+    data = three_sets(tmp_path / "data")
+    settings = replace(change(settings, datasets=["a", "b", "c"], methods=["one"], backbones=backbones), data=data)
+    break_set(data, "b")
+    for act in (Grid.execute, Grid.fit):
+        with pytest.raises(DataError, match=r"data/b/test.parquet"):
+            act(Grid(settings))
+    break_set(data, "c")
+    with pytest.raises(SettingsError) as several:
+        run(settings)
+    assert [name in line for name, line in zip("bc", several.value.problems, strict=True)] == [True, True]
+    assert stage.fits == []
+
+
+def test_data_that_breaks_after_the_check_fails_its_own_cells(
+    stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other datasets are measured; the same command measures the rest once the data is correct again."""
+    data = three_sets(tmp_path / "data")
+    settings = replace(change(settings, datasets=["a", "b", "c"], methods=["one"], backbones=backbones), data=data)
+    kept = (data / "b" / "test.parquet").read_bytes()
+    grid = Grid(settings)
+    check = grid.check
+    grid.check = lambda: (check(), break_set(data, "b"))[0]  # type: ignore[method-assign]
+    assert counts(grid.execute()) == (4, 0, 1)
+    assert "b one fit: " in capsys.readouterr().err
+    (data / "b" / "test.parquet").write_bytes(kept)
+    assert counts(run(settings)) == (2, 4, 0)
+    assert RunFolder.open(settings.out).failures() == []
 
 
 def test_the_embedded_backbone_rejects_real_text(stage: Any, settings: Settings, tmp_path: Path) -> None:
