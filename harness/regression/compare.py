@@ -170,8 +170,9 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
         for words, cells in grouped((words, twin[1][0].cell) for twin, words in unlike).items()
     ]
     if not usable:
+        every = [word for _, words in unlike for word in words.split(", ")]
         raise ResultError(
-            f"nothing to compare: {base.name} and {new.name} differ in {' and '.join(dict.fromkeys(w for _, w in unlike))}: use "
+            f"nothing to compare: {base.name} and {new.name} differ in {', '.join(dict.fromkeys(every))}: use "
             "the same data and settings, or measure both again"
         )
     changes = [_change(base, new, *twin) for twin in usable]
