@@ -146,7 +146,7 @@ def _attention(
 def _pretend(patch: pytest.MonkeyPatch) -> Kernel:
     patch.setattr(varlen, "DEVICES", ("cpu",))
     patch.setattr(varlen, "HALF", (torch.float32,))
-    patch.setattr(varlen, "varlen_attn", _kernel)
+    patch.setattr("torch.nn.attention.varlen.varlen_attn", _kernel)
     patch.setattr(arrangement, "AT_HAND", ())
     patch.setattr(engines, "GRAPH_DEVICES", ("cpu",))
     patch.setattr(graphs, "CudaRecorder", TapeRecorder)
