@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness import __version__
-from harness.core.errors import ResultError
-from harness.core.files import fill_template
+from harness.core.files import fill_template, write_folder
 from reports.analysis.control_tests import headlines
 from reports.analysis.view import View, build_view
 from reports.figures.dataset_figures import draw_figures
@@ -32,50 +29,14 @@ def write_report(run_path: Path, progress: bool = False) -> Path:
         Path of ``report/index.html``.
 
     Raises:
-        ResultError: no run there, no results in it, another schema version, or the folder cannot be written.
+        ResultError: no run there, no results in it, or another schema version.
+        WriteError: the folder cannot be written.
     """
     run_path = Path(run_path)
     view = build_view(run_path)
     target = run_path / "report"
-    fresh, old = (run_path / f".report.{os.getpid()}.{word}" for word in ("new", "old"))
-    try:
-        _sweep(run_path)
-        _write(view, fresh, progress)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(fresh, target)
-    except OSError as error:
-        raise ResultError(
-            f"cannot write {target}: {error.strerror or error}: free space or make the run folder writable"
-        ) from error
-    finally:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    write_folder(target, lambda place: _write(view, place, progress), "make the run folder writable")
     return target / "index.html"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _sweep(run_path: Path) -> None:
-    """Remove what killed writers left; a report that they had moved away is put back first."""
-    for left in sorted(run_path.glob(".report.*.*")):
-        pid = left.name.split(".")[2]
-        if not pid.isdecimal() or (int(pid) != os.getpid() and _alive(int(pid))):
-            continue
-        if left.suffix == ".old" and not (run_path / "report").exists():
-            os.replace(left, run_path / "report")
-        else:
-            shutil.rmtree(left)
 
 
 def _write(view: View, folder: Path, progress: bool) -> None:
