@@ -60,7 +60,7 @@ def check_method_name(name: str) -> str:
     return name
 
 
-def check_label(label: str) -> str:
+def check_label(label: str, *, longest: int = LONGEST_LABEL) -> str:
     """Return ``label`` if it is one line of text that a table can show: the name of a class or an operating point.
 
     Raises:
@@ -71,8 +71,8 @@ def check_label(label: str) -> str:
     wrong = next((sign for sign in label if sign in _DIRECTION or unicodedata.category(sign) in _UNPRINTABLE), None)
     if wrong is not None:
         raise ValueError(f"a label cannot contain the control character {wrong!a}: delete it")
-    if len(label) > LONGEST_LABEL:
-        raise ValueError(f"this label has {len(label)} characters: use at most {LONGEST_LABEL}")
+    if len(label) > longest:
+        raise ValueError(f"this label has {len(label)} characters: use at most {longest}")
     return label
 
 
@@ -120,3 +120,4 @@ def _shown(char: str) -> str:
 Name = Annotated[str, AfterValidator(check_name)]
 StoredName = Annotated[str, AfterValidator(partial(check_name, longest=LONGEST_FILE_NAME))]  # written by any version
 Label = Annotated[str, AfterValidator(check_label)]
+FolderLabel = Annotated[str, AfterValidator(partial(check_label, longest=LONGEST_FILE_NAME))]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from harness.core.names import Label, StoredName
+from harness.core.names import FolderLabel, Label, StoredName
 
 SCHEMA = 1
 
@@ -43,7 +43,7 @@ class Cell(StrictRecord):
     method: StoredName
     dataset: StoredName
     source: Literal["embedded", "local", "hub"]
-    backbone: Label
+    backbone: FolderLabel
     seed: int
     point: Label
     protocol: Label

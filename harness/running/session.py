@@ -23,9 +23,9 @@ from harness.contracts import (
     UsesWordHead,
 )
 from harness.core.digest import check_seal, seal
-from harness.core.errors import ConfigError, MethodError, ResultError, format_error, is_fatal
+from harness.core.errors import BackboneError, ConfigError, MethodError, ResultError, format_error, is_fatal
 from harness.core.files import cache_root, content_key, require_space, write_folder
-from harness.core.names import check_label, clean
+from harness.core.names import LONGEST_FILE_NAME, check_label, clean
 from harness.encoder import miniature
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.measure.passes import Contender
@@ -153,7 +153,12 @@ class Session:
                 f"the embedded backbone only knows the embedded language, not the words of '{self.dataset}': "
                 f"give another one with --backbone {self._language}=DIR_OR_ID"
             )
-        return load_backbone(self.backbone_name, self._language, device=self.settings.device)
+        backbone = load_backbone(self.backbone_name, self._language, device=self.settings.device)
+        try:
+            check_label(backbone.name, longest=LONGEST_FILE_NAME)
+        except ValueError as error:
+            raise BackboneError(f"backbone {backbone.name!a}: results show this name: {error}") from error
+        return backbone
 
     @cached_property
     def prepared(self) -> Prepared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,15 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.core.errors import ConfigError, DataError, DeviceError, ResultError, SettingsError, UnknownNameError
+from harness.core.errors import (
+    BackboneError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    ResultError,
+    SettingsError,
+    UnknownNameError,
+)
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 from harness.results.run_folder import RunFolder
@@ -111,6 +120,21 @@ def test_data_that_breaks_after_the_check_fails_its_own_cells(
     (data / "b" / "test.parquet").write_bytes(kept)
     assert counts(run(settings)) == (2, 4, 0)
     assert RunFolder.open(settings.out).failures() == []
+
+
+def test_names_of_backbone_folders(
+    stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's name may be as long as file systems allow; one with a control character is refused."""
+    settings = replace(
+        change(settings, datasets=["mine"], methods=["one"]), data=write_local(tmp_path / "data", "good")
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("a\x1b[2J", "x" * 252):
+        shutil.copytree(backbones["en"], name)
+    with pytest.raises(BackboneError, match=r"control character '\\x1b'"):
+        run(change(settings, backbones={"en": "a\x1b[2J"}))
+    assert counts(run(change(settings, backbones={"en": "x" * 252}))) == (2, 0, 0)
 
 
 def test_the_embedded_backbone_rejects_real_text(stage: Any, settings: Settings, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from harness.core.errors import ResultError, WriteError
 from harness.running import profile, ray_launcher
 from harness.running.grid import GridOutcome
+from harness.running.run_lock import run_lock
 from harness.running.run_settings import Settings
 
 
@@ -52,3 +54,39 @@ def test_outcomes_are_summed_and_cores_reserved(settings: Settings, monkeypatch:
     assert (total.measured, total.kept, total.failed, total.seconds) == (8, 0, 4, 2.0)
     assert len(ran) == 4
     assert list(reserved[0]) == ["num_cpus"]
+
+
+class LostMachine(Exception):
+    """Stands for an error of Ray itself."""
+
+
+@pytest.mark.parametrize("error", [LostMachine("the node died"), WriteError("cannot write x: the disk is full")])
+def test_a_lost_part_does_not_end_the_others(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It counts as one failure. A full disk ends all. The run folder is locked for the whole time."""
+    ran = 0
+
+    def get(done: list[Settings]) -> list[GridOutcome]:
+        nonlocal ran
+        ran += 1
+        with pytest.raises(ResultError, match="in use"), run_lock(settings.out):
+            pass
+        if ran == 2:
+            raise error
+        return [GridOutcome(measured=2)]
+
+    ray = SimpleNamespace(
+        init=lambda **_: None,
+        remote=lambda **_: lambda function: SimpleNamespace(remote=lambda part: part),
+        wait=lambda waiting, num_returns: (waiting[:1], waiting[1:]),
+        get=get,
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    if isinstance(error, WriteError):
+        with pytest.raises(WriteError):
+            ray_launcher.launch(settings)
+        return
+    total = ray_launcher.launch(settings)
+    assert (total.measured, total.failed) == (6, 1)
+    assert "not measured: LostMachine: the node died" in capsys.readouterr().err
