@@ -30,7 +30,7 @@ def test_one_run_folder(
         time.sleep(0.01)
     time.sleep(draw.uniform(0, 0.5))
     line = refused(place.carry_out(fault=PIDS[pids][1]))
-    assert str(place.run) in line
+    assert f"{place.run} is in use by another run" in line
     ended = place.program.wait(first, log)
     assert ended.code == 0, ended.log
     assert "6 measured, 0 kept" in ended.log
