@@ -51,7 +51,7 @@ def samples(signal_task: Task, unseen: Split, trained_bert: FullDepth, scattered
         "geep": scattered_geep,
         "geep-verified": FittedVerified(scattered_geep.model, None, points, scattered_geep.tables),
         "control-sequential": SequentialGeep(scattered_geep.model, None, geep=scattered_geep),
-        "oracle": AgreementOracle(scattered_geep.model, None, scattered_geep),
+        "oracle": AgreementOracle(scattered_geep.model, None, geep=scattered_geep),
     }
     return StudySamples(Session(signal_task, unseen, fitted), list(fitted), SPEED, None, 8)  # type: ignore[arg-type]
 
