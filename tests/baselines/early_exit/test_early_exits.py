@@ -34,7 +34,7 @@ from harness.execution.executors import exit_evidence
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.joint_training import exit_answers, exit_losses
 from harness.toolkit.rule_exits import RuleExits
-from harness.toolkit.training import LossFn, Recipe, TrainingReport, parameter_groups
+from harness.toolkit.training import LossFn, Recipe, TrainingReport, dev_accuracies, parameter_groups
 
 JOINT = [Pabee, Berxit, PceeBert, RightTool, ElasticBert]
 FAMILY = [*JOINT, DeeBert]
@@ -205,7 +205,7 @@ def test_dev_score_is_the_mean_over_exits(fit: Fit, signal_task: Task) -> None:
     """The epoch with the best mean dev accuracy over all exits is kept."""
     fitted = fit(Pabee)
     assert fitted.training is not None
-    scores = joint_module.dev_accuracies(fitted.model, signal_task.dev)
+    scores = dev_accuracies(fitted.model, signal_task.dev)
     assert len(scores) == 5
     assert max(fitted.training.dev_scores) == pytest.approx(sum(scores) / 5)
 

@@ -144,7 +144,7 @@ def test_one_scale_for_all_rows_is_close_to_bert(by_call: Quantised, trained_ber
     """``scales = "call"`` uses torch's kernel on the same weights and always runs eagerly."""
     at = replace(FULL, execution=Execution(compute="compiled"))
     ours, theirs = by_call.predict(unseen.tokens, at=at), trained_bert.predict(unseen.tokens, at=FULL)
-    assert 0 < np.abs(ours.logits - theirs.logits).max() < 0.2 * theirs.logits.std()
+    assert 0 < np.abs(ours.logits - theirs.logits).mean() < 0.05 * theirs.logits.std()
     assert by_call.compute == "eager"
     assert (ours.work.rows("layer"), ours.work.rows("head")) == (5 * 40, 40)
 

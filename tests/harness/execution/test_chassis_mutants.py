@@ -316,13 +316,13 @@ BUGS = {
         "lanes are not freed": ("            free.append(lane)\n", "            pass\n"),
         "the shared layer in the climbing lane": (
             "self.layer(last, hidden, layout, SIDE)", "self.layer(last, hidden, layout)"),
+        "exiting samples run one more layer": ("int((ends >= index).sum())", "int((ends >= index - 1).sum())"),
+        "continuing samples are answered": (
+            "layout.slice(hidden, staying, active)", "layout.slice(hidden, 0, active - staying)"),
     },
     "execution.executors": {
-        "exiting samples run one more layer": (
-            "active = int((depths >= index).sum())", "active = int((depths >= index - 1).sum())"),
-        "answers at the index in the batch": ("slice(first + staying, first + active)", "slice(staying, active)"),
-        "continuing samples are answered": (
-            "layout_now.slice(hidden, staying, active)", "layout_now.slice(hidden, 0, active - staying)"),
+        "answers at the index in the batch": (
+            "slice(first + ended.start, first + ended.stop)", "slice(ended.start, ended.stop)"),
         "exact-k is a ladder": ('if execution.executor == "exact-k":', "if False:"),
     },
     "execution.sequential": {
@@ -339,9 +339,9 @@ BUGS = {
     "execution.verified": {
         "the end is ignored": (" | (group.depth >= end)", ""),
         "looks beyond the end": ("        targets[:, 1:] = np.minimum(targets[:, 1:], stop)\n", ""),
-        "hidden states are not kept": ("run.keep(part)", "part"),
+        "hidden states are not kept": ("run.keep(hidden)", "hidden"),
         "logits are not kept": (
-            "run.keep(run.head(index, part, its_layout))", "run.head(index, part, its_layout)"),
+            "run.keep(run.head(index, hidden, layout))", "run.head(index, hidden, layout)"),
         "all decisions are the first one's": ("        start += len(group.samples)\n", ""),
         "shallow goals first": ("-goal[samples]", "goal[samples]"),
         "unsure samples wait at the wrong layer": ("setdefault(group.depth, [])", "setdefault(end - 1, [])"),
