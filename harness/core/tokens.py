@@ -55,6 +55,12 @@ class TokenSet:
         rows = torch.arange(int(offsets[-1]), device=self.device) + shift
         return replace(self, ids=self.ids[rows], offsets=offsets, segments=self.segments[rows])
 
+    def sample(self, number: int) -> TokenSet:
+        """Return a single sample, as views of its ids; much faster than :meth:`select`."""
+        first, last = self.offsets[number : number + 2].tolist()
+        offsets = torch.tensor([0, last - first], device=self.device)
+        return replace(self, ids=self.ids[first:last], offsets=offsets, segments=self.segments[first:last])
+
     @classmethod
     def from_lists(
         cls,

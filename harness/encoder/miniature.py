@@ -278,7 +278,7 @@ def _updates(model: _Pretrained, steps: int) -> list[Callable[[], None]]:
     others = [p for p in model.parameters() if id(p) not in taken]
     groups: list[dict[str, Any]] = [{"params": others}, {"params": [words], "lr": WORD_RATE}]
     adam = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
-    muon = _Muon(matrices, lr=MUON_RATE, momentum=0.9)
+    even, odd = (_Muon(matrices[k::2], lr=MUON_RATE, momentum=0.9) for k in (0, 1))
     warm = max(1, round(WARMUP * steps))
 
     def rate(step: int) -> float:
@@ -287,16 +287,15 @@ def _updates(model: _Pretrained, steps: int) -> list[Callable[[], None]]:
     def word_rate(step: int) -> float:
         return rate(step) * (WORD_FLOOR + (1 - WORD_FLOOR) * math.exp(-max(0, step - 50) / WORD_HALT))
 
-    schedules = (
-        torch.optim.lr_scheduler.LambdaLR(adam, [rate, word_rate]),
-        torch.optim.lr_scheduler.LambdaLR(muon, rate),
-    )
+    schedules = [torch.optim.lr_scheduler.LambdaLR(adam, [rate, word_rate])]
+    schedules += [torch.optim.lr_scheduler.LambdaLR(muon, rate) for muon in (even, odd)]
 
-    def update(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
-        optimizer.step()
-        schedule.step()
+    def update(*numbers: int) -> None:
+        for number in numbers:
+            (adam, even, odd)[number].step()
+            schedules[number].step()
 
-    return [partial(update, *pair) for pair in zip((adam, muon), schedules, strict=True)]
+    return [partial(update, 1), partial(update, 2, 0)]
 
 
 def pretrain_miniature(

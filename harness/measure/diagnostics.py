@@ -25,7 +25,7 @@ class Diagnostics:
     """For most fields see :class:`harness.results.schema.Checks` and :class:`harness.results.schema.Result`.
 
     Attributes:
-        predicting: seconds inside ``predict`` for single samples.
+        predicting: seconds inside the method, for single samples and its own look-ups.
     """
 
     latency: list[Latency]
@@ -67,7 +67,9 @@ def diagnose(
     energy = joules(lambda: timed_pass(contender, tokens), tokens.device)
     if energy is not None:
         resources = resources.model_copy(update={"joules_per_1000": 1000 * energy / len(tokens)})
-    syncs, unseen = count_syncs(contender, tokens), unseen_keys(contender, tokens)
+    syncs, start = count_syncs(contender, tokens), clock.now()
+    unseen = unseen_keys(contender, tokens)
+    predicting += clock.now() - start
     return Diagnostics([latency], resources, agree, unchanged, syncs, unseen, predicting)
 
 
@@ -77,23 +79,27 @@ def single_samples(
     """Time samples one by one: at most :data:`CALLS` random ones, and no further one after :data:`BUDGET` seconds.
 
     Returns:
-        Their latency, the share with the same label as in the batches of the first round, and the sum of their seconds.
+        Their latency, the share with the same label as in the batches of the first round, and the sum of all seconds.
     """
     point = contender.point
     single = replace(contender, point=replace(point, execution=replace(point.execution, batch_size=1)))
     drawn = np.random.default_rng(seed).permutation(len(tokens))[:CALLS]
-    timed_pass(single, tokens.select(drawn[:1]))  # warm-up
+    warm_up = timed_pass(single, tokens.sample(int(drawn[0])))
     seconds: list[float] = []
     same: list[bool] = []
     start = clock.now()
     for sample in drawn:
-        done = timed_pass(single, tokens.select([int(sample)]))
+        done = timed_pass(single, tokens.sample(int(sample)))
         seconds.append(done.seconds)
         same.append(bool(done.predictions.logits[0].argmax() == labels[sample]))
         if clock.now() - start > BUDGET:
             break
     p50, p90, p99 = np.quantile(seconds, [0.5, 0.9, 0.99]).tolist()
-    return Latency(batch_size=1, n=len(seconds), p50=p50, p90=p90, p99=p99), float(np.mean(same)), sum(seconds)
+    return (
+        Latency(batch_size=1, n=len(seconds), p50=p50, p90=p90, p99=p99),
+        float(np.mean(same)),
+        sum(seconds, warm_up.seconds),
+    )
 
 
 def count_syncs(contender: Contender, tokens: TokenSet) -> int | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet  # noqa: F401 - else pandas imports it when the first cell is stored
 from pydantic import ValidationError
 
 from harness.core.errors import ResultError, format_error

@@ -108,10 +108,8 @@ class FitPool:
         for worker in self._workers:
             worker.terminate()
 
-    def start(self) -> None:
-        """Start the workers, which then import what they need while this process does something else."""
-        if self._workers:
-            return
+    def start(self, workers: int) -> None:
+        """Start workers up to this number; they import what they need while this process does something else."""
         threads = str(max(1, torch.get_num_threads() // self.processes))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         settings = self.settings
@@ -121,7 +119,7 @@ class FitPool:
             "device": settings.device,
             "threads": int(threads),
         }
-        for _ in range(self.processes):
+        for _ in range(workers - len(self._workers)):
             worker = subprocess.Popen(
                 [sys.executable, "-m", "harness.running.fit_worker"],
                 stdin=subprocess.PIPE,
@@ -149,8 +147,8 @@ class FitPool:
         if self.processes == 1 or settings.device != "cpu" or settings.fresh:
             return
         if not all(session.may_be_cached(name) for name in methods):
-            self.start()
-        _ = session.prepared  # makes the backbone once, for all workers, while they start
+            self.start(1)  # the others start when this process needs no core any more
+        _ = session.prepared  # makes the backbone once, for all workers
         needs: dict[str, tuple[str, ...]] = {}
         for method in methods:
             try:
@@ -162,7 +160,7 @@ class FitPool:
                 continue  # a broken plug-in: the grid reports it when its turn comes
         if not needs:
             return
-        self.start()
+        self.start(self.processes)
         job = {"dataset": session.dataset, "seed": session.seed}
 
         def ask(name: str) -> str | None:
