@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   geep-bench run --profile mini --data my-data --backbone en=my-backbone --datasets ag_news
   geep-bench run --profile quick --methods bert,geep --datasets lcqmc --seeds 0,1,2
   geep-bench report runs/quick                        make the report of a run folder again
-  geep-bench compare suites/expected/quick.json runs/quick --gate
+  geep-bench compare runs/before runs/after --gate
   geep-bench list methods
   geep-bench flops --backbone bert-base-uncased --labels 2 --seq-len 128 --json
   geep-bench pretrain --corpus wiki.txt.zst --lang en --minutes 60 --out my-backbone

@@ -123,7 +123,8 @@ def measure(
     # Compiled code and graphs are made when a shape first occurs, so that the warm-up needs all shapes.
     own_compute = contender.fitted.compute if isinstance(contender.fitted, HasCompute) else None
     compute = own_compute or contender.point.execution.compute
-    some = len(tokens) if compute != "eager" else 4 * contender.point.execution.batch_size
+    batches = 1 if tokens.device.type == "cpu" else 4
+    some = len(tokens) if compute != "eager" else batches * contender.point.execution.batch_size
     warm = tokens.select(np.arange(min(len(tokens), some)))
     warm_up = timed_pass(contender, warm)
     check_work(warm_up.predictions, contender.fitted.cost)

@@ -18,6 +18,7 @@ from types import TracebackType
 
 import torch
 
+from harness.core import clock
 from harness.core.errors import WriteError, is_fatal
 from harness.running.run_settings import Settings
 from harness.running.session import Session
@@ -31,15 +32,18 @@ def fit_in_order(
     fit: Fit,
     at_a_time: int,
     stop: Callable[[], None] = lambda: None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """Call ``fit`` for every name, at most ``at_a_time`` at once, each after the methods that it needs.
 
-    A method that needs a failed one is skipped.
+    A method that needs a failed one is skipped. Of those that may start, the one goes first after which most is left to do: its
+    own fit and the longest chain of fits that wait for it. Long fits at the end would leave processes idle.
 
     Args:
         names: methods, each after those that it needs.
         needs: for each method, the names that it learns from.
         stop: ends the fits that run now; called before an error or an interrupt is passed on.
+        seconds: of fits, as far as known; 1 for others.
 
     Returns:
         The failures: method -> reason.
@@ -48,6 +52,11 @@ def fit_in_order(
         Exception: what ``fit`` raised.
     """
     todo, done, failed = list(names), set[str](), dict[str, str]()
+    left: dict[str, float] = {}
+    for name in reversed(names):
+        after = max((left[other] for other in left if name in needs[other]), default=0.0)
+        left[name] = after + (seconds or {}).get(name, 1.0)
+    todo.sort(key=lambda name: -left[name])
     running: dict[Future[str | None], str] = {}
     with ThreadPoolExecutor(at_a_time) as threads:
         try:
@@ -87,6 +96,7 @@ class FitPool:
         self.settings, self.processes = settings, settings.profile.fit_processes
         self._workers: list[subprocess.Popen[str]] = []
         self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        self._seconds: dict[str, float] = {}  # of the latest fit of each method
 
     def __enter__(self) -> FitPool:
         return self
@@ -164,14 +174,15 @@ class FitPool:
         job = {"dataset": session.dataset, "seed": session.seed}
 
         def ask(name: str) -> str | None:
-            worker = self._idle.get()
+            worker, start = self._idle.get(), clock.now()
             try:
                 return self._send(worker, {**job, "method": name}, answer=True)
             finally:
+                self._seconds[name] = clock.now() - start
                 self._idle.put(worker)
 
         missing = {name: [need for need in found if need in needs] for name, found in needs.items()}
-        for name, reason in fit_in_order(list(missing), missing, ask, self.processes, self.stop).items():
+        for name, reason in fit_in_order(list(missing), missing, ask, self.processes, self.stop, self._seconds).items():
             print(f"{session.dataset} {name}: not fitted in a worker ({reason}); fitting it here", file=sys.stderr)
 
     @staticmethod

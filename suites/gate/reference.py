@@ -8,7 +8,7 @@
 The names of run folder and fit cache contain a hash of the sources, so that no result from before an edit is used; a stopped run
 resumes as long as nothing was edited. Unknown options go to ``geep-bench run``.
 
-There are :data:`ROUNDS` timed rounds, more than in the profile: with three, 10 % more time in the four cells of one method is
+There are :data:`ROUNDS` timed rounds and :data:`TEST_ROWS` test rows, more than in the profile: with three rounds, 10 % more time in the four cells of one method is
 detected in 15 of 20 cases on a quiet machine, with seven in 20 of 20 (``python -m suites.gate.power --real DIR``).
 
 Make the reference in one go: a process that has just trained is slower than one with cached fits (``bert`` by 14 %,
@@ -32,7 +32,7 @@ from harness.cli import main as cli
 ROOT = Path(__file__).resolve().parents[2]
 # Sources on which results depend.
 SOURCES = ("harness", "geep", "baselines", "suites/profiles")
-ROUNDS = 7
+ROUNDS, TEST_ROWS = 7, 1000
 SUFFIXES = {".py", ".cu", ".cpp", ".h", ".toml"}
 
 
@@ -63,7 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, more = parser.parse_known_args(arguments)
     out = args.out or Path("runs") / "regression" / sources_key()
     os.environ["GEEP_BENCH_CACHE"] = str(out.resolve() / "cache")
-    ran = cli.main(["run", "--profile", args.profile, "--rounds", str(args.rounds), "--out", str(out), *more])
+    ran = cli.main(
+        [
+            "run",
+            "--profile",
+            args.profile,
+            "--rounds",
+            str(args.rounds),
+            "--max-test",
+            str(TEST_ROWS),
+            "--out",
+            str(out),
+            *more,
+        ]
+    )
     if ran > 1:
         return ran
     reference = str(expected(args.profile))

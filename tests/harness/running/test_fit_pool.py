@@ -157,6 +157,17 @@ def test_a_broken_plug_in_does_not_end_the_run(tmp_path: Path) -> None:
             pool.fit(Raising(WriteError("the disk is full")), profile.methods)  # type: ignore[arg-type]
 
 
+def test_longest_chains_start_first() -> None:
+    """Of the fits that may start, the one with the longest chain of fits after it starts, by the seconds of earlier ones."""
+    needs = {"bert": [], "short": ["bert"], "long": ["bert"], "geep": [], "control": ["geep"]}
+    order: list[str] = []
+    fit_in_order(list(needs), needs, lambda name: order.append(name), 1)
+    assert order == ["bert", "geep", "short", "long", "control"]
+    order.clear()
+    fit_in_order(list(needs), needs, lambda name: order.append(name), 1, seconds={"long": 9.0, "geep": 5.0})
+    assert order == ["bert", "long", "geep", "short", "control"]
+
+
 class Noting:
     """A pool that notes what it is asked to fit."""
 
