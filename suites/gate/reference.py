@@ -8,8 +8,8 @@
 The names of run folder and fit cache contain a hash of the sources, so that no result from before an edit is used; a stopped run
 resumes as long as nothing was edited. Unknown options go to ``geep-bench run``.
 
-There are :data:`ROUNDS` timed rounds and :data:`TEST_ROWS` test rows, more than in the profile: with three rounds, 10 % more time in
-the four cells of one method is detected in 15 of 20 cases on a quiet machine, with seven in 20 of 20
+There are :data:`ROUNDS` timed rounds and :data:`TEST_ROWS` test rows, more than in the profile: with three rounds, 10 % more time
+in the four cells of one method is detected in 15 of 20 cases on a quiet machine, with seven in 20 of 20
 (``python -m suites.gate.power --real DIR``).
 
 Make the reference in one go: a process that has just trained is slower than one with cached fits (``bert`` by 14 %,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,23 +46,42 @@ class Specials:
         return cls(*(tokenizer.token_to_id(name) for name in SPECIALS))
 
 
-def train(texts: Iterable[str], size: int, alphabet: int | None = None, least: int = 2) -> BertWordPieceTokenizer:
-    """Train a tokenizer with a vocabulary of at most ``size`` entries.
+def train(texts: Iterable[str], size: int, alphabet: int | None = None, least: int = 2) -> Tokenizer:
+    """Train a tokenizer with a vocabulary of at most ``size`` entries; the same texts give the same ids.
+
+    The library numbers single characters in the order of a hash table, which differs from process to process, and merges pairs of
+    equal frequency in the order of ids. So a first training finds the characters, and a second one is given their order.
 
     Args:
         alphabet: number of characters with a token of their own, most frequent first; ``None`` for all.
         least: number of times that a pair of pieces must occur to be merged.
     """
-    tokenizer = BertWordPieceTokenizer(handle_chinese_chars=True, lowercase=True)
-    tokenizer.train_from_iterator(
-        iter(texts),
-        vocab_size=size,
-        min_frequency=least,
-        limit_alphabet=alphabet or size,
-        special_tokens=list(SPECIALS),
-        show_progress=False,
-    )
-    return tokenizer
+    texts = list(texts)
+
+    def trained(limit: int, first: Sequence[str]) -> BertWordPieceTokenizer:
+        tokenizer = BertWordPieceTokenizer(handle_chinese_chars=True, lowercase=True)
+        tokenizer.train_from_iterator(
+            iter(texts),
+            vocab_size=limit,
+            min_frequency=least,
+            initial_alphabet=characters,
+            limit_alphabet=len(characters),
+            special_tokens=list(first),
+            show_progress=False,
+        )
+        return tokenizer
+
+    counts: Counter[str] = Counter()
+    normalize = BertWordPieceTokenizer(handle_chinese_chars=True, lowercase=True).normalize
+    for text in texts:
+        counts.update(normalize(text))
+    found = sorted((sign for sign in counts if not sign.isspace()), key=lambda sign: (-counts[sign], sign))
+    characters = found[: alphabet or size]
+    pieces = trained(0, SPECIALS).get_vocab().keys() - set(SPECIALS)
+    ordered = [*SPECIALS, *sorted(pieces, key=lambda piece: (piece.startswith("##"), piece))]
+    facts = json.loads(trained(size, ordered).to_str())
+    facts["added_tokens"] = facts["added_tokens"][: len(SPECIALS)]
+    return Tokenizer.from_str(json.dumps(facts))
 
 
 def train_exactly(texts: Iterable[str], size: int, language: str) -> Tokenizer:
@@ -78,7 +98,7 @@ def train_exactly(texts: Iterable[str], size: int, language: str) -> Tokenizer:
         raise ConfigError(f"--vocab {size}: the corpus gives only {found} pieces: lower it, or give more text")
     if found > size:  # the alphabet alone
         raise ConfigError(f"--vocab {size}: the single characters are already {found} pieces: raise --vocab to that")
-    return Tokenizer.from_str(tokenizer.to_str())
+    return tokenizer
 
 
 def words(tokenizer: Any) -> list[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +77,23 @@ def test_the_fingerprint_follows_the_words(english: Shards, chinese: Shards) -> 
     """The fingerprint differs between vocabularies and equals that of the shards."""
     assert vocabulary.fingerprint(english.tokenizer) == english.facts["vocabulary"] != chinese.facts["vocabulary"]
     assert chinese.kinds.dtype == np.uint8
+
+
+def test_the_same_texts_give_the_same_ids() -> None:
+    """Characters and pairs of equal frequency have one order, within a process and in another one."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(200)]
+    texts = [" ".join(words[at : at + 20]) + " 山水" for at in range(0, 200, 20)] * 2
+    found = [vocabulary.words(vocabulary.train(texts, size, 9)) for size in (150, 150, 150, 300, 300)]
+    assert found[0] == found[1] == found[2] and found[3] == found[4]
+    assert found[0][:5] == list(vocabulary.SPECIALS) and len(found[0]) == 150
+    tokenizer = vocabulary.train(texts, 150, 9)
+    assert set(tokenizer.get_added_tokens_decoder()) == set(range(5))
+    code = (
+        "import json, sys; from harness.pretraining.text import vocabulary; "
+        "print(json.dumps(vocabulary.words(vocabulary.train(json.load(sys.stdin), 300, 9))))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(texts), capture_output=True, text=True, check=True
+    )
+    assert json.loads(other.stdout) == found[3]
