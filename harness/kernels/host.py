@@ -120,20 +120,21 @@ def build(source: Source, flags: Sequence[str] = ()) -> Path:
         DeviceError: there is no compiler.
     """
     folder = compiled_code_folder(f"kernels/{_key(source, flags)}", LIBRARY)
+    damaged = False
     if folder.is_dir():
         try:
             check_seal(folder)
         except ResultError as error:
             print(f"{error}; compiling the kernels again", file=sys.stderr)
-            shutil.rmtree(folder)
-    if not folder.is_dir():
+            damaged = True
+    if damaged or not folder.is_dir():
         unit, options = translation_unit(source), ("-shared", *source.options, *flags)
 
         def fill(place: Path) -> None:
             compile_to(place / LIBRARY, unit, options)
             seal(place)
 
-        write_folder(folder, fill, replace=False)
+        write_folder(folder, fill, replace=damaged)
     return folder / LIBRARY
 
 

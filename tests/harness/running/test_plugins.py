@@ -230,7 +230,10 @@ def to(name: str, change: Callable[[Any], Any]) -> dict[str, Any]:
         (to("exit_layer", lambda old: old.astype(np.int64)), ("exit_layer as ndarray of int64", "int16")),
         (to("exit_layer", lambda old: old + np.int16(1)), ("exit_layer from 3 to 3 for a model of 3 layers", "0..2")),
         (to("exit_layer", lambda old: old - np.int16(9)), ("exit_layer from -7",)),
-        (to("predicted_exit", lambda old: np.full(12, 5, np.int16)), ("predicted_exit from 5",)),
+        (
+            {"wrong": staticmethod(lambda found: setattr(found, "predicted_exit", np.full_like(found.exit_layer, 5)))},
+            ("predicted_exit from 5",),
+        ),
         (to("work", lambda old: Work()), ("counted no layer", "work.add(")),
         (
             to("work", lambda old: Work({**old.blocks, "gate.1": Tally(1)})),

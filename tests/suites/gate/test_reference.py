@@ -60,7 +60,8 @@ def test_it_runs_and_compares(
     monkeypatch.setattr("harness.cli.main.main", main)
     out = tmp_path / "out"
     assert reference.main(["--out", str(out), "--fresh"]) == expected
-    assert asked[0] == ["run", "--profile", "quick", "--rounds", "7", "--out", str(out), "--fresh"]
+    more = ["--rounds", "7", "--max-test", "1000"]
+    assert asked[0] == ["run", "--profile", "quick", *more, "--out", str(out), "--fresh"]
     assert os.environ["GEEP_BENCH_CACHE"] == str(out / "cache")
     assert asked[1:] == ([] if ran == 2 else [["compare", str(reference.expected("quick")), str(out), "--gate"]])
 
