@@ -10,6 +10,7 @@ import getpass
 import multiprocessing
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -218,3 +219,32 @@ def same_however_run(unseen: Split) -> Callable[[Fitted, OperatingPoint, Executi
             assert found.work.rows(kind) == expected.work.rows(kind)
 
     return check
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how many faults there were (tests/faults), how many the program survived, and what they cost.
+
+    It is here because pytest-xdist loads no conftest below the folder that it is given.
+    """
+    tried, survived, lost, seeds = Counter[str](), Counter[str](), Counter[str](), set()
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            properties = getattr(report, "user_properties", [])
+            if getattr(report, "when", "") != "call":
+                continue
+            faults = [value for name, value in properties if name == "fault"]
+            for fault, seed in faults:
+                tried[fault] += 1
+                survived[fault] += outcome == "passed"
+                seeds.add(seed)
+            lost[faults[0][0] if faults else ""] += sum(value for name, value in properties if name == "lost")
+    if not tried:
+        return
+    terminalreporter.section("faults")
+    rows = [("fault", "tried", "survived", "cells lost")]
+    rows += [(name, str(tried[name]), str(survived[name]), str(lost[name])) for name in tried]
+    rows.append(("all", *(str(sum(counts.values())) for counts in (tried, survived, lost))))
+    for name, *numbers in rows:
+        terminalreporter.write_line(f"{name:<44}" + "".join(f"{number:>12}" for number in numbers))
+    for seed in seeds:
+        terminalreporter.write_line(f"seed {seed}; to repeat these faults: FAULT_SEED={seed} tox -e slow")

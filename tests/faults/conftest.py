@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -375,29 +374,3 @@ def was_killed() -> Callable[[Ended], bool]:
         return ended.code != 0
 
     return check
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print how many faults there were, how many of them the program survived, and what they cost."""
-    tried, survived, lost, seeds = Counter[str](), Counter[str](), Counter[str](), set()
-    for outcome in ("passed", "failed", "error"):
-        for report in terminalreporter.stats.get(outcome, []):
-            properties = getattr(report, "user_properties", [])
-            if getattr(report, "when", "") != "call":
-                continue
-            faults = [value for name, value in properties if name == "fault"]
-            for fault, seed in faults:
-                tried[fault] += 1
-                survived[fault] += outcome == "passed"
-                seeds.add(seed)
-            lost[faults[0][0] if faults else ""] += sum(value for name, value in properties if name == "lost")
-    if not tried:
-        return
-    terminalreporter.section("faults")
-    rows = [("fault", "tried", "survived", "cells lost")]
-    rows += [(name, str(tried[name]), str(survived[name]), str(lost[name])) for name in tried]
-    rows.append(("all", *(str(sum(counts.values())) for counts in (tried, survived, lost))))
-    for name, *numbers in rows:
-        terminalreporter.write_line(f"{name:<44}" + "".join(f"{number:>12}" for number in numbers))
-    for seed in seeds:
-        terminalreporter.write_line(f"seed {seed}; to repeat these faults: FAULT_SEED={seed} tox -e slow")
