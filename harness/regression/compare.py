@@ -34,6 +34,7 @@ from harness.regression.matching import (
     several,
 )
 from harness.regression.times import MethodTime, TimeChange, Timed, judge_times
+from harness.results.belonging import other_settings
 from harness.results.packed_run import PackedCell, PackedRun, same_fit
 from harness.results.schema import Cell
 
@@ -308,6 +309,11 @@ def _remarks(
         remarks.append(
             f"the test rows and settings of {old} cells could not be checked, because {' and '.join(dict.fromkeys(names))} has no "
             "fingerprints of them (it is of an older version): they are compared by number, labels and tokens of their rows"
+        )
+    settings = [name for one, other in pairs for name in other_settings(base.binding(one), new.binding(other))]
+    for name in dict.fromkeys(settings):
+        remarks.append(
+            f"{name} has other settings in {new.name} than in {base.name}: {settings.count(name)} cells depend on it"
         )
     if untested := sum(change.p is None for change in changes):
         remarks.append(f"the accuracy of {untested} cells is not tested: one of the runs has no per-sample rows")

@@ -20,7 +20,8 @@ def differences(one: Binding | None, other: Binding | None, *, across_code: bool
     Two results from before fingerprints existed differ in nothing that is known. Such a result and a newer one always differ.
 
     Args:
-        across_code: the cells come from two runs, which may have been measured by different code.
+        across_code: the cells come from two runs, which may have been measured by different code and with other settings of
+            single methods (see :func:`other_settings`).
     """
     if one is None or other is None:
         return [] if one is other else [NO_FINGERPRINT]
@@ -33,10 +34,15 @@ def differences(one: Binding | None, other: Binding | None, *, across_code: bool
         for key in sorted(({*one.training, *other.training}) - own)
         if one.training.get(key) != other.training.get(key)
     ]
-    found += [f"settings of {name}" for name in _unequal(one.fits, other.fits)]
     if not across_code:
+        found += [f"settings of {name}" for name in _unequal(one.fits, other.fits)]
         found += [f"version of {name}" for name in _unequal(one.versions, other.versions)]
     return found
+
+
+def other_settings(one: Binding | None, other: Binding | None) -> list[str]:
+    """Return the methods behind two cells that have other settings of their own; empty if that is unknown."""
+    return [] if one is None or other is None else _unequal(one.fits, other.fits)
 
 
 def _unequal(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

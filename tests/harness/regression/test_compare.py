@@ -210,8 +210,16 @@ UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"backbone": "other"}, "content of the backbone"),
     "length": ({"max_length": 32}, "max_length (64 and 32)"),
     "training": ({"training": {"epochs": "5"}}, "training.epochs (3 and 5)"),
-    "teacher": ({"fits": {"bert": "tuned"}}, "settings of bert"),
 }
+
+
+def test_other_settings_of_one_method_are_compared(make_cell: Maker, make_packed: Runner) -> None:
+    """What a change of a method's own settings does is a fair question: its cells are compared, and a remark names it."""
+    base = make_packed(make_cell(binding=0), bindings=[bind()])
+    new = make_packed(make_cell(worse(40), binding=0), bindings=[bind(fits={"bert": "tuned"})])
+    found = compare(base, new)
+    assert [change.losses for change in found.changes] == [40] and not found.gaps
+    assert any(remark.startswith("bert has other settings in") and "1 cells" in remark for remark in found.remarks)
 
 
 @pytest.mark.parametrize("change", UNLIKE)
