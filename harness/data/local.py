@@ -255,11 +255,11 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
             numbered.labels[split],
         )
         check_split(splits[split], paths[split])
-    told, kept = _quoting(read)
+    noted, kept = _quoting(read)
     if numbered.by_name:
-        told.append(_order(numbered.names, names_from))
+        noted.append(_order(numbered.names, names_from))
     if names_from.startswith(_BUILT_IN) and (lacking := len(names) - len(set(numbered.labels["train"].tolist()))):
-        told.append(f"train has rows of {len(names) - lacking} of the {len(names)} classes of {names_from} only")
+        noted.append(f"train has rows of {len(names) - lacking} of the {len(names)} classes of {names_from} only")
     return assemble(
         splits,
         paths,
@@ -268,7 +268,7 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
         label_names=list(numbered.names) or None,
         names_from=names_from or "the dataset",
         source="local",
-        notes=told,
-        remarks=[*told, *kept, *_remarks(place, files.others, own, names_from)],
+        notes=noted,
+        remarks=[*noted, *kept, *_remarks(place, files.others, own, names_from)],
         why_carved="there is no dev file",
     )

@@ -239,7 +239,7 @@ class _Pretrained(nn.Module):
 class _Muon(torch.optim.Optimizer):
     """Muon as in :class:`torch.optim.Muon`, without weight decay, for all matrices of one shape at once.
 
-    That one takes the matrices one by one, and the miniature has 24 small ones: half of the time went into calls.
+    That one takes the matrices one by one; the miniature has 24 small ones.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, momentum: float) -> None:

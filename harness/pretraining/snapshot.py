@@ -56,8 +56,8 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
             tensors[f"{moment}.{name}"] = torch.zeros_like(parameter) if held is None else held
     # Serialised to bytes first, so that a full disk raises an OSError with its cause.
     here = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    told = json.dumps(facts)
-    content = to_bytes(here, {"facts": told, "sha256": _digest(told, here)})
+    header = json.dumps(facts)
+    content = to_bytes(here, {"facts": header, "sha256": _digest(header, here)})
     path = folder / f"state-{step:09d}.safetensors"
     write_atomic(path, lambda temporary: temporary.write_bytes(content))
     for old in files(folder)[:-_KEPT]:

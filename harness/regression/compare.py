@@ -313,7 +313,7 @@ def _remarks(
     settings = [name for one, other in pairs for name in other_settings(base.binding(one), new.binding(other))]
     for name in dict.fromkeys(settings):
         remarks.append(
-            f"{name} has other settings in {new.name} than in {base.name}: {settings.count(name)} cells depend on it"
+            f"{name} has other settings in {new.name} than in {base.name}: cells that depend on it: {settings.count(name)}"
         )
     if untested := sum(change.p is None for change in changes):
         remarks.append(f"the accuracy of {untested} cells is not tested: one of the runs has no per-sample rows")

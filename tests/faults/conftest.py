@@ -170,13 +170,19 @@ def place(program: Program, tmp_path: Path) -> Place:
     return Place(program, tmp_path / "place", tmp_path / "notes")
 
 
+def new_place(program: Program, folder: Path) -> Place:
+    """Return a place below ``folder`` whose folders exist."""
+    place = Place(program, folder / "place", folder / "notes")
+    for made in (place.folder, place.notes):
+        made.mkdir()
+    return place
+
+
 @pytest.fixture(scope="session")
 def undisturbed(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """A finished run with its cache."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    place = Place(program, folder / "place", folder / "notes")
-    for made in (place.folder, place.notes):
-        made.mkdir()
+    place = new_place(program, folder)
     counted = place.notes / "events"
     ended = place.carry_out(fault={"count": str(counted)})
     assert ended.code == 0, ended.log
@@ -279,9 +285,7 @@ class Pretrained:
 def pretrained(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
     """Four steps of pretraining on made-up sentences."""
     folder = tmp_path_factory.mktemp("pretrained")
-    place = Place(program, folder / "place", folder / "notes")
-    for made in (place.folder, place.notes):
-        made.mkdir()
+    place = new_place(program, folder)
     rng, words = random.Random(0), "the a cat dog bird sees likes hears big small old new red blue house tree river"
     texts = [" ".join(rng.choices(words.split(), k=36)) for _ in range(120)]
     corpus = folder / "corpus.txt"

@@ -17,7 +17,7 @@ from harness import registry
 from harness.contracts import Fitted, OperatingPoint, Predictions
 from harness.core.tokens import Split, Task, TokenSet
 from harness.data.embedded import load_embedded
-from harness.encoder import miniature
+from harness.encoder import checkpoint, miniature
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
@@ -282,3 +282,13 @@ def grid_settings(tmp_path: Path) -> Settings:
         execution=ExecutionSettings(batch_size=5),
     )
     return Settings(chosen, tmp_path / "run")
+
+
+@pytest.fixture
+def saved_backbone(tmp_path: Path, make_backbone: Callable[..., Backbone]) -> Path:
+    """Return a folder with a backbone in save_pretrained layout, its tokenizer complete."""
+    made, place = make_backbone(), tmp_path / "my-backbone"
+    place.mkdir()
+    checkpoint.write_folder(place, made.shape, made.state)
+    made.tokenizer.save_pretrained(place)
+    return place

@@ -18,13 +18,9 @@ from harness.encoder.shape import KNOWN_SHAPES
 
 
 @pytest.fixture
-def folder(tmp_path: Path, make_backbone: Callable[..., Backbone]) -> Path:
+def folder(saved_backbone: Path) -> Path:
     """Return a folder with a backbone in save_pretrained layout."""
-    made, place = make_backbone(), tmp_path / "my-backbone"
-    place.mkdir()
-    checkpoint.write_folder(place, made.shape, made.state)
-    made.tokenizer.save_pretrained(place)
-    return place
+    return saved_backbone
 
 
 @pytest.fixture

@@ -273,13 +273,9 @@ def test_other_weights_are_refused(case: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, make_backbone: Callable[..., Backbone]) -> Path:
+def folder(saved_backbone: Path) -> Path:
     """Return a folder with a backbone whose tokenizer is complete."""
-    made, place = make_backbone(), tmp_path / "my-backbone"
-    place.mkdir()
-    checkpoint.write_folder(place, made.shape, made.state)
-    made.tokenizer.save_pretrained(place)
-    return place
+    return saved_backbone
 
 
 def only_words(folder: Path, text: str | None = None) -> None:

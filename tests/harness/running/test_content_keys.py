@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from harness.core.errors import BackboneError
 from harness.core.files import write_json
 from harness.encoder import checkpoint
-from harness.encoder.backbone import Backbone, load_backbone
+from harness.encoder.backbone import load_backbone
 from harness.results.run_folder import RunFolder
 from harness.running import grid
 from harness.running import session as module
@@ -28,13 +28,9 @@ from harness.running.session import FITS, Session
 
 
 @pytest.fixture
-def folder(tmp_path: Path, make_backbone: Callable[..., Backbone]) -> Path:
+def folder(saved_backbone: Path) -> Path:
     """Return a backbone's folder."""
-    made, place = make_backbone(), tmp_path / "my-backbone"
-    place.mkdir()
-    checkpoint.write_folder(place, made.shape, made.state)
-    made.tokenizer.save_pretrained(place)
-    return place
+    return saved_backbone
 
 
 @pytest.fixture
