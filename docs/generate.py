@@ -223,6 +223,11 @@ def result_page() -> str:
         parts.append(table(["key", "value", "default", "meaning"], fields(model)))
     parts.append("## Per-sample rows\n\nColumns of `samples/<cell>.parquet`, one row per test sample in file order.\n")
     parts.append(table(["column", "content"], [[code(name), text] for name, text in schema.SAMPLE_COLUMNS.items()]))
+    parts.append(
+        "\nRows of a method that says what every exit would answer, such as `oracle`, have two more. They are bit masks: bit 0 "
+        "stands for layer 1, and bits of layers that cannot answer are 0.\n"
+    )
+    parts.append(table(["column", "content"], [[code(name), text] for name, text in schema.DEPTH_COLUMNS.items()]))
     return "\n".join(parts)
 
 

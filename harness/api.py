@@ -28,7 +28,7 @@ from harness.regression import compare as regression
 from harness.results import packed_run
 from harness.results.packed_run import PackedRun
 from harness.results.run_folder import RunFolder
-from harness.results.schema import Result
+from harness.results.schema import DEPTH_COLUMNS, Result
 from harness.running import profile as profiles
 from harness.running.grid import Grid, GridOutcome
 from harness.running.profile import Profile
@@ -78,6 +78,7 @@ class Run:
 
         Columns are ``dataset``, ``method``, ``point`` and ``seed``, then those of
         :data:`harness.results.schema.SAMPLE_COLUMNS`: length, label, prediction, confidence, exit layer, ...
+        Cells of an oracle also have :data:`harness.results.schema.DEPTH_COLUMNS`, missing (``<NA>``) in other cells.
 
         Raises:
             UnknownNameError: no cell of this run has that method, dataset, point or seed.
@@ -96,6 +97,8 @@ class Run:
         folder, tables = RunFolder.open(self.path), []
         for cell in cells:
             table = folder.samples(cell)
+            # Not all cells have these columns, and bits would be lost in floating-point numbers beside missing values.
+            table = table.astype({name: "Int64" for name in DEPTH_COLUMNS if name in table})
             for at, name in enumerate(("dataset", "method", "point", "seed")):
                 table.insert(at, name, getattr(cell, name))
             tables.append(table)

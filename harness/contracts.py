@@ -257,6 +257,18 @@ class Foresees(Protocol):
 
 
 @runtime_checkable
+class AnswersAtDepths(Protocol):
+    """A fitted method that can say what each of its exits would answer. It is asked once, outside the timed region.
+
+    The harness compares the answers with the labels, which no method sees, and stores both comparisons per sample.
+    """
+
+    def depth_answers(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[Sequence[int], np.ndarray]:
+        """Return the A layer indices that can answer, rising up to the last layer, and their labels, int64 [A, N]."""
+        ...
+
+
+@runtime_checkable
 class CountsKeyHits(Protocol):
     """A fitted method with a table of keys."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,9 @@ class AgreementOracle(BorrowedGeep):
 
     The exits are looked up outside the timed region with a full pass, without labels: the fewest layers at unchanged
     answers. This is a bound; it cannot be deployed.
+
+    The harness also stores which layers are right for every sample. The first right layer of each is the bound of accuracy;
+    it needs labels, so no method computes it.
     """
 
     executor = ASSIGNED
@@ -37,9 +41,13 @@ class AgreementOracle(BorrowedGeep):
 
     def foresee(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
         """Return the first layer index of every sample that agrees with full depth, int16 [N]."""
-        answers = exit_logits(self.model, tokens, at.execution).argmax(-1)  # [A, N]
-        first = (answers == answers[-1]).int().argmax(0)
-        return torch.tensor(self.model.answers, dtype=torch.int16)[first].to(tokens.device)
+        layers, labels = self.depth_answers(tokens, at=at)
+        first = (labels == labels[-1]).argmax(0)
+        return torch.tensor(layers, dtype=torch.int16)[first].to(tokens.device)
+
+    def depth_answers(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[Sequence[int], np.ndarray]:
+        """Return the answering layers, and their labels for every sample, int64 [A, N]."""
+        return self.model.answers, exit_logits(self.model, tokens, at.execution).argmax(-1).numpy()
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         if at.foresight is None:

@@ -8,16 +8,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from harness.contracts import CountsKeyHits, Foresees
+from harness.contracts import AnswersAtDepths, CountsKeyHits, Foresees
 from harness.core import clock
+from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
 from harness.measure.passes import Contender, precision, timed_pass
 from harness.measure.resources import SavedState, joules
-from harness.results.schema import Latency, Resources
+from harness.results.schema import MOST_LAYERS, Latency, Resources
 
 CALLS = 100  # single samples that are timed
 BUDGET = 0.5  # seconds for all of them
 _SYNC = "called a synchronizing CUDA operation"
+
+
+@dataclass(frozen=True)
+class DepthAnswers:
+    """What every exit of a model would answer.
+
+    Attributes:
+        layers: A layer indices, rising; the last one is the last layer of the model.
+        labels: int64 [A, N].
+    """
+
+    layers: tuple[int, ...]
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class Diagnostics:
 
     Attributes:
         predicting: seconds inside the method, for single samples and its own look-ups.
+        depths: of methods that say what every exit would answer.
     """
 
     latency: list[Latency]
@@ -35,6 +50,7 @@ class Diagnostics:
     syncs: int | None = None
     unseen_tokens: float | None = None
     predicting: float = 0.0
+    depths: DepthAnswers | None = None
 
 
 def diagnose(
@@ -61,16 +77,47 @@ def diagnose(
     after = SavedState.of(contender.fitted)
     resources = Resources(disk_bytes=after.size + borrowed, host_peak_bytes=host_peak)
     unchanged = after.digest == before.digest
+    start = clock.now()
+    depths = depth_answers(contender, tokens)
+    predicting = clock.now() - start
     if control or isinstance(contender.fitted, Foresees):
-        return Diagnostics([], resources, state_unchanged=unchanged)
-    latency, agree, predicting = single_samples(contender, tokens, labels, seed)
+        return Diagnostics([], resources, state_unchanged=unchanged, predicting=predicting, depths=depths)
+    latency, agree, seconds = single_samples(contender, tokens, labels, seed)
     energy = joules(lambda: timed_pass(contender, tokens), tokens.device)
     if energy is not None:
         resources = resources.model_copy(update={"joules_per_1000": 1000 * energy / len(tokens)})
     syncs, start = count_syncs(contender, tokens), clock.now()
     unseen = unseen_keys(contender, tokens)
-    predicting += clock.now() - start
-    return Diagnostics([latency], resources, agree, unchanged, syncs, unseen, predicting)
+    predicting += seconds + clock.now() - start
+    return Diagnostics([latency], resources, agree, unchanged, syncs, unseen, predicting, depths)
+
+
+def depth_answers(contender: Contender, tokens: TokenSet) -> DepthAnswers | None:
+    """Return what every exit would answer; ``None`` for methods that do not say it.
+
+    Raises:
+        MethodError: the answers violate the contract, or belong to a model of more layers than can be stored.
+    """
+    fitted, point = contender.fitted, contender.point
+    if not isinstance(fitted, AnswersAtDepths):
+        return None
+    with torch.inference_mode(), precision(tokens.device, point.execution.dtype):
+        layers, labels = fitted.depth_answers(tokens, at=point)
+    depth = fitted.cost.depth
+    if depth > MOST_LAYERS:
+        raise MethodError(
+            f"depth_answers: results hold the answers of up to {MOST_LAYERS} layers, the model has {depth}"
+        )
+    if list(layers) != sorted({*layers} & {*range(depth)}) or [*layers][-1:] != [depth - 1]:
+        raise MethodError(
+            f"depth_answers returned layers {list(layers)}: return rising layer indices up to {depth - 1}"
+        )
+    if labels.shape != (len(layers), len(tokens)):
+        raise MethodError(
+            f"depth_answers returned labels {list(labels.shape)}: return one per layer and sample, "
+            f"{[len(layers), len(tokens)]}"
+        )
+    return DepthAnswers(tuple(layers), labels)
 
 
 def single_samples(

@@ -25,7 +25,7 @@ from harness.core.files import write_text
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
 from harness.results.run_folder import RunFolder, failed_cell
-from harness.results.schema import SCHEMA, Binding, Cell, Result, StrictRecord
+from harness.results.schema import DEPTH_COLUMNS, SCHEMA, Binding, Cell, Result, StrictRecord
 
 PACKED = 1  # version; raise it with any change of meaning
 SKETCHED = 64  # samples whose confidence is kept
@@ -57,7 +57,9 @@ class PackedCell(StrictRecord):
     ``bits``: base64 of the correctness of the ``n`` test samples, eight per byte, the first in the highest bit; None without
     per-sample rows. ``rows``: hash of index and label of the test rows in file order; ``tokens``: tokens of all of them.
     ``sketch`` and ``sketch_exits``: base64 of the confidence (float32) and exit layer (uint8) of up to 64 samples, evenly
-    spaced, which distinguish fits (:func:`same_fit`). ``exits``: samples that answered from layer 1, 2, ... ``machine`` and
+    spaced, which distinguish fits (:func:`same_fit`). ``depths``: base64 of the columns
+    :data:`harness.results.schema.DEPTH_COLUMNS` of cells that have them, one after the other: of every layer a bit per sample,
+    eight per byte. ``exits``: samples that answered from layer 1, 2, ... ``machine`` and
     ``binding``: index into the lists of :class:`PackedRun`; results of older versions have no binding.
     """
 
@@ -71,6 +73,7 @@ class PackedCell(StrictRecord):
     tokens: int | None = None
     sketch: str | None = None
     sketch_exits: str | None = None
+    depths: str | None = None
     flops_linear: float
     flops_full: float
     mean_layers: float
@@ -109,6 +112,22 @@ class PackedCell(StrictRecord):
         count = min(self.n, SKETCHED)
         confidences = np.frombuffer(self._decode(self.sketch, 4 * count), dtype="<f4")
         return confidences, np.frombuffer(self._decode(self.sketch_exits, count), dtype=np.uint8)
+
+    @cached_property
+    def depth_columns(self) -> dict[str, np.ndarray] | None:
+        """The columns :data:`harness.results.schema.DEPTH_COLUMNS`, int64 [n] each; None if the cell has none.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        if self.depths is None:
+            return None
+        layers, width = len(self.exits), (self.n + 7) // 8
+        raw = self._decode(self.depths, len(DEPTH_COLUMNS) * layers * width)
+        packed = np.frombuffer(raw, dtype=np.uint8).reshape(len(DEPTH_COLUMNS), layers, width)
+        bits = np.unpackbits(packed, axis=-1, count=self.n).astype(np.int64)
+        weights = np.left_shift(1, np.arange(layers, dtype=np.int64))
+        return dict(zip(DEPTH_COLUMNS, (bits * weights[:, None]).sum(1), strict=True))
 
     def _decode(self, text: str, size: int) -> bytes:
         try:
@@ -181,6 +200,12 @@ def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.tobytes()).decode("ascii")
 
 
+def _pack_depths(samples: pd.DataFrame, layers: int) -> str:
+    """Return the columns DEPTH_COLUMNS as :attr:`PackedCell.depths`."""
+    masks = samples[[*DEPTH_COLUMNS]].to_numpy(dtype=np.int64).T[:, None]  # [2, 1, N]
+    return _base64(np.packbits((masks >> np.arange(layers)[:, None]) & 1, axis=-1))  # [2, layers, N / 8]
+
+
 def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int, binding: int | None) -> PackedCell:
     kept: dict[str, Any] = {}
     if samples is not None:
@@ -193,6 +218,8 @@ def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int, bindi
             "rows": hashlib.sha256(rows.tobytes("F")).hexdigest()[:16],  # column by column
             "tokens": int(samples["length"].sum()),
         }
+        if all(name in samples for name in DEPTH_COLUMNS):
+            kept["depths"] = _pack_depths(samples, len(result.exit_histogram))
     return PackedCell(
         cell=result.cell,
         kind=result.kind,
@@ -297,7 +324,7 @@ def load(path: Path | str) -> PackedRun:
         if not packed.cells:
             raise ValueError("it has no cells")
         for cell in packed.cells:
-            _ = cell.correct, cell.sketched, packed.machine(cell), packed.binding(cell)
+            _ = cell.correct, cell.sketched, cell.depth_columns, packed.machine(cell), packed.binding(cell)
             if cell.correct is not None and abs(cell.correct.mean() - cell.accuracy) * cell.n > 0.5:
                 raise ValueError(f"accuracy and answers of {cell.cell.method} {cell.cell.point} contradict each other")
     except (ValueError, IndexError) as error:

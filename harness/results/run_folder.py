@@ -25,7 +25,7 @@ from harness.core.errors import ResultError, format_error
 from harness.core.files import write_atomic, write_json, write_text
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
-from harness.results.schema import SAMPLE_COLUMNS, Cell, Result
+from harness.results.schema import DEPTH_COLUMNS, SAMPLE_COLUMNS, Cell, Result
 from harness.results.stored import UNREADABLE, read_result, read_rows, samples_fault, stored_form
 
 _LONGEST = 500  # characters of a reason
@@ -102,7 +102,7 @@ class RunFolder:
 
     def save(self, result: Result, samples: pd.DataFrame) -> None:
         """Write the samples, then the result: a cell counts as finished once its JSON file exists."""
-        if list(samples.columns) != list(SAMPLE_COLUMNS):
+        if list(samples.columns) not in ([*SAMPLE_COLUMNS], [*SAMPLE_COLUMNS, *DEPTH_COLUMNS]):
             raise ValueError(f"sample columns {list(samples.columns)} are not {list(SAMPLE_COLUMNS)}")
         write_atomic(
             self.samples_path(result.cell),
@@ -167,6 +167,8 @@ class RunFolder:
 
     def samples(self, cell: Cell) -> pd.DataFrame:
         """Return the per-sample rows of a cell, with the columns :data:`harness.results.schema.SAMPLE_COLUMNS`.
+
+        Some cells also have the columns :data:`harness.results.schema.DEPTH_COLUMNS`.
 
         Raises:
             ResultError: the file is missing or unreadable.

@@ -340,3 +340,11 @@ SAMPLE_COLUMNS = {
     "predicted_exit": "int16: predicted exit layer, 1..depth; 0 without a prediction",
     "difficulty": "int8: true difficulty of embedded samples; -1 for real data",
 }
+
+# Further columns, for methods that say what every exit would answer (an oracle). Older results have none.
+# Bit i is layer i + 1; bits of layers that cannot answer are 0.
+DEPTH_COLUMNS = {
+    "right_layers": "int64: bit i is set if layer i + 1 answers and is right",
+    "agreeing_layers": "int64: bit i is set if layer i + 1 answers and gives the answer of the last layer",
+}
+MOST_LAYERS = 62  # whose bits fit into an int64, the sign apart

@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow
-from pandas.api.types import is_numeric_dtype
+from pandas.api.types import is_integer_dtype, is_numeric_dtype
 from pyarrow import parquet
 
 from harness.core.errors import ResultError
 from harness.core.names import clean_all
 from harness.core.text_formats import read_json
-from harness.results.schema import SAMPLE_COLUMNS, SCHEMA, Result
+from harness.results.schema import DEPTH_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Result
 
 CHECKSUMS = "checksums"
 # Everything that pyarrow raises for a file that is not intact.
@@ -112,6 +112,11 @@ def _unusable(frame: pd.DataFrame) -> str:
         return f"has empty values in column {holes[0]}"
     if wrong := [name for name in SAMPLE_COLUMNS if not is_numeric_dtype(frame[name])]:
         return f"has values that are not numbers in column {wrong[0]}"
+    if depths := [name for name in DEPTH_COLUMNS if name in frame]:
+        if missing := [name for name in DEPTH_COLUMNS if name not in frame]:
+            return f"has a column {depths[0]}, but no column {missing[0]}"
+        if wrong := [name for name in depths if not is_integer_dtype(frame[name])]:
+            return f"has values that are not integers in column {wrong[0]}"
     return "" if frame["index"].is_unique else "has several rows for the same test sample"
 
 
@@ -126,7 +131,24 @@ def _contradiction(result: Result, frame: pd.DataFrame) -> str:
     if np.isfinite(quality.accuracy) and abs(share - quality.accuracy) * quality.n > 0.5:
         return f"gives an accuracy of {share:.4f}, but the result says {quality.accuracy:.4f}"
     exits = np.bincount(frame["exit_layer"].clip(lower=0), minlength=len(result.exit_histogram) + 1)[1:].tolist()
-    return "" if exits == result.exit_histogram else "has other exit layers than the histogram of the result"
+    if exits != result.exit_histogram:
+        return "has other exit layers than the histogram of the result"
+    return _depth_contradiction(frame, result.cost.depth)
+
+
+def _depth_contradiction(frame: pd.DataFrame, depth: int) -> str:
+    """Return why the answers of all exits cannot be those of one model; empty if they can, or were not stored."""
+    if not all(name in frame for name in DEPTH_COLUMNS):
+        return ""
+    right, agreeing = (frame[name].to_numpy(dtype=np.int64) for name in DEPTH_COLUMNS)
+    last = np.int64(1 << (depth - 1))
+    if (((right | agreeing) >> depth) != 0).any():  # the sign bit, too: negative numbers stay negative
+        return f"names other layers than 1 to {depth} in the columns {' and '.join(DEPTH_COLUMNS)}"
+    if not (agreeing & last).all():
+        return "says that the last layer does not agree with itself"
+    # Layers that agree with a right answer are right, and layers that agree with a wrong one are wrong.
+    possible = np.where(right & last, right == agreeing, (right & agreeing) == 0)
+    return "" if possible.all() else "says of layers with the same answer that some are right and some are wrong"
 
 
 def _checksum(data: dict[str, Any]) -> str:

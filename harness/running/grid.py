@@ -316,7 +316,7 @@ class Grid:
                 method = self.settings.profile.method_of(name)
                 binding = session.binding(name, measured.speed.reference)
                 result = build_result(cell, method, contender, measured, session.prepared, found, binding, key)
-                self.run.save(result, sample_rows(measured, session.prepared))
+                self.run.save(result, sample_rows(measured, session.prepared, found.depths))
             except Exception as error:
                 if is_fatal(error):
                     raise

@@ -10,10 +10,10 @@ from sklearn.metrics import f1_score
 from harness.contracts import HasRole, HasTraining, Method
 from harness.core.environment import environment_facts
 from harness.core.errors import MethodError
-from harness.measure.diagnostics import Diagnostics
+from harness.measure.diagnostics import DepthAnswers, Diagnostics
 from harness.measure.passes import Contender, Measured
 from harness.measure.statistics import bootstrap_interval
-from harness.results.schema import SCHEMA, Binding, Cell, Checks, Cost, Quality, Result, Training
+from harness.results.schema import DEPTH_COLUMNS, SCHEMA, Binding, Cell, Checks, Cost, Quality, Result, Training
 from harness.running.task import Prepared
 
 
@@ -104,8 +104,27 @@ def build_result(
     )
 
 
-def sample_rows(measured: Measured, prepared: Prepared) -> pd.DataFrame:
-    """Return one row per test sample (columns: :data:`harness.results.schema.SAMPLE_COLUMNS`)."""
+def depth_bits(answers: DepthAnswers, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which layers are right and which agree with the last one, as :data:`harness.results.schema.DEPTH_COLUMNS`.
+
+    Args:
+        labels: gold labels, int64 [N].
+
+    Returns:
+        bit masks, int64 [N] each.
+    """
+    bits = np.left_shift(1, np.array(answers.layers, dtype=np.int64))[:, None]  # [A, 1]
+    said = answers.labels  # [A, N]
+    masks = (np.where(good, bits, 0).sum(0) for good in (said == labels, said == said[-1]))
+    return dict(zip(DEPTH_COLUMNS, masks, strict=True))
+
+
+def sample_rows(measured: Measured, prepared: Prepared, depths: DepthAnswers | None = None) -> pd.DataFrame:
+    """Return one row per test sample (columns: :data:`harness.results.schema.SAMPLE_COLUMNS`).
+
+    Args:
+        depths: what every exit would answer, which gives the columns :data:`harness.results.schema.DEPTH_COLUMNS`.
+    """
     predictions, labels = measured.predictions, prepared.test.labels.numpy()
     probabilities = torch.from_numpy(predictions.logits).softmax(-1).numpy()
     label = predictions.logits.argmax(1)
@@ -121,5 +140,6 @@ def sample_rows(measured: Measured, prepared: Prepared) -> pd.DataFrame:
             "exit_layer": (predictions.exit_layer + 1).astype(np.int16),
             "predicted_exit": (np.zeros(len(labels)) if predicted is None else predicted + 1).astype(np.int16),
             "difficulty": prepared.difficulty.astype(np.int8),
+            **({} if depths is None else depth_bits(depths, labels)),
         }
     )

@@ -18,6 +18,7 @@ CAPABILITIES: dict[str, dict[str, Any]] = {
     "UsesWordHead": {"uses_word_head": lambda config: True},
     "DistilsGenerally": {"general_recipe": {}, "general_distillation": lambda teacher, *, config, dropout: None},
     "Foresees": {"foresee": lambda tokens, *, at: None},
+    "AnswersAtDepths": {"depth_answers": lambda tokens, *, at: ([0], None)},
     "CountsKeyHits": {"key_hits": lambda tokens, *, at: (0, 1)},
     "HasExecutor": {"executor": "own"},
     "HasCompute": {"compute": None},

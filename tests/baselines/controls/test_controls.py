@@ -22,7 +22,7 @@ from baselines.controls.oracle import AgreementOracle, Oracle
 from baselines.controls.random_exits import RandomControl, RandomExits, content_hash
 from baselines.controls.sequential_control import SequentialControl
 from geep.method import FittedGeep
-from harness.contracts import Execution, OperatingPoint
+from harness.contracts import AnswersAtDepths, Execution, OperatingPoint
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
@@ -196,6 +196,18 @@ def test_oracle_is_the_cheapest_that_agrees(borrow: Any, scattered_geep: FittedG
         if (found.logits.argmax(1) == full).all():
             costs.append(found.work.rows("layer"))
     assert cost == min(costs)
+
+
+def test_oracle_says_what_every_exit_answers(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
+    """Its layers are those that answer, and each layer's labels are those of all samples that exit there."""
+    oracle = borrow(Oracle)
+    assert isinstance(oracle, AnswersAtDepths)
+    layers, labels = oracle.depth_answers(unseen.tokens, at=OperatingPoint("agree"))
+    assert tuple(layers) == scattered_geep.model.answers
+    for layer, said in zip(layers, labels, strict=True):
+        exits = torch.full((len(unseen),), layer, dtype=torch.int16)
+        found = run_assigned(scattered_geep.model, unseen.tokens, exits, Execution())
+        np.testing.assert_array_equal(found.logits.argmax(1), said)
 
 
 def test_oracle_needs_foresight(borrow: Any, unseen: Split, signal_task: Task) -> None:

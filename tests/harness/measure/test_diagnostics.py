@@ -14,10 +14,11 @@ import torch
 
 from harness.contracts import Execution, OperatingPoint, Predictions
 from harness.core import clock
+from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
 from harness.encoder.multi_exit import MultiExitModel
 from harness.measure import diagnostics, resources
-from harness.measure.diagnostics import count_syncs, diagnose, single_samples, unseen_keys
+from harness.measure.diagnostics import count_syncs, depth_answers, diagnose, single_samples, unseen_keys
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState, host_peak, joules, reset_host_peak
 from harness.toolkit.fitted import FullDepth
@@ -175,3 +176,42 @@ def test_energy_is_a_mean_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits_allow_a_99th_percentile() -> None:
     """A 99th percentile needs a hundred calls, which the limits allow."""
     assert diagnostics.CALLS >= 100
+
+
+def test_answers_of_all_layers_are_asked_for_once(
+    tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
+) -> None:
+    """A method that says what every exit would answer is asked, a bound and a control too; others have nothing to say."""
+    fitted: Any = FullDepth(tiny_model)
+    before = SavedState.of(fitted)
+    said = np.zeros((2, len(tokens)), dtype=np.int64)
+    assert diagnose(Contender(fitted, point), tokens, said[0], before).depths is None
+    fitted.depth_answers = lambda tokens, at: ((0, tiny_model.depth - 1), said)
+    for control in (False, True):
+        found = diagnose(Contender(fitted, point), tokens, said[0], before, control=control).depths
+        assert found is not None and found.layers == (0, tiny_model.depth - 1) and found.labels is said
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "reason"),
+    [
+        ((0, 1), (2, 3), "return rising layer indices up to 3"),
+        ((3, 0), (2, 3), "return rising layer indices up to 3"),
+        ((0, 0, 3), (3, 3), "return rising layer indices up to 3"),
+        ((0, 3, 4), (3, 3), "return rising layer indices up to 3"),
+        ((), (0, 3), "return rising layer indices up to 3"),
+        ((0, 3), (3, 3), r"return one per layer and sample, \[2, 3\]"),
+        ((0, 3), (2, 2), r"return one per layer and sample, \[2, 3\]"),
+    ],
+)
+def test_answers_of_all_layers_must_keep_the_contract(
+    tokens: TokenSet, point: OperatingPoint, layers: tuple[int, ...], shape: tuple[int, int], reason: str
+) -> None:
+    """Wrong layers and wrong shapes are errors of the method, with what to return."""
+    said = np.zeros(shape, dtype=np.int64)
+    fitted: Any = SimpleNamespace(cost=SimpleNamespace(depth=4), depth_answers=lambda tokens, at: (layers, said))
+    with pytest.raises(MethodError, match=reason):
+        depth_answers(Contender(fitted, point), tokens.select(range(3)))
+    fitted.cost.depth = 63
+    with pytest.raises(MethodError, match="up to 62 layers, the model has 63"):
+        depth_answers(Contender(fitted, point), tokens.select(range(3)))

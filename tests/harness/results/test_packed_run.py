@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import ResultError
 from harness.results.packed_run import PackedCell, PackedRun, load, machine_of, pack, same_fit, write
 from harness.results.run_folder import RunFolder, failed_cell
-from harness.results.schema import SAMPLE_COLUMNS, Cell, Checks, Cost, Quality, Result, Speed
+from harness.results.schema import DEPTH_COLUMNS, SAMPLE_COLUMNS, Cell, Checks, Cost, Quality, Result, Speed
 
 FINGERPRINT = {
     "cpu": "a CPU",
@@ -124,6 +124,27 @@ def test_confidences_distinguish_fits(run: RunFolder) -> None:
     assert same_fit(before, before.model_copy(update={"rows": "other"})) is None
 
 
+@given(st.data())
+@settings(max_examples=25)
+def test_answers_of_all_layers_survive_packing(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """The masks of any number of samples and layers are the same in the file; other cells have none."""
+    n, depth = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 62))
+    masks = st.lists(st.integers(0, 2**depth - 1), min_size=n, max_size=n)
+    columns = {name: np.array(data.draw(masks), dtype=np.int64) for name in DEPTH_COLUMNS}
+    folder = tmp_path_factory.mktemp("packed")
+    run = RunFolder.create(folder / "run")
+    result = save(run, np.ones(n, dtype=bool))
+    deep = result.model_copy(update={"exit_histogram": [0] * (depth - 1) + [n]})
+    run.save(deep, run.samples(result.cell).assign(**columns))
+    save(run, np.ones(n, dtype=bool), seed=1)
+    write(pack(run.path), folder / "packed.json")
+    with_masks, without = load(folder / "packed.json").cells
+    assert with_masks.depth_columns is not None
+    for name, mask in columns.items():
+        np.testing.assert_array_equal(with_masks.depth_columns[name], mask)
+    assert without.depth_columns is None
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_bits_are_the_answers(make_cell: Callable[..., PackedCell], answers: list[bool]) -> None:
     """Any number of samples can be packed, also one that eight does not divide."""
@@ -189,6 +210,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "bits cut": (in_cell(bits="AAAA"), "do not fit 400 samples"),
     "bits garbled": (in_cell(bits="?"), "damaged"),
     "sketch cut": (in_cell(sketch="AAAA", sketch_exits="AAAA"), "do not fit 400 samples"),
+    "layers cut": (in_cell(depths="AAAA"), "do not fit 400 samples"),
     "machine missing": (in_cell(machine=3), "damaged"),
     "count missing": (in_cell(n=None), "cells.0.n"),
 }

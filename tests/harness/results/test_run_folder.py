@@ -346,3 +346,54 @@ def test_a_contradictory_result_is_set_aside_with_its_reason(run: RunFolder, sav
     assert "gives an accuracy of 1.0000" in sentence
     run.save(saved, make_rows())
     assert run.lost() == [] and run.results() == [saved]
+
+
+# The four layers of the result; rows are those of make_rows, both right.
+DEPTHS = {"right_layers": [0b1001, 0b0010], "agreeing_layers": [0b1001, 0b1001]}
+
+
+def test_answers_of_all_layers_are_read_as_they_were_written(run: RunFolder, save: Callable[..., Result]) -> None:
+    """Rows may have the bit masks of all layers; rows without them are complete, too."""
+    with_depths, without = save(), save(seed=1)
+    run.save(with_depths, make_rows().assign(**DEPTHS))
+    assert run.results() == [with_depths, without] and not run.without_rows
+    found = run.samples(with_depths.cell)
+    assert found["right_layers"].tolist() == DEPTHS["right_layers"]
+    assert found["agreeing_layers"].tolist() == DEPTHS["agreeing_layers"]
+    assert "right_layers" not in run.samples(without.cell)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"agreeing_layers": [0b11001, 0b1001]}, "other layers than 1 to 4"),
+        ({"right_layers": [-1, 0b0010]}, "other layers than 1 to 4"),
+        ({"agreeing_layers": [0b0001, 0b1001]}, "does not agree with itself"),
+        ({"right_layers": [0b1011, 0b0010]}, "same answer"),  # the last layer is right, and layer 2 says something else
+        ({"right_layers": [0b1001, 0b0001]}, "same answer"),  # the last layer is wrong, and layer 1 says the same
+        ({"right_layers": [9.0, 2.0]}, "not integers in column right_layers"),
+    ],
+)
+def test_answers_of_all_layers_that_contradict_each_other_are_found(
+    run: RunFolder, save: Callable[..., Result], change: dict[str, list[float]], reason: str
+) -> None:
+    """Masks that no model can have are damage, whoever wrote them."""
+    result = save()
+    run.save(result, make_rows().assign(index=[0, 1], exit_layer=4, **DEPTHS))
+    path = run.result_path(result.cell)
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in stored.items() if key != "checksums"}))
+    change_rows(run, result.cell, correct=[True, False], prediction=[0, 1], **change)
+    found = run.results()
+    assert reason in (run.broken[0] if not found else run.without_rows[result.cell])
+
+
+def test_one_mask_alone_is_refused(run: RunFolder, save: Callable[..., Result]) -> None:
+    """The two columns belong together, on writing and on reading."""
+    result = save()
+    rows = make_rows().assign(index=[0, 1], right_layers=[9, 2])
+    with pytest.raises(ValueError, match="sample columns"):
+        run.save(result, rows)
+    rows.to_parquet(run.samples_path(result.cell), index=False)
+    run.results()
+    assert "no column agreeing_layers" in run.without_rows[result.cell]

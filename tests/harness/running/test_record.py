@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from harness.running.record import quality
+from harness.measure.diagnostics import DepthAnswers
+from harness.running.record import depth_bits, quality
 
 
 def test_quality_by_hand() -> None:
@@ -21,3 +24,19 @@ def test_quality_of_one_row() -> None:
     """A test split of one row gives a result."""
     found = quality(np.array([1]), np.array([1]))
     assert (found.accuracy, found.accuracy_low, found.accuracy_high, found.macro_f1, found.n) == (1, 1, 1, 1, 1)
+
+
+@given(st.data())
+def test_masks_say_which_layers_are_right_and_which_agree(data: st.DataObject) -> None:
+    """Bit i is that of layer i + 1; layers that cannot answer have none, and 62 layers fit."""
+    n = data.draw(st.integers(1, 6))
+    layers = (*sorted(data.draw(st.sets(st.integers(0, 60), max_size=5))), 61)
+    said = np.array([data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)) for _ in layers])
+    labels = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
+    found = depth_bits(DepthAnswers(layers, said), labels)
+    for sample in range(n):
+        answers = dict(zip(layers, said[:, sample], strict=True))
+        for name, wanted in (("right_layers", labels[sample]), ("agreeing_layers", said[-1, sample])):
+            bits = [layer for layer in range(63) if int(found[name][sample]) >> layer & 1]
+            assert bits == [layer for layer, answer in answers.items() if answer == wanted]
+            assert found[name].dtype == np.int64
