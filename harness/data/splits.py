@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,10 @@ from harness.core.errors import DataError
 from harness.data.labels import rows_of
 
 SPLITS = ("train", "dev", "test")
-DEV_ROWS = 1000  # thresholds are chosen on dev: this many rows are kept, however few there are to train on
+DEV_ROWS = 1000  # thresholds are chosen on dev: this many rows are kept where the share of train allows it
+DEV_SHARE = (
+    0.5  # dev has at most this many rows for one of train: a method that chooses on dev has seen its labels, too
+)
 _SHOWN = 5
 _MANY_CLASSES = 1000
 
@@ -236,18 +240,21 @@ def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
 
 
 def limit_dataset(
-    dataset: RawDataset, max_train: int | None = None, max_test: int | None = None, max_dev: int | None = None
+    dataset: RawDataset,
+    max_train: int | None = None,
+    max_test: int | None = None,
+    max_dev: int | None = None,
+    dev_share: float = DEV_SHARE,
 ) -> RawDataset:
     """Return the dataset with at most so many rows of train, test and dev.
 
-    Without ``max_dev``, dev keeps at most a quarter of ``max_train``, but up to 1,000 rows if train has as many, and at least
-    100: thresholds are chosen on dev, and a few hundred rows cannot tell two thresholds apart.
+    Dev never has more rows than ``dev_share`` x the rows that train keeps, whatever ``max_dev`` says. Without ``max_dev``, it
+    keeps at most a quarter of ``max_train``, but up to 1,000 rows, and 100 of small samples, where that share allows it:
+    thresholds are chosen on dev, and a few hundred rows cannot tell two thresholds apart.
 
     Raises:
-        DataError: a limit is below 1, or leaves a single class to learn.
+        DataError: a limit is below 1, leaves a single class to learn, or leaves dev fewer rows than there are classes.
     """
-    if max_train is None and max_test is None and max_dev is None:
-        return dataset
     try:
         train, test = limit(dataset.train, max_train), limit(dataset.test, max_test)
     except DataError as error:
@@ -257,13 +264,34 @@ def limit_dataset(
             f"dataset '{dataset.name}': --max-train {max_train} leaves one class in train: "
             f"allow at least {dataset.num_labels} rows"
         )
-    if max_dev is None and max_train is not None:
-        max_dev = max(max_train // 4, min(max_train, DEV_ROWS), 100)
-    dev = limit(dataset.dev, max_dev)
+    asked = max_dev
+    if asked is None and max_train is not None:
+        asked = max(max_train // 4, min(max_train, DEV_ROWS), 100)
+    wanted = len(dataset.dev) if asked is None else min(asked, len(dataset.dev))
+    allowed = math.floor(dev_share * len(train) + 1e-9)  # 0.3 x 10 is a little less than 3
+    dev = limit(dataset.dev, max(1, min(wanted, allowed)))
+    if len(dev) < dataset.num_labels:
+        advice = _more_dev(dataset.num_labels, len(dataset.dev), max_dev, dev_share, len(train))
+        raise DataError(
+            f"dataset '{dataset.name}': dev would have {len(dev)} row{'s' * (len(dev) > 1)} for {dataset.num_labels} classes, "
+            f"too few to choose on: {advice}"
+        )
     limited: dict[str, Any] = {"train": train, "dev": dev, "test": test}
+    reason = f": dev_share allows {dev_share:g} x {len(train)} train rows" if allowed < wanted else ""
     notes = [
-        f"{name} limited to {len(split)} of {before} rows, stratified, seed 0"
+        f"{name} limited to {len(split)} of {before} rows, stratified, seed 0{reason if name == 'dev' else ''}"
         for name, split in limited.items()
         if len(split) < (before := len(getattr(dataset, name)))
     ]
-    return replace(dataset, notes=[*dataset.notes, *notes], **limited)
+    overruled = max_dev is not None and allowed < min(max_dev, len(dataset.dev))
+    remarks = [f"dev has {len(dev)} rows, not {max_dev}{reason}"] if overruled else []
+    return replace(dataset, notes=[*dataset.notes, *notes], remarks=[*dataset.remarks, *remarks], **limited)
+
+
+def _more_dev(classes: int, rows: int, max_dev: int | None, dev_share: float, train: int) -> str:
+    """Return how to give dev a row per class: the first limit that is in the way."""
+    if rows < classes:
+        return "add rows to dev or, if it is a part of train, to train"
+    if max_dev is not None and max_dev < classes:
+        return f"set --max-dev to {classes} or more"
+    return f"dev_share allows {dev_share:g} x {train} train rows, so allow more train rows, or raise dev_share in the profile"

@@ -11,6 +11,9 @@ from harness.running.run_settings import Settings
 from harness.running.session import CHASSIS_VERSION
 from harness.running.task import language_of, source_identity
 
+# What a result depends on, of a profile's own keys; settings of methods and execution are added.
+_KEYS = {"reference", "rounds", "max_length", "max_train", "max_dev", "max_test", "dev_share"}
+
 
 class ContentKeys:
     """The content keys of a run; what files hold is read once per object."""
@@ -51,7 +54,7 @@ class ContentKeys:
             self.identity(dataset),
             self.backbone(dataset),
             named,
-            profile.model_dump(include={"reference", "rounds", "max_length", "max_train", "max_dev", "max_test"}),
+            profile.model_dump(include=_KEYS),
             profile.common(method),  # which settings are common to all methods is part of a result's binding
             asdict(self.settings.execution),
             self.settings.device,

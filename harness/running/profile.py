@@ -23,6 +23,7 @@ from harness.core.errors import ConfigError, GeepBenchError, SettingsError, Unkn
 from harness.core.names import Name
 from harness.core.settings import Place, StrictSettings, explain
 from harness.core.text_formats import parse_toml, read_toml
+from harness.data.splits import DEV_SHARE
 from harness.running import variants
 
 GROUP = "geep.profiles"
@@ -65,6 +66,7 @@ class Profile(StrictSettings):
         max_length: tokens per sample.
         max_train, max_dev, max_test: maximum number of rows (stratified, seed 0); without ``max_dev``, ``max_train`` limits dev,
             too (:func:`harness.data.splits.limit_dataset`).
+        dev_share: dev rows for one train row, at most: 0.5 keeps 250 dev rows for 500 train rows, whatever ``max_dev`` says.
         backbones: language -> ``"embedded"``, folder or hub id.
         execution: how predictions are run.
         training: hyper-parameters for every method (see :class:`harness.toolkit.method_settings.Recipe`), ``head``.
@@ -86,6 +88,7 @@ class Profile(StrictSettings):
     max_train: int | None = Field(default=None, ge=1)
     max_dev: int | None = Field(default=None, ge=1)
     max_test: int | None = Field(default=None, ge=1)
+    dev_share: float = Field(default=DEV_SHARE, gt=0, le=1)
     backbones: dict[str, str] = Field(default_factory=dict)
     execution: ExecutionSettings = ExecutionSettings()
     training: dict[str, Any] = Field(default_factory=dict)

@@ -129,6 +129,7 @@ class Session:
             max_train=profile.max_train,
             max_dev=profile.max_dev,
             max_test=profile.max_test,
+            dev_share=profile.dev_share,
         )
 
     @cached_property

@@ -20,7 +20,7 @@ from harness.data.embedded import load_embedded
 from harness.data.hub import load_hub
 from harness.data.local import available, content_files, load_local
 from harness.data.overlaps import count_overlaps
-from harness.data.splits import RawDataset, RawSplit, limit_dataset
+from harness.data.splits import DEV_SHARE, RawDataset, RawSplit, limit_dataset
 from harness.encoder.backbone import Backbone
 from harness.results.schema import Overlaps
 
@@ -66,6 +66,7 @@ def load_raw(
     max_train: int | None = None,
     max_dev: int | None = None,
     max_test: int | None = None,
+    dev_share: float = DEV_SHARE,
 ) -> RawDataset:
     """Load a dataset from one of the three sources, cut to at most so many rows (:func:`harness.data.splits.limit_dataset`).
 
@@ -82,7 +83,7 @@ def load_raw(
         )
     else:
         raw = load_local(data, name)
-    return limit_dataset(raw, max_train, max_test, max_dev)
+    return limit_dataset(raw, max_train, max_test, max_dev, dev_share)
 
 
 def check_names(names: Sequence[str], source: str, data: Path | None) -> None:

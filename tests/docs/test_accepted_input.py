@@ -13,6 +13,7 @@ import pytest
 
 from harness.core.errors import GeepBenchError, format_error
 from harness.data.local import load_local
+from harness.running.task import load_raw
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "accepted-input.md"
 GOOD = "text,label\ngood,1\nbad,0\n"
@@ -117,6 +118,32 @@ def test_every_message_about_data_is_tested(make: Callable[..., Path]) -> None:
     sections = PAGE.read_text(encoding="utf-8").partition("## Data folders")[2].partition("<!-- end of data -->")[0]
     quoted = re.findall(r"refused: `([^`]+)`", sections)
     assert len(quoted) == len(set(quoted)) == len(REFUSED) + 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "limits"),
+    [
+        ({"train": 40, "dev": 1}, {}),
+        ({"train": 40, "dev": 20}, {"max_dev": 1}),
+        ({"train": 40, "dev": 20}, {"max_train": 2}),
+    ],
+)
+def test_too_few_dev_rows(rows: dict[str, int], limits: dict[str, int], make: Callable[..., Path]) -> None:
+    """A dataset with fewer dev rows than classes is refused with a message on the page, for each reason."""
+    folder = make({f"{split}.csv": labels(*(n % 2 for n in range(count))) for split, count in rows.items()})
+    with pytest.raises(GeepBenchError) as caught:
+        load_raw("reviews", "local", data=folder, **limits)
+    assert f"refused: `{format_error(caught.value)}`" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_share_of_dev(make: Callable[..., Path]) -> None:
+    """The note and the remark about a dev split above its share are those on the page."""
+    folder = make(
+        {f"{split}.csv": labels(*(n % 2 for n in range(count))) for split, count in (("train", 40), ("dev", 60))}
+    )
+    data = load_raw("reviews", "local", data=folder, max_dev=30)
+    assert len(data.dev) == 20
+    assert all(f"`{text}`" in PAGE.read_text(encoding="utf-8") for text in (data.notes[-1], data.remarks[-1]))
 
 
 def test_the_table_of_formats(make: Callable[..., Path]) -> None:

@@ -84,16 +84,57 @@ def dataset_of(train, dev, test):
 def test_limits_of_a_dataset():
     """Train and test follow their limits; dev follows train's, but keeps enough rows to choose thresholds on."""
     few = limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1] * 50), max_train=400, max_test=7)
-    assert [len(few.train), len(few.dev), len(few.test)] == [400, 400, 7]
-    assert any("dev limited to 400 of 600" in note for note in few.notes)
+    assert [len(few.train), len(few.dev), len(few.test)] == [400, 200, 7]
     many = limit_dataset(dataset_of([0, 1] * 4000, [0, 1] * 1000, [0, 1]), max_train=2000)
     assert len(many.dev) == 1000
+    assert "dev limited to 1000 of 2000 rows, stratified, seed 0" in many.notes
     more = limit_dataset(dataset_of([0, 1] * 4000, [0, 1] * 1000, [0, 1]), max_train=6000)
     assert len(more.dev) == 1500
-    assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_train=20).dev) == 100
-    assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_test=1).dev) == 600
     assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_train=400, max_dev=30).dev) == 30
-    assert len(limit_dataset(dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1]), max_dev=500).dev) == 500
+
+
+def test_dev_has_at_most_its_share_of_train():
+    """Dev has at most ``dev_share`` rows for each train row that is kept, whatever is asked for; a note says so."""
+    whole = dataset_of([0, 1] * 500, [0, 1] * 300, [0, 1])
+    unlimited = limit_dataset(whole)
+    assert len(unlimited.dev) == 500
+    assert unlimited.notes == [
+        "dev limited to 500 of 600 rows, stratified, seed 0: dev_share allows 0.5 x 1000 train rows"
+    ]
+    assert not unlimited.remarks
+    small = limit_dataset(whole, max_train=40)
+    assert (len(small.dev), small.remarks) == (20, [])
+    overruled = limit_dataset(whole, max_train=200, max_dev=300, dev_share=0.3)
+    assert len(overruled.dev) == 60
+    assert overruled.remarks == ["dev has 60 rows, not 300: dev_share allows 0.3 x 200 train rows"]
+    assert any("60 of 600 rows, stratified, seed 0: dev_share allows 0.3 x 200" in note for note in overruled.notes)
+    assert len(limit_dataset(whole, max_train=200, max_dev=150, dev_share=1.0).dev) == 150
+
+
+@given(st.integers(4, 300), st.integers(4, 300), st.floats(0.5, 1), st.none() | st.integers(4, 400))
+def test_the_share_is_never_exceeded(train, dev, share, most):
+    """However many rows there are and are asked for, dev keeps its share of train at most, and all rows below it."""
+    limited = limit_dataset(dataset_of([0, 1] * train, [0, 1] * dev, [0, 1]), max_dev=most, dev_share=share)
+    allowed = int(2 * train * share + 1e-6)
+    assert len(limited.dev) == min(2 * dev, allowed, most or 2 * dev)
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "limits", "advice"),
+    [
+        (20, 10, {"max_train": 3}, "dev_share allows 0.5 x 3 train rows, so allow more train rows, or raise dev_share"),
+        (20, 10, {"dev_share": 0.05}, "dev_share allows 0.05 x 20 train rows"),
+        (20, 10, {"max_dev": 1}, "set --max-dev to 2 or more"),
+        (20, 1, {}, "add rows to dev"),
+    ],
+)
+def test_dev_needs_a_row_per_class(train, dev, limits, advice):
+    """A dev split with fewer rows than classes is refused, with the limit that is in the way."""
+    toy = dataset_of([0, 1] * (train // 2), [i % 2 for i in range(dev)], [0, 1])
+    with pytest.raises(DataError, match="dataset 'toy': dev would have 1 row for 2 classes") as caught:
+        limit_dataset(toy, **limits)
+    assert advice in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_limits_that_leave_nothing_to_learn():
