@@ -58,7 +58,7 @@ class TinyBertSettings(StudentSettings, TinyBertGeneralSettings):
 
     learning_rate: float = Field(3e-5, gt=0, description="peak learning rate of stage 2")
     alpha_hard: float = Field(0.0, ge=0, description="weight of the labels in stage 2, beside the soft answers")
-    labels_only: bool = Field(False, description="true: no stage 1 and no teacher in stage 2")
+    labels_only: bool = Field(False, description="true: no stage 1 and no teacher; as many steps as both stages")
     intermediate_epochs: int = Field(10, ge=1, description="epochs of stage 1")
     intermediate_learning_rate: float | None = Field(None, gt=0, description="by default 5/3 of learning_rate")
 
@@ -208,12 +208,14 @@ class TinyBert(StudentMethod[TinyBertSettings]):
     """A shallower and narrower student imitates the teacher's embeddings, states and attention, then its answers.
 
     Stage 1 is :class:`Imitation`; stage 2 minimises the soft cross-entropy against the teacher and keeps the best dev epoch,
-    without labels unless ``alpha_hard`` is set. With ``labels_only`` there is no stage 1 and no teacher. The head is by
+    without labels unless ``alpha_hard`` is set. With ``labels_only`` there is no stage 1 and no teacher: the student learns labels
+    for the epochs of both stages, so that a comparison with it shows what the teacher is worth, not more steps. The head is by
     default of the teacher's kind. Both stages decay the learning rate; the released code keeps stage 1's constant.
     """
 
     name = "tinybert"
     settings = TinyBertSettings
+    version = 3
     shaping = ("layers", "width", "intermediate")
 
     def learn(self, own: TinyBertSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FullDepth:
@@ -254,7 +256,8 @@ class TinyBert(StudentMethod[TinyBertSettings]):
             loss = soft_cross_entropy(logits, soft, own.temperature)
             return loss + hard * F.cross_entropy(logits.float(), labels) if hard else loss
 
-        stage_2 = self.train_student(student, answers, split, own, task, seed, tuned, " prediction")
+        last = own.changed(epochs=own.epochs + own.intermediate_epochs) if own.labels_only else own
+        stage_2 = self.train_student(student, answers, split, last, task, seed, tuned, " prediction")
         # The teacher is part of the cost of a student that uses it.
         teaching = None if own.labels_only and given is not None else tuned.training
         return FullDepth(student, total_cost(teaching, made, stage_1, stage_2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +300,7 @@ class _Deaf(torch.nn.Module):
         raise AssertionError("the teacher was asked")
 
 
+EPOCHS = {"distilbert": 1, "tinybert": 3}  # of all stages
 LABELS = {"distilbert": {"alpha_ce": 0, "alpha_cos": 0}, "tinybert": {"labels_only": True}}
 
 
@@ -329,8 +331,8 @@ def test_labels_alone_use_the_same_student_and_no_teacher(
     fitted = fit(method, random_task, backbone, teacher, **config, **LABELS[method])
     assert fitted.training is not None
     depth = fitted.cost.depth
-    assert fitted.training.layer_passes == 24 * depth + (0 if given_student else 1000)
-    assert fitted.training.sample_passes == 24 + (0 if given_student else 100)
+    assert fitted.training.layer_passes == EPOCHS[method] * 24 * depth + (0 if given_student else 1000)
+    assert fitted.training.sample_passes == EPOCHS[method] * 24 + (0 if given_student else 100)
 
 
 def test_layers_may_come_from_the_backbone(
@@ -400,6 +402,21 @@ def test_hard_labels_are_added_to_the_soft_ones(
     picked = [-logits[i].log_softmax(-1)[labels[i]].item() for i in range(5)]
     assert values[2] == pytest.approx(sum(picked) / 5, rel=1e-5)
     assert values[1] == pytest.approx(values[0] + 0.7 * values[2], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("augment", [0, 1])
+def test_labels_alone_get_the_steps_of_the_method(
+    method: str, augment: int, random_task: Task, teacher: FullDepth, backbone: Backbone
+) -> None:
+    """The student on labels alone takes as many steps as the whole method: all stages, augmented copies included."""
+    config = {"augment": augment}
+    teacher.training = None
+    both = fit(method, random_task, backbone, teacher, **config).training
+    alone = fit(method, random_task, backbone, teacher, **config, **LABELS[method]).training
+    assert both is not None and alone is not None
+    steps = EPOCHS[method] * math.ceil(len(random_task.train) * (1 + augment) / QUICK["batch_size"])
+    assert alone.steps == both.steps == steps
 
 
 def _session(backbone: Backbone, tmp_path: Path, **method: Any) -> Session:
