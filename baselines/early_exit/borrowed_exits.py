@@ -33,6 +33,7 @@ class ExitRuleOnWeights(BaseMethod[ExitRuleSettings]):
 
     name = "exit-rule"
     needs: tuple[str, ...] = ("fastbert",)
+    version = 2
     settings = ExitRuleSettings
 
     def learn(

@@ -193,6 +193,7 @@ class CascadeBert(BaseMethod[CascadeBertSettings]):
 
     name = "cascadebert"
     needs: tuple[str, ...] = ("bert",)
+    version = 2
     settings = CascadeBertSettings
     fitted = Cascade
 
@@ -245,12 +246,16 @@ def small_layers(layers: int | None, depth: int) -> int:
 
 
 def chosen_points(fitted: Cascade, dev: Split, budgets: Sequence[float], *, calibrate: bool) -> list[OperatingPoint]:
-    """Return one point per budget: the most accurate threshold on dev within it."""
+    """Return one point per budget, chosen on dev (:func:`harness.toolkit.budgets.at_budgets`)."""
     small, whole = (torch.from_numpy(run_full(m, dev.tokens, TUNING).logits) for m in (fitted.small, fitted.model))
     temperature = fitted_temperature(small, dev.labels) if calibrate else 1.0
     sure = confidence(small, temperature).numpy()
     right_small, right_whole = ((logits.argmax(-1) == dev.labels).numpy() for logits in (small, whole))
     able = candidates(sure, right_small, right_whole, fitted.small.depth, fitted.model.depth)
     return points_at_budgets(
-        able, budgets, fitted.model.depth, lambda one: {"threshold": one.threshold, "temperature": temperature}
+        able,
+        budgets,
+        fitted.model.depth,
+        len(dev),
+        lambda one: {"threshold": one.threshold, "temperature": temperature},
     )

@@ -33,6 +33,7 @@ class DeeBert(BaseMethod[DeeBertSettings]):
 
     name = "deebert"
     needs: tuple[str, ...] = ("bert",)
+    version = 2
     settings = DeeBertSettings
     fitted = RuleExits
 

@@ -103,6 +103,7 @@ class JointMethod(BaseMethod[J], Generic[J]):
     equilibrium: ClassVar[bool] = False
     gated: ClassVar[bool] = False
     keeps_best: ClassVar[bool] = True
+    version = 2
 
     def combine(self, losses: Tensor, own: J) -> Tensor:
         """Combine the exits' cross-entropies [A] into one loss; by default their sum."""

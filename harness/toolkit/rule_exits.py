@@ -247,5 +247,5 @@ def under_rule(
     scores = scores_of(reader, logits, doubts)
     correct = logits.argmax(-1) == dev.labels
     tried = outcomes(rule, scores, correct, model.answers, worth_trying(rule, scores, model.labels))
-    points = points_at_budgets(tried, budgets, model.depth, lambda one: {"rule": rule, **one.settings})
+    points = points_at_budgets(tried, budgets, model.depth, len(dev), lambda one: {"rule": rule, **one.settings})
     return kind(model, report, points, rule, temperatures, gate)

@@ -85,7 +85,7 @@ def test_dev_figures_equal_a_run_on_dev(rule: str, fit: Callable[[str], RuleExit
 def test_points_are_within_their_budgets_if_possible(
     rule: str, fit: Callable[[str], RuleExits], tiny_model: MultiExitModel, gate: ExitGate, dev: Split
 ) -> None:
-    """A point is within its budget if any candidate is, and no candidate within it is more accurate on dev."""
+    """A point is within its budget if any candidate is, and at most one standard error worse than the best within it."""
     fitted = fit(rule)
     logits, doubts = exit_evidence(tiny_model, dev.tokens, Execution(batch_size=60), gate=gate)
     scores = scores_of(fitted.rule_at(fitted.points[0]), logits, doubts)
@@ -100,7 +100,9 @@ def test_points_are_within_their_budgets_if_possible(
             assert layers == pytest.approx(min(one.layers for one in tried))
         else:
             assert layers <= 4 * budget + 1e-9
-            assert point.params["dev_accuracy"] == pytest.approx(best)
+            error = math.sqrt(best * (1 - best) / len(dev))
+            assert best - error - 1e-6 <= point.params["dev_accuracy"] <= best + 1e-6
+            assert layers >= min(one.layers for one in able if one.accuracy == best) - 1e-6
 
 
 def test_candidates_range_from_the_first_to_the_last_head(fit: Callable[[str], RuleExits], dev: Split) -> None:
