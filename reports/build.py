@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import __version__
 from harness.core.files import fill_template, write_folder
-from reports.analysis.control_tests import headlines
+from reports.analysis.verdicts.control_tests import headlines
 from reports.analysis.view import View, build_view
 from reports.figures.dataset_figures import draw_figures
 from reports.figures.drawing import Drawing, inline_svg

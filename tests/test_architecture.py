@@ -33,6 +33,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "harness.results",
         "harness.regression",
         "harness.measure.statistics",
+        "harness.measure.paired_tests",
+        "harness.measure.many_tests",
+        "harness.measure.detectable",
+        "harness.measure.expected_exits",
+        "harness.measure.time_noise",
         "harness.__version__",
     ),
 }
@@ -57,6 +62,13 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "suites": (("profiles", "workloads"), ("studies", "gate"), (".",)),
     "suites.studies": (("shared",), (".",)),
     "reports": (("notation",), ("analysis",), ("tables", "figures"), (".",)),
+    "reports.analysis": (
+        ("cell_settings", "roles", "run_contents"),
+        ("time_ratios",),
+        ("result_rows",),
+        ("verdicts",),
+        (".",),
+    ),
 }
 MOST_MODULES = 12  # in a room, its __init__ and __main__ aside
 HEAVY = ("cupy", "datasets", "ray", "onnx", "onnxscript", "onnxruntime")

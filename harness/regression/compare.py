@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.core.errors import ResultError
-from harness.measure.statistics import bootstrap_difference, holm_testable, mcnemar
+from harness.measure.many_tests import holm_testable, least_p
+from harness.measure.paired_tests import bootstrap_difference, mcnemar
 from harness.regression.matching import (
     MACHINE,
     Twin,
@@ -269,8 +270,8 @@ def _judge_accuracy(changes: Sequence[Change], limits: Limits) -> None:
             )
     tested = [change for change in changes if change.p is not None]
     p_values = [change.p for change in tested if change.p is not None]
-    discordant = [(change.wins or 0) + (change.losses or 0) for change in tested]
-    for change, adjusted in zip(tested, holm_testable(p_values, discordant, limits.alpha), strict=True):
+    least = [least_p((change.wins or 0) + (change.losses or 0), two_sided=False) for change in tested]
+    for change, adjusted in zip(tested, holm_testable(p_values, least, limits.alpha), strict=True):
         change.p_adjusted = adjusted
         margin = limits.margin if change.repeats else limits.margin_elsewhere
         if adjusted is not None and adjusted <= limits.alpha and -change.difference > margin + _ROUNDING:

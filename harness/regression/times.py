@@ -2,7 +2,7 @@
 
 Times of two processes are not comparable, because the load of the machine may differ. Each run's speed-up over its reference,
 pass for pass, is. Its noise is estimated from successive passes of one series (A/A pairs), of the reference and of all methods in
-both runs (:func:`harness.measure.statistics.self_ratios`, :func:`~harness.measure.statistics.median_noise`).
+both runs (:func:`harness.measure.time_noise.self_ratios`, :func:`~harness.measure.time_noise.median_noise`).
 
 An alarm needs three things: (1) significance after Holm in one of two families that share alpha: all cells, and all methods, each
 by the median over its cells, because a slow-down of 10 % that no single cell of three rounds can prove is visible in all
@@ -22,7 +22,8 @@ from math import exp, log
 
 import numpy as np
 
-from harness.measure.statistics import holm, median_noise, self_ratios
+from harness.measure.many_tests import holm
+from harness.measure.time_noise import median_noise, self_ratios
 from harness.results.packed_run import PackedCell, PackedRun
 
 # With fewer A/A pairs in a run, the tails of its noise are unknown.

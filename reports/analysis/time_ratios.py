@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.measure.statistics import self_ratios
+from harness.measure.time_noise import self_ratios
 from harness.results.schema import Factor, SpeedupFactors
 from reports.analysis.cell_settings import grouped
 from reports.notation.numbers import fixed

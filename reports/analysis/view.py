@@ -19,11 +19,8 @@ from harness.results.run_folder import RunFolder
 from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_aside
 from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
 from reports.analysis.conditions import find_belonging
-from reports.analysis.control_tests import ControlTest, compare_with_controls
 from reports.analysis.curves import Curve, measure_curves
-from reports.analysis.prediction_quality import PredictorRow, predictor_quality
 from reports.analysis.result_rows import ResultRow, average_over_seeds, signs, with_noise, with_ratios
-from reports.analysis.rival_tests import RivalTest, compare_with_rivals
 from reports.analysis.run_contents import (
     SampleReader,
     VariantRow,
@@ -32,6 +29,9 @@ from reports.analysis.run_contents import (
     read_variants,
     usable_results,
 )
+from reports.analysis.verdicts.control_tests import ControlTest, compare_with_controls
+from reports.analysis.verdicts.prediction_quality import PredictorRow, predictor_quality
+from reports.analysis.verdicts.rival_tests import RivalTest, compare_with_rivals
 
 KIND_ORDER = {"method": 0, "control": 1, "bound": 2}
 R = TypeVar("R", bound=ResultRow)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from reports.analysis.prediction_quality import PredictorRow
 from reports.analysis.result_rows import ResultRow
+from reports.analysis.verdicts.prediction_quality import PredictorRow
 from reports.analysis.view import Group, View
 from reports.figures.drawing import GREYS, INK, PAPER, Drawing, Look, new_figure, render
 from reports.figures.svg_canvas import Canvas, fitted, width_of

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from reports.analysis.cell_settings import ROW_SETTING, grouped
-from reports.analysis.control_tests import BEATS, DEARER, NO_BETTER, UNKNOWN, WORSE, ControlTest
-from reports.analysis.rival_tests import MARGIN, RATIO, Judgement, RivalTest
 from reports.analysis.time_ratios import FEWEST
+from reports.analysis.verdicts.control_tests import BEATS, DEARER, NO_BETTER, UNKNOWN, WORSE, ControlTest
+from reports.analysis.verdicts.rival_tests import MARGIN, RATIO, Judgement, RivalTest
 from reports.analysis.view import View, by_data
 from reports.notation.marks import marked, together
 from reports.notation.numbers import DASH, finite, fixed, p_value, points, points2, times, whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports.analysis.cell_settings import ROW_SETTING
-from reports.analysis.prediction_quality import Agreement, PredictorRow
+from reports.analysis.verdicts.prediction_quality import Agreement, PredictorRow
 from reports.analysis.view import Group, View, of_group
 from reports.notation.numbers import fixed, minus, percent, points2
 from reports.notation.table_formats import Column, Table

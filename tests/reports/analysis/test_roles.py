@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.analysis.control_tests import headlines
+from reports.analysis.verdicts.control_tests import headlines
 from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.tables.catalogue import Contents

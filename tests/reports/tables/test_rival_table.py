@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from reports.analysis.rival_tests import RivalTest
+from reports.analysis.verdicts.rival_tests import RivalTest
 from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.notation.table_formats import to_csv, to_latex, to_markdown

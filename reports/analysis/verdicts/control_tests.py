@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import pandas as pd
 
-from harness.measure.statistics import holm, paired
+from harness.measure.many_tests import holm
+from harness.measure.paired_tests import paired
 from harness.results.schema import Cell
 from reports.analysis.cell_settings import ROW_SETTING, grouped, values_of
 from reports.analysis.result_rows import ResultRow, ratio

@@ -17,10 +17,10 @@ import pandas as pd
 
 from harness.results.schema import Cell
 from reports.analysis.cell_settings import values_of
-from reports.analysis.control_tests import SAME
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.roles import ORACLE, SEQUENTIAL
 from reports.analysis.run_contents import Reader, paired_samples
+from reports.analysis.verdicts.control_tests import SAME
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.measure.statistics import bootstrap_difference, faster_and_not_worse, paired, self_ratios
+from harness.measure.paired_tests import bootstrap_difference, paired
+from harness.measure.time_noise import faster_and_not_worse, self_ratios
 from reports.analysis.cell_settings import values_of
-from reports.analysis.control_tests import ALPHA, SAME, PairedTest, correct_by_seed, with_adjusted_p
 from reports.analysis.result_rows import SAME_NOISE, ResultRow, reference_passes
 from reports.analysis.run_contents import Reader
 from reports.analysis.time_ratios import FEWEST, usable
+from reports.analysis.verdicts.control_tests import ALPHA, SAME, PairedTest, correct_by_seed, with_adjusted_p
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 
@@ -32,7 +33,7 @@ MEASURED, RATIO = "measured", "ratio of speed-ups"
 
 
 class Judgement(NamedTuple):
-    """Faster and not worse, of the worst seed (:func:`harness.measure.statistics.faster_and_not_worse`); None: unknown."""
+    """Faster and not worse, of the worst seed (:func:`harness.measure.time_noise.faster_and_not_worse`); None: unknown."""
 
     not_worse: bool | None = None
     faster: bool | None = None

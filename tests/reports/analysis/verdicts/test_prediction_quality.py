@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from reports.analysis.prediction_quality import confusion_of, tau_b
+from reports.analysis.verdicts.prediction_quality import confusion_of, tau_b
 from reports.analysis.view import build_view
 from reports.figures.dataset_figures import draw_figures
 from reports.tables.predictor_table import predictor_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.analysis.control_tests import headlines
+from reports.analysis.verdicts.control_tests import headlines
 from reports.analysis.view import build_view
 
 YES, NO = True, False

@@ -1,0 +1,64 @@
+"""What exits by chance are worth: exact expectations from the answers of every layer's head. Pure functions on arrays.
+
+A control that deals exits at random is one draw; its expectation has no such noise. Layers count from 1 in arguments and results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def unpack_layers(masks: np.ndarray, depth: int) -> np.ndarray:
+    """Return bits 0..depth - 1 of every mask: bool [n, depth], where column i is the head after layer i + 1.
+
+    Args:
+        masks: int64 [n].
+        depth: layers, at most 63.
+    """
+    return (masks.astype(np.int64)[:, None] >> np.arange(depth)) & 1 == 1
+
+
+def expected_at_random(right: np.ndarray, histogram: Sequence[int]) -> np.ndarray:
+    """Return the expected correctness of each sample if the exits of this histogram are dealt at random: float [n].
+
+    Sum over layers of the share of samples that exit there times whether its head is right: the mean over all permutations.
+
+    Args:
+        right: bool [n, depth].
+        histogram: samples that exit after layer 1, 2, ..., depth; at least one in total.
+    """
+    counts = np.asarray(histogram, dtype=np.float64)
+    return np.asarray(right @ (counts / counts.sum()))
+
+
+def share_of_deeper(mean_layers: float, shallow: int, deep: int) -> float | None:
+    """Return the share of samples at layer ``deep``, the others at ``shallow``, that gives these mean layers.
+
+    None if no share does: the mean is not between the two depths.
+    """
+    if shallow == deep:
+        return 1.0 if mean_layers == deep else None
+    share = (mean_layers - shallow) / (deep - shallow)
+    return share if -1e-9 <= share <= 1 + 1e-9 else None
+
+
+def expected_at_two_depths(right: np.ndarray, shallow: int, deep: int, share: float) -> np.ndarray:
+    """Return the expected correctness of each sample if a random ``share`` exits after layer ``deep``, the rest after ``shallow``.
+
+    Mixes of two depths are the concave hull of constant depths: no assignment without knowledge of the samples is better.
+
+    Args:
+        right: bool [n, depth].
+        share: 0..1.
+
+    Returns:
+        float [n].
+    """
+    return np.asarray((1 - share) * right[:, shallow - 1] + share * right[:, deep - 1])
+
+
+def first_layer(right: np.ndarray) -> np.ndarray:
+    """Return the first layer whose head is right, int [n]; the full depth for samples that no layer gets right."""
+    return np.where(right.any(1), right.argmax(1) + 1, right.shape[1])
