@@ -217,6 +217,11 @@ class Training(StrictRecord):
         best_epoch: epoch whose weights were kept, from 1; ``None`` if the last one is always kept.
         dev_accuracy: best score on dev.
         flops: of the layers, forward and backward, convention ``linear``.
+        epochs: that training was allowed, of the stage that ``best_epoch`` belongs to; ``None``: not recorded.
+        exit_scores: dev accuracy (0..1) of every answering layer of the kept weights, in order of depth; empty: not recorded.
+        dev_rows: rows behind these accuracies.
+        precision: of the matrix products, ``float32`` or ``bfloat16``; ``None``: not recorded.
+        threads: of the CPU that the fit used; ``None``: not recorded.
     """
 
     seconds: float
@@ -226,6 +231,11 @@ class Training(StrictRecord):
     best_epoch: int | None = None
     dev_accuracy: float | None = None
     flops: float | None = None
+    epochs: int | None = None
+    exit_scores: list[float] = Field(default_factory=list)
+    dev_rows: int | None = None
+    precision: str | None = None
+    threads: int | None = None
 
 
 class Checks(StrictRecord):

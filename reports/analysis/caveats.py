@@ -69,7 +69,7 @@ def gather_caveats(
     """
     caveats = [*doubts, *_failures(run, results)]
     caveats += [f"No per-sample rows: {problem}" for problem in problems]
-    caveats += _failed_checks(rows)
+    caveats += _failed_checks(rows) + _collapsed(rows)
     differing = [
         key
         for key, values in _distinct([result.fingerprint for result in results]).items()
@@ -132,23 +132,32 @@ _CHECKS = {
     "‡": "Labels differed between batch sizes",
     "§": "Testing changed the fitted state",
     "¶": "Test rows also occur in train or dev",
+    "»": "The epoch that was kept is the last one allowed (trained too short?)",
 }
+# What a check is about, if not a row.
+_NAMES = {"¶": "{0.label}", "»": "{0.method} on {0.label}"}
 
 
 def _failed_checks(rows: Sequence[ResultRow]) -> list[str]:
     """Return one sentence for each kind of check that failed, with the rows where it did."""
     lines = []
     for sign, what in _CHECKS.items():
-        where = [
-            row.label if sign == "¶" else f"{row.method} {row.point} on {row.label}"
-            for row in rows
-            if sign in row.marks
-        ]
+        name = _NAMES.get(sign, "{0.method} {0.point} on {0.label}")
+        where = [name.format(row) for row in rows if sign in row.marks]
         if where:
             shown = list(dict.fromkeys(where))
             more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
             lines.append(f"{what}, in rows marked {sign}: {'; '.join(shown[:8])}{more}.")
     return lines
+
+
+def _collapsed(rows: Sequence[ResultRow]) -> list[str]:
+    """Return one sentence for each method of a dataset with heads that collapsed; its points share them."""
+    return [
+        f"Heads of {row.method} on {row.label} collapsed, in rows marked ‖: {first_few(row.collapsed, 3, '; ')}."
+        for row in rows
+        if row.collapsed
+    ]
 
 
 def _notes(rows: Sequence[ResultRow]) -> list[str]:

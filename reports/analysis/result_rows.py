@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
 from harness.measure.statistics import Spread, spread
-from harness.results.schema import Cell, Latency, Overlaps, Result, SpeedupFactors
+from harness.results.schema import Cell, Latency, Overlaps, Result, SpeedupFactors, Training
+from harness.results.training_doubts import collapsed_exits, kept_the_last_epoch
 from reports.analysis.cell_settings import SAME_REFERENCE, SETTING, grouped, values_of
 from reports.analysis.roles import role_of
 from reports.analysis.time_ratios import Noise, mean_over_seeds, noise_band
 from reports.notation.marks import MARKS
+from reports.notation.numbers import percent
 
 FALLBACK_REFERENCE = "bert"
 # What rows must share for the noise of their times to be one.
@@ -38,6 +40,7 @@ class SeedMeans:
     seconds: float | None
     speedup: float | None
     train_seconds: float | None
+    steps: float | None
     passes_ratio: float | None
     dev_accuracy: float | None
     peak_memory_bytes: float | None
@@ -77,6 +80,10 @@ class ResultRow(SeedMeans):
         ratio_linear, ratio_full, ratio_layers: cost of the reference over that of the row.
         kept: speed-up over ``ratio_linear``.
         noise: A/A band of the dataset on this device.
+        trained_in, fit_threads: precision and threads of training, as text; empty where nothing was trained or recorded.
+        kept_epoch: epoch that was kept, of those allowed, e.g. ``3 of 5``; empty where the last one is kept by rule.
+        last_epoch: whether the best epoch of a seed is the last one allowed.
+        collapsed: a phrase for every head that collapsed (:mod:`harness.results.training_doubts`).
         samples_missing, partial, marks: what a reader must know (:mod:`reports.notation.marks`).
     """
 
@@ -123,6 +130,11 @@ class ResultRow(SeedMeans):
     histogram: list[int]
     phases: dict[str, float | None]
     notes: list[str]
+    trained_in: str = ""
+    fit_threads: str = ""
+    kept_epoch: str = ""
+    last_epoch: bool = False
+    collapsed: tuple[str, ...] = ()
     slug: str = ""
     label: str = ""
     is_reference: bool = False
@@ -167,7 +179,7 @@ def _numbers(result: Result) -> dict[str, float | None]:
         found.update({name: getattr(part, name) for name in MEANS if hasattr(part, name)})
     if (training := result.training) is not None:
         found.update(train_seconds=training.seconds, train_flops=training.flops, layer_passes=training.layer_passes)
-        found.update(passes_ratio=training.passes_ratio, dev_accuracy=training.dev_accuracy)
+        found.update(passes_ratio=training.passes_ratio, dev_accuracy=training.dev_accuracy, steps=training.steps)
     return found
 
 
@@ -205,6 +217,7 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
     speeds, checks = [result.speed for result in same], [result.checks for result in same]
     unchanged = [one.state_unchanged for one in checks if one.state_unchanged is not None]
     histograms = [result.exit_histogram for result in same]
+    fits = [result.training for result in same if result.training is not None]
     about = first.cell.model_dump(exclude={"seed"}) | {name: _mean([one[name] for one in every]) for name in MEANS}
     return ResultRow(
         synthetic=first.synthetic,
@@ -240,8 +253,29 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
             for name in sorted({name for one in speeds for name in one.phases})
         },
         notes=sorted({note for result in same for note in result.notes}),
+        trained_in=_listed(one.precision for one in fits),
+        fit_threads=_listed(one.threads for one in fits),
+        kept_epoch=_kept_epochs(fits),
+        last_epoch=any(map(kept_the_last_epoch, fits)),
+        collapsed=tuple(
+            f"head {one.exit} has {percent(one.accuracy)} % on dev, head {one.better} {percent(one.better_accuracy)} %"
+            for fit in fits
+            for one in collapsed_exits(fit)
+        ),
         **about,
     )
+
+
+def _listed(values: Iterable[object]) -> str:
+    """Return the distinct known values as text, in order of appearance."""
+    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def _kept_epochs(fits: Sequence[Training]) -> str:
+    """Return the kept epochs of the seeds, of those allowed; empty where the last one is always kept."""
+    kept = _listed(one.best_epoch for one in fits)
+    allowed = _listed(one.epochs for one in fits)
+    return f"{kept} of {allowed}" if kept and allowed else kept
 
 
 def _most(every: Sequence[Overlaps]) -> Overlaps | None:
@@ -319,5 +353,7 @@ def signs(row: ResultRow) -> str:
         "¶": row.overlaps is not None and max(row.overlaps.train_test, row.overlaps.dev_test) > 0,
         "°": row.samples_missing,
         "#": row.partial,
+        "»": row.last_epoch,
+        "‖": bool(row.collapsed),
     }
     return "".join(mark.sign for mark in MARKS if earned[mark.sign])

@@ -53,6 +53,14 @@ MARKS = (
         "A mean over fewer seeds than other rows of the dataset have, or one that leaves out values that are not finite; "
         "see the caveats.",
     ),
+    Mark(
+        "»",
+        "The epoch that was kept is the last one allowed: longer training may be better (epochs: “Behind the results”).",
+    ),
+    Mark(
+        "‖",
+        "A head collapsed: on dev it is more than 5 points and more than 2 standard errors below a shallower one; see caveats.",
+    ),
 )
 
 

@@ -148,6 +148,8 @@ _LATEX = {
     "§": r"\textsection{}",
     "¶": r"\textparagraph{}",
     "°": r"\textdegree{}",
+    "»": r"$\gg$",
+    "‖": r"$\|$",
     "’": "'",
     "…": r"\textellipsis{}",
     "−": r"$-$",

@@ -43,6 +43,8 @@ from reports.tables.shared_columns import (
     setting_columns,
 )
 
+_NO_EPOCH = "the last epoch is kept by rule, or nothing was trained for this row"
+_UNRECORDED = f"{UNTRAINED}, or an older version did not record it"
 # Raw columns of these tables.
 CSV = (
     *IDENTITY,
@@ -51,8 +53,8 @@ CSV = (
     *("flops_linear", "ratio_linear", "flops_full", "ratio_full", "mean_layers", "ratio_layers", "mean_heads"),
     *("samples_per_s", "samples_per_s_sd", "seconds", "rounds", "reference"),
     *("speedup", "speedup_sd", "speedup_p10", "speedup_p90", "noise_high"),
-    *("kept", "params", "depth", "valid_token_ratio", "peak_memory_bytes", "train_seconds", "passes_ratio"),
-    *("dev_accuracy", "rounds_agree", "marks"),
+    *("kept", "params", "depth", "valid_token_ratio", "peak_memory_bytes", "train_seconds", "steps", "passes_ratio"),
+    *("kept_epoch", "trained_in", "fit_threads", "dev_accuracy", "rounds_agree", "marks"),
 )
 
 
@@ -67,6 +69,7 @@ def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[Result
     return [
         Column("accuracy", "Accuracy % (95 % interval)", _accuracy),
         *(seeds if max(row.seeds for row in view.rows) > 1 else []),
+        Column("steps", "Training steps", missing=UNTRAINED, form=whole),
         Column(
             "flops_linear",
             f"{linear_unit}FLOPs linear (ratio)",
@@ -144,6 +147,10 @@ def details_table(view: View, group: Group) -> Table[ResultRow]:
         Column("macro_f1", "Macro F1 %", form=percent),
         Column("dev_accuracy", "Dev accuracy %", missing=UNTRAINED, form=percent),
         Column("valid_token_ratio", "Valid tokens %", form=percent),
+        Column("steps", "Training steps", missing=UNTRAINED, form=whole),
+        Column("kept_epoch", "Epoch kept", lambda row: row.kept_epoch or DASH, numeric=False, missing=_NO_EPOCH),
+        Column("trained_in", "Trained in", lambda row: row.trained_in or DASH, numeric=False, missing=_UNRECORDED),
+        Column("fit_threads", "Threads a fit", lambda row: row.fit_threads or DASH, missing=_UNRECORDED),
         Column("passes_ratio", "Layer passes vs fine-tuning", missing=UNTRAINED, form=times),
         Column("rounds", "Rounds", form=whole),
         Column("rounds_agree", "Rounds agree %", form=percent2),

@@ -90,6 +90,7 @@ class Fabricator:
         depth: int = DEPTH,
         speed: dict[str, Any] | None = None,
         binding: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
         **cell: Any,
     ) -> Result:
         """Save one result with its samples."""
@@ -153,7 +154,15 @@ class Fabricator:
             training=None
             if kind != "method"
             else Training(
-                seconds=12.5, steps=100, layer_passes=1200, passes_ratio=1.5, dev_accuracy=share, flops=train_flops
+                **{
+                    "seconds": 12.5,
+                    "steps": 100,
+                    "layer_passes": 1200,
+                    "passes_ratio": 1.5,
+                    "dev_accuracy": share,
+                    "flops": train_flops,
+                    **(training or {}),
+                }
             ),
             checks=Checks(**{"rounds_agree": rounds_agree, **(checks or {})}),
             exit_histogram=np.bincount(exits, minlength=depth + 1)[1:].tolist(),

@@ -18,6 +18,8 @@ FAILING = [
     ("§", {"checks": {"state_unchanged": False}}),
     ("¶", {"overlaps": SHARED}),
     ("°", {"samples": False}),
+    ("»", {"training": {"best_epoch": 5, "epochs": 5}}),
+    ("‖", {"training": {"exit_scores": [0.5, 0.8, 0.6, 0.9], "dev_rows": 500}}),
 ]
 
 
@@ -39,6 +41,23 @@ def test_a_failing_check_marks_every_table(fabricate, sign, failing):
         assert to_latex(table).isascii(), table.name
     if sign != "°":  # the terminal reads no samples
         assert f"geep {sign}" in summary(run.path) and f"\n{sign} " in summary(run.path)
+
+
+def test_caveats_name_what_training_left_doubtful(fabricate):
+    """A method is named once for all its points, with the collapsed heads; a method that keeps the last epoch is not marked."""
+    run = fabricate()
+    run.cell("bert", training={"best_epoch": 2, "epochs": 5})
+    run.cell("fastbert", training={"best_epoch": None, "epochs": 5})
+    doubtful = {"best_epoch": 5, "epochs": 5, "exit_scores": [0.5, 0.8, 0.6, 0.9], "dev_rows": 500}
+    for point in ("speed=0.1", "speed=0.5"):
+        run.cell("geep", point, training=doubtful)
+    view = build_view(run.path)
+    assert {row.method: row.marks for row in view.rows} == {"bert": "", "fastbert": "", "geep": "»‖"}
+    about = [caveat for caveat in view.caveats if "geep" in caveat]
+    assert about == [
+        "The epoch that was kept is the last one allowed (trained too short?), in rows marked »: geep on ag_news (synthetic).",
+        "Heads of geep on ag_news (synthetic) collapsed, in rows marked ‖: head 3 has 60.0 % on dev, head 2 80.0 %.",
+    ]
 
 
 def test_sound_rows_have_no_mark(fabricate):
