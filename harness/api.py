@@ -147,6 +147,7 @@ def run(
     max_train: int | None = None,
     max_dev: int | None = None,
     max_test: int | None = None,
+    max_unlabelled: int | None = None,
     rounds: int | None = None,
     fit_processes: int | None = None,
     execution: Mapping[str, Any] | None = None,
@@ -166,6 +167,7 @@ def run(
         device: ``"cpu"`` or ``"cuda"``; default: CUDA if there is a device.
         out: the run folder; default ``runs/<profile>``.
         max_train, max_dev, max_test: maximum number of rows (stratified).
+        max_unlabelled: maximum number of texts without labels, for methods that use them.
         rounds: timed passes per cell.
         fit_processes: methods to fit at the same time, on a CPU.
         execution: how predictions are run, e.g. ``{"batch_size": 8}``; keys of the profile's table ``execution``.
@@ -205,6 +207,7 @@ def run(
         max_train=max_train,
         max_dev=max_dev,
         max_test=max_test,
+        max_unlabelled=max_unlabelled,
         rounds=rounds,
         fit_processes=fit_processes,
     )

@@ -1,7 +1,8 @@
 """The plug-in contract: what a method receives and what it returns.
 
 Data flows one way: text -> :class:`TokenSet` -> ``Method.fit`` -> ``Fitted.predict`` -> :class:`Predictions`.
-A method sees train and dev. Test ids reach it only inside ``predict``, and test labels never.
+A method sees train and dev, and texts without labels if it asks for them. Test ids reach it only inside ``predict``, and
+test labels never.
 
 :class:`Method` and :class:`Fitted` are required. All other protocols are optional capabilities: a method (or what it
 fits) has one by having its attributes. The harness asks with ``isinstance``.
@@ -151,7 +152,7 @@ class Method(Protocol):
         config: Mapping[str, Any],
         seed: int,
     ) -> Fitted:
-        """Learn from ``task.train``, choose on ``task.dev``.
+        """Learn from ``task.train``, choose on ``task.dev``; see also :class:`UsesUnlabelled`.
 
         Args:
             teachers: fitted methods by the names in ``needs``; a variant may put other methods in their places.
@@ -222,6 +223,15 @@ class UsesWordHead(Protocol):
 
     def uses_word_head(self, config: Mapping[str, Any]) -> bool:
         """Return whether ``fit`` uses the head with these settings; the head's hash is then part of the cache key."""
+        ...
+
+
+@runtime_checkable
+class UsesUnlabelled(Protocol):
+    """A method that may learn from ``task.unlabelled``, which the task's fingerprint does not cover."""
+
+    def uses_unlabelled(self, config: Mapping[str, Any]) -> bool:
+        """Return whether ``fit`` uses these rows with these settings; their hash is then part of the cache key."""
         ...
 
 

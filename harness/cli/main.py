@@ -24,7 +24,17 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from harness.running.run_settings import make_settings
 
     plain = ("out", "data", "device", "fresh")
-    keys = ("methods", "datasets", "seeds", "max_train", "max_dev", "max_test", "rounds", "fit_processes")
+    keys = (
+        "methods",
+        "datasets",
+        "seeds",
+        "max_train",
+        "max_dev",
+        "max_test",
+        "max_unlabelled",
+        "rounds",
+        "fit_processes",
+    )
     return make_settings(
         args.profile,
         overrides=args.set,

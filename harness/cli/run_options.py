@@ -107,6 +107,12 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
     run.add_argument("--max-train", type=whole_number(1), metavar="N", help="at most N train rows (stratified, seed 0)")
     run.add_argument("--max-dev", type=whole_number(1), metavar="N", help="at most N dev rows (stratified, seed 0)")
     run.add_argument("--max-test", type=whole_number(1), metavar="N", help="at most N test rows (stratified, seed 0)")
+    run.add_argument(
+        "--max-unlabelled",
+        type=whole_number(0),
+        metavar="N",
+        help="at most N texts without labels, for methods that use them: rows beyond --max-train, DIR/<name>/unlabelled.*",
+    )
     run.add_argument("--rounds", type=whole_number(1), metavar="N", help="timed passes per cell")
     run.add_argument(
         "--fit-processes",

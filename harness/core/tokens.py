@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -101,6 +101,7 @@ class Task:
         train: samples to learn from.
         dev: samples to choose thresholds, quantiles and epochs on.
         fingerprint: content hash of both splits.
+        read_unlabelled: gives :attr:`unlabelled`, for which it tokenises texts in its first call.
     """
 
     name: str
@@ -110,3 +111,12 @@ class Task:
     train: Split
     dev: Split
     fingerprint: str = ""
+    read_unlabelled: Callable[[], TokenSet | None] = field(default=lambda: None, repr=False, compare=False)
+
+    @property
+    def unlabelled(self) -> TokenSet | None:
+        """Samples without labels to learn from, ``None`` if there are none; no row of train, dev or test.
+
+        They are made when a method asks for them. It must declare :class:`harness.contracts.UsesUnlabelled`.
+        """
+        return self.read_unlabelled()

@@ -1,6 +1,7 @@
 """A folder of files as a dataset: ``<folder>/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}``.
 
-Columns: ``text``, optionally ``text_pair``, and ``label`` (numbers from 0, or names). The dev split may also be called
+Columns: ``text``, optionally ``text_pair``, and ``label`` (numbers from 0, or names). A file ``unlabelled`` with texts only
+serves methods that learn without labels. The dev split may also be called
 ``validation``, ``valid`` or ``val``. Files may be packed (``train.tsv.gz``) and come in parts, as the hub writes them
 (``train-00000-of-00002.parquet``). The name need not be one of the cards; an optional ``card.toml`` beside the files states
 ``language``, ``label_names`` and ``title``. Nothing else in the folder is opened.
@@ -8,9 +9,10 @@ Columns: ``text``, optionally ``text_pair``, and ``label`` (numbers from 0, or n
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +24,14 @@ from harness.data.cards import CARDS, parse_card, read_card_file
 from harness.data.labels import number_labels
 from harness.data.splits import SPLITS, RawDataset, RawSplit, assemble, check_split
 from harness.data.tables import FORMATS, Quotes, TextTable, form_of, listed, read_table
+from harness.data.unlabelled import UnlabelledTexts
 
-COLUMNS = ("text", "text_pair", "label")
+TEXT_COLUMNS = ("text", "text_pair")
+COLUMNS = (*TEXT_COLUMNS, "label")
+UNLABELLED = "unlabelled"
 _DEV_NAMES = ("dev", "validation", "valid", "val")
 _NAME = re.compile(
-    rf"(?P<split>train|test|{'|'.join(_DEV_NAMES)})(-\d{{5}}-of-(?P<parts>\d{{5}})(-[0-9a-f]{{16}})?)?"
+    rf"(?P<split>train|test|{UNLABELLED}|{'|'.join(_DEV_NAMES)})(-\d{{5}}-of-(?P<parts>\d{{5}})(-[0-9a-f]{{16}})?)?"
     rf"\.(?P<form>({'|'.join(FORMATS)})(\.gz)?)",
     re.IGNORECASE,
 )
@@ -51,10 +56,12 @@ class DatasetFiles:
 
     Attributes:
         splits: the parts of each split, in order; most have one.
+        unlabelled: the parts of the file of texts without labels; most datasets have none.
         others: names of tables that belong to no split.
     """
 
     splits: dict[str, list[Path]]
+    unlabelled: list[Path]
     others: list[str]
 
 
@@ -91,11 +98,12 @@ def find_files(place: Path) -> DatasetFiles:
             raise DataError(
                 f"{place}: {first.name} is one of {parts} parts, but {len(names)} of them are there: add the others"
             )
-    return DatasetFiles({split: list(found[split]) for split in SPLITS if split in found}, others)
+    splits = {split: list(found[split]) for split in SPLITS if split in found}
+    return DatasetFiles(splits, list(found.get(UNLABELLED, ())), others)
 
 
 def content_files(folder: Path, name: str) -> list[Path]:
-    """Return all files that the content of the dataset ``<folder>/<name>`` depends on.
+    """Return all files that train, dev and test of the dataset ``<folder>/<name>`` depend on.
 
     Raises:
         DataError: as :func:`find_files`.
@@ -114,19 +122,23 @@ def _texts(values: list[Any], column: str, where: str) -> list[str]:
     return texts
 
 
-def _read(path: Path, *, plain: bool = False) -> TextTable:
-    table = read_table(path, COLUMNS, plain=plain)
-    for column in ("text", "label"):
+def _read(path: Path, *, plain: bool = False, labels: bool = True) -> TextTable:
+    table = read_table(path, COLUMNS if labels else TEXT_COLUMNS, plain=plain)
+    for column in ("text", "label") if labels else ("text",):
         if column not in table.columns:
-            found = listed(table.names)
-            raise DataError(f"{path}: no column '{column}' (columns: {found}): rename one; text and label are needed")
+            found, needed = listed(table.names), "text and label are needed" if labels else "text is needed"
+            raise DataError(f"{path}: no column '{column}' (columns: {found}): rename one; {needed}")
     return table
+
+
+def _is_plain(tables: Iterable[TextTable]) -> bool:
+    return any(table.quotes in (Quotes.PLAIN, Quotes.DOUBTFUL) for table in tables)
 
 
 def _read_all(paths: list[Path]) -> dict[Path, TextTable]:
     """Read all files of a dataset. If one TSV file is plain, so are all that can be."""
     tables = {path: _read(path) for path in paths}
-    if any(table.quotes in (Quotes.PLAIN, Quotes.DOUBTFUL) for table in tables.values()):
+    if _is_plain(tables.values()):
         tables |= {path: _read(path, plain=True) for path, table in tables.items() if table.quotes == Quotes.EITHER}
     return tables
 
@@ -197,11 +209,35 @@ def _order(names: Sequence[str], names_from: str) -> str:
     return f"labels are names, numbered {f'as in {names_from}' if names_from else 'in sorted order'}: {listed}{more}"
 
 
+def _read_unlabelled(paths: list[Path], *, plain: bool) -> tuple[UnlabelledTexts | None, list[str]]:
+    """Return the texts of the file without labels, ``None`` if there is none, and remarks on how it was read.
+
+    Args:
+        plain: another file of the dataset is plain TSV. This file has no influence on the others, whose fits must not change
+            when it is added.
+    """
+    if not paths:
+        return None, []
+    tables = {path: _read(path, plain=plain, labels=False) for path in paths}
+    table, where = _joined(tables), str(paths[0])
+    pairs = table.columns.get("text_pair")
+    found = UnlabelledTexts(
+        _texts(table.columns["text"], "text", where),
+        None if pairs is None else _texts(pairs, "text_pair", where),
+        origin=f"{len(table.columns['text']):,} rows of {paths[0].name}",
+        drawn=len(table.columns["text"]),
+    )
+    check_split(found, where)
+    labelled = [path.name for path, part in tables.items() if "label" in part.names]
+    ignored = [f"{', '.join(labelled)}: the column 'label' is ignored"] if labelled else []
+    return found, [*itertools.chain(*_quoting(tables)), *ignored]
+
+
 def _remarks(place: Path, others: list[str], own: LocalCard, names_from: str) -> list[str]:
     """Return what to tell about tables that are not read, and about a built-in card that describes the folder."""
     found = []
     if others:
-        known = ", ".join((*SPLITS, *_DEV_NAMES[1:]))
+        known = ", ".join((*SPLITS, *_DEV_NAMES[1:], UNLABELLED))
         found.append(f"not read: {', '.join(others)}; tables are read if they are called {known}")
     taken = [
         what
@@ -242,6 +278,7 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
     read = _read_all([path for parts in files.splits.values() for path in parts])
     tables = {split: _joined({path: read[path] for path in parts}) for split, parts in files.splits.items()}
     paths = {split: str(parts[0]) for split, parts in files.splits.items()}
+    unlabelled, ignored = _read_unlabelled(files.unlabelled, plain=_is_plain(read.values()))
     names, names_from = _class_names(own, tables, paths, name)
     numbered = number_labels(
         {split: table.columns["label"] for split, table in tables.items()}, paths, names, names_from=names_from
@@ -262,13 +299,14 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
         noted.append(f"train has rows of {len(names) - lacking} of the {len(names)} classes of {names_from} only")
     return assemble(
         splits,
-        paths,
+        {**paths, UNLABELLED: str(next(iter(files.unlabelled), ""))},
         name=name,
         language=own.language or (known.language if known else guess_language(splits["train"].texts)),
         label_names=list(numbered.names) or None,
         names_from=names_from or "the dataset",
         source="local",
         notes=noted,
-        remarks=[*noted, *kept, *_remarks(place, files.others, own, names_from)],
+        remarks=[*noted, *kept, *ignored, *_remarks(place, files.others, own, names_from)],
+        unlabelled=unlabelled,
         why_carved="there is no dev file",
     )

@@ -1,4 +1,4 @@
-"""Counts rows that occur in more than one split, which a reader must know to judge an accuracy."""
+"""Finds rows that occur in more than one split, which a reader must know to judge an accuracy."""
 
 from __future__ import annotations
 
@@ -33,3 +33,13 @@ def count_overlaps(train: TokenSet, dev: TokenSet, test: TokenSet) -> dict[str, 
         "train_dev": sum(row in in_train for row in dev_rows),
         "within_test": sum(count - 1 for count in Counter(test_rows).values()),
     }
+
+
+def without_rows_of(tokens: TokenSet, *others: TokenSet) -> TokenSet:
+    """Return ``tokens`` without repeated rows and without rows that one of ``others`` has, in order; compared as above."""
+    known = {row for other in others for row in _hashes(other)}
+    first: dict[bytes, int] = {}
+    for number, row in enumerate(_hashes(tokens)):
+        if row not in known:
+            first.setdefault(row, number)
+    return tokens.select([*first.values()])

@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.core.errors import DataError
 from harness.data.labels import rows_of
+from harness.data.unlabelled import MOST_UNLABELLED, RawTexts, UnlabelledTexts, draw_unlabelled
 
 SPLITS = ("train", "dev", "test")
 DEV_ROWS = 1000  # thresholds are chosen on dev: this many rows are kept where the share of train allows it
@@ -23,23 +24,16 @@ _MANY_CLASSES = 1000
 
 
 @dataclass(frozen=True)
-class RawSplit:
+class RawSplit(RawTexts):
     """Samples of one split.
 
     Attributes:
-        texts: N texts.
-        pairs: N second texts, or ``None`` if samples are single texts.
         labels: int64 [N].
         difficulty: int8 [N], the true difficulty of embedded samples (0 easy, 1 middle, 2 hard); ``None`` for real data.
     """
 
-    texts: list[str]
-    pairs: list[str] | None
     labels: np.ndarray
     difficulty: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
     def select(self, rows: np.ndarray | Sequence[int]) -> RawSplit:
         """Return the samples at ``rows`` (int64 [M]), in that order."""
@@ -61,6 +55,7 @@ class RawDataset:
         num_labels: C; labels are 0 .. C - 1.
         label_names: C names.
         source: ``"embedded"``, ``"local"`` or ``"hub"``.
+        unlabelled: texts without labels; until the dataset is limited, only those of its own file.
         notes: facts that readers of results need, e.g. that dev was carved from train.
         remarks: what to tell whoever starts a run, e.g. that a file is not read.
     """
@@ -75,9 +70,10 @@ class RawDataset:
     test: RawSplit
     notes: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    unlabelled: UnlabelledTexts | None = None
 
 
-def check_split(split: RawSplit, where: str, text_column: str = "text", pair_column: str = "text_pair") -> None:
+def check_split(split: RawTexts, where: str, text_column: str = "text", pair_column: str = "text_pair") -> None:
     """Check that a split has rows, and no empty text. ``where`` and the names of the columns are for the message.
 
     Raises:
@@ -180,6 +176,7 @@ def assemble(
     names_from: str = "the dataset",
     notes: Sequence[str] = (),
     remarks: Sequence[str] = (),
+    unlabelled: UnlabelledTexts | None = None,
 ) -> RawDataset:
     """Validate labels, carve the splits that are missing (first test, then dev) from train, and return the dataset.
 
@@ -189,6 +186,7 @@ def assemble(
         label_names: ``None`` to count the classes of train and use their numbers as names.
         why_carved: ends the note about a carved split.
         names_from: who names the classes, for messages.
+        unlabelled: texts without labels, from a file whose place is ``places["unlabelled"]``.
 
     Raises:
         DataError: labels are not valid, or only some of the splits have pairs of texts.
@@ -200,17 +198,21 @@ def assemble(
             found["train"], found[split] = carve_dev(found["train"])
             noted.append(f"{split} is 10 % of train, stratified, seed 0: {why_carved}")
     for split in ("dev", "test"):
-        where = places.get(split, origin)
-        check_known_labels(found[split], where, num_labels)
-        if (found[split].pairs is None) != (found["train"].pairs is None):
-            has, lacks = (origin, where) if found[split].pairs is None else (where, origin)
+        check_known_labels(found[split], places.get(split, origin), num_labels)
+    others: dict[str, RawTexts] = {"dev": found["dev"], "test": found["test"]}
+    for split, part in (others if unlabelled is None else {**others, "unlabelled": unlabelled}).items():
+        if (part.pairs is None) != (found["train"].pairs is None):
+            where = places.get(split, origin)
+            has, lacks = (origin, where) if part.pairs is None else (where, origin)
             raise DataError(f"{lacks}: no column 'text_pair', but {has} has one: all splits need it, or none")
     names = label_names or [str(label) for label in range(num_labels)]
-    return RawDataset(name, language, num_labels, names, source, notes=noted, remarks=list(remarks), **found)
+    return RawDataset(
+        name, language, num_labels, names, source, notes=noted, remarks=list(remarks), unlabelled=unlabelled, **found
+    )
 
 
-def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
-    """Return at most ``n`` rows, stratified by label, in their order; the same rows for the same seed.
+def limited_rows(split: RawSplit, n: int | None, seed: int = 0) -> np.ndarray:
+    """Return the numbers of at most ``n`` rows (int64), stratified by label, in their order; the same for the same seed.
 
     Each class gets its share of ``n`` by largest remainders, and at least one row if ``n`` allows it.
 
@@ -218,7 +220,7 @@ def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
         DataError: ``n`` is below 1.
     """
     if n is None or n >= len(split):
-        return split
+        return np.arange(len(split))
     if n < 1:
         raise DataError(f"{n} rows would be left: ask for at least 1 with --max-train and --max-test")
     labels, sizes = np.unique(split.labels, return_counts=True)
@@ -236,7 +238,12 @@ def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
         rng.permutation(np.flatnonzero(split.labels == label))[:count]
         for label, count in zip(labels, quota, strict=True)
     ]
-    return split.select(np.sort(np.concatenate(rows)))
+    return np.sort(np.concatenate(rows))
+
+
+def limit(split: RawSplit, n: int | None, seed: int = 0) -> RawSplit:
+    """Return at most ``n`` rows, see :func:`limited_rows`."""
+    return split if n is None or n >= len(split) else split.select(limited_rows(split, n, seed))
 
 
 def limit_dataset(
@@ -245,8 +252,12 @@ def limit_dataset(
     max_test: int | None = None,
     max_dev: int | None = None,
     dev_share: float = DEV_SHARE,
+    max_unlabelled: int = MOST_UNLABELLED,
 ) -> RawDataset:
-    """Return the dataset with at most so many rows of train, test and dev.
+    """Return the dataset with at most so many rows of train, test and dev, and at most so many texts without labels.
+
+    These are the rows of train that are left out, and those of the dataset's own file; never a row of dev or test, not even
+    of those that the limits leave out (:func:`harness.data.unlabelled.draw_unlabelled`).
 
     Dev never has more rows than ``dev_share`` x the rows that train keeps, whatever ``max_dev`` says. Without ``max_dev``, it
     keeps at most a quarter of ``max_train``, but up to 1,000 rows, and 100 of small samples, where that share allows it:
@@ -256,9 +267,10 @@ def limit_dataset(
         DataError: a limit is below 1, leaves a single class to learn, or leaves dev fewer rows than there are classes.
     """
     try:
-        train, test = limit(dataset.train, max_train), limit(dataset.test, max_test)
+        chosen, test = limited_rows(dataset.train, max_train), limit(dataset.test, max_test)
     except DataError as error:
         raise DataError(f"dataset '{dataset.name}': {error}") from error
+    train = dataset.train.select(chosen) if len(chosen) < len(dataset.train) else dataset.train
     if len(np.unique(train.labels)) < 2:
         raise DataError(
             f"dataset '{dataset.name}': --max-train {max_train} leaves one class in train: "
@@ -285,7 +297,15 @@ def limit_dataset(
     ]
     overruled = max_dev is not None and allowed < min(max_dev, len(dataset.dev))
     remarks = [f"dev has {len(dev)} rows, not {max_dev}{reason}"] if overruled else []
-    return replace(dataset, notes=[*dataset.notes, *notes], remarks=[*dataset.remarks, *remarks], **limited)
+    beyond = np.setdiff1d(np.arange(len(dataset.train)), chosen, assume_unique=True)
+    known = (train, dataset.dev, dataset.test)
+    return replace(
+        dataset,
+        notes=[*dataset.notes, *notes],
+        remarks=[*dataset.remarks, *remarks],
+        unlabelled=draw_unlabelled(dataset.train, beyond, dataset.unlabelled, known, max_unlabelled),
+        **limited,
+    )
 
 
 def _more_dev(classes: int, rows: int, max_dev: int | None, dev_share: float, train: int) -> str:

@@ -9,7 +9,7 @@ from harness.core.files import content_key
 from harness.encoder.backbone import EMBEDDED, content_of, shown_name
 from harness.running.run_settings import Settings
 from harness.running.session import CHASSIS_VERSION
-from harness.running.task import language_of, source_identity
+from harness.running.task import language_of, source_identity, unlabelled_identity
 
 # What a result depends on, of a profile's own keys; settings of methods and execution are added.
 _KEYS = {"reference", "rounds", "max_length", "max_train", "max_dev", "max_test", "dev_share"}
@@ -48,6 +48,10 @@ class ContentKeys:
         profile = self.settings.profile
         names = profile.in_order([method, profile.reference])
         named = {name: content for name in names if (content := profile.named_content(name)) is not None}
+        unlabelled = []
+        if any(profile.uses_unlabelled(name) for name in names):
+            own = unlabelled_identity(dataset, self.settings.source, self.settings.data)
+            unlabelled = [[profile.max_unlabelled, own]]
         return content_key(
             CHASSIS_VERSION,
             [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
@@ -58,4 +62,5 @@ class ContentKeys:
             profile.common(method),  # which settings are common to all methods is part of a result's binding
             asdict(self.settings.execution),
             self.settings.device,
+            *unlabelled,
         )

@@ -314,8 +314,8 @@ class Grid:
                     )
                     found = self._diagnose(session, name, contender, measured, before)
                 method = self.settings.profile.method_of(name)
-                binding = session.binding(name, measured.speed.reference)
-                result = build_result(cell, method, contender, measured, session.prepared, found, binding, key)
+                binding, notes = session.binding(name, measured.speed.reference), session.notes(name)
+                result = build_result(cell, method, contender, measured, session.prepared, found, binding, key, notes)
                 self.run.save(result, sample_rows(measured, session.prepared, found.depths))
             except Exception as error:
                 if is_fatal(error):

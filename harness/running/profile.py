@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError
 
 from harness import registry
-from harness.contracts import HasSettings, Method, NamesContent
+from harness.contracts import HasSettings, Method, NamesContent, UsesUnlabelled
 from harness.core.digest import content_digest
 from harness.core.errors import ConfigError, GeepBenchError, SettingsError, UnknownNameError
 from harness.core.names import Name
 from harness.core.settings import Place, StrictSettings, explain
 from harness.core.text_formats import parse_toml, read_toml
 from harness.data.splits import DEV_SHARE
+from harness.data.unlabelled import MOST_UNLABELLED
 from harness.running import variants
 
 GROUP = "geep.profiles"
@@ -67,6 +68,8 @@ class Profile(StrictSettings):
         max_train, max_dev, max_test: maximum number of rows (stratified, seed 0); without ``max_dev``, ``max_train`` limits dev,
             too (:func:`harness.data.splits.limit_dataset`).
         dev_share: dev rows for one train row, at most: 0.5 keeps 250 dev rows for 500 train rows, whatever ``max_dev`` says.
+        max_unlabelled: maximum number of texts without labels, for methods that learn from them: rows of train beyond
+            ``max_train``, and a folder's file ``unlabelled``; 0 for none.
         backbones: language -> ``"embedded"``, folder or hub id.
         execution: how predictions are run.
         training: hyper-parameters for every method (see :class:`harness.toolkit.method_settings.Recipe`), ``head``.
@@ -89,6 +92,7 @@ class Profile(StrictSettings):
     max_dev: int | None = Field(default=None, ge=1)
     max_test: int | None = Field(default=None, ge=1)
     dev_share: float = Field(default=DEV_SHARE, gt=0, le=1)
+    max_unlabelled: int = Field(default=MOST_UNLABELLED, ge=0)
     backbones: dict[str, str] = Field(default_factory=dict)
     execution: ExecutionSettings = ExecutionSettings()
     training: dict[str, Any] = Field(default_factory=dict)
@@ -140,6 +144,11 @@ class Profile(StrictSettings):
         if isinstance(method, NamesContent):
             return method.named_content(config)
         return {key: content for key, value in config.items() if (content := _content_below(value))} or None
+
+    def uses_unlabelled(self, name: str) -> bool:
+        """Return whether a method or variant learns from texts without labels (:class:`~harness.contracts.UsesUnlabelled`)."""
+        method = self.method_of(name)
+        return isinstance(method, UsesUnlabelled) and method.uses_unlabelled(self.config(name))
 
     @property
     def variants(self) -> list[str]:

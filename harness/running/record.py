@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -39,8 +41,12 @@ def build_result(
     diagnostics: Diagnostics,
     binding: Binding,
     key: str,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Return the stored form of one measurement.
+
+    Args:
+        notes: on this method's data, in addition to those on the dataset.
 
     Raises:
         MethodError: the logits do not have the task's classes.
@@ -97,7 +103,7 @@ def build_result(
         unseen_tokens=diagnostics.unseen_tokens,
         overlaps=prepared.overlaps,
         label_names=prepared.label_names,
-        notes=prepared.notes,
+        notes=[*prepared.notes, *notes],
         binding=binding,
         key=key,
         fingerprint=environment_facts(),

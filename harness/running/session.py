@@ -26,13 +26,14 @@ from harness.core.digest import check_seal, seal
 from harness.core.errors import BackboneError, ConfigError, MethodError, ResultError, format_error, is_fatal
 from harness.core.files import cache_root, content_key, require_space, write_folder
 from harness.core.names import LONGEST_FILE_NAME, check_label, clean
+from harness.core.tokens import Task
 from harness.encoder import miniature
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
 from harness.results.schema import Binding, Cell
 from harness.running.run_settings import Settings
-from harness.running.task import Prepared, load_raw, prepare
+from harness.running.task import Prepared, load_raw, prepare, without_unlabelled
 
 # Raised whenever a change of the encoder or the training loop changes what methods learn.
 CHASSIS_VERSION = 1
@@ -130,6 +131,7 @@ class Session:
             max_dev=profile.max_dev,
             max_test=profile.max_test,
             dev_share=profile.dev_share,
+            max_unlabelled=profile.max_unlabelled,
         )
 
     @cached_property
@@ -203,13 +205,21 @@ class Session:
         """Return a hash of the settings of one fit, without those that only choose operating points."""
         profile = self.settings.profile
         config = {key: _without_paths(value) for key, value in profile.config(name).items() if key not in _POINTS}
-        return content_key(profile.identity(name), config, profile.named_content(name), *self._head_content(name))
+        return content_key(profile.identity(name), config, profile.named_content(name), *self._declared_content(name))
 
-    def _head_content(self, name: str) -> list[str]:
-        """Return the hash of the backbone's word head, if the method uses it."""
-        method = self.settings.profile.method_of(name)
-        uses = isinstance(method, UsesWordHead) and method.uses_word_head(self.settings.profile.config(name))
-        return [self.backbone.head_fingerprint] if uses else []
+    def _declared_content(self, name: str) -> list[str]:
+        """Return the hashes of the backbone's word head and of the rows without labels, if the method uses them."""
+        profile = self.settings.profile
+        method = profile.method_of(name)
+        head = isinstance(method, UsesWordHead) and method.uses_word_head(profile.config(name))
+        found = [self.backbone.head_fingerprint] if head else []
+        return [*found, self.prepared.unlabelled_rows] if profile.uses_unlabelled(name) else found
+
+    def notes(self, name: str) -> list[str]:
+        """Return notes on what a method, or one that it needs, learns from beyond the dataset's train rows."""
+        profile = self.settings.profile
+        uses = any(profile.uses_unlabelled(one) for one in profile.in_order([name]))
+        return self.prepared.unlabelled_notes() if uses else []
 
     def _tell(self, remarks: Iterable[str]) -> None:
         for remark in remarks:
@@ -251,7 +261,7 @@ class Session:
             self.settings.device,
             [self.fit_key(need) for need in method.needs],
             *([] if named is None else [named]),
-            *self._head_content(name),
+            *self._declared_content(name),
         )
 
     def _folder(self, name: str) -> Path:
@@ -294,12 +304,13 @@ class Session:
         profile = self.settings.profile
         method = profile.method_of(name)
         task, backbone = self.prepared.task, self.backbone
+        task = task if profile.uses_unlabelled(name) else without_unlabelled(task, name)
         teachers = {need: self._teacher(name, need) for need in method.needs}
         folder = self._folder(name)
         if self.settings.fresh:
             shutil.rmtree(folder, ignore_errors=True)
         with self.naming(name):
-            loaded = self._load(method, folder, teachers)
+            loaded = self._load(method, folder, task, teachers)
             if loaded is not None:
                 return checked_fit(loaded, name)
             require_space(folder, sum(tensor.nbytes for tensor in backbone.state.values()))
@@ -313,7 +324,7 @@ class Session:
             return fitted
         # Another run was faster. Its fit is taken, so that every run that uses this cache measures the same one.
         with self.naming(name):
-            return checked_fit(self._load(method, folder, teachers) or fitted, name)
+            return checked_fit(self._load(method, folder, task, teachers) or fitted, name)
 
     def _teacher(self, name: str, need: str) -> Fitted:
         try:
@@ -347,12 +358,12 @@ class Session:
                 raise
             raise type(error)(f"variant '{name}': {error}") from error
 
-    def _load(self, method: Method, folder: Path, teachers: Mapping[str, Fitted]) -> Fitted | None:
+    def _load(self, method: Method, folder: Path, task: Task, teachers: Mapping[str, Fitted]) -> Fitted | None:
         if not folder.is_dir():
             return None
         try:
             check_seal(folder)
-            return method.load(folder, self.prepared.task, self.backbone, teachers)
+            return method.load(folder, task, self.backbone, teachers)
         except ResultError as error:
             if is_fatal(error):
                 raise

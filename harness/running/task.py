@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 
 from harness.core.digest import digest_of
-from harness.core.errors import ConfigError, DataError, UnknownNameError
-from harness.core.tokens import Split, Task
+from harness.core.errors import ConfigError, DataError, MethodError, UnknownNameError
+from harness.core.tokens import Split, Task, TokenSet
 from harness.data.cards import CARDS, card
 from harness.data.embedded import load_embedded
 from harness.data.hub import load_hub
-from harness.data.local import available, content_files, load_local
-from harness.data.overlaps import count_overlaps
+from harness.data.local import available, content_files, find_files, load_local
+from harness.data.overlaps import count_overlaps, without_rows_of
 from harness.data.splits import DEV_SHARE, RawDataset, RawSplit, limit_dataset
+from harness.data.unlabelled import MOST_UNLABELLED, UnlabelledTexts
 from harness.encoder.backbone import Backbone
 from harness.results.schema import Overlaps
 
@@ -41,6 +44,7 @@ class Prepared:
         notes: remarks on the data for readers of results.
         unknown: a remark on tokens that the tokenizer does not know; none if they are few.
         test_rows, train_rows: hashes of the test rows, and of those of train and dev (:func:`rows_digest`).
+        unlabelled: the texts of ``task.unlabelled``.
     """
 
     task: Task
@@ -51,6 +55,23 @@ class Prepared:
     unknown: tuple[str, ...]
     test_rows: str = ""
     train_rows: str = ""
+    unlabelled: UnlabelledTexts | None = None
+
+    @cached_property
+    def unlabelled_rows(self) -> str:
+        """Hash of the token ids of ``task.unlabelled``, which are made for it; empty if there are none."""
+        tokens = self.task.unlabelled
+        return "" if tokens is None else _digest(tokens.ids, tokens.offsets, tokens.segments)
+
+    def unlabelled_notes(self) -> list[str]:
+        """Return a note on ``task.unlabelled`` for readers of results of methods that learn from it."""
+        texts, tokens = self.unlabelled, self.task.unlabelled
+        if texts is None or tokens is None:
+            return []
+        return [
+            f"learns from {len(tokens):,} rows without labels, drawn from {texts.origin} (seed 0); {texts.drawn - len(tokens):,} "
+            "more were dropped, because they occur in train, dev or test, or twice"
+        ]
 
     @cached_property
     def overlaps(self) -> Overlaps:
@@ -67,6 +88,7 @@ def load_raw(
     max_dev: int | None = None,
     max_test: int | None = None,
     dev_share: float = DEV_SHARE,
+    max_unlabelled: int = MOST_UNLABELLED,
 ) -> RawDataset:
     """Load a dataset from one of the three sources, cut to at most so many rows (:func:`harness.data.splits.limit_dataset`).
 
@@ -83,7 +105,7 @@ def load_raw(
         )
     else:
         raw = load_local(data, name)
-    return limit_dataset(raw, max_train, max_test, max_dev, dev_share)
+    return limit_dataset(raw, max_train, max_test, max_dev, dev_share, max_unlabelled)
 
 
 def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
@@ -120,16 +142,31 @@ def source_identity(name: str, source: str, data: Path | None) -> str:
         DataError: a file of a local dataset cannot be read, or two files are the same split.
     """
     if source == "local" and data is not None:
-        folder = Path(data).expanduser()
-        try:
-            return digest_of(content_files(folder, name), folder / name)
-        except OSError as error:
-            raise DataError(f"{folder / name}: cannot be read ({error}): give a folder that you may read") from error
+        return _files_digest(content_files(data.expanduser(), name), data.expanduser() / name)
     if source == "embedded":
         from harness.encoder import miniature
 
         return miniature.recipe_key()
     return f"{card(name).hub_id}@{card(name).hub_revision}"
+
+
+def unlabelled_identity(name: str, source: str, data: Path | None) -> str:
+    """Return what the texts without labels depend on in addition to :func:`source_identity`: the folder's own file of them.
+
+    Raises:
+        DataError: as :func:`source_identity`.
+    """
+    if source != "local" or data is None:
+        return ""
+    place = data.expanduser() / name
+    return _files_digest(find_files(place).unlabelled, place)
+
+
+def _files_digest(files: Sequence[Path], place: Path) -> str:
+    try:
+        return digest_of(files, place)
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read ({error}): give a folder that you may read") from error
 
 
 def rows_digest(*splits: RawSplit) -> str:
@@ -149,6 +186,25 @@ def _split(raw: RawSplit, backbone: Backbone, max_length: int) -> Split:
     return Split(tokens.to(backbone.device), torch.from_numpy(np.asarray(raw.labels, dtype=np.int64)))
 
 
+def _digest(*tensors: torch.Tensor, start: str = "") -> str:
+    digest = hashlib.sha256(start.encode())
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def without_unlabelled(task: Task, method: str) -> Task:
+    """Return the task of a method that does not declare that it uses rows without labels, so that its key ignores them."""
+
+    def refuse() -> NoReturn:
+        raise MethodError(
+            f"method '{method}' reads task.unlabelled without saying so: give it a function uses_unlabelled(config) that "
+            "returns True (harness/contracts.py, UsesUnlabelled)"
+        )
+
+    return replace(task, read_unlabelled=refuse)
+
+
 def _unknown(split: Split, backbone: Backbone) -> float:
     """Return the share of [UNK] among the tokens of a split, special tokens left out; 0..1."""
     tokens, unknown = split.tokens, backbone.tokenizer.unk_token_id
@@ -161,10 +217,17 @@ def _unknown(split: Split, backbone: Backbone) -> float:
 def prepare(raw: RawDataset, backbone: Backbone, max_length: int) -> Prepared:
     """Tokenise all three splits onto the backbone's device."""
     train, dev, test = (_split(part, backbone, max_length) for part in (raw.train, raw.dev, raw.test))
-    digest = hashlib.sha256(f"{raw.name} {raw.num_labels} {max_length}".encode())
-    for part in (train, dev):
-        for tensor in (part.tokens.ids, part.tokens.offsets, part.tokens.segments, part.labels):
-            digest.update(tensor.cpu().numpy().tobytes())
+    contents = [(part.tokens.ids, part.tokens.offsets, part.tokens.segments, part.labels) for part in (train, dev)]
+    fingerprint = _digest(*itertools.chain(*contents), start=f"{raw.name} {raw.num_labels} {max_length}")
+
+    @cache
+    def read_unlabelled() -> TokenSet | None:
+        if raw.unlabelled is None:
+            return None
+        tokens = backbone.encode(raw.unlabelled.texts, raw.unlabelled.pairs, max_length=max_length)
+        kept = without_rows_of(tokens, train.tokens, dev.tokens, test.tokens)
+        return kept.to(backbone.device) if len(kept) else None
+
     difficulty = raw.test.difficulty
     shares = {name: _unknown(part, backbone) for name, part in (("train", train), ("test", test))}
     unknown: tuple[str, ...] = ()
@@ -181,7 +244,8 @@ def prepare(raw: RawDataset, backbone: Backbone, max_length: int) -> Prepared:
             max_length=min(max_length, backbone.shape.max_positions),
             train=train,
             dev=dev,
-            fingerprint=digest.hexdigest()[:16],
+            fingerprint=fingerprint,
+            read_unlabelled=read_unlabelled,
         ),
         test,
         np.full(len(raw.test), -1, dtype=np.int8) if difficulty is None else difficulty,
@@ -190,4 +254,5 @@ def prepare(raw: RawDataset, backbone: Backbone, max_length: int) -> Prepared:
         unknown,
         test_rows=rows_digest(raw.test),
         train_rows=rows_digest(raw.train, raw.dev),
+        unlabelled=raw.unlabelled,
     )

@@ -26,7 +26,7 @@ from harness.encoder.backbone import Backbone
 
 RESERVED = ("like", "needs")
 # Optional capabilities (:mod:`harness.contracts`) that a variant has if its base has them.
-INHERITED = ("role", "settings", "point_names", "named_content", "uses_word_head")
+INHERITED = ("role", "settings", "point_names", "named_content", "uses_word_head", "uses_unlabelled")
 
 Tables = Mapping[str, Mapping[str, Any]]
 
