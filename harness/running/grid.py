@@ -315,7 +315,7 @@ class Grid:
                     found = self._diagnose(session, name, contender, measured, before)
                 method = self.settings.profile.method_of(name)
                 binding, notes = session.binding(name, measured.speed.reference), session.notes(name)
-                result = build_result(cell, method, contender, measured, session.prepared, found, binding, key, notes)
+                result = build_result(cell, method, contender, measured, session.prepared, found, notes, binding, key)
                 self.run.save(result, sample_rows(measured, session.prepared, found.depths))
             except Exception as error:
                 if is_fatal(error):

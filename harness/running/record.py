@@ -39,14 +39,14 @@ def build_result(
     measured: Measured,
     prepared: Prepared,
     diagnostics: Diagnostics,
+    notes: Sequence[str],
     binding: Binding,
     key: str,
-    notes: Sequence[str] = (),
 ) -> Result:
     """Return the stored form of one measurement.
 
     Args:
-        notes: on this method's data, in addition to those on the dataset.
+        notes: on what this method learns from, in addition to those on the dataset.
 
     Raises:
         MethodError: the logits do not have the task's classes.

@@ -35,6 +35,13 @@ REFUSED: dict[str, dict[str, str | bytes | None]] = {
     "no column": {"test.csv": "text,y\ngood,1\n"},
     "encoding": {"test.csv": "text,label\ncafé,1\n".encode("latin-1")},
     "empty": {"test.csv": ""},
+    "unlabelled is empty": {"unlabelled.csv": ""},
+    "unlabelled has no rows": {"unlabelled.csv": "text\n"},
+    "unlabelled has no column": {"unlabelled.csv": "sentence,label\ngood,1\n"},
+    "unlabelled lacks pairs": {
+        **{f"{split}.csv": "text,text_pair,label\na,b,1\nc,d,0\n" for split in ("train", "dev", "test")},
+        "unlabelled.csv": "text\ngood\n",
+    },
     "comma in a text": {"test.csv": "text,label\ngood, really,1\n"},
     "comma at the end": {"test.csv": "text,label\ngood,1,\n"},
     "too few fields": {"test.csv": "text,label\ngood\n"},
