@@ -16,6 +16,7 @@ CAPABILITIES: dict[str, dict[str, Any]] = {
     "NamesPoints": {"point_names": lambda config: ["full"]},
     "NamesContent": {"named_content": lambda config: None},
     "UsesWordHead": {"uses_word_head": lambda config: True},
+    "UsesUnlabelled": {"uses_unlabelled": lambda config: True},
     "DistilsGenerally": {"general_recipe": {}, "general_distillation": lambda teacher, *, config, dropout: None},
     "Foresees": {"foresee": lambda tokens, *, at: None},
     "AnswersAtDepths": {"depth_answers": lambda tokens, *, at: ([0], None)},
@@ -35,7 +36,9 @@ def test_a_capability_is_recognised_by_its_attributes(name: str) -> None:
         assert not isinstance(SimpleNamespace(**{key: value for key, value in parts.items() if key != part}), protocol)
 
 
-@pytest.mark.parametrize("name", ["HasRole", "HasSettings", "NamesPoints", "NamesContent", "UsesWordHead"])
+@pytest.mark.parametrize(
+    "name", ["HasRole", "HasSettings", "NamesPoints", "NamesContent", "UsesWordHead", "UsesUnlabelled"]
+)
 def test_a_variant_inherits_the_capabilities_of_its_base(name: str) -> None:
     """A variant has the role, settings, points and content of its base, and no capability that the base lacks."""
     plain = {"name": "base", "kind": "method", "needs": (), "version": 1, "fit": None, "load": None}
