@@ -16,7 +16,7 @@ from geep.exit_table.keys import MAX_NGRAM
 from geep.exit_table.rows import COUNT_LIMIT
 from geep.exit_table.storage import MAX_LAYERS
 from geep.objective import shared_exit_loss
-from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
+from geep.predictor import QUANTILES, DevView, budget_points, build_table, tune_quantile
 from harness.contracts import Execution, OperatingPoint, Role
 from harness.core.errors import ConfigError
 from harness.core.text_formats import read_json
@@ -26,14 +26,15 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
 from harness.execution.run_pass import Answer
 from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.budgets import budget_name
 from harness.toolkit.fitted import AssignedExits, load_model, read_points, reading
-from harness.toolkit.method_settings import Head, MethodSettings, speed_name
+from harness.toolkit.method_settings import Head, SpeedBudgetSettings, speed_name
 from harness.toolkit.training import mean_dev_accuracy, train
 
 TUNING = Execution(batch_size=64)
 
 
-class GeepSettings(MethodSettings):
+class GeepSettings(SpeedBudgetSettings):
     """Settings of GEEP. ``speeds`` are the entropy thresholds at which exit tables are built."""
 
     head: Head = Field("fastbert", description="kind of classifier head")
@@ -45,12 +46,13 @@ class GeepSettings(MethodSettings):
 
     @property
     def point_names(self) -> list[str]:
-        return [f"{speed_name(speed)}{answer}" for speed in self.speeds for answer in ("", "/shared")]
+        at_speeds = [f"{speed_name(speed)}{answer}" for speed in self.speeds for answer in ("", "/shared")]
+        return [*at_speeds, *map(budget_name, self.budgets)]
 
 
 @dataclass
 class FittedGeep(AssignedExits):
-    """A trained multi-exit model, one exit table per speed, and the points that were tuned on dev."""
+    """A trained multi-exit model, one exit table per speed, and the points that were tuned on dev: at speeds, then at budgets."""
 
     tables: dict[float, ExitTable] = field(default_factory=dict)
 
@@ -85,6 +87,7 @@ class Geep(BaseMethod[GeepSettings]):
     """One-step shared exit loss; exits predicted from tokens; batches sorted by predicted exit."""
 
     name = "geep"
+    version = 2
     role: Role = "predicts-exits"
     settings = GeepSettings
     fitted = FittedGeep
@@ -122,11 +125,12 @@ class Geep(BaseMethod[GeepSettings]):
             )
             for answer in answers
         }
+        on_dev = {}
         for speed in own.speeds:
             counting = {"ngram": own.ngram, "min_count": own.min_count, "smoothing": own.smoothing}
             table = build_table(table_rows.tokens, observed, model.answers, speed, depth, **counting)
             fitted.tables[speed] = table
-            predicted = table.quantiles(task.dev.tokens, QUANTILES).cpu().numpy()
+            predicted = on_dev[speed] = table.quantiles(task.dev.tokens, QUANTILES).cpu().numpy()
             budget = views["student"].sequential_layers(speed)
             for answer, view in views.items():
                 quantile, layers, accuracy = tune_quantile(predicted, view, budget, extra=int(answer == "shared"))
@@ -142,6 +146,7 @@ class Geep(BaseMethod[GeepSettings]):
                         },
                     )
                 )
+        fitted.points += budget_points(on_dev, views["student"], own.budgets)
         return fitted
 
 

@@ -1,7 +1,8 @@
-"""Build tables from training exits and tune the quantile on dev."""
+"""Build tables from training exits, and choose quantiles and tables on dev."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor
 
 from geep.exit_table import ExitTable
+from harness.contracts import OperatingPoint
 from harness.core.tokens import TokenSet
 from harness.execution.exit_rules import first_exit, normalised_entropy
+from harness.toolkit.budgets import points_at_budgets
+from harness.toolkit.rule_exits import Tried
 
 QUANTILES = tuple(range(5, 1001, 5))  # per mille
 
@@ -78,6 +82,11 @@ class DevView:
         """Convert layer indices to positions in :attr:`answers`."""
         return np.searchsorted(self.answers, exits)
 
+    def outcomes(self, exits: np.ndarray, *, extra: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean layers and accuracy [Q] of predicted exits, int16 [N, Q]; ``extra`` as :func:`tune_quantile` has it."""
+        layers = (exits + 1 + extra * (exits < self.depth - 1)).mean(0)
+        return layers, self.correct[self.position(exits), np.arange(len(exits))[:, None]].mean(0)
+
 
 def tune_quantile(exits: np.ndarray, view: DevView, budget: float, *, extra: int = 0) -> tuple[int, float, float]:
     """Choose the quantile whose mean layers on dev are nearest to ``budget``; the more accurate one on ties.
@@ -89,7 +98,26 @@ def tune_quantile(exits: np.ndarray, view: DevView, budget: float, *, extra: int
     Returns:
         quantile in per mille, its mean layers on dev, its accuracy on dev.
     """
-    layers = (exits + 1 + extra * (exits < view.depth - 1)).mean(0)  # [Q]
-    accuracy = view.correct[view.position(exits), np.arange(len(exits))[:, None]].mean(0)
+    layers, accuracy = view.outcomes(exits, extra=extra)
     best = int(np.lexsort((-accuracy, np.abs(layers - budget).round(6)))[0])
     return QUANTILES[best], float(layers[best]), float(accuracy[best])
+
+
+def budget_points(
+    predicted: Mapping[float, np.ndarray], view: DevView, budgets: Sequence[float]
+) -> list[OperatingPoint]:
+    """Return a point per budget: of all tables and quantiles the pair that uses it best (:mod:`harness.toolkit.budgets`).
+
+    Students answer. The shared answer costs one more layer and is measured at the speeds.
+
+    Args:
+        predicted: per table (its speed) exits on dev at :data:`QUANTILES`, int16 [N, Q].
+        view: the students' answers.
+        budgets: shares of the depth.
+    """
+    pairs = [
+        Tried(quantile, layers, accuracy, {"speed": speed, "quantile": quantile, "answer": "student"})
+        for speed, exits in predicted.items()
+        for quantile, layers, accuracy in zip(QUANTILES, *(part.tolist() for part in view.outcomes(exits)), strict=True)
+    ]
+    return points_at_budgets(pairs, budgets, view.depth, view.correct.shape[1], lambda pair: pair.settings)

@@ -25,12 +25,15 @@ from hypothesis import strategies as st
 from baselines.full_depth.bert import Bert
 from geep.exit_table import ExitTable
 from geep.method import FittedGeep, Geep
+from geep.predictor import QUANTILES, DevView, budget_points
 from harness.contracts import Execution, Fitted, Foresees, OperatingPoint, Predictions
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
+from harness.execution.executors import exit_logits
+from harness.toolkit.budgets import BUDGETS
 from harness.toolkit.fitted import FullDepth
 
 LABELS = 3
@@ -178,6 +181,10 @@ def scattered_geep(signal_task: Task, small_backbone: Backbone) -> FittedGeep:
         for answer in ("student", "shared"):
             params = {"speed": speed, "quantile": quantile, "answer": answer}
             fitted.points.append(OperatingPoint(f"speed={speed:g}" + "/shared" * (answer == "shared"), params))
+    dev = signal_task.dev
+    view = DevView.of(exit_logits(model, dev.tokens, Execution()), dev.labels, model.answers, model.depth)
+    predicted = {speed: table.quantiles(dev.tokens, QUANTILES).numpy() for speed, table in fitted.tables.items()}
+    fitted.points += budget_points(predicted, view, BUDGETS)
     return fitted
 
 

@@ -1,6 +1,7 @@
 """What all controls share: they run GEEP's model at GEEP's operating points, with exits from another source.
 
-Points have GEEP's names, so that rows compare at (nearly) equal mean layers.
+Points have GEEP's names, so that rows compare at (nearly) equal mean layers. GEEP's points at speeds whose answer is the
+shared one, and not that of a student head, are not mirrored.
 """
 
 from __future__ import annotations
@@ -9,12 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from harness.contracts import Kind, OperatingPoint, Role
+from torch import Tensor
+from typing_extensions import TypeVar
+
+from harness.contracts import Execution, Kind, OperatingPoint, Role
 from harness.core.tokens import Split
+from harness.execution.executors import exit_logits
 from harness.toolkit.base_method import BorrowingMethod, Teachers
 from harness.toolkit.distillation import teacher_of_kind
 from harness.toolkit.fitted import AssignedExits, BorrowedModel
-from harness.toolkit.method_settings import SpeedSettings
+from harness.toolkit.method_settings import MethodSettings, SpeedBudgetSettings
+
+TUNING = Execution(batch_size=64)
+S = TypeVar("S", bound=MethodSettings, default=SpeedBudgetSettings)
 
 
 def mirrored(geep: AssignedExits, dev: Split) -> list[OperatingPoint]:
@@ -35,14 +43,23 @@ class BorrowedGeep(BorrowedModel):
     def operating_points(self, dev: Split) -> Sequence[OperatingPoint]:
         return mirrored(self.geep, dev)
 
+    def mean_layers(self, dev: Split, point: OperatingPoint) -> float:
+        """Return the mean layers that GEEP runs on dev at a point."""
+        return float(self.geep.assign(dev.tokens, at=point).double().mean()) + 1
 
-class GeepControl(BorrowingMethod[SpeedSettings]):
+    def exits_on_dev(self, dev: Split) -> tuple[Tensor, Tensor]:
+        """Return the logits of every answering layer on dev, [A, N, C], and whether they are right, bool [A, N]."""
+        logits = exit_logits(self.model, dev.tokens, TUNING)
+        return logits, logits.argmax(-1) == dev.labels.cpu()
+
+
+class GeepControl(BorrowingMethod[S]):
     """A simple alternative to GEEP's predictor, on the same weights; GEEP is worth its cost only if it is better."""
 
     role: Role
     kind: Kind = "control"
     needs: tuple[str, ...] = ("geep",)
-    settings = SpeedSettings
+    settings: type[S] = SpeedBudgetSettings  # type: ignore[assignment]  # the default of S
     borrowed: ClassVar[type[BorrowedGeep]]
 
     def borrow(self, teachers: Teachers) -> BorrowedGeep:

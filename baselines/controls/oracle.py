@@ -55,7 +55,7 @@ class AgreementOracle(BorrowedGeep):
         return run_assigned(self.model, tokens, at.foresight, at.execution)
 
 
-class Oracle(GeepControl):
+class Oracle(GeepControl[OracleSettings]):
     """Upper bound: every sample exits at the first layer that agrees with full depth."""
 
     name = "oracle"

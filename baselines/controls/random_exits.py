@@ -29,6 +29,11 @@ def content_hash(tokens: TokenSet) -> Tensor:
     return sums.index_add_(0, owner, mixed) * 48271 % 2147483647
 
 
+def deal(exits: Tensor, rank: Tensor) -> Tensor:
+    """Return exits [N], given in rising order, by sample: the k-th sample by ``rank`` (int64 [N]) has the k-th exit."""
+    return torch.empty_like(exits).index_copy_(0, rank.argsort(stable=True), exits)
+
+
 class RankedExits(BorrowedGeep, AssignedExits):
     """GEEP's own exits in another order: the k-th sample by ``rank`` gets the k-th lowest exit."""
 
@@ -37,8 +42,7 @@ class RankedExits(BorrowedGeep, AssignedExits):
         """Return a sort key per sample, int64 [N]."""
 
     def assign(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
-        exits = self.geep.assign(tokens, at=at).sort().values
-        return torch.empty_like(exits).index_copy_(0, self.rank(tokens).argsort(stable=True), exits)
+        return deal(self.geep.assign(tokens, at=at).sort().values, self.rank(tokens))
 
 
 class RandomExits(RankedExits):

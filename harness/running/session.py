@@ -39,7 +39,7 @@ from harness.running.task import Prepared, load_raw, prepare, without_unlabelled
 CHASSIS_VERSION = 1
 FITS = "fits-2"  # folder of the cache; "fits" is that of versions whose fits have no checksums
 # Settings that only choose operating points, which cells are named after.
-_POINTS = {"speeds"}
+_POINTS = {"speeds", "budgets"}
 NOT_LOADED = "not loaded"  # stands for the backbone's name in the record of a session that could not be loaded
 _TRIED = 8  # rows of a split that are tokenised to check the tokenizer
 FITTED_PARTS = ("operating_points", "predict", "save", "cost")

@@ -67,6 +67,7 @@ class MethodSettings(Recipe):
 
     head: Head | None = Field(None, description="kind of classifier head; by default the method's own choice")
     speeds: Speeds = Field(SPEEDS, description="entropy thresholds of early-exit methods (FastBERT's speed)")
+    budgets: Budgets = Field(BUDGETS, description="mean layers of early-exit methods, as shares of the full depth")
 
     @property
     def point_names(self) -> list[str]:
@@ -85,8 +86,14 @@ class SpeedSettings(MethodSettings):
 class BudgetSettings(MethodSettings):
     """Settings of a method whose exit rule is tuned on dev at budgets."""
 
-    budgets: Budgets = Field(BUDGETS, description="mean layers, as shares of the full depth")
-
     @property
     def point_names(self) -> list[str]:
         return [budget_name(budget) for budget in self.budgets]
+
+
+class SpeedBudgetSettings(BudgetSettings):
+    """Settings of a method with operating points at speeds, then at budgets."""
+
+    @property
+    def point_names(self) -> list[str]:
+        return [*map(speed_name, self.speeds), *map(budget_name, self.budgets)]

@@ -50,11 +50,30 @@ def test_answers_come_from_the_predicted_layer(answer: str, scattered_geep: Fitt
     assert found.work.rows("head") == 40
 
 
-def test_every_speed_has_two_points(trained_geep: FittedGeep, signal_task: Task) -> None:
-    """Every speed has a point per kind of answer, and the names are known before the fit."""
+def test_every_speed_has_two_points_and_every_budget_one(trained_geep: FittedGeep, signal_task: Task) -> None:
+    """Every speed has a point per kind of answer, budgets come last, and the names are known before the fit."""
     names = [point.name for point in trained_geep.operating_points(signal_task.dev)]
-    assert names == ["speed=0.75", "speed=0.75/shared", "speed=0.85", "speed=0.85/shared"]
+    at_speeds = ["speed=0.75", "speed=0.75/shared", "speed=0.85", "speed=0.85/shared"]
+    assert names == [*at_speeds, "budget=0.25", "budget=0.5", "budget=0.75"]
     assert Geep().point_names({"speeds": [0.75, 0.85]}) == names
+    assert Geep().point_names({"speeds": [0.75, 0.85], "budgets": [1, 0.3]}) == [*at_speeds, "budget=0.3", "budget=1"]
+
+
+def test_points_at_budgets_use_them(trained_geep: FittedGeep, scattered_geep: FittedGeep, signal_task: Task) -> None:
+    """A point is within its budget, or it is the cheapest pair of table and quantile and marked; students answer."""
+    for fitted in (trained_geep, scattered_geep):
+        points = [point.params for point in fitted.points if "budget" in point.params]
+        assert [params["budget"] for params in points] == [0.25, 0.5, 0.75]
+        dev = signal_task.dev.tokens
+        cheapest = min(int((table.predict(dev, 5) + 1).sum()) for table in fitted.tables.values()) / 48
+        for params in points:
+            assert params["answer"] == "student" and params["speed"] in fitted.tables
+            if "over_budget" in params:
+                assert params["dev_mean_layers"] == pytest.approx(cheapest) > 5 * params["budget"]
+            else:
+                assert params["dev_mean_layers"] <= 5 * params["budget"] + 1e-6
+        layers = [params["dev_mean_layers"] for params in points]
+        assert layers == sorted(layers)
 
 
 def test_dev_figures_equal_a_run_on_dev(trained_geep: FittedGeep, signal_task: Task) -> None:
@@ -141,6 +160,10 @@ def test_damage_is_reported(
         ({"speeds": [True]}, "from 0 to 1"),
         ({"speeds": [0.5, 0.5]}, "twice"),
         ({"speeds": [0.5, 0.50000001]}, "twice"),
+        ({"budgets": []}, "budgets = "),
+        ({"budgets": [0.0]}, "budgets[0] = 0.0 is not allowed: give a number above 0 and up to 1"),
+        ({"budgets": [1.5]}, "budgets[0] = 1.5 is not allowed"),
+        ({"budgets": [0.5, 0.5]}, "twice"),
         ({"ngram": 0}, "from 1 to 3"),
         ({"ngram": 4}, "from 1 to 3"),
         ({"min_count": 0}, "min_count"),

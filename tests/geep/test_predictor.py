@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from geep.exit_table import ExitTable
 from geep.method import TUNING, FittedGeep
-from geep.predictor import QUANTILES, DevView, build_table, tune_quantile
+from geep.predictor import QUANTILES, DevView, budget_points, build_table, tune_quantile
 from harness.contracts import Execution
 from harness.core.tokens import Task
 from harness.execution.executors import exit_logits
@@ -96,3 +96,29 @@ def test_accuracy_decides_at_equal_distance(better: int) -> None:
     quantile, layers, accuracy = tune_quantile(exits, view, 2.0)
     assert (layers, accuracy) == (better + 1, 0.75)
     assert quantile == (QUANTILES[0] if better == 0 else QUANTILES[100])
+
+
+@given(first=predictions(), budget=st.floats(0.05, 1))
+@settings(max_examples=40)
+def test_every_table_and_quantile_is_a_candidate(first: tuple[np.ndarray, DevView], budget: float) -> None:
+    """The point has the table and quantile it names, and no pair within a standard error of the best is deeper."""
+    exits, view = first
+    other = np.sort(np.array([0, 1, 2, 4])[np.random.default_rng(len(exits)).integers(0, 4, exits.shape)], axis=1)
+    predicted = {0.3: exits, 0.6: other.astype(np.int16)}
+    (point,) = budget_points(predicted, view, [budget])
+    pairs = {}
+    for speed, found in predicted.items():
+        for column, quantile in enumerate(QUANTILES):
+            chosen = [int(k) for k in found[:, column]]
+            right = [view.correct[[0, 1, 2, 4].index(k), n] for n, k in enumerate(chosen)]
+            pairs[speed, quantile] = (float(np.mean(chosen)) + 1, float(np.mean(right)))
+    mine = pairs[point.params["speed"], point.params["quantile"]]
+    assert mine == pytest.approx((point.params["dev_mean_layers"], point.params["dev_accuracy"]))
+    able = [pair for pair in pairs.values() if pair[0] <= 5 * budget]
+    if not able:
+        assert mine[0] == min(layers for layers, _ in pairs.values()) and "over_budget" in point.params
+        return
+    best = max(accuracy for _, accuracy in able)
+    lowest = best - np.sqrt(best * (1 - best) / len(exits))
+    assert mine[1] >= lowest - 1e-6
+    assert mine[0] >= max(layers for layers, accuracy in able if accuracy >= lowest + 1e-6 or accuracy == best) - 1e-9

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.controls.borrowed_geep import BorrowedGeep
-from baselines.controls.constant_depth import ConstantControl, ConstantDepth
+from baselines.controls.constant_depth import ConstantControl, ConstantDepth, concave_hull
 from baselines.controls.length_exits import LengthControl, LengthExits
 from baselines.controls.oracle import AgreementOracle, Oracle
 from baselines.controls.random_exits import RandomControl, RandomExits, content_hash
@@ -27,7 +27,7 @@ from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.execution.executors import exit_logits, run_assigned, run_full
-from harness.execution.exit_rules import Entropy
+from harness.execution.exit_rules import Entropy, normalised_entropy
 from harness.execution.sequential import run_sequential
 
 CONTROLS = [ConstantControl, RandomControl, LengthControl, SequentialControl, Oracle]
@@ -63,6 +63,7 @@ def test_points_mirror_geeps(control: type[Any], borrow: Any, scattered_geep: Fi
     """Controls have GEEP's student points, by name, so that rows of a table can be compared."""
     points = borrow(control).operating_points(signal_task.dev)
     assert [point.name for point in points] == [point.name for point in students(scattered_geep)]
+    assert [point.name for point in points] == ["speed=0.3", "speed=0.6", "budget=0.25", "budget=0.5", "budget=0.75"]
     assert control().point_names({"speeds": [0.3, 0.6]}) == [point.name for point in points]
 
 
@@ -135,28 +136,79 @@ def test_longer_texts_exit_deeper(rows: list[list[int]], borrow: Any, scattered_
         assert all(int(a.max()) <= int(b.min()) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
 
 
-def test_constant_exits_at_the_nearest_answer(borrow: Any, scattered_geep: FittedGeep, signal_task: Task) -> None:
-    """All samples exit at one answering layer, and no other one is nearer to GEEP's mean depth on dev."""
+counts = st.lists(st.integers(0, 9), min_size=2, max_size=8)
+
+
+@given(right=counts, data=st.data())
+def test_the_hull_is_the_least_concave_line_above(right: list[int], data: st.DataObject) -> None:
+    """No depth lies above the line through the hull, its slopes fall, and it joins the first and the last depth."""
+    gaps = data.draw(st.lists(st.integers(1, 3), min_size=len(right), max_size=len(right)))
+    depths = np.cumsum(gaps).tolist()
+    hull = concave_hull(depths, right)
+    by_depth = dict(zip(depths, right, strict=True))
+    assert (hull[0], hull[-1]) == (depths[0], depths[-1])
+    heights = [by_depth[depth] for depth in hull]
+    assert (np.interp(depths, hull, heights) >= np.array(right) - 1e-9).all()
+    assert (np.diff(np.diff(heights) / np.diff(hull)) < 0).all()
+
+
+def test_constant_depths_mix_two_depths_of_the_hull(borrow: Any, scattered_geep: FittedGeep, signal_task: Task) -> None:
+    """The mix runs GEEP's mean layers on dev, is as good as any other two depths that do, and never looks at a sample."""
     control = borrow(ConstantControl)
     assert isinstance(control, ConstantDepth)
-    answers = scattered_geep.model.answers
-    for at in control.operating_points(signal_task.dev):
-        found = control.predict(signal_task.dev.tokens, at=at)
-        (layer,) = set(found.exit_layer.tolist())
-        assert layer in answers
-        mean = scattered_geep.assign(signal_task.dev.tokens, at=at).double().mean().item()
-        assert abs(layer - mean) == min(abs(answer - mean) for answer in answers)
-        assert found.work.rows("layer") == 48 * (layer + 1)
+    dev = signal_task.dev
+    said = exit_logits(scattered_geep.model, dev.tokens, Execution()).argmax(-1)
+    right = {
+        answer + 1: int((one == dev.labels).sum())
+        for answer, one in zip(scattered_geep.model.answers, said, strict=True)
+    }
+    for at, mirrored in zip(control.operating_points(dev), students(scattered_geep), strict=True):
+        mean = float(scattered_geep.assign(dev.tokens, at=mirrored).double().mean()) + 1
+        shallow, deep, share = (at.params[name] for name in ("shallow", "deep", "share"))
+        assert 0 <= share <= 1 and {shallow, deep} <= set(right)
+        assert shallow + share * (deep - shallow) == pytest.approx(mean) == pytest.approx(at.params["dev_mean_layers"])
+        for a, b in combinations(right, 2):
+            if a <= mean <= b:
+                other = (right[a] * (b - mean) + right[b] * (mean - a)) / (b - a) / len(dev)
+                assert at.params["dev_accuracy"] >= other - 1e-9
+        exits = Counter((control.assign(dev.tokens, at=at) + 1).tolist())
+        assert exits == Counter({deep: round(share * len(dev)), shallow: len(dev) - round(share * len(dev))}) or (
+            len(exits) == 1 and share in (0, 1)
+        )
+        found = control.predict(dev.tokens, at=at)
+        assert found.work.rows("layer") / len(dev) == pytest.approx(mean, abs=0.5 * (deep - shallow) / len(dev) + 1e-9)
 
 
-def test_sequential_equals_the_entropy_exit(borrow: Any, scattered_geep: FittedGeep, unseen: Split) -> None:
-    """The sequential control is FastBERT's rule on GEEP's weights, at the threshold of GEEP's table."""
-    for at in students(scattered_geep):
-        found = borrow(SequentialControl).predict(unseen.tokens, at=at)
+def test_sequential_equals_the_entropy_exit(
+    borrow: Any, scattered_geep: FittedGeep, signal_task: Task, unseen: Split
+) -> None:
+    """The sequential control is FastBERT's rule on GEEP's weights; at speeds, at the threshold of GEEP's table."""
+    control = borrow(SequentialControl)
+    for at, mirrored in zip(control.operating_points(signal_task.dev), students(scattered_geep), strict=True):
+        assert "budget" in at.params or at.params["speed"] == mirrored.params["speed"]
+        found = control.predict(unseen.tokens, at=at)
         expected = run_sequential(scattered_geep.model, unseen.tokens, at.execution, Entropy(at.params["speed"]))
         np.testing.assert_array_equal(found.logits, expected.logits)
         np.testing.assert_array_equal(found.exit_layer, expected.exit_layer)
         assert found.work == expected.work
+
+
+def test_sequential_runs_geeps_layers_at_budgets(borrow: Any, scattered_geep: FittedGeep, signal_task: Task) -> None:
+    """At a budget, no other entropy threshold has mean layers on dev that are nearer to those of GEEP's point."""
+    control, dev = borrow(SequentialControl), signal_task.dev
+    entropies = normalised_entropy(exit_logits(scattered_geep.model, dev.tokens, Execution())[:-1]).unique()
+    layers = [
+        run_sequential(scattered_geep.model, dev.tokens, Execution(), Entropy(limit)).work.rows("layer") / 48
+        for limit in (0.0, *((entropies[:-1] + entropies[1:]) / 2).tolist(), 1.0)
+    ]
+    points = control.operating_points(dev)
+    assert sum("budget" in at.params for at in points) == 3
+    for at, mirrored in zip(points, students(scattered_geep), strict=True):
+        if "budget" in at.params:
+            found = control.predict(dev.tokens, at=at).work.rows("layer") / 48
+            assert found == pytest.approx(at.params["dev_mean_layers"])
+            mean = mirrored.params["dev_mean_layers"]
+            assert abs(found - mean) <= min(abs(other - mean) for other in layers) + 1e-6
 
 
 def foreseen(oracle: BorrowedGeep, tokens: TokenSet, execution: Execution) -> OperatingPoint:
