@@ -38,6 +38,8 @@ Role = Literal[
 ]
 DType = Literal["float32", "bfloat16"]
 Compute = Literal["eager", "compiled", "graphs", "compiled-graphs"]
+# Setting ``engine`` of a method; see :mod:`harness.engines.choice`.
+EngineName = Literal["eager", "compiled", "bfloat16", "int8", "int8-call", "onnx"]
 # Value of ``executor`` for exits known beforehand: the run chooses between "ladder" and "exact-k".
 ASSIGNED = "assigned"
 

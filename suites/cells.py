@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from harness.contracts import NamesPoints, OperatingPoint
 from harness.core.errors import ConfigError, MethodError
@@ -68,10 +68,8 @@ class Sessions:
             ConfigError: the method has no such point.
         """
         session = self.session(cell)
-        fitted = session.fitted(cell.method)
-        points = {point.name: point for point in fitted.operating_points(session.prepared.task.dev)}
+        points = {point.name: point for point in session.points(cell.method)}
         name = next(iter(points)) if cell.point == FIRST else cell.point
         if name not in points:
             raise ConfigError(f"method '{cell.method}' has no point '{name}': it has {', '.join(points)}")
-        at = replace(points[name], execution=self.settings.execution)
-        return Contender(fitted, at), points[name]
+        return session.contender(cell.method, points[name]), points[name]

@@ -52,6 +52,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("registry",),
         ("execution",),
         ("measure", "toolkit"),
+        ("engines",),
         ("running", "regression", "pretraining"),
         ("api",),
         ("cli",),

@@ -32,6 +32,7 @@ class FastBertFaithful(BorrowingMethod[SpeedSettings]):
     name = "fastbert-faithful"
     needs: tuple[str, ...] = ("fastbert",)
     settings = SpeedSettings
+    fitted = ReleasedLoop
 
     def borrow(self, teachers: Teachers) -> ReleasedLoop:
         needs = f"{self.name} needs the method 'fastbert' of this project"

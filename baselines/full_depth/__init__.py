@@ -1,1 +1,1 @@
-"""BERT at full depth: fine-tuned, truncated, compiled, quantised, exported. May import the harness only."""
+"""BERT at full depth: fine-tuned, and truncated. May import the harness only."""

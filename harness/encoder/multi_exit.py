@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -86,13 +86,8 @@ class MultiExitModel(nn.Module):
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
-    def load(
-        cls, folder: Path, device: str = "cpu", prepare: Callable[[MultiExitModel], object] | None = None
-    ) -> MultiExitModel:
+    def load(cls, folder: Path, device: str = "cpu") -> MultiExitModel:
         """Read the files of :meth:`save`.
-
-        Args:
-            prepare: changes the new model to the saved structure before its weights are loaded.
 
         Raises:
             ResultError: the files are missing or damaged.
@@ -101,8 +96,6 @@ class MultiExitModel(nn.Module):
             facts = read_json(folder / "model.json")
             encoder = Encoder(EncoderShape(**facts["shape"]))
             model = cls(encoder, facts["labels"], facts["exits"], facts["head"])
-            if prepare is not None:
-                prepare(model)
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ResultError(

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.tokens import TokenSet
@@ -80,9 +80,9 @@ class Engine:
         A depends on the data, so this is always launched eagerly, also if whole layers are graphs.
         """
         layer: Any = self.model.encoder.layers[index]
-        weight, bias, width = layer.qkv.weight, layer.qkv.bias, hidden.shape[1]
-        query = F.linear(active, weight[:width], bias[:width])
-        context = attention.attend(query, F.linear(hidden, weight[width:], bias[width:]), layer.heads)
+        width = hidden.shape[1]
+        query = _some_outputs(layer.qkv, active, slice(None, width))
+        context = attention.attend(query, _some_outputs(layer.qkv, hidden, slice(width, None)), layer.heads)
         close = self._close if len(active) > 1 else EncoderLayer.close
         return close(layer, active, context)
 
@@ -94,6 +94,13 @@ class Engine:
     def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
         """Run the head itself, in any memory."""
         return self.model.student(exit_layer)(hidden, attention).float()
+
+
+def _some_outputs(linear: Any, x: Tensor, outputs: slice) -> Tensor:
+    """Compute some outputs of a linear layer; quantised layers (:mod:`harness.engines.int8`) return such a part."""
+    if isinstance(linear, nn.Linear):
+        return F.linear(x, linear.weight[outputs], linear.bias[outputs])
+    return linear.part(outputs)(x)
 
 
 @cache

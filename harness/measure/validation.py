@@ -1,14 +1,19 @@
-"""Validation of what ``predict`` returns, before anything is computed from it."""
+"""Validation of what a method returns, before anything is computed from it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import numpy as np
 
-from harness.contracts import Predictions
+from harness.contracts import Fitted, OperatingPoint, Predictions
 from harness.core.errors import MethodError
+from harness.core.names import check_label
 from harness.core.work import ModelCost
 
 _LOGITS = "return float32 [N, C] on the host, in input order"
+FITTED_PARTS = ("operating_points", "predict", "save", "cost")
 _EXITS = "return int16 [N] on the host, layers counted from 0"
 
 
@@ -67,3 +72,43 @@ def check_work(predictions: Predictions, cost: ModelCost) -> None:
 def _kind(values: object) -> str:
     """Return the class of a value, and its dtype if it has one."""
     return " of ".join(str(part) for part in (type(values).__name__, getattr(values, "dtype", None)) if part)
+
+
+def checked_fit(fitted: Fitted, name: str) -> Fitted:
+    """Return ``fitted`` if it has all parts of the contract.
+
+    Raises:
+        MethodError: it lacks one.
+    """
+    missing = [part for part in FITTED_PARTS if not hasattr(fitted, part)]
+    if missing:
+        raise MethodError(
+            f"method '{name}' gives a fitted {type(fitted).__name__} that lacks {', '.join(missing)}: see harness/contracts.py"
+        )
+    return fitted
+
+
+def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
+    """Return ``points`` if cells can be made of them.
+
+    Raises:
+        MethodError: there are none, they have another type, share a name, or have settings that JSON cannot hold.
+    """
+    if not points or not all(isinstance(point, OperatingPoint) for point in points):
+        raise MethodError(f"operating_points returned {points!r}: return at least one OperatingPoint(name, params)")
+    names = [point.name for point in points]
+    if not all(isinstance(name, str) and name for name in names):
+        raise MethodError(f'operating points are named {names}: give each a name, e.g. "speed=0.5"')
+    for name in names:
+        try:
+            check_label(name)
+        except ValueError as error:
+            raise MethodError(f"operating point {name!a:.60}: {error}") from error
+    if len(set(names)) < len(names):
+        raise MethodError(f"operating points share a name: {names}: name each after its settings")
+    for point in points:
+        try:
+            json.dumps(dict(point.params), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise MethodError(f"operating point '{point.name}': params {error}: use plain numbers and text") from error
+    return list(points)

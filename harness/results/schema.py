@@ -35,9 +35,10 @@ class Cell(StrictRecord):
         executor: how exits were run.
         batch_size: samples.
         device: ``cpu`` or ``cuda``.
-        dtype: of the predictions.
+        dtype: of the predictions, as the run's execution says.
         compute: eager, compiled, or in CUDA graphs.
         batch_tokens: tokens that a batch may have at most; 0 without such a limit.
+        engine: what this method ran on instead (:mod:`harness.engines`); ``None``: as ``dtype`` and ``compute`` say.
     """
 
     method: StoredName
@@ -54,6 +55,7 @@ class Cell(StrictRecord):
     dtype: Label
     compute: Label = "eager"
     batch_tokens: int = 0
+    engine: Label | None = None
 
 
 class Quality(StrictRecord):

@@ -46,7 +46,8 @@ class ContentKeys:
             GeepBenchError: the method, the data or a folder that a setting names cannot be used.
         """
         profile = self.settings.profile
-        names = profile.in_order([method, profile.reference])
+        names = profile.fits([method, profile.reference])
+        engines = {name: engine for name in (method, profile.reference) if (engine := profile.engine(name))}
         named = {name: content for name in names if (content := profile.named_content(name)) is not None}
         unlabelled = []
         if any(profile.uses_unlabelled(name) for name in names):
@@ -63,4 +64,5 @@ class ContentKeys:
             asdict(self.settings.execution),
             self.settings.device,
             *unlabelled,
+            *([engines] if engines else []),
         )

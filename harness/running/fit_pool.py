@@ -162,12 +162,13 @@ class FitPool:
         needs: dict[str, tuple[str, ...]] = {}
         for method in methods:
             try:
-                family = [name for name in profile.in_order([method]) if not session.is_cached(name)]
-                needs |= {name: profile.method_of(name).needs for name in family}
+                session.check_engine(method)
+                family = [name for name in profile.fits([method]) if not session.is_cached(name)]
+                needs |= {name: tuple(map(profile.fit_of, profile.method_of(name).needs)) for name in family}
             except Exception as error:
                 if is_fatal(error):
                     raise
-                continue  # a broken plug-in: the grid reports it when its turn comes
+                continue  # a broken plug-in, or an engine that it cannot use: the grid reports it when its turn comes
         if not needs:
             return
         self.start(self.processes)

@@ -34,7 +34,7 @@ def main() -> int:
             session = Session(settings, job["dataset"], job["seed"], quiet=True)
         answer: dict[str, object] = {}
         try:
-            session.fitted(job["method"])
+            session.fit(job["method"])
         except Exception as error:  # noqa: BLE001 - the process that asked handles it
             answer = {"reason": format_error(error), "fatal": is_fatal(error)}
         answers.write(json.dumps(answer) + "\n")

@@ -303,7 +303,7 @@ class Grid:
                 with session.naming(name):
                     before = before or SavedState.of(fitted)
                     start = clock.now()
-                    contender = session.contender(fitted, point)
+                    contender = session.contender(name, point)
                     measured = measure(
                         contender,
                         session.prepared.test.tokens,
@@ -354,7 +354,7 @@ class Grid:
         if profile.reference not in profile.methods:
             return None
         try:
-            return session.contender(session.fitted(profile.reference), session.points(profile.reference)[0])
+            return session.contender(profile.reference, session.points(profile.reference)[0])
         except Exception as error:
             if is_fatal(error):
                 raise
@@ -373,7 +373,7 @@ class Grid:
             measured.predictions.logits.argmax(1),
             before,
             control=method.kind == "control",
-            borrowed=0 if before.weights else sum(session.saved_size(need) for need in method.needs),
+            borrowed=0 if before.weights else sum(session.saved_size(need, name) for need in method.needs),
             host_peak=measured.host_peak_bytes,
             seed=session.seed,
         )

@@ -14,10 +14,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from harness import registry
-from harness.contracts import HasSettings, Method, NamesContent, UsesUnlabelled
+from harness.contracts import EngineName, HasSettings, Method, NamesContent, UsesUnlabelled
 from harness.core.digest import content_digest
 from harness.core.errors import ConfigError, GeepBenchError, SettingsError, UnknownNameError
 from harness.core.names import Name
@@ -50,6 +50,12 @@ class ExecutionSettings(StrictSettings):
     batch_tokens: int = Field(default=0, ge=0)
 
 
+class EngineSettings(StrictSettings):
+    """The key that any table ``method`` may have beside the settings of its method."""
+
+    engine: EngineName | None = Field(None, description="what the method runs on; by default as the execution says")
+
+
 class Profile(StrictSettings):
     """What a run does unless the command line says otherwise.
 
@@ -74,7 +80,8 @@ class Profile(StrictSettings):
         execution: how predictions are run.
         training: hyper-parameters for every method (see :class:`harness.toolkit.method_settings.Recipe`), ``head``.
         compare: method -> other methods that the report compares it with, in addition to its standard ones.
-        method: settings per method, which override ``training``; with ``like``, a variant (:mod:`harness.running.variants`).
+        method: settings per method, which override ``training``; with ``like``, a variant (:mod:`harness.running.variants`);
+            ``engine`` says what it runs on (:mod:`harness.engines`).
     """
 
     name: str = ""
@@ -125,6 +132,19 @@ class Profile(StrictSettings):
     def in_order(self, names: Iterable[str]) -> list[str]:
         """Return ``names`` and the methods they need, each after those (:func:`harness.registry.in_order`)."""
         return registry.in_order(names, self.method_of)
+
+    def engine(self, name: str) -> EngineName | None:
+        """Return the engine that is set for a method or variant; ``None``: as the execution says."""
+        chosen: EngineName | None = variants.engine(self.method, name)
+        return chosen
+
+    def fit_of(self, name: str) -> str:
+        """Return the method or variant whose fit ``name`` runs (:func:`harness.running.variants.fit_of`)."""
+        return variants.fit_of(self.method, name)
+
+    def fits(self, names: Iterable[str]) -> list[str]:
+        """Return the methods and variants whose fits ``names`` run or learn from, each after those that it needs."""
+        return list(dict.fromkeys(map(self.fit_of, self.in_order(names))))
 
     def identity(self, name: str) -> Any:
         """Return what identifies a method or variant in content keys, apart from its settings (JSON)."""
@@ -177,15 +197,17 @@ class Profile(StrictSettings):
                 method = self.method_of(name)
             except GeepBenchError:  # reported when the method is looked up for the run
                 continue
+            given: list[tuple[type[BaseModel], Any]] = [(EngineSettings, {"engine": self.engine(name)})]
             # A plug-in may use the name "settings" for something else than a model.
-            if not isinstance(method, HasSettings) or not isinstance(method.settings, type):
-                continue
-            try:
-                method.settings.model_validate(self.config(name))
-            except ValidationError as error:
-                for line in explain(error, method.settings, partial(self._place, name)):
-                    # A wrong key in [training] concerns all methods, whose known keys differ: one line is enough.
-                    lines.setdefault(": ".join(line.split(": ")[:2]), line)
+            if isinstance(method, HasSettings) and isinstance(method.settings, type):
+                given.append((method.settings, self.config(name)))
+            for model, values in given:
+                try:
+                    model.model_validate(values)
+                except ValidationError as error:
+                    for line in explain(error, model, partial(self._place, name)):
+                        # A wrong key in [training] concerns all methods, whose known keys differ: one line is enough.
+                        lines.setdefault(": ".join(line.split(": ")[:2]), line)
         return list(lines.values())
 
     def _place(self, name: str, loc: Place) -> str:

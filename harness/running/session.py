@@ -6,7 +6,7 @@ import glob
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.contracts import (
     ASSIGNED,
+    EngineName,
     Fitted,
     HasCompute,
     HasExecutor,
@@ -29,8 +30,10 @@ from harness.core.names import LONGEST_FILE_NAME, check_label, clean
 from harness.core.tokens import Task
 from harness.encoder import miniature
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
+from harness.engines.choice import check_engine, execution_on, on_engine
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
+from harness.measure.validation import checked_fit, checked_points
 from harness.results.schema import Binding, Cell
 from harness.running.run_settings import Settings
 from harness.running.task import Prepared, load_raw, prepare, without_unlabelled
@@ -42,7 +45,6 @@ FITS = "fits-2"  # folder of the cache; "fits" is that of versions whose fits ha
 _POINTS = {"speeds", "budgets"}
 NOT_LOADED = "not loaded"  # stands for the backbone's name in the record of a session that could not be loaded
 _TRIED = 8  # rows of a split that are tokenised to check the tokenizer
-FITTED_PARTS = ("operating_points", "predict", "save", "cost")
 
 
 def warn_of_old_fits() -> None:
@@ -50,46 +52,6 @@ def warn_of_old_fits() -> None:
     old = cache_root() / "fits"
     if old.is_dir():
         print(f"{old} holds fits of an older version, which are not used: delete that folder", file=sys.stderr)
-
-
-def checked_fit(fitted: Fitted, name: str) -> Fitted:
-    """Return ``fitted`` if it has all parts of the contract.
-
-    Raises:
-        MethodError: it lacks one.
-    """
-    missing = [part for part in FITTED_PARTS if not hasattr(fitted, part)]
-    if missing:
-        raise MethodError(
-            f"method '{name}' gives a fitted {type(fitted).__name__} that lacks {', '.join(missing)}: see harness/contracts.py"
-        )
-    return fitted
-
-
-def checked_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
-    """Return ``points`` if cells can be made of them.
-
-    Raises:
-        MethodError: there are none, they have another type, share a name, or have settings that JSON cannot hold.
-    """
-    if not points or not all(isinstance(point, OperatingPoint) for point in points):
-        raise MethodError(f"operating_points returned {points!r}: return at least one OperatingPoint(name, params)")
-    names = [point.name for point in points]
-    if not all(isinstance(name, str) and name for name in names):
-        raise MethodError(f'operating points are named {names}: give each a name, e.g. "speed=0.5"')
-    for name in names:
-        try:
-            check_label(name)
-        except ValueError as error:
-            raise MethodError(f"operating point {name!a:.60}: {error}") from error
-    if len(set(names)) < len(names):
-        raise MethodError(f"operating points share a name: {names}: name each after its settings")
-    for point in points:
-        try:
-            json.dumps(dict(point.params), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise MethodError(f"operating point '{point.name}': params {error}: use plain numbers and text") from error
-    return list(points)
 
 
 def _without_paths(value: Any) -> Any:
@@ -115,9 +77,10 @@ class Session:
     def __init__(self, settings: Settings, dataset: str, seed: int, *, quiet: bool = False) -> None:
         self.settings, self.dataset, self.seed = settings, dataset, seed
         self._quiet = quiet or seed != settings.profile.seeds[0]
-        self._fitted: dict[str, Fitted] = {}
+        self._fits: dict[str, Fitted] = {}
+        self._on_engines: dict[str, Fitted] = {}
         self._failed: dict[str, str] = {}
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[tuple[str, EngineName | None], int] = {}
         self._unusable: str | None = None  # why data or backbone cannot be loaded
 
     @cached_property
@@ -183,7 +146,7 @@ class Session:
             reference: the method that its speed-ups refer to, if it was measured beside one.
         """
         profile = self.settings.profile
-        names = profile.in_order([name] if reference is None else [name, reference])
+        names = profile.fits([name] if reference is None else [name, reference])
         common = profile.common(name)
         embedded = self.backbone_name == EMBEDDED
         return Binding(
@@ -247,8 +210,9 @@ class Session:
             backbone.encode(few.texts, few.pairs, max_length=self.settings.profile.max_length)
 
     def fit_key(self, name: str) -> str:
-        """Return the content key of a fitted method: everything its weights depend on."""
+        """Return the content key of a fitted method: everything its weights depend on, so not its engine."""
         profile = self.settings.profile
+        name = profile.fit_of(name)
         method, named = profile.method_of(name), profile.named_content(name)
         return content_key(
             CHASSIS_VERSION,
@@ -265,7 +229,7 @@ class Session:
         )
 
     def _folder(self, name: str) -> Path:
-        return cache_root() / FITS / f"{self.dataset}--{name}--{self.fit_key(name)}"
+        return cache_root() / FITS / f"{self.dataset}--{self.settings.profile.fit_of(name)}--{self.fit_key(name)}"
 
     def is_cached(self, name: str) -> bool:
         """Return whether a fit of this method with these settings and data is in the cache."""
@@ -273,32 +237,62 @@ class Session:
 
     def may_be_cached(self, name: str) -> bool:
         """Return whether the cache has a fit of this name with any settings; loads nothing."""
+        name = self.settings.profile.fit_of(name)
         return any((cache_root() / FITS).glob(f"{glob.escape(f'{self.dataset}--{name}')}--*"))
 
-    def fitted(self, name: str) -> Fitted:
-        """Return the fitted method or variant: from this process, from the cache, or trained now.
+    def fit(self, name: str) -> Fitted:
+        """Return the fit of a method or variant, in float: from this process, from the cache, or trained now.
 
         Raises:
             ConfigError: a setting is invalid.
             MethodError: it, or a method it needs, cannot be used.
             Exception: a bug in its code.
         """
-        if name in self._fitted:
-            return self._fitted[name]
+        name = self.settings.profile.fit_of(name)
+        if name in self._fits:
+            return self._fits[name]
         if name in self._failed:  # the same fit would fail again
             raise MethodError(self._failed[name])
         try:
-            self._fitted[name] = self._fit(name)
+            self._fits[name] = self._fit(name)
         except Exception as error:
             self._failed[name] = format_error(error)
             raise
-        return self._fitted[name]
+        return self._fits[name]
 
-    def saved_size(self, name: str) -> int:
-        """Return the bytes on disk of a fitted method or variant."""
-        if name not in self._sizes:
-            self._sizes[name] = SavedState.of(self.fitted(name)).size
-        return self._sizes[name]
+    def check_engine(self, name: str) -> None:
+        """Check that a method can use its engine, as far as that is known before it is fitted.
+
+        Raises:
+            MethodError: the device or the method does not fit, or a library is missing.
+        """
+        profile = self.settings.profile
+        if (engine := profile.engine(name)) is not None:
+            check_engine(engine, name, self.settings.device, getattr(profile.method_of(name), "fitted", None))
+
+    def fitted(self, name: str) -> Fitted:
+        """Return :meth:`fit` on the engine of the method or variant.
+
+        Raises:
+            MethodError: it cannot use its engine; else as :meth:`fit`.
+        """
+        engine = self.settings.profile.engine(name)
+        if engine is None:
+            return self.fit(name)
+        if name not in self._on_engines:
+            self.check_engine(name)
+            fit = self.fit(name)
+            check_engine(engine, name, self.settings.device, type(fit))
+            self._on_engines[name] = on_engine(engine, fit)
+        return self._on_engines[name]
+
+    def saved_size(self, name: str, user: str) -> int:
+        """Return the bytes on disk of a method whose weights another one, ``user``, runs on its own engine."""
+        engine = self.settings.profile.engine(user)
+        if (name, engine) not in self._sizes:
+            fit = self.fit(name)
+            self._sizes[name, engine] = SavedState.of(fit if engine is None else on_engine(engine, fit)).size
+        return self._sizes[name, engine]
 
     def _fit(self, name: str) -> Fitted:
         profile = self.settings.profile
@@ -328,25 +322,26 @@ class Session:
 
     def _teacher(self, name: str, need: str) -> Fitted:
         try:
-            return self.fitted(need)
+            return self.fit(need)
         except Exception as error:
             if is_fatal(error):
                 raise
             raise MethodError(f"method '{name}' learns from '{need}', which failed: {format_error(error)}") from error
 
     def points(self, name: str) -> list[OperatingPoint]:
-        """Return the operating points of a method or variant.
+        """Return the operating points of a method or variant, chosen with the float weights on any engine.
 
         Raises:
             MethodError: they do not follow the contract.
         """
-        fitted = self.fitted(name)
+        fit = self.fit(name)
         with self.naming(name):
-            return checked_points(fitted.operating_points(self.prepared.task.dev))
+            return checked_points(fit.operating_points(self.prepared.task.dev))
 
-    def contender(self, fitted: Fitted, point: OperatingPoint) -> Contender:
-        """Return a fitted method at a point, executed as the settings say."""
-        return Contender(fitted, replace(point, execution=self.settings.execution))
+    def contender(self, name: str, point: OperatingPoint) -> Contender:
+        """Return a fitted method or variant at a point, executed as the settings and its engine say."""
+        execution = execution_on(self.settings.profile.engine(name), self.settings.execution)
+        return Contender(self.fitted(name), replace(point, execution=execution))
 
     @contextmanager
     def naming(self, name: str) -> Iterator[None]:
@@ -391,4 +386,5 @@ class Session:
             dtype=given.dtype,
             compute=compute or given.compute,
             batch_tokens=given.batch_tokens,
+            engine=self.settings.profile.engine(name),
         )

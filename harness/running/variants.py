@@ -9,6 +9,8 @@ In a profile::
 
 ``needs`` may also be a list of names; the method then finds its teachers under these names. Variants belong to their profile;
 the registry does not know them.
+
+A variant that only sets an ``engine`` (:mod:`harness.engines`) runs the fit of the method that it is like.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 
 RESERVED = ("like", "needs")
+ENGINE = "engine"  # says how a fit runs, so it is no setting of the method
 # Optional capabilities (:mod:`harness.contracts`) that a variant has if its base has them.
-INHERITED = ("role", "settings", "point_names", "named_content", "uses_word_head", "uses_unlabelled")
+INHERITED = ("role", "settings", "fitted", "point_names", "named_content", "uses_word_head", "uses_unlabelled")
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -105,7 +108,26 @@ def settings(tables: Tables, name: str) -> dict[str, Any]:
     for one in reversed(lineage(tables, name)):
         table = tables.get(one, {})
         merged |= {key: value for key, value in table.items() if not is_variant(tables, one) or key not in RESERVED}
+    merged.pop(ENGINE, None)
     return merged
+
+
+def engine(tables: Tables, name: str) -> Any:
+    """Return the engine of a method or variant: its own or that of its nearest base, ``None`` for the run's.
+
+    Raises:
+        ConfigError: as :func:`lineage`.
+    """
+    return next((tables[one][ENGINE] for one in lineage(tables, name) if ENGINE in tables.get(one, {})), None)
+
+
+def fit_of(tables: Tables, name: str) -> str:
+    """Return the method or variant whose fit ``name`` runs: itself, unless it only puts another one on an engine.
+
+    Raises:
+        ConfigError: as :func:`lineage`.
+    """
+    return next(one for one in lineage(tables, name) if {*tables.get(one, {})} != {"like", ENGINE})
 
 
 def method_of(tables: Tables, name: str) -> Method:

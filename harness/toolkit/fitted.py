@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -95,18 +95,13 @@ class FittedModel:
         return cls(*load_model(folder, device))
 
 
-def load_model(
-    folder: Path, device: str, prepare: Callable[[MultiExitModel], object] | None = None
-) -> tuple[MultiExitModel, TrainingReport | None]:
+def load_model(folder: Path, device: str) -> tuple[MultiExitModel, TrainingReport | None]:
     """Read what :meth:`FittedModel.save` wrote.
-
-    Args:
-        prepare: see :meth:`MultiExitModel.load`.
 
     Raises:
         ResultError: a file is missing or damaged.
     """
-    model = MultiExitModel.load(folder, device, prepare)
+    model = MultiExitModel.load(folder, device)
     with reading(folder):
         facts: dict[str, Any] | None = read_json(folder / "training.json")
         if facts is None:

@@ -32,7 +32,7 @@ from suites.studies.shared.study import settings_from, study_parser
 
 def depth_of(session: Session, method: str, speed: float) -> dict[str, Any]:
     """Return the accuracy of every layer with a head, in rising order, and the mean exit layer (from 1) by true difficulty."""
-    fitted: Any = session.fitted(method)
+    fitted: Any = session.fit(method)
     if not isinstance(getattr(fitted, "model", None), MultiExitModel) or not fitted.model.exits:
         raise ConfigError(f"--method {method} has no heads at several depths: choose fastbert or geep")
     test = session.prepared.test

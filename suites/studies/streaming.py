@@ -96,7 +96,7 @@ def default_methods(session: Session) -> list[str]:
     profile = session.settings.profile
 
     def sorts(name: str) -> bool:
-        fitted = session.fitted(name)
+        fitted = session.fit(name)
         executor = fitted.executor if isinstance(fitted, HasExecutor) else "own"
         return profile.method_of(name).kind == "method" and executor in {"ladder", "exact-k", ASSIGNED, "verified"}
 

@@ -64,8 +64,8 @@ def with_settings(settings: Settings, method: str, changes: Mapping[str, Any]) -
 def score(settings: Settings, dataset: str, seed: int, method: str) -> dict[str, Any]:
     """Return the dev accuracy of every point, or of every layer with a head, and facts about the fit."""
     session = Session(settings, dataset, seed)
-    fitted: Any = session.fitted(method)
-    borrowed = [getattr(session.fitted(need), "training", None) for need in settings.profile.method_of(method).needs]
+    fitted: Any = session.fit(method)
+    borrowed = [getattr(session.fit(need), "training", None) for need in settings.profile.method_of(method).needs]
     if getattr(fitted, "training", None) in (None, *borrowed):
         raise ConfigError(f"method '{method}' trains no model of its own: choose methods that do with --methods")
     dev = session.prepared.task.dev

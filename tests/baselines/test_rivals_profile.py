@@ -40,7 +40,7 @@ def test_every_rival_fits_and_answers_with_the_profiles_settings(backbone: Backb
     """No setting is refused, points have the announced names, and each point gives one finite answer per sample."""
     rivals = profile.load("rivals")
     fitted: dict[str, Fitted] = {}
-    for name in rivals.in_order(set(rivals.methods) - {"bert-onnxruntime"}):  # slow to export, and tested separately
+    for name in rivals.fits(rivals.methods):
         method = rivals.method_of(name)
         teachers = {need: fitted[need] for need in method.needs}
         made = method.fit(random_task, backbone, teachers, config=short(rivals, name), seed=0)
@@ -54,7 +54,9 @@ def test_every_rival_fits_and_answers_with_the_profiles_settings(backbone: Backb
         found = made.predict(random_task.dev.tokens, at=points[0])
         assert found.logits.shape == (len(random_task.dev), 3) and np.isfinite(found.logits).all()
         assert found.work.rows("layer") > 0
-    assert set(rivals.methods) - set(fitted) == {"bert-onnxruntime"}
+    on_engines = {name: rivals.engine(name) for name in rivals.methods if rivals.fit_of(name) != name}
+    assert set(rivals.methods) - set(fitted) == set(on_engines)
+    assert set(on_engines.values()) == {"compiled", "int8", "int8-call", "onnx"}
 
 
 def test_variants_have_the_sizes_in_their_names(backbone: Backbone, random_task: Task) -> None:

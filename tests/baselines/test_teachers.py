@@ -8,12 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.distilled.distilbert import DistilBert
-from baselines.distilled.tinybert import TinyBert
 from baselines.early_exit.cascadebert import CascadeBert
 from baselines.early_exit.deebert import DeeBert
 from baselines.early_exit.fastbert import FastBert
-from baselines.full_depth.bert_int8 import quantise
 from baselines.full_depth.bert_truncated import BertTruncated
 from harness.core.errors import ConfigError
 from harness.core.tokens import Task
@@ -22,7 +19,6 @@ from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.fitted import FullDepth
 
-LEARNERS: tuple[Any, ...] = (FastBert(), DeeBert(), CascadeBert(), DistilBert(), TinyBert())
 QUICK: dict[str, Any] = {"epochs": 1, "head": "fastbert"}
 
 
@@ -34,16 +30,6 @@ def test_a_shallower_teacher_is_accepted(learner: Any, random_task: Task, tiny_b
     assert made.model.answers == (0, 1, 2)
     for name, value in teacher.model.encoder.state_dict().items():
         assert torch.equal(made.model.encoder.state_dict()[name], value)
-
-
-@pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.name)
-def test_an_int8_teacher_is_rejected(
-    learner: Any, random_task: Task, tiny_backbone: Backbone, tuned_bert: FullDepth
-) -> None:
-    """Weights in int8 have no gradient and cannot be copied; the error comes before training."""
-    teacher = FullDepth(quantise(tuned_bert.model))
-    with pytest.raises(ConfigError, match=r"'bert' has weights of type torch.int8: name one"):
-        learner.fit(random_task, tiny_backbone, {"bert": teacher}, config=QUICK, seed=0)
 
 
 def test_a_cascade_has_layers_of_one_size(random_task: Task, tiny_backbone: Backbone) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.contracts import ASSIGNED, Execution, Fitted, Foresees, HasExecutor, Kind, OperatingPoint
+from harness.contracts import ASSIGNED, EngineName, Execution, Fitted, Foresees, HasExecutor, Kind, OperatingPoint
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
+from harness.engines.choice import execution_on
 from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 from harness.measure.passes import Contender, TimedPass, timed_pass
@@ -33,6 +34,7 @@ class StudyMethod:
         kind: ``"bound"`` for a method that looks ahead.
         executor: ``"ladder"`` or ``"exact-k"`` for exits known beforehand, else the method's own.
         foresight: int16 [N] on the device, by sample: exits that a bound looked up beforehand, untimed.
+        engine: of the method; ``None``: as the execution says.
     """
 
     method: str
@@ -41,6 +43,7 @@ class StudyMethod:
     point: OperatingPoint
     executor: str
     foresight: Tensor | None = None
+    engine: EngineName | None = None
 
     @property
     def label(self) -> str:
@@ -50,9 +53,9 @@ class StudyMethod:
 
     def at(self, execution: Execution, samples: np.ndarray) -> OperatingPoint:
         """Return the point with these execution settings, for these samples (int64 [M])."""
-        way = execution
+        way = execution_on(self.engine, execution)
         if self.executor in EXECUTORS:
-            way = replace(execution, executor=cast(Literal["ladder", "exact-k"], self.executor))
+            way = replace(way, executor=cast(Literal["ladder", "exact-k"], self.executor))
         seen = None
         if self.foresight is not None:
             seen = self.foresight[torch.as_tensor(samples, device=self.foresight.device)]
@@ -97,14 +100,13 @@ def entries(session: Session, methods: Sequence[str], speed: float) -> Iterator[
     """Yield all entries of the named methods: every executor for methods, the run's for controls and bounds."""
     for name in methods:
         fitted = session.fitted(name)
-        points = list(fitted.operating_points(session.prepared.task.dev))
-        point = point_at(name, points, speed)
+        point = point_at(name, session.points(name), speed)
         own = fitted.executor if isinstance(fitted, HasExecutor) else "own"
         kind: Kind = "bound" if isinstance(fitted, Foresees) else session.settings.profile.method_of(name).kind
         given = session.settings.execution.executor
         ways = (own,) if own != ASSIGNED else EXECUTORS if kind == "method" else (given,)
         for way in ways:
-            yield StudyMethod(name, kind, fitted, point, way)
+            yield StudyMethod(name, kind, fitted, point, way, engine=session.settings.profile.engine(name))
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class StudySamples:
         Raises:
             ConfigError: the method of this name assigns no exits.
         """
-        fitted = self.session.fitted(PREDICTOR)
+        fitted = self.session.fit(PREDICTOR)
         if not isinstance(fitted, AssignedExits):
             raise ConfigError(
                 f"order 'predicted' needs a '{PREDICTOR}' that assigns exits, got {type(fitted).__name__}"

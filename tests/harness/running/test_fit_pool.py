@@ -136,6 +136,9 @@ class Raising:
 
     dataset, seed, prepared = "mine", 0, None
 
+    def check_engine(self, name: str) -> None:
+        """Its methods have no engine of their own."""
+
     def may_be_cached(self, name: str) -> bool:
         return True
 

@@ -69,5 +69,5 @@ def test_bad_input_is_one_line(mini_options: list[str], capsys: pytest.CaptureFi
 
 def test_borrowed_weights_are_refused(mini_options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A method with another method's weights is refused, because all candidates would have the same score."""
-    assert tuning.main(["--try", "epochs=1,2", "--methods", "bert-int8", *mini_options]) == 2
+    assert tuning.main(["--try", "epochs=1,2", "--methods", "fastbert-faithful", *mini_options]) == 2
     assert "trains no model of its own" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""BERT in ONNX Runtime, a common way to serve it on CPUs: the whole network as one graph, over padded batches.
+"""ONNX Runtime, a common way to serve BERT on CPUs: the whole network as one graph, over padded batches.
 
-The graph is exported once, in ``fit``, and holds the weights. Batches are those of every other row of a table (ordered by
+The graph is exported when a fit is loaded, and holds the weights. Batches are those of every other row of a table (ordered by
 length, cut the same way), padded to their longest sample. ONNX Runtime has as many threads as torch. Requires the extra ``onnx``.
 """
 
@@ -18,21 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from baselines.full_depth.bert_int8 import check_cpu
 from harness.contracts import OperatingPoint, Predictions
 from harness.core.clock import Phases
-from harness.core.errors import MethodError, ResultError
-from harness.core.tokens import Task, TokenSet
+from harness.core.errors import MethodError
+from harness.core.tokens import TokenSet
 from harness.core.work import Work
-from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.arrangement import arrange, cut, windows
-from harness.toolkit.base_method import BaseMethod, Teachers
-from harness.toolkit.distillation import fitted_teacher
-from harness.toolkit.fitted import FullDepth, reading
-from harness.toolkit.method_settings import MethodSettings
+from harness.toolkit.fitted import FullDepth
 
+MODULES = ("onnxruntime", "onnx", "onnxscript")  # of the extra
 GRAPH = "graph.onnx"
 INPUTS = ("ids", "segments", "mask")
 
@@ -46,7 +42,7 @@ def needed(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MethodError(f"bert-onnxruntime needs {name} ({error}): pip install 'geep-bench[onnx]'") from error
+        raise MethodError(f"it needs {name} ({error}): pip install 'geep-bench[onnx]'") from error
 
 
 class _Grid:
@@ -92,13 +88,7 @@ class _Padded(nn.Module):
 
 
 def export(model: MultiExitModel) -> bytes:
-    """Export the model at full depth as an ONNX graph of any batch size and length.
-
-    Raises:
-        MethodError: the exporter is not installed.
-    """
-    for name in ("onnx", "onnxscript"):
-        needed(name)
+    """Export the model at full depth as an ONNX graph of any batch size and length."""
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.encoder.shape.max_positions)}
     example = (*torch.zeros(2, 2, 3, dtype=torch.int32), torch.ones(2, 3, dtype=torch.bool))
     chatter = logging.getLogger("torch.onnx")
@@ -129,12 +119,7 @@ def export(model: MultiExitModel) -> bytes:
 
 @dataclass
 class OnnxGraph(FullDepth):
-    """A graph and its session; ``model`` is the source, for counting FLOPs.
-
-    Raises:
-        MethodError: ONNX Runtime is not installed.
-        ResultError: the graph is damaged.
-    """
+    """A graph and its session; ``model`` is the source, for counting FLOPs."""
 
     executor = "onnxruntime"
     compute = "eager"
@@ -147,17 +132,15 @@ class OnnxGraph(FullDepth):
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         # Threads that keep spinning after the answer would slow down the next measurement.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self._session = runtime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common base
-            raise ResultError(f"cannot load the graph: {str(error).splitlines()[0]}: run again with --fresh") from error
+        self._session = runtime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+
+    @classmethod
+    def of(cls, fitted: FullDepth) -> OnnxGraph:
+        """Export a fitted method."""
+        return cls(fitted.model, fitted.training, export(fitted.model))
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         execution, depth = at.execution, self.model.depth
-        if execution.dtype != "float32":
-            raise MethodError(
-                f"bert-onnxruntime has a graph of float32, not {execution.dtype}: use --dtype float32, or leave the method out"
-            )
         phases, work = Phases(tokens.device), Work()
         with phases("schedule"):
             arranged = arrange(tokens, execution, self.model.encoder.shape)
@@ -183,23 +166,3 @@ class OnnxGraph(FullDepth):
     def save(self, folder: Path) -> None:
         """Write the graph, which holds the weights."""
         (folder / GRAPH).write_bytes(self.graph)
-
-
-class BertOnnxRuntime(BaseMethod):
-    """``bert`` exported to ONNX and run by ONNX Runtime on the CPU, float32."""
-
-    name = "bert-onnxruntime"
-    needs: tuple[str, ...] = ("bert",)
-
-    def learn(self, own: MethodSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> OnnxGraph:
-        check_cpu(self.name, backbone)
-        needed("onnxruntime")  # before the export, which takes a while
-        tuned = fitted_teacher(teachers)
-        return OnnxGraph(tuned.model, tuned.training, export(tuned.model))
-
-    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> OnnxGraph:
-        check_cpu(self.name, backbone)
-        tuned = fitted_teacher(teachers)
-        with reading(folder):
-            graph = (folder / GRAPH).read_bytes()
-        return OnnxGraph(tuned.model, tuned.training, graph)

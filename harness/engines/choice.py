@@ -1,0 +1,101 @@
+"""The setting ``engine`` of a method: what each engine changes, what can run on it, and a fitted method on it.
+
+An engine is no part of the training: fits are the same, and so are thresholds, which were chosen on dev with float weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, get_args
+
+import torch
+
+from harness.contracts import EngineName, Execution, Fitted
+from harness.core.errors import MethodError
+from harness.encoder.multi_exit import MultiExitModel
+from harness.engines.int8 import CallLinear, Int8Linear, check_exact, quantised
+from harness.engines.onnx_graph import MODULES, OnnxGraph, needed
+from harness.toolkit.fitted import FittedModel, FullDepth
+
+# What an engine replaces in the run's execution. The kernel of int8-call cannot be compiled.
+CHANGES: Mapping[EngineName, Mapping[str, Any]] = {
+    "eager": {"compute": "eager"},
+    "compiled": {"compute": "compiled"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "float32"},
+    "int8-call": {"dtype": "float32", "compute": "eager"},
+    "onnx": {"dtype": "float32", "compute": "eager"},
+}
+LINEAR: Mapping[EngineName, type[Int8Linear]] = {"int8": Int8Linear, "int8-call": CallLinear}
+CPU_ONLY = (*LINEAR, "onnx")
+
+
+def execution_on(engine: EngineName | None, given: Execution) -> Execution:
+    """Return the run's execution with the engine's changes; ``None``: as it is."""
+    return given if engine is None else replace(given, **CHANGES[engine])
+
+
+def check_engine(engine: EngineName, name: str, device: str, kind: type | None) -> None:
+    """Check that a method can use its engine, before anything is trained if ``kind`` is known.
+
+    Args:
+        name: the method, for the error.
+        kind: class of its fitted methods; ``None`` if it is not known yet.
+
+    Raises:
+        MethodError: the device, the machine or the method does not fit, or a library is missing.
+    """
+    where = f"{name}: engine '{engine}'"
+    if engine in CPU_ONLY and torch.device(device).type != "cpu":
+        raise MethodError(f"{where} runs on the CPU only, not on {device}: use --device cpu, or leave the method out")
+    try:
+        if engine in LINEAR:
+            check_exact()
+        if engine == "onnx":
+            for module in MODULES:
+                needed(module)
+    except MethodError as error:
+        raise MethodError(f"{where}: {error}") from error
+    if kind is not None and (reason := _refusal(engine, kind)) is not None:
+        able = [one for one in get_args(EngineName) if _refusal(one, kind) is None]
+        raise MethodError(f"{where} {reason}: use {', '.join(able[:-1])} or {able[-1]}")
+
+
+def _refusal(engine: EngineName, kind: type) -> str | None:
+    """Return why fitted methods of a class cannot run on an engine, ``None`` if they can."""
+    if not issubclass(kind, FittedModel):
+        own = engine not in ("eager", "bfloat16")  # autocast serves networks of their own, too
+        return "needs a model of this project's encoder, and this method has a network of its own" if own else None
+    if engine == "onnx" and not issubclass(kind, FullDepth):
+        return "runs full depth only, and this method decides where samples exit"
+    if kind.compute is not None and CHANGES[engine].get("compute", kind.compute) != kind.compute:
+        return f"cannot be, since this method always runs its blocks {kind.compute}"
+    return None
+
+
+def on_engine(engine: EngineName, fitted: Fitted) -> Fitted:
+    """Return a fitted method whose models run on an engine; the given one stays as it is.
+
+    The changes of :func:`execution_on` are left to the caller.
+    """
+    if engine == "onnx":
+        assert isinstance(fitted, FullDepth)
+        return OnnxGraph.of(fitted)
+    if engine in LINEAR:
+        found: Fitted = _converted(fitted, partial(quantised, kind=LINEAR[engine]))
+        return found
+    return fitted
+
+
+def _converted(value: Any, convert: Callable[[MultiExitModel], MultiExitModel]) -> Any:
+    """Return a copy of a fitted method with other models in its attributes, and in those of methods that it borrows from."""
+    if isinstance(value, MultiExitModel):
+        return convert(value)
+    if not isinstance(value, FittedModel):
+        return value
+    new = copy.copy(value)
+    vars(new).update({name: _converted(part, convert) for name, part in vars(value).items()})
+    return new

@@ -1,0 +1,210 @@
+"""Int8 layers: rounding errors, independence of rows; fits of every kind on int8, whose answers are nearly the float ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from baselines.controls.constant_depth import ConstantControl
+from baselines.distilled.distilbert import DistilBert
+from baselines.early_exit.cascadebert import CascadeBert
+from baselines.early_exit.fastbert import FastBert
+from baselines.early_exit.hashee import HashEE
+from geep.method import FittedGeep
+from geep.verified_exits import GeepVerified
+from harness.contracts import EngineName, Execution, Fitted, OperatingPoint
+from harness.core.errors import MethodError
+from harness.core.tokens import Split, Task
+from harness.encoder.backbone import Backbone
+from harness.engines.choice import on_engine
+from harness.engines.int8 import CallLinear, Int8Linear, check_exact, quantised
+from harness.measure.resources import SavedState
+from harness.toolkit.fitted import FittedModel, FullDepth
+
+Check = Callable[[Fitted, OperatingPoint, Execution, list[int]], None]
+FULL = OperatingPoint("full")
+
+
+@pytest.fixture(scope="module")
+def on_int8(trained_bert: FullDepth) -> FullDepth:
+    found = on_engine("int8", trained_bert)
+    assert isinstance(found, FullDepth)
+    return found
+
+
+def rows_of(draw: Any, rows: int, width: int) -> torch.Tensor:
+    seed = draw(st.integers(0, 2**31))
+    sizes = 10.0 ** torch.tensor(draw(st.lists(st.integers(-6, 4), min_size=rows, max_size=rows)))
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * sizes[:, None]
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_rounding_stays_within_its_bound(data: st.DataObject) -> None:
+    """The error of each product is at most half a step of either side: |x w - x' w'| <= (s_x |w| + s_w |x| + s_x s_w / 2) / 2."""
+    rows, width, outputs = (data.draw(st.integers(least, 20)) for least in (1, 2, 1))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    linear = nn.Linear(width, outputs)
+    x = rows_of(data.draw, rows, width)
+    with torch.inference_mode():
+        off = (Int8Linear.of(linear)(x).double() - linear.double()(x.double())).abs()
+    w = linear.weight.detach().abs()
+    step_x, step_w = x.double().abs().amax(1, keepdim=True) / 127, w.amax(1) / 127
+    bound = (step_x * w.sum(1) + step_w * x.double().abs().sum(1, keepdim=True) + width * step_x * step_w / 2) / 2
+    scale = (x.double().abs() @ w.T) + linear.bias.detach().abs()
+    assert (off <= bound + 1e-5 * scale + 1e-12).all()
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_a_row_does_not_depend_on_others(data: st.DataObject) -> None:
+    """The result of a row is the same, bit for bit, alone and beside rows of any size."""
+    linear = Int8Linear.of(nn.Linear(9, 5))
+    x = rows_of(data.draw, data.draw(st.integers(2, 40)), 9)
+    i = data.draw(st.integers(0, len(x) - 1))
+    with torch.inference_mode():
+        assert torch.equal(linear(x)[i], linear(x[i : i + 1])[0])
+
+
+def test_zeros_are_kept() -> None:
+    """Rows and outputs that are all 0 do not divide by 0."""
+    linear = nn.Linear(6, 3)
+    with torch.no_grad():
+        linear.weight[1].zero_()
+    with torch.inference_mode():
+        found = Int8Linear.of(linear)(torch.zeros(2, 6))
+    assert torch.equal(found, linear.bias.detach().expand(2, 3))
+
+
+def test_answers_are_nearly_the_float_ones(on_int8: FullDepth, trained_bert: FullDepth, unseen: Split) -> None:
+    """Logits change by a small part of their spread, few labels change, and layers and heads are as many."""
+    ours, theirs = (fitted.predict(unseen.tokens, at=FULL) for fitted in (on_int8, trained_bert))
+    assert 0 < np.abs(ours.logits - theirs.logits).max() < 0.2 * theirs.logits.std()
+    assert (ours.logits.argmax(1) == theirs.logits.argmax(1)).mean() > 0.9
+    assert (ours.work.rows("layer"), ours.work.rows("head")) == (5 * 40, 40)
+
+
+def test_all_linear_layers_are_int8_and_the_fit_does_not_change(on_int8: FullDepth, trained_bert: FullDepth) -> None:
+    """All linear layers are int8, heads included; cost and training are the fit's, which keeps its weights."""
+    kinds = [type(module) for module in on_int8.model.modules()]
+    assert nn.Linear not in kinds and kinds.count(Int8Linear) == 5 * 4 + 2
+    assert not any(isinstance(module, Int8Linear) for module in trained_bert.model.modules())
+    assert (on_int8.cost, on_int8.training) == (trained_bert.cost, trained_bert.training)
+    assert quantised(trained_bert.model) is on_int8.model  # one int8 model for all methods that share weights
+    assert on_int8.model.encoder.word.weight is trained_bert.model.encoder.word.weight
+
+
+def test_size(on_int8: FullDepth, trained_bert: FullDepth) -> None:
+    """As stored, int8 weights take a quarter of the bytes."""
+    ours, theirs = SavedState.of(on_int8), SavedState.of(trained_bert)
+    linear = [m for m in trained_bert.model.modules() if isinstance(m, nn.Linear)]
+    saved = sum(3 * m.weight.numel() - 4 * m.out_features for m in linear)  # bytes; scales cost some
+    assert ours.weights and theirs.size - ours.size == pytest.approx(saved, abs=5000)  # names in the file header
+
+
+@given(data=st.data())
+@settings(max_examples=15)
+def test_batches_equal_batch_1(
+    data: st.DataObject, on_int8: FullDepth, executions: Any, same_however_run: Check
+) -> None:
+    """Answers in batches of any size, order and padding equal those of samples run one by one."""
+    same_however_run(on_int8, FULL, data.draw(executions), data.draw(st.permutations(range(40))))
+
+
+def test_a_compiled_run_gives_the_same_answers(on_int8: FullDepth, unseen: Split) -> None:
+    """A compiled run compiles these blocks, too; some roundings may differ."""
+    eager, compiled = (
+        on_int8.predict(unseen.tokens, at=replace(FULL, execution=Execution(compute=way)))
+        for way in ("eager", "compiled")
+    )
+    np.testing.assert_allclose(compiled.logits, eager.logits, atol=0.05 * float(eager.logits.std()))
+
+
+@pytest.fixture(scope="module")
+def family(
+    signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, trained_geep: FittedGeep, quick: Any
+) -> dict[str, FittedModel]:
+    """One trained method for every executor."""
+    bert, geep, speeds = {"bert": trained_bert}, {"geep": trained_geep}, {"speeds": [0.75, 0.85]}
+
+    def fit(method: Any, teachers: dict[str, Any], **own: Any) -> FittedModel:
+        return cast(FittedModel, method.fit(signal_task, small_backbone, teachers, config=own, seed=0))
+
+    return {
+        "geep": trained_geep,
+        "geep-verified": fit(GeepVerified(), geep, **speeds),
+        "control-constant": fit(ConstantControl(), geep, **speeds),
+        "fastbert": fit(FastBert(), bert, **quick, distill_epochs=2, **speeds),
+        "distilbert": fit(DistilBert(), bert, **quick),
+        "cascadebert": fit(CascadeBert(), bert, **{**quick, "epochs": 1}, folds=2, budgets=[0.5]),
+        "hashee": fit(HashEE(), {}, **{**quick, "epochs": 1}, buckets=3),
+    }
+
+
+@pytest.mark.parametrize("engine", ["int8", "int8-call"])
+@pytest.mark.parametrize(
+    "name", ["geep", "geep-verified", "control-constant", "fastbert", "distilbert", "cascadebert", "hashee"]
+)
+def test_every_executor_runs_on_int8(
+    name: str, engine: EngineName, family: dict[str, FittedModel], signal_task: Task, unseen: Split
+) -> None:
+    """At the fit's own points, labels and layers are those of the float weights, with few exceptions."""
+    fitted = family[name]
+    ours = on_engine(engine, fitted)
+    for point in fitted.operating_points(signal_task.dev):  # type: ignore[attr-defined]
+        found, expected = (one.predict(unseen.tokens, at=point) for one in (ours, cast(Fitted, fitted)))
+        assert np.abs(found.logits - expected.logits).max() > 0
+        assert (found.logits.argmax(1) == expected.logits.argmax(1)).mean() >= 0.85
+        assert found.work.rows("layer") == pytest.approx(expected.work.rows("layer"), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["geep", "geep-verified", "fastbert", "cascadebert", "hashee"])
+def test_batches_of_early_exits_equal_batch_1(
+    name: str, family: dict[str, FittedModel], signal_task: Task, same_however_run: Check
+) -> None:
+    """With a scale per row, answers, exits and work do not depend on the batch."""
+    ours = on_engine("int8", family[name])
+    executions = (
+        Execution(batch_size=40, max_length=16),
+        Execution(batch_size=7, order="arrival", window=16, executor="exact-k", max_length=16),
+        Execution(batch_size=16, protocol="paper", max_length=16),
+    )
+    for point in ours.operating_points(signal_task.dev):
+        for execution in executions:
+            same_however_run(ours, point, execution, [*range(39, -1, -1)])
+
+
+def test_with_one_scale_rows_affect_each_other() -> None:
+    """A row beside a much larger one is rounded to 0, so answers depend on the batch."""
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 3)
+    row = torch.randn(1, 8)
+    with torch.inference_mode():
+        alone, among = CallLinear.of(linear)(row)[0], CallLinear.of(linear)(torch.cat([row, 1e4 * row]))[0]
+        exact = linear(row)[0]
+    assert (alone - exact).abs().max() < 0.05 < (among - exact).abs().max()
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, CallLinear])
+def test_a_part_of_a_layer_gives_some_of_its_outputs(kind: type[Int8Linear]) -> None:
+    """Outputs of a part are those of the whole layer, and the part is made once."""
+    layer, x = kind.of(nn.Linear(8, 6)), torch.randn(4, 8)
+    with torch.inference_mode():
+        assert torch.equal(layer.part(slice(2, None))(x), layer(x)[:, 2:])
+    assert layer.part(slice(2, None)) is layer.part(slice(2, None))
+
+
+def test_a_cpu_with_wrong_products_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that saturate at 16 bits are an error before anything is measured."""
+    exact = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: exact(a, b).clamp(-(2**15), 2**15 - 1))
+    with pytest.raises(MethodError, match="not exact on this CPU"):
+        check_exact()
