@@ -11,7 +11,7 @@ from harness.results.packed_run import PackedCell, PackedRun
 from harness.results.schema import Cell
 
 # Coordinates that depend on the machine: cells that differ only in these are compared, but not their times.
-MACHINE = ("device", "dtype", "compute", "executor")
+MACHINE = ("device", "dtype", "compute", "executor", "engine")
 _LISTED = 6
 
 K = TypeVar("K")

@@ -90,7 +90,7 @@ class Timed:
         """Return why the times of this cell cannot be compared; None if they can."""
         for old, young in zip(self.olds, self.youngs, strict=True):
             a, b = self.base.machine(old), self.new.machine(young)
-            ways = ("device", "dtype", "compute", "executor")
+            ways = ("device", "dtype", "compute", "executor", "engine")
             differing = [
                 f"{name} {getattr(one, name)} against {getattr(other, name)}"
                 for one, other, names in ((old.cell, young.cell, ways), (a, b, type(a).model_fields))

@@ -11,7 +11,7 @@ T = TypeVar("T")
 # Coordinates of a cell that two averaged numbers must share.
 SETTING = (
     *("source", "backbone", "protocol", "order", "executor"),
-    *("batch_size", "batch_tokens", "device", "dtype", "compute"),
+    *("batch_size", "batch_tokens", "device", "dtype", "compute", "engine"),
 )
 # The same of two rows: their cells must also belong together (:mod:`reports.analysis.conditions`).
 ROW_SETTING = (*SETTING, "conditions")
@@ -43,7 +43,7 @@ def shared_facts(rows: Sequence[object]) -> str:
     parts = []
     for name in (*SETTING, "n"):
         values = {getattr(row, name) for row in rows}
-        if len(values) == 1 and name != "executor" and values != {0}:
+        if len(values) == 1 and name != "executor" and values not in ({0}, {None}):
             parts.append(_PHRASES.get(name, name + " {}").format(values.pop()))
     return ", ".join(parts)
 

@@ -104,6 +104,7 @@ class ResultRow(SeedMeans):
     device: str
     dtype: str
     compute: str
+    engine: str | None
     conditions: str
     cells: tuple[Cell, ...]
     accuracy_sd: float | None

@@ -43,7 +43,15 @@ def method_name(row: NamedRow) -> str:
 
 def setting_columns(view: View) -> list[Column[ResultRow]]:
     """Return the settings that tell the rows of this run apart."""
-    return [Column(name, _HEADINGS[name], numeric=name == "batch_size") for name in view.varying]
+    return [
+        Column(
+            name,
+            _HEADINGS[name],
+            numeric=name == "batch_size",
+            form=lambda value: DASH if value is None else str(value),
+        )
+        for name in view.varying
+    ]
 
 
 DATASET: Column[ResultRow] = Column("dataset", "Dataset", numeric=False)

@@ -128,13 +128,13 @@ def compare_with_rivals(
 
 def _rival_of(row: ResultRow, rival: str, rows: Sequence[ResultRow]) -> ResultRow | None:
     """Return the rival's row that ``row`` is compared with."""
-    alike = [name for name in SAME if name != "compute"]
+    alike = [name for name in SAME if name not in ("compute", "engine")]
     able = [other for other in rows if other.method == rival and values_of(other, alike) == values_of(row, alike)]
     near = [other for other in able if other.point in (row.point, row.base)]
     settings = [other for other in able if "=" in other.point]
 
-    def same_way(other: ResultRow) -> tuple[bool, bool]:
-        return other.compute == row.compute, other.executor == row.executor
+    def same_way(other: ResultRow) -> tuple[bool, bool, bool]:
+        return other.engine == row.engine, other.compute == row.compute, other.executor == row.executor
 
     def accuracy(other: ResultRow) -> float:
         return other.accuracy if finite(other.accuracy) else -1.0
