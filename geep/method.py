@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field
@@ -17,10 +18,11 @@ from geep.exit_table.rows import COUNT_LIMIT
 from geep.exit_table.storage import MAX_LAYERS
 from geep.objective import shared_exit_loss
 from geep.predictor import QUANTILES, DevView, budget_points, build_table, tune_quantile
+from geep.table_rows import TableSettings, choose_rows
 from harness.contracts import Execution, OperatingPoint, Role
 from harness.core.errors import ConfigError
 from harness.core.text_formats import read_json
-from harness.core.tokens import Split, Task, TokenSet
+from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
@@ -34,7 +36,7 @@ from harness.toolkit.training import mean_dev_accuracy, train
 TUNING = Execution(batch_size=64)
 
 
-class GeepSettings(SpeedBudgetSettings):
+class GeepSettings(TableSettings, SpeedBudgetSettings):
     """Settings of GEEP. ``speeds`` are the entropy thresholds at which exit tables are built."""
 
     head: Head = Field("fastbert", description="kind of classifier head")
@@ -42,7 +44,6 @@ class GeepSettings(SpeedBudgetSettings):
     ngram: int = Field(1, ge=1, le=MAX_NGRAM, description="longest key, in tokens")
     min_count: int = Field(2, ge=1, le=COUNT_LIMIT - 1, description="samples that a key needs for its own row")
     smoothing: int = Field(8, ge=0, le=COUNT_LIMIT - 1, description="weight of the back-off row in every row")
-    holdout: float = Field(0.0, ge=0, le=0.5, description="share of train for tables only; 0: all of train for both")
 
     @property
     def point_names(self) -> list[str]:
@@ -92,8 +93,12 @@ class Geep(BaseMethod[GeepSettings]):
     settings = GeepSettings
     fitted = FittedGeep
 
+    def uses_unlabelled(self, config: Mapping[str, Any]) -> bool:
+        """Return whether the tables are filled from rows without labels."""
+        return config.get("table_rows") == "unlabelled"
+
     def learn(self, own: GeepSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedGeep:
-        """Train in one step, fill one table per speed from train, tune its quantile on dev."""
+        """Train in one step, fill one table per speed (:mod:`geep.table_rows`), tune its quantile on dev."""
         depth = backbone.shape.layers
         if not 3 <= depth <= MAX_LAYERS:
             raise ConfigError(
@@ -103,7 +108,7 @@ class Geep(BaseMethod[GeepSettings]):
         exits = own.exits or depth - 2
         if exits > depth - 2:
             raise ConfigError(f"method 'geep': exits = {exits} do not fit {depth} layers: choose from 1..{depth - 2}")
-        train_rows, table_rows = split_off(task.train, own.holdout, seed)
+        train_rows, table_rows = choose_rows(task, own, seed)
         torch.manual_seed(seed)
         model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), own.head)
 
@@ -117,7 +122,7 @@ class Geep(BaseMethod[GeepSettings]):
             evaluate=lambda: mean_dev_accuracy(model, task.dev),
         )
         fitted = FittedGeep(model, report)
-        observed = exit_logits(model, table_rows.tokens, TUNING)
+        observed = exit_logits(model, table_rows, TUNING)
         answers: tuple[Answer, ...] = ("student", "shared")
         views = {
             answer: DevView.of(
@@ -128,7 +133,7 @@ class Geep(BaseMethod[GeepSettings]):
         on_dev = {}
         for speed in own.speeds:
             counting = {"ngram": own.ngram, "min_count": own.min_count, "smoothing": own.smoothing}
-            table = build_table(table_rows.tokens, observed, model.answers, speed, depth, **counting)
+            table = build_table(table_rows, observed, model.answers, speed, depth, **counting)
             fitted.tables[speed] = table
             predicted = on_dev[speed] = table.quantiles(task.dev.tokens, QUANTILES).cpu().numpy()
             budget = views["student"].sequential_layers(speed)
@@ -148,25 +153,3 @@ class Geep(BaseMethod[GeepSettings]):
                 )
         fitted.points += budget_points(on_dev, views["student"], own.budgets)
         return fitted
-
-
-def split_off(train_split: Split, holdout: float, seed: int) -> tuple[Split, Split]:
-    """Return rows to train on and rows to observe exits on: all rows twice for 0, else disjoint.
-
-    Args:
-        holdout: share of the rows to observe, 0 .. 0.5.
-
-    Raises:
-        ConfigError: no row is left to train on.
-    """
-    if not holdout:
-        return train_split, train_split
-    order = torch.randperm(len(train_split), generator=torch.Generator().manual_seed(seed))
-    size = max(1, round(holdout * len(train_split)))
-    if size == len(train_split):
-        raise ConfigError(f"method 'geep': holdout = {holdout} leaves none of {size} rows to train on: set it to 0")
-
-    def part(index: Tensor) -> Split:
-        return Split(train_split.tokens.select(index), train_split.labels[index])
-
-    return part(order[size:]), part(order[:size])

@@ -15,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geep.exit_table import ExitTable
-from geep.method import FittedGeep, Geep, split_off
+from geep.method import TUNING, FittedGeep, Geep
+from geep.table_rows import split_off
 from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError, ResultError
 from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
+from harness.execution.executors import exit_logits
+from harness.execution.exit_rules import first_exit
 
 Check = Callable[[FittedGeep, OperatingPoint, Execution, list[int]], None]
 
@@ -174,6 +177,14 @@ def test_damage_is_reported(
         ({"holdout": 0.6}, "from 0 to 0.5"),
         ({"holdout": "0.1"}, "holdout"),
         ({"holdout": None}, "holdout"),
+        ({"table_rows": "test"}, 'give one of "train", "holdout", "unlabelled"'),
+        ({"table_rows": "holdout"}, 'table_rows = "holdout" needs a share of train: set holdout, e.g. to 0.2'),
+        (
+            {"table_rows": "train", "holdout": 0.2},
+            'holdout = 0.2 holds rows back that table_rows = "train" does not use',
+        ),
+        ({"table_rows": "unlabelled", "holdout": 0.2}, 'table_rows = "unlabelled" does not use: set one of them'),
+        ({"table_rows": "unlabelled"}, "dataset 'signal' has no rows without labels: set --max-train below"),
         ({"head": "none"}, "head"),
         ({"epochs": 0}, "epochs"),
     ],
@@ -235,6 +246,36 @@ def test_holdout_splits_the_rows(holdout: float, seed: int, signal_task: Task) -
     assert sorted(row[:-1] for row in rows) == sorted(train)
     assert len(watch) == max(1, round(holdout * 96))
     assert torch.equal(split_off(signal_task.train, holdout, seed)[1].tokens.ids, watch.tokens.ids)
+
+
+@pytest.mark.parametrize("config", [{"holdout": 0.25}, {"table_rows": "holdout", "holdout": 0.25}])
+def test_a_holdout_needs_no_other_setting(
+    config: dict[str, Any], signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share alone means that tables are filled from it; training sees the other rows."""
+    trained = []
+    monkeypatch.setattr("geep.method.train", lambda model, loss, rows, *_, **__: trained.append(rows))
+    fitted = Geep().fit(signal_task, small_backbone, {}, config={**config, "speeds": [0.9]}, seed=0)
+    (rows,) = trained
+    assert len(rows) == 72
+    assert fitted.tables[0.9].stats()["samples"] == 24
+
+
+def test_tables_of_unlabelled_rows(
+    trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any], unseen: Split
+) -> None:
+    """Training is that on all of train; a table counts the exits of the trained model on the rows without labels only."""
+    task = replace(signal_task, read_unlabelled=lambda: unseen.tokens)
+    config = {**quick, "speeds": [0.85], "table_rows": "unlabelled", "min_count": 1, "smoothing": 0}
+    assert Geep().uses_unlabelled(config) and not Geep().uses_unlabelled({"table_rows": "train"})
+    fitted = Geep().fit(task, small_backbone, {}, config=config, seed=0)
+    first = trained_geep.model.state_dict()
+    assert all(torch.equal(value, first[key]) for key, value in fitted.model.state_dict().items())
+    exits = torch.tensor(fitted.model.answers)[first_exit(exit_logits(fitted.model, unseen.tokens, TUNING), 0.85)]
+    by_hand = ExitTable(fitted.model.depth)
+    by_hand.insert(unseen.tokens, exits)
+    for mine, wanted in zip(fitted.tables[0.85].counts(), by_hand.counts(), strict=True):
+        np.testing.assert_array_equal(mine, wanted)
 
 
 def test_without_holdout_training_rows_are_observed(signal_task: Task) -> None:

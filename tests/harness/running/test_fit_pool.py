@@ -27,15 +27,19 @@ PROFILE = """
 title = "tiny"
 source = "local"
 datasets = ["mine"]
-methods = ["bert", "fastbert", "geep", "geep-verified"]
+methods = ["bert", "fastbert", "geep", "geep-verified", "geep-unseen"]
 rounds = 1
 max_length = 16
+max_train = 16
 speeds = [0.5]
 [execution]
 batch_size = 8
 [training]
 epochs = 1
 batch_size = 16
+[method.geep-unseen]
+like = "geep"
+table_rows = "unlabelled"
 """
 
 
@@ -115,7 +119,7 @@ def test_workers_equal_one_process(
         monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / f"cache-{processes}"))
         assert main([*given, "--out", f"out-{processes}", "--fit-processes", processes, "--fit-only"]) == 0
         found.append(fits(tmp_path / f"cache-{processes}"))
-    assert len(found[0]) >= 3
+    assert len(found[0]) >= 4 and any("geep-unseen" in name for name in found[0])
     assert found[0] == found[1]
     assert "not fitted in a worker" not in capfd.readouterr().err
 
@@ -124,7 +128,7 @@ def test_bad_input_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Missing data is reported once, by the run and not by its workers."""
-    (tmp_path / "tiny.toml").write_text(PROFILE.replace('"fastbert", "geep", "geep-verified"', '"geep"'))
+    (tmp_path / "tiny.toml").write_text(PROFILE.replace('"fastbert", "geep", "geep-verified", "geep-unseen"', '"geep"'))
     monkeypatch.chdir(tmp_path)
     code = main(["run", "--profile", "tiny.toml", "--data", "nowhere", "--backbone", "en=x", "--fit-processes", "2"])
     assert code == 2
