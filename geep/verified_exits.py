@@ -25,14 +25,17 @@ from harness.execution.executors import exit_logits
 from harness.execution.exit_rules import Entropy, candidate_thresholds
 from harness.execution.verified import run_verified
 from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.budgets import budget_name, points_at_budgets
 from harness.toolkit.distillation import teacher_of_kind
 from harness.toolkit.fitted import ChosenPoints, read_points, reading, write_points
 from harness.toolkit.method_settings import MethodSettings, speed_name
+from harness.toolkit.rule_exits import Tried
 
 # Heads that a sample may use before it is answered unsure. EVERY: one at each exit from the first look on.
 EVERY = 0
 MODES: dict[str, tuple[int, ...]] = {"once": (1,), "steps": (3, EVERY)}
-SLACK = 1.03  # allowed layers on dev, relative to the sequential exit
+# Allowed layers on dev at a speed, relative to the sequential exit: a few per cent more, because looks come in whole layers.
+SLACK = 1.03
 GRID = tuple(range(25, 1000, 25))  # first quantile, per mille
 THRESHOLDS = 256  # tried per way of looking, at most
 
@@ -108,17 +111,12 @@ def simulate(
     return view.agrees[where, samples].mean(1), view.correct[where, samples].mean(1), layers, heads.mean(1)
 
 
-def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: str) -> LookChoice:
-    """Choose looks, threshold and end on dev: the best within the layers of the sequential exit at ``speed``.
-
-    The best has the largest agreement with full depth, then the fewest layers. Agreement needs no labels and varies less
-    between dev samples than accuracy, so the choice overfits dev less. A few per cent more layers are allowed
-    (:data:`SLACK`), because looks come in whole layers. If nothing meets the budget, the cheapest is taken.
+def choices(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: str) -> list[LookChoice]:
+    """Return all looks, thresholds (``speed`` among them) and ends that a mode may choose, with their results on dev.
 
     ``once`` may also stop unsure samples before the last layer: where the sequential exit leaves after little more than one
     layer, full depth is too expensive for even few samples. ``steps`` continues to the last layer, with looks on the way.
     """
-    budget = SLACK * view.sequential_layers(speed)
     thresholds = candidate_thresholds(view.entropy[:-1], (speed, 1.0), most=THRESHOLDS)
     last = int(view.answers[-1])
     outcomes, seen = [], set()
@@ -130,7 +128,16 @@ def tune(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: 
         for end in view.answers[1:].tolist() if looks == 1 else [last]:
             rows = zip(thresholds, *simulate(at, view, thresholds, end), strict=True)
             outcomes += [LookChoice(looks, first, end, *(float(value) for value in row)) for row in rows]
-    affordable = [o for o in outcomes if o.dev_mean_layers <= budget + 1e-9]
+    return outcomes
+
+
+def best_within(layers: float, outcomes: Sequence[LookChoice]) -> LookChoice:
+    """Return the choice with the largest agreement with full depth within mean layers on dev, then the fewest layers.
+
+    Agreement needs no labels and varies less between dev samples than accuracy, so the choice overfits dev less. If no choice
+    is within ``layers``, the cheapest is returned.
+    """
+    affordable = [o for o in outcomes if o.dev_mean_layers <= layers + 1e-9]
     if not affordable:
         return min(outcomes, key=lambda o: (o.dev_mean_layers, o.dev_mean_heads, -o.dev_agreement))
     return max(affordable, key=lambda o: (o.dev_agreement, -o.dev_mean_layers, -o.dev_mean_heads))
@@ -189,7 +196,8 @@ class GeepVerifiedSettings(MethodSettings):
 
     @property
     def point_names(self) -> list[str]:
-        return [f"{speed_name(speed)}/{mode}" for speed in self.speeds for mode in self.modes]
+        at_speeds = [f"{speed_name(speed)}/{mode}" for speed in self.speeds for mode in self.modes]
+        return [*at_speeds, *map(budget_name, self.budgets)]
 
 
 class GeepVerified(BaseMethod[GeepVerifiedSettings]):
@@ -198,23 +206,30 @@ class GeepVerified(BaseMethod[GeepVerifiedSettings]):
     name = "geep-verified"
     role: Role = "verifies-exits"
     needs: tuple[str, ...] = ("geep",)
-    version = 5
+    version = 6
     settings = GeepVerifiedSettings
 
     def learn(
         self, own: GeepVerifiedSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int
     ) -> FittedVerified:
-        """Tune quantile and threshold on dev for every speed and mode."""
+        """Tune quantile and threshold on dev: for every speed and mode, then for every budget over all speeds and modes."""
         geep = _geep(teachers)
         model = geep.model
         logits = exit_logits(model, task.dev.tokens, TUNING)
         view = DevView.of(logits, task.dev.labels, model.answers, model.depth)
         fitted = FittedVerified(model, None, tables=geep.tables)
+        pool: list[Tried] = []
         for speed, table in geep.tables.items():
             for mode in own.modes:
-                chosen = tune(table, task.dev.tokens, view, speed, mode)
-                params = {"speed": speed, "mode": mode, **asdict(chosen)}
-                fitted.points.append(OperatingPoint(f"{speed_name(speed)}/{mode}", params))
+                able = choices(table, task.dev.tokens, view, speed, mode)
+                chosen = best_within(SLACK * view.sequential_layers(speed), able)
+                params = {"speed": speed, "mode": mode}
+                fitted.points.append(OperatingPoint(f"{speed_name(speed)}/{mode}", {**params, **asdict(chosen)}))
+                for budget in own.budgets:
+                    one = best_within(budget * view.depth, able)
+                    figures = (one.threshold, one.dev_mean_layers, one.dev_accuracy)
+                    pool.append(Tried(*figures, {**params, **asdict(one)}))
+        fitted.points += points_at_budgets(pool, own.budgets, view.depth, len(task.dev), lambda one: one.settings)
         return fitted
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> FittedVerified:

@@ -21,14 +21,16 @@ from geep.verified_exits import (
     SLACK,
     FittedVerified,
     GeepVerified,
+    LookChoice,
+    best_within,
+    choices,
     look_layers,
     look_quantiles,
     simulate,
-    tune,
 )
 from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError, ResultError
-from harness.core.tokens import Split, Task
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.execution.executors import exit_logits
 from harness.execution.exit_rules import Entropy, candidate_thresholds
@@ -43,6 +45,11 @@ def view(scattered_geep: FittedGeep, signal_task: Task) -> DevView:
     model = scattered_geep.model
     logits = exit_logits(model, signal_task.dev.tokens, TUNING)
     return DevView.of(logits, signal_task.dev.labels, model.answers, model.depth)
+
+
+def tuned(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mode: str) -> LookChoice:
+    """Return the choice at a speed."""
+    return best_within(SLACK * view.sequential_layers(speed), choices(table, tokens, view, speed, mode))
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +123,7 @@ def test_tuning_keeps_to_the_budget(
     """The chosen point takes at most the layers of the sequential exit if any choice does."""
     table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
     budget = SLACK * view.sequential_layers(speed)
-    chosen = tune(table, tokens, view, speed, mode)
+    chosen = tuned(table, tokens, view, speed, mode)
     # At threshold 1 all samples exit at the first look, which is the cheapest choice.
     cheapest = min(
         simulate(table.quantiles(tokens, [first]).numpy(), view, np.array([1.0]), 4)[2][0]
@@ -132,12 +139,32 @@ def test_steps_agree_at_least_as_often_as_the_sequential_exit(
 ) -> None:
     """On dev, mode ``steps`` agrees with full depth at least as often as asking every head from any first look on."""
     table, tokens = scattered_geep.tables[0.3], signal_task.dev.tokens
-    chosen = tune(table, tokens, view, speed, "steps")
+    chosen = tuned(table, tokens, view, speed, "steps")
     for first in range(25, 1000, 100):
         looks = look_layers(table, tokens, view.answers.tolist(), first, EVERY).numpy()
         agreement, _, layers, _ = simulate(looks, view, np.array([np.float32(speed)]), 4)
         if layers[0] <= SLACK * view.sequential_layers(speed):
             assert chosen.dev_agreement >= agreement[0] - 1e-9
+
+
+def test_points_at_budgets_use_them(scattered_verified: FittedVerified, view: DevView, signal_task: Task) -> None:
+    """A point is within its budget if any choice is, and within one standard error of the best of every table and mode."""
+    tokens = signal_task.dev.tokens
+    able = [
+        choices(table, tokens, view, speed, mode)
+        for speed, table in scattered_verified.tables.items()
+        for mode in MODES
+    ]
+    points = [point for point in scattered_verified.points if "budget" in point.params]
+    assert [point.name for point in points] == ["budget=0.25", "budget=0.5", "budget=0.75"]
+    layers = [point.params["dev_mean_layers"] for point in points]
+    assert layers == sorted(layers)
+    for point, mean in zip(points, layers, strict=True):
+        limit = 5 * point.params["budget"]
+        rivals = [one for one in (best_within(limit, some) for some in able) if one.dev_mean_layers <= limit + 1e-9]
+        assert (mean <= limit + 1e-9) is bool(rivals) is ("over_budget" not in point.params)
+        best = max((one.dev_accuracy for one in rivals), default=0.0)
+        assert point.params["dev_accuracy"] >= best - np.sqrt(best * (1 - best) / 48) - 1e-6
 
 
 def test_looks_at_every_exit_start_at_the_predicted_one(
@@ -261,8 +288,11 @@ def test_modes_can_be_chosen(
     """A single mode gives its points unchanged; training keys of a profile are accepted."""
     config = {"modes": ["steps"], "epochs": 3, "head": "linear"}
     fitted = GeepVerified().fit(signal_task, small_backbone, {"geep": scattered_geep}, config=config, seed=7)
-    assert fitted.points == [point for point in scattered_verified.points if point.params["mode"] == "steps"]
-    assert [point.name for point in fitted.points] == ["speed=0.3/steps", "speed=0.6/steps"]
+    at_speeds = [point for point in scattered_verified.points if point.name.endswith("/steps")]
+    assert fitted.points[:2] == at_speeds
+    names = ["speed=0.3/steps", "speed=0.6/steps", "budget=0.25", "budget=0.5", "budget=0.75"]
+    assert [point.name for point in fitted.points] == names
+    assert all(point.params["mode"] == "steps" for point in fitted.points)
     for settings_given, model in ((config, fitted), ({}, scattered_verified)):
         names = GeepVerified().point_names({**settings_given, "speeds": [0.3, 0.6]})
         assert names == [point.name for point in model.points]
