@@ -119,6 +119,7 @@ REFUSED: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "seed negative": (run(seeds="-1"), ("whole numbers",)),
     "max-train zero": (run(max_train="0"), ("'0'", "at least 1")),
     "max-test not a number": (run(max_test="many"), ("'many'",)),
+    "max-unlabelled negative": (run(max_unlabelled="-1"), ("--max-unlabelled", "at least 0")),
     "max-train leaves one class": (run(max_train="1"), ("--max-train 1", "one class")),
     "setting without a value": (run(set="bert.epochs"), ("bert.epochs", "METHOD.SETTING=VALUE")),
     "setting of an unknown method": (run(set="brt.epochs=3"), ("unknown method 'brt'", "did you mean bert")),
