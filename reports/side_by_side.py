@@ -23,7 +23,7 @@ import pandas as pd
 from harness.core.command_line import exit_codes
 from harness.core.errors import ResultError
 from harness.core.names import from_csv
-from harness.results.belonging import differences
+from harness.results.belonging import differences, trained_otherwise
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Binding, Result
 from harness.results.stored import read_result
@@ -155,7 +155,7 @@ def _joined(dataset: str, first: Part, second: Part) -> Part:
     both, others = f"{dataset} is in {first.run} and in {second.run}", second.rows
     here, there = _setting(first.rows), _setting(others)
     differ = [f"{name} {here[name]} and {there[name]}" for name in here if here[name] != there[name]]
-    pairs = itertools.product(first.bindings, second.bindings)
+    pairs = list(itertools.product(first.bindings, second.bindings))
     differ += dict.fromkeys(words for pair in pairs for words in differences(*pair, across_code=True))
     if differ:
         raise ResultError(f"{both}, which differ ({'; '.join(differ)}): give runs of one setting and one reference")
@@ -166,8 +166,10 @@ def _joined(dataset: str, first: Part, second: Part) -> Part:
         raise ResultError(f"{both}, which has no other methods: give one of them")
     names = ", ".join(dict.fromkeys(more["method"]))
     note = f"{dataset}: measured in another run, beside the same {more['reference'].iloc[0]} timed again: {names}."
+    trained = dict.fromkeys(words for pair in pairs for words in trained_otherwise(*pair))
+    apart = [f"{dataset}: {first.run} and {second.run} differ in {', '.join(trained)}."] if trained else []
     bindings = (*first.bindings, *second.bindings)
-    return Part(first.run, pd.concat([first.rows, more]), bindings, (*first.notes, note))
+    return Part(first.run, pd.concat([first.rows, more]), bindings, (*first.notes, note, *apart))
 
 
 def _setting(rows: pd.DataFrame) -> dict[str, object]:

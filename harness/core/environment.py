@@ -51,13 +51,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-@cache
 def environment_facts() -> dict[str, Any]:
     """Return the facts that decide whether two timings are comparable; no user name, host name or path."""
+    return {**_lasting_facts(), "torch_threads": torch.get_num_threads()}  # a fit may run on other threads than a pass
+
+
+@cache
+def _lasting_facts() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
+        "torch_threads": None,  # keeps its place
         "memory_bytes": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

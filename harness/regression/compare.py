@@ -16,6 +16,7 @@ rounding, two equally good fits differ. The wider margin between machines allows
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ from harness.regression.matching import (
     several,
 )
 from harness.regression.times import MethodTime, TimeChange, Timed, judge_times
-from harness.results.belonging import other_settings
+from harness.results.belonging import other_settings, trained_otherwise
 from harness.results.packed_run import PackedCell, PackedRun, same_fit
 from harness.results.schema import Cell
 
@@ -197,7 +198,8 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
 def _repeats(base: PackedRun, new: PackedRun, old: PackedCell, young: PackedCell) -> bool:
     machine = base.machine(old)
     same_way = all(getattr(old.cell, name) == getattr(young.cell, name) for name in MACHINE)
-    return machine.known and machine == new.machine(young) and same_way and old.cell.device == "cpu"
+    known = machine.known and machine == new.machine(young) and same_way and old.cell.device == "cpu"
+    return known and not trained_otherwise(base.binding(old), new.binding(young), known=True)
 
 
 def _change(base: PackedRun, new: PackedRun, olds: Sequence[PackedCell], youngs: Sequence[PackedCell]) -> Change:
@@ -316,6 +318,13 @@ def _remarks(
         remarks.append(
             f"{name} has other settings in {new.name} than in {base.name}: cells that depend on it: {settings.count(name)}"
         )
+    trained = Counter(
+        words for one, other in pairs for words in trained_otherwise(base.binding(one), new.binding(other))
+    )
+    remarks += [
+        f"{count} cells of {base.name} and {new.name} differ in {words}, so their weights may differ"
+        for words, count in trained.items()
+    ]
     if untested := sum(change.p is None for change in changes):
         remarks.append(f"the accuracy of {untested} cells is not tested: one of the runs has no per-sample rows")
     if abroad := sum(not change.repeats for change in changes):

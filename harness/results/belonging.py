@@ -12,6 +12,10 @@ _PLAIN = {
     "train_rows": "rows of train and dev",
     "backbone": "content of the backbone",
 }
+# How fits were trained; results of earlier versions do not say. Another number of threads adds in another order, which changes
+# weights as much as another machine does: two runs may differ in it, two cells of one table not.
+_TRAINED = {"precision": "precision of training", "fit_threads": "threads per fit"}
+_AS_ON_ANOTHER_MACHINE = {"fit_threads"}
 
 
 def differences(one: Binding | None, other: Binding | None, *, across_code: bool = False) -> list[str]:
@@ -34,10 +38,39 @@ def differences(one: Binding | None, other: Binding | None, *, across_code: bool
         for key in sorted(({*one.training, *other.training}) - own)
         if one.training.get(key) != other.training.get(key)
     ]
+    found += [
+        words
+        for name, words in _trained(one, other, known=across_code).items()
+        if not across_code or name not in _AS_ON_ANOTHER_MACHINE
+    ]
     if not across_code:
         found += [f"settings of {name}" for name in _unequal(one.fits, other.fits)]
         found += [f"version of {name}" for name in _unequal(one.versions, other.versions)]
     return found
+
+
+def measured_otherwise(one: int | None, other: int | None) -> list[str]:
+    """Return in words that two cells were measured on different numbers of threads, if both are known."""
+    return [] if one == other or None in (one, other) else [_both("threads while measuring", one, other)]
+
+
+def trained_otherwise(one: Binding | None, other: Binding | None, *, known: bool = False) -> list[str]:
+    """Return in words what two cells differ in of precision and threads of their fits; ``known``: only what both recorded."""
+    return [] if one is None or other is None else list(_trained(one, other, known=known).values())
+
+
+def _trained(one: Binding, other: Binding, *, known: bool) -> dict[str, str]:
+    values = {name: (getattr(one, name), getattr(other, name)) for name in _TRAINED}
+    return {
+        name: _both(_TRAINED[name], *pair)
+        for name, pair in values.items()
+        if pair[0] != pair[1] and not (known and None in pair)
+    }
+
+
+def _both(words: str, one: object, other: object) -> str:
+    shown = ["not recorded" if value is None else str(value) for value in (one, other)]
+    return f"{words} ({' and '.join(shown)})"
 
 
 def other_settings(one: Binding | None, other: Binding | None) -> list[str]:

@@ -271,6 +271,8 @@ class Binding(StrictRecord):
         fits: method -> hash of its settings, for every fit behind the cell: the method's own, those that it learns from, and
             the reference's. Seeds are left out.
         versions: of the code behind these fits. Two runs of different code may be compared, two cells of one table not.
+        precision: in which these fits were trained, e.g. ``bfloat16``, or ``bfloat16/float32`` if they differ; ``None``: unknown.
+        fit_threads: CPU threads of every fit; ``None``: unknown.
     """
 
     test_rows: str
@@ -281,6 +283,8 @@ class Binding(StrictRecord):
     own: list[str]
     fits: dict[str, str]
     versions: dict[str, str]
+    precision: str | None = None
+    fit_threads: int | None = None
 
 
 class Result(StrictRecord):

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 import numpy as np
 
 from harness.core.errors import ResultError
-from harness.results.belonging import differences
+from harness.results.belonging import differences, measured_otherwise
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Binding, Cell, Result
 from reports.analysis.cell_settings import grouped
@@ -26,11 +26,13 @@ class Evidence:
         n: number of test rows.
         labels: hash of labels and lengths of the test rows, for results without ``binding``; empty where it is not needed or
             the rows are missing.
+        threads: of the CPU while measuring; ``None``: not recorded.
     """
 
     n: int
     binding: Binding | None
     labels: str = ""
+    threads: int | None = None
 
     def differences(self, other: Evidence) -> list[str]:
         """Return in words what two cells differ in although it must be equal."""
@@ -39,7 +41,7 @@ class Evidence:
             found.append(f"number of test rows ({self.n} and {other.n})")
         elif self.labels and other.labels and self.labels != other.labels:
             found.append("labels or lengths of the test rows")
-        return found
+        return found + measured_otherwise(self.threads, other.threads)
 
 
 @dataclass
@@ -100,7 +102,7 @@ def _evidence(run: RunFolder, result: Result) -> Evidence:
             labels = hashlib.sha256(rows.tobytes()).hexdigest()
         except (ResultError, KeyError, ValueError):  # reported where the rows are read for a table
             labels = ""
-    return Evidence(result.quality.n, result.binding, labels)
+    return Evidence(result.quality.n, result.binding, labels, result.fingerprint.get("torch_threads"))
 
 
 def _sentence(label: str, groups: Sequence[Together]) -> str:

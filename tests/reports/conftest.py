@@ -40,6 +40,8 @@ BINDING = Binding(
     own=[],
     fits={"bert": "as in the profile"},
     versions={"bert": "1.1"},
+    precision="float32",
+    fit_threads=1,
 )
 FULL = 2_000_000.0
 

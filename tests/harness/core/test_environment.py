@@ -34,6 +34,18 @@ def test_names_and_paths_are_not_stored() -> None:
     assert f"/{user}" not in facts
 
 
+def test_threads_are_those_of_now() -> None:
+    """Facts of a cell have the threads that it was measured with, not those of an earlier call."""
+    before, cores = torch.get_num_threads(), environment_facts()["cores"]
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert environment_facts()["torch_threads"] == count
+    finally:
+        torch.set_num_threads(before)
+    assert environment_facts()["cores"] == cores
+
+
 def test_facts_without_git_or_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without git or cpuinfo these facts are unknown, and no error is raised."""
 
@@ -42,6 +54,6 @@ def test_facts_without_git_or_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module.subprocess, "run", missing)
     monkeypatch.setattr(module.Path, "read_text", missing)
-    facts = module.environment_facts.__wrapped__()
+    facts = module._lasting_facts.__wrapped__()
     assert facts["commit"] is None
     assert isinstance(facts["cpu"], str)

@@ -18,6 +18,7 @@ from harness.regression.times import LEAST_PAIRS
 from harness.results.packed_run import Machine, PackedCell, PackedRun
 from harness.results.schema import Binding, Cell
 
+HERE = Machine(cpu="a CPU", cores=2, torch_threads=2, torch="2.13")
 ELSEWHERE = Machine(cpu="another CPU", cores=8, torch_threads=8, torch="2.13")
 RIGHT = np.arange(400) >= 40
 Maker = Callable[..., PackedCell]
@@ -32,6 +33,8 @@ def bind(**change: Any) -> Binding:
         "own": [],
         "fits": {"bert": "as in the profile"},
         "versions": {"geep": "1.1"},
+        "precision": "float32",
+        "fit_threads": 2,
     }
     return Binding(**{**facts, **change})
 
@@ -210,6 +213,7 @@ UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"backbone": "other"}, "content of the backbone"),
     "length": ({"max_length": 32}, "max_length (64 and 32)"),
     "training": ({"training": {"epochs": "5"}}, "training.epochs (3 and 5)"),
+    "precision": ({"precision": "bfloat16"}, "precision of training (float32 and bfloat16)"),
 }
 
 
@@ -246,6 +250,33 @@ def test_other_code_is_compared(make_cell: Maker, make_packed: Runner) -> None:
     assert not compare(base, make_packed(make_cell(binding=0), make_cell(binding=0, seed=1), bindings=[young])).alarms
     mixed = make_packed(make_cell(binding=0), make_cell(binding=1, seed=1), bindings=[old, young])
     assert [change.seeds for change in compare(base, mixed).changes] == [(0,), (1,)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "repeats"),
+    [
+        ({"fit_threads": 1}, "threads per fit (2 and 1)", False),
+        ({"precision": None}, "precision of training (float32 and not recorded)", True),
+        ({}, "", True),
+    ],
+)
+def test_other_threads_per_fit_are_compared_as_another_machine(
+    make_cell: Maker, make_packed: Runner, changed: dict[str, Any], words: str, repeats: bool
+) -> None:
+    """Fits on other threads have other rounding, hence the wider limit; a remark names them, and what one run did not record."""
+    base = make_packed(make_cell(binding=0), make_cell(method="bert", binding=0), bindings=[bind()])
+    new = make_packed(make_cell(binding=0), make_cell(method="bert", binding=0), bindings=[bind(**changed)])
+    found = compare(base, new)
+    assert not found.gaps and [change.repeats for change in found.changes] == [repeats, repeats]
+    said = [remark for remark in found.remarks if remark.startswith("2 cells of made-up and made-up differ in")]
+    assert bool(said) == bool(words) and all(words in remark for remark in said)
+
+
+def test_seeds_measured_on_other_threads_are_not_averaged(make_cell: Maker, make_packed: Runner) -> None:
+    """Seeds of a cell that were measured on one and on two threads are changes of their own."""
+    machines = [HERE, HERE.model_copy(update={"torch_threads": 1})]
+    run = make_packed(make_cell(seed=0), make_cell(seed=1, machine=1), make_cell(seed=2), machines=machines)
+    assert [change.seeds for change in compare(run, run).changes] == [(0, 2), (1,)]
 
 
 def test_a_base_without_fingerprints_is_compared_by_what_it_has(make_cell: Maker, make_packed: Runner) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.results.belonging import NO_FINGERPRINT, differences
+from harness.results.belonging import NO_FINGERPRINT, differences, measured_otherwise, trained_otherwise
 from harness.results.schema import Binding
 
 FEW = st.sampled_from(["a", "b"])
@@ -20,6 +20,8 @@ BINDINGS = st.builds(
     own=st.lists(NAMES, unique=True),
     fits=st.dictionaries(st.sampled_from(["bert", "geep"]), FEW),
     versions=st.dictionaries(st.sampled_from(["bert", "geep"]), FEW),
+    precision=st.sampled_from([None, "float32", "bfloat16"]),
+    fit_threads=st.sampled_from([None, 1, 2]),
 )
 
 
@@ -41,3 +43,38 @@ def test_every_shared_setting_counts(one: Binding, other: Binding) -> None:
     unequal = {key for key in {*one.training, *other.training} if one.training.get(key) != other.training.get(key)}
     found = {words.split()[0] for words in differences(one, other) if words.startswith("training.")}
     assert found == {f"training.{key}" for key in unequal - {*one.own, *other.own}}
+
+
+@settings(deadline=None, max_examples=60)
+@given(BINDINGS, BINDINGS)
+def test_precision_and_threads_of_training_count(one: Binding, other: Binding) -> None:
+    """Inside a run both must be equal; across runs precision must, where both recorded it. What differs is always named."""
+    inside, across = (" ".join(differences(one, other, across_code=code)) for code in (False, True))
+    named = " ".join(trained_otherwise(one, other))
+    for words, key in (("precision of training", "precision"), ("threads per fit", "fit_threads")):
+        ours, theirs = getattr(one, key), getattr(other, key)
+        assert (words in inside) == (words in named) == (ours != theirs)
+        assert (words in across) == (key == "precision" and ours != theirs and None not in (ours, theirs))
+
+
+def test_words_for_what_differs() -> None:
+    """Both values are named, and an older result says that it did not record its own."""
+    one = Binding(
+        test_rows="",
+        train_rows="",
+        backbone="",
+        max_length=8,
+        training={},
+        own=[],
+        fits={},
+        versions={},
+        precision="float32",
+    )
+    other = one.model_copy(update={"precision": None, "fit_threads": 2})
+    assert differences(one, other) == [
+        "precision of training (float32 and not recorded)",
+        "threads per fit (not recorded and 2)",
+    ]
+    assert trained_otherwise(one, other, known=True) == []
+    assert measured_otherwise(1, 2) == ["threads while measuring (1 and 2)"]
+    assert measured_otherwise(1, 1) == measured_otherwise(None, 2) == []

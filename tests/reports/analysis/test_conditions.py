@@ -23,6 +23,9 @@ CHANGES = {
     "a setting more": ({"training": {"epochs": "3", "clip": "2.0"}}, "training.clip (not set and 2.0)"),
     "another teacher": ({"fits": {"bert": "tuned"}}, "settings of bert"),
     "other code": ({"versions": {"bert": "1.2"}}, "version of bert"),
+    "another precision": ({"precision": "bfloat16"}, "precision of training (float32 and bfloat16)"),
+    "more threads per fit": ({"fit_threads": 4}, "threads per fit (1 and 4)"),
+    "an unknown precision": ({"precision": None}, "precision of training (float32 and not recorded)"),
 }
 ALLOWED = {
     "a setting of its own": {"training": {}, "own": ["epochs"]},
@@ -66,6 +69,22 @@ def test_what_differs_is_never_paired(fabricate, change):
     if change == "test rows corrected":  # a report takes a second
         page = write_report(run.path).read_text(encoding="utf-8")
         assert line.partition(":")[2] in page and "<td>B</td>" in page
+
+
+def test_cells_measured_on_other_threads_stand_apart(fabricate):
+    """Passes on two threads are not paired with passes on one, and seeds of both are not averaged; a caveat says why."""
+    run = fabricate()
+    one, two = ({"cpu": "a test CPU", "torch_threads": count, "versions": {"torch": "2.13.0"}} for count in (1, 2))
+    run.cell("bert", fingerprint=one)
+    run.cell("fastbert", "speed=0.5", fingerprint=one)
+    run.cell("geep", "speed=0.5", fingerprint=two)
+    run.cell("fastbert", "speed=0.5", seed=1, fingerprint=two)
+    view = build_view(run.path)
+    assert view.warnings == 1 and "B differs from A in threads while measuring (1 and 2)" in view.caveats[0]
+    assert {(row.method, row.conditions, row.seeds) for row in view.rows} == {
+        *(("bert", "A", 1), ("fastbert", "A", 1), ("fastbert", "B", 1), ("geep", "B", 1))
+    }
+    assert not [test for test in view.rivals if test.method == "geep" and test.rival == "bert" and test.pairs]
 
 
 def test_seeds_on_other_rows_are_not_averaged(fabricate):
