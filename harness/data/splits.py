@@ -297,13 +297,14 @@ def limit_dataset(
     ]
     overruled = max_dev is not None and allowed < min(max_dev, len(dataset.dev))
     remarks = [f"dev has {len(dev)} rows, not {max_dev}{reason}"] if overruled else []
-    beyond = np.setdiff1d(np.arange(len(dataset.train)), chosen, assume_unique=True)
+    left_out = np.ones(len(dataset.train), dtype=bool)
+    left_out[chosen] = False
     known = (train, dataset.dev, dataset.test)
     return replace(
         dataset,
         notes=[*dataset.notes, *notes],
         remarks=[*dataset.remarks, *remarks],
-        unlabelled=draw_unlabelled(dataset.train, beyond, dataset.unlabelled, known, max_unlabelled),
+        unlabelled=draw_unlabelled(dataset.train, np.flatnonzero(left_out), dataset.unlabelled, known, max_unlabelled),
         **limited,
     )
 
