@@ -17,8 +17,13 @@ SETTING = (
 ROW_SETTING = (*SETTING, "conditions")
 # What a row and its reference must share.
 SAME_REFERENCE = ("source", "backbone", "protocol", "device", "dtype", "conditions")
+# What is shown beside these: rows that belong together share it, as far as it is known, and rows without training have none.
+_RECORDED = ("trained_in", "fit_threads", "threads")
 _PHRASES = {
     "n": "{} test samples",
+    "trained_in": "trained in {}",
+    "fit_threads": "threads per fit {}",
+    "threads": "threads while measuring {}",
     "batch_size": "batch {}",
     "batch_tokens": "at most {} tokens a batch",
     **dict.fromkeys(("dtype", "device", "compute"), "{}"),
@@ -41,8 +46,10 @@ def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 def shared_facts(rows: Sequence[object]) -> str:
     """Return the settings that all rows share, as one line."""
     parts = []
-    for name in (*SETTING, "n"):
+    for name in (*SETTING, "n", *_RECORDED):
         values = {getattr(row, name) for row in rows}
+        if name in _RECORDED:
+            values -= {"", None}
         if len(values) == 1 and name != "executor" and values not in ({0}, {None}):
             parts.append(_PHRASES.get(name, name + " {}").format(values.pop()))
     return ", ".join(parts)

@@ -81,6 +81,7 @@ class ResultRow(SeedMeans):
         kept: speed-up over ``ratio_linear``.
         noise: A/A band of the dataset on this device.
         trained_in, fit_threads: precision and threads of training, as text; empty where nothing was trained or recorded.
+        threads: CPU threads while measuring; None where not recorded.
         kept_epoch: epoch that was kept, of those allowed, e.g. ``3 of 5``; empty where the last one is kept by rule.
         last_epoch: whether the best epoch of a seed is the last one allowed.
         collapsed: a phrase for every head that collapsed (:mod:`harness.results.training_doubts`).
@@ -133,6 +134,7 @@ class ResultRow(SeedMeans):
     notes: list[str]
     trained_in: str = ""
     fit_threads: str = ""
+    threads: int | None = None
     kept_epoch: str = ""
     last_epoch: bool = False
     collapsed: tuple[str, ...] = ()
@@ -256,6 +258,7 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         notes=sorted({note for result in same for note in result.notes}),
         trained_in=_listed(one.precision for one in fits),
         fit_threads=_listed(one.threads for one in fits),
+        threads=first.fingerprint.get("torch_threads"),
         kept_epoch=_kept_epochs(fits),
         last_epoch=any(map(kept_the_last_epoch, fits)),
         collapsed=tuple(

@@ -54,7 +54,7 @@ CSV = (
     *("samples_per_s", "samples_per_s_sd", "seconds", "rounds", "reference"),
     *("speedup", "speedup_sd", "speedup_p10", "speedup_p90", "noise_high"),
     *("kept", "params", "depth", "valid_token_ratio", "peak_memory_bytes", "train_seconds", "steps", "passes_ratio"),
-    *("kept_epoch", "trained_in", "fit_threads", "dev_accuracy", "rounds_agree", "marks"),
+    *("kept_epoch", "trained_in", "fit_threads", "threads", "dev_accuracy", "rounds_agree", "marks"),
 )
 
 
