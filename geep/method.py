@@ -1,4 +1,4 @@
-"""GEEP as the paper describes it: one-step training, exit table, predicted exits, sorted batches."""
+"""GEEP as the paper describes it: one-step training, exit table, predicted exits, sorted batches. Settings have our variants."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from geep.exit_table import ExitTable
 from geep.exit_table.keys import MAX_NGRAM
 from geep.exit_table.rows import COUNT_LIMIT
 from geep.exit_table.storage import MAX_LAYERS
-from geep.objective import shared_exit_loss
+from geep.objective import Objective, PathWeights, shared_exit_loss
 from geep.predictor import QUANTILES, DevView, budget_points, build_table, tune_quantile
 from geep.table_rows import TableSettings, choose_rows
 from harness.contracts import Execution, OperatingPoint, Role
@@ -29,9 +29,11 @@ from harness.execution.executors import exit_logits
 from harness.execution.run_pass import Answer
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.budgets import budget_name
+from harness.toolkit.dev_scores import exits_score
+from harness.toolkit.distillation import fine_tuned
 from harness.toolkit.fitted import AssignedExits, load_model, read_points, reading
 from harness.toolkit.method_settings import Head, SpeedBudgetSettings, speed_name
-from harness.toolkit.training import mean_dev_accuracy, train
+from harness.toolkit.training import TrainingReport, train
 
 TUNING = Execution(batch_size=64)
 
@@ -44,6 +46,14 @@ class GeepSettings(TableSettings, SpeedBudgetSettings):
     ngram: int = Field(1, ge=1, le=MAX_NGRAM, description="longest key, in tokens")
     min_count: int = Field(2, ge=1, le=COUNT_LIMIT - 1, description="samples that a key needs for its own row")
     smoothing: int = Field(8, ge=0, le=COUNT_LIMIT - 1, description="weight of the back-off row in every row")
+    start: Literal["backbone", "bert"] = Field(
+        "backbone", description='weights to start from; bert: the fine-tuned full-depth path, with needs = ["bert"]'
+    )
+    path_weights: PathWeights = Field(
+        "equal", description="weights of the paths' losses; rising: deeper paths count more"
+    )
+    student_gradient: bool = Field(True, description="false: the students' losses do not reach the encoder")
+    equilibrium: bool = Field(False, description="true: gradients of the paths are balanced at every layer")
 
     @property
     def point_names(self) -> list[str]:
@@ -111,17 +121,19 @@ class Geep(BaseMethod[GeepSettings]):
         train_rows, table_rows = choose_rows(task, own, seed)
         torch.manual_seed(seed)
         model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), own.head)
+        first = warm_start(model, teachers, own.head) if own.start == "bert" else None
+        objective = Objective(own.path_weights, own.student_gradient, own.equilibrium)
 
         report = train(
             model,
-            lambda tokens, layout, labels: shared_exit_loss(model, tokens, layout, labels),
+            lambda tokens, layout, labels: shared_exit_loss(model, tokens, layout, labels, objective),
             train_rows,
             own,
             seed=seed,
             name=f"geep {task.name}",
-            evaluate=lambda: mean_dev_accuracy(model, task.dev),
+            evaluate=lambda: exits_score(model, task.dev),
         )
-        fitted = FittedGeep(model, report)
+        fitted = FittedGeep(model, report if first is None else first + report)
         observed = exit_logits(model, table_rows, TUNING)
         answers: tuple[Answer, ...] = ("student", "shared")
         views = {
@@ -153,3 +165,15 @@ class Geep(BaseMethod[GeepSettings]):
                 )
         fitted.points += budget_points(on_dev, views["student"], own.budgets)
         return fitted
+
+
+def warm_start(model: MultiExitModel, teachers: Teachers, head: Head) -> TrainingReport | None:
+    """Copy the encoder and the head of the fine-tuned ``bert`` into the full-depth path; return what its training cost.
+
+    Raises:
+        ConfigError: there is no such teacher, or its head is of another kind.
+    """
+    tuned = fine_tuned("geep with start = 'bert'", teachers, head=head)
+    model.encoder.load_state_dict(tuned.model.encoder.state_dict())
+    model.teacher.load_state_dict(tuned.model.teacher.state_dict())
+    return tuned.training

@@ -148,10 +148,13 @@ def run(
     max_dev: int | None = None,
     max_test: int | None = None,
     max_unlabelled: int | None = None,
+    max_length: int | None = None,
     rounds: int | None = None,
     fit_processes: int | None = None,
+    fit_threads: int | None = None,
     execution: Mapping[str, Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    tuned: str | Path | Sequence[str | Path] = (),
     fresh: bool = False,
     fit_only: bool = False,
 ) -> Run:
@@ -168,11 +171,14 @@ def run(
         out: the run folder; default ``runs/<profile>``.
         max_train, max_dev, max_test: maximum number of rows (stratified).
         max_unlabelled: maximum number of texts without labels, for methods that use them.
+        max_length: tokens per sample, at most.
         rounds: timed passes per cell.
         fit_processes: methods to fit at the same time, on a CPU.
+        fit_threads: threads of every fit, on a CPU.
         execution: how predictions are run, e.g. ``{"batch_size": 8}``; keys of the profile's table ``execution``.
         settings: settings of methods, e.g. ``{"tinybert": {"augment": 2}, "training": {"epochs": 1}}``. A new name with
             ``like`` makes a variant, which is measured, too.
+        tuned: files of ``suites.studies.search``: train with the winners; ``settings`` replace them.
         fresh: fit and measure again what exists already.
         fit_only: fit and cache all methods, and measure nothing.
 
@@ -198,6 +204,7 @@ def run(
         data=None if data is None else Path(data),
         device=device,
         fresh=fresh,
+        tuned=[Path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)],
         overrides=[(table, key, value) for table, own in (settings or {}).items() for key, value in own.items()],
         backbones=backbone,
         execution=execution,
@@ -208,8 +215,10 @@ def run(
         max_dev=max_dev,
         max_test=max_test,
         max_unlabelled=max_unlabelled,
+        max_length=max_length,
         rounds=rounds,
         fit_processes=fit_processes,
+        fit_threads=fit_threads,
     )
     return execute(chosen, fit_only=fit_only)
 

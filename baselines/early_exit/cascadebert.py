@@ -26,10 +26,11 @@ from harness.execution.cascade import confidence, confidence_rule, run_cascade
 from harness.execution.executors import run_full
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.budgets import Candidate, points_at_budgets
+from harness.toolkit.dev_scores import full_depth_score
 from harness.toolkit.distillation import fine_tuned, take_layers
 from harness.toolkit.fitted import ChosenPoints, FittedModel, load_model, read_points, reading
 from harness.toolkit.method_settings import BudgetSettings, Recipe
-from harness.toolkit.training import TrainingReport, dev_accuracies, total_cost, train
+from harness.toolkit.training import TrainingReport, total_cost, train
 
 TUNING = Execution(batch_size=64)
 _APART = 1e-6  # confidences nearer than this differ by rounding only
@@ -152,7 +153,7 @@ class _Small:
             ranked = ranking_loss(confidence(logits), labels >= classes, margin) if weight else 0.0
             return F.cross_entropy(logits, labels % classes) + weight * ranked
 
-        evaluate = (lambda: dev_accuracies(model, self.task.dev)[-1]) if watched else None
+        evaluate = (lambda: full_depth_score(model, self.task.dev)) if watched else None
         report = train(model, loss, split, self.recipe, seed=seed, name=name, evaluate=evaluate)
         return FittedModel(model, report)
 

@@ -27,7 +27,7 @@ from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.distillation import take_layers
 from harness.toolkit.fitted import FittedModel, load_model, reading
 from harness.toolkit.method_settings import Head, MethodSettings
-from harness.toolkit.training import train
+from harness.toolkit.training import DevScore, train
 
 BUCKETS = 6
 LAST = -1  # in place of a bucket: runs to the last layer
@@ -229,9 +229,10 @@ class HashEE(BaseMethod[HashEESettings]):
             hidden = masked_state(model.encoder, tokens, layout, exits)
             return F.cross_entropy(model.teacher(hidden, layout).float(), labels)
 
-        def evaluate() -> float:
+        def evaluate() -> DevScore:
             answers = run_token_exits(model, task.dev.tokens, exits, Execution(batch_size=64)).logits.argmax(-1)
-            return float((answers == task.dev.labels.numpy()).mean())
+            accuracy = float((answers == task.dev.labels.numpy()).mean())
+            return DevScore(accuracy, (accuracy,))
 
         report = train(model, loss, task.train, own, seed=seed, name=f"hashee {task.name}", evaluate=evaluate)
         return HashedExits(model, report, exits=exits)

@@ -12,9 +12,10 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.dev_scores import full_depth_score
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.method_settings import Head, MethodSettings
-from harness.toolkit.training import dev_accuracies, train
+from harness.toolkit.training import train
 
 
 class BertSettings(MethodSettings):
@@ -32,10 +33,10 @@ def fine_tune(task: Task, backbone: Backbone, own: BertSettings, *, seed: int, n
         *_, hidden = model.encoder.states(tokens, layout)
         return F.cross_entropy(model.teacher(hidden, layout).float(), labels)
 
-    def evaluate() -> float:
-        return dev_accuracies(model, task.dev)[-1]
-
-    return FullDepth(model, train(model, loss, task.train, own, seed=seed, name=name, evaluate=evaluate))
+    report = train(
+        model, loss, task.train, own, seed=seed, name=name, evaluate=lambda: full_depth_score(model, task.dev)
+    )
+    return FullDepth(model, report)
 
 
 class Bert(BaseMethod[BertSettings]):

@@ -23,18 +23,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """Return the settings of a parsed ``run`` command."""
     from harness.running.run_settings import make_settings
 
-    plain = ("out", "data", "device", "fresh")
-    keys = (
-        "methods",
-        "datasets",
-        "seeds",
-        "max_train",
-        "max_dev",
-        "max_test",
-        "max_unlabelled",
-        "rounds",
-        "fit_processes",
-    )
+    plain = ("out", "data", "device", "fresh", "tuned")
+    limits = ("max_train", "max_dev", "max_test", "max_unlabelled", "max_length")
+    keys = ("methods", "datasets", "seeds", "rounds", "fit_processes", "fit_threads", *limits)
     return make_settings(
         args.profile,
         overrides=args.set,

@@ -113,12 +113,22 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         metavar="N",
         help="at most N texts without labels, for methods that use them: rows beyond --max-train, DIR/<name>/unlabelled.*",
     )
+    run.add_argument("--max-length", type=whole_number(8), metavar="N", help="at most N tokens per sample")
     run.add_argument("--rounds", type=whole_number(1), metavar="N", help="timed passes per cell")
     run.add_argument(
         "--fit-processes",
         type=whole_number(1),
         metavar="N",
-        help="fit N methods at a time (on a CPU), each on 1/N of the threads",
+        help="fit N methods at a time (on a CPU), each on 1/N of the threads unless --fit-threads says otherwise",
+    )
+    run.add_argument("--fit-threads", type=whole_number(1), metavar="N", help="threads of every fit (on a CPU)")
+    run.add_argument(
+        "--tuned",
+        type=path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="train with the winners of a search (suites.studies.search), and store it with the results; repeatable",
     )
     run.add_argument("--out", type=path, metavar="DIR", help="run folder; default runs/<profile>")
     run.add_argument("--fit-only", action="store_true", help="fit and cache only; measure later, on a quiet machine")

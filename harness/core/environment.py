@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,3 +80,16 @@ def _lasting_facts() -> dict[str, Any]:
             "capability": f"{properties.major}.{properties.minor}",
         }
     return facts
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Give torch this many threads inside the block; 0 leaves them as they are."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count:
+            torch.set_num_threads(before)

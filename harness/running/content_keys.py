@@ -63,6 +63,7 @@ class ContentKeys:
             profile.common(method),  # which settings are common to all methods is part of a result's binding
             asdict(self.settings.execution),
             self.settings.device,
+            [self.settings.fit_threads, *(self.settings.precision(name) for name in names)],
             *unlabelled,
             *([engines] if engines else []),
         )

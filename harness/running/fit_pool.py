@@ -16,8 +16,6 @@ from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
 
-import torch
-
 from harness.core import clock
 from harness.core.errors import WriteError, is_fatal
 from harness.running.run_settings import Settings
@@ -88,8 +86,7 @@ class FitPool:
     written, the run ends.
 
     Args:
-        settings: the run. Its profile says how many workers there are; they start when there is something to fit, and share the
-            threads that torch would use.
+        settings: the run. Its profile says how many workers there are; they start when there is something to fit.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -120,14 +117,14 @@ class FitPool:
 
     def start(self, workers: int) -> None:
         """Start workers up to this number; they import what they need while this process does something else."""
-        threads = str(max(1, torch.get_num_threads() // self.processes))
+        threads = self.settings.fit_threads
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         settings = self.settings
         first = {
-            "profile": settings.profile.model_dump(mode="json"),
+            "profile": settings.profile.model_copy(update={"fit_threads": threads}).model_dump(mode="json"),
             "data": None if settings.data is None else str(settings.data.resolve()),
             "device": settings.device,
-            "threads": int(threads),
+            "threads": threads,
         }
         for _ in range(workers - len(self._workers)):
             worker = subprocess.Popen(
@@ -137,7 +134,7 @@ class FitPool:
                 text=True,
                 encoding="utf-8",
                 process_group=0,  # Ctrl+C reaches this process only, which then ends the workers
-                env={**environment, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"},
+                env={**environment, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"},
             )
             self._workers.append(worker)
             self._send(worker, first)

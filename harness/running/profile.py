@@ -25,6 +25,7 @@ from harness.core.settings import Place, StrictSettings, explain
 from harness.core.text_formats import parse_toml, read_toml
 from harness.data.splits import DEV_SHARE
 from harness.data.unlabelled import MOST_UNLABELLED
+from harness.results.search_record import SearchPlan
 from harness.running import variants
 
 GROUP = "geep.profiles"
@@ -69,7 +70,9 @@ class Profile(StrictSettings):
         seeds: training seeds.
         speeds: entropy thresholds (FastBERT's speed) at which early-exit methods are measured.
         rounds: timed passes per cell.
-        fit_processes: methods that are fitted at the same time, each on its share of the threads; on a CPU only.
+        fit_processes: methods that are fitted at the same time; on a CPU only.
+        fit_threads: threads of every fit on a CPU; by default those of torch, divided by ``fit_processes``. Results of training
+            depend on it in their last digits, so it is part of the keys of fits.
         max_length: tokens per sample.
         max_train, max_dev, max_test: maximum number of rows (stratified, seed 0); without ``max_dev``, ``max_train`` limits dev,
             too (:func:`harness.data.splits.limit_dataset`).
@@ -80,6 +83,7 @@ class Profile(StrictSettings):
         execution: how predictions are run.
         training: hyper-parameters for every method (see :class:`harness.toolkit.method_settings.Recipe`), ``head``.
         compare: method -> other methods that the report compares it with, in addition to its standard ones.
+        search: trials for training settings; a run does not read them.
         method: settings per method, which override ``training``; with ``like``, a variant (:mod:`harness.running.variants`);
             ``engine`` says what it runs on (:mod:`harness.engines`).
     """
@@ -94,6 +98,7 @@ class Profile(StrictSettings):
     speeds: list[Annotated[float, Field(ge=0, le=1)]] = [0.1, 0.5, 0.8]
     rounds: int = Field(default=3, ge=1)
     fit_processes: int = Field(default=1, ge=1, le=64)
+    fit_threads: int | None = Field(default=None, ge=1, le=1024)
     max_length: int = Field(default=128, ge=8)
     max_train: int | None = Field(default=None, ge=1)
     max_dev: int | None = Field(default=None, ge=1)
@@ -104,6 +109,7 @@ class Profile(StrictSettings):
     execution: ExecutionSettings = ExecutionSettings()
     training: dict[str, Any] = Field(default_factory=dict)
     compare: dict[Name, list[Name]] = Field(default_factory=dict)
+    search: SearchPlan | None = None
     method: dict[Name, dict[str, Any]] = Field(default_factory=dict)
 
     # For error messages only: the name or path it was loaded by, and the settings that override the file's.

@@ -6,16 +6,19 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from harness.contracts import Compute, DType, Execution
 from harness.core.errors import ConfigError, DeviceError, MethodError, SettingsError, UnknownNameError
 from harness.encoder.backbone import default_device
+from harness.results.search_record import SearchRecord, read_search
 from harness.running import profile as profiles
 from harness.running.profile import Override, Profile
 from harness.running.task import check_names
+from harness.toolkit.method_settings import Precision
+from harness.toolkit.training import resolved_precision
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Settings:
         data: folder of local data; makes the source ``local``.
         device: ``"cpu"`` or ``"cuda"``.
         fresh: fit and measure again what exists already.
+        tuned: searches whose winners are among the settings of methods.
     """
 
     profile: Profile
@@ -34,6 +38,7 @@ class Settings:
     data: Path | None = None
     device: str = "cpu"
     fresh: bool = False
+    tuned: tuple[SearchRecord, ...] = ()
 
     @property
     def source(self) -> str:
@@ -43,6 +48,20 @@ class Settings:
     def dtype(self) -> DType:
         chosen = self.profile.execution.dtype
         return ("bfloat16" if self.device == "cuda" else "float32") if chosen == "auto" else chosen
+
+    @property
+    def fit_threads(self) -> int:
+        """Threads of every fit on a CPU; 0 on another device, where they change nothing."""
+        profile = self.profile
+        if self.device != "cpu":
+            return 0
+        return profile.fit_threads or max(1, torch.get_num_threads() // profile.fit_processes)
+
+    def precision(self, method: str) -> str:
+        """Return the precision in which a method is trained on this device, ``"float32"`` or ``"bfloat16"``."""
+        chosen = self.profile.config(method).get("precision", "auto")
+        # Any other value is refused when the method reads its settings.
+        return resolved_precision(chosen, torch.device(self.device)) if chosen in get_args(Precision) else str(chosen)
 
     @property
     def compute(self) -> Compute:
@@ -65,6 +84,7 @@ def make_settings(
     data: Path | None = None,
     device: str | None = None,
     fresh: bool = False,
+    tuned: Iterable[Path] = (),
     overrides: Iterable[Override] = (),
     backbones: Mapping[str, str] | None = None,
     execution: Mapping[str, Any] | None = None,
@@ -76,7 +96,8 @@ def make_settings(
         profile: a name, the path of a TOML file, or a profile.
         out: the run folder; default ``runs/<profile>``.
         device: default: ``"cuda"`` if there is one.
-        overrides: settings of methods. A variant made by them is measured, too, unless ``methods`` are given.
+        tuned: files of ``suites.studies.search``, whose winners replace settings of the profile.
+        overrides: settings of methods, which replace those. A variant made by them is measured, too, unless ``methods`` are given.
         backbones: by language; others stay as in the profile.
         execution: keys of the profile's table ``execution`` to replace.
         changes: other keys of the profile to replace; ``None`` keeps the profile's value.
@@ -87,7 +108,11 @@ def make_settings(
     """
     chosen = profile if isinstance(profile, Profile) else profiles.load(str(profile))
     changes = {key: value for key, value in changes.items() if value is not None}
-    listed, merged = {*chosen.methods, *chosen.method}, chosen.with_settings(overrides)
+    searches = tuple(read_search(path) for path in tuned)
+    found = [
+        (method, key, value) for search in searches for method, own in search.best.items() for key, value in own.items()
+    ]
+    listed, merged = {*chosen.methods, *chosen.method}, chosen.with_settings([*found, *overrides])
     if "methods" not in changes and (made := [name for name in merged.variants if name not in listed]):
         changes["methods"] = [*chosen.methods, *made]
     if backbones:
@@ -98,7 +123,7 @@ def make_settings(
         valid = profiles.validated({**merged.model_dump(), **changes}, f"{chosen.name} with the given options")
         merged = merged.model_copy(update={key: getattr(valid, key) for key in changes})
     folder = out.expanduser() if out else Path("runs") / (chosen.name or "run")
-    return Settings(merged, folder, data, device or default_device(), fresh)
+    return Settings(merged, folder, data, device or default_device(), fresh, searches)
 
 
 def validate_settings(settings: Settings) -> None:

@@ -24,6 +24,7 @@ from harness.contracts import (
     UsesWordHead,
 )
 from harness.core.digest import check_seal, seal
+from harness.core.environment import torch_threads
 from harness.core.errors import BackboneError, ConfigError, MethodError, ResultError, format_error, is_fatal
 from harness.core.files import cache_root, content_key, require_space, write_folder
 from harness.core.names import LONGEST_FILE_NAME, check_label, clean
@@ -39,7 +40,7 @@ from harness.running.run_settings import Settings
 from harness.running.task import Prepared, load_raw, prepare, without_unlabelled
 
 # Raised whenever a change of the encoder or the training loop changes what methods learn.
-CHASSIS_VERSION = 1
+CHASSIS_VERSION = 2
 FITS = "fits-2"  # folder of the cache; "fits" is that of versions whose fits have no checksums
 # Settings that only choose operating points, which cells are named after.
 _POINTS = {"speeds", "budgets"}
@@ -223,6 +224,8 @@ class Session:
             self.prepared.task.fingerprint,
             [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint],
             self.settings.device,
+            self.settings.fit_threads,
+            self.settings.precision(name),
             [self.fit_key(need) for need in method.needs],
             *([] if named is None else [named]),
             *self._declared_content(name),
@@ -239,6 +242,10 @@ class Session:
         """Return whether the cache has a fit of this name with any settings; loads nothing."""
         name = self.settings.profile.fit_of(name)
         return any((cache_root() / FITS).glob(f"{glob.escape(f'{self.dataset}--{name}')}--*"))
+
+    def forget(self, name: str) -> None:
+        """Delete a fit from the cache."""
+        shutil.rmtree(self._folder(name), ignore_errors=True)
 
     def fit(self, name: str) -> Fitted:
         """Return the fit of a method or variant, in float: from this process, from the cache, or trained now.
@@ -308,7 +315,8 @@ class Session:
             if loaded is not None:
                 return checked_fit(loaded, name)
             require_space(folder, sum(tensor.nbytes for tensor in backbone.state.values()))
-            fitted = method.fit(task, backbone, teachers, config=profile.config(name), seed=self.seed)
+            with torch_threads(self.settings.fit_threads):
+                fitted = method.fit(task, backbone, teachers, config=profile.config(name), seed=self.seed)
 
         def fill(place: Path) -> None:
             checked_fit(fitted, name).save(place)

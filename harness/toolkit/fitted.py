@@ -106,7 +106,8 @@ def load_model(folder: Path, device: str) -> tuple[MultiExitModel, TrainingRepor
         facts: dict[str, Any] | None = read_json(folder / "training.json")
         if facts is None:
             return model, None
-        return model, TrainingReport(**{**facts, "dev_scores": tuple(facts["dev_scores"])})
+        lists = {key: tuple(facts.get(key, ())) for key in ("dev_scores", "exit_scores")}
+        return model, TrainingReport(**{**facts, **lists})
 
 
 class BorrowedModel(FittedModel):

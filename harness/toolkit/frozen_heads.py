@@ -10,6 +10,7 @@ from harness.core.errors import ConfigError
 from harness.core.tokens import Task
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import Teachers
+from harness.toolkit.dev_scores import exits_score
 from harness.toolkit.distillation import fine_tuned, take_layers
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.method_settings import Head, Recipe
@@ -51,8 +52,20 @@ class FrozenHeads:
         return cls(method, model, tuned)
 
     def train(self, loss: LossFn, task: Task, recipe: Recipe, seed: int, horizon: int | None = None) -> TrainingReport:
-        """Train the new heads and keep the last epoch; return the cost of both steps. ``horizon``: as in :func:`train`."""
-        name = f"{self.method} {task.name}"
-        report = train(self.model, loss, task.train, recipe, seed=seed, name=name, horizon=horizon)
+        """Train the new heads and return the cost of both steps; without a patience, the last epoch is kept, as published.
+
+        ``horizon``: as in :func:`train`.
+        """
+        report = train(
+            self.model,
+            loss,
+            task.train,
+            recipe,
+            seed=seed,
+            name=f"{self.method} {task.name}",
+            evaluate=lambda: exits_score(self.model, task.dev),
+            keep="last",
+            horizon=horizon,
+        )
         self.model.requires_grad_(True)
         return total_cost(self.teacher.training, report)

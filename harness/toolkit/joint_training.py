@@ -23,9 +23,10 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import ExitGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.dev_scores import exits_score
 from harness.toolkit.method_settings import BudgetSettings, Head
 from harness.toolkit.rule_exits import RuleExits, RuleName, under_rule
-from harness.toolkit.training import LossFn, mean_dev_accuracy, train
+from harness.toolkit.training import LossFn, train
 
 
 class JointSettings(BudgetSettings):
@@ -38,22 +39,28 @@ J = TypeVar("J", bound=JointSettings, default=JointSettings)
 
 
 def exit_states(
-    model: MultiExitModel, tokens: TokenSet, layout: Layout, *, equilibrium: bool = False
+    model: MultiExitModel,
+    tokens: TokenSet,
+    layout: Layout,
+    *,
+    equilibrium: bool = False,
+    places: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Yield the states after every answering layer, in order of depth, each [rows, width], for its head to read.
 
     Args:
+        places: layer indices to yield the states of, rising; by default the answering layers. Layers above them do not run.
         equilibrium: rescale gradients in the backward pass (:func:`rescaled`) so that each layer gets the mean, and not
             the sum, of the gradients of the exits above it (Li et al., ICCV 2019; ElasticBERT's released code). With A
             exits, at place p = 0 .. A-1, the gradient from the deeper exits is multiplied by A - p - 1 and added to the
             gradient of the exit's own head, and the sum is divided by A - p. Heads get their full gradients.
     """
     hidden = model.encoder.embed(tokens, layout)
-    places = len(model.answers)
-    for index, layer in enumerate(model.encoder.layers):
+    chosen = model.answers if places is None else places
+    for index, layer in enumerate(model.encoder.layers[: chosen[-1] + 1]):
         hidden = layer(hidden, layout)
-        if index in model.answers:
-            above = places - model.answers.index(index)
+        if index in chosen:
+            above = len(chosen) - chosen.index(index)
             state = rescaled(hidden, 1 / above) if equilibrium else hidden
             yield state
             hidden = rescaled(state, above - 1) if equilibrium else state
@@ -94,7 +101,8 @@ class JointMethod(BaseMethod[J], Generic[J]):
         rule: the exit rule, a key of :data:`~harness.toolkit.rule_exits.RULES`.
         equilibrium: see :func:`exit_states`.
         gated: whether a gate is trained beside the heads.
-        keeps_best: keep the epoch with the largest dev accuracy, mean over all exits; else the last epoch.
+        keeps_best: keep the epoch with the best dev score (:func:`~harness.toolkit.dev_scores.exits_score`); else the last
+            one, unless the settings have a patience.
     """
 
     settings: type[J] = JointSettings  # type: ignore[assignment]  # the default of J
@@ -144,7 +152,8 @@ class JointMethod(BaseMethod[J], Generic[J]):
             own,
             seed=seed,
             name=f"{self.name} {task.name}",
-            evaluate=(lambda: mean_dev_accuracy(model, task.dev)) if self.keeps_best else None,
+            evaluate=lambda: exits_score(model, task.dev),
+            keep="best" if self.keeps_best else "last",
         )
         return under_rule(
             RuleExits, model, report, method=self.name, rule=self.rule, budgets=own.budgets, dev=task.dev, gate=gate

@@ -46,7 +46,12 @@ def speed_name(speed: float) -> str:
 class Recipe(StrictSettings):
     """Hyper-parameters of one training run. Defaults are FastBERT's (ACL 2020), with BERT's weight decay."""
 
-    epochs: int = Field(3, ge=1, description="passes over the train split")
+    epochs: int = Field(3, ge=1, description="passes over the train split, at most; the learning rate decays over them")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after so many epochs without a better dev score and keep the best; by default never",
+    )
     learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(32, ge=1, description="samples per step")
     weight_decay: float = Field(0.01, ge=0, description="weight decay; norms and biases have none")

@@ -15,9 +15,10 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.toolkit.augmentation import Augmentation
 from harness.toolkit.base_method import BaseMethod
+from harness.toolkit.dev_scores import full_depth_score
 from harness.toolkit.fitted import FittedModel, FullDepth
 from harness.toolkit.method_settings import MethodSettings
-from harness.toolkit.training import LossFn, TrainingReport, dev_accuracies, train
+from harness.toolkit.training import LossFn, TrainingReport, train
 
 
 class StudentSettings(MethodSettings):
@@ -126,6 +127,6 @@ class StudentMethod(BaseMethod[T], Generic[T]):
             own,
             seed=seed,
             name=f"{task.name} {self.name}{stage}",
-            evaluate=lambda: dev_accuracies(student, task.dev)[-1],
+            evaluate=lambda: full_depth_score(student, task.dev),
             teachers=[teacher.model],
         )

@@ -1,4 +1,4 @@
-"""The training loop of all methods: AdamW, linear warm-up and decay, gradient clipping, best dev epoch."""
+"""The training loop of all methods: AdamW, linear warm-up and decay, gradient clipping, early stopping on dev."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from harness.contracts import Execution
 from harness.core.clock import now, synchronise
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, TokenSet
 from harness.core.work import LayerCost
 from harness.encoder.layout import Layout
 from harness.encoder.model import EncoderLayer, ExitGate, FastBertHead, LinearHead
-from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.executors import exit_logits
-from harness.toolkit.method_settings import Recipe
+from harness.toolkit.method_settings import Precision, Recipe
 
 LossFn = Callable[[TokenSet, Layout, Tensor], Tensor]
+_ROUND_TO = 4  # tokens
+
+
+class DevScore(NamedTuple):
+    """What dev says about a model, see :mod:`harness.toolkit.dev_scores`.
+
+    Attributes:
+        score: the criterion by which epochs, and settings in a search, are chosen; 0..1.
+        exits: accuracy of every answering layer, in order of depth.
+    """
+
+    score: float
+    exits: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,11 @@ class TrainingReport:
         layer_passes: forward passes of one sample through one layer, teachers included.
         sample_passes: samples seen, with repetition.
         best_epoch: 1-based epoch whose weights were kept; ``None`` if the last one is always kept.
-        dev_scores: score after each epoch.
+        dev_scores: score after each epoch; of the last epoch only, if that one is always kept.
+        epochs: epochs that were allowed; 0 if an older version did not store them.
+        exit_scores: dev accuracy of every answering layer with the weights that were kept; empty if unknown.
+        precision: of matrix products, ``"float32"`` or ``"bfloat16"``; empty if unknown.
+        threads: that torch had; 0 if unknown.
         flops: of the layers, forward and backward, in the convention ``linear``, padding included; 0 if an older
             version did not count them.
     """
@@ -49,9 +63,13 @@ class TrainingReport:
     best_epoch: int | None = None
     dev_scores: tuple[float, ...] = ()
     flops: float = 0.0
+    epochs: int = 0
+    exit_scores: tuple[float, ...] = ()
+    precision: str = ""
+    threads: int = 0
 
     def __add__(self, other: TrainingReport) -> TrainingReport:
-        """Add the costs of two stages; epoch and scores are those of the later one.
+        """Add the costs of two stages; epochs, scores, precision and threads are those of the later one.
 
         The sum has 0 FLOPs (not counted) if a stage with layer passes has: a partial sum would look complete.
         """
@@ -64,6 +82,10 @@ class TrainingReport:
             other.best_epoch,
             other.dev_scores,
             self.flops + other.flops if counted else 0.0,
+            other.epochs,
+            other.exit_scores,
+            other.precision,
+            other.threads,
         )
 
 
@@ -126,13 +148,13 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def training_layout(batch: TokenSet) -> Layout:
-    """Return a layout padded to the longest sample, rounded up to 16: batches are of similar length, so padding is small.
+    """Return a layout padded to the longest sample, rounded up to 4: batches are of similar length, so padding is small.
 
     Packed rows would come in as many shapes as there are batches, and CPU libraries compile and keep a kernel for each
     shape: a third more time, and memory that grows.
     """
     lengths = batch.lengths.cpu().numpy()
-    return Layout(lengths, -(-int(lengths.max()) // 16) * 16, batch.device)
+    return Layout(lengths, -(-int(lengths.max()) // _ROUND_TO) * _ROUND_TO, batch.device)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -144,6 +166,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(test is not None and test() for test in tests)
 
 
+def resolved_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Return the precision of matrix products in training that a setting stands for on a device."""
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    return precision
+
+
 def train(
     model: nn.Module,
     loss_fn: LossFn,
@@ -152,7 +181,8 @@ def train(
     *,
     seed: int,
     name: str,
-    evaluate: Callable[[], float] | None = None,
+    evaluate: Callable[[], DevScore] | None = None,
+    keep: Literal["best", "last"] = "best",
     teachers: Sequence[nn.Module] = (),
     horizon: int | None = None,
 ) -> TrainingReport:
@@ -162,14 +192,22 @@ def train(
         model: its parameters with ``requires_grad`` are trained, in place; it is left in eval mode.
         seed: seeds torch's global generator (dropout) and the order of samples.
         name: shown in the progress bar.
-        evaluate: returns a score on dev after each epoch; the weights of the best epoch (the earliest on ties) are kept.
-            Without it, the last weights are kept.
+        evaluate: returns scores on dev. Without it, the last weights are kept, and ``recipe.patience`` has no effect.
+        keep: ``"best"``: evaluate after each epoch and keep the weights of the best one (the earliest on ties); ``"last"``:
+            keep the last ones, and evaluate these only. With ``recipe.patience``, the best ones are always kept.
         teachers: frozen modules that ``loss_fn`` runs; their layer passes are counted, too.
         horizon: steps of the learning-rate schedule, warm-up included; the rate is 0 after them. Default: all steps.
 
     Raises:
-        ConfigError: the loss became NaN or infinite; the message names the step.
+        ConfigError: the loss became NaN or infinite (the message names the step), or the patience is longer than the epochs.
     """
+    if evaluate is not None and recipe.patience is not None:
+        if recipe.patience > recipe.epochs:
+            raise ConfigError(
+                f"{name}: patience = {recipe.patience} is longer than its {recipe.epochs} epochs: lower patience, or "
+                "raise the epochs"
+            )
+        keep = "best"
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     tokens, device = split.tokens, split.tokens.device
@@ -179,18 +217,19 @@ def train(
     warm = max(1, round(recipe.warmup * scheduled))
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, scheduled, warm))
-    bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_bfloat16(device))
-    scores: list[float] = []
+    precision = resolved_precision(recipe.precision, device)
+    scores: list[DevScore] = []
     best: dict[str, Tensor] | None = None
+    best_epoch = 0
     start, done = now(), 0
     with LayerPasses([model, *teachers]) as passes, tqdm(total=steps, desc=name, leave=False, disable=None) as bar:
-        for _ in range(recipe.epochs):
+        for epoch in range(1, recipe.epochs + 1):
             model.train()
             total = torch.zeros((), device=device)
             for index in shuffled_batches(tokens, recipe.batch_size, generator):
                 batch = tokens.select(index)
                 layout = training_layout(batch)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                     loss = loss_fn(batch, layout, labels[index.to(device)])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -207,35 +246,31 @@ def train(
                             f"{name}: the loss is not finite at step {done} of {steps}: lower learning_rate"
                         )
                     bar.set_postfix(loss=f"{loss.item():.3f}")
-            if evaluate is not None:
-                model.eval()
-                before = passes.count, passes.flops
-                scores.append(evaluate())
-                passes.count, passes.flops = before  # evaluation is not training
-                if scores[-1] > max(scores[:-1], default=-math.inf):
-                    best = {key: value.detach().clone() for key, value in model.state_dict().items()}
+            if evaluate is None or (keep == "last" and epoch < recipe.epochs):
+                continue
+            model.eval()
+            before = passes.count, passes.flops
+            scores.append(evaluate())
+            passes.count, passes.flops = before  # evaluation is not training
+            if keep == "best" and scores[-1].score > max((one.score for one in scores[:-1]), default=-math.inf):
+                best, best_epoch = {key: value.detach().clone() for key, value in model.state_dict().items()}, epoch
+            if recipe.patience is not None and epoch - best_epoch >= recipe.patience:
+                break
         synchronise(device)
     if best is not None:
         model.load_state_dict(best)
     model.eval()
+    kept = scores[best_epoch - 1] if best is not None else scores[-1] if scores else None
     return TrainingReport(
         seconds=now() - start,
-        steps=steps,
+        steps=done,
         layer_passes=passes.count,
-        sample_passes=len(split) * recipe.epochs,
-        best_epoch=None if best is None else scores.index(max(scores)) + 1,
-        dev_scores=tuple(scores),
+        sample_passes=len(split) * epoch,
+        best_epoch=None if best is None else best_epoch,
+        dev_scores=tuple(one.score for one in scores),
         flops=passes.flops,
+        epochs=recipe.epochs,
+        exit_scores=() if kept is None else kept.exits,
+        precision=precision,
+        threads=torch.get_num_threads(),
     )
-
-
-def dev_accuracies(model: MultiExitModel, dev: Split) -> list[float]:
-    """Return the accuracy on dev of every answering layer, in order of depth."""
-    logits = exit_logits(model, dev.tokens, Execution(batch_size=64))
-    return [float((answer.argmax(-1) == dev.labels).float().mean()) for answer in logits]
-
-
-def mean_dev_accuracy(model: MultiExitModel, dev: Split) -> float:
-    """Return the mean of :func:`dev_accuracies`: a score for models all of whose exits answer some samples."""
-    scores = dev_accuracies(model, dev)
-    return sum(scores) / len(scores)

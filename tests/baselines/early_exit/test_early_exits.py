@@ -31,10 +31,11 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder, ExitGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_evidence
+from harness.toolkit.dev_scores import exits_score
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.joint_training import exit_answers, exit_losses
 from harness.toolkit.rule_exits import RuleExits
-from harness.toolkit.training import LossFn, Recipe, TrainingReport, dev_accuracies, parameter_groups
+from harness.toolkit.training import LossFn, Recipe, TrainingReport, parameter_groups
 
 JOINT = [Pabee, Berxit, PceeBert, RightTool, ElasticBert]
 FAMILY = [*JOINT, DeeBert]
@@ -201,13 +202,14 @@ def test_joint_training_reaches_all_weights(method: type[Any], fit: Fit, small_b
     assert kept is None if method is Berxit else kept in (1, 2)
 
 
-def test_dev_score_is_the_mean_over_exits(fit: Fit, signal_task: Task) -> None:
-    """The epoch with the best mean dev accuracy over all exits is kept."""
+def test_dev_score_is_the_area_over_layers(fit: Fit, signal_task: Task) -> None:
+    """The epoch with the largest area under accuracy over layers on dev is kept, and the accuracy of its exits is reported."""
     fitted = fit(Pabee)
     assert fitted.training is not None
-    scores = dev_accuracies(fitted.model, signal_task.dev)
-    assert len(scores) == 5
-    assert max(fitted.training.dev_scores) == pytest.approx(sum(scores) / 5)
+    found = exits_score(fitted.model, signal_task.dev)
+    assert len(found.exits) == 5
+    assert max(fitted.training.dev_scores) == pytest.approx(found.score)
+    assert fitted.training.exit_scores == pytest.approx(found.exits)
 
 
 def test_pabee_counts_exit_i_i_times(objective: Any, batch: Any) -> None:

@@ -36,16 +36,18 @@ methods = ["one", "three"]
 reference = "one"
 speeds = [0.1, 0.5]
 max_length = 16
+fit_threads = 1
 [training]
 epochs = 2
+precision = "float32"
 [method.three]
 layers = 2
 """
 KEYS = {
-    "one fit": "ba25d58eb66fbee9",
-    "one cell": "380bc43d48cfebfa",
-    "three fit": "88b0de134533ba12",
-    "three cell": "2565e771009c7744",
+    "one fit": "68d85f4d213dde25",
+    "one cell": "4761a7e909022d1e",
+    "three fit": "188f637b7ef86015",
+    "three cell": "5ec6bbbb2bc873b7",
 }
 
 

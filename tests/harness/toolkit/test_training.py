@@ -18,12 +18,13 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
+from harness.toolkit.dev_scores import full_depth_score
 from harness.toolkit.method_settings import Recipe
 from harness.toolkit.training import (
+    DevScore,
     LayerPasses,
     LossFn,
     TrainingReport,
-    dev_accuracies,
     parameter_groups,
     train,
 )
@@ -79,7 +80,7 @@ def test_the_loss_falls_on_a_learnable_task(tiny_shape: EncoderShape, toy: Split
     recipe = RECIPE.changed(epochs=15, learning_rate=3e-3)
     report = train(model, loss_of(model, seen), toy, recipe, seed=0, name="toy")
     assert sum(seen[-4:]) < 0.5 * sum(seen[:4])
-    assert dev_accuracies(model, toy)[-1] > 0.8
+    assert full_depth_score(model, toy).score > 0.8
     assert not model.training
     assert (report.steps, report.sample_passes) == (15 * 4, 15 * 30)
 
@@ -101,14 +102,65 @@ def test_the_best_dev_epoch_is_kept(model: MultiExitModel, toy: Split, scores: l
     """The weights of the epoch with the best score are kept; on a tie, the earlier ones."""
     snapshots = []
 
-    def evaluate() -> float:
+    def evaluate() -> DevScore:
         assert not model.training
         snapshots.append(copy.deepcopy(model.state_dict()))
-        return scores[len(snapshots) - 1]
+        score = scores[len(snapshots) - 1]
+        return DevScore(score, (score / 2, score))
 
     report = train(model, loss_of(model), toy, RECIPE, seed=0, name="toy", evaluate=evaluate)
-    assert (report.best_epoch, report.dev_scores) == (best, tuple(scores))
+    assert (report.best_epoch, report.dev_scores, report.epochs) == (best, tuple(scores), 4)
+    assert report.exit_scores == (scores[best - 1] / 2, scores[best - 1])
     assert all(torch.equal(tensor, snapshots[best - 1][name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "ran", "best"),
+    [([0.1, 0.9, 0.3, 0.9], 1, 3, 2), ([0.5, 0.4, 0.3, 0.6], 2, 3, 1), ([0.1, 0.2, 0.3, 0.2], 2, 4, 3)],
+)
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_training_stops_when_dev_does_not_improve(
+    model: MultiExitModel, toy: Split, scores: list[float], patience: int, ran: int, best: int, keep: str
+) -> None:
+    """After ``patience`` epochs without a better score training ends, and the best weights are kept, also by methods that
+    keep the last ones otherwise; only the epochs that ran are counted."""
+    snapshots = []
+
+    def evaluate() -> DevScore:
+        snapshots.append(copy.deepcopy(model.state_dict()))
+        return DevScore(scores[len(snapshots) - 1], (scores[len(snapshots) - 1],))
+
+    recipe = RECIPE.changed(patience=patience)
+    report = train(model, loss_of(model), toy, recipe, seed=0, name="toy", evaluate=evaluate, keep=keep)  # type: ignore[arg-type]
+    assert (report.best_epoch, report.dev_scores, report.epochs) == (best, tuple(scores[:ran]), 4)
+    assert (report.steps, report.sample_passes) == (ran * 4, ran * 30)
+    assert all(torch.equal(tensor, snapshots[best - 1][name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_patience_longer_than_the_epochs_is_refused(model: MultiExitModel, toy: Split) -> None:
+    """Such a patience would never stop anything; the message names both numbers."""
+    with pytest.raises(ConfigError, match="patience = 5 is longer than its 4 epochs"):
+        train(
+            model,
+            loss_of(model),
+            toy,
+            RECIPE.changed(patience=5),
+            seed=0,
+            name="toy",
+            evaluate=lambda: full_depth_score(model, toy),
+        )
+
+
+def test_the_last_epoch_is_scored_once_if_it_is_kept(model: MultiExitModel, toy: Split) -> None:
+    """With ``keep="last"`` dev is asked once, after the last epoch, and no epoch counts as chosen."""
+    asked = []
+
+    def evaluate() -> DevScore:
+        asked.append(1)
+        return DevScore(0.5, (0.25, 0.5))
+
+    report = train(model, loss_of(model), toy, RECIPE, seed=0, name="toy", evaluate=evaluate, keep="last")
+    assert (len(asked), report.best_epoch, report.dev_scores, report.exit_scores) == (1, None, (0.5,), (0.25, 0.5))
 
 
 def test_without_a_score_the_last_weights_are_kept(model: MultiExitModel, toy: Split) -> None:
@@ -136,8 +188,8 @@ def test_layer_passes_are_counted(model: MultiExitModel, make_model: Callable[..
             list(teacher.encoder.states(tokens, layout, 3))
         return plain(tokens, layout, labels)
 
-    def evaluate() -> float:
-        return dev_accuracies(model, toy)[-1]
+    def evaluate() -> DevScore:
+        return full_depth_score(model, toy)
 
     report = train(model, loss, toy, RECIPE, seed=0, name="toy", evaluate=evaluate, teachers=[teacher])
     assert report.layer_passes == 4 * 30 * (4 + 3)
@@ -206,6 +258,7 @@ def test_reports_of_two_stages_add_up() -> None:
     """Costs are summed; epoch and scores are the later stage's."""
     first, second = TrainingReport(1.0, 2, 3, 4, 1, (0.5,)), TrainingReport(10.0, 20, 30, 40, None, ())
     assert first + second == TrainingReport(11.0, 22, 33, 44, None, ())
+    assert (first + TrainingReport(1.0, 1, 1, 1, 2, (0.5,), 0.0, 7, (0.1, 0.5), "float32", 3)).exit_scores == (0.1, 0.5)
     # FLOPs: a stage without a count leaves the sum unknown; a stage without passes has none to count.
     counted, nothing = TrainingReport(1.0, 2, 3, 4, flops=5.0), TrainingReport(1.0, 0, 0, 0)
     assert [(a + b).flops for a, b in ((counted, counted), (counted, nothing), (nothing, counted))] == [10.0, 5.0, 5.0]
