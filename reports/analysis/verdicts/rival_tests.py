@@ -82,9 +82,9 @@ def compare_with_rivals(
 ) -> list[RivalTest]:
     """Test every row of kind method against every rival that its dataset has.
 
-    The rival's row shares dataset and setting, except how blocks are run. Its point is the same, or its base (``speed=0.5`` of
-    ``speed=0.5/once``); if its points are of another kind (speeds against budgets), the nearest in mean layers; if one of the two
-    has only one point, the rival's most accurate one.
+    The rival's row shares dataset and setting, except how blocks are run and the engine; the same engine is preferred. Its point
+    is the same, or its base (``speed=0.5`` of ``speed=0.5/once``); if its points are of another kind (speeds against budgets),
+    the nearest in mean layers; if one of the two has only one point, the rival's most accurate one.
 
     Args:
         rows: rows of the view, with their marks and noise.
@@ -142,7 +142,7 @@ def _rival_of(row: ResultRow, rival: str, rows: Sequence[ResultRow]) -> ResultRo
     if near:
         return max(near, key=lambda other: (other.point == row.point, same_way(other), accuracy(other)))
     if "=" not in row.base or not settings:
-        return max(able, key=lambda other: (accuracy(other), same_way(other)), default=None)
+        return max(able, key=lambda one: (one.engine == row.engine, accuracy(one), same_way(one)), default=None)
     mean = row.mean_layers
     if any(other.point.partition("=")[0] == row.base.partition("=")[0] for other in settings) or not mean:
         return None  # the rival was not measured at this very speed

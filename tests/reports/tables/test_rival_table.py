@@ -166,6 +166,24 @@ def test_rows_with_other_execution_are_compared(fabricate):
     assert "compute" not in view.varying
 
 
+def test_rows_on_another_engine_are_shown_and_compared(fabricate):
+    """The engine is a column, tells two rows of a method apart, and a rival on the same engine is preferred."""
+    run = fabricate()
+    run.cell("bert", accuracy=0.9)
+    run.cell("bert", accuracy=0.8, engine="int8")
+    run.cell("geep", "speed=0.5", layers=3.0)
+    run.cell("geep-int8", "speed=0.5", layers=3.0, engine="int8")
+    view = build_view(run.path)
+    assert [row.engine for row in view.rows if row.method == "bert"] == [None, "int8"]
+    found = against(run)
+    assert found["geep", "speed=0.5", "bert"].rival_accuracy == pytest.approx(0.9)
+    assert found["geep-int8", "speed=0.5", "bert"].rival_accuracy == pytest.approx(0.8)
+    (table,) = Contents(view).named("results", view.groups[0])
+    assert shown(table, method="geep-int8")["Engine"] == "int8"
+    assert shown(table, method="geep")["Engine"] == "—"
+    assert "engine" in to_csv(table).splitlines()[0].split(",")
+
+
 def test_speedup_over_a_rival(fabricate):
     """Over the reference it is the speed-up itself, else a marked ratio of speed-ups, else a dash."""
     run = fabricate()

@@ -36,6 +36,15 @@ def test_worse_than(fabricate):
     assert worse.verdict == "worse than"
 
 
+def test_controls_run_on_the_engine_of_their_method(fabricate):
+    """A control on int8 says nothing about a predictor on float."""
+    high, low = [YES] * 100, [YES] * 60 + [NO] * 40
+    run = make(fabricate, high, low, engine="int8")
+    assert not verdicts(run)
+    run.cell("geep-int8", "speed=0.5", layers=4, correct=high, engine="int8", role="predicts-exits")
+    assert {test.method for test in build_view(run.path).verdicts} == {"geep-int8"}
+
+
 def test_small_difference_is_no_better(fabricate):
     """A difference without significance is called "no better than", even if it is positive."""
     row = verdicts(make(fabricate, [YES] * 62 + [NO] * 38, [YES] * 60 + [NO] * 40))["control-random"]
