@@ -24,10 +24,9 @@ class SequentialGeep(BorrowedGeep, SequentialExits):
             if "budget" in point.params:
                 mean = self.mean_layers(dev, point)
                 one = min(tried, key=lambda one: (abs(one.layers - mean), one.layers))
-                figures = {"dev_mean_layers": one.layers, "dev_accuracy": one.accuracy}
-                point = OperatingPoint(
-                    point.name, {"budget": point.params["budget"], "speed": one.threshold, **figures}
-                )
+                kept = {key: point.params[key] for key in ("budget", "over_budget") if key in point.params}
+                figures = {"speed": one.threshold, "dev_mean_layers": one.layers, "dev_accuracy": one.accuracy}
+                point = OperatingPoint(point.name, {**kept, **figures})
             points.append(point)
         return points
 

@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from harness import registry
+from harness.api import Run
+from harness.contracts import OperatingPoint
 from harness.core.errors import ConfigError, DeviceError, ResultError, WriteError
+from harness.core.tokens import TokenSet
 from harness.measure import resources
 from harness.results.run_folder import RunFolder
 from harness.results.schema import SCHEMA
@@ -58,6 +62,31 @@ def test_every_cell_is_measured_and_stored(stage: Any, settings: Settings) -> No
     assert len(stage.fits) == len(set(stage.fits)) == 12
     assert stage.loads == 4
     assert json.loads((settings.out / "run.json").read_text())["profile"]["name"] == "test"
+
+
+def test_answers_of_all_layers_are_stored_with_the_labels_applied(stage: Any, settings: Settings) -> None:
+    """Only a method that says what its exits answer has the bit masks, in its own cells and beside others in a table."""
+    plain: Any = registry._registered["two"]
+
+    class Deep(plain.fitted):  # type: ignore[misc]
+        def depth_answers(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[tuple[int, ...], np.ndarray]:
+            full = self.predict(tokens, at=at).logits.argmax(1)
+            return (0, 2), np.stack([np.zeros_like(full), full])
+
+    stage.add("two", fitted=Deep)
+    run(settings)
+    stored = RunFolder.open(settings.out)
+    for result in stored.results():
+        rows = stored.samples(result.cell)
+        if result.cell.method == "two":
+            label, said = rows["label"].to_numpy(), rows["prediction"].to_numpy()
+            assert rows["right_layers"].tolist() == ((label == 0) * 1 + (label == said) * 4).tolist()
+            assert rows["agreeing_layers"].tolist() == ((said == 0) * 1 + 4).tolist()
+        else:
+            assert "right_layers" not in rows
+    table = Run(settings.out).samples()
+    assert (table["right_layers"].isna() == (table["method"] != "two")).all()
+    assert set(table["agreeing_layers"].dropna()) <= {4, 5}
 
 
 def test_facts_of_a_result(stage: Any, settings: Settings) -> None:
