@@ -21,31 +21,44 @@ EVALUATION = Execution(batch_size=64)
 THRESHOLDS = 200  # at most, on the curve
 
 
-def area_over_layers(logits: Tensor, labels: Tensor, answers: tuple[int, ...]) -> float:
-    """Return the area under accuracy over mean layers of the sequential entropy exit: the mean accuracy over budgets.
+def area_by_sample(logits: Tensor, labels: Tensor, answers: tuple[int, ...]) -> np.ndarray:
+    """Return every sample's contribution to the area under accuracy over mean layers: float64 [N], whose mean is the area.
 
-    The curve has a point per entropy threshold, from all samples at the first answering layer to all samples at the last one;
-    points are joined by straight lines, and the area is divided by the distance of these two layers. The rule is the same for all
-    methods, whatever rule they run with: the criterion judges weights, not rules.
+    The curve is that of the sequential entropy exit, with a point per threshold, from all samples at the first answering layer to
+    all samples at the last one. Points are joined by straight lines, and the area is divided by the distance of these two
+    layers: it is the mean accuracy over budgets. The rule is the same for all methods, whatever rule they run with: the
+    criterion judges weights, not rules.
+
+    The area is no mean over samples, since samples move points in both directions. A contribution is the area plus the sample's
+    influence on it (the infinitesimal jackknife: Efron 1982, "The jackknife, the bootstrap and other resampling plans", chapter 6),
+    so that differences between methods can be tested as those of accuracies are.
 
     Args:
         logits: [A, N, C] of every answering layer, in order of depth.
         labels: int64 [N].
-        answers: the A layer indices, rising.
-
-    Returns:
-        0..1; the accuracy, if only one layer answers.
+        answers: the A layer indices, rising. With a single one, contributions are right (1) or wrong (0).
     """
     correct = logits.argmax(-1) == labels  # [A, N]
     if len(answers) == 1:
-        return float(correct.double().mean())
+        return correct[0].double().numpy()
     scores = scores_of(Entropy(0.0), logits)
+    # From every sample's first to its last layer: below and above all entropies.
     thresholds = torch.from_numpy(candidate_thresholds(scores[:-1].numpy(), (-1.0, 2.0), most=THRESHOLDS))
-    places = replay(Entropy(thresholds[:, None]), scores)  # [K, N]
-    layers = torch.tensor(answers)[places].double().mean(1).numpy()
-    accuracy = correct[places, torch.arange(len(labels))].double().mean(1).numpy()
-    order = np.argsort(layers, kind="stable")
-    return float(np.trapezoid(accuracy[order], layers[order]) / (answers[-1] - answers[0]))
+    places = replay(Entropy(thresholds[:, None]), scores).flip(0)  # [K, N], from the first layer to the last
+    layers = torch.tensor(answers)[places].double().numpy()
+    right = correct[places, torch.arange(len(labels))].double().numpy()
+    mean_layers, accuracy = layers.mean(1), right.mean(1)
+    steps, heights = np.diff(mean_layers), (accuracy[1:] + accuracy[:-1]) / 2
+    # The area is sum(heights * steps); both factors are means over samples.
+    own = (right[1:] + right[:-1]) / 2
+    influence = steps @ (own - heights[:, None]) + heights @ (np.diff(layers, axis=0) - steps[:, None])
+    found: np.ndarray = (heights @ steps + influence) / (answers[-1] - answers[0])
+    return found
+
+
+def area_over_layers(logits: Tensor, labels: Tensor, answers: tuple[int, ...]) -> float:
+    """Return the area under accuracy over layers, 0..1; see :func:`area_by_sample`."""
+    return float(area_by_sample(logits, labels, answers).mean())
 
 
 def _accuracies(logits: Tensor, labels: Tensor) -> tuple[float, ...]:

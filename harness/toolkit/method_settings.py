@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from harness.core.settings import StrictSettings
 from harness.toolkit.budgets import BUDGETS, budget_name
@@ -61,6 +61,14 @@ class Recipe(StrictSettings):
     precision: Precision = Field(
         "auto", description="of matrix products; auto: bfloat16 if the device has it in hardware"
     )
+
+    @field_validator("patience")
+    @classmethod
+    def _not_longer(cls, patience: int | None, known: ValidationInfo) -> int | None:
+        epochs = known.data.get("epochs")
+        if patience is not None and epochs is not None and patience > epochs:
+            raise ValueError(f"it is longer than the {epochs} epochs: lower it, or raise epochs")
+        return patience
 
     def changed(self, **values: Any) -> Self:
         """Return a copy with other values; ``None`` keeps a value as it is."""
