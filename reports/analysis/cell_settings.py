@@ -52,6 +52,8 @@ def shared_facts(rows: Sequence[object]) -> str:
             values -= {"", None}
         if len(values) == 1 and name != "executor" and values not in ({0}, {None}):
             parts.append(_PHRASES.get(name, name + " {}").format(values.pop()))
+        elif name == "engine" and len(values) > 1 and parts:
+            parts[-1] += " unless an engine is named"  # of dtype and compute, which stand before it
     return ", ".join(parts)
 
 

@@ -122,7 +122,7 @@ class View:
 
     def setting_of(self, row: ResultRow) -> str:
         """Return the settings that tell a row from its neighbours, as text."""
-        return " ".join(str(getattr(row, name)) for name in self.varying)
+        return " ".join(str(value) for value in values_of(row, self.varying) if value is not None)
 
     def lost_of(self, group: Group) -> list[str]:
         """Return the cells of a dataset that were broken or failed."""

@@ -11,6 +11,7 @@ from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.notation.table_formats import to_csv, to_latex, to_markdown
 from reports.tables.catalogue import Contents
+from reports.terminal import summary
 
 FULL = 2_000_000.0
 
@@ -181,6 +182,8 @@ def test_rows_on_another_engine_are_shown_and_compared(fabricate):
     (table,) = Contents(view).named("results", view.groups[0])
     assert shown(table, method="geep-int8")["Engine"] == "int8"
     assert shown(table, method="geep")["Engine"] == "—"
+    assert "float32, eager unless an engine is named" in table.caption
+    assert "bert full [int8]" in summary(run.path) and "None" not in summary(run.path)
     assert "engine" in to_csv(table).splitlines()[0].split(",")
 
 
