@@ -238,7 +238,9 @@ class Grid:
                 key: Path(value).expanduser() for key, value in table.items() if value and isinstance(value, str)
             }
             table.update({key: folder.name for key, folder in folders.items() if folder.is_dir()})
-        return {"profile": facts, "source": settings.source, "device": settings.device, "dtype": settings.dtype}
+        run = {"profile": facts, "source": settings.source, "device": settings.device, "dtype": settings.dtype}
+        searches = [search.model_dump(mode="json") for search in settings.tuned]
+        return {**run, "searches": searches} if searches else run
 
     def _announce(self, jobs: Iterable[tuple[str, int, str]]) -> None:
         """Print how many stored cells do not belong to these settings, data and weights, and are therefore measured again."""

@@ -15,6 +15,7 @@ from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
+from harness.results.search_record import SearchRecord, Trial
 from harness.results.stored import read_result
 
 
@@ -139,6 +140,63 @@ def read_variants(run: RunFolder, methods: Collection[str]) -> list[VariantRow]:
             settings = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
             found.append(VariantRow(name, str(table["like"]), settings, _needs(table.get("needs"))))
     return found
+
+
+@dataclass(frozen=True)
+class SearchRow:
+    """Settings that a search tried for a method: means over datasets and seeds.
+
+    Attributes:
+        settings: as text.
+        datasets: whose dev splits were used, as text.
+        fits: trainings behind the row.
+        score: on dev, 0..1; None if a training failed.
+        steps: of the optimiser, in one training.
+        at_limit: trainings that kept the last epoch allowed.
+        chosen: whether the run trains with these settings.
+        failed: why they could not win; empty if they could.
+    """
+
+    method: str
+    settings: str
+    datasets: str
+    fits: int
+    score: float | None
+    steps: float
+    at_limit: int
+    chosen: bool
+    failed: str
+
+
+def read_searches(run: RunFolder) -> list[SearchRow]:
+    """Return what the searches tried whose winners the run trains with (``--tuned``); none without a readable record."""
+    try:
+        given = clean_all(read_json(run.path / "run.json")).get("searches", [])
+        records = [SearchRecord.model_validate(one) for one in given]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+    rows = []
+    for record in records:
+        groups: dict[tuple[str, str], list[Trial]] = {}
+        for trial in record.trials:
+            text = ", ".join(f"{key} = {json.dumps(value)}" for key, value in trial.settings.items())
+            groups.setdefault((trial.method, text), []).append(trial)
+        for (method, text), trials in groups.items():
+            scores = [trial.score for trial in trials if trial.score is not None]
+            rows.append(
+                SearchRow(
+                    method,
+                    text,
+                    ", ".join(record.datasets),
+                    len(trials),
+                    sum(scores) / len(scores) if len(scores) == len(trials) else None,
+                    sum(trial.steps for trial in trials) / len(trials),
+                    sum(trial.best_epoch == trial.epochs for trial in trials),
+                    trials[0].settings == record.best.get(method),
+                    "; ".join(dict.fromkeys(trial.failed for trial in trials if trial.failed)),
+                )
+            )
+    return rows
 
 
 def _needs(given: object) -> str:

@@ -23,9 +23,11 @@ from reports.analysis.curves import Curve, measure_curves
 from reports.analysis.result_rows import ResultRow, average_over_seeds, signs, with_noise, with_ratios
 from reports.analysis.run_contents import (
     SampleReader,
+    SearchRow,
     VariantRow,
     lost_cells,
     read_compared,
+    read_searches,
     read_variants,
     usable_results,
 )
@@ -93,6 +95,7 @@ class View:
         warnings: how many of them come first and must not be missed: cells that do not belong together, and results set aside.
         lost: cells that a dataset should have but has not, by its name as in files.
         variants: the variants among the methods.
+        searches: settings that were tried for the methods before the run.
     """
 
     name: str
@@ -110,6 +113,7 @@ class View:
     warnings: int
     lost: dict[str, list[str]]
     variants: list[VariantRow]
+    searches: list[SearchRow]
 
     @property
     def synthetic(self) -> bool:
@@ -200,6 +204,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         fingerprint=fingerprint_facts([result.fingerprint for result in results]),
         lost=lost_cells(run, results),
         variants=read_variants(run, {row.method for row in rows}),
+        searches=read_searches(run),
         warnings=len(warnings),
         caveats=[
             *warnings,
