@@ -41,6 +41,11 @@ class Session:
     def fitted(self, name: str) -> Fitted:
         return self._fitted[name]
 
+    fit = fitted  # no method here runs on an engine of its own
+
+    def points(self, name: str) -> list[OperatingPoint]:
+        return list(self._fitted[name].operating_points(self.prepared.task.dev))
+
 
 @pytest.fixture(scope="module")
 def samples(signal_task: Task, unseen: Split, trained_bert: FullDepth, scattered_geep: FittedGeep) -> StudySamples:
