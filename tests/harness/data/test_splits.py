@@ -104,6 +104,8 @@ def test_dev_has_at_most_its_share_of_train():
     assert not unlimited.remarks
     small = limit_dataset(whole, max_train=40)
     assert (len(small.dev), small.remarks) == (20, [])
+    as_quick = limit_dataset(dataset_of([0, 1] * 1500, [0, 1] * 500, [0, 1]), max_train=1000, max_dev=500)
+    assert as_quick.notes[-1] == "dev limited to 500 of 1000 rows, stratified, seed 0" and not as_quick.remarks
     overruled = limit_dataset(whole, max_train=200, max_dev=300, dev_share=0.3)
     assert len(overruled.dev) == 60
     assert overruled.remarks == ["dev has 60 rows, not 300: dev_share allows 0.3 x 200 train rows"]
