@@ -334,6 +334,23 @@ class TrainingCost(Protocol):
 
 
 @runtime_checkable
+class TrainingConditions(Protocol):
+    """What the cost of fitting may say in addition, see :class:`harness.toolkit.training.TrainingReport`.
+
+    Attributes:
+        epochs: that were allowed; 0 if unknown.
+        exit_scores: dev accuracy of every answering layer with the weights that were kept; empty if unknown.
+        precision: of matrix products; empty if unknown.
+        threads: of the CPU; 0 if unknown.
+    """
+
+    epochs: int
+    exit_scores: Sequence[float]
+    precision: str
+    threads: int
+
+
+@runtime_checkable
 class HasTraining(Protocol):
     """A fitted method that reports the cost of its training.
 

@@ -217,7 +217,7 @@ class Training(StrictRecord):
         layer_passes: forward passes of one sample through one layer, teachers included.
         passes_ratio: layer passes per batch, relative to plain fine-tuning; ``None`` if nothing was trained.
         best_epoch: epoch whose weights were kept, from 1; ``None`` if the last one is always kept.
-        dev_accuracy: best score on dev.
+        dev_accuracy: best score on dev: accuracy at full depth or, of early exits, the area under accuracy over layers.
         flops: of the layers, forward and backward, convention ``linear``.
         epochs: that training was allowed, of the stage that ``best_epoch`` belongs to; ``None``: not recorded.
         exit_scores: dev accuracy (0..1) of every answering layer of the kept weights, in order of depth; empty: not recorded.
@@ -272,7 +272,7 @@ class Binding(StrictRecord):
             the reference's. Seeds are left out.
         versions: of the code behind these fits. Two runs of different code may be compared, two cells of one table not.
         precision: in which these fits were trained, e.g. ``bfloat16``, or ``bfloat16/float32`` if they differ; ``None``: unknown.
-        fit_threads: CPU threads of every fit; ``None``: unknown.
+        fit_threads: CPU threads of every fit, 0 on another device; ``None``: unknown.
     """
 
     test_rows: str

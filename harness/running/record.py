@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import f1_score
 
-from harness.contracts import HasRole, HasTraining, Method
+from harness.contracts import HasRole, HasTraining, Method, TrainingConditions, TrainingCost
 from harness.core.environment import environment_facts
 from harness.core.errors import MethodError
 from harness.measure.diagnostics import DepthAnswers, Diagnostics
@@ -68,6 +69,7 @@ def build_result(
             best_epoch=report.best_epoch,
             dev_accuracy=max(report.dev_scores, default=None),
             flops=report.flops or None,
+            **training_conditions(report, len(prepared.task.dev)),
         )
     return Result(
         schema=SCHEMA,
@@ -123,6 +125,19 @@ def depth_bits(answers: DepthAnswers, labels: np.ndarray) -> dict[str, np.ndarra
     said = answers.labels  # [A, N]
     masks = (np.where(good, bits, 0).sum(0) for good in (said == labels, said == said[-1]))
     return dict(zip(DEPTH_COLUMNS, masks, strict=True))
+
+
+def training_conditions(report: TrainingCost, dev_rows: int) -> dict[str, Any]:
+    """Return under which conditions a fit was trained, as far as its method says so."""
+    if not isinstance(report, TrainingConditions):
+        return {}
+    return {
+        "epochs": report.epochs or None,
+        "exit_scores": list(report.exit_scores),
+        "dev_rows": dev_rows if report.exit_scores else None,
+        "precision": report.precision or None,
+        "threads": report.threads or None,
+    }
 
 
 def sample_rows(measured: Measured, prepared: Prepared, depths: DepthAnswers | None = None) -> pd.DataFrame:

@@ -163,6 +163,8 @@ class Session:
                 # Its weights are pretrained here, and may differ in the last digits from machine to machine.
                 **({"the embedded backbone": miniature.recipe_key()} if embedded else {}),
             },
+            precision="/".join(sorted({self.settings.precision(one) for one in names})),
+            fit_threads=self.settings.fit_threads,
         )
 
     def _recipe(self, name: str) -> str:

@@ -45,6 +45,9 @@ from reports.tables.shared_columns import (
 
 _NO_EPOCH = "the last epoch is kept by rule, or nothing was trained for this row"
 _UNRECORDED = f"{UNTRAINED}, or an older version did not record it"
+_DEV_SCORE = (
+    "Dev score: what epochs are chosen by; for early exits, the area under accuracy over layers, else the accuracy."
+)
 # Raw columns of these tables.
 CSV = (
     *IDENTITY,
@@ -145,7 +148,7 @@ def details_table(view: View, group: Group) -> Table[ResultRow]:
         *identity_columns(view),
         Column("n", "Test samples", form=whole),
         Column("macro_f1", "Macro F1 %", form=percent),
-        Column("dev_accuracy", "Dev accuracy %", missing=UNTRAINED, form=percent),
+        Column("dev_accuracy", "Dev score %", missing=UNTRAINED, form=percent),
         Column("valid_token_ratio", "Valid tokens %", form=percent),
         Column("steps", "Training steps", missing=UNTRAINED, form=whole),
         Column("kept_epoch", "Epoch kept", lambda row: row.kept_epoch or DASH, numeric=False, missing=_NO_EPOCH),
@@ -156,7 +159,7 @@ def details_table(view: View, group: Group) -> Table[ResultRow]:
         Column("rounds_agree", "Rounds agree %", form=percent2),
         *([] if "executor" in view.varying else executor),
     ]
-    return dataset_table("details", "Behind the results", group, rows, columns, CSV)
+    return dataset_table("details", "Behind the results", group, rows, columns, CSV, [_DEV_SCORE])
 
 
 def difficulty_table(view: View, group: Group) -> Table[DifficultyRow] | None:

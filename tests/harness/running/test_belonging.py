@@ -77,6 +77,22 @@ def test_cells_of_two_commands_may_not_belong_together(stage: Any, settings: Set
     assert not differences(found["one"], found["two"])
 
 
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        ({"method": {"two": {"precision": "bfloat16"}}}, "precision of training (float32 and bfloat16)"),
+        ({"fit_threads": 2}, "threads per fit (1 and 2)"),
+    ],
+)
+def test_other_precision_or_threads_separate(stage: Any, settings: Settings, update: dict, words: str) -> None:
+    """A fit in another precision, even by a method's own setting, or on other threads does not belong to the others."""
+    fixed = change(settings, training={"precision": "float32"}, fit_threads=1)
+    run(change(fixed, methods=["one"]))
+    run(change(fixed, methods=["two"], **update))
+    found = bindings(settings)
+    assert differences(found["one"], found["two"]) == [words]
+
+
 @pytest.mark.parametrize("update", [{"method": {"two": {"epochs": 2}}}, {"speeds": [0.3]}, {"rounds": 1}])
 def test_what_belongs_to_one_method_does_not_separate(stage: Any, settings: Settings, update: dict) -> None:
     """A method's own settings may differ from others', and speeds only choose operating points."""

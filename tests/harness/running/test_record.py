@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.measure.diagnostics import DepthAnswers
-from harness.running.record import depth_bits, quality
+from harness.results.schema import Training
+from harness.running.record import depth_bits, quality, training_conditions
+from harness.toolkit.training import TrainingReport
 
 
 def test_quality_by_hand() -> None:
@@ -40,3 +44,26 @@ def test_masks_say_which_layers_are_right_and_which_agree(data: st.DataObject) -
             bits = [layer for layer in range(63) if int(found[name][sample]) >> layer & 1]
             assert bits == [layer for layer, answer in answers.items() if answer == wanted]
             assert found[name].dtype == np.int64
+
+
+def test_conditions_of_training_are_stored() -> None:
+    """A report says under which conditions it was trained; zeros and empty values of older fits are stored as unknown."""
+    report = TrainingReport(1.0, 10, 100, 10, epochs=5, exit_scores=(0.5, 0.75), precision="bfloat16", threads=2)
+    assert training_conditions(report, 40) == {
+        "epochs": 5,
+        "exit_scores": [0.5, 0.75],
+        "dev_rows": 40,
+        "precision": "bfloat16",
+        "threads": 2,
+    }
+    older = training_conditions(TrainingReport(1.0, 10, 100, 10), 40)
+    assert older == {"epochs": None, "exit_scores": [], "dev_rows": None, "precision": None, "threads": None}
+    assert Training(seconds=1.0, steps=10, layer_passes=100, **older).exit_scores == []
+
+
+def test_a_plug_in_need_not_report_conditions() -> None:
+    """A report of a plug-in with the required parts only gives a record in which the rest is unknown."""
+    required = SimpleNamespace(
+        seconds=1.0, steps=10, layer_passes=100, sample_passes=10, dev_scores=(), best_epoch=None, flops=0.0
+    )
+    assert training_conditions(required, 40) == {}
