@@ -2,7 +2,8 @@
 
 A packed run is JSON of about 1 KiB per cell of 1,000 samples, small enough to commit: per cell its coordinates, the
 correctness of every test sample as bits, a hash of the test rows, exact costs, and the timed passes. An oracle's cell also
-holds the answers of every exit, about 5 KiB for 12 layers. ``geep-bench pack RUN FILE`` writes one; :func:`load` reads one, or packs a run folder in memory.
+holds the answers of every exit, about 5 KiB for 12 layers. ``geep-bench pack RUN FILE`` writes one; :func:`load` reads one,
+or packs a run folder in memory.
 """
 
 from __future__ import annotations
