@@ -28,7 +28,7 @@ import numpy as np
 from harness.cli.argument_types import path
 from harness.contracts import Execution
 from harness.core.command_line import exit_codes
-from harness.core.errors import ConfigError, format_error
+from harness.core.errors import ConfigError, SettingsError, format_error
 from harness.core.files import content_key
 from harness.results.search_record import SUITE, SearchRecord, Trial, winner
 from harness.running.run_settings import Settings
@@ -150,6 +150,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.datasets:
         settings = settings_from(args, datasets=list(profile.search.datasets))
         profile = settings.profile
+    plan = profile.search
+    assert plan is not None
+    known = profile.in_order(profile.methods)
+    problems = [
+        problem
+        for method in profile.methods
+        for changes in plan.of(method)
+        for problem in with_settings(settings, method, changes).profile.problems(known)
+    ]
+    if problems:
+        raise SettingsError(*dict.fromkeys(problems))
     asked = {
         "methods": profile.methods,
         "seed": profile.seeds[0],
