@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import __version__
 from harness.core.files import fill_template, write_folder
-from reports.analysis.verdicts.control_tests import headlines
+from reports.analysis.verdicts.verdict_words import headlines
 from reports.analysis.view import View, build_view
 from reports.figures.dataset_figures import draw_figures
 from reports.figures.drawing import Drawing, inline_svg
@@ -67,7 +67,7 @@ def _context(view: View, contents: Contents, figures: Figures) -> dict[str, obje
         "view": view,
         "contents": contents,
         "figures": figures,
-        "headlines": headlines(view.verdicts),
+        "headlines": headlines(view.pooled, view.verdicts, view.bounds),
         "methods": sorted(kinds),
         "version": __version__,
         "marks": footnotes(view.rows),

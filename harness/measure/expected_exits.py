@@ -33,15 +33,19 @@ def expected_at_random(right: np.ndarray, histogram: Sequence[int]) -> np.ndarra
     return np.asarray(right @ (counts / counts.sum()))
 
 
-def share_of_deeper(mean_layers: float, shallow: int, deep: int) -> float | None:
+def share_of_deeper(mean_layers: float, shallow: int, deep: int, beyond: float = 0.0) -> float | None:
     """Return the share of samples at layer ``deep``, the others at ``shallow``, that gives these mean layers.
 
-    None if no share does: the mean is not between the two depths.
+    Args:
+        shallow, deep: layers, shallow < deep.
+        beyond: how far the mean may lie outside of the two depths, as a share of its layers. There the share is below 0 or above
+            1: the line through both depths, which lies above a concave hull and so favours the control.
+
+    Returns:
+        None if the mean is further outside.
     """
-    if shallow == deep:
-        return 1.0 if mean_layers == deep else None
-    share = (mean_layers - shallow) / (deep - shallow)
-    return share if -1e-9 <= share <= 1 + 1e-9 else None
+    inside = shallow / (1 + beyond) - 1e-9 <= mean_layers <= deep * (1 + beyond) + 1e-9
+    return (mean_layers - shallow) / (deep - shallow) if inside else None
 
 
 def expected_at_two_depths(right: np.ndarray, shallow: int, deep: int, share: float) -> np.ndarray:
@@ -51,7 +55,7 @@ def expected_at_two_depths(right: np.ndarray, shallow: int, deep: int, share: fl
 
     Args:
         right: bool [n, depth].
-        share: 0..1.
+        share: of :func:`share_of_deeper`.
 
     Returns:
         float [n].

@@ -176,7 +176,7 @@ def stratified_difference(
     beyond = min(np.count_nonzero(means <= 1e-12), np.count_nonzero(means >= -1e-12))
     mean = float(np.mean([np.mean(rows) for rows in strata]))
     return StratifiedDifference(
-        mean, sqrt(variance), float(low), float(high), float(lower), min(1.0, 2 * (1 + beyond) / (resamples + 1))
+        mean, sqrt(variance), float(low), float(high), float(lower), float(min(1.0, 2 * (1 + beyond) / (resamples + 1)))
     )
 
 

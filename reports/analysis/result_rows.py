@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
+from typing import Any
 
 from harness.measure.statistics import Spread, spread
 from harness.results.schema import Cell, Latency, Overlaps, Result, SpeedupFactors, Training
@@ -73,6 +74,7 @@ class ResultRow(SeedMeans):
         factors: factors of the speed-up, geometric means over seeds.
         latency: batch size -> quantiles in seconds, means over seeds, and the fewest batches behind them.
         round_seconds, reference_seconds: single passes, one list per seed.
+        point_params, seed_layers: parameters of the operating point and mean layers, one per seed.
         histogram: samples that exit at layer 1, 2, ..., over all seeds.
         phases: shares of a pass, means over seeds.
         slug, label: of the dataset, for file names and for readers.
@@ -128,6 +130,8 @@ class ResultRow(SeedMeans):
     latency: dict[int, Latency]
     round_seconds: list[list[float]]
     reference_seconds: list[list[float]]
+    point_params: list[dict[str, Any]]
+    seed_layers: list[float]
     reference: str | None
     histogram: list[int]
     phases: dict[str, float | None]
@@ -249,6 +253,8 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         latency=_latency([one for result in same for one in result.latency]),
         round_seconds=[one.round_seconds for one in speeds],
         reference_seconds=[one.reference_seconds for one in speeds],
+        point_params=[result.params for result in same],
+        seed_layers=[result.cost.mean_layers for result in same],
         reference=next((one.reference for one in speeds if one.reference), None),
         histogram=[sum(one[i] for one in histograms if i < len(one)) for i in range(max(map(len, histograms)))],
         phases={

@@ -9,15 +9,16 @@ from __future__ import annotations
 from harness.results.schema import Result
 
 PREDICTS, VERIFIES = "predicts-exits", "verifies-exits"
-CONSTANT, SEQUENTIAL, ORACLE = "constant-depth", "sequential-exits", "oracle"
+CONSTANT, RANDOM, LENGTH = "constant-depth", "random-exits", "length-exits"
+SEQUENTIAL, ORACLE = "sequential-exits", "oracle"
 
 # Methods whose results were stored without a role.
 _BY_NAME = {
     "geep": PREDICTS,
     "geep-verified": VERIFIES,
     "control-constant": CONSTANT,
-    "control-random": "random-exits",
-    "control-length": "length-exits",
+    "control-random": RANDOM,
+    "control-length": LENGTH,
     "control-sequential": SEQUENTIAL,
     "oracle": ORACLE,
 }

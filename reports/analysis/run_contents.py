@@ -14,7 +14,7 @@ from harness.core.errors import ResultError
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
 from harness.results.run_folder import RunFolder
-from harness.results.schema import Cell, Result
+from harness.results.schema import DEPTH_COLUMNS, Cell, Result
 from harness.results.search_record import SearchRecord, Trial
 from harness.results.stored import read_result
 
@@ -205,7 +205,7 @@ def _needs(given: object) -> str:
 
 
 # What a report computes from rows; "index" is the row of the test split.
-COLUMNS = ("correct", "exit_layer", "predicted_exit", "difficulty")
+COLUMNS = ("prediction", "correct", "exit_layer", "predicted_exit", "difficulty")
 Reader = Callable[[Cell], "pd.DataFrame | None"]
 
 
@@ -228,7 +228,10 @@ class SampleReader:
         self._read: dict[Cell, pd.DataFrame | None] = {}
 
     def read(self, cell: Cell) -> pd.DataFrame | None:
-        """Return :data:`COLUMNS` indexed by test row, in its order; None where there is no usable file."""
+        """Return :data:`COLUMNS` indexed by test row, in its order; None where there is no usable file.
+
+        Rows of a cell that knows the answers of every exit also have :data:`harness.results.schema.DEPTH_COLUMNS`.
+        """
         if cell not in self._read:
             self._read[cell] = None if self.stripped else self._load(cell)
         return self._read[cell]
@@ -238,7 +241,8 @@ class SampleReader:
             self.problems.append(f"{fault}: run the cell again")
             return None
         try:
-            frame = self.run.samples(cell)[["index", *COLUMNS]]
+            frame = self.run.samples(cell)
+            frame = frame[["index", *COLUMNS, *(name for name in DEPTH_COLUMNS if name in frame)]]
         except ResultError as error:  # removed or damaged since the results were read
             self.problems.append(str(error))
             return None
@@ -249,11 +253,16 @@ class SampleReader:
 def paired_samples(
     ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader
 ) -> dict[int, tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return seed -> rows of both sides, for every seed that both have and that can be read."""
+    """Return seed -> rows of both sides over the same test rows, for every seed that both have and that can be read."""
     by_seed = {cell.seed: read(cell) for cell in theirs}
     found = {}
     for cell in ours:
         mine, other = (read(cell), by_seed[cell.seed]) if cell.seed in by_seed else (None, None)
-        if mine is not None and other is not None:
+        if mine is None or other is None:
+            continue
+        if not mine.index.equals(other.index):
+            common = mine.index.intersection(other.index)
+            mine, other = mine.loc[common], other.loc[common]
+        if len(mine):
             found[cell.seed] = mine, other
     return found

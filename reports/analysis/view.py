@@ -32,6 +32,8 @@ from reports.analysis.run_contents import (
     usable_results,
 )
 from reports.analysis.verdicts.control_tests import ControlTest, compare_with_controls
+from reports.analysis.verdicts.layer_answers import Reachable, reachable
+from reports.analysis.verdicts.pooled_verdicts import PooledTest, pool
 from reports.analysis.verdicts.prediction_quality import PredictorRow, predictor_quality
 from reports.analysis.verdicts.rival_tests import RivalTest, compare_with_rivals
 
@@ -85,7 +87,9 @@ class View:
         rows: one row per group, method, point and setting: means over seeds, in the order shown.
         cells: number of results behind them.
         difficulty: rows by true difficulty, of synthetic data.
-        verdicts: comparisons of predicting methods with their controls.
+        verdicts: comparisons of predicting methods with their controls, per dataset.
+        pooled: the same over all datasets.
+        bounds: what a perfect predictor could reach.
         predictors: rows that predict exits.
         rivals: comparisons of methods with their rivals.
         curves: curves of accuracy against FLOPs.
@@ -104,6 +108,8 @@ class View:
     cells: int
     difficulty: list[DifficultyRow]
     verdicts: list[ControlTest]
+    pooled: list[PooledTest]
+    bounds: list[Reachable]
     predictors: list[PredictorRow]
     rivals: list[RivalTest]
     curves: list[Curve]
@@ -190,13 +196,16 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     rows = _with_marks(rows, reader if samples else None)
     varying = varying_settings(rows)
     warnings = [*belonging.apart, *set_aside(run)]
+    verdicts = compare_with_controls(rows, reader.read) if samples else []
     return View(
         name=clean(run.path.resolve().name),
         groups=groups,
         rows=rows,
         cells=len(results),
         difficulty=_difficulty(rows, reader) if samples else [],
-        verdicts=compare_with_controls(rows, reader.read) if samples else [],
+        verdicts=verdicts,
+        pooled=pool(verdicts),
+        bounds=reachable(rows, reader.read) if samples else [],
         predictors=predictor_quality(rows, reader.read) if samples else [],
         rivals=compare_with_rivals(rows, reader.read, read_compared(run)) if samples else [],
         curves=measure_curves(rows, varying),

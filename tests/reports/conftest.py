@@ -93,9 +93,14 @@ class Fabricator:
         speed: dict[str, Any] | None = None,
         binding: dict[str, Any] | None = None,
         training: dict[str, Any] | None = None,
+        params: dict[str, Any] | None = None,
+        right_at: np.ndarray | None = None,
         **cell: Any,
     ) -> Result:
-        """Save one result with its samples."""
+        """Save one result with its samples.
+
+        ``right_at``: bool [n, depth], whether each layer's head is right, as an oracle stores it; there are two classes.
+        """
         rng = np.random.default_rng(abs(hash((method, point, dataset))) % 2**32)
         right = np.asarray(correct, dtype=bool) if correct is not None else np.arange(n) < round(n * (accuracy or 0.9))
         n = len(right)
@@ -125,7 +130,7 @@ class Fabricator:
             role=role,
             synthetic=synthetic,
             language=language,
-            params={"speed": 0.5},
+            params={"speed": 0.5} if params is None else params,
             quality=Quality(
                 accuracy=share, accuracy_low=share - 0.02, accuracy_high=min(1.0, share + 0.02), macro_f1=share, n=n
             ),
@@ -182,6 +187,10 @@ class Fabricator:
             frame["predicted_exit"] = np.asarray(predicted, dtype=np.int16)
         if difficulty is not None:
             frame["difficulty"] = np.asarray(difficulty, dtype=np.int8)
+        if right_at is not None:
+            bits = 1 << np.arange(right_at.shape[1], dtype=np.int64)
+            frame["right_layers"] = (right_at * bits).sum(1)
+            frame["agreeing_layers"] = ((right_at == right_at[:, -1:]) * bits).sum(1)
         self.run.save(result, frame)
         if not samples:
             self.run.samples_path(result.cell).unlink()
@@ -233,6 +242,14 @@ class Fabricator:
                 def right(accuracy: float) -> list[bool]:
                     return list(rng.random(n) < accuracy)
 
+                # Deeper heads are right more often, and mostly on the same samples.
+                ease = rng.random(n)
+                right_at = ease[:, None] + rng.normal(0, 0.08, (n, DEPTH)) < np.linspace(0.62, 0.9, DEPTH)
+
+                def at(exits: np.ndarray, right_at: np.ndarray = right_at) -> np.ndarray:
+                    """Return which samples are right if they exit at these layers."""
+                    return right_at[np.arange(len(exits)), exits - 1]
+
                 def passes() -> list[float]:
                     return list(np.exp(rng.normal(0, 0.03, 3)))
 
@@ -267,28 +284,37 @@ class Fabricator:
                 self.cell("tinybert", correct=right(0.83), flops=FULL / 9, **measured(5.2, 3), **common)
                 for speed, layers in ((0.2, 5.1), (0.5, 3.9), (0.8, 2.4)):
                     accuracy, ratio = 0.9 - 0.02 * (6 - layers), 6 / layers
-                    at = f"speed={speed}"
+                    point = f"speed={speed}"
                     fast, good = measured(0.8 * ratio, layers), measured(0.95 * ratio, layers)
-                    self.cell("fastbert", at, correct=right(accuracy), heads=layers, **fast, **common)
+                    self.cell("fastbert", point, correct=right(accuracy), heads=layers, **fast, **common)
                     left = np.clip(np.round(rng.normal(layers, 1.2, n)), 1, DEPTH).astype(int)
                     said = np.clip(left + rng.integers(-1, 2, n), 1, DEPTH)
                     guesses = {
-                        "constant": np.full(n, round(layers)),
+                        "constant": np.where(rng.random(n) < layers % 1, int(layers) + 1, int(layers)),
                         "random": rng.permutation(said),
                         "length": np.sort(said),
                     }
                     predicting = {**good, **common, "exits": said, "predicted": said, "unseen_tokens": 0.031}
-                    for variant in ("", "/shared"):
-                        self.cell("geep", at + variant, correct=right(accuracy - 0.02), **predicting)
-                    for name, loss in (("constant", 0.05), ("random", 0.02), ("length", 0.09)):
-                        control = {**good, **common, "exits": guesses[name], "predicted": guesses[name]}
-                        self.cell(f"control-{name}", at, kind="control", correct=right(accuracy - loss), **control)
+                    self.cell("geep", point, correct=at(said), **predicting)
+                    self.cell("geep", f"{point}/shared", correct=right(accuracy - 0.02), **predicting)
+                    mix = {"shallow": int(layers), "deep": int(layers) + 1}
+                    for name, exits in guesses.items():
+                        control = {**good, **common, "exits": exits, "predicted": exits, "params": mix}
+                        self.cell(f"control-{name}", point, kind="control", correct=at(exits), **control)
                     sequential = {**fast, **common, "exits": left, "heads": layers}
-                    self.cell("control-sequential", at, kind="control", correct=right(accuracy), **sequential)
+                    self.cell("control-sequential", point, kind="control", correct=at(left), **sequential)
                     for variant in ("once", "steps"):
                         verified = {**good, **common, "exits": left, "predicted": said, "unseen_tokens": 0.031}
-                        self.cell("geep-verified", f"{at}/{variant}", correct=right(accuracy), heads=1.4, **verified)
-                self.cell("oracle", "agree", kind="bound", correct=right(0.97), **measured(4, 1.3), **common)
+                        self.cell("geep-verified", f"{point}/{variant}", correct=at(left), heads=1.4, **verified)
+                first = (right_at == right_at[:, -1:]).argmax(1) + 1
+                oracle = {**measured(4, 1.3), **common, "exits": first, "right_at": right_at}
+                self.cell("oracle", "agree", kind="bound", correct=right_at[:, -1], **oracle)
+
+
+@pytest.fixture(scope="session")
+def fabricator() -> type[Fabricator]:
+    """Return what makes run folders, for fixtures that are made once."""
+    return Fabricator
 
 
 @pytest.fixture

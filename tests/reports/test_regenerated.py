@@ -3,11 +3,12 @@
 The code here is independent: plain loops over the Parquet rows, without the statistics of the project.
 
 Determined by rows: test samples, accuracy with its interval, macro F1, spread over seeds, exit histograms, accuracy and
-mean exit by difficulty, wins, losses, exact and adjusted p-values and the verdict's sign, the same against rivals,
-whether a loss of accuracy stays within the margin in every seed, hits and errors of predictors, differences to the
-sequential exit and to the oracle. Not determined by rows, and therefore not compared: FLOPs, executed layers (an answer
-may run a layer more than its exit), heads, seconds and all numbers derived from them, parameters, memory, training, dev
-accuracy, unseen tokens, checks. Limits of the paired bootstrap are random, so only their normal limit is compared.
+mean exit by difficulty, differences to controls (measured or expected) with interval, adjusted p-value and the verdict's
+sign, wins, losses and p-values against rivals, whether a loss of accuracy stays within the margin in every seed, hits and
+errors of predictors, differences to the sequential exit. Not determined by rows, and therefore not compared: FLOPs,
+executed layers (an answer may run a layer more than its exit), heads, seconds and all numbers derived from them,
+parameters, memory, training, dev accuracy, unseen tokens, checks. Limits of bootstraps are random, so only the normal
+limits of paired ones are compared.
 
 ``GEEP_BENCH_RUN=FOLDER`` makes the same comparison for another run.
 """
@@ -27,8 +28,8 @@ import pyarrow.parquet as parquet
 import pytest
 from scipy.stats import t as student
 
-from harness.results.run_folder import RunFolder
 from harness.running.record import quality
+from reports.analysis.verdicts.control_tests import ControlTest
 from reports.analysis.view import View, build_view
 from reports.notation.table_formats import AnyTable
 from reports.tables.catalogue import Contents
@@ -66,12 +67,13 @@ def exact_p(wins: int, losses: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
 
 
-def holm(values: list[float]) -> list[float]:
-    """Return Holm's step-down adjustment."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    adjusted, highest = [0.0] * len(values), 0.0
+def holm(values: list[float], least: list[float]) -> list[float | None]:
+    """Return Holm's step-down adjustment of those whose least p-value is at most 5 % over the number of those (Tarone's K)."""
+    k = next((k for k in range(1, len(values) + 1) if sum(one <= 0.05 / k for one in least) <= k), len(values) + 1)
+    order = sorted((i for i in range(len(values)) if least[i] <= 0.05 / k), key=lambda i: values[i])
+    adjusted, highest = [None] * len(values), 0.0
     for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
+        highest = max(highest, min(1.0, (len(order) - rank) * values[i]))
         adjusted[i] = highest
     return adjusted
 
@@ -97,12 +99,15 @@ class Stored:
 
     def __init__(self, path: Path) -> None:
         self.rows: dict[tuple[str, bool], dict[Key, dict[int, Rows]]] = defaultdict(lambda: defaultdict(dict))
+        self.points: dict[tuple[str, str, str, int], tuple[dict[str, Any], float]] = {}  # parameters, mean layers
         self.settings: set[str] = set()
         for file in sorted((path / "results").glob("*.json")):
             result = json.loads(file.read_text(encoding="utf-8"))
             cell = result["cell"]
             rows = parquet.read_table(path / "samples" / f"{file.stem}.parquet").to_pylist()
             self.rows[cell["dataset"], result["synthetic"]][cell["method"], cell["point"]][cell["seed"]] = rows
+            place = (cell["dataset"], cell["method"], cell["point"], cell["seed"])
+            self.points[place] = result["params"], result["cost"]["mean_layers"]
             self.settings.add(json.dumps({k: cell[k] for k in ("backbone", "device", "dtype", "order", "batch_size")}))
 
 
@@ -134,8 +139,13 @@ def signed(value: float) -> str:
     return text.replace("-", "−") if float(text) else "0.00"
 
 
-def p_text(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+def tenth(value: float) -> str:
+    text = f"{100 * value:+.1f}"
+    return text.replace("-", "−") if float(text) else "0.0"
+
+
+def p_text(value: float | None) -> str:
+    return "—" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def over_seeds(accuracies: Sequence[float]) -> str:
@@ -187,7 +197,7 @@ def compare(path: Path) -> int:
             counts = Counter(row["exit_layer"] for row in rows)
             assert {i: n for i, n in enumerate(record.histogram, start=1) if n} == dict(counts)
             compared += 1
-        compared += verdicts(view, group.slug, cells) + predictors(tables, cells)
+        compared += verdicts(view, group.slug, cells, stored) + predictors(tables, cells)
     return compared + rivals(contents.named("rivals"), stored)
 
 
@@ -216,22 +226,86 @@ def paired(ours: dict[int, Rows], theirs: dict[int, Rows]) -> tuple[float, int, 
     return fmean(differences), sum(v > 0 for v in balance.values()), sum(v < 0 for v in balance.values())
 
 
-def verdicts(view: View, slug: str, cells: Mapping[Key, dict[int, Rows]]) -> int:
-    """Compare the table of controls: every paired test of a dataset."""
-    tables = [t for t in Contents(view).named("controls") if slug in {r.slug for r in t.rows}]
-    lines = [(r, row, t) for t in tables for r, row in zip(t.rows, t.cells, strict=True) if r.slug == slug]
-    tests = [paired(cells[r.method, r.point], cells[r.control, r.control_point]) for r, _, _ in lines]
-    p_values = [exact_p(wins, losses) for _, wins, losses in tests]
-    for (_, row, table), (difference, wins, losses), p, adjusted in zip(
-        lines, tests, p_values, holm(p_values), strict=True
-    ):
+def expected(test: ControlTest, cells: Mapping[Key, dict[int, Rows]], stored: Stored, seed: int) -> dict[int, float]:
+    """Return the value of a control for each test row: measured, or expected from the bits of the oracle's rows."""
+    oracle = {row["index"]: row for row in cells["oracle", "agree"][seed]}
+    if test.control_row is not None:
+        rows = cells[test.control_row.method, test.control_row.point][seed]
+        return {row["index"]: value(test, row, oracle[row["index"]]) for row in rows}
+    bits = {i: row["right_layers" if test.measure == "accuracy" else "agreeing_layers"] for i, row in oracle.items()}
+    if test.control == "random exits":
+        exits = Counter(row["exit_layer"] for row in cells[test.method, test.point][seed])
+        total = sum(exits.values())
+        shares = {layer: count / total for layer, count in exits.items()}
+    else:
+        mixes, _ = stored.points[test.dataset, "control-constant", test.base, seed]
+        _, layers = stored.points[test.dataset, test.method, test.point, seed]
+        deeper = (layers - mixes["shallow"]) / (mixes["deep"] - mixes["shallow"])
+        shares = {mixes["shallow"]: 1 - deeper, mixes["deep"]: deeper}
+    return {i: sum(share * (mask >> (layer - 1) & 1) for layer, share in shares.items()) for i, mask in bits.items()}
+
+
+def value(test: ControlTest, row: dict[str, Any], oracle: dict[str, Any]) -> bool:
+    return row["correct"] if test.measure == "accuracy" else row["prediction"] == oracle["prediction"]
+
+
+def verdicts(view: View, slug: str, cells: Mapping[Key, dict[int, Rows]], stored: Stored) -> int:
+    """Compare the table of controls: every test of a dataset, and its part in the pooled table."""
+    (table,) = [t for t in Contents(view).named("controls") if slug in {r.slug for r in t.rows}]
+    lines = [pair for pair in zip(table.rows, table.cells, strict=True) if pair[0].slug == slug and not pair[0].reason]
+    found = []
+    families = defaultdict(list)
+    for number, (test, _) in enumerate(lines):
+        totals: dict[int, list[float]] = defaultdict(list)
+        for seed, rows in cells[test.method, test.point].items():
+            theirs, oracle = (
+                expected(test, cells, stored, seed),
+                {r["index"]: r for r in cells["oracle", "agree"][seed]},
+            )
+            for row in rows:
+                totals[row["index"]].append(value(test, row, oracle[row["index"]]) - theirs[row["index"]])
+        deltas = [0.0 if abs(delta := fmean(each)) < 1e-9 else delta for each in totals.values()]
+        wins, losses = sum(d > 0 for d in deltas), sum(d < 0 for d in deltas)
+        error = stdev(deltas) / len(deltas) ** 0.5
+        p = exact_p(wins, losses)
+        if test.control_row is None:
+            p = float(2 * student.sf(abs(fmean(deltas)) / error, len(deltas) - 1)) if wins + losses >= 10 else None
+        found.append(
+            (
+                fmean(deltas),
+                error,
+                len(deltas),
+                p,
+                0.0 if test.control_row is None else min(1, 2 ** (1 - wins - losses)),
+            )
+        )
+        if p is not None and test.equal_layers:
+            families[test.method, test.measure].append(number)
+    adjusted: dict[int, float | None] = {}
+    for same in families.values():
+        adjusted |= zip(same, holm([found[i][3] for i in same], [found[i][4] for i in same]), strict=True)
+    for number, ((test, row), (mean, error, n, _, _)) in enumerate(zip(lines, found, strict=True)):
         at = {c.heading: text for c, text in zip(table.columns, row, strict=True)}
-        assert at["Won : lost"] == f"{wins} : {losses}"
-        assert at["Accuracy difference, points"] == signed(difference)
-        assert (at["p exact"], at["p adjusted"]) == (p_text(p), p_text(adjusted))
-        word = "no better" if adjusted >= 0.05 or not difference else "worse" if difference < 0 else "beats"
-        assert at["Verdict"].startswith(word), row
-    return 5 * len(lines)
+        half = student.ppf(0.975, n - 1) * error
+        # Means such as 0.25 points are rounded either way, so the numbers are compared and then their text.
+        assert [test.difference, test.low, test.high] == pytest.approx([mean, mean - half, mean + half], abs=1e-9), row
+        shown = f"{tenth(test.difference)} ({tenth(test.low)} to {tenth(test.high)})"
+        assert at["Difference, points (95 % interval)"] == shown, row
+        assert at["p adjusted"] == p_text(adjusted.get(number)), row
+        if (p := adjusted.get(number)) is not None and p < 0.05 and at["Verdict"] != "keeps up":
+            assert at["Verdict"] == ("ahead" if mean > 0 else "behind")
+        else:
+            assert at["Verdict"] not in ("ahead", "behind")
+    for pooled in view.pooled:
+        if len(pooled.sets) == 1 and pooled.sets[0] in {test.label for test, _ in lines}:
+            key = (pooled.method, pooled.point, pooled.control, pooled.measure)
+            (mean,) = [
+                m
+                for (t, _), (m, *_) in zip(lines, found, strict=True)
+                if (t.method, t.point, t.control, t.measure) == key
+            ]
+            assert pooled.difference == pytest.approx(mean)
+    return 3 * len(lines)
 
 
 def tango_lower(wins: int, losses: int, n: int) -> float:
@@ -259,8 +333,11 @@ def rivals(tables: list[AnyTable], stored: Stored) -> int:
             tests.append((ours, theirs, paired(ours, theirs)))
             families[r.method, r.rival].append(i)
         p_values = [exact_p(wins, losses) for _, _, (_, wins, losses) in tests]
+        least = [min(1, 2 ** (1 - wins - losses)) for _, _, (_, wins, losses) in tests]
         adjusted = {
-            i: p for same in families.values() for i, p in zip(same, holm([p_values[i] for i in same]), strict=True)
+            i: p
+            for same in families.values()
+            for i, p in zip(same, holm([p_values[i] for i in same], [least[i] for i in same]), strict=True)
         }
         for i, ((r, row), (ours, theirs, found)) in enumerate(zip(lines, tests, strict=True)):
             at = {c.heading: text for c, text in zip(table.columns, row, strict=True)}
@@ -307,39 +384,28 @@ def predictors(tables: Mapping[str, AnyTable], cells: Mapping[Key, dict[int, Row
         n, known = len(pairs), [tau for tau in taus if tau is not None]
         assert at["Kendall tau-b"] == (f"{fmean(known):.2f}".replace("-", "−") if known else "—")
         assert at["Hits %"] == percent(sum(a == b for a, b in pairs) / n)
-        assert at["Within one layer %"] == percent(sum(abs(a - b) <= 1 for a, b in pairs) / n)
+        assert record.agreement.within_one == pytest.approx(sum(abs(a - b) <= 1 for a, b in pairs) / n)
         assert at["Too early %"] == percent(sum(b < a for a, b in pairs) / n)
         assert at["Too late %"] == percent(sum(b > a for a, b in pairs) / n)
-        assert at["Against sequential: accuracy, points"] == signed(paired(mine, other)[0])
-        assert at["Against sequential: of it, too early"] == signed(fmean(early))
-        assert at["Against sequential: of it, too late"] == signed(fmean(late))
-        if ("oracle", "agree") in cells:
-            assert at["Against oracle: accuracy, points"] == signed(paired(mine, cells["oracle", "agree"])[0])
+        assert record.accuracy_vs_sequential == pytest.approx(paired(mine, other)[0])
+        assert record.agreement.cost_early == pytest.approx(fmean(early))
+        assert record.agreement.cost_late == pytest.approx(fmean(late))
     return 9 * len(table.rows)
 
 
 @pytest.fixture(scope="module")
-def run_path(plausible_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_path(fabricator: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a run with three classes, the harness's stored quality, and two seeds on one dataset."""
-    import shutil
-
-    path = tmp_path_factory.mktemp("runs") / "consistent"
-    shutil.copytree(plausible_run, path, ignore=shutil.ignore_patterns("report"))
-    run = RunFolder(path)
+    made = fabricator(tmp_path_factory.mktemp("runs") / "consistent")
+    made.plausible([("a_b & <c>", "en")], n=120)
+    made.plausible([("weibo", "zh")], seeds=(0, 1), n=120, synthetic=False)
+    path, run = made.path, made.run
     for result in run.results():
         frame = run.samples(result.cell)
         frame["label"] = frame["index"] % 3
         frame["prediction"] = (frame["label"] + ~frame["correct"]) % 3
         exact = quality(frame["prediction"].to_numpy(), frame["label"].to_numpy())
         run.save(result.model_copy(update={"quality": exact}), frame)
-    for result in run.results():
-        if result.cell.dataset == "weibo":
-            frame = run.samples(result.cell)
-            frame["correct"] = frame["correct"].sample(frac=1, random_state=3).to_numpy()
-            frame["prediction"] = (frame["label"] + ~frame["correct"]) % 3
-            exact = quality(frame["prediction"].to_numpy(), frame["label"].to_numpy())
-            second = {"cell": result.cell.model_copy(update={"seed": 1}), "quality": exact}
-            run.save(result.model_copy(update=second), frame)
     return path
 
 

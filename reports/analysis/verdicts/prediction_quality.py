@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.results.schema import Cell
 from reports.analysis.cell_settings import values_of
 from reports.analysis.result_rows import ResultRow
-from reports.analysis.roles import ORACLE, SEQUENTIAL
+from reports.analysis.roles import SEQUENTIAL
 from reports.analysis.run_contents import Reader, paired_samples
-from reports.analysis.verdicts.control_tests import SAME
+from reports.analysis.verdicts.paired_test import SAME
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 
@@ -50,16 +49,14 @@ class PredictorRow(ResultRow):
     Attributes:
         sequential_row: the sequential exit on the same weights.
         agreement: predicted against sequential exits.
-        accuracy_vs_sequential, accuracy_vs_oracle: difference in accuracy, 0..1.
-        layers_vs_sequential, layers_vs_oracle: difference in mean layers; None where unknown.
+        accuracy_vs_sequential: difference in accuracy, 0..1.
+        layers_vs_sequential: difference in mean layers; None where unknown.
     """
 
     sequential_row: ResultRow
     agreement: Agreement
     accuracy_vs_sequential: float | None
     layers_vs_sequential: float | None
-    accuracy_vs_oracle: float | None
-    layers_vs_oracle: float | None
 
     @property
     def compared_with(self) -> str:
@@ -97,7 +94,7 @@ def confusion_of(actual: np.ndarray, predicted: np.ndarray, depth: int) -> np.nd
 
 
 def predictor_quality(rows: Sequence[ResultRow], read: Reader) -> list[PredictorRow]:
-    """Compare every row that predicts exits with the sequential exit and the oracle on the same weights.
+    """Compare every row that predicts exits with the sequential exit on the same weights.
 
     Args:
         rows: rows of the view, with their marks.
@@ -110,10 +107,10 @@ def predictor_quality(rows: Sequence[ResultRow], read: Reader) -> list[Predictor
     for row in rows:
         if row.kind == "bound" or row.role == SEQUENTIAL:
             continue
-        sequential, oracle = _counterpart(row, rows, SEQUENTIAL), _counterpart(row, rows, ORACLE)
+        sequential = _sequential(row, rows)
         if sequential is None:
             continue
-        pairs = _pairs(row.cells, sequential.cells, read)
+        pairs = list(paired_samples(row.cells, sequential.cells, read).values())
         if not pairs or not any((mine["predicted_exit"] > 0).any() for mine, _ in pairs):
             continue
         agreement = _agreement(pairs)
@@ -126,34 +123,22 @@ def predictor_quality(rows: Sequence[ResultRow], read: Reader) -> list[Predictor
                 agreement=agreement,
                 accuracy_vs_sequential=_difference(pairs),
                 layers_vs_sequential=_layers(row, sequential),
-                accuracy_vs_oracle=_difference(_pairs(row.cells, oracle.cells, read)) if oracle else None,
-                layers_vs_oracle=_layers(row, oracle) if oracle else None,
             )
         )
     order = {"method": 0, "control": 1}
     return sorted(found, key=lambda r: (r.slug, r.base, order.get(r.kind, 2), r.method, r.point))
 
 
-def _counterpart(row: ResultRow, rows: Sequence[ResultRow], role: str) -> ResultRow | None:
-    """Return the row of this role under the same conditions, at the same point or its base; the oracle at any point."""
+def _sequential(row: ResultRow, rows: Sequence[ResultRow]) -> ResultRow | None:
+    """Return the sequential exit under the same conditions, at the same point or its base."""
     fitting = [
         other
         for other in rows
-        if other.role == role
-        and (role == ORACLE or other.point in (row.point, row.base))
+        if other.role == SEQUENTIAL
+        and other.point in (row.point, row.base)
         and values_of(other, SAME) == values_of(row, SAME)
     ]
     return max(fitting, key=lambda other: other.point == row.point, default=None)
-
-
-def _pairs(ours: Sequence[Cell], theirs: Sequence[Cell], read: Reader) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return rows of both sides over the same test samples, for each seed that both have."""
-    pairs = []
-    for mine, other in paired_samples(ours, theirs, read).values():
-        common = mine.index if mine.index.equals(other.index) else mine.index.intersection(other.index)
-        if len(common):
-            pairs.append((mine.loc[common], other.loc[common]))
-    return pairs
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

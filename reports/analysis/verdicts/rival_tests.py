@@ -17,15 +17,13 @@ from harness.measure.paired_tests import bootstrap_difference, paired
 from harness.measure.time_noise import faster_and_not_worse, self_ratios
 from reports.analysis.cell_settings import values_of
 from reports.analysis.result_rows import SAME_NOISE, ResultRow, reference_passes
-from reports.analysis.run_contents import Reader
+from reports.analysis.run_contents import Reader, paired_samples
 from reports.analysis.time_ratios import FEWEST, usable
-from reports.analysis.verdicts.control_tests import ALPHA, SAME, PairedTest, correct_by_seed, with_adjusted_p
+from reports.analysis.verdicts.paired_test import ALPHA, MARGIN, SAME, PairedTest, standard_error, with_adjusted_p
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 
 RIVALS = ("bert", "fastbert")
-# Accuracy that a method may lose and still count as not worse.
-MARGIN = 0.005
 # The interval is stable to about 0.02 points on a thousand rows; hundreds of comparisons stay quick.
 RESAMPLES = 10_000
 DRAWS = 4_000
@@ -101,14 +99,16 @@ def compare_with_rivals(
             if row.method == rival or (rival, row.slug) not in measured:
                 continue
             other = _rival_of(row, rival, rows)
-            left, right, seeds = correct_by_seed(row.cells, other.cells, read) if other else ([], [], [])
-            low, high = _interval(left, right)
+            pairs = paired_samples(row.cells, other.cells, read) if other else {}
+            seeds = list(pairs)
+            left, right = ([both[side]["correct"] for both in pairs.values()] for side in (0, 1))
+            low, high, se = _interval(left, right)
             speedup, source = _speedup(row, other) if other else (None, None)
             judgement = Judgement()
             if other is not None:
                 ratios = _round_ratios(row, other)
-                pairs = noise[values_of(row, SAME_NOISE)][source or MEASURED]
-                judgement = _judged(left, right, [ratios.get(seed) for seed in seeds], pairs)
+                aa_pairs = noise[values_of(row, SAME_NOISE)][source or MEASURED]
+                judgement = _judged(left, right, [ratios.get(seed) for seed in seeds], aa_pairs)
             about = {**vars(row), "seeds": len(seeds), "marks": together(row.marks, other.marks if other else "")}
             found.append(
                 RivalTest(
@@ -116,6 +116,7 @@ def compare_with_rivals(
                     rival=rival,
                     rival_row=other,
                     **paired(left, right),
+                    se=se,
                     difference_low=low,
                     difference_high=high,
                     rival_speedup=speedup,
@@ -150,17 +151,18 @@ def _rival_of(row: ResultRow, rival: str, rows: Sequence[ResultRow]) -> ResultRo
     return min(apart, key=lambda pair: (pair[0], *(not yes for yes in same_way(pair[1]))), default=(0, None))[1]
 
 
-def _interval(left: Sequence[pd.Series], right: Sequence[pd.Series]) -> tuple[float | None, float | None]:
-    """Return the 95 % interval of the difference over the rows that all seeds of both sides share."""
+def _interval(left: Sequence[pd.Series], right: Sequence[pd.Series]) -> tuple[float | None, float | None, float | None]:
+    """Return 95 % interval and standard error of the difference over the rows that all seeds of both sides share."""
     if not left:
-        return None, None
+        return None, None, None
     index = left[0].index
-    for one in (*left[1:], *right):
+    for one in left[1:]:
         index = index if one.index.equals(index) else index.intersection(one.index)
     if not len(index):
-        return None, None
+        return None, None, None
     ours, theirs = (np.stack([one.loc[index].to_numpy() for one in side]) for side in (left, right))
-    return bootstrap_difference(ours, theirs, 1 - ALPHA, RESAMPLES)
+    se = standard_error((ours.astype(np.float64) - theirs).mean(0))
+    return *bootstrap_difference(ours, theirs, 1 - ALPHA, RESAMPLES), se
 
 
 def _speedup(row: ResultRow, other: ResultRow) -> tuple[float | None, str | None]:
@@ -222,8 +224,7 @@ def _judged(
         return Judgement()
     found = []
     for a, b, rounds in zip(left, right, ratios, strict=True):
-        a, b = (a, b) if a.index.equals(b.index) else a.align(b, join="inner")
-        if rounds is None or not len(a):
+        if rounds is None:
             return Judgement()
         delta = a.to_numpy().astype(np.int8) - b.to_numpy()
         counts = int((delta > 0).sum()), int((delta < 0).sum()), len(delta)

@@ -57,14 +57,16 @@ def test_a_mix_is_random_exits_at_two_depths(values: list[int], shallow: int, de
     weights[deep - 1] += share
     assert expected_at_two_depths(right, shallow, deep, share) == pytest.approx(right @ weights)
     mean = (1 - share) * shallow + share * deep
-    if shallow != deep:
+    if shallow < deep:
         assert share_of_deeper(mean, shallow, deep) == pytest.approx(share, abs=1e-9)
 
 
 def test_no_share_reaches_layers_outside_the_two_depths() -> None:
-    """Mean layers below the shallow or above the deep depth have no share."""
+    """Mean layers outside the two depths have no share, except within the tolerance, where the line is extended."""
     assert share_of_deeper(1.9, 2, 4) is None and share_of_deeper(4.1, 2, 4) is None
-    assert share_of_deeper(2.0, 2, 2) == 1.0 and share_of_deeper(3.0, 2, 2) is None
+    assert share_of_deeper(4.1, 2, 4, beyond=0.05) == pytest.approx(1.05)
+    assert share_of_deeper(1.95, 2, 4, beyond=0.05) == pytest.approx(-0.025)
+    assert share_of_deeper(4.3, 2, 4, beyond=0.05) is None
 
 
 def test_first_right_layer() -> None:

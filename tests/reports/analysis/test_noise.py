@@ -55,13 +55,13 @@ def test_every_ratio_of_times_has_a_band(fabricate):
     timed = [
         table
         for table in contents.all
-        if {"speedup", "measured", "speed_ratio", "rival_speedup"} & {column.key for column in table.columns}
+        if {"speedup", "measured", "rival_speedup"} & {column.key for column in table.columns}
     ]
-    wanted = {"summary", "results", "waterfall", "anatomy", "controls", "rivals"}
+    wanted = {"summary", "results", "waterfall", "anatomy", "rivals"}
     assert {table.name.split("-")[0] for table in timed} == wanted
     for table in timed:
         keys = [column.key for column in table.columns]
-        ratio = max(keys.index(key) for key in ("speedup", "measured", "speed_ratio", "rival_speedup") if key in keys)
+        ratio = max(keys.index(key) for key in ("speedup", "measured", "rival_speedup") if key in keys)
         assert keys[ratio + 1] == "noise_high", table.name
         assert "0.91–1.10×" in to_markdown(table)
     for table in (*contents.named("summary"), *(t for t in timed if t.name.startswith("waterfall"))):

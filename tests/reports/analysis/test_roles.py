@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.analysis.verdicts.control_tests import headlines
+from reports.analysis.verdicts.verdict_words import headlines
 from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.tables.catalogue import Contents
@@ -57,7 +57,7 @@ def test_roles_decide_the_report(fabricate, roles, names):
     """A plug-in's methods with roles, and older results with known names, get controls, oracle, baseline and headline."""
     view = build_view(make(fabricate, names, roles).path)
     controls = [names[role] for role in ("constant-depth", "length-exits", "random-exits", "sequential-exits")]
-    tested = {(test.method, test.control) for test in view.verdicts}
+    tested = {(test.method, test.control_row.method) for test in view.verdicts if test.control_row}
     assert tested == {
         *((names["predicts-exits"], control) for control in controls),
         (names["verifies-exits"], names["sequential-exits"]),
@@ -66,11 +66,10 @@ def test_roles_decide_the_report(fabricate, roles, names):
         names[role] for role in ("predicts-exits", "verifies-exits", "constant-depth", "random-exits", "length-exits")
     }
     assert {row.sequential_row.method for row in view.predictors} == {names["sequential-exits"]}
-    assert all(row.accuracy_vs_oracle is not None for row in view.predictors)
     assert {curve.baseline for curve in view.curves} == {names["constant-depth"]}
-    first, second = sorted(headlines(view.verdicts), key=lambda line: "keeps up" in line)
-    assert f"{names['predicts-exits']} beats {names['random-exits']} at 1 of 1 points" in first
-    assert f"{names['verifies-exits']} keeps up with {names['sequential-exits']}" in second
+    lines = headlines(view.pooled, view.verdicts, view.bounds)
+    assert any(f"{names['predicts-exits']}, 8 of 12 comparisons" in line and "ahead 2×" in line for line in lines)
+    assert any(f"accuracy against {names['sequential-exits']}" in line for line in lines)
     text = write_report(make(fabricate, names, roles).path).read_text(encoding="utf-8")
     assert f"Score against {names['constant-depth']}, points" in text
     assert f"against the layer where {names['sequential-exits']} exits" in text

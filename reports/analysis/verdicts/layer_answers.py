@@ -1,0 +1,152 @@
+"""What every exit head behind a row would answer, as an oracle on the same weights stored it, and exits by chance from that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.measure.expected_exits import (
+    expected_at_random,
+    expected_at_two_depths,
+    first_layer,
+    share_of_deeper,
+    unpack_layers,
+)
+from harness.results.schema import DEPTH_COLUMNS
+from reports.analysis.result_rows import ResultRow
+from reports.analysis.roles import ORACLE
+from reports.analysis.run_contents import Reader
+from reports.notation.numbers import finite
+
+ACCURACY, AGREEMENT = "accuracy", "agreement"
+MEASURES = (ACCURACY, AGREEMENT)
+# Depths are chosen at the mean layers of dev; those of test may be up to this share of layers outside of them.
+_BEYOND = 0.05
+# Rounding may change single answers between batches; more than that, and the heads are others.
+_SAME_HEADS = 0.99
+
+
+@dataclass(frozen=True)
+class LayerAnswers:
+    """Answers of every head on some test rows.
+
+    Attributes:
+        good: measure -> bool [n, depth]: whether the head after layer 1, 2, ... is right, or agrees with full depth.
+    """
+
+    good: Mapping[str, np.ndarray]
+
+    def belong_to(self, rows: pd.DataFrame) -> bool:
+        """Return whether the answers of these rows (same test rows) are those of the heads at their exits."""
+        layers = rows["exit_layer"].to_numpy().astype(np.int64)
+        right = self.good[ACCURACY]
+        if layers.min() < 1 or layers.max() > right.shape[1]:
+            return False
+        expected = right[np.arange(len(layers)), layers - 1]
+        return bool((expected == rows["correct"].to_numpy()).mean() >= _SAME_HEADS)
+
+    def at_random(self, measure: str, exits: pd.Series) -> np.ndarray:
+        """Return the expectation per row if these exits are dealt at random, float [n]."""
+        good = self.good[measure]
+        return expected_at_random(good, np.bincount(exits.to_numpy(), minlength=good.shape[1] + 1)[1:].tolist())
+
+    def at_mix(self, measure: str, mix: Mix, mean_layers: float) -> np.ndarray:
+        """Return the expectation per row of a two-depth mix with exactly these mean layers, float [n]."""
+        return expected_at_two_depths(self.good[measure], *mix, share_of_deeper(mean_layers, *mix, _BEYOND) or 0.0)
+
+
+def layer_answers(rows: pd.DataFrame, depth: int) -> LayerAnswers | None:
+    """Return the answers that rows of an oracle hold; None for rows of older versions, which have none."""
+    if any(name not in rows for name in DEPTH_COLUMNS):
+        return None
+    masks = (unpack_layers(rows[name].to_numpy(), depth) for name in DEPTH_COLUMNS)
+    return LayerAnswers(dict(zip(MEASURES, masks, strict=True)))
+
+
+Mix = tuple[int, int]  # shallow and deep layer, from 1
+
+
+def mix_of(params: Mapping[str, Any]) -> Mix | None:
+    """Return the two depths of a point of constant depth; None for one of an older version, which has a single rounded depth."""
+    return (params["shallow"], params["deep"]) if {"shallow", "deep"} <= params.keys() else None
+
+
+def mix_at(mean_layers: float, mixes: Sequence[Mix]) -> Mix | None:
+    """Return the first of some mixes that can have these mean layers, else the first that nearly can; None if none can."""
+    for beyond in (0.0, _BEYOND):
+        for mix in mixes:
+            if share_of_deeper(mean_layers, *mix, beyond) is not None:
+                return mix
+    return None
+
+
+@dataclass(frozen=True)
+class Reachable:
+    """What a perfect predictor could reach on one dataset, means over seeds; accuracies 0..1, layers 1..depth.
+
+    Attributes:
+        full: accuracy of full depth.
+        first: accuracy of the first head.
+        agreeing_layers: mean first layer that agrees with full depth, whose accuracy is that of full depth.
+        any_right: share of samples that any head gets right: the bound of accuracy.
+        right_layers: mean first right layer; full depth for samples that none gets right.
+        marks: of the oracle's row.
+    """
+
+    data: str
+    label: str
+    dataset: str
+    oracle: str
+    depth: int
+    seeds: int
+    n: int
+    full: float
+    first: float
+    agreeing_layers: float
+    any_right: float
+    right_layers: float
+    marks: str
+
+    @property
+    def depth_worth(self) -> float:
+        """Accuracy of full depth less that of the first head."""
+        return self.full - self.first
+
+
+def reachable(rows: Sequence[ResultRow], read: Reader) -> list[Reachable]:
+    """Return the bounds of every oracle whose rows hold the answers of all heads, in the order of the rows."""
+    found = []
+    for row in rows:
+        if row.role != ORACLE or not finite(row.depth):
+            continue
+        depth = int(row.depth)
+        frames = [frame for cell in row.cells if (frame := read(cell)) is not None and len(frame)]
+        every = [answers for frame in frames if (answers := layer_answers(frame, depth)) is not None]
+        if not every:
+            continue
+        right = [one.good[ACCURACY] for one in every]
+        agreeing = [one.good[AGREEMENT] for one in every]
+        # Layers without a head have no bit in any row; the first head is the first layer that ever agrees.
+        firsts = [int(one.any(0).argmax()) for one in agreeing]
+        found.append(
+            Reachable(
+                data=row.data,
+                label=row.label,
+                dataset=row.dataset,
+                oracle=row.method,
+                depth=depth,
+                seeds=len(every),
+                n=min(map(len, right)),
+                full=float(np.mean([one[:, -1].mean() for one in right])),
+                first=float(np.mean([one[:, at].mean() for one, at in zip(right, firsts, strict=True)])),
+                agreeing_layers=float(np.mean([first_layer(one).mean() for one in agreeing])),
+                any_right=float(np.mean([one.any(1).mean() for one in right])),
+                right_layers=float(np.mean([first_layer(one).mean() for one in right])),
+                marks=row.marks,
+            )
+        )
+    return found
