@@ -82,7 +82,7 @@ def test_missing_samples(fabricate):
     run.run.samples_path(geep.cell).unlink()
     caveats, page = message(run)
     one_line(caveats, "No per-sample rows", run.run.samples_path(geep.cell).name)
-    assert "<td>geep °" in page and "cannot be compared" in page
+    assert "<td>geep °" in page and "cannot be computed" in page
 
 
 def test_a_run_stripped_of_its_samples(fabricate):
@@ -91,7 +91,7 @@ def test_a_run_stripped_of_its_samples(fabricate):
     shutil.rmtree(run.path / "samples")
     caveats, page = message(run)
     one_line(caveats, "No per-sample rows", "removed")
-    assert "°</td>" not in page and "cannot be compared" in page
+    assert "°</td>" not in page and "cannot be computed" in page
 
 
 CONTRADICTIONS = {
