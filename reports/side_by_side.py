@@ -258,8 +258,9 @@ def _notes(parts: dict[str, Part]) -> list[str]:
         f"{'; '.join(each)}.",
         *(note for part in parts.values() for note in part.notes),
         f"Speed-up: wall time of {reference} over the method's, same rounds. Points: accuracy less that of the reference on the "
-        "same test rows; p: exact McNemar test, adjusted (Holm) within its own run; one family is one method over its points. “Too few differ”: "
-        "no outcome of so few discordant rows could be significant (Tarone). A p above 0.05 says only that no difference was found.",
+        "same test rows; p: exact McNemar test, adjusted (Holm) within its own run; one family is one method over its points. "
+        "“Too few differ”: no outcome of so few discordant rows could be significant (Tarone). A p above 0.05 says only that no "
+        "difference was found.",
         f"Training: FLOPs of the layers, forward and backward, over those of {reference}, from the lowest to the highest of the "
         "datasets that have them. They include the fine-tuning of the model that a method starts or learns from; heads, general "
         "distillation, choosing thresholds and filling GEEP's table are not included.",
