@@ -17,7 +17,7 @@ from geep.exit_table.keys import MAX_NGRAM
 from geep.exit_table.rows import COUNT_LIMIT
 from geep.exit_table.storage import MAX_LAYERS
 from geep.objective import Objective, PathWeights, shared_exit_loss
-from geep.predictor import QUANTILES, DevView, budget_points, build_table, tune_quantile
+from geep.predictor import QUANTILES, DevView, budget_points, budget_speeds, build_table, tune_quantile
 from geep.table_rows import TableSettings, choose_rows
 from harness.contracts import Execution, OperatingPoint, Role
 from harness.core.errors import ConfigError
@@ -54,6 +54,10 @@ class GeepSettings(TableSettings, SpeedBudgetSettings):
     )
     student_gradient: bool = Field(True, description="false: the students' losses do not reach the encoder")
     equilibrium: bool = Field(False, description="true: gradients of the paths are balanced at every layer")
+
+    budget_tables: bool = Field(
+        False, description="also build a table per budget, at the speed whose sequential exit meets it on dev"
+    )
 
     @property
     def point_names(self) -> list[str]:
@@ -143,11 +147,14 @@ class Geep(BaseMethod[GeepSettings]):
             for answer in answers
         }
         on_dev = {}
-        for speed in own.speeds:
+        more = budget_speeds(views["student"], own.budgets) if own.budget_tables else []
+        for speed in dict.fromkeys((*own.speeds, *more)):
             counting = {"ngram": own.ngram, "min_count": own.min_count, "smoothing": own.smoothing}
             table = build_table(table_rows, observed, model.answers, speed, depth, **counting)
             fitted.tables[speed] = table
             predicted = on_dev[speed] = table.quantiles(task.dev.tokens, QUANTILES).cpu().numpy()
+            if speed not in own.speeds:
+                continue  # a table for budgets alone
             budget = views["student"].sequential_layers(speed)
             for answer, view in views.items():
                 quantile, layers, accuracy = tune_quantile(predicted, view, budget, extra=int(answer == "shared"))

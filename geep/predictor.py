@@ -12,11 +12,12 @@ from torch import Tensor
 from geep.exit_table import ExitTable
 from harness.contracts import OperatingPoint
 from harness.core.tokens import TokenSet
-from harness.execution.exit_rules import first_exit, normalised_entropy
+from harness.execution.exit_rules import candidate_thresholds, first_exit, normalised_entropy
 from harness.toolkit.budgets import points_at_budgets
 from harness.toolkit.rule_exits import Tried
 
 QUANTILES = tuple(range(5, 1001, 5))  # per mille
+THRESHOLDS = 256  # speeds tried for a budget, at most
 
 
 def build_table(
@@ -101,6 +102,17 @@ def tune_quantile(exits: np.ndarray, view: DevView, budget: float, *, extra: int
     layers, accuracy = view.outcomes(exits, extra=extra)
     best = int(np.lexsort((-accuracy, np.abs(layers - budget).round(6)))[0])
     return QUANTILES[best], float(layers[best]), float(accuracy[best])
+
+
+def budget_speeds(view: DevView, budgets: Sequence[float]) -> list[float]:
+    """Return per budget the speed at which the sequential exit has the nearest mean layers on dev, each at most once.
+
+    Rounded to six digits, which name the table's folder.
+    """
+    thresholds = candidate_thresholds(view.entropy[:-1], (0.0, 1.0), most=THRESHOLDS)
+    speeds = sorted({float(f"{threshold:g}") for threshold in thresholds})
+    layers = np.array([view.sequential_layers(speed) for speed in speeds])
+    return list(dict.fromkeys(speeds[int(np.abs(layers - budget * view.depth).argmin())] for budget in budgets))
 
 
 def budget_points(

@@ -219,12 +219,15 @@ class GeepVerified(BaseMethod[GeepVerifiedSettings]):
         view = DevView.of(logits, task.dev.labels, model.answers, model.depth)
         fitted = FittedVerified(model, None, tables=geep.tables)
         pool: list[Tried] = []
+        # GEEP may have tables for budgets alone.
+        at_speeds = {point.params["speed"] for point in geep.points if "budget" not in point.params}
         for speed, table in geep.tables.items():
             for mode in own.modes:
                 able = choices(table, task.dev.tokens, view, speed, mode)
-                chosen = best_within(SLACK * view.sequential_layers(speed), able)
                 params = {"speed": speed, "mode": mode}
-                fitted.points.append(OperatingPoint(f"{speed_name(speed)}/{mode}", {**params, **asdict(chosen)}))
+                if speed in at_speeds:
+                    chosen = best_within(SLACK * view.sequential_layers(speed), able)
+                    fitted.points.append(OperatingPoint(f"{speed_name(speed)}/{mode}", {**params, **asdict(chosen)}))
                 for budget in own.budgets:
                     one = best_within(budget * view.depth, able)
                     figures = (one.threshold, one.dev_mean_layers, one.dev_accuracy)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from geep.exit_table import ExitTable
 from geep.method import TUNING, FittedGeep, Geep
 from geep.table_rows import split_off
+from geep.verified_exits import GeepVerified
 from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError, ResultError
 from harness.core.tokens import Split, Task
@@ -77,6 +78,31 @@ def test_points_at_budgets_use_them(trained_geep: FittedGeep, scattered_geep: Fi
                 assert params["dev_mean_layers"] <= 5 * params["budget"] + 1e-6
         layers = [params["dev_mean_layers"] for params in points]
         assert layers == sorted(layers)
+
+
+def test_tables_for_budgets_make_them_affordable(
+    signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any], tmp_path: Path
+) -> None:
+    """At a speed at which no sample exits early every point is full depth, unless tables are built for the budgets."""
+    config = {**quick, "speeds": [0.0], "budgets": [0.5, 0.75]}
+    plain, more = (
+        Geep().fit(signal_task, small_backbone, {}, config={**config, "budget_tables": tables}, seed=0)
+        for tables in (False, True)
+    )
+    assert [point.name for point in more.points] == [point.name for point in plain.points]
+    assert more.points[:2] == plain.points[:2] and list(plain.tables) == [0.0] and len(more.tables) > 1
+    assert all(point.params["over_budget"] for point in plain.points[2:])
+    more.save(tmp_path)
+    loaded = Geep().load(tmp_path, signal_task, small_backbone, {})
+    for point in loaded.points[2:]:
+        assert "over_budget" not in point.params
+        layers = loaded.predict(signal_task.dev.tokens, at=point).work.rows("layer") / 48
+        assert layers == pytest.approx(point.params["dev_mean_layers"]) and layers <= 5 * point.params["budget"] + 1e-9
+    verified = GeepVerified().fit(
+        signal_task, small_backbone, {"geep": loaded}, config={"budgets": [0.5, 0.75]}, seed=0
+    )
+    names = ["speed=0/once", "speed=0/steps", "budget=0.5", "budget=0.75"]
+    assert [point.name for point in verified.points] == names
 
 
 def test_dev_figures_equal_a_run_on_dev(trained_geep: FittedGeep, signal_task: Task) -> None:
