@@ -149,7 +149,7 @@ def _cell(name: str, dataset: str, seed: int, right: np.ndarray, exits: np.ndarr
 
 
 @dataclass
-class Tally:
+class PlantedRuns:
     """What was found in some runs with one planted effect.
 
     Attributes:
@@ -172,7 +172,7 @@ class Tally:
     differences: list[float] | None = None
 
 
-def measure(effect: float, *, runs: int, sets: int, seeds: int, rows: int, seed: int = 0) -> Tally:
+def measure(effect: float, *, runs: int, sets: int, seeds: int, rows: int, seed: int = 0) -> PlantedRuns:
     """Judge ``runs`` made-up runs and count what was found.
 
     Args:
@@ -182,7 +182,7 @@ def measure(effect: float, *, runs: int, sets: int, seeds: int, rows: int, seed:
     large = np.random.default_rng(0)
     worth = [gain_of_knowing(heads(large, large.random(100_000), *CURVES[i % len(CURVES)])) for i in range(sets)]
     knowledge = effect / float(np.mean(worth))
-    tally = Tally(effect, differences=[])
+    tally = PlantedRuns(effect, differences=[])
     stated, alone = [], []
     for number in range(runs):
         table, samples = make_run(np.random.default_rng([seed, number]), sets, seeds, rows, knowledge)
@@ -199,7 +199,7 @@ def measure(effect: float, *, runs: int, sets: int, seeds: int, rows: int, seed:
     return tally
 
 
-def _count(tally: Tally, primary: PooledTest) -> None:
+def _count(tally: PlantedRuns, primary: PooledTest) -> None:
     assert primary.difference is not None and primary.low is not None and primary.high is not None
     tally.runs += 1
     tally.ahead += primary.verdict == AHEAD
