@@ -39,7 +39,8 @@ def pooled_tables(view: View) -> list[Table[PooledTest]]:
         rows = [row for row in view.pooled if row.synthetic == synthetic]
         if not rows:
             continue
-        settings = len({row.setting for row in rows if row.setting}) > 1
+        names = [(row.method, row.point, row.control, row.measure) for row in rows]
+        settings = len(set(names)) < len(names)  # one endpoint was measured in several ways
         columns: list[Column[PooledTest]] = [
             Column("method", "Method", lambda row: marked(row.method, row.marks), numeric=False),
             Column("point", "Point", numeric=False),
@@ -94,7 +95,7 @@ def _endpoint(row: PooledTest) -> str:
 
 
 def _setting(row: PooledTest) -> str:
-    return " ".join(str(value) for value in row.setting if value not in ("", 0))
+    return " ".join(str(value) for value in row.setting if value not in ("", 0, None))
 
 
 def _sets(row: PooledTest) -> str:

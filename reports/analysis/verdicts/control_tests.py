@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.measure.detectable import provable_margin
+from harness.measure.detectable import detectable_by_mcnemar, provable_margin
 from harness.measure.paired_tests import mcnemar, mean_difference, worst_case
 from reports.analysis.cell_settings import grouped, values_of
 from reports.analysis.result_rows import ResultRow, ratio
@@ -169,13 +169,20 @@ def compare_with_controls(rows: Sequence[ResultRow], read: Reader) -> list[Contr
         for row in mine:
             tests += _judge(_judged(row, oracle, read), controls, read)
     adjusted = with_adjusted_p(tests, lambda test: (test.slug, test.method, test.measure))
-    return [_with_margin(test) if test.asks_to_keep_up else test for test in adjusted]
+    return [_with_power(test) for test in adjusted]
 
 
-def _with_margin(test: ControlTest) -> ControlTest:
-    """Return a test of keeping up with the margin that it could have shown; Tango's bound has a width without any difference."""
-    if test.se is None or not test.pairs:
+def _with_power(test: ControlTest) -> ControlTest:
+    """Return a test with what it could have found where its family does not say it.
+
+    Where the question is whether the row keeps up, that is a margin; Tango's bound has a width without any difference. Too few
+    differing rows for a test could have been more: what McNemar's test would have found.
+    """
+    if test.se is None or not test.equal_layers:
         return test
+    if not test.asks_to_keep_up:
+        differing = test.wins + test.losses
+        return test if test.p is not None else replace(test, detectable=detectable_by_mcnemar(test.pairs, differing))
     return replace(test, detectable=max(provable_margin(test.se), -worst_case(0, 0, test.pairs, ALPHA)))
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.measure.detectable import detectable_mean, provable_margin
+from harness.measure.detectable import detectable_by_mcnemar, detectable_mean, provable_margin
 from harness.measure.many_tests import holm
-from harness.measure.paired_tests import stratified_difference
+from harness.measure.paired_tests import stratified_difference, worst_case
 from reports.analysis.cell_settings import ROW_SETTING, grouped, values_of
 from reports.analysis.roles import CONSTANT, SEQUENTIAL
 from reports.analysis.verdicts.control_tests import (
@@ -56,6 +56,7 @@ class PooledTest:
         setting: values of the settings that its rows share, for telling pools apart.
         sets: labels of the sets pooled; ``missing``: label -> why a set could not be.
         seeds: fewest and most seeds of a set; ``pairs``: test rows of all sets.
+        rows_alike: rows of a single set that would give a mean of the same precision; fewer where sets are unequal.
         mean_layers, layer_ratio: means over sets of the row's layers, and of them over the control's.
         own_value, control_value: means over sets of the measure on both sides, 0..1.
         difference, se, low, high: mean over sets, its standard error, and the 95 % stratified bootstrap interval.
@@ -78,6 +79,7 @@ class PooledTest:
     missing: dict[str, str]
     seeds: tuple[int, int] = (0, 0)
     pairs: int = 0
+    rows_alike: int = 0
     mean_layers: float | None = None
     layer_ratio: float | None = None
     own_value: float | None = None
@@ -203,6 +205,7 @@ def _pooled(same: Sequence[ControlTest], *, primary: bool) -> PooledTest:
         sets=tuple(test.label for test in used),
         seeds=(min(test.seeds for test in used), max(test.seeds for test in used)),
         pairs=sum(test.pairs for test in used),
+        rows_alike=_rows_alike(used),
         mean_layers=float(np.mean([test.mean_layers or 0.0 for test in used])),
         layer_ratio=float(np.mean(ratios)) if ratios else None,
         own_value=float(np.mean([test.own_value for test in used])),
@@ -211,9 +214,15 @@ def _pooled(same: Sequence[ControlTest], *, primary: bool) -> PooledTest:
         se=found.se,
         low=found.low,
         high=found.high,
-        worst=found.lower,
+        # Without any differing row the bootstrap has no width; Tango's bound has.
+        worst=min(found.lower, worst_case(0, 0, _rows_alike(used), ALPHA)),
         p=found.p,
     )
+
+
+def _rows_alike(used: Sequence[ControlTest]) -> int:
+    """Return how many rows of a single set would give a mean of the same precision: K^2 / sum over sets of 1 / n."""
+    return max(1, round(len(used) ** 2 / sum(1 / test.pairs for test in used)))
 
 
 def _adjusted(tests: Sequence[PooledTest]) -> list[PooledTest]:
@@ -226,9 +235,12 @@ def _adjusted(tests: Sequence[PooledTest]) -> list[PooledTest]:
 
     for same in grouped(tested, family).values():
         for i, p in zip(same, holm([tests[i].p or 0.0 for i in same]), strict=True):
-            se = tests[i].se or 0.0
-            least = provable_margin(se) if tests[i].asks_to_keep_up else detectable_mean(se, ALPHA / len(same))
-            found[i] = replace(tests[i], p_adjusted=p, detectable=least or None)
+            se, alpha = tests[i].se or 0.0, ALPHA / len(same)
+            if tests[i].asks_to_keep_up:
+                least = max(provable_margin(se), -worst_case(0, 0, tests[i].rows_alike, ALPHA))
+            else:
+                least = max(detectable_mean(se, alpha), detectable_by_mcnemar(tests[i].rows_alike, 0, alpha) or 0.0)
+            found[i] = replace(tests[i], p_adjusted=p, detectable=least)
     return found
 
 

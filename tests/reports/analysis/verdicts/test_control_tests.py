@@ -118,6 +118,7 @@ def test_few_differing_rows_are_no_test(fabricate):
     right_at[:5, :3] = False
     test = verdicts(make(fabricate, right_at, deal(400)))["random exits"]
     assert (test.p, test.p_holm, test.verdict) == (None, None, "no difference found")
+    assert 0.01 < test.detectable < 0.04
 
 
 def test_a_constant_prediction_has_the_same_answers_as_random_exits(fabricate):
