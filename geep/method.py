@@ -55,10 +55,6 @@ class GeepSettings(TableSettings, SpeedBudgetSettings):
     student_gradient: bool = Field(True, description="false: the students' losses do not reach the encoder")
     equilibrium: bool = Field(False, description="true: gradients of the paths are balanced at every layer")
 
-    budget_tables: bool = Field(
-        False, description="also build a table per budget, at the speed whose sequential exit meets it on dev"
-    )
-
     @property
     def point_names(self) -> list[str]:
         at_speeds = [f"{speed_name(speed)}{answer}" for speed in self.speeds for answer in ("", "/shared")]
@@ -102,7 +98,7 @@ class Geep(BaseMethod[GeepSettings]):
     """One-step shared exit loss; exits predicted from tokens; batches sorted by predicted exit."""
 
     name = "geep"
-    version = 2
+    version = 3
     role: Role = "predicts-exits"
     settings = GeepSettings
     fitted = FittedGeep
@@ -112,7 +108,7 @@ class Geep(BaseMethod[GeepSettings]):
         return config.get("table_rows") == "unlabelled"
 
     def learn(self, own: GeepSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedGeep:
-        """Train in one step, fill one table per speed (:mod:`geep.table_rows`), tune its quantile on dev."""
+        """Train in one step, fill one table per speed and budget (:mod:`geep.table_rows`), tune quantiles on dev."""
         depth = backbone.shape.layers
         if not 3 <= depth <= MAX_LAYERS:
             raise ConfigError(
@@ -147,8 +143,8 @@ class Geep(BaseMethod[GeepSettings]):
             for answer in answers
         }
         on_dev = {}
-        more = budget_speeds(views["student"], own.budgets) if own.budget_tables else []
-        for speed in dict.fromkeys((*own.speeds, *more)):
+        # Where entropies lie above all speeds, their tables predict full depth only, which meets no budget.
+        for speed in dict.fromkeys((*own.speeds, *budget_speeds(views["student"], own.budgets))):
             counting = {"ngram": own.ngram, "min_count": own.min_count, "smoothing": own.smoothing}
             table = build_table(table_rows, observed, model.answers, speed, depth, **counting)
             fitted.tables[speed] = table

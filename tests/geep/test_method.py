@@ -83,15 +83,12 @@ def test_points_at_budgets_use_them(trained_geep: FittedGeep, scattered_geep: Fi
 def test_tables_for_budgets_make_them_affordable(
     signal_task: Task, small_backbone: Backbone, quick: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    """At a speed at which no sample exits early every point is full depth, unless tables are built for the budgets."""
+    """At a speed at which no sample exits early its points are full depth, and those at budgets are not."""
     config = {**quick, "speeds": [0.0], "budgets": [0.5, 0.75]}
-    plain, more = (
-        Geep().fit(signal_task, small_backbone, {}, config={**config, "budget_tables": tables}, seed=0)
-        for tables in (False, True)
-    )
-    assert [point.name for point in more.points] == [point.name for point in plain.points]
-    assert more.points[:2] == plain.points[:2] and list(plain.tables) == [0.0] and len(more.tables) > 1
-    assert all(point.params["over_budget"] for point in plain.points[2:])
+    more = Geep().fit(signal_task, small_backbone, {}, config=config, seed=0)
+    assert [point.name for point in more.points] == ["speed=0", "speed=0/shared", "budget=0.5", "budget=0.75"]
+    assert next(iter(more.tables)) == 0.0 and len(more.tables) > 1
+    assert all(point.params["dev_mean_layers"] == 5 for point in more.points[:2])
     more.save(tmp_path)
     loaded = Geep().load(tmp_path, signal_task, small_backbone, {})
     for point in loaded.points[2:]:
@@ -252,7 +249,7 @@ def test_fewer_exits_and_longer_keys(signal_task: Task, small_backbone: Backbone
 def test_no_sample_exits_early_at_speed_zero(signal_task: Task, small_backbone: Backbone, unseen: Split) -> None:
     """If no training sample was sure, every prediction is full depth at no extra cost."""
     fitted = Geep().fit(signal_task, small_backbone, {}, config={"epochs": 1, "speeds": [0.0]}, seed=0)
-    for at in fitted.points:
+    for at in fitted.points[:2]:  # those at speeds
         found = fitted.predict(unseen.tokens, at=at)
         assert (found.exit_layer == 4).all()
         assert found.work.rows("layer") == 5 * 40
