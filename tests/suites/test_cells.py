@@ -101,10 +101,10 @@ def test_measuring_in_several_processes_is_refused(run_benchmarks: Callable[...,
 
 
 def test_cells_of_quick_equal_those_of_a_run() -> None:
-    """Points are known before any fit: two speeds, shared answers, three budgets, verified modes, controls, oracle."""
+    """Points are known before any fit: two speeds, shared answers, a budget, verified modes, controls, oracle."""
     cells = cells_of(Settings(profile.load("quick"), Path()))
     one = [(c.method, c.point) for c in cells if c.dataset == "lcqmc"]
-    assert len(one) == len(set(one)) == 3 + 2 + (4 + 3) + (4 + 3) + 4 * (2 + 3) + 1
+    assert len(one) == len(set(one)) == 3 + 2 + (4 + 1) + (4 + 1) + 4 * (2 + 1) + 1
     assert ("geep", "speed=0.5/shared") in one
     assert ("geep-verified", "speed=0.1/steps") in one
     assert ("oracle", "agree") in one
