@@ -27,6 +27,7 @@ from harness.contracts import Execution, HasSettings
 from harness.core.settings import describe
 from harness.data.cards import Columns, DatasetCard
 from harness.results import schema
+from harness.results.search_record import SearchPlan
 from harness.running.profile import EngineSettings, ExecutionSettings, Profile
 from harness.toolkit.method_settings import MethodSettings
 
@@ -175,6 +176,9 @@ def profile_page() -> str:
             "## Table `[execution]` { #executionsettings }\n",
             summary(ExecutionSettings) + "\n",
             table(head, fields(ExecutionSettings, Execution)),
+            "## Table `[search]` { #searchplan }\n",
+            summary(SearchPlan) + " [Equal search](../explanation/fair-comparison.md#equal-search) explains it.\n",
+            table(head, fields(SearchPlan)),
             "## Tables `[training]` and `[method.NAME]`\n",
             "`[training]` holds settings for all methods, `[method.NAME]` those of one method or [variant](../how-to/variant.md). "
             "[Method settings](method-settings.md) lists the keys. One key of `[method.NAME]` is no setting of the method:\n",
