@@ -1,6 +1,6 @@
 """Runs of ``geep-bench`` as processes that can be killed, and what is compared after a fault.
 
-A run has tiny data, a tiny backbone that it pretrains first, two methods and two seeds: six cells in about two seconds. Faults are
+A run has tiny data, a tiny backbone that it pretrains first, two methods and two seeds: eight cells in two seconds. Faults are
 random; ``FAULT_SEED=N`` repeats those of an earlier session, whose seed is printed at its end.
 """
 
@@ -32,9 +32,9 @@ speeds = [1.0]
 rounds = 1
 max_length = 32
 backbones = { en = "embedded", zh = "embedded" }
-training = { epochs = 1, batch_size = 8, learning_rate = 5e-3 }
+training = { epochs = 1, batch_size = 8, learning_rate = 5e-3, budgets = [0.5] }
 """
-CELLS = 6
+CELLS = 8
 # What a result says about answers and counts. Times, memory and the machine differ from run to run.
 COMPARED = ("cell", "kind", "params", "quality", "cost", "exit_histogram", "unseen_tokens", "overlaps", "language")
 

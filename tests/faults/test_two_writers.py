@@ -33,7 +33,7 @@ def test_one_run_folder(
     assert f"{place.run} is in use by another run" in line
     ended = place.program.wait(first, log)
     assert ended.code == 0, ended.log
-    assert "6 measured, 0 kept" in ended.log
+    assert "8 measured, 0 kept" in ended.log
     survives(place)
 
 
