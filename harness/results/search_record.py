@@ -28,7 +28,7 @@ class SearchPlan(StrictSettings):
     Attributes:
         datasets: sets whose dev splits decide.
         trials: settings to try, for every method that is not in ``own``.
-        own: method -> as many trials, where its settings have other names, or its rates another range.
+        own: method -> as many trials, where its settings have other names, or its rates another range; for its variants, too.
     """
 
     datasets: list[Name] = Field(min_length=1)
@@ -53,10 +53,6 @@ class SearchPlan(StrictSettings):
             if count and len(trials) != count:
                 raise ValueError(f"'{name}' has {len(trials)} trials, and every method must have {count}")
         return own
-
-    def of(self, method: str) -> list[dict[str, Any]]:
-        """Return the trials of one method."""
-        return self.own.get(method, self.trials)
 
 
 class Trial(StrictRecord):

@@ -5,8 +5,9 @@
     python -m suites.studies.search --profile twelve-layers --data DATA --backbone en=DIR,zh=DIR --methods bert,fastbert,geep
 
 The profile's table ``[search]`` names the datasets and the trials. Every method gets the same number of them: the fits of all
-datasets together are at most 12 per method. The winner has the highest mean dev score over the datasets, by one criterion per kind
-of method: accuracy at full depth, or the area under accuracy over layers for early exits (``harness/toolkit/dev_scores.py``).
+datasets together are at most 12 per method, with the profile's first seed. A variant has the trials of the method that it is
+like, unless the table names it. The winner has the highest mean dev score over the datasets, by one criterion per kind of
+method: accuracy at full depth, or the area under accuracy over layers for early exits (``harness/toolkit/dev_scores.py``).
 Methods that others learn from come first, and teach with their winning settings.
 
 Finished trials are stored in ``--out``; the same command resumes. ``geep-bench run --tuned FILE`` uses the winners on all datasets
@@ -29,13 +30,14 @@ from harness.cli.argument_types import path
 from harness.contracts import Execution
 from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError, SettingsError, format_error
-from harness.core.files import content_key
 from harness.results.search_record import SUITE, SearchRecord, Trial, winner
+from harness.running.profile import Profile
 from harness.running.run_settings import Settings
-from harness.running.session import CHASSIS_VERSION, Session
+from harness.running.session import Session
+from harness.running.variants import lineage
 from harness.toolkit.training import TrainingReport
 from suites.studies.shared.resume_file import ResumeFile
-from suites.studies.shared.study import settings_from, study_parser
+from suites.studies.shared.study import asked_for, settings_from, study_parser
 
 EVALUATION = Execution(batch_size=64)
 
@@ -46,17 +48,20 @@ def with_settings(settings: Settings, method: str, changes: dict[str, Any]) -> S
     return replace(settings, profile=settings.profile.with_settings(overrides))
 
 
+def trials_of(profile: Profile, method: str) -> list[dict[str, Any]]:
+    """Return the settings to try for a method: its own, else those of the nearest method that it is like, else the common ones."""
+    plan = profile.search
+    assert plan is not None
+    return next((plan.own[name] for name in lineage(profile.method, method) if name in plan.own), plan.trials)
+
+
 def session_of(settings: Settings, dataset: str, method: str, changes: dict[str, Any]) -> Session:
     """Return a session with a dataset, in which one method has other settings."""
     return Session(with_settings(settings, method, changes), dataset, settings.profile.seeds[0], quiet=True)
 
 
-def try_once(session: Session, method: str, changes: dict[str, Any]) -> Trial:
-    """Fit a method and return its trial.
-
-    Raises:
-        ConfigError: the method trains no model of its own, or a setting is unknown or invalid.
-    """
+def try_once(session: Session, method: str, changes: dict[str, Any]) -> Trial | None:
+    """Fit a method and return its trial; ``None`` if it trains no model of its own."""
     dev = session.prepared.task.dev
     tried = partial(
         Trial, dataset=session.dataset, seed=session.seed, method=method, settings=changes, dev_rows=len(dev)
@@ -69,7 +74,7 @@ def try_once(session: Session, method: str, changes: dict[str, Any]) -> Trial:
     report: TrainingReport | None = getattr(fitted, "training", None)
     borrowed = [getattr(session.fitted(need), "training", None) for need in needs]
     if report is None or report in borrowed:
-        raise ConfigError(f"method '{method}' trains no model of its own: choose methods that do with --methods")
+        return None
     score = max(report.dev_scores, default=None)
     if score is None:  # a method without a score of its own
         gold = dev.labels.numpy()
@@ -103,35 +108,45 @@ def search(settings: Settings, methods: Sequence[str], stored: ResumeFile) -> Se
     """Try every setting of every method on every dataset of the profile's search; keep only the winners' fits in the cache.
 
     Raises:
-        ConfigError: no trial of a method converged.
+        ConfigError: no trial of a method converged, or no method trains a model of its own.
     """
-    plan = settings.profile.search
+    profile = settings.profile
+    plan = profile.search
     assert plan is not None
     trials: list[Trial] = []
     best: dict[str, dict[str, Any]] = {}
-    for method in [name for name in settings.profile.in_order(methods) if name in methods]:
+    for method in [name for name in profile.in_order(methods) if name in methods]:
         own: list[Trial] = []
-        for dataset in plan.datasets:
-            for number, changes in enumerate(plan.of(method)):
-                part = f"{method}/{dataset}/{number}"
-                if part not in stored:
-                    found = try_once(session_of(settings, dataset, method, changes), method, changes)
-                    stored.store(part, found.model_dump(mode="json"))
-                own.append(Trial.model_validate(stored[part]))
-                print(line(own[-1]), flush=True)
+        tries = [] if profile.fit_of(method) != method else trials_of(profile, method)
+        for dataset, (number, changes) in itertools.product(plan.datasets, enumerate(tries)):
+            part = f"{method}/{dataset}/{number}"
+            if part not in stored:
+                found = try_once(session_of(settings, dataset, method, changes), method, changes)
+                if found is None:
+                    break
+                stored.store(part, found.model_dump(mode="json"))
+            own.append(Trial.model_validate(stored[part]))
+            print(line(own[-1]), flush=True)
+        if not own:
+            print(f"{method} trains no model of its own: left out", flush=True)
+            continue
         chosen = winner(own)
         if chosen is None:
             reasons = "; ".join(dict.fromkeys(trial.failed for trial in own if trial.failed))
             raise ConfigError(
                 f"no trial of '{method}' converged on all datasets ({reasons}): try lower rates or more epochs"
             )
-        for dataset, changes in itertools.product(plan.datasets, plan.of(method)):
+        for dataset, changes in itertools.product(plan.datasets, tries):
             if changes != chosen:
                 session_of(settings, dataset, method, changes).forget(method)
         trials += own
         best[method] = chosen
         settings = with_settings(settings, method, chosen)
         print(f"best for {method}: " + ", ".join(f"{name} = {value}" for name, value in chosen.items()), flush=True)
+    if not best:
+        raise ConfigError(
+            f"{', '.join(methods)}: none trains a model of its own: choose methods that do with --methods"
+        )
     return SearchRecord(datasets=list(plan.datasets), trials=trials, best=best)
 
 
@@ -147,26 +162,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profile = settings.profile
     if profile.search is None:
         raise ConfigError(f"profile '{profile.name}' has no table [search]: add one with datasets and trials")
-    if not args.datasets:
-        settings = settings_from(args, datasets=list(profile.search.datasets))
-        profile = settings.profile
-    plan = profile.search
-    assert plan is not None
+    if args.datasets and args.datasets != profile.search.datasets:
+        raise ConfigError(
+            f"the table [search] of profile '{profile.name}' names the datasets of a search: change them there"
+        )
+    settings = settings_from(args, datasets=list(profile.search.datasets))
+    profile = settings.profile
     known = profile.in_order(profile.methods)
     problems = [
         problem
         for method in profile.methods
-        for changes in plan.of(method)
+        for changes in trials_of(profile, method)
         for problem in with_settings(settings, method, changes).profile.problems(known)
     ]
     if problems:
         raise SettingsError(*dict.fromkeys(problems))
-    asked = {
-        "methods": profile.methods,
-        "seed": profile.seeds[0],
-        "key": content_key(CHASSIS_VERSION, profile.model_dump(mode="json", exclude={"methods", "datasets"})),
-    }
-    stored = ResumeFile(args.out, SUITE, asked, fresh=args.fresh)
+    stored = ResumeFile(args.out, SUITE, asked_for(settings), fresh=args.fresh)
     record = search(settings, profile.methods, stored)
     stored.finish(**record.model_dump(mode="json"))
     print(f"written: {args.out}; use it with: geep-bench run --tuned {args.out}")

@@ -125,15 +125,15 @@ class TrainingGain(DatasetStudy):
     def page(self) -> Page:
         profile, rival = self.settings.profile, self.args.rival
         page = Page("What training is worth", self.rows, self.settings.dtype)
-        rows = len(self.rows[0]["last"])
         page.text(
-            f"{len(profile.seeds)} seed(s), {rows} test rows; +- is half the 95 % interval of the mean over seeds (Student's t).",
+            f"{len(profile.seeds)} seed(s); +- is half the 95 % interval of the mean over seeds (Student's t).",
             "Area: mean accuracy over budgets from the first to the last layer, sequential entropy exit for all methods.",
         )
         last, area = f"less {profile.reference}", f"less {rival}"
         heads = ("method", "steps; epoch kept", "last layer %", last, "first layer %", "area %", area)
         for dataset in profile.datasets:
-            page.heading(dataset)
+            rows = len(self._of(profile.methods[0], dataset)[0]["last"])
+            page.heading(f"{dataset}, {rows} test rows")
             page.table(heads, [self._line(method, dataset) for method in profile.methods])
         page.heading("Pooled over datasets and seeds")
         lines = [

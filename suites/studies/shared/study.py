@@ -155,7 +155,7 @@ class Study(ABC):
     @classmethod
     def _main(cls, doc: str | None, arguments: Sequence[str] | None) -> int:
         args, settings = cls._read(doc, arguments)
-        asked = _asked(settings, **{name: getattr(args, name) for name in cls.options})
+        asked = asked_for(settings, **{name: getattr(args, name) for name in cls.options})
         stored = ResumeFile(args.out, cls.name, asked, fresh=settings.fresh)
         with tqdm(total=cls.steps(settings, args), desc=cls.name, disable=None) as bar:
             study = cls(settings, args, stored, bar)
@@ -217,7 +217,7 @@ class DatasetStudy(Study):
             self.advance(part)
 
 
-def _asked(settings: Settings, **options: Any) -> dict[str, Any]:
+def asked_for(settings: Settings, **options: Any) -> dict[str, Any]:
     """Return everything that results depend on, readable, and as one key of the rest."""
     profile, machine = settings.profile, environment_facts()
     names = profile.in_order([*profile.methods, profile.reference])

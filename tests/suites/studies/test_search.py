@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def test_a_stopped_search_resumes(
     assert search.main([*options, "--out", str(whole)]) == 0
     real, made = search.try_once, []
 
-    def stops(*arguments: Any) -> Trial:
+    def stops(*arguments: Any) -> Trial | None:
         made.append(arguments)
         if len(made) == 3:
             raise KeyboardInterrupt
@@ -83,7 +84,7 @@ def test_a_student_learns_from_the_winner(options: list[str], tmp_path: Path, mo
     seen = []
     real = search.try_once
 
-    def spy(session: Any, method: str, changes: dict[str, Any]) -> Trial:
+    def spy(session: Any, method: str, changes: dict[str, Any]) -> Trial | None:
         seen.append((method, session.settings.profile.config("bert")))
         return real(session, method, changes)
 
@@ -124,6 +125,38 @@ def test_a_run_trains_with_the_winners(options: list[str], tmp_path: Path) -> No
     assert changed.profile.config("bert")["epochs"] == 7
 
 
+def test_variants_have_the_trials_of_what_they_are_like() -> None:
+    """Otherwise a variant would be searched over settings that its training does not use: four times the same fit."""
+    profile = profiles.load("rivals")
+    assert profile.search is not None
+    assert search.trials_of(profile, "fastbert-paper") == profile.search.own["fastbert"] != profile.search.trials
+    assert search.trials_of(profile, "elasticbert-linear") == profile.search.trials
+
+
+def test_what_trains_nothing_is_left_out(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Borrowed weights and another engine have no trials, and do not end the search of the others."""
+    file = tmp_path / "found.json"
+    more = ["--set", "bert-8.like=bert", "--set", "bert-8.engine=int8", "--methods", "bert,bert-8,control-random"]
+    more += ["--set", "geep.epochs=1"]
+    assert search.main([*options, *more, "--out", str(file)]) == 0
+    assert set(read_search(file).best) == {"bert"}
+    out = capsys.readouterr().out
+    assert "bert-8 trains no model of its own: left out" in out
+    assert "control-random trains no model of its own: left out" in out
+
+
+def test_other_data_is_another_search(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stored trials of other rows are not taken over: the file is refused."""
+    file = ["--methods", "bert", "--out", str(tmp_path / "found.json")]
+    assert search.main([*options, *file]) == 0
+    path = tmp_path / "data" / "toy" / "train.csv"
+    pd.read_csv(path).iloc[:-2].to_csv(path, index=False)
+    assert search.main([*options, *file]) == 2
+    assert "was made with other settings" in capsys.readouterr().err
+
+
 def trial(score: float | None, settings: dict[str, Any], dataset: str = "a", failed: str = "") -> Trial:
     return Trial(dataset=dataset, seed=0, method="m", settings=settings, dev_rows=10, score=score, failed=failed)
 
@@ -148,7 +181,10 @@ def test_bad_input_is_one_line(
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     assert "has no table [search]" in refused(*mini_options)
-    assert "trains no model of its own" in refused(*options, "--methods", "control-constant")
+    assert "none trains a model of its own" in refused(*options, "--methods", "control-constant")
+    shutil.copytree(tmp_path / "data" / "toy", tmp_path / "data" / "other")
+    place = options.index("toy")
+    assert "names the datasets of a search" in refused(*options[:place], "other", *options[place + 1 :])
     assert "learning_rate" in refused(*options, "--methods", "bert", "--set", "bert.learning_rat=1")
     text = (tmp_path / "searching.toml").read_text(encoding="utf-8")
     (tmp_path / "searching.toml").write_text(text.replace("1e-09", "1e30").replace("0.003", "1e30"), encoding="utf-8")

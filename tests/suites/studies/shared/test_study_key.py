@@ -8,7 +8,7 @@ from harness.encoder import checkpoint
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 from harness.running.run_settings import make_settings
-from suites.studies.shared.study import _asked
+from suites.studies.shared.study import asked_for
 
 
 def test_other_weights_in_the_same_folder_have_another_key(tmp_path: Path) -> None:
@@ -20,9 +20,9 @@ def test_other_weights_in_the_same_folder_have_another_key(tmp_path: Path) -> No
     settings = make_settings(
         "quick", datasets=["ag_news"], backbones={language: str(tmp_path / language) for language in ("en", "zh")}
     )
-    first = _asked(settings)["key"]
+    first = asked_for(settings)["key"]
     (tmp_path / "en" / "README.md").write_text("other")
     checkpoint.write_folder(tmp_path / "zh", shape, Encoder(shape).state_dict())
-    assert _asked(settings)["key"] == first
+    assert asked_for(settings)["key"] == first
     checkpoint.write_folder(tmp_path / "en", shape, Encoder(shape).state_dict())
-    assert _asked(settings)["key"] != first
+    assert asked_for(settings)["key"] != first
