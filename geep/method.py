@@ -27,11 +27,11 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
 from harness.execution.run_pass import Answer
-from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.budgets import budget_name
 from harness.toolkit.dev_scores import exits_score
 from harness.toolkit.distillation import fine_tuned
-from harness.toolkit.fitted import AssignedExits, load_model, read_points, reading
+from harness.toolkit.fitted import AssignedExits, FittedModel, load_model, read_points, reading
 from harness.toolkit.method_settings import Head, SpeedBudgetSettings, speed_name
 from harness.toolkit.training import TrainingReport, train
 
@@ -94,12 +94,14 @@ class FittedGeep(AssignedExits):
             return cls(model, report, read_points(folder / "points.json"), tables)
 
 
-class Geep(BaseMethod[GeepSettings]):
+class Geep(StagedMethod[GeepSettings]):
     """One-step shared exit loss; exits predicted from tokens; batches sorted by predicted exit."""
 
     name = "geep"
     version = 3
     role: Role = "predicts-exits"
+    # Not holdout: those rows are kept from training.
+    choices = StagedMethod.choices | {"table_rows", "ngram", "min_count", "smoothing"}
     settings = GeepSettings
     fitted = FittedGeep
 
@@ -108,7 +110,7 @@ class Geep(BaseMethod[GeepSettings]):
         return config.get("table_rows") == "unlabelled"
 
     def learn(self, own: GeepSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedGeep:
-        """Train in one step, fill one table per speed and budget (:mod:`geep.table_rows`), tune quantiles on dev."""
+        """Train in one step."""
         depth = backbone.shape.layers
         if not 3 <= depth <= MAX_LAYERS:
             raise ConfigError(
@@ -118,7 +120,7 @@ class Geep(BaseMethod[GeepSettings]):
         exits = own.exits or depth - 2
         if exits > depth - 2:
             raise ConfigError(f"method 'geep': exits = {exits} do not fit {depth} layers: choose from 1..{depth - 2}")
-        train_rows, table_rows = choose_rows(task, own, seed)
+        train_rows, _ = choose_rows(task, own, seed)
         torch.manual_seed(seed)
         model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), own.head)
         first = warm_start(model, teachers, own.head) if own.start == "bert" else None
@@ -133,7 +135,13 @@ class Geep(BaseMethod[GeepSettings]):
             name=f"geep {task.name}",
             evaluate=lambda: exits_score(model, task.dev),
         )
-        fitted = FittedGeep(model, report if first is None else first + report)
+        return FittedGeep(model, report if first is None else first + report)
+
+    def decide(self, own: GeepSettings, weights: FittedModel, task: Task, seed: int) -> FittedGeep:
+        """Fill one table per speed and budget (:mod:`geep.table_rows`), tune quantiles on dev."""
+        model, depth = weights.model, weights.model.depth
+        fitted = FittedGeep(model, weights.training)
+        _, table_rows = choose_rows(task, own, seed)
         observed = exit_logits(model, table_rows, TUNING)
         answers: tuple[Answer, ...] = ("student", "shared")
         views = {

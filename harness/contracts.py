@@ -238,6 +238,44 @@ class UsesUnlabelled(Protocol):
 
 
 @runtime_checkable
+class LearnsInStages(Protocol):
+    """A method that trains weights, then chooses for them on dev: points, thresholds, tables. ``fit`` is both, in this order.
+
+    The harness stores the weights in a folder of their own, so that other choices need no training.
+
+    Attributes:
+        choices: names of the settings that training does not depend on. All others are part of the key of the weights.
+        weights_version: raised whenever a change of code changes what ``train_weights`` returns; ``version`` is then raised,
+            too. A change of ``version`` alone trains nothing again.
+    """
+
+    choices: frozenset[str]
+    weights_version: int
+
+    def train_weights(
+        self,
+        task: Task,
+        backbone: Backbone,
+        teachers: Mapping[str, Fitted],
+        *,
+        config: Mapping[str, Any],
+        seed: int,
+    ) -> Fitted:
+        """Train, as ``fit`` does. The result need not have operating points; ``load`` reads what it saves.
+
+        Args:
+            teachers: as for ``fit``, but those that learn in stages are what their own ``train_weights`` returned: a method
+                that learns from another one's choices has only one stage.
+            config: all settings, so that wrong ones are refused before training.
+        """
+        ...
+
+    def choose(self, weights: Fitted, task: Task, *, config: Mapping[str, Any], seed: int) -> Fitted:
+        """Return the fitted method around ``weights``, which stay as they are; called with any values of ``choices``."""
+        ...
+
+
+@runtime_checkable
 class DistilsGenerally(Protocol):
     """A method whose students can learn on raw text from a pretrained teacher (``geep-bench distill``).
 

@@ -24,7 +24,7 @@ from harness.encoder.model import parameters_of
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.cascade import confidence, confidence_rule, run_cascade
 from harness.execution.executors import run_full
-from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.budgets import Candidate, points_at_budgets
 from harness.toolkit.dev_scores import full_depth_score
 from harness.toolkit.distillation import fine_tuned, take_layers
@@ -178,7 +178,7 @@ def wrong(model: MultiExitModel, tokens: TokenSet, labels: Tensor) -> Tensor:
     return torch.from_numpy(run_full(model, tokens, TUNING).logits.argmax(-1)) != labels
 
 
-class CascadeBert(BaseMethod[CascadeBertSettings]):
+class CascadeBert(StagedMethod[CascadeBertSettings]):
     """A small model answers if its largest probability is above a threshold; the fine-tuned ``bert`` runs for the rest.
 
     The small model is fine-tuned with its own head and with the difficulty-aware ranking loss: easy samples shall be
@@ -195,6 +195,7 @@ class CascadeBert(BaseMethod[CascadeBertSettings]):
     name = "cascadebert"
     needs: tuple[str, ...] = ("bert",)
     version = 2
+    choices = StagedMethod.choices | {"calibrate"}
     settings = CascadeBertSettings
     fitted = Cascade
 
@@ -223,9 +224,11 @@ class CascadeBert(BaseMethod[CascadeBertSettings]):
         marked = Split(task.train.tokens, labels + task.num_labels * hard)
         made = makes.fit(marked, seed, name, own.margin, own.weight, watched=True)
         # The whole model is part of the cost.
-        fitted = Cascade(bert, total_cost(tuned.training, spent, made.training), small=made.model)
-        fitted.points = chosen_points(fitted, task.dev, own.budgets, calibrate=own.calibrate)
-        return fitted
+        return Cascade(bert, total_cost(tuned.training, spent, made.training), small=made.model)
+
+    def decide(self, own: CascadeBertSettings, weights: FittedModel, task: Task, seed: int) -> Cascade:
+        assert isinstance(weights, Cascade)
+        return replace(weights, points=chosen_points(weights, task.dev, own.budgets, calibrate=own.calibrate))
 
 
 def small_layers(layers: int | None, depth: int) -> int:

@@ -10,10 +10,13 @@ from torch.nn import functional as F
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
-from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.base_method import StagedMethod, Teachers
+from harness.toolkit.fitted import FittedModel
 from harness.toolkit.frozen_heads import FrozenHeads
 from harness.toolkit.method_settings import BudgetSettings
-from harness.toolkit.rule_exits import RuleExits, under_rule
+from harness.toolkit.rule_exits import RuleExits, RuleName, under_rule
+
+RULE: RuleName = "raw-entropy"
 
 
 class DeeBertSettings(BudgetSettings):
@@ -23,7 +26,7 @@ class DeeBertSettings(BudgetSettings):
     ramp_learning_rate: float | None = Field(None, gt=0, description="of the ramps; by default as learning_rate")
 
 
-class DeeBert(BaseMethod[DeeBertSettings]):
+class DeeBert(StagedMethod[DeeBertSettings]):
     """A head ("ramp") after every layer but the last, trained with labels on the frozen model; rule ``raw-entropy``.
 
     Step 1 is the method ``bert``; step 2 minimises the sum of the ramps' cross-entropies. As released, the last layer keeps
@@ -51,7 +54,9 @@ class DeeBert(BaseMethod[DeeBertSettings]):
             return torch.stack(ramps).sum()
 
         recipe = own.changed(epochs=own.ramp_epochs, learning_rate=own.ramp_learning_rate)
-        report = frozen.train(loss, task, recipe, seed)
+        return RuleExits(model, frozen.train(loss, task, recipe, seed), rule=RULE)
+
+    def decide(self, own: DeeBertSettings, weights: FittedModel, task: Task, seed: int) -> RuleExits:
         return under_rule(
-            RuleExits, model, report, method=self.name, rule="raw-entropy", budgets=own.budgets, dev=task.dev
+            RuleExits, weights.model, weights.training, method=self.name, rule=RULE, budgets=own.budgets, dev=task.dev
         )

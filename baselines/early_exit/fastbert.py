@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
-from harness.toolkit.base_method import BaseMethod, Teachers
-from harness.toolkit.fitted import SequentialExits
+from harness.toolkit.base_method import StagedMethod, Teachers
+from harness.toolkit.fitted import FittedModel, SequentialExits
 from harness.toolkit.frozen_heads import FrozenHeads
 from harness.toolkit.method_settings import SpeedSettings
 
@@ -43,7 +43,7 @@ def divergence(student: Tensor, teacher: Tensor, direction: Direction) -> Tensor
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
-class FastBert(BaseMethod[FastBertSettings]):
+class FastBert(StagedMethod[FastBertSettings]):
     """A head after every layer, distilled from the frozen, fine-tuned model; confident samples exit layer by layer.
 
     Step 1 is the method ``bert``; step 2 trains a student on every layer but the last against the soft answer of ``bert``.
@@ -80,4 +80,7 @@ class FastBert(BaseMethod[FastBertSettings]):
         recipe = own.changed(
             epochs=own.distill_epochs, learning_rate=own.distill_learning_rate or 10 * own.learning_rate
         )
-        return SequentialExits.at_speeds(model, frozen.train(loss, task, recipe, seed, horizon), own.speeds)
+        return SequentialExits(model, frozen.train(loss, task, recipe, seed, horizon))
+
+    def decide(self, own: FastBertSettings, weights: FittedModel, task: Task, seed: int) -> SequentialExits:
+        return SequentialExits.at_speeds(weights.model, weights.training, own.speeds)

@@ -23,7 +23,7 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.token_exits import TokenExits, masked_state, run_token_exits
-from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.distillation import take_layers
 from harness.toolkit.fitted import FittedModel, load_model, reading
 from harness.toolkit.method_settings import Head, MethodSettings
@@ -201,7 +201,7 @@ class HashedExits(FittedModel):
         return cls(model, report, exits=exits.to(device))
 
 
-class HashEE(BaseMethod[HashEESettings]):
+class HashEE(StagedMethod[HashEESettings]):
     """Tokens exit after the layer of their bucket and keep that state, which the others attend to; one head at the end.
 
     The model is trained with the exits in place, so each number of layers needs its own training: ``layers`` (how much of

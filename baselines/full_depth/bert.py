@@ -11,7 +11,7 @@ from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
-from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.dev_scores import full_depth_score
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.method_settings import Head, MethodSettings
@@ -39,7 +39,7 @@ def fine_tune(task: Task, backbone: Backbone, own: BertSettings, *, seed: int, n
     return FullDepth(model, report)
 
 
-class Bert(BaseMethod[BertSettings]):
+class Bert(StagedMethod[BertSettings]):
     """The backbone fine-tuned with labels: all layers, one head (FastBERT's teacher)."""
 
     name = "bert"

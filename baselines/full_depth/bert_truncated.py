@@ -14,7 +14,7 @@ from baselines.full_depth.bert import BertSettings, fine_tune
 from harness.core.errors import ConfigError
 from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
-from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.fitted import FullDepth
 
 
@@ -31,7 +31,7 @@ def first_layers(backbone: Backbone, layers: int) -> Backbone:
     return replace(backbone, shape=replace(backbone.shape, layers=layers), state=state)
 
 
-class BertTruncated(BaseMethod[BertTruncatedSettings]):
+class BertTruncated(StagedMethod[BertTruncatedSettings]):
     """The first layers of the backbone, fine-tuned with labels as ``bert`` is."""
 
     name = "bert-truncated"

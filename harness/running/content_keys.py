@@ -7,8 +7,8 @@ from functools import cache
 
 from harness.core.files import content_key
 from harness.encoder.backbone import EMBEDDED, content_of, shown_name
+from harness.running.fits.fit_keys import CHASSIS_VERSION
 from harness.running.run_settings import Settings
-from harness.running.session import CHASSIS_VERSION
 from harness.running.task import language_of, source_identity, unlabelled_identity
 
 # What a result depends on, of a profile's own keys; settings of methods and execution are added.

@@ -30,11 +30,12 @@ from harness.measure.resources import SavedState, advice, check_alive
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
 from harness.running.content_keys import ContentKeys
-from harness.running.fit_pool import FitPool
+from harness.running.fits.fit_pool import FitPool
+from harness.running.fits.fit_store import warn_of_old_fits
 from harness.running.record import build_result, sample_rows
 from harness.running.run_lock import run_lock
 from harness.running.run_settings import Settings, validate_settings
-from harness.running.session import NOT_LOADED, Session, warn_of_old_fits
+from harness.running.session import NOT_LOADED, Session
 
 Job = tuple[str, int, str]  # dataset, seed, method
 

@@ -6,7 +6,7 @@ import glob
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -19,14 +19,12 @@ from harness.contracts import (
     Fitted,
     HasCompute,
     HasExecutor,
-    Method,
+    LearnsInStages,
     OperatingPoint,
-    UsesWordHead,
 )
-from harness.core.digest import check_seal, seal
 from harness.core.environment import torch_threads
-from harness.core.errors import BackboneError, ConfigError, MethodError, ResultError, format_error, is_fatal
-from harness.core.files import cache_root, content_key, require_space, write_folder
+from harness.core.errors import BackboneError, ConfigError, MethodError, format_error, is_fatal
+from harness.core.files import cache_root, content_key, require_space
 from harness.core.names import LONGEST_FILE_NAME, check_label, clean
 from harness.core.tokens import Task
 from harness.encoder import miniature
@@ -36,34 +34,13 @@ from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
 from harness.measure.validation import checked_fit, checked_points
 from harness.results.schema import Binding, Cell
+from harness.running.fits.fit_keys import CHASSIS_VERSION, POINTS, FitKeys, without_paths
+from harness.running.fits.fit_store import FITS, WEIGHTS, load_or_make
 from harness.running.run_settings import Settings
 from harness.running.task import Prepared, load_raw, prepare, without_unlabelled
 
-# Raised whenever a change of the encoder or the training loop changes what methods learn.
-CHASSIS_VERSION = 2
-FITS = "fits-2"  # folder of the cache; "fits" is that of versions whose fits have no checksums
-# Settings that only choose operating points, which cells are named after.
-_POINTS = {"speeds", "budgets"}
 NOT_LOADED = "not loaded"  # stands for the backbone's name in the record of a session that could not be loaded
 _TRIED = 8  # rows of a split that are tokenised to check the tokenizer
-
-
-def warn_of_old_fits() -> None:
-    """Print a line if the cache has fits of a version whose fits have no checksums."""
-    old = cache_root() / "fits"
-    if old.is_dir():
-        print(f"{old} holds fits of an older version, which are not used: delete that folder", file=sys.stderr)
-
-
-def _without_paths(value: Any) -> Any:
-    """Return a setting with folders reduced to their names: results hold no path, and content has a hash of its own."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_paths(part) for key, part in sorted(value.items())}
-    if isinstance(value, list | tuple):
-        return [_without_paths(part) for part in value]
-    if isinstance(value, str) and value and Path(value).expanduser().is_dir():
-        return Path(value).expanduser().resolve().name
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 class Session:
@@ -81,6 +58,7 @@ class Session:
         self._fits: dict[str, Fitted] = {}
         self._on_engines: dict[str, Fitted] = {}
         self._failed: dict[str, str] = {}
+        self._renewed: set[Path] = set()  # folders that were deleted to be made afresh
         self._sizes: dict[tuple[str, EngineName | None], int] = {}
         self._unusable: str | None = None  # why data or backbone cannot be loaded
 
@@ -155,9 +133,9 @@ class Session:
             train_rows=self.prepared.train_rows,
             backbone="" if embedded else content_key(self.backbone.fingerprint, self.backbone.tokenizer_fingerprint),
             max_length=profile.max_length,
-            training={key: json.dumps(_without_paths(value)) for key, value in sorted(common.items())},
-            own=sorted({*profile.config(name)} - {*common} - _POINTS),
-            fits={one: self._recipe(one) for one in names},
+            training={key: json.dumps(without_paths(value)) for key, value in sorted(common.items())},
+            own=sorted({*profile.config(name)} - {*common} - POINTS),
+            fits={one: self.keys.recipe(one) for one in names},
             versions={
                 **{one: f"{CHASSIS_VERSION}.{profile.method_of(one).version}" for one in names},
                 # Its weights are pretrained here, and may differ in the last digits from machine to machine.
@@ -166,20 +144,6 @@ class Session:
             precision="/".join(sorted({self.settings.precision(one) for one in names})),
             fit_threads=self.settings.fit_threads,
         )
-
-    def _recipe(self, name: str) -> str:
-        """Return a hash of the settings of one fit, without those that only choose operating points."""
-        profile = self.settings.profile
-        config = {key: _without_paths(value) for key, value in profile.config(name).items() if key not in _POINTS}
-        return content_key(profile.identity(name), config, profile.named_content(name), *self._declared_content(name))
-
-    def _declared_content(self, name: str) -> list[str]:
-        """Return the hashes of the backbone's word head and of the rows without labels, if the method uses them."""
-        profile = self.settings.profile
-        method = profile.method_of(name)
-        head = isinstance(method, UsesWordHead) and method.uses_word_head(profile.config(name))
-        found = [self.backbone.head_fingerprint] if head else []
-        return [*found, self.prepared.unlabelled_rows] if profile.uses_unlabelled(name) else found
 
     def notes(self, name: str) -> list[str]:
         """Return notes on what a method, or one that it needs, learns from beyond the dataset's train rows."""
@@ -212,29 +176,24 @@ class Session:
             few = split.select(range(min(len(split), _TRIED)))
             backbone.encode(few.texts, few.pairs, max_length=self.settings.profile.max_length)
 
+    @property
+    def keys(self) -> FitKeys:
+        """The content keys of fits and weights."""
+        return FitKeys(self.settings, self.seed, self.prepared, self.backbone)
+
     def fit_key(self, name: str) -> str:
-        """Return the content key of a fitted method: everything its weights depend on, so not its engine."""
-        profile = self.settings.profile
-        name = profile.fit_of(name)
-        method, named = profile.method_of(name), profile.named_content(name)
-        return content_key(
-            CHASSIS_VERSION,
-            profile.identity(name),
-            method.version,
-            profile.config(name),
-            self.seed,
-            self.prepared.task.fingerprint,
-            [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint],
-            self.settings.device,
-            self.settings.fit_threads,
-            self.settings.precision(name),
-            [self.fit_key(need) for need in method.needs],
-            *([] if named is None else [named]),
-            *self._declared_content(name),
-        )
+        """Return the content key of a fitted method (:meth:`FitKeys.fit`)."""
+        return self.keys.fit(name)
+
+    def weights_key(self, name: str) -> str:
+        """Return the content key of what training makes for a method (:meth:`FitKeys.weights`)."""
+        return self.keys.weights(name)
 
     def _folder(self, name: str) -> Path:
         return cache_root() / FITS / f"{self.dataset}--{self.settings.profile.fit_of(name)}--{self.fit_key(name)}"
+
+    def _weights_folder(self, name: str) -> Path:
+        return cache_root() / WEIGHTS / f"{self.dataset}--{self.weights_key(name)}"
 
     def is_cached(self, name: str) -> bool:
         """Return whether a fit of this method with these settings and data is in the cache."""
@@ -246,8 +205,9 @@ class Session:
         return any((cache_root() / FITS).glob(f"{glob.escape(f'{self.dataset}--{name}')}--*"))
 
     def forget(self, name: str) -> None:
-        """Delete a fit from the cache."""
-        shutil.rmtree(self._folder(name), ignore_errors=True)
+        """Delete a fit and its weights from the cache."""
+        for folder in (self._folder(name), self._weights_folder(name)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def fit(self, name: str) -> Fitted:
         """Return the fit of a method or variant, in float: from this process, from the cache, or trained now.
@@ -304,31 +264,66 @@ class Session:
         return self._sizes[name, engine]
 
     def _fit(self, name: str) -> Fitted:
-        profile = self.settings.profile
-        method = profile.method_of(name)
-        task, backbone = self.prepared.task, self.backbone
-        task = task if profile.uses_unlabelled(name) else without_unlabelled(task, name)
+        method = self.settings.profile.method_of(name)
+        config, task = self.settings.profile.config(name), self._task(name)
         teachers = {need: self._teacher(name, need) for need in method.needs}
-        folder = self._folder(name)
-        if self.settings.fresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        with self.naming(name):
-            loaded = self._load(method, folder, task, teachers)
-            if loaded is not None:
-                return checked_fit(loaded, name)
-            require_space(folder, sum(tensor.nbytes for tensor in backbone.state.values()))
+
+        def make() -> Fitted:
+            if not isinstance(method, LearnsInStages):
+                with self._training():
+                    return method.fit(task, self.backbone, teachers, config=config, seed=self.seed)
+            weights = self._weights(name)
             with torch_threads(self.settings.fit_threads):
-                fitted = method.fit(task, backbone, teachers, config=profile.config(name), seed=self.seed)
+                return method.choose(weights, task, config=config, seed=self.seed)
 
-        def fill(place: Path) -> None:
-            checked_fit(fitted, name).save(place)
-            seal(place)
-
-        if write_folder(folder, fill, replace=False):
-            return fitted
-        # Another run was faster. Its fit is taken, so that every run that uses this cache measures the same one.
+        shared = self._weights_folder(name) if isinstance(method, LearnsInStages) else None
         with self.naming(name):
-            return checked_fit(self._load(method, folder, task, teachers) or fitted, name)
+            return self._load_or_make(name, self._folder(name), teachers, make, shared)
+
+    def _weights(self, name: str) -> Fitted:
+        """Return what a method that learns in stages trained, from the cache or trained now; the fit of another method."""
+        profile = self.settings.profile
+        name = profile.fit_of(name)
+        method = profile.method_of(name)
+        if not isinstance(method, LearnsInStages):
+            return self.fit(name)
+        # No choices of teachers, since the key of the weights does not have them.
+        teachers = {need: self._weights(need) for need in method.needs}
+
+        def make() -> Fitted:
+            config, task = profile.config(name), self._task(name)
+            with self._training():
+                return method.train_weights(task, self.backbone, teachers, config=config, seed=self.seed)
+
+        return self._load_or_make(name, self._weights_folder(name), teachers, make)
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        require_space(cache_root(), sum(tensor.nbytes for tensor in self.backbone.state.values()))
+        with torch_threads(self.settings.fit_threads):
+            yield
+
+    def _task(self, name: str) -> Task:
+        task = self.prepared.task
+        return task if self.settings.profile.uses_unlabelled(name) else without_unlabelled(task, name)
+
+    def _load_or_make(
+        self,
+        name: str,
+        folder: Path,
+        teachers: Mapping[str, Fitted],
+        make: Callable[[], Fitted],
+        shared: Path | None = None,
+    ) -> Fitted:
+        if self.settings.fresh and folder not in self._renewed:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._renewed.add(folder)
+        method, task = self.settings.profile.method_of(name), self._task(name)
+
+        def load(place: Path) -> Fitted:
+            return checked_fit(method.load(place, task, self.backbone, teachers), name)
+
+        return load_or_make(folder, load, lambda: checked_fit(make(), name), shared)
 
     def _teacher(self, name: str, need: str) -> Fitted:
         try:
@@ -362,19 +357,6 @@ class Session:
             if name not in self.settings.profile.variants:
                 raise
             raise type(error)(f"variant '{name}': {error}") from error
-
-    def _load(self, method: Method, folder: Path, task: Task, teachers: Mapping[str, Fitted]) -> Fitted | None:
-        if not folder.is_dir():
-            return None
-        try:
-            check_seal(folder)
-            return method.load(folder, task, self.backbone, teachers)
-        except ResultError as error:
-            if is_fatal(error):
-                raise
-            print(f"{error}; fitting again", file=sys.stderr)
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
 
     def cell(self, name: str, point: OperatingPoint, fitted: Fitted | None = None) -> Cell:
         """Return the coordinates of one measurement or, without ``fitted``, of the fit itself."""

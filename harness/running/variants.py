@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import registry
-from harness.contracts import Fitted, Kind, Method
+from harness.contracts import Fitted, Kind, LearnsInStages, Method
 from harness.core.errors import ConfigError, UnknownNameError
 from harness.core.names import check_method_name
 from harness.core.tokens import Task
@@ -29,7 +29,18 @@ from harness.encoder.backbone import Backbone
 RESERVED = ("like", "needs")
 ENGINE = "engine"  # says how a fit runs, so it is no setting of the method
 # Optional capabilities (:mod:`harness.contracts`) that a variant has if its base has them.
-INHERITED = ("role", "settings", "fitted", "point_names", "named_content", "uses_word_head", "uses_unlabelled")
+INHERITED = (
+    "role",
+    "settings",
+    "fitted",
+    "point_names",
+    "named_content",
+    "uses_word_head",
+    "uses_unlabelled",
+    "choices",
+    "weights_version",
+    "choose",
+)
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -70,6 +81,13 @@ class Variant:
     ) -> Fitted:
         """Fit the base; teachers are passed by role."""
         return self.base.fit(task, backbone, _Teachers(self, teachers), config=config, seed=seed)
+
+    def train_weights(
+        self, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted], *, config: Mapping[str, Any], seed: int
+    ) -> Fitted:
+        """Train the base's weights, if it learns in stages; teachers are passed by role."""
+        assert isinstance(self.base, LearnsInStages)
+        return self.base.train_weights(task, backbone, _Teachers(self, teachers), config=config, seed=seed)
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Mapping[str, Fitted]) -> Fitted:
         """Load what ``save`` wrote."""

@@ -66,6 +66,37 @@ class BaseMethod(ABC, Generic[S]):
         return self.read(config).point_names
 
 
+class StagedMethod(BaseMethod[S]):
+    """A method that learns in stages (:class:`~harness.contracts.LearnsInStages`): :meth:`learn` trains, :meth:`decide` chooses.
+
+    Attributes:
+        choices: the settings that :meth:`learn` does not use, by default those that only name operating points.
+    """
+
+    choices: frozenset[str] = frozenset({"speeds", "budgets"})
+    weights_version = 1
+
+    def decide(self, own: S, weights: FittedModel, task: Task, seed: int) -> FittedModel:
+        """Choose on ``task.dev`` for what :meth:`learn` returned; by default there is nothing to choose."""
+        return weights
+
+    def fit(
+        self, task: Task, backbone: Backbone, teachers: Teachers, *, config: Mapping[str, Any], seed: int
+    ) -> FittedModel:
+        weights = self.train_weights(task, backbone, teachers, config=config, seed=seed)
+        return self.choose(weights, task, config=config, seed=seed)
+
+    def train_weights(
+        self, task: Task, backbone: Backbone, teachers: Teachers, *, config: Mapping[str, Any], seed: int
+    ) -> FittedModel:
+        """Validate all settings, then :meth:`learn`; raises as :meth:`fit`."""
+        return self.learn(self.read(config), task, backbone, teachers, seed)
+
+    def choose(self, weights: FittedModel, task: Task, *, config: Mapping[str, Any], seed: int) -> FittedModel:
+        """Validate the settings, then :meth:`decide`; raises as :meth:`fit`."""
+        return self.decide(self.read(config), weights, task, seed)
+
+
 class BorrowingMethod(BaseMethod[S]):
     """A method that runs another method's model: it learns nothing and stores nothing."""
 

@@ -22,8 +22,9 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.model import ExitGate
 from harness.encoder.multi_exit import MultiExitModel
-from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.dev_scores import exits_score
+from harness.toolkit.fitted import FittedModel
 from harness.toolkit.method_settings import BudgetSettings, Head
 from harness.toolkit.rule_exits import RuleExits, RuleName, under_rule
 from harness.toolkit.training import LossFn, train
@@ -94,7 +95,7 @@ def weighted_mean(losses: Tensor, weights: Sequence[float]) -> Tensor:
     return (scale * losses).sum() / scale.sum()
 
 
-class JointMethod(BaseMethod[J], Generic[J]):
+class JointMethod(StagedMethod[J], Generic[J]):
     """A method that trains all its exits in one model and runs it under its authors' exit rule.
 
     Attributes:
@@ -155,6 +156,17 @@ class JointMethod(BaseMethod[J], Generic[J]):
             evaluate=lambda: exits_score(model, task.dev),
             keep="best" if self.keeps_best else "last",
         )
+        return RuleExits(model, report, rule=self.rule, gate=gate)
+
+    def decide(self, own: J, weights: FittedModel, task: Task, seed: int) -> RuleExits:
+        assert isinstance(weights, RuleExits)
         return under_rule(
-            RuleExits, model, report, method=self.name, rule=self.rule, budgets=own.budgets, dev=task.dev, gate=gate
+            RuleExits,
+            weights.model,
+            weights.training,
+            method=self.name,
+            rule=self.rule,
+            budgets=own.budgets,
+            dev=task.dev,
+            gate=weights.gate,
         )

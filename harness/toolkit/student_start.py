@@ -14,7 +14,7 @@ from harness.encoder.backbone import Backbone, content_of, load_backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.toolkit.augmentation import Augmentation
-from harness.toolkit.base_method import BaseMethod
+from harness.toolkit.base_method import StagedMethod
 from harness.toolkit.dev_scores import full_depth_score
 from harness.toolkit.fitted import FittedModel, FullDepth
 from harness.toolkit.method_settings import MethodSettings
@@ -41,7 +41,7 @@ class StudentSettings(MethodSettings):
 T = TypeVar("T", bound=StudentSettings, default=StudentSettings)
 
 
-class StudentMethod(BaseMethod[T], Generic[T]):
+class StudentMethod(StagedMethod[T], Generic[T]):
     """A method that trains a student of the fine-tuned ``bert``.
 
     Attributes:

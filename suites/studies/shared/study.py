@@ -21,8 +21,9 @@ from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
 from harness.core.files import content_key, write_text
 from harness.running.content_keys import ContentKeys
+from harness.running.fits.fit_keys import CHASSIS_VERSION
 from harness.running.run_settings import Settings, validate_settings
-from harness.running.session import CHASSIS_VERSION, Session
+from harness.running.session import Session
 from suites.studies.shared.resume_file import ResumeFile
 from suites.studies.shared.study_methods import StudyMethod, StudySamples
 from suites.studies.shared.study_page import Page

@@ -21,10 +21,11 @@ from harness.results.run_folder import RunFolder
 from harness.running import grid
 from harness.running import session as module
 from harness.running.content_keys import ContentKeys
+from harness.running.fits.fit_store import FITS
 from harness.running.grid import Grid
 from harness.running.record import build_result
 from harness.running.run_settings import Settings
-from harness.running.session import FITS, Session
+from harness.running.session import Session
 
 
 @pytest.fixture

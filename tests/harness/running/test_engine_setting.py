@@ -15,10 +15,10 @@ from harness.contracts import OperatingPoint
 from harness.core.errors import ConfigError, MethodError
 from harness.engines.int8 import Int8Linear
 from harness.results.run_folder import RunFolder
-from harness.running import fit_pool, profile
-from harness.running import session as module
+from harness.running import profile
 from harness.running.content_keys import ContentKeys
-from harness.running.fit_pool import FitPool
+from harness.running.fits import fit_keys, fit_pool
+from harness.running.fits.fit_pool import FitPool
 from harness.running.grid import Grid
 from harness.running.run_settings import Settings, make_settings, validate_settings
 from harness.running.session import Session
@@ -80,20 +80,20 @@ def test_cells_follow_the_engine_of_the_reference(stage: Any, grid_settings: Set
 
 def test_keys_of_fits_do_not_know_engines(stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The content of a fit's key is that of a profile without engines; keys of cells differ by engine."""
-    monkeypatch.setattr(module, "content_key", lambda *parts: repr(parts))
+    monkeypatch.setattr(fit_keys, "content_key", lambda *parts: repr(parts))
 
-    def fit_keys(tables: Mapping[str, Mapping[str, Any]], *names: str) -> list[str]:
+    def keys(tables: Mapping[str, Mapping[str, Any]], *names: str) -> list[str]:
         session = Session(having(grid_settings, tables), "ag_news", 0)
         session.__dict__["prepared"] = SimpleNamespace(task=SimpleNamespace(fingerprint="data"))
         session.__dict__["backbone"] = SimpleNamespace(fingerprint="backbone", tokenizer_fingerprint="")
         return [session.fit_key(name) for name in names]
 
-    plain = fit_keys({"two": {"rate": 0.5}, "three": {}}, "two", "three", "two", "two")
-    found = fit_keys({**TABLES, "three": {"engine": "int8"}}, "two", "three", "two-int8", "two-eager")
+    plain = keys({"two": {"rate": 0.5}, "three": {}}, "two", "three", "two", "two")
+    found = keys({**TABLES, "three": {"engine": "int8"}}, "two", "three", "two-int8", "two-eager")
     assert found == plain
     assert "engine" not in repr(plain)
-    (long,) = fit_keys(TABLES, "two-long")
-    assert fit_keys({**TABLES, "two-long": {**TABLES["two-long"], "engine": "onnx"}}, "two-long") == [long]
+    (long,) = keys(TABLES, "two-long")
+    assert keys({**TABLES, "two-long": {**TABLES["two-long"], "engine": "onnx"}}, "two-long") == [long]
     cells = ContentKeys(having(grid_settings, TABLES))
     cells.identity = lambda dataset: "identity"  # type: ignore[assignment]
     assert len({cells.of("ag_news", name) for name in ("two", "two-int8", "two-eager")}) == 3

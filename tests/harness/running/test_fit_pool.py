@@ -17,11 +17,12 @@ from harness.cli.main import main
 from harness.core.errors import MethodError, WriteError
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
-from harness.running.fit_pool import FitPool, fit_in_order
+from harness.running.fits.fit_pool import FitPool, fit_in_order
+from harness.running.fits.fit_store import FITS
 from harness.running.grid import Grid
 from harness.running.profile import Profile
 from harness.running.run_settings import Settings
-from harness.running.session import FITS, Session
+from harness.running.session import Session
 
 PROFILE = """
 title = "tiny"

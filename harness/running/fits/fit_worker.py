@@ -1,4 +1,4 @@
-"""A worker process of :class:`~harness.running.fit_pool.FitPool`: reads fits to make as JSON lines, answers each with one line.
+"""A worker of :class:`~harness.running.fits.fit_pool.FitPool`: reads fits to make as JSON lines, answers each with one line.
 
 The first line has the run's settings, every other one a dataset, a seed and a method. An answer is ``{}`` or, if the fit failed,
 ``{"reason": ..., "fatal": ...}``.

@@ -81,9 +81,9 @@ def fit_in_order(
 class FitPool:
     """Worker processes that fit methods into the cache; closed at the end of a ``with`` block.
 
-    A worker (``python -m harness.running.fit_worker``) reads one JSON line per fit and answers with one. Whatever fails in a worker
-    is only reported: the grid fits that method again in its own process and handles the error there. If nothing more can be
-    written, the run ends.
+    A worker (``python -m harness.running.fits.fit_worker``) reads one JSON line per fit and answers with one. Whatever fails in
+    a worker is only reported: the grid fits that method again in its own process and handles the error there. If nothing more
+    can be written, the run ends.
 
     Args:
         settings: the run. Its profile says how many workers there are; they start when there is something to fit.
@@ -128,7 +128,7 @@ class FitPool:
         }
         for _ in range(workers - len(self._workers)):
             worker = subprocess.Popen(
-                [sys.executable, "-m", "harness.running.fit_worker"],
+                [sys.executable, "-m", "harness.running.fits.fit_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -157,11 +157,14 @@ class FitPool:
             self.start(1)  # the others start when this process needs no core any more
         _ = session.prepared  # makes the backbone once, for all workers
         needs: dict[str, tuple[str, ...]] = {}
+        trained: dict[str, str] = {}  # weights -> the first method that trains them; others with equal ones wait for it
         for method in methods:
             try:
                 session.check_engine(method)
                 family = [name for name in profile.fits([method]) if not session.is_cached(name)]
-                needs |= {name: tuple(map(profile.fit_of, profile.method_of(name).needs)) for name in family}
+                for name in family:
+                    first = trained.setdefault(session.weights_key(name), name)
+                    needs[name] = (*map(profile.fit_of, profile.method_of(name).needs), first)
             except Exception as error:
                 if is_fatal(error):
                     raise
@@ -179,7 +182,7 @@ class FitPool:
                 self._seconds[name] = clock.now() - start
                 self._idle.put(worker)
 
-        missing = {name: [need for need in found if need in needs] for name, found in needs.items()}
+        missing = {name: [need for need in found if need in needs and need != name] for name, found in needs.items()}
         for name, reason in fit_in_order(list(missing), missing, ask, self.processes, self.stop, self._seconds).items():
             print(f"{session.dataset} {name}: not fitted in a worker ({reason}); fitting it here", file=sys.stderr)
 
