@@ -245,8 +245,8 @@ class LearnsInStages(Protocol):
 
     Attributes:
         choices: names of the settings that training does not depend on. All others are part of the key of the weights.
-        weights_version: raised whenever a change of code changes what ``train_weights`` returns; ``version`` is then raised,
-            too. A change of ``version`` alone trains nothing again.
+        weights_version: raised, from 1, whenever a change of code changes what ``train_weights`` returns; ``version`` then
+            stays, since it is raised for changes of ``choose`` and trains nothing again.
     """
 
     choices: frozenset[str]

@@ -55,7 +55,7 @@ class ContentKeys:
             unlabelled = [[profile.max_unlabelled, own]]
         return content_key(
             CHASSIS_VERSION,
-            [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
+            [(profile.identity(name), profile.version(name), profile.config(name)) for name in names],
             self.identity(dataset),
             self.backbone(dataset),
             named,

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from harness import registry
-from harness.contracts import EngineName, HasSettings, Method, NamesContent, UsesUnlabelled
+from harness.contracts import EngineName, HasSettings, LearnsInStages, Method, NamesContent, UsesUnlabelled
 from harness.core.digest import content_digest
 from harness.core.errors import ConfigError, GeepBenchError, SettingsError, UnknownNameError
 from harness.core.names import Name
@@ -156,6 +156,13 @@ class Profile(StrictSettings):
         """Return what identifies a method or variant in content keys, apart from its settings (JSON)."""
         method = self.method_of(name)
         return method.identity if isinstance(method, variants.Variant) else name
+
+    def version(self, name: str) -> int | str:
+        """Return the version of a method's code in keys and results, that of its weights included."""
+        method = self.method_of(name)
+        weights = method.weights_version if isinstance(method, LearnsInStages) else 1
+        # As before there were stages, so that fits and cells of those versions are still found.
+        return method.version if weights == 1 else f"{method.version}.{weights}"
 
     def named_content(self, name: str) -> Any:
         """Return the content that settings only name, e.g. a folder of weights (JSON), or ``None``.

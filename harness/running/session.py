@@ -137,7 +137,7 @@ class Session:
             own=sorted({*profile.config(name)} - {*common} - POINTS),
             fits={one: self.keys.recipe(one) for one in names},
             versions={
-                **{one: f"{CHASSIS_VERSION}.{profile.method_of(one).version}" for one in names},
+                **{one: f"{CHASSIS_VERSION}.{profile.version(one)}" for one in names},
                 # Its weights are pretrained here, and may differ in the last digits from machine to machine.
                 **({"the embedded backbone": miniature.recipe_key()} if embedded else {}),
             },

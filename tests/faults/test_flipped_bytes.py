@@ -29,6 +29,12 @@ CACHE = (
     "cache/backbones/*/tokenizer.json",
     "cache/backbones/*/tokenizer_config.json",
     "cache/backbones/*/seal.json",
+    "cache/weights/*/model.safetensors",
+    "cache/weights/*/model.json",
+    "cache/weights/*/training.json",
+    "cache/weights/*/geep.json",
+    "cache/weights/*/points.json",
+    "cache/weights/*/seal.json",
     "cache/fits-2/*/model.safetensors",
     "cache/fits-2/*/model.json",
     "cache/fits-2/*/training.json",
@@ -98,6 +104,8 @@ def test_in_the_cache(
     """Another run finds the damage and makes the damaged fit or backbone again."""
     tried("a flipped byte in the cache")
     shutil.copytree(undisturbed.place.cache, place.cache)
+    if kind.startswith("cache/weights/"):  # they are read when a fit is made
+        shutil.rmtree(place.cache / "fits-2")
     flip(place.folder, kind, draw)
     survives(place)
 

@@ -44,9 +44,8 @@ class FitKeys:
         """Return the key of a fitted method: everything its weights and choices depend on, so not its engine."""
         profile = self.settings.profile
         name = profile.fit_of(name)
-        method = profile.method_of(name)
-        taught = [self.fit(need) for need in method.needs]
-        return self._key(name, profile.identity(name), method.version, profile.config(name), taught)
+        taught = [self.fit(need) for need in profile.method_of(name).needs]
+        return self._key(name, profile.identity(name), profile.version(name), profile.config(name), taught)
 
     def weights(self, name: str) -> str:
         """Return the key of what training makes: the weights of a method that learns in stages, or the fit of another one.
@@ -65,7 +64,7 @@ class FitKeys:
         taught = {role: self.weights(need) for role, need in roles.items()}
         return self._key(name, base, method.weights_version, config, taught)
 
-    def _key(self, name: str, identity: Any, version: int, config: Mapping[str, Any], taught: Any) -> str:
+    def _key(self, name: str, identity: Any, version: int | str, config: Mapping[str, Any], taught: Any) -> str:
         named = self.settings.profile.named_content(name)
         return content_key(
             CHASSIS_VERSION,
