@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from baselines.distilled.distilbert import DistilBert
+from baselines.early_exit.berxit import Berxit
 from baselines.early_exit.cascadebert import CascadeBert
 from baselines.early_exit.deebert import DeeBert
 from baselines.early_exit.elasticbert import ElasticBert
@@ -28,13 +29,15 @@ from harness.running.fits.fit_store import FITS, WEIGHTS
 from harness.running.run_settings import Settings
 from harness.running.session import Session
 
-MADE = (Bert, DistilBert, FastBert, DeeBert, ElasticBert, RightTool, CascadeBert, HashEE, Geep)
+MADE = (Bert, DistilBert, FastBert, DeeBert, ElasticBert, Berxit, RightTool, CascadeBert, HashEE, Geep)
 COMMON = {"speeds": [0.3], "budgets": [0.9]}
 # Of every method another value of each of its choices.
 CHOICES: dict[str, dict[str, Any]] = {
     "geep": {**COMMON, "ngram": 2, "min_count": 1, "smoothing": 3, "table_rows": "unlabelled"},
     "cascadebert": {**COMMON, "calibrate": True},
-    **dict.fromkeys(("bert", "distilbert", "fastbert", "deebert", "elasticbert", "righttool", "hashee"), COMMON),
+    **dict.fromkeys(
+        ("bert", "distilbert", "fastbert", "deebert", "elasticbert", "berxit", "righttool", "hashee"), COMMON
+    ),
 }
 FROZEN = {"bert": "a1e5b9e396e69e74", "fastbert": "2c20afdec3a7edbc", "geep": "ec4c0db326023d7f"}
 Tables = Mapping[str, Mapping[str, Any]]
