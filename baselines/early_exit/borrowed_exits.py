@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pydantic import Field
 
@@ -28,24 +30,24 @@ class BorrowedExits(RuleExits):
         self.save_rule(folder)
 
 
-class ExitRuleOnWeights(BaseMethod[ExitRuleSettings]):
-    """The model of the one method that it needs, run under another rule, tuned on dev at budgets. Trains nothing."""
+B = TypeVar("B", bound=BudgetSettings)
 
-    name = "exit-rule"
-    needs: tuple[str, ...] = ("fastbert",)
-    version = 2
-    settings = ExitRuleSettings
 
-    def learn(
-        self, own: ExitRuleSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int
-    ) -> BorrowedExits:
+class RuleOnWeights(BaseMethod[B], Generic[B]):
+    """A method that runs the model of the one method that it needs under a rule, tuned on dev at budgets. Trains nothing."""
+
+    @abstractmethod
+    def rule(self, own: B) -> RuleName:
+        """Return the exit rule."""
+
+    def learn(self, own: B, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> BorrowedExits:
         source = self._source(teachers)
         return under_rule(
             BorrowedExits,
             source.model,
             None,
             method=self.name,
-            rule=own.rule,
+            rule=self.rule(own),
             budgets=own.budgets,
             dev=task.dev,
             gate=getattr(source, "gate", None),
@@ -67,3 +69,15 @@ class ExitRuleOnWeights(BaseMethod[ExitRuleSettings]):
                 "name a method that runs on this project's encoder"
             )
         return source
+
+
+class ExitRuleOnWeights(RuleOnWeights[ExitRuleSettings]):
+    """The model of the one method that it needs, run under another rule, tuned on dev at budgets. Trains nothing."""
+
+    name = "exit-rule"
+    needs: tuple[str, ...] = ("fastbert",)
+    version = 2
+    settings = ExitRuleSettings
+
+    def rule(self, own: ExitRuleSettings) -> RuleName:
+        return own.rule

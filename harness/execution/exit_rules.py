@@ -68,8 +68,13 @@ class ExitRule(ABC):
         """Return which samples leave, bool [B], and the new memory of all B. Nothing is changed in place."""
 
     def look(self, place: int, logits: Tensor, doubt: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
-        """Score an answer and judge it."""
+        """Score an answer and judge it. A score that also depends on earlier answers is made here, from the memory."""
         return self.judge(place, self.score(place, logits, doubt), memory)
+
+    def scores(self, logits: Tensor, doubts: Tensor | None) -> Tensor:
+        """Return what :meth:`judge` gets at every place: [A, N] from logits [A, N, C] and doubts [A, N] or [A, N, D]."""
+        rows = [self.score(k, answer, None if doubts is None else doubts[k]) for k, answer in enumerate(logits)]
+        return torch.stack(rows)
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,48 @@ class PatienceConfidence(ExitRule):
         return sure >= self.patience, (sure,)
 
 
+def difference(p: Tensor, q: Tensor) -> Tensor:
+    """Return the Jensen-Shannon divergence in bits of two distributions, 0 (equal) to 1 (disjoint): [..., C] -> [...]."""
+    of_mean, of_each = (torch.special.entr(part).sum(-1) for part in ((p + q) / 2, torch.stack([p, q])))
+    return ((of_mean - of_each.mean(0)) / math.log(2)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class PatienceSimilarity(ExitRule):
+    """F-PABEE (Gao et al., ICASSP 2023): ``patience`` heads in a row said nearly the same as the head before them.
+
+    Two heads say nearly the same if the Jensen-Shannon divergence of their distributions is below the threshold; a larger one
+    resets the count to 0. The paper tries four measures, and this kind was best. The earliest exit is at place ``patience``.
+    """
+
+    threshold: Setting
+    patience: Setting
+
+    def begin(self, count: int, device: torch.device) -> Memory:
+        return (torch.zeros(count, dtype=torch.int64, device=device),)
+
+    def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
+        raise NotImplementedError("it takes two answers: see look and scores")
+
+    def scores(self, logits: Tensor, doubts: Tensor | None) -> Tensor:
+        said = logits.float().softmax(-1)
+        first = torch.ones(logits.shape[1], device=logits.device)  # nothing to compare with
+        return torch.cat([first[None], difference(said[1:], said[:-1])])
+
+    def look(self, place: int, logits: Tensor, doubt: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
+        alike, *before = memory
+        said = logits.float().softmax(-1)
+        changed = difference(said, before[0]) if before else torch.ones(len(said), device=said.device)
+        leaves, (alike,) = self.judge(place, changed, (alike,))
+        return leaves, (alike, said)
+
+    def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        (alike,) = memory
+        # The first head has no head before it, whatever the threshold.
+        alike = torch.where(score < self.threshold, alike + 1, 0) if place else alike
+        return alike >= self.patience, (alike,)
+
+
 @dataclass(frozen=True)
 class Static(ExitRule):
     """Constant depth: all samples leave at one place, and no other head is run.
@@ -211,10 +258,9 @@ def scores_of(rule: ExitRule, logits: Tensor, doubts: Tensor | None = None) -> T
 
     Args:
         logits: [A, N, C], answers in order of depth.
-        doubts: [A, N], if the rule has a gate.
+        doubts: [A, N] or [A, N, D], if the rule has a gate.
     """
-    rows = [rule.score(k, answer, None if doubts is None else doubts[k]) for k, answer in enumerate(logits)]
-    return torch.stack(rows)
+    return rule.scores(logits, doubts)
 
 
 def replay(rule: ExitRule, scores: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from harness.execution.exit_rules import (
     Learned,
     Patience,
     PatienceConfidence,
+    PatienceSimilarity,
     RawEntropy,
     Setting,
     Static,
@@ -42,13 +43,23 @@ from harness.toolkit.training import TrainingReport
 
 TUNING = Execution(batch_size=64)
 GATE = "gate.safetensors"
-RuleName = Literal["entropy", "raw-entropy", "confidence", "patience", "patience-confidence", "learned", "static"]
+RuleName = Literal[
+    "entropy",
+    "raw-entropy",
+    "confidence",
+    "patience",
+    "patience-confidence",
+    "patience-similarity",
+    "learned",
+    "static",
+]
 RULES: dict[RuleName, type[ExitRule]] = {
     "entropy": Entropy,
     "raw-entropy": RawEntropy,
     "confidence": Confidence,
     "patience": Patience,
     "patience-confidence": PatienceConfidence,
+    "patience-similarity": PatienceSimilarity,
     "learned": Learned,
     "static": Static,
 }
@@ -104,7 +115,7 @@ def worth_trying(name: RuleName, scores: Tensor, classes: int) -> list[dict[str,
         return [{"patience": patience} for patience in patiences]
     ends = (0.0, math.log(classes)) if name == "raw-entropy" else (0.0, 1.0)
     thresholds = candidate_thresholds(scores[:-1].numpy(), ends, most=THRESHOLDS, apart=APART).tolist()
-    if name == "patience-confidence":
+    if name in ("patience-confidence", "patience-similarity"):
         pairs = itertools.product(thresholds, patiences)
         return [{"threshold": threshold, "patience": patience} for threshold, patience in pairs]
     return [{"threshold": threshold} for threshold in thresholds]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.early_exit.borrowed_exits import BorrowedExits, ExitRuleOnWeights
+from baselines.early_exit.f_pabee import FPabee
 from geep.method import FittedGeep
 from harness import registry
 from harness.contracts import Execution, OperatingPoint
@@ -170,3 +171,19 @@ def test_it_is_found_by_name() -> None:
     """The registry finds it with its default source of weights."""
     assert registry.in_order(["exit-rule"]) == ["bert", "fastbert", "exit-rule"]
     assert ExitRuleOnWeights().point_names({"budgets": [0.7, 0.2]}) == ["budget=0.2", "budget=0.7"]
+
+
+def test_f_pabee_runs_pabees_weights(
+    sources: dict[str, Any], borrow: Callable[..., BorrowedExits], signal_task: Task, small_backbone: Backbone
+) -> None:
+    """F-PABEE is exit-rule with rule patience-similarity on the weights of pabee, and needs them alone."""
+    assert registry.in_order(["f-pabee"]) == ["pabee", "f-pabee"]
+    teachers = {"pabee": sources["fastbert"]}
+    dev = signal_task.dev.tokens
+    said = exit_logits(sources["fastbert"].model, dev, Execution())[-1].argmax(-1)
+    task = replace(signal_task, dev=Split(dev, said))
+    found = FPabee().fit(task, small_backbone, teachers, config={"budgets": [0.45, 0.75]}, seed=0)
+    assert found.points == borrow("fastbert", "patience-similarity").points
+    assert {key for point in found.points for key in point.params} >= {"threshold", "patience"}
+    with pytest.raises(ConfigError, match="rule"):
+        FPabee().fit(task, small_backbone, teachers, config={"rule": "entropy"}, seed=0)

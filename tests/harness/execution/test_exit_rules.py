@@ -27,9 +27,11 @@ from harness.execution.exit_rules import (
     Learned,
     Patience,
     PatienceConfidence,
+    PatienceSimilarity,
     RawEntropy,
     Static,
     candidate_thresholds,
+    difference,
     first_exit,
     normalised_entropy,
     replay,
@@ -54,6 +56,8 @@ THRESHOLDED: dict[str, Callable[[Any, ExitGate], ExitRule]] = {
     "confidence": lambda at, gate: Confidence(at, TEMPERATURES),
     "learned": lambda at, gate: Learned(at, gate),
     "twice sure": lambda at, gate: PatienceConfidence(at, 2),
+    "alike": lambda at, gate: PatienceSimilarity(at, 1),
+    "twice alike": lambda at, gate: PatienceSimilarity(1.5 * at, 2),
 }
 
 
@@ -97,7 +101,7 @@ def world(tiny_model: MultiExitModel, tokens: TokenSet) -> World:
 
 def by_hand(name: str, world: World, sample: int) -> int:
     """Return the exit of each sample by the definition of every rule, computed on Python numbers."""
-    rule, run, before = world.rule(name), 0, None
+    rule, run, before, last = world.rule(name), 0, None, None
     for place in range(DEPTH - 1):
         z = world.logits[place, sample].double()
         p = z.softmax(0)
@@ -113,6 +117,13 @@ def by_hand(name: str, world: World, sample: int) -> int:
         elif name == "twice sure":
             run = run + 1 if entropy / math.log(3) < rule.threshold else 0
             leaves = run == 2
+        elif "alike" in name:
+            if last is not None:
+                mean = (p + last) / 2
+                kl = [float((q * (q / mean).log()).sum()) / math.log(2) for q in (p, last)]
+                run = run + 1 if sum(kl) / 2 < rule.threshold else 0
+            last = p
+            leaves = run == rule.patience
         elif name == "static":
             leaves = place == 2
         else:
@@ -205,8 +216,35 @@ def test_patience_counts_agreements() -> None:
     assert found == [0, 3, 5]
 
 
+def test_similar_heads_in_a_row() -> None:
+    """Probabilities .5, .9, .9, .6, .6, .6 of the first class: heads 3, 5 and 6 repeat the head before them, the others do not."""
+    logits = torch.tensor([[p, 1 - p] for p in (0.5, 0.9, 0.9, 0.6, 0.6, 0.6)]).log()[:, None]
+    # In bits: H(.7) - (H(.5) + H(.9)) / 2 = .8813 - (1 + .4690) / 2, and H(.75) - (H(.9) + H(.6)) / 2.
+    far = torch.tensor([1.0, 0.1468, 0.0, 0.0913, 0.0, 0.0])
+    scores = scores_of(PatienceSimilarity(0.1, 1), logits)
+    torch.testing.assert_close(scores[:, 0], far, atol=5e-4, rtol=0)
+    exits = {
+        (t, p): int(replay(PatienceSimilarity(t, p), scores)) for t, p in [(0.05, 1), (0.05, 2), (0.1, 2), (0.1, 3)]
+    }
+    assert exits == {(0.05, 1): 2, (0.05, 2): 5, (0.1, 2): 3, (0.1, 3): 4}
+    assert int(replay(PatienceSimilarity(1.1, 1), scores)) == 1  # the first head repeats nothing at any threshold
+    assert int(replay(PatienceSimilarity(0.0, 1), scores)) == 5
+
+
+@settings(max_examples=40)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.data())
+def test_difference_is_a_divergence(weights: list[float], data: st.DataObject) -> None:
+    """It is symmetric, 0 for equal and 1 for disjoint distributions, and never outside of 0..1."""
+    p = (torch.tensor(weights) + 1e-3).log().softmax(0)
+    q = p[torch.tensor(data.draw(st.permutations(range(len(p)))))]
+    assert difference(p, q).item() == pytest.approx(difference(q, p).item(), abs=1e-6)
+    assert 0 <= difference(p, q).item() <= 1
+    assert difference(p, p).item() == pytest.approx(0, abs=1e-6)
+    assert difference(*torch.eye(len(p))[:2]).item() == pytest.approx(1)
+
+
 @settings(max_examples=60)
-@given(data=st.data(), name=st.sampled_from(["entropy", "patience", "both"]))
+@given(data=st.data(), name=st.sampled_from(["entropy", "patience", "both", "alike"]))
 def test_many_settings_equal_single_ones(data: st.DataObject, name: str) -> None:
     """A tensor of settings [K, 1] gives, row by row, the exits of each setting."""
     places, count, tries = (data.draw(st.integers(2, 5)) for _ in range(3))
@@ -218,6 +256,7 @@ def test_many_settings_equal_single_ones(data: st.DataObject, name: str) -> None
         "entropy": lambda t, p: Entropy(t),
         "patience": lambda t, p: Patience(p),
         "both": PatienceConfidence,
+        "alike": PatienceSimilarity,
     }[name]
     together = replay(make(thresholds, patiences), scores)
     for row, t, p in zip(together, thresholds, patiences, strict=True):
