@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from harness.core.tokens import TokenSet
 from harness.encoder.layout import Layout
-from harness.encoder.model import ExitGate
+from harness.encoder.model import ExitGate, Gate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.joint_training import JointMethod, JointSettings, exit_answers, exit_losses
 from harness.toolkit.training import LossFn
@@ -40,11 +40,10 @@ class Berxit(JointMethod):
 
     name = "berxit"
     rule = "learned"
-    gated = True
     keeps_best = False
 
-    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: JointSettings) -> LossFn:
-        assert gate is not None
+    def objective(self, model: MultiExitModel, gate: Gate | None, own: JointSettings) -> LossFn:
+        assert isinstance(gate, ExitGate)
         steps = itertools.count()
 
         def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:

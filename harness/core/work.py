@@ -145,12 +145,12 @@ class LinearHeadCost:
 
 @dataclass(frozen=True)
 class GateCost:
-    """BERxiT's learning-to-exit module: one number from the state of [CLS]."""
+    """Linear layers on the state of [CLS] that decide about an exit, with so many weights in all."""
 
-    width: int
+    weights: int
 
     def flops(self, tally: Tally, convention: Convention) -> int:
-        return 2 * self.width * int(tally.rows)
+        return 2 * self.weights * int(tally.rows)
 
 
 @dataclass(frozen=True)

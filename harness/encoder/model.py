@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -180,12 +181,40 @@ class LinearHead(nn.Module):
         return LinearHeadCost(self.width, self.labels)
 
 
-class ExitGate(nn.Module):
-    """BERxiT's learning-to-exit module (EACL 2021): the probability that a head is wrong, from [CLS]; one for all exits."""
+class Gate(nn.Module):
+    """What an exit rule reads from the state of [CLS], beside the answer of a head.
+
+    Attributes:
+        size: numbers per sample.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = width
+        self.width = self.size = width
+
+    @classmethod
+    def beside(cls, width: int, exits: int) -> Self:
+        """Make a new gate for a model with so many early exits."""
+        return cls(width)
+
+    def forward(self, hidden: Tensor, layout: Attention) -> Tensor:
+        """[rows, width] -> float32 [B], or [B, size] if that is not 1.
+
+        By default the state of [CLS], for a rule that runs the gate's networks itself.
+        """
+        return hidden.index_select(0, layout.first).float()
+
+    def cost(self) -> GateCost:
+        """Cost per sample and exit, the networks that the rule runs included."""
+        raise NotImplementedError
+
+
+class ExitGate(Gate):
+    """BERxiT's learning-to-exit module (EACL 2021): the probability that a head is wrong, from [CLS]; one for all exits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.size = 1
         self.wrong = nn.Linear(width, 1)
         init_head(self, width)
 
@@ -196,6 +225,58 @@ class ExitGate(nn.Module):
 
     def cost(self) -> GateCost:
         return GateCost(self.width)
+
+
+class ExitPolicy(Gate):
+    """ConsistentEE's policy (AAAI 2024): the probability of leaving; a network with 32 hidden units for every early exit."""
+
+    inner = 32
+
+    def __init__(self, width: int, exits: int) -> None:
+        super().__init__(width)
+        self.networks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, self.inner), nn.GELU(), nn.Linear(self.inner, 1)) for _ in range(exits)
+        )
+        init_head(self, width)
+
+    @classmethod
+    def beside(cls, width: int, exits: int) -> Self:
+        return cls(width, exits)
+
+    def logit(self, place: int, state: Tensor) -> Tensor:
+        """Return the logit of leaving at an early exit: states of [CLS] [B, width] -> [B]."""
+        found: Tensor = self.networks[place](state)
+        return found.squeeze(-1)
+
+    def cost(self) -> GateCost:
+        return GateCost(self.width * self.inner + self.inner)
+
+
+class HaltingGate(Gate):
+    """PALBERT's Lambda layers (NeurIPS 2022): the probability of halting now, from the states of [CLS] here and at the exit before.
+
+    Three layers with tanh at twice the width, then one number; one for all exits. The first exit has zeros before it.
+    """
+
+    layers = 3
+
+    def __init__(self, width: int, dropout: float = 0.1) -> None:
+        super().__init__(width)
+        self.dropout = dropout
+        self.deep = nn.ModuleList(nn.Linear(2 * width, 2 * width) for _ in range(self.layers))
+        self.halt = nn.Linear(2 * width, 1)
+        init_head(self, width)
+
+    def logit(self, state: Tensor, before: Tensor) -> Tensor:
+        """Return the logit of halting: states of [CLS] [B, width] each -> [B]."""
+        x = F.dropout(torch.cat([state, before], -1), self.dropout, self.training)
+        for layer in self.deep:
+            x = torch.tanh(layer(x))
+        found: Tensor = self.halt(x)
+        return found.squeeze(-1)
+
+    def cost(self) -> GateCost:
+        return GateCost(self.layers * (2 * self.width) ** 2 + 2 * self.width)
 
 
 HEADS: dict[str, type[FastBertHead] | type[LinearHead]] = {"fastbert": FastBertHead, "linear": LinearHead}

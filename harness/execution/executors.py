@@ -20,7 +20,7 @@ from harness.contracts import Execution, Predictions
 from harness.core.clock import Phases
 from harness.core.tokens import TokenSet
 from harness.encoder import transfer
-from harness.encoder.model import ExitGate
+from harness.encoder.model import Gate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.arrangement import cut, windows
 from harness.execution.run_pass import Answer, Pass, inference
@@ -101,14 +101,15 @@ def exit_evidence(
     execution: Execution,
     *,
     answer: Answer = "student",
-    gate: ExitGate | None = None,
+    gate: Gate | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return :func:`exit_logits` and the gate's output of the same pass, float32 [len(model.answers), N]."""
+    """Return :func:`exit_logits` and the gate's output of the same pass, float32 [A, N] or [A, N, D] for A answers."""
     with inference(model):
         # Weights may still change during training, so nothing is prepared for later passes.
         run = Pass(model, tokens, replace(execution, compute="eager"))
         labels = model.labels
-        out = torch.zeros(len(model.answers), len(tokens), labels + (gate is not None), device=tokens.device)
+        size = labels + (0 if gate is None else gate.size)
+        out = torch.zeros(len(model.answers), len(tokens), size, device=tokens.device)
         for first, last in run.batches():
             hidden, layout = run.begin(first, last)
             for index in range(model.depth):
@@ -119,9 +120,11 @@ def exit_evidence(
                     place = model.answers.index(index)
                     out[place, first:last, :labels] = logits
                     if gate is not None:
-                        out[place, first:last, labels] = run.gate(index, gate, hidden, layout)
+                        doubt = run.gate(index, gate, hidden, layout)
+                        out[place, first:last, labels:] = doubt.view(last - first, gate.size)
         found = transfer.download(out.transpose(0, 1).contiguous()).wait()
         evidence = torch.from_numpy(run.in_input_order(found)).transpose(0, 1).contiguous()
         if gate is None:
             return evidence, None
-        return evidence[..., :labels].contiguous(), evidence[..., labels].contiguous()
+        doubts = evidence[..., labels:].contiguous()
+        return evidence[..., :labels].contiguous(), doubts.squeeze(-1) if gate.size == 1 else doubts

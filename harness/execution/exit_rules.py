@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.encoder.model import ExitGate
+from harness.encoder.model import ExitGate, ExitPolicy, Gate, HaltingGate
 
 # One row per sample in each, on the samples' device.
 Memory = tuple[Tensor, ...]
@@ -49,7 +49,7 @@ class ExitRule(ABC):
         gate: a gate that the executor runs beside every head; its output is the ``doubt`` of :meth:`score`.
     """
 
-    gate: ExitGate | None = None
+    gate: Gate | None = None
 
     def asks(self, place: int) -> bool:
         """Return whether the head at a place has to be run; the last one always is."""
@@ -59,16 +59,19 @@ class ExitRule(ABC):
         """Return the memory of ``count`` samples before the first head."""
         return ()
 
-    @abstractmethod
     def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
-        """Return the score [B] of answers: logits [B, C], and doubt [B] if the rule has a gate."""
+        """Return the score [B] of answers: logits [B, C], and doubt [B] or [B, D] if the rule has a gate.
+
+        A rule whose score also depends on earlier answers has :meth:`look` and :meth:`scores` instead.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def judge(self, place: int, score: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Return which samples leave, bool [B], and the new memory of all B. Nothing is changed in place."""
 
     def look(self, place: int, logits: Tensor, doubt: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
-        """Score an answer and judge it. A score that also depends on earlier answers is made here, from the memory."""
+        """Score an answer and judge it."""
         return self.judge(place, self.score(place, logits, doubt), memory)
 
     def scores(self, logits: Tensor, doubts: Tensor | None) -> Tensor:
@@ -148,6 +151,53 @@ class Learned(ThresholdRule):
 
 
 @dataclass(frozen=True)
+class Policy(ThresholdRule):
+    """ConsistentEE (AAAI 2024): the policy's probability of leaving is above the threshold."""
+
+    compare = operator.gt
+
+    gate: ExitPolicy
+
+    def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
+        assert doubt is not None
+        if place == len(self.gate.networks):  # all leave at the last head, which has no network
+            return torch.ones(len(doubt), device=doubt.device)
+        return self.gate.logit(place, doubt).sigmoid()
+
+
+@dataclass(frozen=True)
+class QExit(ThresholdRule):
+    """PALBERT (NeurIPS 2022): the probability of having halted by now is above the threshold.
+
+    With a probability l_i of halting at exit i, it is ``1 - (1 - l_0) .. (1 - l_i)``.
+    """
+
+    compare = operator.gt
+
+    gate: HaltingGate
+
+    def _halted(self, state: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Return the probability of having halted, [B], and the memory: the state, and the probability of going on."""
+        before, going_on = memory or (torch.zeros_like(state), torch.ones(len(state), device=state.device))
+        going_on = going_on * (-self.gate.logit(state, before)).sigmoid()
+        return 1 - going_on, (state, going_on)
+
+    def scores(self, logits: Tensor, doubts: Tensor | None) -> Tensor:
+        assert doubts is not None
+        memory: Memory = ()
+        rows = []
+        for state in doubts:
+            halted, memory = self._halted(state, memory)
+            rows.append(halted)
+        return torch.stack(rows)
+
+    def look(self, place: int, logits: Tensor, doubt: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
+        assert doubt is not None
+        halted, memory = self._halted(doubt, memory)
+        return self.judge(place, halted, ())[0], memory
+
+
+@dataclass(frozen=True)
 class Patience(ExitRule):
     """PABEE (NeurIPS 2020): ``patience`` heads in a row agreed with the head before them.
 
@@ -211,9 +261,6 @@ class PatienceSimilarity(ExitRule):
     def begin(self, count: int, device: torch.device) -> Memory:
         return (torch.zeros(count, dtype=torch.int64, device=device),)
 
-    def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
-        raise NotImplementedError("it takes two answers: see look and scores")
-
     def scores(self, logits: Tensor, doubts: Tensor | None) -> Tensor:
         said = logits.float().softmax(-1)
         first = torch.ones(logits.shape[1], device=logits.device)  # nothing to compare with
@@ -253,6 +300,7 @@ class Static(ExitRule):
         return score == self.place, memory
 
 
+@torch.no_grad()  # a gate has parameters
 def scores_of(rule: ExitRule, logits: Tensor, doubts: Tensor | None = None) -> Tensor:
     """Return a rule's score of every answer to every sample: [A, N].
 

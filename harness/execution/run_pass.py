@@ -22,7 +22,7 @@ from harness.core.tokens import TokenSet
 from harness.core.work import Tally, Work
 from harness.encoder import transfer
 from harness.encoder.layout import Layout
-from harness.encoder.model import ExitGate
+from harness.encoder.model import Gate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.transfer import HostCopy
 from harness.execution.arrangement import Arranged, arrange, cut, windows
@@ -118,10 +118,11 @@ class Pass:
         self.work.add(f"head.{exit_layer}", self.engine.head_tally(layout))
         return self.engine.head(exit_layer, hidden, layout, lane)
 
-    def gate(self, exit_layer: int, gate: ExitGate, hidden: Tensor, layout: Layout) -> Tensor:
-        """Run and count a gate after layer ``exit_layer``: float32 [B]. Gates always run eagerly."""
+    def gate(self, exit_layer: int, gate: Gate, hidden: Tensor, layout: Layout) -> Tensor:
+        """Run and count a gate after layer ``exit_layer``: float32 [B] or [B, D]. Gates always run eagerly."""
         self.work.add(f"gate.{exit_layer}", Tally(layout.count, layout.count, layout.count))
-        return gate(hidden, layout)
+        found: Tensor = gate(hidden, layout)
+        return found
 
     def shared(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Return ``C_T(F_L(h))`` for samples that leave: float32 [B, C]."""

@@ -20,13 +20,13 @@ from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
-from harness.encoder.model import ExitGate
+from harness.encoder.model import Gate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.dev_scores import exits_score
 from harness.toolkit.fitted import FittedModel
 from harness.toolkit.method_settings import BudgetSettings, Head
-from harness.toolkit.rule_exits import RuleExits, RuleName, under_rule
+from harness.toolkit.rule_exits import RuleExits, RuleName, new_gate, under_rule
 from harness.toolkit.training import LossFn, train
 
 
@@ -89,6 +89,23 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(answer, labels) for answer in logits])
 
 
+def sample_losses(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Return the cross-entropy of every exit and sample: [A, B]."""
+    return torch.stack([F.cross_entropy(answer, labels, reduction="none") for answer in logits])
+
+
+def log_leaving(logits: Sequence[Tensor]) -> Tensor:
+    """Return the log-probability of leaving at each of A exits, float32 [A, B], which are 1 in sum.
+
+    Args:
+        logits: of leaving at an early exit if still there, A - 1 tensors [B]. All samples leave at the last exit.
+    """
+    early = torch.stack([one.float() for one in logits])
+    staying = F.logsigmoid(-early).cumsum(0)
+    so_far = torch.cat([torch.zeros_like(early[:1]), staying])
+    return so_far + torch.cat([F.logsigmoid(early), torch.zeros_like(early[:1])])
+
+
 def weighted_mean(losses: Tensor, weights: Sequence[float]) -> Tensor:
     """Return ``sum_i w_i L_i / sum_i w_i`` of losses [A]."""
     scale = torch.tensor(weights, dtype=losses.dtype, device=losses.device)
@@ -99,9 +116,9 @@ class JointMethod(StagedMethod[J], Generic[J]):
     """A method that trains all its exits in one model and runs it under its authors' exit rule.
 
     Attributes:
-        rule: the exit rule, a key of :data:`~harness.toolkit.rule_exits.RULES`.
+        rule: the exit rule, a key of :data:`~harness.toolkit.rule_exits.RULES`. If it needs a gate, that is trained beside the
+            heads.
         equilibrium: see :func:`exit_states`.
-        gated: whether a gate is trained beside the heads.
         keeps_best: keep the epoch with the best dev score (:func:`~harness.toolkit.dev_scores.exits_score`); else the last
             one, unless the settings have a patience.
     """
@@ -110,7 +127,6 @@ class JointMethod(StagedMethod[J], Generic[J]):
     fitted = RuleExits
     rule: ClassVar[RuleName]
     equilibrium: ClassVar[bool] = False
-    gated: ClassVar[bool] = False
     keeps_best: ClassVar[bool] = True
     version = 2
 
@@ -118,7 +134,7 @@ class JointMethod(StagedMethod[J], Generic[J]):
         """Combine the exits' cross-entropies [A] into one loss; by default their sum."""
         return losses.sum()
 
-    def objective(self, model: MultiExitModel, gate: ExitGate | None, own: J) -> LossFn:
+    def objective(self, model: MultiExitModel, gate: Gate | None, own: J) -> LossFn:
         """Return the loss of one batch. The loss is called once per step, in order."""
 
         def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
@@ -144,7 +160,7 @@ class JointMethod(StagedMethod[J], Generic[J]):
         exits = self.exits(depth, own)
         torch.manual_seed(seed)
         model = MultiExitModel(backbone.encoder(), task.num_labels, exits, own.head)
-        gate = ExitGate(backbone.shape.width).to(model.encoder.device) if self.gated else None
+        gate = new_gate(self.rule, model)
 
         report = train(
             nn.ModuleList([model] if gate is None else [model, gate]),

@@ -19,7 +19,7 @@ from harness.core.errors import ConfigError
 from harness.core.text_formats import read_json
 from harness.core.tokens import Split
 from harness.core.work import ModelCost
-from harness.encoder.model import ExitGate, parameters_of
+from harness.encoder.model import ExitGate, ExitPolicy, Gate, HaltingGate, parameters_of
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_evidence
 from harness.execution.exit_rules import (
@@ -30,6 +30,8 @@ from harness.execution.exit_rules import (
     Patience,
     PatienceConfidence,
     PatienceSimilarity,
+    Policy,
+    QExit,
     RawEntropy,
     Setting,
     Static,
@@ -51,6 +53,8 @@ RuleName = Literal[
     "patience-confidence",
     "patience-similarity",
     "learned",
+    "policy",
+    "q-exit",
     "static",
 ]
 RULES: dict[RuleName, type[ExitRule]] = {
@@ -61,8 +65,12 @@ RULES: dict[RuleName, type[ExitRule]] = {
     "patience-confidence": PatienceConfidence,
     "patience-similarity": PatienceSimilarity,
     "learned": Learned,
+    "policy": Policy,
+    "q-exit": QExit,
     "static": Static,
 }
+# Rules that need a gate of this kind, trained with the weights.
+GATES: dict[RuleName, type[Gate]] = {"learned": ExitGate, "policy": ExitPolicy, "q-exit": HaltingGate}
 SETTINGS = ("threshold", "patience", "place")
 THRESHOLDS = 200  # at most, tried per rule
 APART = 1e-5  # scores nearer than this differ by rounding only
@@ -73,11 +81,18 @@ R = TypeVar("R", bound="RuleExits")
 
 
 def make_rule(
-    name: RuleName, settings: Mapping[str, Setting], temperatures: tuple[float, ...] = (), gate: ExitGate | None = None
+    name: RuleName, settings: Mapping[str, Setting], temperatures: tuple[float, ...] = (), gate: Gate | None = None
 ) -> ExitRule:
     """Return the rule called ``name`` with its settings, some of :data:`SETTINGS`."""
-    learnt: dict[str, Any] = {"confidence": {"temperatures": temperatures}, "learned": {"gate": gate}}
-    return RULES[name](**settings, **learnt.get(name, {}))
+    learnt: dict[str, Any] = {"temperatures": temperatures} if name == "confidence" else {}
+    return RULES[name](**settings, **({"gate": gate} if name in GATES else learnt))
+
+
+def new_gate(name: RuleName, model: MultiExitModel) -> Gate | None:
+    """Return a new gate for a model, of the kind that a rule needs; ``None`` if it needs none."""
+    if name not in GATES:
+        return None
+    return GATES[name].beside(model.encoder.shape.width, len(model.exits)).to(model.encoder.device)
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
@@ -160,18 +175,18 @@ class RuleExits(RuleDriven):
     Attributes:
         rule: its name, a key of :data:`RULES`.
         temperatures: per answering layer, for rule ``confidence``.
-        gate: trained with the model; ``None`` if the method has none.
+        gate: trained with the model, of the kind that its rule needs (:data:`GATES`); ``None`` if the method has none.
     """
 
     rule: RuleName = "entropy"
     temperatures: tuple[float, ...] = ()
-    gate: ExitGate | None = None
+    gate: Gate | None = None
 
     @property
     def cost(self) -> ModelCost:
         """The model's cost, with the gate if the rule uses it."""
         cost = self.model.cost()
-        if self.rule != "learned" or self.gate is None:
+        if self.rule not in GATES or self.gate is None:
             return cost
         blocks = {**cost.blocks, "gate": self.gate.cost()}
         return replace(cost, blocks=blocks, params=cost.params + parameters_of(self.gate))
@@ -195,16 +210,15 @@ class RuleExits(RuleDriven):
     @classmethod
     def load(cls, folder: Path, device: str) -> Self:
         model, report = load_model(folder, device)
-        gate = None
-        if (folder / GATE).exists():
-            gate = ExitGate(model.encoder.shape.width)
-            with reading(folder):
+        with reading(folder):
+            gate = new_gate(read_json(folder / "rule.json")["rule"], model)
+            if gate is not None:
                 gate.load_state_dict(load_file(folder / GATE))
-            gate = gate.to(device).eval()
+                gate = gate.eval()
         return cls.around(folder, model, report, gate)
 
     @classmethod
-    def around(cls, folder: Path, model: MultiExitModel, report: TrainingReport | None, gate: ExitGate | None) -> Self:
+    def around(cls, folder: Path, model: MultiExitModel, report: TrainingReport | None, gate: Gate | None) -> Self:
         """Read what :meth:`save_rule` wrote, for a given model.
 
         Raises:
@@ -215,11 +229,15 @@ class RuleExits(RuleDriven):
             fitted = cls(model, report, points, facts["rule"], tuple(facts["temperatures"]), gate)
             for point in points:
                 fitted.rule_at(point)
-            if fitted.rule == "learned" and gate is None:
-                raise ValueError(f"{GATE} is missing")
+            if not _has_gate(fitted.rule, gate):
+                raise ValueError("these weights lack the gate of the rule")
             if fitted.temperatures and len(fitted.temperatures) != len(model.answers):
                 raise ValueError("rule.json is of another model")
         return fitted
+
+
+def _has_gate(rule: RuleName, gate: Gate | None) -> bool:
+    return rule not in GATES or isinstance(gate, GATES[rule])
 
 
 def under_rule(
@@ -231,7 +249,7 @@ def under_rule(
     rule: RuleName,
     budgets: Sequence[float],
     dev: Split,
-    gate: ExitGate | None = None,
+    gate: Gate | None = None,
 ) -> R:
     """Put a model under a rule: calibrate it if the rule needs that, and choose the rule's settings at budgets, on dev.
 
@@ -245,12 +263,12 @@ def under_rule(
         raise ConfigError(
             f"method '{method}': rule '{rule}' needs weights with early exits, and these have none: use an early-exit method"
         )
-    if rule == "learned" and gate is None:
+    if not _has_gate(rule, gate):
         raise ConfigError(
-            f"method '{method}': rule 'learned' needs a gate that was trained with the weights, and these have none: "
-            "use those of 'berxit', or another rule"
+            f"method '{method}': rule '{rule}' needs a gate that was trained for it with the weights, and these have none: "
+            "use the weights of the method whose rule it is, or another rule"
         )
-    logits, doubts = exit_evidence(model, dev.tokens, TUNING, gate=gate if rule == "learned" else None)
+    logits, doubts = exit_evidence(model, dev.tokens, TUNING, gate=gate if rule in GATES else None)
     temperatures = calibrate(logits, dev.labels) if rule == "confidence" else ()
     reader = make_rule(
         rule, {one.name: 0.0 for one in fields(cast(Any, RULES[rule])) if one.name in SETTINGS}, temperatures, gate

@@ -18,7 +18,7 @@ from harness.core.errors import ConfigError
 from harness.core.tokens import Split, TokenSet
 from harness.core.work import LayerCost
 from harness.encoder.layout import Layout
-from harness.encoder.model import EncoderLayer, ExitGate, FastBertHead, LinearHead
+from harness.encoder.model import EncoderLayer, FastBertHead, Gate, LinearHead
 from harness.toolkit.method_settings import Precision, Recipe
 
 LossFn = Callable[[TokenSet, Layout, Tensor], Tensor]
@@ -137,7 +137,7 @@ def shuffled_batches(tokens: TokenSet, batch_size: int, generator: torch.Generat
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Group trainable parameters by (head or not, decayed or not); norms and biases (one-dimensional) have no decay."""
-    kinds = FastBertHead | LinearHead | ExitGate
+    kinds = FastBertHead | LinearHead | Gate
     heads = {p for module in model.modules() if isinstance(module, kinds) for p in module.parameters()}
     groups = []
     for is_head, rate in ((False, recipe.learning_rate), (True, recipe.learning_rate * recipe.head_rate)):

@@ -18,7 +18,7 @@ from harness.running import profile
 from harness.running.profile import Profile
 
 # One row of each point is enough here, with one epoch per stage.
-SHORT = dict.fromkeys(("epochs", "distill_epochs", "intermediate_epochs", "ramp_epochs"), 1)
+SHORT = dict.fromkeys(("epochs", "distill_epochs", "intermediate_epochs", "ramp_epochs", "policy_epochs"), 1)
 
 
 @pytest.fixture

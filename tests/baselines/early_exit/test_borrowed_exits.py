@@ -25,7 +25,7 @@ from harness.encoder.model import ExitGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
 from harness.toolkit.fitted import FullDepth, SequentialExits
-from harness.toolkit.rule_exits import RULES, RuleExits
+from harness.toolkit.rule_exits import GATES, RULES, RuleExits
 
 Check = Callable[[RuleExits, OperatingPoint, Execution, list[int]], None]
 
@@ -60,7 +60,7 @@ def borrow(sources: dict[str, Any], signal_task: Task, small_backbone: Backbone)
     return fit
 
 
-CASES = [("fastbert", rule) for rule in RULES if rule != "learned"] + [
+CASES = [("fastbert", rule) for rule in RULES if rule not in GATES] + [
     ("berxit", "learned"),
     ("geep", "patience"),
     ("geep", "confidence"),
@@ -156,7 +156,8 @@ def test_unsuitable_input_is_rejected(
         (fastbert, {"rule": "guess"}, 'rule = "guess".*"entropy", "raw-entropy"'),
         (fastbert, {"rules": "entropy"}, "did you mean rule"),
         (fastbert, {"budgets": [2]}, "budgets"),
-        (fastbert, {"rule": "learned"}, "berxit"),
+        (fastbert, {"rule": "learned"}, "gate.*another rule"),
+        ({"berxit": sources["berxit"]}, {"rule": "policy"}, "gate.*another rule"),
         ({"bert": trained_bert}, {}, "early exits"),
         ({}, {}, "one method, not of 0"),
         (sources, {}, "one method, not of 3"),

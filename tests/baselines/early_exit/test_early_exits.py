@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import baselines.learned_exits.consistentee as consistentee_module
 import harness.toolkit.frozen_heads as deebert_module
 import harness.toolkit.joint_training as joint_module
 from baselines.early_exit.berxit import Berxit, gate_loss
@@ -22,6 +23,8 @@ from baselines.early_exit.elasticbert import ElasticBert
 from baselines.early_exit.pabee import Pabee
 from baselines.early_exit.pcee_bert import PceeBert, exit_weights
 from baselines.early_exit.righttool import RightTool, early_exits
+from baselines.learned_exits.consistentee import ConsistentEE
+from baselines.learned_exits.palbert import Palbert
 from harness import registry
 from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError
@@ -37,8 +40,8 @@ from harness.toolkit.joint_training import exit_answers, exit_losses
 from harness.toolkit.rule_exits import RuleExits
 from harness.toolkit.training import LossFn, Recipe, TrainingReport, parameter_groups
 
-JOINT = [Pabee, Berxit, PceeBert, RightTool, ElasticBert]
-FAMILY = [*JOINT, DeeBert]
+JOINT = [Pabee, Berxit, PceeBert, RightTool, ElasticBert, Palbert]
+FAMILY = [*JOINT, DeeBert, ConsistentEE]
 RULE = {
     "pabee": "patience",
     "berxit": "learned",
@@ -46,6 +49,8 @@ RULE = {
     "righttool": "confidence",
     "elasticbert": "entropy",
     "deebert": "raw-entropy",
+    "palbert": "q-exit",
+    "consistentee": "policy",
 }
 BRIEF: dict[str, Any] = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 16, "budgets": [0.4, 0.8]}
 Check = Callable[[RuleExits, OperatingPoint, Execution, list[int]], None]
@@ -59,7 +64,10 @@ def fit(signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth) ->
 
     def run(method: type[Any], seed: int = 0, **change: Any) -> RuleExits:
         def anew() -> RuleExits:
-            teachers = {"bert": trained_bert} if method.needs else {}
+            known: dict[str, Any] = {"bert": trained_bert}
+            if "pabee" in method.needs:
+                known["pabee"] = run(Pabee)
+            teachers = {name: known[name] for name in method.needs}
             return method().fit(signal_task, small_backbone, teachers, config={**BRIEF, **change}, seed=seed)
 
         if seed or change:
@@ -160,7 +168,9 @@ def test_invalid_settings_are_refused_before_training(
     method: type[Any], fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error is one line that names the setting."""
-    for module in (joint_module, deebert_module):
+    if "pabee" in method.needs:
+        fit(Pabee)
+    for module in (joint_module, deebert_module, consistentee_module):
         monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"budgets": 0.5}, "budgets"),
@@ -174,6 +184,8 @@ def test_invalid_settings_are_refused_before_training(
         "pcee-bert": [({"weights": wrong}, 'one of "asc", "desc", "uniform"') for wrong in ("up", 1)],
         "righttool": [({"layers": value}, "layers") for value in ([], [4], [-1], [1, 1], [True], [0.5], 2, ["0"])],
         "deebert": [({"ramp_epochs": 0}, "epochs"), ({"head": "fastbert"}, "set both alike")],
+        "palbert": [({"beta": -1}, "beta"), *[({"prior": value}, "prior") for value in (0, 1, "0.1")]],
+        "consistentee": [({"rollouts": 1}, "rollouts"), ({"price": -0.1}, "price"), ({"policy_epochs": 0}, "epochs")],
     }
     for change, message in [*wrong, *more.get(method.name, [])]:
         with pytest.raises(ConfigError, match=message) as caught:

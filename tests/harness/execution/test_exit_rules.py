@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.contracts import Execution
 from harness.core.tokens import TokenSet
 from harness.encoder.layout import Layout
-from harness.encoder.model import ExitGate
+from harness.encoder.model import ExitGate, ExitPolicy, Gate, HaltingGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_evidence, exit_logits
 from harness.execution.exit_rules import (
@@ -28,6 +28,8 @@ from harness.execution.exit_rules import (
     Patience,
     PatienceConfidence,
     PatienceSimilarity,
+    Policy,
+    QExit,
     RawEntropy,
     Static,
     candidate_thresholds,
@@ -50,11 +52,13 @@ EXECUTIONS = st.builds(
     max_length=st.integers(12, 16),
 )
 TEMPERATURES = (0.5, 2.0, 1.0, 3.0)
-THRESHOLDED: dict[str, Callable[[Any, ExitGate], ExitRule]] = {
+THRESHOLDED: dict[str, Callable[[Any, Any], ExitRule]] = {
     "entropy": lambda at, gate: Entropy(at),
     "raw-entropy": lambda at, gate: RawEntropy(at),
     "confidence": lambda at, gate: Confidence(at, TEMPERATURES),
     "learned": lambda at, gate: Learned(at, gate),
+    "policy": lambda at, gate: Policy(at, gate),
+    "q-exit": lambda at, gate: QExit(at, gate),
     "twice sure": lambda at, gate: PatienceConfidence(at, 2),
     "alike": lambda at, gate: PatienceSimilarity(at, 1),
     "twice alike": lambda at, gate: PatienceSimilarity(1.5 * at, 2),
@@ -71,19 +75,20 @@ def wide_gap(scores: Tensor) -> float:
 
 @dataclass
 class World:
-    """A model, a gate, samples, and the outputs of every head and the gate for each sample alone."""
+    """A model, gates by rule, samples, and the outputs of every head and gate for each sample alone."""
 
     model: MultiExitModel
-    gate: ExitGate
+    gates: dict[str, Gate]
     tokens: TokenSet
     logits: Tensor  # [A, N, C]
-    doubts: Tensor  # [A, N]
+    doubts: dict[str, Tensor]  # [A, N] or [A, N, width]
 
     def rule(self, name: str) -> ExitRule:
         """Return a rule by name, at a threshold far from any score."""
         if name in THRESHOLDED:
-            make = THRESHOLDED[name]
-            return make(wide_gap(scores_of(make(0.0, self.gate), self.logits, self.doubts)), self.gate)
+            make, gate = THRESHOLDED[name], self.gates.get(name)
+            scores = scores_of(make(0.0, gate), self.logits, self.doubts.get(name))
+            return make(wide_gap(scores), gate)
         return {"patience 1": Patience(1), "patience 2": Patience(2), "static": Static(2)}[name]
 
 
@@ -93,15 +98,20 @@ NAMES = [*THRESHOLDED, "patience 1", "patience 2", "static"]
 @pytest.fixture(scope="module")
 def world(tiny_model: MultiExitModel, tokens: TokenSet) -> World:
     torch.manual_seed(3)
-    gate = ExitGate(tiny_model.encoder.shape.width)
-    logits, doubts = exit_evidence(tiny_model, tokens, ONE_BY_ONE, gate=gate)
-    assert doubts is not None
-    return World(tiny_model, gate, tokens, logits, doubts)
+    kinds: dict[str, type[Gate]] = {"learned": ExitGate, "policy": ExitPolicy, "q-exit": HaltingGate}
+    gates = {rule: kind.beside(tiny_model.encoder.shape.width, DEPTH - 1).eval() for rule, kind in kinds.items()}
+    for network in (*gates["policy"].modules(), *gates["q-exit"].modules()):
+        if isinstance(network, torch.nn.Linear):
+            torch.nn.init.normal_(network.weight, std=0.7)  # so that samples differ
+    found = {rule: exit_evidence(tiny_model, tokens, ONE_BY_ONE, gate=gate) for rule, gate in gates.items()}
+    doubts = {rule: doubt for rule, (_, doubt) in found.items() if doubt is not None}
+    return World(tiny_model, gates, tokens, found["learned"][0], doubts)
 
 
+@torch.no_grad()
 def by_hand(name: str, world: World, sample: int) -> int:
     """Return the exit of each sample by the definition of every rule, computed on Python numbers."""
-    rule, run, before, last = world.rule(name), 0, None, None
+    rule, run, before, last, going_on = world.rule(name), 0, None, None, 1.0
     for place in range(DEPTH - 1):
         z = world.logits[place, sample].double()
         p = z.softmax(0)
@@ -113,7 +123,16 @@ def by_hand(name: str, world: World, sample: int) -> int:
         elif name == "confidence":
             leaves = float((z / TEMPERATURES[place]).softmax(0).max()) >= rule.threshold
         elif name == "learned":
-            leaves = float(world.doubts[place, sample]) < rule.threshold
+            leaves = float(world.doubts[name][place, sample]) < rule.threshold
+        elif name == "policy":
+            leaves = float(rule.gate.networks[place](world.doubts[name][place, sample]).sigmoid()) > rule.threshold
+        elif name == "q-exit":
+            states = world.doubts[name][:, sample]
+            x = torch.cat([states[place], states[place - 1] if place else torch.zeros(len(states[0]))])
+            for layer in rule.gate.deep:
+                x = torch.tanh(x @ layer.weight.T + layer.bias)
+            going_on *= 1 - float((x @ rule.gate.halt.weight[0] + rule.gate.halt.bias).sigmoid())
+            leaves = 1 - going_on > rule.threshold
         elif name == "twice sure":
             run = run + 1 if entropy / math.log(3) < rule.threshold else 0
             leaves = run == 2
@@ -139,7 +158,7 @@ def by_hand(name: str, world: World, sample: int) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_rules_follow_their_definition(name: str, world: World) -> None:
     """Replayed on the answers of every head, a rule gives the exits of its definition, which differ between samples."""
-    exits = replay(world.rule(name), scores_of(world.rule(name), world.logits, world.doubts)).tolist()
+    exits = replay(world.rule(name), scores_of(world.rule(name), world.logits, world.doubts.get(name))).tolist()
     assert exits == [by_hand(name, world, sample) for sample in range(N)]
     assert name == "static" or len(set(exits)) > 1
 
@@ -149,7 +168,7 @@ def test_rules_follow_their_definition(name: str, world: World) -> None:
 def test_any_batch_equals_batch_size_one(world: World, execution: Execution, name: str) -> None:
     """In shrinking batches of any size, order and layout, samples exit as in the replay, with that head's logits."""
     rule = world.rule(name)
-    places = replay(rule, scores_of(rule, world.logits, world.doubts))
+    places = replay(rule, scores_of(rule, world.logits, world.doubts.get(name)))
     found = run_sequential(world.model, world.tokens, execution, rule)
     assert found.exit_layer.tolist() == places.tolist()
     np.testing.assert_allclose(found.logits, world.logits[places, torch.arange(N)].numpy(), rtol=1e-3, atol=1e-4)
@@ -157,14 +176,14 @@ def test_any_batch_equals_batch_size_one(world: World, execution: Execution, nam
     assert found.work.rows("layer") == passes
     assert found.work.rows("head") == (N if name == "static" else passes)
     # The last head needs no decision, so its gate does not run.
-    assert found.work.rows("gate") == (passes - int((places == DEPTH - 1).sum()) if name == "learned" else 0)
+    assert found.work.rows("gate") == (passes - int((places == DEPTH - 1).sum()) if name in world.gates else 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rule_memory_survives_fixed_buffers(world: World, name: str, like_cuda: Any) -> None:
     """Rule memories of two interleaved batches stay separate when blocks reuse the same memory."""
     rule = world.rule(name)
-    places = replay(rule, scores_of(rule, world.logits, world.doubts))
+    places = replay(rule, scores_of(rule, world.logits, world.doubts.get(name)))
     for _ in range(2):
         found = run_sequential(world.model, world.tokens, Execution(batch_size=5, compute="graphs"), rule)
         assert found.exit_layer.tolist() == places.tolist()
@@ -195,13 +214,15 @@ def test_entropy_exits_at_the_first_sure_head(world: World) -> None:
 
 
 def test_thresholds_are_compared_as_the_authors_do() -> None:
-    """At the exact threshold, FastBERT and RightTool exit; DeeBERT, PCEE-BERT and BERxiT continue."""
+    """At the exact threshold, FastBERT and RightTool exit; DeeBERT, PCEE-BERT, BERxiT, ConsistentEE and PALBERT continue."""
     at = torch.tensor([0.5])
     gate = ExitGate(4)
     assert Entropy(0.5).judge(0, at, ())[0].item()
     assert Confidence(0.5).judge(0, at, ())[0].item()
     assert not RawEntropy(0.5).judge(0, at, ())[0].item()
     assert not Learned(0.5, gate).judge(0, at, ())[0].item()
+    assert not Policy(0.5, ExitPolicy(4, 1)).judge(0, at, ())[0].item()
+    assert not QExit(0.5, HaltingGate(4)).judge(0, at, ())[0].item()
     rule = PatienceConfidence(0.5, 1)
     assert not rule.judge(0, at, rule.begin(1, torch.device("cpu")))[0].item()
 
@@ -229,6 +250,23 @@ def test_similar_heads_in_a_row() -> None:
     assert exits == {(0.05, 1): 2, (0.05, 2): 5, (0.1, 2): 3, (0.1, 3): 4}
     assert int(replay(PatienceSimilarity(1.1, 1), scores)) == 1  # the first head repeats nothing at any threshold
     assert int(replay(PatienceSimilarity(0.0, 1), scores)) == 5
+
+
+class _Known(HaltingGate):
+    """Halts with the probability that the state holds, whatever it was before."""
+
+    def logit(self, state: Tensor, before: Tensor) -> Tensor:
+        return state[:, 0].logit()
+
+
+def test_halting_probabilities_add_up() -> None:
+    """Halting with .2, .5, .5 and .5 has happened with .2, .6, .8 and .9 after each head; a sample leaves above the threshold."""
+    states = torch.tensor([0.2, 0.5, 0.5, 0.5, 0.5])[:, None, None]
+    logits = torch.zeros(5, 1, 2)
+    scores = scores_of(QExit(0.5, _Known(1)), logits, states)
+    torch.testing.assert_close(scores[:, 0], torch.tensor([0.2, 0.6, 0.8, 0.9, 0.95]))
+    exits = [int(replay(QExit(q, _Known(1)), scores)) for q in (0.1, 0.5, 0.7, 0.85, 0.99)]
+    assert exits == [0, 1, 2, 3, 4]
 
 
 @settings(max_examples=40)
@@ -278,16 +316,18 @@ def test_temperatures_change_exits_and_no_answer(world: World) -> None:
 
 def test_gate_values_come_from_cls(world: World) -> None:
     """In any layout, the gate value of every exit is the gate's sigmoid on the first token's state."""
-    logits, doubts = exit_evidence(world.model, world.tokens, Execution(batch_size=7), gate=world.gate)
+    gate = world.gates["learned"]
+    assert isinstance(gate, ExitGate)
+    logits, doubts = exit_evidence(world.model, world.tokens, Execution(batch_size=7), gate=gate)
     assert doubts is not None
     torch.testing.assert_close(logits, exit_logits(world.model, world.tokens, ONE_BY_ONE), rtol=1e-3, atol=1e-4)
     one = world.tokens.select([4])
     states = list(world.model.encoder.states(one, Layout(one.lengths.numpy(), None, "cpu")))[1:]
     for place, hidden in enumerate(states):
-        weight, bias = world.gate.wrong.weight[0], world.gate.wrong.bias
+        weight, bias = gate.wrong.weight[0], gate.wrong.bias
         expected = torch.sigmoid(hidden[0] @ weight + bias).item()
         assert float(doubts[place, 4]) == pytest.approx(expected, abs=1e-5)
-    padded = exit_evidence(world.model, world.tokens, replace(ONE_BY_ONE, protocol="paper"), gate=world.gate)[1]
+    padded = exit_evidence(world.model, world.tokens, replace(ONE_BY_ONE, protocol="paper"), gate=gate)[1]
     torch.testing.assert_close(padded, doubts, rtol=1e-3, atol=1e-4)
 
 

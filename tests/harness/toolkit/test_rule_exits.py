@@ -17,12 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import ConfigError, ResultError
 from harness.core.tokens import Split, TokenSet
-from harness.encoder.model import ExitGate
+from harness.encoder.model import ExitGate, ExitPolicy, Gate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_evidence, exit_logits
 from harness.execution.exit_rules import scores_of
 from harness.toolkit.rule_exits import (
     COLDEST,
+    GATES,
     HOTTEST,
     RULES,
     RuleExits,
@@ -37,9 +38,11 @@ BUDGETS = (0.3, 0.55, 0.8, 1.0)
 
 
 @pytest.fixture(scope="module")
-def gate(tiny_model: MultiExitModel) -> ExitGate:
+def gates(tiny_model: MultiExitModel) -> dict[str, Gate]:
+    """A gate of its own kind for every rule, and BERxiT's for rules that need none."""
     torch.manual_seed(5)
-    return ExitGate(tiny_model.encoder.shape.width)
+    width = tiny_model.encoder.shape.width
+    return {rule: GATES.get(rule, ExitGate).beside(width, 3).eval() for rule in RULES}
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +56,13 @@ def dev(make_tokens: Callable[..., TokenSet], tiny_model: MultiExitModel) -> Spl
 
 
 @pytest.fixture(scope="module")
-def fit(tiny_model: MultiExitModel, gate: ExitGate, dev: Split) -> Callable[[str], RuleExits]:
+def fit(tiny_model: MultiExitModel, gates: dict[str, Gate], dev: Split) -> Callable[[str], RuleExits]:
     made: dict[str, RuleExits] = {}
 
     def under(rule: str) -> RuleExits:
         if rule not in made:
             made[rule] = under_rule(
-                RuleExits, tiny_model, None, method="m", rule=rule, budgets=BUDGETS, dev=dev, gate=gate
+                RuleExits, tiny_model, None, method="m", rule=rule, budgets=BUDGETS, dev=dev, gate=gates[rule]
             )
         return made[rule]
 
@@ -83,11 +86,11 @@ def test_dev_figures_equal_a_run_on_dev(rule: str, fit: Callable[[str], RuleExit
 
 @pytest.mark.parametrize("rule", RULES)
 def test_points_are_within_their_budgets_if_possible(
-    rule: str, fit: Callable[[str], RuleExits], tiny_model: MultiExitModel, gate: ExitGate, dev: Split
+    rule: str, fit: Callable[[str], RuleExits], tiny_model: MultiExitModel, gates: dict[str, Gate], dev: Split
 ) -> None:
     """A point is within its budget if any candidate is, and at most one standard error worse than the best within it."""
     fitted = fit(rule)
-    logits, doubts = exit_evidence(tiny_model, dev.tokens, Execution(batch_size=60), gate=gate)
+    logits, doubts = exit_evidence(tiny_model, dev.tokens, Execution(batch_size=60), gate=gates[rule])
     scores = scores_of(fitted.rule_at(fitted.points[0]), logits, doubts)
     options = worth_trying(rule, scores, 3)
     tried = outcomes(rule, scores, logits.argmax(-1) == dev.labels, tiny_model.answers, options)
@@ -108,7 +111,7 @@ def test_points_are_within_their_budgets_if_possible(
 def test_candidates_range_from_the_first_to_the_last_head(fit: Callable[[str], RuleExits], dev: Split) -> None:
     """The candidates of a threshold rule include exits of all samples at the first head, and at the last one."""
     first = {"patience-similarity": 2.0}  # it compares two heads
-    for rule in ("entropy", "raw-entropy", "confidence", "learned", "patience-confidence", *first):
+    for rule in ("entropy", "raw-entropy", "confidence", "learned", "policy", "q-exit", "patience-confidence", *first):
         fitted = fit(rule)
         logits, doubts = exit_evidence(fitted.model, dev.tokens, Execution(), gate=fitted.gate)
         scores = scores_of(fitted.rule_at(fitted.points[0]), logits, doubts)
@@ -154,11 +157,12 @@ def test_calibration_never_changes_an_answer(fit: Callable[[str], RuleExits], de
 @pytest.mark.parametrize("head", ["fastbert", "linear"])
 @pytest.mark.parametrize("rule", RULES)
 def test_flops_equal_torchs_count(
-    rule: str, head: str, make_model: Callable[..., MultiExitModel], gate: ExitGate, dev: Split
+    rule: str, head: str, make_model: Callable[..., MultiExitModel], gates: dict[str, Gate], dev: Split
 ) -> None:
     """FLOPs of layers, heads and gate equal those of torch's counter."""
+    weights = {"learned": 16, "policy": 16 * 32 + 32, "q-exit": 3 * 32 * 32 + 32}.get(rule, 0)
     fitted = under_rule(
-        RuleExits, make_model(head=head), None, method="m", rule=rule, budgets=[0.6], dev=dev, gate=gate
+        RuleExits, make_model(head=head), None, method="m", rule=rule, budgets=[0.6], dev=dev, gate=gates[rule]
     )
     for protocol in ("modern", "paper"):
         at = OperatingPoint("x", fitted.points[0].params, Execution(batch_size=9, protocol=protocol, max_length=13))
@@ -166,11 +170,12 @@ def test_flops_equal_torchs_count(
             work = fitted.predict(dev.tokens, at=at).work
         assert fitted.cost.flops(work, "full") == counter.get_total_flops()
         asked = work.rows("gate")
-        assert (asked > 0) == (rule == "learned")
+        assert (asked > 0) == (rule in GATES)
         plain = {name: tally for name, tally in work.blocks.items() if not name.startswith("gate")}
         without = sum(fitted.cost.blocks[name.split(".")[0]].flops(tally, "linear") for name, tally in plain.items())
-        assert fitted.cost.flops(work, "linear") == without + 2 * 16 * asked
-    extra = 17 if rule == "learned" else 0  # 16 weights and a bias
+        assert fitted.cost.flops(work, "linear") == without + 2 * weights * asked
+    biases = {"learned": 1, "policy": 3 * 33, "q-exit": 3 * 32 + 1}
+    extra = (3 if rule == "policy" else 1) * weights + biases.get(rule, 0)  # a network for each of three exits, or one
     assert fitted.cost.params == fitted.model.cost().params + extra
 
 
@@ -221,8 +226,9 @@ def test_weights_without_the_needed_parts_are_refused(make_model: Callable[..., 
     given: dict[str, Any] = {"method": "mine", "budgets": [0.5], "dev": dev}
     with pytest.raises(ConfigError, match="'mine'.*early exits"):
         under_rule(RuleExits, make_model(exits=[]), None, rule="entropy", **given)
-    with pytest.raises(ConfigError, match="'mine'.*gate.*'berxit'"):
-        under_rule(RuleExits, make_model(), None, rule="learned", **given)
+    for rule, gate in (("learned", None), ("policy", ExitGate(16)), ("q-exit", ExitPolicy(16, 3))):
+        with pytest.raises(ConfigError, match=f"'mine': rule '{rule}' needs a gate.*another rule"):
+            under_rule(RuleExits, make_model(), None, rule=rule, gate=gate, **given)
 
 
 def test_both_entropies_choose_the_same_exits(fit: Callable[[str], RuleExits]) -> None:
