@@ -81,13 +81,7 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
     columns = columns.to(device)
     first = columns[:, 0].contiguous() if columns.shape[1] else columns.new_zeros(count)
     lengths = tokens.lengths
-    by_length = lengths if execution.order == "length" else torch.zeros_like(lengths)
-    if device.type in AT_HAND:
-        order = schedule(first.clamp(min=0), by_length, window=execution.window)
-    else:
-        # Bounds replace reading the values; samples outside them still run, only out of order.
-        longest = execution.max_length if execution.order == "length" else 0
-        order = schedule_on_device(first, by_length, depth=shape.layers, max_length=longest, window=execution.window)
+    order = sort_by_exit(first, lengths, execution, shape.layers)
     facts = torch.cat([order[:, None], lengths[order][:, None], columns[order].long()], dim=1)  # [N, 2 + S]
     copy = transfer.download(torch.cat([facts.reshape(-1).int(), _extremes(tokens)]))
     ordered, positions = _gathered(tokens, order)  # queued while the copy is under way
@@ -96,6 +90,21 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
     _check(table[:, 1], table[:, 0], host[-4:], execution, shape)
     starts = running_sums(table[:, 1])
     return Arranged(table[:, 0].copy(), table[:, 1].copy(), table[:, 2:].copy(), starts, ordered, positions)
+
+
+def sort_by_exit(exits: Tensor, lengths: Tensor, execution: Execution, depth: int) -> Tensor:
+    """Return the running order by exit, deepest first, then by length if ``execution.order`` says so, per window: int64 [N].
+
+    Args:
+        exits: int16 [N], below ``depth``.
+        lengths: int64 [N], tokens per sample.
+    """
+    by_length = lengths if execution.order == "length" else torch.zeros_like(lengths)
+    if exits.device.type in AT_HAND:
+        return schedule(exits.clamp(min=0), by_length, window=execution.window)
+    # Bounds replace reading the values; samples outside them still run, only out of order.
+    longest = execution.max_length if execution.order == "length" else 0
+    return schedule_on_device(exits, by_length, depth=depth, max_length=longest, window=execution.window)
 
 
 def _gathered(tokens: TokenSet, order: Tensor) -> tuple[TokenSet, Tensor]:

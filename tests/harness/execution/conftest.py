@@ -29,6 +29,7 @@ from harness.execution import (
     token_exits,
     verified,
 )
+from harness.execution.regrouping import look_once
 
 # In the order in which they import each other.
 CHASSIS = (
@@ -46,6 +47,7 @@ CHASSIS = (
     verified,
     token_exits,
     cascade,
+    look_once,
 )
 
 

@@ -24,6 +24,7 @@ from harness.execution.arrangement import Arranged, arrange, cut, windows
 from harness.execution.engine import Engine
 from harness.execution.executors import exit_logits, run_assigned, run_full
 from harness.execution.exit_rules import Entropy
+from harness.execution.regrouping.look_once import run_look_once
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.verified import run_verified
 
@@ -200,6 +201,7 @@ RUNS: dict[str, Callable[[MultiExitModel, TokenSet, Tensor, Execution], Any]] = 
     "verified": lambda model, tokens, exits, execution: run_verified(
         model, tokens, exits[:, None].repeat(1, 2), execution, Entropy(0.9)
     ),
+    "look once": lambda model, tokens, exits, execution: run_look_once(model, tokens, 0, lambda *_: exits, execution),
     "logits": lambda model, tokens, exits, execution: exit_logits(model, tokens, execution),
 }
 BAD = {

@@ -25,9 +25,10 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.execution import arrangement, cascade, executors, sequential, token_exits, verified
 from harness.execution.exit_rules import Entropy, Patience, first_exit, normalised_entropy
+from harness.execution.regrouping import look_once
 from harness.toolkit.distillation import take_layers
 
-N, DEPTH, END, SMALL = 23, 4, 2, 2
+N, DEPTH, END, SMALL, LOOK = 23, 4, 2, 2, 1
 TOKENS = torch.from_numpy(np.random.default_rng(7).integers(0, DEPTH - 1, 50))  # only [CLS] runs to the end
 SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
 EXITS = np.random.default_rng(5).integers(0, DEPTH, N).astype(np.int16)
@@ -158,6 +159,11 @@ def check_refusals() -> None:
             arrangement.arrange(TokenSet.from_lists(rows, segments), Execution(), SHAPE)
 
 
+def decided(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return exits from the look on, by the label there and the length."""
+    return (LOOK + (logits.argmax(-1) + lengths) % (DEPTH - LOOK)).to(torch.int16)
+
+
 @cache
 def small(model: MultiExitModel) -> MultiExitModel:
     """Return a model of the first layers whose head is the student head there."""
@@ -187,6 +193,8 @@ def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[],
     sure = (normalised_entropy(world.student[SMALL - 1]) <= world.speed).numpy()
     where = np.where(sure, SMALL - 1, DEPTH - 1)
     yield lambda: cascade.run_cascade(small(model), model, tokens, execution, rule), where, world.at(where)
+    looked = decided(world.student[LOOK], tokens.lengths).numpy()
+    yield lambda: look_once.run_look_once(model, tokens, LOOK, decided, execution), looked, world.at(looked)
     for end in (DEPTH - 1, END):
         where = world.verified(end)
         yield (
@@ -198,7 +206,7 @@ def every_run(world: World, execution: Execution) -> Iterator[tuple[Callable[[],
 
 def check_answers(world: World, kernel: Any) -> None:
     """Exits and logits are right with new and with existing graphs, and attention is counted as executed."""
-    verified.CHUNK = 4
+    verified.CHUNK, look_once.ROWS = 4, 70
     for execution in EXECUTIONS:
         for compute in ("graphs", "eager"):
             for run, exits, logits in every_run(world, replace(execution, compute=compute)):  # type: ignore[arg-type]
@@ -349,6 +357,11 @@ BUGS = {
         "joined without their lengths": (
             "np.concatenate([group.layout.lengths for group in groups])",
             "np.concatenate([group.layout.lengths for group in groups][::-1])"),
+    },
+    "execution.regrouping.look_once": {
+        "numbers of another chunk": ("first + samples[ended]", "samples[ended]"),
+        "places in the new order": ("first + samples[ended].astype", "first + np.arange(begin, stop)[ended].astype"),
+        "hidden states of the last batch": ("states[at : at + layout.rows]", "states[: layout.rows]"),
     },
     "encoder.partial_attention": {
         "rows that have exited": ("torch.where(active, active", "torch.where(~active, (~active)"),

@@ -25,6 +25,7 @@ from harness.execution.engines import engine_for
 from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Entropy, Learned, Patience
 from harness.execution.graphs import GraphEngine
+from harness.execution.regrouping.look_once import run_look_once
 from harness.execution.sequential import run_sequential
 from harness.execution.token_exits import TokenExits, run_token_exits
 from harness.execution.verified import run_verified
@@ -68,6 +69,9 @@ def every_run(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> 
         "patience": lambda: run_sequential(model, tokens, execution, Patience(1)),
         "learned": lambda: run_sequential(model, tokens, execution, Learned(0.5, gate)),
         "verified": lambda: run_verified(model, tokens, looks, execution, RULE),
+        "look once": lambda: run_look_once(
+            model, tokens, 0, lambda logits, lengths: (lengths % DEPTH).to(torch.int16), execution
+        ),
         "tokens": lambda: run_token_exits(model, tokens, hashed, execution),
         "cascade": lambda: run_cascade(model, model, tokens, execution, RULE),
     }

@@ -30,6 +30,8 @@ from harness.execution import engines, graphs, run_pass
 from harness.execution.cascade import run_cascade
 from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Confidence, Entropy, Learned, Patience, PatienceConfidence, Static
+from harness.execution.regrouping import look_once
+from harness.execution.regrouping.look_once import run_look_once
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.token_exits import TokenExits, run_token_exits
 from harness.execution.verified import run_verified
@@ -40,6 +42,11 @@ HASHED = {device: TokenExits.of(torch.arange(50) % DEPTH, DEPTH).to(device) for 
 SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
 GATE = ExitGate(SHAPE.width)
 GATES = {"cpu": GATE, "meta": copy.deepcopy(GATE).to("meta")}
+
+
+def by_answer(logits: Tensor, lengths: Tensor) -> Tensor:
+    """Choose an exit by the label at the look and the length."""
+    return ((logits.argmax(-1) + lengths) % DEPTH).to(torch.int16)
 
 
 class OneDevice(TorchDispatchMode):
@@ -97,6 +104,7 @@ RUNS: dict[str, Callable[[MultiExitModel, TokenSet, Tensor, Execution], Predicti
     "verified": lambda model, tokens, exits, execution: run_verified(
         model, tokens, torch.stack([exits, exits.clamp(min=2)], 1), execution, RULE
     ),
+    "look once": lambda model, tokens, exits, execution: run_look_once(model, tokens, 0, by_answer, execution),
     "tokens": lambda model, tokens, exits, execution: run_token_exits(
         model, tokens, HASHED[tokens.device.type], execution
     ),
@@ -224,6 +232,26 @@ def test_a_cascade_takes_one_copy_per_window(
     RUNS["cascade"](make_model(shape=SHAPE), tokens, torch.zeros(N), Execution(batch_size=2, window=window))
     assert [copy.shape for copy in copies if copy.dtype == bool] == ([(6,)] * 3 + [(5,)] if window else [(N,)])
     assert len(copies) == 2 + (4 if window else 1)
+
+
+@pytest.mark.parametrize(("window", "rows", "waits"), [(0, 1 << 18, 1), (6, 1 << 18, 4), (0, 60, 3)])
+def test_one_look_takes_one_copy(
+    make_model: Callable[..., MultiExitModel],
+    tokens: TokenSet,
+    copies: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    window: int,
+    rows: int,
+    waits: int,
+) -> None:
+    """Besides these two copies, the host receives the new order and the exits once; per window, and per so many rows."""
+    monkeypatch.setattr(look_once, "ROWS", rows)
+    model, execution = make_model(shape=SHAPE), Execution(batch_size=2, window=window)
+    found = RUNS["look once"](model, tokens, torch.zeros(N), execution)
+    assert len(set(found.exit_layer.tolist())) == DEPTH
+    assert len(copies) == 2 + waits
+    assert sum(one.shape[1] for one in copies[1:-1]) == N
+    assert all(one.shape[0] == 2 for one in copies[1:-1])
 
 
 @pytest.mark.parametrize("name", ["shrink", "patience", "sure twice", "calibrated", "learned"])

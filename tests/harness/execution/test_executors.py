@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from harness.core.tokens import TokenSet
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits, run_assigned, run_full
 from harness.execution.exit_rules import Entropy, first_exit, normalised_entropy
+from harness.execution.regrouping import look_once
+from harness.execution.regrouping.look_once import run_look_once
 from harness.execution.run_pass import Answer
 from harness.execution.sequential import run_sequential
 from harness.execution.verified import run_verified
@@ -167,6 +170,46 @@ def test_verified_exits_are_the_same_in_every_execution(
     assert found.work.rows("head") == heads
 
 
+def chosen(logits: Tensor, lengths: Tensor, look: int, exits: Sequence[int]) -> Tensor:
+    """Choose among exits by the label at the look and the length, int16 [B]."""
+    places = (logits.argmax(-1) + lengths) % len(exits)
+    return torch.tensor(exits, device=logits.device)[places].to(torch.int16)
+
+
+@SHARED
+@given(execution=EXECUTIONS, look=st.integers(0, DEPTH - 2), rows=st.sampled_from([1, 40, 1 << 18]), draw=st.data())
+def test_one_look_is_the_same_in_every_execution(
+    world: World, execution: Execution, look: int, rows: int, draw: st.DataObject
+) -> None:
+    """Every sample is answered at the exit that its own look decides, with one head there, and one more at the look."""
+    exits = sorted(draw.draw(st.sets(st.integers(look, DEPTH - 1), min_size=1)))
+    decide = partial(chosen, look=look, exits=exits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(look_once, "ROWS", rows)
+        found = run_look_once(world.model, world.tokens, look, decide, execution)
+    expected = decide(world.student[look], world.tokens.lengths).numpy()
+    check(found, expected, world.naive(expected))
+    check_layers(found, int((expected + 1).sum()))
+    assert found.work.rows("head") == N + int((expected > look).sum())
+    assert found.predicted_exit is not None
+    assert found.predicted_exit.tolist() == expected.tolist()
+
+
+def test_a_look_needs_a_head(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
+    """A look without a head, at the last layer or outside, and exits without one or before the look are named."""
+    model = make_model(exits=(1,))
+    for look in (0, 2, DEPTH - 1, DEPTH, -1):
+        with pytest.raises(
+            ConfigError, match=f"no head to look at after layer {look + 1}: exits are after layers \\[2\\]"
+        ):
+            run_look_once(model, tokens, look, partial(chosen, look=look, exits=[1]), Execution())
+    for wrong in (0, 2, DEPTH):
+        with pytest.raises(ConfigError, match=rf"no trained head after layer index \[{wrong}\] from the look on"):
+            run_look_once(model, tokens, 1, partial(chosen, look=1, exits=[wrong]), Execution())
+    found = run_look_once(model, tokens.select([]), 1, partial(chosen, look=1, exits=[1]), Execution())
+    assert found.logits.shape == (0, 3)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, N])
 @pytest.mark.parametrize("speed", [1.0 + 1e-6, -1.0])
 def test_verified_exits_at_extreme_thresholds(world: World, speed: float, batch_size: int) -> None:
@@ -180,9 +223,10 @@ def test_verified_exits_at_extreme_thresholds(world: World, speed: float, batch_
 
 
 def every_executor(world: World, tokens: TokenSet, exits: Tensor, execution: Execution) -> Iterator[Predictions]:
-    """Return the four executors that use ``exits`` (one of them after a look there)."""
+    """Return the executors that use ``exits`` (one of them after a look there, one after a look at the first layer)."""
     yield run_assigned(world.model, tokens, exits, execution)
     yield run_verified(world.model, tokens, exits[:, None], execution, Entropy(2.0))
+    yield run_look_once(world.model, tokens, 0, partial(chosen, look=0, exits=[int(exits[0])]), execution)
     if bool((exits == 0).all()):
         yield run_sequential(world.model, tokens, execution, Entropy(2.0))
     if bool((exits == DEPTH - 1).all()):
@@ -248,10 +292,13 @@ def test_cuda_gives_the_labels_of_the_cpu(
     exits = first_exit(world.student, world.speed).to(torch.int16)
     full = np.full(N, DEPTH - 1)
     looks = (torch.arange(N, dtype=torch.int16) % DEPTH)[:, None].repeat(1, 2)
+    decide = partial(chosen, look=1, exits=[1, 2, 3])
+    once = decide(world.student[1], world.tokens.lengths).numpy()
     for found, where in (
         (run_full(model, tokens, execution), full),
         (run_sequential(model, tokens, execution, rule), exits.numpy()),
         (run_assigned(model, tokens, exits.cuda(), execution), exits.numpy()),
+        (run_look_once(model, tokens, 1, decide, execution), once),
         (run_verified(model, tokens, looks.cuda(), execution, rule), by_hand(world, looks.numpy())[0]),
     ):
         assert found.exit_layer.tolist() == where.tolist()

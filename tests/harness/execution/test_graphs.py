@@ -23,6 +23,7 @@ from harness.execution.arrangement import cut
 from harness.execution.executors import exit_logits, run_assigned, run_full
 from harness.execution.exit_rules import Entropy
 from harness.execution.graphs import Bounds, CudaRecorder, rounded
+from harness.execution.regrouping.look_once import run_look_once
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.verified import run_verified
 
@@ -49,6 +50,11 @@ def model(make_model: Callable[..., MultiExitModel]) -> MultiExitModel:
     return make_model(shape=SHAPE)
 
 
+def by_length(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Choose an exit after the look at the second layer, by the length."""
+    return (1 + lengths % (DEPTH - 1)).to(torch.int16)
+
+
 def every_run(
     model: MultiExitModel, tokens: TokenSet, exits: np.ndarray, execution: Execution
 ) -> dict[str, Callable[[], Predictions]]:
@@ -63,6 +69,7 @@ def every_run(
         "shrink": lambda: run_sequential(model, tokens, execution, rule),
         "faithful": lambda: run_faithful(model, tokens, execution, rule),
         "verified": lambda: run_verified(model, tokens, looks, execution, rule),
+        "look once": lambda: run_look_once(model, tokens, 1, by_length, execution),
     }
 
 
@@ -86,7 +93,7 @@ def test_graphs_equal_eager_blocks(
             assert ours.tokens >= tally.tokens
 
 
-@pytest.mark.parametrize("name", ["full", "assigned", "shrink", "verified"])
+@pytest.mark.parametrize("name", ["full", "assigned", "shrink", "verified", "look once"])
 def test_a_second_pass_records_nothing(model: MultiExitModel, tokens: TokenSet, like_cuda: Any, name: str) -> None:
     """Graphs are made once per block and size; another order of the samples reuses them."""
     exits = np.arange(N) % DEPTH

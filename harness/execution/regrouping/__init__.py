@@ -1,0 +1,1 @@
+"""Executors that put samples into new batches on the way, when more is known about them."""
