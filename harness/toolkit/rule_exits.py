@@ -153,19 +153,26 @@ def outcomes(
         correct: bool [A, N].
         answers: layer indices of the places.
     """
-    layers = torch.tensor(answers) + 1
-    samples = torch.arange(scores.shape[1])
     tried: list[Tried] = []
-    size = max(1, _AT_ONCE // max(1, len(samples)))
+    size = max(1, _AT_ONCE // max(1, scores.shape[1]))
     for start in range(0, len(settings), size):
         part = settings[start : start + size]
         together = {key: torch.tensor([one[key] for one in part])[:, None] for key in part[0]}
-        places = replay(make_rule(name, together), scores)  # [K, N]
-        mean_layers = layers[places].double().mean(1).tolist()
-        accuracies = correct[places, samples].double().mean(1).tolist()
-        for one, depth, accuracy in zip(part, mean_layers, accuracies, strict=True):
-            tried.append(Tried(float(next(iter(one.values()))), depth, accuracy, dict(one)))
+        tried += replayed(make_rule(name, together), scores, correct, answers, part)
     return tried
+
+
+def replayed(
+    rule: ExitRule, scores: Tensor, correct: Tensor, answers: Sequence[int], settings: Sequence[Mapping[str, Any]]
+) -> list[Tried]:
+    """Replay a rule with K settings as tensors [K, 1]; ``settings`` are these K, the first value of each being a number."""
+    places = replay(rule, scores)  # [K, N]
+    mean_layers = (torch.tensor(answers) + 1)[places].double().mean(1).tolist()
+    accuracies = correct[places, torch.arange(scores.shape[1])].double().mean(1).tolist()
+    return [
+        Tried(float(next(iter(one.values()))), depth, accuracy, dict(one))
+        for one, depth, accuracy in zip(settings, mean_layers, accuracies, strict=True)
+    ]
 
 
 @dataclass
