@@ -9,7 +9,7 @@ from harness import __version__
 from harness.core.files import fill_template, write_folder
 from reports.analysis.verdicts.verdict_words import headlines
 from reports.analysis.view import View, build_view
-from reports.figures.dataset_figures import draw_figures
+from reports.figures.dataset_figures import draw_figures, draw_run_figures
 from reports.figures.drawing import Drawing, inline_svg
 from reports.notation.marks import footnotes
 from reports.notation.table_formats import escape_markdown, table_files, to_markdown
@@ -47,17 +47,18 @@ def _write(view: View, folder: Path, progress: bool) -> None:
     contents = Contents(view)
     for name, text in table_files(contents.all):
         (folder / "tables" / name).write_text(text, encoding="utf-8")
-    figures: dict[str, list[Drawing]] = {}
+    figures: dict[str, list[Drawing]] = {RUN: draw_run_figures(view)}
     for group in tqdm(view.groups, desc="report", unit="dataset", disable=not progress, leave=False):
         figures[group.slug] = draw_figures(view, group)
-        for drawing in figures[group.slug]:
-            (folder / "figures" / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
-            if drawing.png is not None:
-                (folder / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
+    for drawing in (drawing for some in figures.values() for drawing in some):
+        (folder / "figures" / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
+        if drawing.png is not None:
+            (folder / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
     (folder / "report.md").write_text(render_markdown(view, contents, figures), encoding="utf-8")
     (folder / "index.html").write_text(render_page(view, contents, figures), encoding="utf-8")
 
 
+RUN = ""  # stands for all datasets together among the slugs
 Figures = Mapping[str, Sequence[Drawing]]  # slug -> figures of this dataset
 
 
@@ -67,6 +68,7 @@ def _context(view: View, contents: Contents, figures: Figures) -> dict[str, obje
         "view": view,
         "contents": contents,
         "figures": figures,
+        "of_run": figures.get(RUN, ()),
         "headlines": headlines(view.pooled, view.verdicts, view.bounds),
         "methods": sorted(kinds),
         "version": __version__,

@@ -28,10 +28,10 @@ from harness.results.run_folder import RunFolder
 from harness.results.schema import Binding, Result
 from harness.results.stored import read_result
 from reports.analysis.conditions import find_belonging
-from reports.notation.marks import footnotes, marked
+from reports.notation.marks import data_tag, file_tag, footnotes, marked
 from reports.notation.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
 from reports.notation.table_formats import Column, Table, to_markdown, write_tables
-from reports.tables.shared_columns import UNTRAINED, data_tag, file_tag, method_name
+from reports.tables.shared_columns import UNTRAINED, method_name
 
 NAME = "side-by-side"
 IDENTITY = ("method", "point")

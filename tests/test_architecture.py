@@ -35,6 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "harness.measure.statistics",
         "harness.measure.paired_tests",
         "harness.measure.many_tests",
+        "harness.measure.areas",
         "harness.measure.detectable",
         "harness.measure.expected_exits",
         "harness.measure.time_noise",

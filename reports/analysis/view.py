@@ -31,6 +31,7 @@ from reports.analysis.run_contents import (
     read_variants,
     usable_results,
 )
+from reports.analysis.verdicts.area_ranks import AreaRank, rank_areas
 from reports.analysis.verdicts.control_tests import ControlTest, compare_with_controls
 from reports.analysis.verdicts.layer_answers import Reachable, reachable
 from reports.analysis.verdicts.pooled_verdicts import PooledTest, pool
@@ -39,6 +40,7 @@ from reports.analysis.verdicts.rival_tests import RivalTest, compare_with_rivals
 
 KIND_ORDER = {"method": 0, "control": 1, "bound": 2}
 R = TypeVar("R", bound=ResultRow)
+D = TypeVar("D", bound=ResultRow | AreaRank)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class View:
         predictors: rows that predict exits.
         rivals: comparisons of methods with their rivals.
         curves: curves of accuracy against FLOPs.
+        areas: early exits by the area under accuracy over layers, over all datasets.
         varying: settings that differ inside a group and are therefore shown as columns.
         fingerprint: (key, value) of the machine and versions.
         caveats: what a reader must know before using a number.
@@ -113,6 +116,7 @@ class View:
     predictors: list[PredictorRow]
     rivals: list[RivalTest]
     curves: list[Curve]
+    areas: list[AreaRank]
     varying: list[str]
     fingerprint: list[tuple[str, str]]
     caveats: list[str]
@@ -154,7 +158,7 @@ def of_group(rows: Sequence[R], group: Group) -> list[R]:
     return [row for row in rows if row.slug == group.slug]
 
 
-def by_data(rows: Sequence[R]) -> list[tuple[bool, list[R]]]:
+def by_data(rows: Sequence[D]) -> list[tuple[bool, list[D]]]:
     """Return real and synthetic rows apart, as (whether synthetic, rows); a kind without rows is left out."""
     halves = [(synthetic, [row for row in rows if row.synthetic == synthetic]) for synthetic in (False, True)]
     return [(synthetic, half) for synthetic, half in halves if half]
@@ -209,6 +213,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         predictors=predictor_quality(rows, reader.read) if samples else [],
         rivals=compare_with_rivals(rows, reader.read, read_compared(run)) if samples else [],
         curves=measure_curves(rows, varying),
+        areas=rank_areas(rows, reader.read) if samples else [],
         varying=varying,
         fingerprint=fingerprint_facts([result.fingerprint for result in results]),
         lost=lost_cells(run, results),

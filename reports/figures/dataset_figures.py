@@ -1,14 +1,24 @@
-"""All figures of a dataset: accuracy against cost, exit layers, quality of predicted exits, and factors of the speed-up."""
+"""All figures of a report: of the run, and of each dataset (cost, exit layers, predicted exits, factors of the speed-up)."""
 
 from __future__ import annotations
 
 from reports.analysis.cell_settings import grouped
 from reports.analysis.view import Group, View, file_slug, of_group
+from reports.figures.area_figure import draw_areas
 from reports.figures.drawing import STYLE, Drawing, looks
 from reports.figures.exit_figures import draw_exit_histograms, draw_heat_maps
 from reports.figures.factor_panels import draw_factor_panels
 from reports.figures.fonts import fonts_for
 from reports.figures.pareto import draw_pareto
+
+
+def draw_run_figures(view: View) -> list[Drawing]:
+    """Return the figures about all datasets together."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(STYLE), fonts_for([row.name for row in view.areas]):  # type: ignore[arg-type]
+        return draw_areas(view, looks(view))
 
 
 def draw_figures(view: View, group: Group) -> list[Drawing]:

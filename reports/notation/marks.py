@@ -90,3 +90,13 @@ def footnotes(rows: Iterable[Marked], *, lowest: bool = True) -> list[str]:
             least = f" (lowest agreement {percent(min(known), 2)} %)" if known else ""
             notes.append(f"{mark.sign} {mark.note.format(lowest=least)}")
     return notes
+
+
+def data_tag(synthetic: bool) -> str:
+    """Return the end of a caption."""
+    return " (synthetic data)" if synthetic else ""
+
+
+def file_tag(synthetic: bool) -> str:
+    """Return the end of a file name."""
+    return "-synthetic" if synthetic else ""

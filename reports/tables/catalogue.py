@@ -12,7 +12,7 @@ import reports.tables
 from reports.analysis.view import Group, View
 from reports.notation.table_formats import AnyTable
 
-Section = Literal["controls", "summary", "checks", "papers"]
+Section = Literal["controls", "areas", "summary", "checks", "papers"]
 
 
 @dataclass(frozen=True)

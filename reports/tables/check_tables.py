@@ -10,11 +10,11 @@ from harness.results.schema import Overlaps
 from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import View, by_data
-from reports.notation.marks import together
+from reports.notation.marks import data_tag, file_tag, together
 from reports.notation.numbers import DASH, finite, percent, percent2, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
-from reports.tables.shared_columns import DATASET, METHOD, data_tag, file_tag, run_table
+from reports.tables.shared_columns import DATASET, METHOD, run_table
 
 _OVERLAPS = {
     "train_test": "Test rows also in train",

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from reports.analysis.cell_settings import grouped, values_of
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View, file_slug
-from reports.notation.marks import footnotes, together
+from reports.notation.marks import file_tag, footnotes, together
 from reports.notation.numbers import DASH, flops_unit, percent, percent2, plain, times
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
-from reports.tables.shared_columns import NO_REFERENCE, file_tag, method_name, reference_names, setting_columns
+from reports.tables.shared_columns import NO_REFERENCE, method_name, reference_names, setting_columns
 
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 _FIRST = ("zh", "en")

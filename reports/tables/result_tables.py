@@ -11,6 +11,7 @@ from reports.analysis.curves import Curve
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.run_contents import VariantRow, lost_note
 from reports.analysis.view import DifficultyRow, Group, Level, View, by_data, of_group
+from reports.notation.marks import data_tag, file_tag
 from reports.notation.numbers import (
     DASH,
     finite,
@@ -33,9 +34,7 @@ from reports.tables.shared_columns import (
     NO_REFERENCE,
     NOISE,
     UNTRAINED,
-    data_tag,
     dataset_table,
-    file_tag,
     identity_columns,
     noise_notes,
     reference_names,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from reports.analysis.run_contents import SearchRow
 from reports.analysis.view import View
+from reports.notation.marks import data_tag, file_tag
 from reports.notation.numbers import percent2, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
-from reports.tables.shared_columns import data_tag, file_tag
 
 _NOTE = (
     "Dev score: mean over the datasets of the search; accuracy at full depth, or, for methods with early exits, the area under "

@@ -9,7 +9,7 @@ from reports.analysis.cell_settings import ROW_SETTING
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.time_ratios import WHY_MISSING
 from reports.analysis.view import Group, View
-from reports.notation.marks import Marked, footnotes, marked
+from reports.notation.marks import Marked, data_tag, file_tag, footnotes, marked
 from reports.notation.numbers import DASH, whole
 from reports.notation.table_formats import Column, Table
 
@@ -86,16 +86,6 @@ def noise_notes(rows: Sequence[ResultRow]) -> list[str]:
 def reference_names(rows: Iterable[ResultRow]) -> str:
     """Return the names of the references of these rows."""
     return " and ".join(sorted({row.ratio_reference for row in rows if row.ratio_reference})) or "none"
-
-
-def data_tag(synthetic: bool) -> str:
-    """Return the end of a caption."""
-    return " (synthetic data)" if synthetic else ""
-
-
-def file_tag(synthetic: bool) -> str:
-    """Return the end of a file name."""
-    return "-synthetic" if synthetic else ""
 
 
 def dataset_table(

@@ -11,11 +11,11 @@ from reports.analysis.verdicts.layer_answers import Reachable
 from reports.analysis.verdicts.pooled_verdicts import PRIMARY_TEXT, PooledTest
 from reports.analysis.verdicts.verdict_words import LEAST_DEPTH, MARGIN_TEXT, WITH_POWER, bounds_text
 from reports.analysis.view import View, by_data
-from reports.notation.marks import footnotes, marked
+from reports.notation.marks import data_tag, file_tag, footnotes, marked
 from reports.notation.numbers import DASH, finite, fixed, p_value, percent, points, times
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
-from reports.tables.shared_columns import DATASET, METHOD, POINT, data_tag, file_tag, run_table, setting_columns
+from reports.tables.shared_columns import DATASET, METHOD, POINT, run_table, setting_columns
 
 _COULD = f"Could have found, points ({WITH_POWER})"
 _INTERVAL = "Difference, points (95 % interval)"

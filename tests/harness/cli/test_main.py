@@ -331,7 +331,7 @@ def test_failed_cells_give_exit_code_one(
     def bug(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(FastBert, "fit", bug)
+    monkeypatch.setattr(FastBert, "learn", bug)
     assert main(run()) == 1
     captured = capsys.readouterr()
     assert "cells: 1 measured, 0 kept from before, 1 failed" in captured.out
