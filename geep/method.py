@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from geep.exit_table import ExitTable
+from geep.exit_table.columns import MAX_LAYERS
 from geep.exit_table.keys import MAX_NGRAM
 from geep.exit_table.rows import COUNT_LIMIT
-from geep.exit_table.storage import MAX_LAYERS
 from geep.objective import Objective, PathWeights, shared_exit_loss
 from geep.predictor import QUANTILES, DevView, budget_points, budget_speeds, build_table, tune_quantile
 from geep.table_rows import TableSettings, choose_rows

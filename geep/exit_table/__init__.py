@@ -7,9 +7,9 @@
     table.freeze(min_count=2)
     table.predict(tokens, quantile=0.7)      # int16 [N], layer indices 0 .. 11
 
-All arithmetic is in integers, so every backend gives the same bits. ``keys`` defines the keys, ``rows`` the arithmetic, and
-``backends/reference_backend.py`` is the specification that other backends are tested against. May import ``harness.core`` and
-``harness.kernels``.
+All arithmetic is in integers, so every backend gives the same bits. ``keys`` defines the keys, ``columns`` what rows hold,
+``rows`` their arithmetic, ``rules`` how sums of rows become exits, and ``backends/reference_backend.py`` is the specification
+that other backends are tested against. May import ``harness.core`` and ``harness.kernels``.
 """
 
 from geep.exit_table.table import ExitTable

@@ -1,9 +1,12 @@
 // The exit table's kernels. One source, three compilers: NVRTC (CuPy), nvcc (checks), g++ with shim.h (tests).
 //
-// Counting: keys[capacity] (EMPTY or a key, see keys.py) and counts[capacity][layers], with open addressing and linear
-// probing; keys are never moved or removed. Frozen: slots of one 32-byte sector {u64 key; u16 row[12]} (64 bytes: row[24]),
-// so a hit reads one sector (two) in 16-byte loads. Single tokens with small ids need no search: `dense` is addressed by
-// id, counts[id][layers] while counting, the same slots when frozen, with EMPTY as the key of an id without a row.
+// Counting: keys[capacity] (EMPTY or a key, see keys.py) and counts[capacity][width], with open addressing and linear
+// probing; keys are never moved or removed. Frozen: slots of one 32-byte sector {u64 key; u16 row[12]} (two: row[28], four:
+// row[60]), so a hit reads its sectors in 16-byte loads. Single tokens with small ids need no search: `dense` is addressed by
+// id, counts[id][width] while counting, the same slots when frozen, with EMPTY as the key of an id without a row.
+//
+// Columns (columns.py): a sample marks some of `width`, bit c for column c. Bits of `starts` say where cumulative counts start
+// anew; every sample marks exactly one of the columns once_from .. once_to - 1.
 //
 // Only integers are added, so the order of threads affects only which key gets which slot.
 
@@ -12,24 +15,29 @@ typedef long long i64;
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef short i16;
-typedef unsigned char u8;
 
 #ifndef WIDTH
-#define WIDTH 12  // entries of a frozen row: 12 or 24
+#define WIDTH 12  // entries of a frozen row: 12, 28 or 60
 #endif
-#define WORDS (WIDTH <= 12 ? 4 : 8)  // u64 per slot
+#define WORDS (WIDTH <= 12 ? 4 : WIDTH <= 28 ? 8 : 16)  // u64 per slot
+#define PER_LANE ((WIDTH + 31) / 32)  // columns that a lane adds up
 #define EMPTY 0xffffffffffffffffull
 #define NOWHERE 0xffffffffffffffffull
 #define ALL_LANES 0xffffffffu
 #define ID_BITS 20
 #define N_SHIFT 60
 #define SCALE 16384u  // Q14
+#define UNIT 65536u   // of cut points and prices
 #define SEGMENT 32768  // positions: 3 n-grams of 2^14 each at every one of them stay below 2^32
 
 // status of a build: fresh keys, late n-grams, longest search. trouble of a query: largest bad id + 1, bad sample + 1.
 #define FRESH 0
 #define LATE 1
 #define LONGEST 2
+// rules (rules.py)
+#define QUANTILE 0
+#define CUTS 1
+#define EXPECTED 2
 #define BAD_ID 0
 #define BAD_SAMPLE 1
 
@@ -91,6 +99,24 @@ __device__ __forceinline__ u32 warp_sum(u32 value) {
 #endif
 }
 
+__device__ __forceinline__ u64 warp_total(u64 value) {
+  for (int other = 16; other; other >>= 1) value += __shfl_xor_sync(ALL_LANES, value, other);
+  return value;
+}
+
+__device__ __forceinline__ u64 warp_least(u64 value) {
+  for (int other = 16; other; other >>= 1) {
+    u64 theirs = __shfl_xor_sync(ALL_LANES, value, other);
+    value = theirs < value ? theirs : value;
+  }
+  return value;
+}
+
+// Adds `by` to every marked column of a key.
+__device__ __forceinline__ void add_marks(u32* counts, u64 marks, u32 by) {
+  for (; marks; marks &= marks - 1) atomicAdd(counts + __ffsll((i64)marks) - 1, by);
+}
+
 // Returns the slot of a key, claimed if it is new; NOWHERE after `probes` slots of other keys. `stride`: u64 per slot.
 __device__ __forceinline__ u64 find_or_take(
     u64* keys, int stride, u64 mask, u64 seed, int probes, u64 key, u32& fresh, u32& searched) {
@@ -112,16 +138,16 @@ __device__ __forceinline__ u64 find_or_take(
   return NOWHERE;
 }
 
-__device__ __forceinline__ void count_or_put_off(u64* keys, u32* counts, int layers, u64 mask, u64 seed, int probes, u64 key,
-    int exit, u64* late_keys, u8* late_exits, u64* status, u32& fresh) {
+__device__ __forceinline__ void count_or_put_off(u64* keys, u32* counts, int width, u64 mask, u64 seed, int probes, u64 key,
+    u64 marks, u64* late_keys, u64* late_marks, u64* status, u32& fresh) {
   u32 searched = 0;
   u64 slot = find_or_take(keys, 1, mask, seed, probes, key, fresh, searched);
   if (slot != NOWHERE) {
-    atomicAdd(counts + slot * layers + exit, 1u);
+    add_marks(counts + slot * width, marks, 1u);
   } else {
     u64 at = atomicAdd(status + LATE, 1ull);
     late_keys[at] = key;
-    late_exits[at] = (u8)exit;
+    late_marks[at] = marks;
   }
 }
 
@@ -132,48 +158,48 @@ __device__ __forceinline__ void report(u64* status, u32 fresh) {
 
 // Counts the n-grams that start at positions low .. high - 1, in samples first .. last - 1. A warp per sample.
 // N-grams without a slot go to the late list, which must have room for all.
-extern "C" __global__ void insert(const int* ids, const i64* offsets, const i64* exits, i64 first, i64 last, i64 low,
-    i64 high, int ngram, int layers, int s0, int s1, int s2, int s3, const int* more, int more_count, u32* dense,
-    int dense_ids, u64* keys, u32* counts, u64 mask, u64 seed, int probes, u64* late_keys, u8* late_exits, u64* status) {
+extern "C" __global__ void insert(const int* ids, const i64* offsets, const u64* marks, i64 first, i64 last, i64 low,
+    i64 high, int ngram, int width, int s0, int s1, int s2, int s3, const int* more, int more_count, u32* dense,
+    int dense_ids, u64* keys, u32* counts, u64 mask, u64 seed, int probes, u64* late_keys, u64* late_marks, u64* status) {
   Special special = {s0, s1, s2, s3, more, more_count};
   int lane = threadIdx.x % 32;
   u32 fresh = 0;
   for (i64 sample = first + (i64)warp_index(); sample < last; sample += (i64)warp_count()) {
     i64 begin = offsets[sample], end = offsets[sample + 1];
-    int exit = (int)exits[sample];
+    u64 marked = marks[sample];
     i64 stop = end < high ? end : high;
     for (i64 at = (begin > low ? begin : low) + lane; at < stop; at += 32)
       each_gram(ids, at, end, ngram, special, [&](int n, int id, u64 key) {
         if (n == 1 && id < dense_ids)
-          atomicAdd(dense + (u64)id * layers + exit, 1u);
+          add_marks(dense + (u64)id * width, marked, 1u);
         else
-          count_or_put_off(keys, counts, layers, mask, seed, probes, key, exit, late_keys, late_exits, status, fresh);
+          count_or_put_off(keys, counts, width, mask, seed, probes, key, marked, late_keys, late_marks, status, fresh);
       });
   }
   report(status, fresh);
 }
 
-// Undoes `insert` of those positions, with unchanged exits. Late n-grams not counted since have no slot: a key that found
+// Undoes `insert` of those positions, with unchanged marks. Late n-grams not counted since have no slot: a key that found
 // none in a launch finds none later in it either.
-extern "C" __global__ void take_back(const int* ids, const i64* offsets, const i64* exits, i64 first, i64 last, i64 low,
-    i64 high, int ngram, int layers, int s0, int s1, int s2, int s3, const int* more, int more_count, u32* dense,
+extern "C" __global__ void take_back(const int* ids, const i64* offsets, const u64* marks, i64 first, i64 last, i64 low,
+    i64 high, int ngram, int width, int s0, int s1, int s2, int s3, const int* more, int more_count, u32* dense,
     int dense_ids, const u64* keys, u32* counts, u64 mask, u64 seed, int probes) {
   Special special = {s0, s1, s2, s3, more, more_count};
   int lane = threadIdx.x % 32;
   for (i64 sample = first + (i64)warp_index(); sample < last; sample += (i64)warp_count()) {
     i64 begin = offsets[sample], end = offsets[sample + 1];
-    int exit = (int)exits[sample];
+    u64 marked = marks[sample];
     i64 from = begin < low ? low : begin, stop = end < high ? end : high;
     for (i64 at = from + lane; at < stop; at += 32)
       each_gram(ids, at, end, ngram, special, [&](int n, int id, u64 key) {
         if (n == 1 && id < dense_ids) {
-          atomicAdd(dense + (u64)id * layers + exit, ~0u);
+          add_marks(dense + (u64)id * width, marked, ~0u);
           return;
         }
         u64 slot = home(key, seed, mask);
         for (int probe = 0; probe < probes && keys[slot] != EMPTY; ++probe, slot = (slot + 1) & mask)
           if (keys[slot] == key) {
-            atomicAdd(counts + slot * layers + exit, ~0u);
+            add_marks(counts + slot * width, marked, ~0u);
             return;
           }
       });
@@ -181,17 +207,17 @@ extern "C" __global__ void take_back(const int* ids, const i64* offsets, const i
 }
 
 // Counts `size` late n-grams; those without a slot go to another late list.
-extern "C" __global__ void insert_late(const u64* now_keys, const u8* now_exits, i64 size, int layers, u64* keys,
-    u32* counts, u64 mask, u64 seed, int probes, u64* late_keys, u8* late_exits, u64* status) {
+extern "C" __global__ void insert_late(const u64* now_keys, const u64* now_marks, i64 size, int width, u64* keys,
+    u32* counts, u64 mask, u64 seed, int probes, u64* late_keys, u64* late_marks, u64* status) {
   u32 fresh = 0;
   for (u64 i = thread_index(); i < (u64)size; i += thread_count())
     count_or_put_off(
-        keys, counts, layers, mask, seed, probes, now_keys[i], now_exits[i], late_keys, late_exits, status, fresh);
+        keys, counts, width, mask, seed, probes, now_keys[i], now_marks[i], late_keys, late_marks, status, fresh);
   report(status, fresh);
 }
 
 // Adds rows of counts of distinct keys (EMPTY ones are skipped); `LATE` counts rows without a slot.
-extern "C" __global__ void absorb(const u64* from_keys, const u32* from_counts, i64 size, int layers, u64* keys,
+extern "C" __global__ void absorb(const u64* from_keys, const u32* from_counts, i64 size, int width, u64* keys,
     u32* counts, u64 mask, u64 seed, int probes, u64* status) {
   u32 fresh = 0, searched = 0;
   for (u64 i = thread_index(); i < (u64)size; i += thread_count()) {
@@ -201,30 +227,32 @@ extern "C" __global__ void absorb(const u64* from_keys, const u32* from_counts, 
       atomicAdd(status + LATE, 1ull);
       continue;
     }
-    for (int layer = 0; layer < layers; ++layer) counts[slot * layers + layer] += from_counts[i * layers + layer];
+    for (int column = 0; column < width; ++column) counts[slot * width + column] += from_counts[i * width + column];
   }
   report(status, fresh);
 }
 
 // Computes how often each of `size` keys was counted.
-extern "C" __global__ void totals(const u32* counts, i64 size, int layers, i64* sums) {
+extern "C" __global__ void totals(const u32* counts, i64 size, int width, int once_from, int once_to, i64* sums) {
   for (u64 i = thread_index(); i < (u64)size; i += thread_count()) {
     u64 total = 0;
-    for (int layer = 0; layer < layers; ++layer) total += counts[i * layers + layer];
+    for (int column = once_from; column < once_to; ++column) total += counts[i * width + column];
     sums[i] = (i64)total;
   }
 }
 
 // Writes the row as rows.py does: cumulative levels rounded down, then differenced. `prior` is cumulative, too.
-__device__ __forceinline__ void write_row(u64* slot, const u32* counts, u64 total, int layers, const i64* prior, u64 smoothing) {
+__device__ __forceinline__ void write_row(
+    u64* slot, const u32* counts, u64 total, int width, u64 starts, const i64* prior, u64 smoothing) {
   u64 seen = 0, below = 0;
   for (int word = 1; word < WORDS; ++word) {
     u64 packed = 0;
     for (int part = 0; part < 4; ++part) {
-      int layer = (word - 1) * 4 + part;
-      if (layer >= layers) break;
-      seen += counts[layer];
-      u64 level = (seen * SCALE + smoothing * (u64)prior[layer]) / (total + smoothing);
+      int column = (word - 1) * 4 + part;
+      if (column >= width) break;
+      if (starts >> column & 1) seen = below = 0;
+      seen += counts[column];
+      u64 level = (seen * SCALE + smoothing * (u64)prior[column]) / (total + smoothing);
       packed |= (level - below) << 16 * part;
       below = level;
     }
@@ -234,7 +262,8 @@ __device__ __forceinline__ void write_row(u64* slot, const u32* counts, u64 tota
 
 // Places the keys at order[begin] .. order[end - 1] in a new frozen table that has room, and writes their rows.
 extern "C" __global__ void freeze(const i64* order, i64 begin, i64 end, const u64* keys, const u32* counts,
-    const i64* sums, int layers, const i64* prior, u64 smoothing, u64* slots, u64 mask, u64 seed, int probes, u64* status) {
+    const i64* sums, int width, u64 starts, const i64* prior, u64 smoothing, u64* slots, u64 mask, u64 seed, int probes,
+    u64* status) {
   u32 fresh = 0, searched = 0;
   for (u64 i = begin + thread_index(); i < (u64)end; i += thread_count()) {
     u64 from = (u64)order[i];
@@ -242,26 +271,26 @@ extern "C" __global__ void freeze(const i64* order, i64 begin, i64 end, const u6
     if (slot == NOWHERE)
       atomicAdd(status + LATE, 1ull);
     else
-      write_row(slots + slot * WORDS, counts + from * layers, (u64)sums[from], layers, prior, smoothing);
+      write_row(slots + slot * WORDS, counts + from * width, (u64)sums[from], width, starts, prior, smoothing);
   }
   if (searched) atomicMax(status + LONGEST, (u64)searched);
   report(status, fresh);
 }
 
 // Writes the frozen slots of ids 0 .. size - 1; ids counted less than `min_count` keep EMPTY.
-extern "C" __global__ void freeze_dense(const u32* counts, const i64* sums, i64 size, int layers, i64 min_count,
-    const i64* prior, u64 smoothing, u64* slots) {
+extern "C" __global__ void freeze_dense(const u32* counts, const i64* sums, i64 size, int width, u64 starts,
+    i64 min_count, const i64* prior, u64 smoothing, u64* slots) {
   for (u64 id = thread_index(); id < (u64)size; id += thread_count())
     if (sums[id] >= min_count) {
       slots[id * WORDS] = id << 2 * ID_BITS | 1ull << N_SHIFT;
-      write_row(slots + id * WORDS, counts + id * layers, (u64)sums[id], layers, prior, smoothing);
+      write_row(slots + id * WORDS, counts + id * width, (u64)sums[id], width, starts, prior, smoothing);
     }
 }
 
-__device__ __forceinline__ void add_word(u32* sums, u64 word, int layer) {
+__device__ __forceinline__ void add_word(u32* sums, u64 word, int column) {
 #pragma unroll
   for (int part = 0; part < 4; ++part)
-    if (layer + part < WIDTH) sums[layer + part] += (u32)(word >> 16 * part) & 0xffffu;
+    if (column + part < WIDTH) sums[column + part] += (u32)(word >> 16 * part) & 0xffffu;
 }
 
 // Adds a row whose first 16 bytes are loaded already.
@@ -275,16 +304,23 @@ __device__ __forceinline__ void add_row(u32* sums, const Pair* slot, Pair first)
   }
 }
 
-// A warp per sample: lanes look up n-grams, then lane k holds the sum for exit k. Writes, unless null, the sums
-// [samples, layers] and the smallest exits with 1000 * cumulative >= q * total, [samples, quantiles]; a sample without keys
-// takes the deepest layer. tally: keys found, all keys. Ids and offsets out of range are skipped and reported in `trouble`.
-extern "C" __global__ void predict(const int* ids, const i64* offsets, i64 samples, i64 size, int ngram, int layers, int s0,
-    int s1, int s2, int s3, const int* more, int more_count, const u64* __restrict__ dense, int dense_ids,
-    const u64* __restrict__ slots, u64 mask, u64 seed, int probes, const i64* prior, i64* out_sums, const int* per_mille,
-    int quantiles, i16* out_exits, u64* tally, u64* trouble) {
+// A warp per sample: lanes look up n-grams, then lane k holds the sums for columns k and k + 32. Writes, unless null, the sums
+// [samples, width] and the exits under `queries` settings of a rule [samples, queries]: settings[queries][layers - 1] of CUTS,
+// else one per query. Rules read the first `layers` columns; a sample without keys takes the deepest layer. tally: keys found,
+// all keys. Ids and offsets out of range are skipped and reported in `trouble`.
+extern "C" __global__ void predict(const int* ids, const i64* offsets, i64 samples, i64 size, int ngram, int width, int layers,
+    u64 starts, int s0, int s1, int s2, int s3, const int* more, int more_count, const u64* __restrict__ dense, int dense_ids,
+    const u64* __restrict__ slots, u64 mask, u64 seed, int probes, const i64* prior, i64* out_sums, int rule,
+    const i64* settings, int queries, i16* out_exits, u64* tally, u64* trouble) {
   Special special = {s0, s1, s2, s3, more, more_count};
   int lane = threadIdx.x % 32;
-  u64 usual = lane < layers ? (u64)prior[lane] - (lane ? (u64)prior[lane - 1] : 0) : 0;
+  u64 usual[PER_LANE];
+#pragma unroll
+  for (int part = 0; part < PER_LANE; ++part) {
+    int column = lane + 32 * part;
+    usual[part] = 0;
+    if (column < width) usual[part] = (u64)prior[column] - (starts >> column & 1 ? 0 : (u64)prior[column - 1]);
+  }
   u64 bad_id = 0;
   u64 all_found = 0, all_asked = 0;
   for (i64 sample = (i64)warp_index(); sample < samples; sample += (i64)warp_count()) {
@@ -293,12 +329,14 @@ extern "C" __global__ void predict(const int* ids, const i64* offsets, i64 sampl
       if (lane == 0) atomicMax(trouble + BAD_SAMPLE, (u64)sample + 1);
       begin = end = 0;
     }
-    u64 total = 0, mine = 0;  // of all exits (in keys), and of exit `lane`
+    u64 total = 0, mine[PER_LANE];  // of all keys, and the sums of this lane's columns
+#pragma unroll
+    for (int part = 0; part < PER_LANE; ++part) mine[part] = 0;
     for (i64 from = begin; from < end; from += SEGMENT) {
       i64 stop = end - from < SEGMENT ? end : from + SEGMENT;
       u32 sums[WIDTH];
 #pragma unroll
-      for (int layer = 0; layer < WIDTH; ++layer) sums[layer] = 0;
+      for (int column = 0; column < WIDTH; ++column) sums[column] = 0;
       u32 found = 0, missed = 0;
       for (i64 at = from + lane; at < stop; at += 32) {
         if (!in_range(ids[at])) bad_id = (u32)ids[at] + 1ull > bad_id ? (u32)ids[at] + 1ull : bad_id;
@@ -325,26 +363,42 @@ extern "C" __global__ void predict(const int* ids, const i64* offsets, i64 sampl
       }
       found = warp_sum(found);
       missed = warp_sum(missed);
-      mine += missed * usual;
 #pragma unroll
-      for (int layer = 0; layer < WIDTH; ++layer) {
-        u32 sum = warp_sum(sums[layer]);
-        if (lane == layer) mine += sum;
+      for (int part = 0; part < PER_LANE; ++part) mine[part] += missed * usual[part];
+#pragma unroll
+      for (int column = 0; column < WIDTH; ++column) {
+        u32 sum = warp_sum(sums[column]);
+        if (lane == column % 32) mine[column / 32] += sum;
       }
       total += found + missed;
       all_found += found;
     }
     all_asked += total;
-    if (out_sums && lane < layers) out_sums[sample * layers + lane] = (i64)mine;
+#pragma unroll
+    for (int part = 0; part < PER_LANE; ++part) {
+      int column = lane + 32 * part;
+      if (out_sums && column < width) out_sums[sample * width + column] = (i64)mine[part];
+    }
     if (out_exits) {
-      u64 cumulative = lane < layers ? mine : 0;
-      for (int by = 1; by < 32; by <<= 1) {
-        u64 before = __shfl_up_sync(ALL_LANES, cumulative, by);
-        if (lane >= by) cumulative += before;
+      u64 mass = total * SCALE, own = lane < layers ? mine[0] : 0;
+      u64 reading = own;  // of quantiles: the cumulative sum; of cuts: the sum weighted by exits
+      for (int by = 1; rule == QUANTILE && by < 32; by <<= 1) {
+        u64 before = __shfl_up_sync(ALL_LANES, reading, by);
+        if (lane >= by) reading += before;
       }
-      for (int q = 0; q < quantiles; ++q) {
-        u32 reached = __ballot_sync(ALL_LANES, cumulative * 1000 >= total * SCALE * (u64)per_mille[q]);
-        if (lane == 0) out_exits[sample * quantiles + q] = (i16)(total ? __ffs((int)reached) - 1 : layers - 1);
+      if (rule == CUTS) reading = warp_total(lane * own) * UNIT;
+      for (int q = 0; q < queries; ++q) {
+        bool here;  // the first lane that says so has the exit
+        if (rule == QUANTILE) {
+          here = reading * 1000 >= mass * (u64)settings[q];
+        } else if (rule == CUTS) {
+          here = lane >= layers - 1 || reading < mass * (u64)settings[q * (layers - 1) + lane];
+        } else {
+          u64 cost = lane < layers ? (mass - own) * UNIT + mass * (u64)settings[q] * (lane + 1) : ~0ull;
+          here = cost == warp_least(cost);
+        }
+        u32 reached = __ballot_sync(ALL_LANES, here);
+        if (lane == 0) out_exits[sample * queries + q] = (i16)(total ? __ffs((int)reached) - 1 : layers - 1);
       }
     }
   }

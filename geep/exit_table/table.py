@@ -13,12 +13,14 @@ from torch import Tensor
 
 from geep.exit_table.backends.interface import Backend, KeyHits
 from geep.exit_table.backends.selection import make_backend
+from geep.exit_table.columns import TableColumns
 from geep.exit_table.keys import MAX_ID, MAX_NGRAM, PackedKeys, Tokens, pack
 from geep.exit_table.memory import OutOfMemory, in_a_line, ran_out
 from geep.exit_table.operator import predict_exits, register_table
-from geep.exit_table.rows import COUNT_LIMIT, prior_row, to_per_mille
-from geep.exit_table.storage import MAX_LAYERS, Frozen, Header, read, write
-from harness.core.errors import ConfigError, first_line
+from geep.exit_table.rows import COUNT_LIMIT, prior_row
+from geep.exit_table.rules import Quantiles, Rule
+from geep.exit_table.storage import Frozen, Header, columns_header, read, write
+from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 
 T = TypeVar("T")
@@ -28,11 +30,13 @@ class ExitTable:
     """Counts how often each key occurred in samples that left at each exit; predicts exits from token ids alone.
 
     Every key of a sample (token id; with ``ngram`` 2 or 3 also bigrams and trigrams) adds its distribution over exits, or the
-    distribution of all samples if the key is unknown or rare. The q-quantile of the sum is the prediction (Li et al. 2024).
-    Special ids form no keys, see ``keys``; the arithmetic is in ``rows``.
+    distribution of all samples if the key is unknown or rare. A rule makes an exit of the sum: its q-quantile (Li et al. 2024),
+    or another one of ``rules``. With other ``columns``, rows hold what these say instead. Special ids form no keys, see
+    ``keys``; the arithmetic is in ``rows``.
 
     Args:
-        num_layers: L, 1 to 24; exits are layer indices 0 .. L - 1.
+        columns: of the rows, W in all (:mod:`geep.exit_table.columns`); a number L, 1 to 24: ``TableColumns(exits=L)``. Exits are
+            layer indices 0 .. L - 1.
         ngram: longest n-gram counted, 1 to 3.
         backend: ``"auto"`` (``"cuda"`` where CuPy and a device work, else ``"cpu"``), ``"cpu"``, ``"cuda"``, ``"host"``
             (the CUDA kernels compiled for the CPU, slow) or ``"reference"`` (slow, the specification). All give the same
@@ -42,6 +46,7 @@ class ExitTable:
         special: ids of [CLS], [SEP] and [PAD], for samples given as lists; a ``TokenSet`` has its own.
 
     Attributes:
+        num_layers: L, of exits or agreement; 0 if there are only labels.
         handle: number of this table for the operator ``torch.ops.geep.predict_exits``, see ``operator``.
 
     Raises:
@@ -53,23 +58,22 @@ class ExitTable:
 
     def __init__(
         self,
-        num_layers: int,
+        columns: int | TableColumns,
         ngram: int = 1,
         backend: str | Backend = "auto",
         seed: int = 0,
         special: Sequence[int] = (),
     ) -> None:
-        if not 1 <= num_layers <= MAX_LAYERS:
-            raise ConfigError(f"exit table: num_layers={num_layers} is outside 1..{MAX_LAYERS}")
         if not 1 <= ngram <= MAX_NGRAM:
             raise ConfigError(f"exit table: ngram={ngram} is outside 1..{MAX_NGRAM}")
         if any(not 0 <= token <= MAX_ID for token in special):
             raise ConfigError(f"exit table: a special id of {tuple(special)} is outside 0..{MAX_ID}")
-        self.num_layers = int(num_layers)
+        self.columns = columns if isinstance(columns, TableColumns) else TableColumns(exits=int(columns))
+        self.num_layers = self.columns.num_layers
         self.ngram = int(ngram)
         self.seed = int(seed)
         self.special = tuple(sorted({int(token) for token in special}))
-        own = self.num_layers, self.ngram, self.seed
+        own = self.columns, self.ngram, self.seed
         try:
             self._backend = make_backend(backend, *own) if isinstance(backend, str) else backend
         except OutOfMemory as error:
@@ -79,61 +83,48 @@ class ExitTable:
             self._backend = make_backend("cpu", *own)
         self._may_move = backend == "auto" and self._backend.name != "cpu"
         self._torn = False  # counting failed halfway
-        self._exits = np.zeros(self.num_layers, dtype=np.int64)  # samples per exit
+        self._marked = np.zeros(self.columns.width, dtype=np.int64)  # samples per column
         self._tokens = 0
         self._frozen: Frozen | None = None
         self._query = KeyHits(0, 0)  # of the last query; read in stats() only
         self.handle = register_table(self)
 
-    def insert(self, tokens: Tokens, exits: Tensor | np.ndarray | Sequence[int]) -> None:
+    def insert(self, tokens: Tokens, *observed: Tensor | np.ndarray | Sequence[int]) -> None:
         """Count samples that left at known exits. Order and batching of inserts make no difference.
 
         Args:
             tokens: N samples, a ``TokenSet`` or a list of 1-D integer tensors.
-            exits: integers [N], each 0 .. L - 1.
+            observed: per group of columns what was observed of the samples: exits or labels, integers [N]; agreement with the
+                last layer, bools [N, L].
 
         Raises:
-            ConfigError: the table is frozen or would exceed 2^32 - 1 tokens, numbers of samples and exits differ, or an exit or
-                id is out of range. Nothing is inserted then.
+            ConfigError: the table is frozen or would exceed 2^32 - 1 tokens, numbers of samples and observations differ, or an
+                exit, a label or an id is out of range. Nothing is inserted then.
         """
         self._refuse_if_frozen("insert into")
         packed = pack(tokens, self.special)
-        try:
-            layers = torch.as_tensor(exits)
-        except (TypeError, ValueError, RuntimeError) as error:  # not numbers, ragged, or beyond 64 bits
-            raise ConfigError(f"exit table: exits cannot be read ({first_line(error)}): give integers [N]") from error
-        if layers.numel() == 0:
-            layers = layers.to(torch.int64)
-        if layers.ndim != 1 or layers.is_floating_point() or layers.dtype is torch.bool:
-            raise ConfigError(f"exit table: exits are {layers.dtype} of shape {tuple(layers.shape)}: give integers [N]")
-        if len(layers) != len(packed):
-            raise ConfigError(f"exit table: {len(packed)} samples but {len(layers)} exits: give one exit per sample")
-        layers = layers.to(torch.int64)
-        wrong = layers[(layers < 0) | (layers >= self.num_layers)]
-        if len(wrong):
-            top = self.num_layers - 1
-            raise ConfigError(f"exit table: exit {int(wrong[0])} is not in 0..{top}: give layer indices")
+        marks = self.columns.marks(len(packed), observed)
         size = len(packed.ids)
         self._refuse_if_full(size)
-        taken = np.bincount(layers.cpu().numpy(), minlength=self.num_layers)
-        layers = layers.to(packed.ids.device)
-        self._do(lambda backend: backend.insert(packed, layers), counting=True)
+        marked = self.columns.histogram(marks)
+        there = marks.to(packed.ids.device)
+        self._do(lambda backend: backend.insert(packed, there), counting=True)
         self._tokens += size
-        self._exits += taken
+        self._marked += marked
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all keys, rising (int64 [K], see ``keys``), and their counts per exit (uint32 [K, L])."""
+        """Return all keys, rising (int64 [K], see ``keys``), and their counts per column (uint32 [K, W])."""
         return self._do(lambda backend: backend.export())
 
     def merge(self, other: ExitTable) -> None:
         """Add the counts of another table, as if its samples had been inserted here.
 
         Raises:
-            ConfigError: the tables differ in layers, n-grams, seed or special ids, or one is frozen.
+            ConfigError: the tables differ in columns, n-grams, seed or special ids, or one is frozen.
         """
         self._refuse_if_frozen("merge into")
         other._refuse_if_frozen("merge from")
-        for name in ("num_layers", "ngram", "seed", "special"):
+        for name in ("columns", "ngram", "seed", "special"):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 raise ConfigError(f"exit table: cannot merge {name}={theirs} into {name}={ours}: build both alike")
@@ -141,7 +132,7 @@ class ExitTable:
         keys, counts = other.counts()
         self._do(lambda backend: backend.absorb(keys, counts), counting=True)
         self._tokens += other._tokens
-        self._exits += other._exits
+        self._marked += other._marked
 
     def freeze(self, min_count: int = 1, smoothing: int = 8) -> None:
         """End counting and compute the rows for predictions.
@@ -157,7 +148,7 @@ class ExitTable:
         for name, value, low in (("min_count", min_count, 1), ("smoothing", smoothing, 0)):
             if int(value) != value or not low <= value < COUNT_LIMIT:
                 raise ConfigError(f"exit table: {name}={value} must be a whole number from {low} to {COUNT_LIMIT - 1}")
-        if not self._exits.sum():
+        if not self._marked.any():
             raise ConfigError("exit table: nothing was inserted: insert samples before freeze")
         frozen = Frozen(min_count=int(min_count), smoothing=int(smoothing))
         self._do(lambda backend: self._freeze(backend, frozen))
@@ -176,19 +167,38 @@ class ExitTable:
         return self.quantiles(tokens, [quantile])[:, 0]
 
     def quantiles(self, tokens: Tokens, quantiles: Sequence[float | int]) -> Tensor:
-        """Return predicted exits at Q quantiles with one look-up, int16 [N, Q]; see :meth:`predict`.
+        """Return predicted exits at Q quantiles with one look-up, int16 [N, Q]; see :meth:`predict` and :meth:`assign`."""
+        return self.assign(tokens, Quantiles.of(quantiles))
+
+    def assign(self, tokens: Tokens, rule: Rule) -> Tensor:
+        """Return the exits under a rule, for all its Q settings with one look-up: int16 [N, Q] on the samples' device.
 
         For a ``TokenSet`` on the device of a ``"cuda"`` table, the host does not wait for the device; invalid ids are then left
         out and reported by :meth:`check`. Inside ``torch.compile`` this is one operator.
+
+        Raises:
+            ConfigError: as :meth:`predict`, or the rule reads other columns than this table has, or cut points are not L - 1.
         """
-        per_mille = [to_per_mille(quantile) for quantile in quantiles]
+        if rule.group != self.columns.groups[0].name:
+            raise ConfigError(
+                f"exit table: rule '{rule.name}' reads {rule.group}, the rows hold {self.columns.groups[0].name}:"
+                " build a table with such columns"
+            )
+        needs = rule.numbers(self.num_layers)
+        if any(len(setting) != needs for setting in rule.settings):
+            raise ConfigError(
+                f"exit table: a setting of rule '{rule.name}' has {needs} numbers for {self.num_layers} exits"
+            )
         if isinstance(tokens, TokenSet) and torch.compiler.is_compiling():
-            return predict_exits(tokens.ids, tokens.offsets, list(tokens.special), per_mille, self.handle)
-        exits, self._query = self._do(lambda backend: backend.exits(self._asked(tokens), per_mille))
+            flat = [number for setting in rule.settings for number in setting]
+            return predict_exits(
+                tokens.ids, tokens.offsets, list(tokens.special), rule.name, flat, len(rule.settings), self.handle
+            )
+        exits, self._query = self._do(lambda backend: backend.exits(self._asked(tokens), rule))
         return exits
 
     def distribution(self, tokens: Tokens) -> Tensor:
-        """Add up the rows of each sample's keys, int64 [N, L]; each key adds exactly 2^14 in all.
+        """Add up the rows of each sample's keys, int64 [N, W]; each key adds exactly 2^14 over exclusive columns.
 
         Raises:
             ConfigError: the table is not frozen, or an id is out of range; on a device as in :meth:`quantiles`.
@@ -226,7 +236,7 @@ class ExitTable:
             "ngram": self.ngram,
             "seed": self.seed,
             "keys": self._backend.keys,
-            "samples": int(self._exits.sum()),
+            "samples": int(self._marked[self.columns.once].sum()),
             "tokens": self._tokens,
             "bytes": self._backend.bytes,
             "frozen": self._frozen is not None,
@@ -245,11 +255,11 @@ class ExitTable:
         """
         self.check()
         header = Header(
-            num_layers=self.num_layers,
+            **columns_header(self.columns),
             ngram=self.ngram,
             seed=self.seed,
             special=list(self.special),
-            exits=self._exits.tolist(),
+            exits=self._marked.tolist(),
             tokens=self._tokens,
             frozen=self._frozen,
         )
@@ -272,10 +282,10 @@ class ExitTable:
             found = getattr(header, name)
             if value is not None and found != value:
                 raise ConfigError(f"exit table in {folder} has {name}={found}, not {value}: build it again")
-        table = cls(header.num_layers, header.ngram, backend, header.seed, header.special)
+        table = cls(header.table_columns, header.ngram, backend, header.seed, header.special)
         table._do(lambda backend: backend.absorb(keys, counts), counting=True)
         table._tokens = header.tokens
-        table._exits = np.array(header.exits, dtype=np.int64)
+        table._marked = np.array(header.exits, dtype=np.int64)
         if header.frozen:
             table.freeze(header.frozen.min_count, header.frozen.smoothing)
         return table
@@ -318,13 +328,13 @@ class ExitTable:
         warnings.warn(_on_cpu(error), RuntimeWarning, stacklevel=4)
         keys, counts = self._backend.export()
         self._may_move = False
-        self._backend = make_backend("cpu", self.num_layers, self.ngram, self.seed)
+        self._backend = make_backend("cpu", self.columns, self.ngram, self.seed)
         self._backend.absorb(keys, counts)
         if self._frozen is not None:
             self._freeze(self._backend, self._frozen)
 
     def _freeze(self, backend: Backend, frozen: Frozen) -> None:
-        backend.freeze(prior_row(self._exits), frozen.min_count, frozen.smoothing)
+        backend.freeze(prior_row(self._marked, self.columns), frozen.min_count, frozen.smoothing)
 
     def _asked(self, tokens: Tokens) -> PackedKeys:
         if self._frozen is None:

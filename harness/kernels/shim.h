@@ -389,6 +389,7 @@ inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
 }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
+inline int __ffsll(long long value) { return __builtin_ffsll(value); }
 
 template <class T>
 T load_relaxed(const T* address) {

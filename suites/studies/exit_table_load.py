@@ -114,7 +114,7 @@ def measure(
         table.check()
         found, asked = found + table.hits()[0], asked + table.hits()[1]
         exits_taken += np.bincount(exits.numpy(), minlength=layers)
-    rows = smoothed_rows(exact, prior_row(exits_taken), SMOOTHING)
+    rows = smoothed_rows(exact, prior_row(exits_taken, table.columns), SMOOTHING, table.columns)
     keys, sample = (part.numpy() for part in keys_of(watched_samples, ngram))
     expected = np.zeros((len(watched_samples), layers), dtype=np.int64)
     np.add.at(expected, sample, rows[np.searchsorted(watched, keys)])

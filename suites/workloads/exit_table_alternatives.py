@@ -15,7 +15,8 @@ from torch.nn.functional import embedding_bag
 
 from geep.exit_table import ExitTable
 from geep.exit_table.keys import ID_BITS, N_SHIFT, pack
-from geep.exit_table.rows import PER_MILLE, prior_row, smoothed_rows
+from geep.exit_table.rows import prior_row, smoothed_rows
+from geep.exit_table.rules import PER_MILLE
 from harness.core.tokens import TokenSet
 
 LENGTH = 64  # tokens per sample
@@ -68,11 +69,11 @@ class FrozenRows:
             exits: int64 [N], of all inserted samples.
         """
         found, counts = table.counts()
-        prior = prior_row(np.bincount(exits.cpu().numpy(), minlength=table.num_layers))
+        prior = prior_row(np.bincount(exits.cpu().numpy(), minlength=table.num_layers), table.columns)
         rows = np.empty((len(found) + 1, table.num_layers), dtype=np.float32)
         rows[-1] = prior
         for begin in range(0, len(found), _PIECE):  # in pieces, because int64 takes eight times the memory
-            part = smoothed_rows(counts[begin : begin + _PIECE], prior, smoothing)
+            part = smoothed_rows(counts[begin : begin + _PIECE], prior, smoothing, table.columns)
             rows[begin : begin + len(part)] = part
         keys = torch.from_numpy(found)
         single = np.searchsorted(found, 2 << N_SHIFT)  # unigrams come first
@@ -84,7 +85,7 @@ class FrozenRows:
             shared.index_add_(0, hashed(keys[begin : begin + _PIECE]), torch.from_numpy(part))
         seen = shared.sum(1) > 0
         trick = torch.from_numpy(prior).float().repeat(TRICK_ROWS, 1)
-        trick[seen] = torch.from_numpy(smoothed_rows(shared[seen].numpy(), prior, smoothing)).float()
+        trick[seen] = torch.from_numpy(smoothed_rows(shared[seen].numpy(), prior, smoothing, table.columns)).float()
         return cls(keys.to(device), torch.from_numpy(rows).to(device), dense.to(device), trick.to(device))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geep.exit_table import ExitTable
 from geep.exit_table.backends.hashed import HashedBackend, kernels
+from geep.exit_table.columns import TableColumns
 from geep.exit_table.keys import N_SHIFT
 from harness.core.errors import DeviceError
 from harness.core.tokens import TokenSet
@@ -124,7 +125,14 @@ class TableKernels:
     ) -> tuple[ExitTable, HashedBackend]:
         """Return an empty table and its backend with the given layout."""
         backend = HashedBackend(
-            self.backend, LAYERS, ngram, 0, self.launcher, max_load=max_load, dense_ids=dense_ids, capacity=capacity
+            self.backend,
+            TableColumns(exits=LAYERS),
+            ngram,
+            0,
+            self.launcher,
+            max_load=max_load,
+            dense_ids=dense_ids,
+            capacity=capacity,
         )
         return ExitTable(LAYERS, ngram, backend), backend
 

@@ -1,8 +1,8 @@
 """The fast CPU backend: a dense table for single tokens, sorted exact keys for n-grams and for very large ids.
 
-Building: one scatter-add for single tokens; for n-grams one sorted run of (key, count) per exit layer. New keys are buffered
+Building: one scatter-add for single tokens; for n-grams one sorted run of (key, count) per column. New keys are buffered
 until they outnumber the runs and then merged at once, so many small inserts cost no more than one large one: O(T log T) in
-total. Twelve bytes per distinct (key, exit), eight per buffered key.
+total. Twelve bytes per distinct (key, column), eight per buffered key.
 
 Querying: one float32 matrix of rows and ``embedding_bag``, which adds some 5 * 10^8 rows a second on one core, fifty times
 ``index_add_`` in int64. Rows are Q14, so float32 adds 1,024 of them exactly; longer samples are added in int64.
@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from geep.exit_table.backends.interface import Backend, KeyHits
+from geep.exit_table.columns import TableColumns
 from geep.exit_table.keys import ID_BITS, PackedKeys, token_key
-from geep.exit_table.rows import SCALE, exits_at, smoothed_rows
+from geep.exit_table.rows import SCALE, smoothed_rows
+from geep.exit_table.rules import Rule
 
 EXACT_IN_FLOAT32 = (1 << 24) // SCALE  # rows
 DENSE_IDS = 1 << 17  # smaller ids are dense; multilingual BERT has 119,547. 25 MB of counts at 24 layers
@@ -31,29 +33,31 @@ class CpuBackend(Backend):
 
     name = "cpu"
 
-    def __init__(self, num_layers: int, ngram: int) -> None:
-        self._layers = num_layers
+    def __init__(self, columns: TableColumns, ngram: int) -> None:
+        self._columns = columns
+        self._width = columns.width
         self._ngram = ngram
-        self._dense = np.zeros((0, num_layers), dtype=np.int64)  # by token id
-        self._sorted = _SortedCounts(num_layers)
+        self._dense = np.zeros((0, columns.width), dtype=np.int64)  # by token id
+        self._sorted = _SortedCounts(columns.width)
         # Frozen rows: token ids 0 .. V-1, the back-off row at V, zeros for "no key here" at V + 1, then n-grams.
-        self._rows = torch.zeros(0, num_layers)
+        self._rows = torch.zeros(0, columns.width)
         self._known = torch.zeros(0, dtype=torch.bool)  # [V + 2], ids with a row of their own
         self._keys = torch.zeros(0, dtype=torch.int64)  # of the sorted part
 
-    def insert(self, packed: PackedKeys, exits: Tensor) -> None:
-        exits = exits.cpu()
+    def insert(self, packed: PackedKeys, marks: Tensor) -> None:
+        marks = marks.cpu()
         for samples, piece in packed.to(torch.device("cpu")).pieces(CHUNK):
-            exit_of = torch.repeat_interleave(exits[samples], piece.lengths)
-            words = piece.words()
-            for n in range(1, self._ngram + 1):
-                at = torch.nonzero(piece.windows(n, words)).squeeze(1)
-                if n == 1:
-                    dense = piece.ids[at] < DENSE_IDS
-                    self._count(piece.ids[at[dense]], exit_of[at[dense]])
-                    at = at[~dense]
-                if len(at):
-                    self._sorted.add(piece.keys(n, at).numpy(), exit_of[at].numpy())
+            words, sample = piece.words(), torch.repeat_interleave(torch.arange(len(piece)), piece.lengths)
+            for some, columns in self._columns.columns_of(marks[samples]):
+                column_of = torch.full((len(piece),), -1).index_copy_(0, some, columns)[sample]
+                for n in range(1, self._ngram + 1):
+                    at = torch.nonzero(piece.windows(n, words) & (column_of >= 0)).squeeze(1)
+                    if n == 1:
+                        dense = piece.ids[at] < DENSE_IDS
+                        self._count(piece.ids[at[dense]], column_of[at[dense]])
+                        at = at[~dense]
+                    if len(at):
+                        self._sorted.add(piece.keys(n, at).numpy(), column_of[at].numpy())
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
         dense = int(np.searchsorted(keys, token_key(DENSE_IDS)))
@@ -75,22 +79,23 @@ class CpuBackend(Backend):
         self._dense = self._dense[: used[-1] + 1 if len(used) else 0].copy()
         size = len(self._dense)
         keys, counts = self._sorted.export()
-        common = counts.sum(axis=1, dtype=np.int64) >= min_count
+        once = self._columns.once
+        common = counts[:, once].sum(axis=1, dtype=np.int64) >= min_count
         keys, counts = keys[common], counts[common]
-        rows = np.empty((size + 2 + len(keys), self._layers), dtype=np.float32)
+        rows = np.empty((size + 2 + len(keys), self._width), dtype=np.float32)
         rows[: size + 1] = prior
         rows[size + 1] = 0
-        ids = np.flatnonzero(self._dense.sum(axis=1) >= min_count)
-        rows[ids] = smoothed_rows(self._dense[ids], prior, smoothing)
+        ids = np.flatnonzero(self._dense[:, once].sum(axis=1) >= min_count)
+        rows[ids] = smoothed_rows(self._dense[ids], prior, smoothing, self._columns)
         for begin in range(0, len(keys), ROWS):
-            part = smoothed_rows(counts[begin : begin + ROWS], prior, smoothing)
+            part = smoothed_rows(counts[begin : begin + ROWS], prior, smoothing, self._columns)
             rows[size + 2 + begin : size + 2 + begin + len(part)] = part
         known = np.zeros(size + 2, dtype=bool)
         known[ids] = True
         self._rows, self._known, self._keys = map(torch.from_numpy, (rows, known, keys))
 
     def sums(self, packed: PackedKeys) -> tuple[Tensor, KeyHits]:
-        sums = torch.zeros(len(packed), self._layers, dtype=torch.int64)
+        sums = torch.zeros(len(packed), self._width, dtype=torch.int64)
         found = 0
         for samples, piece in packed.to(torch.device("cpu")).pieces(CHUNK):
             if not len(piece.ids):
@@ -100,11 +105,11 @@ class CpuBackend(Backend):
                 rows, hits = self._dense_rows(piece, words) if n == 1 else self._sorted_rows(piece, words, n)
                 found += hits
                 self._add(sums[samples], rows, piece)
-        return sums.to(packed.ids.device), KeyHits(found, int(sums.sum()) // SCALE)
+        return sums.to(packed.ids.device), KeyHits(found, int(sums[:, self._columns.once].sum()) // SCALE)
 
-    def exits(self, packed: PackedKeys, per_mille: list[int]) -> tuple[Tensor, KeyHits]:
+    def exits(self, packed: PackedKeys, rule: Rule) -> tuple[Tensor, KeyHits]:
         sums, tally = self.sums(packed)
-        return exits_at(sums, per_mille), tally
+        return rule.assign(sums[:, : self._columns.num_layers]), tally
 
     @property
     def layout(self) -> str:
@@ -119,15 +124,15 @@ class CpuBackend(Backend):
         frozen = (self._rows, self._known, self._keys)
         return self._dense.nbytes + self._sorted.bytes + sum(tensor.nbytes for tensor in frozen)
 
-    def _count(self, ids: Tensor, exits: Tensor) -> None:
+    def _count(self, ids: Tensor, columns: Tensor) -> None:
         if len(ids):
             self._grow(int(ids.max()) + 1)
-            cells = ids.to(torch.int64) * self._layers + exits
+            cells = ids.to(torch.int64) * self._width + columns
             np.add.at(self._dense.reshape(-1), cells.numpy(), 1)
 
     def _grow(self, size: int) -> None:
         if size > len(self._dense):
-            wide = np.zeros((max(size, min(2 * len(self._dense), DENSE_IDS)), self._layers), dtype=np.int64)
+            wide = np.zeros((max(size, min(2 * len(self._dense), DENSE_IDS)), self._width), dtype=np.int64)
             wide[: len(self._dense)] = self._dense
             self._dense = wide
 
@@ -159,7 +164,7 @@ class CpuBackend(Backend):
         return torch.where(hit, place + (back_off + 2), back_off).to(torch.int32), int(hit.sum())
 
     def _add(self, sums: Tensor, rows: Tensor, packed: PackedKeys) -> None:
-        """Add the rows of each sample to ``sums`` (int64 [N, L]), exactly."""
+        """Add the rows of each sample to ``sums`` (int64 [N, W]), exactly."""
         if packed.longest <= EXACT_IN_FLOAT32:  # then a piece also fits 32-bit offsets
             offsets = packed.offsets.to(torch.int32)
             sums += embedding_bag(rows, self._rows, offsets, mode="sum", include_last_offset=True).to(torch.int64)
@@ -171,16 +176,16 @@ class CpuBackend(Backend):
 
 
 class _SortedCounts:
-    """Counts per (key, exit) as one sorted run of distinct keys per exit layer."""
+    """Counts per (key, column) as one sorted run of distinct keys per column."""
 
-    def __init__(self, num_layers: int) -> None:
-        self._runs = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint32)) for _ in range(num_layers)]
-        self._waiting: list[list[np.ndarray]] = [[] for _ in range(num_layers)]
+    def __init__(self, width: int) -> None:
+        self._runs = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint32)) for _ in range(width)]
+        self._waiting: list[list[np.ndarray]] = [[] for _ in range(width)]
         self._new = 0  # buffered keys
 
-    def add(self, keys: np.ndarray, exits: np.ndarray) -> None:
-        order = np.argsort(exits.astype(np.uint8), kind="stable")  # a counting sort at this width
-        ends = np.bincount(exits, minlength=len(self._runs)).cumsum()
+    def add(self, keys: np.ndarray, columns: np.ndarray) -> None:
+        order = np.argsort(columns.astype(np.uint8), kind="stable")  # a counting sort at this width
+        ends = np.bincount(columns, minlength=len(self._runs)).cumsum()
         for waiting, part in zip(self._waiting, np.split(keys[order], ends[:-1]), strict=True):
             if len(part):
                 waiting.append(part)
@@ -190,16 +195,16 @@ class _SortedCounts:
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
         self._merge_waiting()
-        for layer, column in enumerate(counts.T):
+        for place, column in enumerate(counts.T):
             some = np.flatnonzero(column)
-            self._runs[layer] = _merge(self._runs[layer], (keys[some], column[some]))
+            self._runs[place] = _merge(self._runs[place], (keys[some], column[some]))
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:
         self._merge_waiting()
         keys = self._distinct()
         counts = np.zeros((len(keys), len(self._runs)), dtype=np.uint32)
-        for layer, (run, count) in enumerate(self._runs):
-            counts[np.searchsorted(keys, run), layer] = count
+        for column, (run, count) in enumerate(self._runs):
+            counts[np.searchsorted(keys, run), column] = count
         return keys, counts
 
     @property
@@ -221,11 +226,11 @@ class _SortedCounts:
         return keys[_firsts(keys)]
 
     def _merge_waiting(self) -> None:
-        for layer, parts in enumerate(self._waiting):
+        for column, parts in enumerate(self._waiting):
             if parts:
                 keys, counts = np.unique(np.concatenate(parts), return_counts=True)
-                self._runs[layer] = _merge(self._runs[layer], (keys, counts.astype(np.uint32)))
-                self._waiting[layer] = []
+                self._runs[column] = _merge(self._runs[column], (keys, counts.astype(np.uint32)))
+                self._waiting[column] = []
         self._new = 0
 
 

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from geep.exit_table.backends.interface import KeyHits
+from geep.exit_table.columns import TableColumns
 from geep.exit_table.keys import ID_BITS, PackedKeys, bad_id, token_key
 from geep.exit_table.memory import OutOfMemory, in_a_line, memory_told, ran_out
+from geep.exit_table.rules import Rule
 from harness.core.errors import ConfigError, DeviceError
 from harness.kernels import Launcher, Source
 
@@ -28,15 +30,15 @@ MAX_LOAD = 0.5  # share of slots in use: hits take 1.5 probes on average, misses
 PROBES = 128  # at half load, searches among 10^8 keys stay below 100 (cluster lengths of linear probing)
 CHUNK = 1 << 22  # tokens per launch; bounds the late list
 FIRST_WAVE = 1 << 12  # keys; the most common ones get their slots first
-NARROW = 12  # layers of a 32-byte slot
+WIDTHS = {12: 4, 28: 8, 60: 16}  # entries of a slot -> its words of 8 bytes, the key among them
 EMPTY = -1
 IN_REGISTERS = 4  # special ids
 NO_ID = -1
 
 
-def kernels(num_layers: int) -> Source:
-    """Return the source for tables of that many layers."""
-    return Source.of("geep.exit_table", "exit_table.cu", WIDTH=NARROW if num_layers <= NARROW else 2 * NARROW)
+def kernels(width: int) -> Source:
+    """Return the source for tables of that many columns."""
+    return Source.of("geep.exit_table", "exit_table.cu", WIDTH=_entries(width))
 
 
 class HashedBackend:
@@ -44,7 +46,7 @@ class HashedBackend:
 
     Args:
         name: as in ``ExitTable(backend=...)``.
-        num_layers: L.
+        columns: of a row.
         ngram: longest n-gram.
         seed: of the hash.
         launcher: runs the kernels.
@@ -58,16 +60,17 @@ class HashedBackend:
     """
 
     def __init__(
-        self, name: str, num_layers: int, ngram: int, seed: int, launcher: Launcher, *, max_load: float = MAX_LOAD,
+        self, name: str, columns: TableColumns, ngram: int, seed: int, launcher: Launcher, *, max_load: float = MAX_LOAD,
         dense_ids: int | None = None, capacity: int | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.launcher = launcher
         self.device = launcher.device if launcher.device.type == "cuda" else None
-        self._layers = num_layers
+        self._columns = columns
+        self._width = columns.width
         self._ngram = ngram
         self._seed = seed & (1 << 64) - 1
-        self._words = 4 if num_layers <= NARROW else 8
+        self._words = WIDTHS[_entries(columns.width)]
         self._max_load = max_load
         self._probes = _longest_search(max_load)
         self._dense_ids = DENSE_IDS if dense_ids is None else dense_ids
@@ -76,21 +79,21 @@ class HashedBackend:
         capacity = FIRST_CAPACITY if capacity is None else capacity
         with memory_told():
             self._keys = self._filled(capacity, EMPTY, torch.int64)
-            self._counts = self._filled(capacity * num_layers, 0, torch.int32)
-            self._dense = self._filled(0, 0, torch.int32)  # [ids, L], flat
+            self._counts = self._filled(capacity * columns.width, 0, torch.int32)
+            self._dense = self._filled(0, 0, torch.int32)  # [ids, W], flat
             # Frozen: slots, the cumulative back-off row, the longest search.
             self._no_slots = self._filled(0, EMPTY, torch.int64)
             self._slots = self._dense_slots = self._no_slots
-            self._prior = self._filled(num_layers, 0, torch.int64)
+            self._prior = self._filled(columns.width, 0, torch.int64)
             self._trouble = self._filled(2, 0, torch.int64)
         self._longest = 0
         self._specials: dict[tuple[int, ...], tuple[int | Tensor, ...]] = {}
-        self._quantiles: dict[tuple[int, ...], Tensor] = {}
+        self._settings: dict[Rule, Tensor] = {}
 
-    def insert(self, packed: PackedKeys, exits: Tensor) -> None:
+    def insert(self, packed: PackedKeys, marks: Tensor) -> None:
         with memory_told():
             packed = packed.to(self.launcher.device)
-            exits = exits.to(self.launcher.device).contiguous()
+            marks = marks.to(self.launcher.device).contiguous()
             ids, offsets = packed.ids.contiguous(), packed.offsets.contiguous()
             high, dense = self._highest(ids)
             self._grow_dense(dense + 1)
@@ -98,8 +101,8 @@ class HashedBackend:
 
             def launch(kernel: str, first: int, last: int, low: int, stop: int, *more: Tensor) -> None:
                 self._run(
-                    kernel, last + 1 - first, 32, ids, offsets, exits, first, last + 1, low, stop, self._ngram,
-                    self._layers, *self._special(packed.special), self._dense, len(self._dense) // self._layers,
+                    kernel, last + 1 - first, 32, ids, offsets, marks, first, last + 1, low, stop, self._ngram,
+                    self._width, *self._special(packed.special), self._dense, len(self._dense) // self._width,
                     *self._table(), self._probes, *more,
                 )  # fmt: skip
 
@@ -136,7 +139,7 @@ class HashedBackend:
                 ids = torch.from_numpy(keys[:dense] - token_key(0) >> 2 * ID_BITS).to(device)
                 self._grow_dense(int(ids[-1]) + 1)
                 rows = torch.from_numpy(counts[:dense].view(np.int32)).to(device)
-                wide = self._dense.view(-1, self._layers).index_add(0, ids, rows).view(-1)  # wraps as uint32 does
+                wide = self._dense.view(-1, self._width).index_add(0, ids, rows).view(-1)  # wraps as uint32 does
             if dense < len(keys):
                 new = torch.from_numpy(keys[dense:]).to(device)
                 rows = torch.from_numpy(counts[dense:].view(np.int32)).to(device)
@@ -152,7 +155,7 @@ class HashedBackend:
             return self._export(*(tensor.cpu() for tensor in held))
 
     def _export(self, dense: Tensor, keys: Tensor, counts: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        dense, counts = dense.view(-1, self._layers), counts.view(-1, self._layers)
+        dense, counts = dense.view(-1, self._width), counts.view(-1, self._width)
         ids = torch.nonzero((dense != 0).any(dim=1)).squeeze(1)
         filled = torch.nonzero(keys != EMPTY).squeeze(1)
         if self._taken_back:
@@ -171,12 +174,12 @@ class HashedBackend:
             raise
 
     def _freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
-        self._prior = torch.from_numpy(prior.cumsum()).to(self.launcher.device)
-        dense = len(self._dense) // self._layers
+        self._prior = torch.from_numpy(self._columns.cumulate(prior)).to(self.launcher.device)
+        dense = len(self._dense) // self._width
         self._dense_slots = self._filled(dense * self._words, EMPTY, torch.int64)
         self._run(
-            "freeze_dense", dense, 1, self._dense, self._totals(self._dense), dense, self._layers, min_count, self._prior,
-            smoothing, self._dense_slots,
+            "freeze_dense", dense, 1, self._dense, self._totals(self._dense), dense, self._width,
+            self._columns.starts, min_count, self._prior, smoothing, self._dense_slots,
         )  # fmt: skip
         totals = self._totals(self._counts)
         common = torch.nonzero(totals >= min_count).squeeze(1)  # a free slot has total 0
@@ -188,8 +191,9 @@ class HashedBackend:
         while begin < len(order):
             end = min(end, len(order))
             self._run(
-                "freeze", end - begin, 1, order, begin, end, self._keys, self._counts, totals, self._layers, self._prior,
-                smoothing, self._slots, capacity - 1, self._seed, min(capacity, (1 << 31) - 1), status,
+                "freeze", end - begin, 1, order, begin, end, self._keys, self._counts, totals, self._width,
+                self._columns.starts, self._prior, smoothing, self._slots, capacity - 1, self._seed,
+                min(capacity, (1 << 31) - 1), status,
             )  # fmt: skip
             begin, end = end, 2 * end
         _, lost, self._longest = status.tolist()
@@ -197,24 +201,21 @@ class HashedBackend:
             raise RuntimeError(f"exit table: {lost} of {len(order)} keys found no slot when freezing: report this")
         # Keep counts for export, without free slots and keys whose counts were undone.
         filled = torch.nonzero(totals).squeeze(1)
-        self._keys, self._counts = self._keys[filled], self._counts.view(-1, self._layers)[filled].reshape(-1)
+        self._keys, self._counts = self._keys[filled], self._counts.view(-1, self._width)[filled].reshape(-1)
         self._used, self._taken_back = len(filled), False
 
     def sums(self, packed: PackedKeys) -> tuple[Tensor, KeyHits]:
         with memory_told():
-            sums = torch.empty(len(packed), self._layers, dtype=torch.int64, device=self.launcher.device)
+            sums = torch.empty(len(packed), self._width, dtype=torch.int64, device=self.launcher.device)
             tally = self._query(packed, sums, None, None)
             return sums.to(packed.ids.device), tally
 
-    def exits(self, packed: PackedKeys, per_mille: list[int]) -> tuple[Tensor, KeyHits]:
-        wanted = tuple(per_mille)
+    def exits(self, packed: PackedKeys, rule: Rule) -> tuple[Tensor, KeyHits]:
         with memory_told():
-            if wanted not in self._quantiles:
-                # Filled on the device, because copying a list would synchronise.
-                each = [torch.full((1,), q, dtype=torch.int32, device=self.launcher.device) for q in wanted]
-                _remember(self._quantiles, wanted, torch.cat(each) if each else self._filled(0, 0, torch.int32))
-            exits = torch.empty(len(packed), len(wanted), dtype=torch.int16, device=self.launcher.device)
-            tally = self._query(packed, None, self._quantiles[wanted], exits)
+            if rule not in self._settings:
+                _remember(self._settings, rule, self._on_device(rule.settings))
+            exits = torch.empty(len(packed), len(rule.settings), dtype=torch.int16, device=self.launcher.device)
+            tally = self._query(packed, None, rule, exits)
             return exits.to(packed.ids.device), tally
 
     def check(self) -> None:
@@ -234,7 +235,7 @@ class HashedBackend:
 
     @property
     def keys(self) -> int:
-        dense = int((self._dense.view(-1, self._layers) != 0).any(dim=1).sum())
+        dense = int((self._dense.view(-1, self._width) != 0).any(dim=1).sum())
         return dense + (int(torch.count_nonzero(self._totals(self._counts))) if self._taken_back else self._used)
 
     @property
@@ -253,21 +254,26 @@ class HashedBackend:
         """Longest search of any key in the frozen table; no query probes further."""
         return self._longest
 
-    def _query(
-        self, packed: PackedKeys, sums: Tensor | None, per_mille: Tensor | None, exits: Tensor | None
-    ) -> KeyHits:
+    def _query(self, packed: PackedKeys, sums: Tensor | None, rule: Rule | None, exits: Tensor | None) -> KeyHits:
         here = packed.to(self.launcher.device)
         tally = self._filled(2, 0, torch.int64)
+        asked = (0, None, 0) if rule is None else (rule.code, self._settings[rule], len(rule.settings))
         self._run(
             "predict", len(here), 32, here.ids.contiguous(), here.offsets.contiguous(), len(here), len(here.ids),
-            self._ngram, self._layers, *self._special(here.special), self._dense_slots,
-            len(self._dense_slots) // self._words, self._slots, max(len(self._slots) // self._words - 1, 0), self._seed,
-            self._longest, self._prior, sums, per_mille, 0 if per_mille is None else len(per_mille), exits, tally,
+            self._ngram, self._width, self._columns.num_layers, self._columns.starts, *self._special(here.special),
+            self._dense_slots, len(self._dense_slots) // self._words, self._slots,
+            max(len(self._slots) // self._words - 1, 0), self._seed, self._longest, self._prior, sums, *asked, exits, tally,
             self._trouble,
         )  # fmt: skip
         return KeyHits(tally[0], tally[1])
 
-    def _settle(self, late_keys: Tensor, late_exits: Tensor, status: Tensor) -> None:
+    def _on_device(self, settings: tuple[tuple[int, ...], ...]) -> Tensor:
+        """Return the numbers in one row, filled on the device, because copying a list would synchronise."""
+        return torch.cat(
+            [self._filled(0, 0, torch.int64), *(self._filled(1, n, torch.int64) for s in settings for n in s)]
+        )
+
+    def _settle(self, late_keys: Tensor, late_marks: Tensor, status: Tensor) -> None:
         """Grow until the load is allowed and all late n-grams are counted."""
         fresh, late, _ = status.tolist()  # the only synchronisation per chunk
         self._used += fresh
@@ -277,10 +283,10 @@ class HashedBackend:
             if late:
                 again = self._late_list(late)
                 self._run(
-                    "insert_late", late, 1, late_keys, late_exits, late, self._layers, *self._table(), self._probes,
+                    "insert_late", late, 1, late_keys, late_marks, late, self._width, *self._table(), self._probes,
                     *again, status := self._status(),
                 )  # fmt: skip
-                late_keys, late_exits = again
+                late_keys, late_marks = again
                 fresh, late, _ = status.tolist()
                 self._used += fresh
 
@@ -288,11 +294,11 @@ class HashedBackend:
         """Move all counts to a table of that capacity or a larger one, and add those of ``more``."""
         parts = [(self._keys, self._counts), *([more] if more else [])]
         while True:
-            table = self._filled(capacity, EMPTY, torch.int64), self._filled(capacity * self._layers, 0, torch.int32)
+            table = self._filled(capacity, EMPTY, torch.int64), self._filled(capacity * self._width, 0, torch.int32)
             status = self._status()
             for keys, counts in parts:
                 self._run(
-                    "absorb", len(keys), 1, keys, counts, len(keys), self._layers, *table, capacity - 1, self._seed,
+                    "absorb", len(keys), 1, keys, counts, len(keys), self._width, *table, capacity - 1, self._seed,
                     self._probes, status,
                 )  # fmt: skip
             fresh, late, _ = status.tolist()
@@ -316,9 +322,9 @@ class HashedBackend:
         return _power_of_two(math.ceil(keys / self._max_load))
 
     def _grow_dense(self, ids: int) -> None:
-        have = len(self._dense) // self._layers
+        have = len(self._dense) // self._width
         if ids > have:
-            wide = self._filled(min(max(ids, 2 * have), self._dense_ids) * self._layers, 0, torch.int32)
+            wide = self._filled(min(max(ids, 2 * have), self._dense_ids) * self._width, 0, torch.int32)
             wide[: len(self._dense)] = self._dense
             self._dense = wide
 
@@ -326,7 +332,7 @@ class HashedBackend:
         return self._keys, self._counts, len(self._keys) - 1, self._seed
 
     def _late_list(self, size: int) -> tuple[Tensor, Tensor]:
-        return self._filled(size, None, torch.int64), self._filled(size, None, torch.uint8)
+        return self._filled(size, None, torch.int64), self._filled(size, None, torch.int64)
 
     def _status(self) -> Tensor:
         """Return zeros for fresh keys, late n-grams and the longest search; see the source."""
@@ -334,9 +340,10 @@ class HashedBackend:
 
     def _totals(self, counts: Tensor) -> Tensor:
         """Return how often each key was counted, int64."""
-        size = len(counts) // self._layers
+        size = len(counts) // self._width
         totals = self._filled(size, None, torch.int64)
-        self._run("totals", size, 1, counts, size, self._layers, totals)
+        once = self._columns.once
+        self._run("totals", size, 1, counts, size, self._width, once.start, once.stop, totals)
         return totals
 
     def _special(self, special: tuple[int, ...]) -> tuple[int | Tensor | None, ...]:
@@ -366,10 +373,15 @@ class HashedBackend:
         return tensor if value is None else tensor.fill_(value)
 
 
-def _remember(cache: dict, key: tuple[int, ...], value: object) -> None:
+def _remember(cache: dict, key: object, value: object) -> None:
     if len(cache) >= 64:
         cache.clear()
     cache[key] = value
+
+
+def _entries(width: int) -> int:
+    """Return the entries of a slot for rows of that width."""
+    return min(entries for entries in WIDTHS if entries >= width)
 
 
 def _longest_search(max_load: float) -> int:

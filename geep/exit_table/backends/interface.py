@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geep.exit_table.keys import PackedKeys
+from geep.exit_table.rules import Rule
 
 
 class KeyHits(NamedTuple):
@@ -19,7 +20,7 @@ class KeyHits(NamedTuple):
 
 
 class Backend(Protocol):
-    """Counts per (key, exit), then frozen rows.
+    """Counts per (key, column), then frozen rows of W columns (:mod:`geep.exit_table.columns`).
 
     A backend receives checked input only: the table validates, counts samples, computes the prior and tracks whether it is
     frozen. All backends must equal the reference bit for bit, :meth:`export` included.
@@ -33,27 +34,27 @@ class Backend(Protocol):
     name: str
     device: torch.device | None = None
 
-    def insert(self, packed: PackedKeys, exits: Tensor) -> None:
-        """Count every key of sample i at ``exits[i]`` (int64 [N]).
+    def insert(self, packed: PackedKeys, marks: Tensor) -> None:
+        """Count every key of sample i at the columns that ``marks[i]`` has bits for (int64 [N]).
 
         Raises:
             OutOfMemory: nothing of it was counted. After any other error the counts are incomplete.
         """
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        """Add counts (uint32 [K, L]) of distinct rising keys (int64 [K]); raises as :meth:`insert`."""
+        """Add counts (uint32 [K, W]) of distinct rising keys (int64 [K]); raises as :meth:`insert`."""
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all keys, rising (int64 [K]), and their counts (uint32 [K, L]), none of them all zero."""
+        """Return all keys, rising (int64 [K]), and their counts (uint32 [K, W]), none of them all zero."""
 
     def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
-        """Turn counts into rows (see ``rows``); keys rarer than ``min_count`` take ``prior`` (int64 [L])."""
+        """Turn counts into rows (see ``rows``); keys rarer than ``min_count`` take ``prior`` (int64 [W])."""
 
     def sums(self, packed: PackedKeys) -> tuple[Tensor, KeyHits]:
-        """Add up the rows of each sample's keys: int64 [N, L] on the samples' device."""
+        """Add up the rows of each sample's keys: int64 [N, W] on the samples' device."""
 
-    def exits(self, packed: PackedKeys, per_mille: list[int]) -> tuple[Tensor, KeyHits]:
-        """Return the exits at Q quantiles of those sums, int16 [N, Q] on the samples' device; see ``rows.exits_at``."""
+    def exits(self, packed: PackedKeys, rule: Rule) -> tuple[Tensor, KeyHits]:
+        """Return the exits under Q settings of a rule, int16 [N, Q] on the samples' device; see ``Rule.assign``."""
 
     def check(self) -> None:
         """Report invalid ids of earlier queries (see ``device``); nothing by default.

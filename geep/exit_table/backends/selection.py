@@ -11,13 +11,14 @@ from geep.exit_table.backends.cpu import CpuBackend
 from geep.exit_table.backends.hashed import HashedBackend, kernels
 from geep.exit_table.backends.interface import Backend
 from geep.exit_table.backends.reference_backend import ReferenceBackend
+from geep.exit_table.columns import TableColumns
 from harness.core.errors import UnknownNameError
 from harness.kernels import cuda, host
 
 BACKENDS = ("auto", "cpu", "cuda", "host", "reference")
 
 
-def make_backend(name: str, num_layers: int, ngram: int, seed: int) -> Backend:
+def make_backend(name: str, columns: TableColumns, ngram: int, seed: int) -> Backend:
     """Return the backend of that name; ``"auto"`` is ``"cuda"`` where it works, else ``"cpu"``.
 
     Raises:
@@ -28,13 +29,13 @@ def make_backend(name: str, num_layers: int, ngram: int, seed: int) -> Backend:
     if name == "auto":
         name = _fastest()
     if name == "cpu":
-        return CpuBackend(num_layers, ngram)
+        return CpuBackend(columns, ngram)
     if name == "reference":
-        return ReferenceBackend(num_layers, ngram)
+        return ReferenceBackend(columns, ngram)
     if name in ("cuda", "host"):
-        source = kernels(num_layers)
+        source = kernels(columns.width)
         launcher = cuda.launcher(source) if name == "cuda" else host.launcher(source)
-        return HashedBackend(name, num_layers, ngram, seed, launcher)
+        return HashedBackend(name, columns, ngram, seed, launcher)
     raise UnknownNameError("exit table backend", name, BACKENDS)
 
 

@@ -14,7 +14,9 @@ from geep.exit_table import ExitTable
 from geep.exit_table.backends import hashed
 from geep.exit_table.backends.hashed import HashedBackend
 from geep.exit_table.backends.selection import _fastest
+from geep.exit_table.columns import TableColumns
 from geep.exit_table.keys import MAX_ID
+from geep.exit_table.rules import UNIT, Cuts, Expected, Quantiles, Rule
 from harness.core.errors import ConfigError, DeviceError
 from harness.core.tokens import TokenSet
 from harness.kernels import cuda, host
@@ -25,22 +27,52 @@ IDS = st.one_of(st.integers(0, 6), st.sampled_from([100, 101, 102, 5000, (1 << 1
 SAMPLE = st.lists(IDS, max_size=40)
 
 
+def observations(columns: TableColumns) -> st.SearchStrategy:
+    """Draw what one sample marks in every group of columns."""
+    drawn = []
+    for group in columns.groups:
+        size = group.columns.stop - group.columns.start
+        flags = st.lists(st.booleans(), min_size=size - 1, max_size=size - 1).map(lambda some: [*some, True])
+        drawn.append(st.integers(0, size - 1) if group.exclusive else flags)
+    return st.tuples(*drawn)
+
+
+@st.composite
+def rules(draw: st.DrawFn, columns: TableColumns) -> list[Rule]:
+    """Draw rules that such a table can follow."""
+    layers, few = columns.num_layers, {"min_size": 1, "max_size": 5}
+    if columns.agreement:
+        return [Expected(tuple(draw(st.lists(st.integers(0, UNIT), **few))))]
+    cut = st.one_of(
+        st.integers(0, (layers - 1) * UNIT + 1), st.integers(0, 2 * layers).map(lambda half: half * UNIT // 2)
+    )
+    top = (layers - 1) * UNIT + 1
+    cuts = st.lists(cut, min_size=layers - 1, max_size=layers - 1).map(
+        lambda some: tuple(sorted(min(c, top) for c in some))
+    )
+    quantiles = draw(st.lists(st.integers(1, 1000), **few))
+    return [Quantiles(tuple(quantiles)), Cuts(tuple(draw(st.lists(cuts, **few))))]
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> dict:
     """Draw data, options, and how the kernels run: schedule, workers, chunks, first capacity, search bound."""
     layers = draw(st.one_of(st.integers(1, 24), st.sampled_from([12, 13, 24])))
-    train = draw(st.lists(st.tuples(SAMPLE, st.integers(0, layers - 1)), min_size=1, max_size=14))
+    labels = draw(st.sampled_from([0, 0, 3, 36]))
+    exits = draw(st.booleans())
+    columns = TableColumns(exits=layers, labels=labels) if exits else TableColumns(agreement=layers, labels=labels)
+    train = draw(st.lists(st.tuples(SAMPLE, observations(columns)), min_size=1, max_size=14))
     special = draw(
         st.sampled_from([(), (101, 102), (0, 100, 101, 102), (0, 1, 2, 3, 100, 101, 102, MAX_ID), tuple(range(11))])
     )
     return {
-        "options": {"num_layers": layers, "ngram": draw(st.integers(1, 3)), "special": special},
+        "options": {"columns": columns, "ngram": draw(st.integers(1, 3)), "special": special},
         "train": [sample for sample, _ in train],
-        "exits": [exit_layer for _, exit_layer in train],
+        "observed": [list(each) for each in zip(*(observed for _, observed in train), strict=True)],
         "parts": draw(st.integers(1, 3)),
         "freeze": {"min_count": draw(st.integers(1, 3)), "smoothing": draw(st.sampled_from([0, 1, 8, 2**32 - 1]))},
         "test": draw(st.lists(SAMPLE, max_size=10)),
-        "quantiles": draw(st.lists(st.integers(1, 1000), min_size=1, max_size=5)),
+        "rules": draw(rules(columns)),
         "launch": {
             "workers": draw(st.integers(1, 3)),
             "fuzz": draw(st.booleans()),
@@ -64,16 +96,19 @@ def cases(draw: st.DrawFn) -> dict:
 
 def filled(case: dict, backend: str) -> ExitTable:
     """Return a table of that backend, filled in parts; ``hashed`` has the layout of the case."""
-    layers, ngram = case["options"]["num_layers"], case["options"]["ngram"]
+    columns, ngram = case["options"]["columns"], case["options"]["ngram"]
     place: str | HashedBackend = backend
     if backend == "hashed":
-        launcher = host.launcher(hashed.kernels(layers), **case["launch"])
-        place = HashedBackend("host", layers, ngram, case["seed"], launcher, **case["layout"])
+        launcher = host.launcher(hashed.kernels(columns.width), **case["launch"])
+        place = HashedBackend("host", columns, ngram, case["seed"], launcher, **case["layout"])
     table = ExitTable(**case["options"], seed=case["seed"], backend=place)
     step = -(-len(case["train"]) // case["parts"])
     for begin in range(0, len(case["train"]), step):
         part = slice(begin, begin + step)
-        table.insert([torch.tensor(sample) for sample in case["train"][part]], case["exits"][part])
+        table.insert(
+            [torch.tensor(sample) for sample in case["train"][part]],
+            *(torch.tensor(some[part]) for some in case["observed"]),
+        )
     return table
 
 
@@ -95,8 +130,7 @@ def test_every_schedule_and_capacity_equals_the_reference_bit_for_bit(case: dict
                 for table in tables:
                     table.freeze(**case["freeze"])
         sums = [table.distribution(test) for table in tables]
-        exits = [table.quantiles(test, case["quantiles"]) for table in tables]
-        for found in (sums, exits):
+        for found in (sums, *([table.assign(test, rule) for table in tables] for rule in case["rules"])):
             assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
             assert found[0].dtype == found[2].dtype
         for name in ("keys", "samples", "tokens", "query_keys", "hit_rate"):
@@ -231,11 +265,14 @@ def test_the_operator_passes_torch_s_own_checks() -> None:
         table.insert([torch.tensor([1, 2, 3])], [1])
         table.freeze()
         ids, offsets = torch.tensor([1, 2, 9], dtype=torch.int32), torch.tensor([0, 2, 3])
-        torch.library.opcheck(torch.ops.geep.predict_exits.default, (ids, offsets, [9], [300, 700], table.handle))
-        found = torch.ops.geep.predict_exits(ids, offsets, [9], [300, 700], table.handle)
+        torch.library.opcheck(
+            torch.ops.geep.predict_exits.default,
+            arguments := (ids, offsets, [9], "quantile", [300, 700], 2, table.handle),
+        )
+        found = torch.ops.geep.predict_exits(*arguments)
         assert torch.equal(found, table.quantiles(TokenSet(ids, offsets, torch.zeros(3), (9,)), [300, 700]))
     with pytest.raises(ConfigError, match="no table 0"):
-        torch.ops.geep.predict_exits(ids, offsets, [], [1], 0)
+        torch.ops.geep.predict_exits(ids, offsets, [], "quantile", [1], 1, 0)
 
 
 def test_torch_compile_sees_prediction_as_one_operator() -> None:

@@ -23,7 +23,7 @@ ROWS = st.lists(
 
 
 def build(rows: list[tuple[list[int], int]], ngram: int, backend: str) -> ExitTable:
-    made = ExitTable(num_layers=5, ngram=ngram, backend=backend, seed=3, special=(9,))
+    made = ExitTable(columns=5, ngram=ngram, backend=backend, seed=3, special=(9,))
     made.insert([torch.tensor(sample, dtype=torch.int32) for sample, _ in rows], [exit_layer for _, exit_layer in rows])
     return made
 
@@ -105,7 +105,12 @@ def flip(folder: Path) -> None:
     (lambda folder: (folder / HEADER).write_text("{"), "not valid JSON"),
     (lambda folder: (folder / HEADER).write_bytes(b"\xff\xfe"), "not valid JSON"),
     (lambda folder: (folder / HEADER).write_text("[]"), "damaged"),
-    (lambda folder: edit(folder, version=2), "version 2, this program reads 1"),
+    (lambda folder: edit(folder, version=0), "version 0, this program reads 1 and 2: build and save the table again"),
+    (lambda folder: edit(folder, version=3), "version 3, this program reads 1 and 2"),
+    (lambda folder: edit(folder, version=2), "version 2 does not fit its columns"),
+    (lambda folder: edit(folder, version=2, columns={"exits": 0, "agreement": 6, "labels": 0}), "shapes do not fit"),
+    (lambda folder: edit(folder, version=2, columns={"exits": 2, "agreement": 3, "labels": 0}), "make two tables"),
+    (lambda folder: edit(folder, version=2, columns={"exits": 5, "agreement": 0, "labels": 56}), "room for 55"),
     (lambda folder: edit(folder, version="1"), "version 1"),
     (lambda folder: edit(folder, version=True), "version True"),
     (lambda folder: drop(folder, "version"), "version None"),

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from geep.exit_table import ExitTable, table
 from geep.exit_table.backends import cpu
+from geep.exit_table.columns import TableColumns
 from geep.exit_table.keys import MAX_ID
-from geep.exit_table.rows import SCALE, exits_at, prior_row, smoothed_rows
+from geep.exit_table.rows import SCALE, prior_row, smoothed_rows
+from geep.exit_table.rules import Quantiles
 from harness.core.errors import ConfigError, UnknownNameError
 from harness.core.tokens import TokenSet
 from harness.kernels import cuda, host
@@ -43,7 +45,7 @@ def cases(draw: st.DrawFn) -> dict:
     layers = draw(st.integers(1, 24))
     train = draw(st.lists(st.tuples(st.lists(IDS, max_size=9), st.integers(0, layers - 1)), min_size=1, max_size=12))
     return {
-        "options": {"num_layers": layers, "ngram": draw(st.integers(1, 3)), "special": (CLS, SEP)},
+        "options": {"columns": layers, "ngram": draw(st.integers(1, 3)), "special": (CLS, SEP)},
         "train": [sample for sample, _ in train],
         "exits": [exit_layer for _, exit_layer in train],
         "freeze": {"min_count": draw(st.integers(1, 4)), "smoothing": draw(st.sampled_from([0, 1, 8, 2**32 - 1]))},
@@ -93,7 +95,7 @@ def test_long_samples_and_small_chunks_change_nothing(case: dict) -> None:
 
 def test_a_sample_too_long_for_float32_is_still_exact() -> None:
     """Sums above 2^24 keep their last bits."""
-    made = ExitTable(num_layers=3)
+    made = ExitTable(columns=3)
     made.insert(tensors([[5], [5], [5]]), [0, 1, 2])
     made.freeze(smoothing=0)
     row = made.distribution(tensors([[5]]))
@@ -178,8 +180,9 @@ def test_rows_are_within_one_unit_of_the_exact_fraction(counts: list[int], smoot
     counts = [count // len(counts) for count in counts]  # a table holds fewer than 2^32 tokens
     if not any(counts):
         counts[0] = 1
-    prior = prior_row(np.array(seen))
-    row = smoothed_rows(np.array([counts], dtype=np.uint32), prior, smoothing)[0]
+    columns = TableColumns(exits=len(counts))
+    prior = prior_row(np.array(seen), columns)
+    row = smoothed_rows(np.array([counts], dtype=np.uint32), prior, smoothing, columns)[0]
     assert prior.sum() == SCALE and row.sum() == SCALE
     for got, count, share in zip(row.tolist(), counts, prior.tolist(), strict=True):
         exact = Fraction(SCALE * count + smoothing * share, sum(counts) + smoothing)
@@ -190,13 +193,13 @@ def test_rows_are_within_one_unit_of_the_exact_fraction(counts: list[int], smoot
 def test_the_quantile_is_the_smallest_exit_that_reaches_it() -> None:
     """A cumulative mass equal to the quantile is enough; one per mille more is not."""
     sums = torch.tensor([[250, 0, 250, 500]]) * SCALE
-    assert exits_at(sums, [1, 250, 251, 500, 501, 1000]).tolist() == [[0, 0, 2, 2, 3, 3]]
+    assert Quantiles((1, 250, 251, 500, 501, 1000)).assign(sums).tolist() == [[0, 0, 2, 2, 3, 3]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_words_move_the_prediction_to_their_exits(backend: str) -> None:
     """A word seen at shallow exits predicts a shallow exit; an unknown word predicts the usual one."""
-    made = ExitTable(num_layers=6, backend=backend)
+    made = ExitTable(columns=6, backend=backend)
     made.insert(tensors([[1, 9], [1, 8], [2, 9], [2, 8], [2, 7]]), [0, 0, 4, 4, 4])
     made.freeze(smoothing=0)
     assert made.predict(tensors([[1], [2], [1, 1, 2], [999], []]), 0.5).tolist() == [0, 4, 0, 4, 5]
@@ -206,7 +209,7 @@ def test_words_move_the_prediction_to_their_exits(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rare_keys_take_the_back_off_row(backend: str) -> None:
     """A key below min_count counts as unknown, not as a hit."""
-    made = ExitTable(num_layers=4, backend=backend)
+    made = ExitTable(columns=4, backend=backend)
     made.insert(tensors([[1], [2], [2], [2]]), [0, 3, 3, 3])
     made.freeze(min_count=2, smoothing=0)
     rows = made.distribution(tensors([[1], [999], [2]]))
@@ -218,7 +221,7 @@ def test_rare_keys_take_the_back_off_row(backend: str) -> None:
 @pytest.mark.parametrize(("ngram", "keys"), [(1, 4), (2, 6), (3, 6)])
 def test_ngrams_do_not_cross_special_ids_or_samples(backend: str, ngram: int, keys: int) -> None:
     """[CLS] 1 2 [SEP] 3 [SEP] and 4 1 have only the words 1..4 and the bigrams (1, 2) and (4, 1)."""
-    made = ExitTable(num_layers=2, ngram=ngram, backend=backend)
+    made = ExitTable(columns=2, ngram=ngram, backend=backend)
     tokens = TokenSet.from_lists([[CLS, 1, 2, SEP, 3, SEP], [4, 1]], special=(CLS, SEP, 0))
     made.insert(tokens, [0, 1])
     assert made.stats()["keys"] == keys
@@ -227,7 +230,7 @@ def test_ngrams_do_not_cross_special_ids_or_samples(backend: str, ngram: int, ke
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ngrams_of_id_zero_are_distinct_by_length(backend: str) -> None:
     """The word 0, the pair 0 0 and the triple 0 0 0 are three keys."""
-    made = ExitTable(num_layers=2, ngram=3, backend=backend)
+    made = ExitTable(columns=2, ngram=3, backend=backend)
     made.insert(tensors([[0, 0, 0]]), [1])
     keys, counts = made._backend.export()
     assert keys.tolist() == [1 << 60, 2 << 60, 3 << 60]
@@ -237,7 +240,7 @@ def test_ngrams_of_id_zero_are_distinct_by_length(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_token_sets_and_lists_give_the_same_answers(backend: str) -> None:
     """A packed TokenSet equals the same samples as lists."""
-    made = ExitTable(num_layers=3, ngram=2, backend=backend, special=(CLS, SEP))
+    made = ExitTable(columns=3, ngram=2, backend=backend, special=(CLS, SEP))
     rows = [[CLS, 5, 6, SEP], [CLS, 7, SEP], [CLS, 6, 5, 6, SEP]]
     made.insert(TokenSet.from_lists(rows, special=(CLS, SEP)), torch.tensor([0, 1, 2], dtype=torch.int16))
     made.freeze()
@@ -248,7 +251,7 @@ def test_token_sets_and_lists_give_the_same_answers(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_samples_give_no_exits(backend: str) -> None:
     """Zero samples and samples without tokens are valid queries."""
-    made = ExitTable(num_layers=3, ngram=3, backend=backend)
+    made = ExitTable(columns=3, ngram=3, backend=backend)
     made.insert(tensors([[1, 2, 3]]), [1])
     made.freeze()
     assert made.predict([], 0.5).shape == (0,)
@@ -269,11 +272,11 @@ def test_the_layout_is_reported() -> None:
 
 
 @pytest.mark.parametrize(("options", "word"), [
-    ({"num_layers": 0}, "num_layers=0"),
-    ({"num_layers": 25}, "num_layers=25"),
-    ({"num_layers": 6, "ngram": 0}, "ngram=0"),
-    ({"num_layers": 6, "ngram": 4}, "ngram=4"),
-    ({"num_layers": 6, "special": (-1,)}, "special"),
+    ({"columns": 0}, "num_layers=0"),
+    ({"columns": 25}, "num_layers=25"),
+    ({"columns": 6, "ngram": 0}, "ngram=0"),
+    ({"columns": 6, "ngram": 4}, "ngram=4"),
+    ({"columns": 6, "special": (-1,)}, "special"),
 ])  # fmt: skip
 def test_options_out_of_range_are_rejected(options: dict, word: str) -> None:
     """The message names the option."""
@@ -303,7 +306,7 @@ def test_an_unknown_backend_gets_a_suggestion() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_samples_are_rejected_and_nothing_is_counted(backend: str, samples, exits: list, word: str) -> None:
     """The one-line message names the problem, and the table does not change."""
-    made = ExitTable(num_layers=3, backend=backend)
+    made = ExitTable(columns=3, backend=backend)
     with pytest.raises(ConfigError, match=word) as caught:
         made.insert(samples, exits)
     assert "\n" not in str(caught.value)
@@ -353,11 +356,11 @@ def test_a_fraction_and_its_per_mille_are_the_same_quantile() -> None:
     assert made.quantiles(tensors([[1]]), [0.25, 250, 1.0, 1000, 0.001, 1]).tolist() == [[1, 1, 4, 4, 0, 0]]
 
 
-@pytest.mark.parametrize("options", [{"num_layers": 4}, {"ngram": 2}, {"seed": 1}, {"special": (7,)}])
+@pytest.mark.parametrize("options", [{"columns": 4}, {"ngram": 2}, {"seed": 1}, {"special": (7,)}])
 def test_tables_with_different_options_are_not_merged(options: dict) -> None:
     """The message names the option that differs."""
     with pytest.raises(ConfigError, match=next(iter(options))):
-        ExitTable(**{"num_layers": 3}).merge(ExitTable(**{"num_layers": 3, **options}))
+        ExitTable(**{"columns": 3}).merge(ExitTable(**{"columns": 3, **options}))
 
 
 def test_counts_cannot_overflow(monkeypatch: pytest.MonkeyPatch) -> None:

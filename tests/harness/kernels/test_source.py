@@ -78,6 +78,6 @@ def test_unsuitable_arguments_are_rejected(place: int, value: object, word: str)
 
 def test_sources_of_packages_are_found_with_their_macros() -> None:
     """Kernel files are package data, and macros become compiler options."""
-    source = Source.of("geep.exit_table", "exit_table.cu", WIDTH=24)
+    source = Source.of("geep.exit_table", "exit_table.cu", WIDTH=28)
     assert {"insert", "freeze", "predict"} <= set(source.kernels)
-    assert source.options == ("-DWIDTH=24",)
+    assert source.options == ("-DWIDTH=28",)
