@@ -1,0 +1,185 @@
+"""One look (ours): every sample runs one layer and its head, and a table of that answer assigns its exit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from geep.exit_table.rows import COUNT_LIMIT, SCALE
+from geep.look_table import LookTable, cheapest
+from geep.method import TUNING
+from geep.predictor import DevView
+from geep.table_rows import TableSettings, choose_rows
+from harness.contracts import OperatingPoint, Predictions, Role
+from harness.core.errors import ConfigError
+from harness.core.tokens import Task, TokenSet
+from harness.encoder.backbone import Backbone
+from harness.encoder.multi_exit import MultiExitModel
+from harness.execution.executors import exit_logits
+from harness.execution.regrouping.look_once import run_look_once
+from harness.toolkit.base_method import BaseMethod, Teachers
+from harness.toolkit.budgets import Candidate, points_at_budgets
+from harness.toolkit.distillation import teacher_of_kind
+from harness.toolkit.fitted import ChosenPoints, FittedModel, read_points, reading, write_points
+from harness.toolkit.method_settings import SpeedBudgetSettings, speed_name
+
+TABLE = "table"
+# Prices of a layer to try, in 1 / SCALE of an agreement: from free to that of an answer.
+PRICES = tuple(sorted({0, *np.geomspace(1, SCALE, 300).round().astype(int).tolist()}))
+
+
+class GeepLookSettings(SpeedBudgetSettings):
+    """Settings of ``geep-look1``. At a speed it runs as many layers on dev as the sequential exit with that threshold."""
+
+    look: int = Field(1, ge=1, description="layers that every sample runs before the look; a head must follow them")
+    bins: int = Field(12, ge=1, le=1024, description="bins of the entropy at the look")
+    buckets: int = Field(3, ge=1, le=64, description="buckets of the length")
+    smoothing: int = Field(8, ge=0, le=COUNT_LIMIT // 64, description="samples of the average row added to every key")
+    table_rows: Literal["auto", "train", "holdout", "unlabelled"] = Field(
+        "auto",
+        description="rows whose agreement fills the table (as GEEP's table_rows); auto: those that training does not see, "
+        "holdout if it is set, else rows without labels, or train where there are none",
+    )
+    holdout: float = Field(0.0, ge=0, le=0.5, description="share of train that GEEP holds out; give both the same")
+    most_rows: int = Field(4000, ge=1, description="rows that fill the table, at most")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.table_rows != "auto":
+            TableSettings(table_rows=self.table_rows, holdout=self.holdout)
+        return self
+
+    def rows_of(self, task: Task) -> TableSettings:
+        """Return the rows to use for a task."""
+        rows = self.table_rows
+        if rows == "auto":
+            rows = "holdout" if self.holdout else "train" if task.unlabelled is None else "unlabelled"
+        return TableSettings(table_rows=rows, holdout=self.holdout)
+
+
+@dataclass(frozen=True)
+class PricedLayers(Candidate):
+    """A price of a layer (``threshold``), and what it does on dev; ``agreement`` is with full depth."""
+
+    agreement: float
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {"price": int(self.threshold), "dev_agreement": self.agreement}
+
+
+def priced(table: LookTable, sums: Tensor, view: DevView) -> list[PricedLayers]:
+    """Return what every price does on dev, prices rising.
+
+    Args:
+        sums: int64 [N, L], of the dev rows.
+    """
+    samples = np.arange(len(sums))
+    found = []
+    for price in PRICES:
+        exits = cheapest(sums, table.prices(price)).numpy()
+        place = view.position(exits)
+        layers, right = float((exits + 1.0).mean()), float(view.correct[place, samples].mean())
+        found.append(PricedLayers(price, layers, right, float(view.agrees[place, samples].mean())))
+    return found
+
+
+def nearest(layers: float, candidates: list[PricedLayers]) -> PricedLayers:
+    """Return the candidate whose mean layers are nearest to ``layers``, with the larger agreement on ties."""
+    return min(candidates, key=lambda one: (round(abs(one.layers - layers), 6), -one.agreement))
+
+
+@dataclass
+class FittedLook(ChosenPoints):
+    """Another method's model and a table of its answers at the look. Saves points and table: the model is saved by its method."""
+
+    executor = "look-once"
+
+    table: LookTable = field(kw_only=True)
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        decide = partial(self.table.exits, price=at.params["price"])
+        return run_look_once(self.model, tokens, self.table.look, decide, at.execution)
+
+    def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
+        """Return the number of these samples' keys with a row of their own, and of all keys; not timed."""
+        hits: list[tuple[int, int]] = []
+
+        def decide(logits: Tensor, lengths: Tensor) -> Tensor:
+            exits = self.table.exits(logits, lengths, price=at.params["price"])
+            hits.append(self.table.table.hits())
+            return exits.clamp(max=self.table.look)  # nothing has to run beyond the look
+
+        run_look_once(self.model, tokens, self.table.look, decide, at.execution)
+        return sum(found for found, _ in hits), sum(asked for _, asked in hits)
+
+    def save(self, folder: Path) -> None:
+        write_points(self.points, folder / "points.json")
+        place = folder / TABLE
+        place.mkdir()
+        self.table.save(place)
+
+
+class GeepLook(BaseMethod[GeepLookSettings]):
+    """Run one layer and its head; a binned table of that answer assigns the exit; sort again, answer there. Trains nothing."""
+
+    name = "geep-look1"
+    role: Role = "verifies-exits"
+    needs: tuple[str, ...] = ("geep",)
+    settings = GeepLookSettings
+    fitted = FittedLook
+
+    def uses_unlabelled(self, config: dict[str, Any]) -> bool:
+        """Return whether the table may be filled from rows without labels."""
+        rows = config.get("table_rows", "auto")
+        return rows == "unlabelled" or (rows == "auto" and not config.get("holdout"))
+
+    def learn(self, own: GeepLookSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedLook:
+        """Fill the table, then choose the price of a layer on dev: for every speed, then for every budget."""
+        model = _model(teachers)
+        look = own.look - 1
+        if look not in model.exits:
+            raise ConfigError(
+                f"method 'geep-look1': look = {own.look} is after a layer without an exit: choose one of "
+                f"{[layer + 1 for layer in model.exits]}"
+            )
+        _, rows = choose_rows(task, own.rows_of(task), seed)
+        rows = rows.select(np.linspace(0, len(rows) - 1, min(own.most_rows, len(rows))).round().astype(np.int64))
+        observed = exit_logits(model, rows, TUNING)
+        table = LookTable.fill(
+            observed,
+            rows.lengths,
+            model.answers,
+            look,
+            bins=own.bins,
+            buckets=own.buckets,
+            smoothing=own.smoothing,
+        )
+        logits = exit_logits(model, task.dev.tokens, TUNING)
+        view = DevView.of(logits, task.dev.labels, model.answers, model.depth)
+        sums = table.sums(logits[model.answers.index(look)], task.dev.tokens.lengths.cpu())
+        able = priced(table, sums, view)
+        fitted = FittedLook(model, None, table=table)
+        for speed in own.speeds:
+            one = nearest(view.sequential_layers(speed), able)
+            figures = {"dev_mean_layers": one.layers, "dev_accuracy": one.accuracy}
+            fitted.points.append(OperatingPoint(speed_name(speed), {"speed": speed, **one.params, **figures}))
+        fitted.points += points_at_budgets(able, own.budgets, model.depth, len(task.dev), lambda one: one.params)
+        return fitted
+
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> FittedLook:
+        model = _model(teachers)
+        with reading(folder):
+            table = LookTable.load(folder / TABLE, model.answers)
+            return FittedLook(model, None, read_points(folder / "points.json"), table=table)
+
+
+def _model(teachers: Teachers) -> MultiExitModel:
+    needs = "geep-look1 needs a method with early exits, by default 'geep'"
+    return teacher_of_kind(FittedModel, teachers, "geep", needs, "name one in its needs").model
