@@ -97,7 +97,7 @@ class Predictions:
         logits: float32 [N, C] on the host.
         exit_layer: int16 [N] on the host, index 0 .. L-1 of the last layer that the answer used.
         work: what was executed, for FLOPs and mean layers.
-        predicted_exit: int16 [N], the exit predicted before running; ``None`` for methods that predict none.
+        predicted_exit: int16 [N], the exit predicted before running, or after one look; ``None`` for methods that predict none.
         phases: seconds of the parts of the pass (``"predict"``, ``"schedule"``, ...); need not add up to the whole.
     """
 
@@ -178,7 +178,8 @@ class HasRole(Protocol):
     """A method that fills a role in the reports' comparison of exit decisions; variants inherit it.
 
     Attributes:
-        role: ``"predicts-exits"`` or ``"verifies-exits"`` for a method under study; the others are its controls and bound.
+        role: ``"predicts-exits"``, or ``"verifies-exits"`` (it looks at a head's answer first), for a method under study; the
+            others are its controls and bound.
     """
 
     role: Role
