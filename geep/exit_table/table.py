@@ -22,6 +22,7 @@ from geep.exit_table.rules import Quantiles, Rule
 from geep.exit_table.storage import Frozen, Header, columns_header, read, write
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
+from harness.core.work import Tally, record
 
 T = TypeVar("T")
 
@@ -340,7 +341,9 @@ class ExitTable:
         if self._frozen is None:
             raise ConfigError("exit table: it is still counting: call freeze before predict")
         checks = self._backend.device
-        return pack(tokens, self.special, unread=isinstance(tokens, TokenSet) and tokens.device == checks)
+        asked = pack(tokens, self.special, unread=isinstance(tokens, TokenSet) and tokens.device == checks)
+        record("predict", Tally(len(asked), len(asked.ids)))
+        return asked
 
     def _refuse_if_frozen(self, action: str) -> None:
         if self._frozen is not None:

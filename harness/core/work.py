@@ -1,7 +1,8 @@
 """Counts of what a pass executed, and their cost in FLOPs.
 
 Executors count rows, tokens and attention pairs per block while they run; :class:`ModelCost` turns the counts
-into FLOPs. Accuracy, time and FLOPs thus come from the same pass.
+into FLOPs. Accuracy, time and FLOPs thus come from the same pass. Inside :func:`recorded`, every launch, copy and wait
+is also kept by itself, in order: time on a device depends on the rows of each launch, not on their sum.
 
 There are two conventions, and reports print both:
 
@@ -16,8 +17,10 @@ There are two conventions, and reports print both:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 Convention = Literal["linear", "full"]
@@ -51,22 +54,66 @@ class Tally:
         self.pairs += other.pairs
 
 
+@dataclass(frozen=True)
+class Step:
+    """One thing that a pass asked its device for.
+
+    Attributes:
+        what: a block (``"layer.0"``), or ``"embed"``, ``"gather"`` (hidden states picked or joined), ``"answer"`` (logits
+            stored), ``"decide"`` (an exit rule), ``"predict"``, ``"sort"``, ``"upload"``, ``"download"`` (starts a copy to
+            the host), ``"wait"`` (for such a copy), or ``"read"`` (single values that the host waits for, one by one).
+        tally: amounts of a block, an embedding or a gather.
+        count: bytes of a copy, values of a read, and for ``"wait"`` the place of its ``"download"`` among the steps.
+    """
+
+    what: str
+    tally: Tally
+    count: int = 0
+
+
+_steps: ContextVar[list[Step] | None] = ContextVar("steps", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Step]]:
+    """Collect the steps of all passes inside the ``with`` block, in the order in which the host asked for them."""
+    steps: list[Step] = []
+    token = _steps.set(steps)
+    try:
+        yield steps
+    finally:
+        _steps.reset(token)
+
+
+def record(what: str, tally: Tally | None = None, count: int = 0) -> int:
+    """Add a :class:`Step` if steps are being recorded; return its place among them, -1 if not."""
+    steps = _steps.get()
+    if steps is None:
+        return -1
+    steps.append(Step(what, Tally() if tally is None else replace(tally), count))
+    return len(steps) - 1
+
+
 @dataclass
 class Work:
     """Tallies per block. Block names are kind, dot and number or name: ``"layer.0"``, ``"head.3"``, ``"head.teacher"``."""
 
     blocks: dict[str, Tally] = field(default_factory=dict)
 
-    def add(self, block: str, tally: Tally, calls: int = 1) -> None:
-        """Count ``tally`` for ``block``, which ran ``calls`` times."""
-        total = self.blocks.setdefault(block, Tally())
-        total.add(tally)
-        total.calls += calls
+    def add(self, block: str, tally: Tally) -> None:
+        """Count ``tally`` for one run of ``block``."""
+        record(block, tally)
+        self._count(block, tally, 1)
 
     def merge(self, other: Work) -> None:
         """Count everything that ``other`` counted."""
         for block, tally in other.blocks.items():
-            self.add(block, tally, tally.calls)
+            self._count(block, tally, tally.calls)
+
+    def _count(self, block: str, tally: Tally, calls: int) -> None:
+        total = self.blocks.setdefault(block, Tally())
+        total.add(tally)
+        total.calls += calls
 
     def rows(self, kind: str) -> float:
         """Return the sample passes through all blocks of a kind: ``rows("layer") / N`` is the mean number of layers.

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.core.errors import ConfigError
-from harness.core.work import Tally
+from harness.core.work import Tally, record
 from harness.encoder import transfer, varlen
 
 
@@ -255,4 +255,5 @@ class Layout:
             shift = self.offsets[chosen] - offsets[:-1]
             index = torch.repeat_interleave(shift, offsets[1:] - offsets[:-1], output_size=rows)
             index += torch.arange(rows, device=self.device)
+        record("gather", Tally(len(samples), rows))
         return hidden.index_select(0, index), Layout(lengths, self.pad_to, self.device, offsets)

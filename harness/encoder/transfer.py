@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.core.work import record
+
 
 def upload(values: np.ndarray, device: torch.device) -> Tensor:
     """Return ``values`` on ``device``, through pinned memory and without waiting."""
+    record("upload", count=values.nbytes)
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if device.type != "cuda":
         return tensor.to(device)
@@ -25,6 +28,7 @@ class HostCopy:
     def __init__(self, source: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
         self._host = source.detach()
+        self._step = record("download", count=source.nbytes)
         if source.device.type == "cuda":
             self._host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
             self._host.copy_(source, non_blocking=True)
@@ -34,6 +38,7 @@ class HostCopy:
 
     def wait(self) -> np.ndarray:
         """Wait for the copy and return the values."""
+        record("wait", count=self._step)
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host.numpy()

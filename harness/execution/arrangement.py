@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.contracts import Execution
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
+from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.layout import running_sums
 from harness.encoder.shape import EncoderShape
@@ -76,6 +77,7 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
             than it is padded to; or an id or a segment has no embedding.
     """
     count, device = len(tokens), tokens.device
+    record("sort", Tally(count, len(tokens.ids)))
     if columns is None:
         columns = torch.empty(count, 0, dtype=torch.int16, device=device)
     columns = columns.to(device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.contracts import Execution, Predictions
 from harness.core.tokens import TokenSet
+from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.arrangement import cut, windows
@@ -58,6 +59,7 @@ def _window(run: Pass, whole: MultiExitModel, leaves: LeaveRule, begin: int, end
     sure = []
     for first, last in cut(run.lengths, begin, end, run.execution):
         run.run_to_the_end(first, last)
+        record("decide", Tally(last - first))
         sure.append(leaves(run.logits[first:last]))
     going = np.flatnonzero(~(yield transfer.download(torch.cat(sure)))) + begin
     if not len(going):

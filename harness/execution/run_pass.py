@@ -19,7 +19,7 @@ from harness.contracts import Execution, Predictions
 from harness.core.clock import Phases
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
-from harness.core.work import Tally, Work
+from harness.core.work import Tally, Work, record
 from harness.encoder import transfer
 from harness.encoder.layout import Layout
 from harness.encoder.model import Gate
@@ -106,6 +106,7 @@ class Pass:
         tokens, positions = self.arranged.batch(first, last)
         pad_to = self.execution.max_length if self.execution.protocol == "paper" else None
         layout = Layout(self.lengths[first:last], pad_to, self.device, tokens.offsets)
+        record("embed", Tally(layout.count, layout.rows, layout.valid))
         return self.engine.embed(tokens, layout, positions, lane), layout
 
     def layer(self, index: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
@@ -162,6 +163,7 @@ class Pass:
 
     def answer(self, samples: slice | np.ndarray, logits: Tensor, exit_layer: int) -> None:
         """Store the logits of samples that leave after ``exit_layer``; a later answer replaces an earlier one."""
+        record("answer", Tally(len(logits)))
         if isinstance(samples, slice):
             self.logits[samples] = logits
         else:

@@ -14,6 +14,7 @@ import torch
 
 from harness.contracts import Execution, Predictions
 from harness.core.tokens import TokenSet
+from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.exit_rules import ExitRule
@@ -49,6 +50,7 @@ def _shrink(run: Pass, rule: ExitRule, first: int, last: int, lane: int) -> Clim
         if end:
             return
         doubt = None if rule.gate is None else run.gate(index, rule.gate, hidden, layout)
+        record("decide", Tally(len(logits)))
         leaves, memory = rule.look(run.model.answers.index(index), logits, doubt, memory)
         stay = ~(yield transfer.download(leaves))
         if stay.all():
@@ -90,6 +92,7 @@ def _shrink_faithfully(run: Pass, leaves: LeaveRule, first: int, last: int) -> N
         if index == run.model.depth - 1:
             run.answer(samples, logits, index)
             return
+        record("decide", Tally(len(logits)))
         going, staying = _by_one(leaves(logits))
         if going:
             run.answer(samples[going], logits[torch.tensor(going, device=logits.device)], index)
@@ -102,6 +105,7 @@ def _shrink_faithfully(run: Pass, leaves: LeaveRule, first: int, last: int) -> N
 
 def _by_one(leaving: torch.Tensor) -> tuple[list[int], list[int]]:
     """Return the samples that leave and those that stay, read one by one: on CUDA the host waits for each."""
+    record("read", count=len(leaving))
     going: list[int] = []
     staying: list[int] = []
     for sample, leaves in enumerate(leaving):

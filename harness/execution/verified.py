@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.contracts import Execution, Predictions
 from harness.core.clock import Phases
 from harness.core.tokens import TokenSet
+from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
@@ -127,6 +128,7 @@ def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveR
     parked = []
     for index, ended, hidden, layout in run.ladder(group.hidden, group.layout, ends, depth + 1):
         logits = run.keep(run.head(index, hidden, layout))
+        record("decide", Tally(len(logits)))
         parked.append(_Parked(group.samples[ended], run.keep(hidden), layout, index, logits, leaves(logits)))
     return parked
 
@@ -156,6 +158,8 @@ def _batches(groups: list[_Group], goal: np.ndarray, execution: Execution) -> It
     samples = np.concatenate([group.samples for group in groups])
     lengths = np.concatenate([group.layout.lengths for group in groups])
     first = groups[0]
+    if len(groups) > 1:
+        record("gather", Tally(len(samples), sum(group.layout.rows for group in groups)))
     hidden = first.hidden if len(groups) == 1 else torch.cat([group.hidden for group in groups])
     layout = first.layout if len(groups) == 1 else Layout(lengths, first.layout.pad_to, first.layout.device)
     order = np.lexsort((-lengths, -goal[samples]))

@@ -21,6 +21,7 @@ from harness.core.tokens import TokenSet
 from harness.encoder.backbone import shape_of
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import EncoderShape
 from harness.execution.executors import exit_logits, run_assigned, run_full
 from harness.execution.exit_rules import Entropy, normalised_entropy
 from harness.execution.sequential import run_faithful, run_sequential
@@ -89,11 +90,11 @@ class ExecutorWorkload:
     """A model, samples and an exit table for timing executors.
 
     Attributes:
-        shape: name of a backbone's shape.
+        shape: name of a backbone's shape, or the shape itself.
         length: tokens of every sample; ``None`` for realistic lengths.
     """
 
-    shape: str
+    shape: str | EncoderShape
     samples: int
     device: str
     dtype: DType
@@ -106,16 +107,20 @@ class ExecutorWorkload:
         """Return execution settings; samples are sorted by length."""
         return Execution(batch_size, window=window, dtype=self.dtype, compute=compute, batch_tokens=batch_tokens)
 
+    @property
+    def _shape(self) -> EncoderShape:
+        return shape_of(self.shape) if isinstance(self.shape, str) else self.shape
+
     @cached_property
     def tokens(self) -> TokenSet:
         rng = np.random.default_rng(self.seed)
-        vocab = shape_of(self.shape).vocab_size
+        vocab = self._shape.vocab_size
         return random_samples(self.samples, vocab, rng, length=self.length).to(self.device)
 
     @cached_property
     def model(self) -> MultiExitModel:
         torch.manual_seed(self.seed)
-        shape = shape_of(self.shape)
+        shape = self._shape
         model = MultiExitModel(Encoder(shape).to(self.device), 2, range(max(1, shape.layers - 2))).eval()
         set_exits(model, self.tokens, self.execution(64))
         return model

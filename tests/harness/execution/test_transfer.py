@@ -48,6 +48,7 @@ class Far:
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values, self.device, self.shape, self.dtype = values, THERE, values.shape, values.dtype
+        self.nbytes = values.nbytes
 
     def detach(self) -> Far:
         return self
