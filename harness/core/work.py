@@ -60,9 +60,10 @@ class Step:
 
     Attributes:
         what: a block (``"layer.0"``), or ``"embed"``, ``"gather"`` (hidden states picked or joined), ``"answer"`` (logits
-            stored), ``"decide"`` (an exit rule), ``"predict"``, ``"sort"``, ``"upload"``, ``"download"`` (starts a copy to
-            the host), ``"wait"`` (for such a copy), or ``"read"`` (single values that the host waits for, one by one).
-        tally: amounts of a block, an embedding or a gather.
+            stored), ``"decide"`` (an exit rule), ``"predict"``, ``"sort"``, ``"arrange"`` (ids in running order), ``"upload"``,
+            ``"download"`` (starts a copy to the host), ``"wait"`` (for such a copy), or ``"read"`` (single values that the host
+            waits for, one by one).
+        tally: amounts of a block, an embedding or a gather; samples of the others.
         count: bytes of a copy, values of a read, and for ``"wait"`` the place of its ``"download"`` among the steps.
     """
 

@@ -77,7 +77,7 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
             than it is padded to; or an id or a segment has no embedding.
     """
     count, device = len(tokens), tokens.device
-    record("sort", Tally(count, len(tokens.ids)))
+    record("arrange", Tally(count, len(tokens.ids)))
     if columns is None:
         columns = torch.empty(count, 0, dtype=torch.int16, device=device)
     columns = columns.to(device)
@@ -101,6 +101,7 @@ def sort_by_exit(exits: Tensor, lengths: Tensor, execution: Execution, depth: in
         exits: int16 [N], below ``depth``.
         lengths: int64 [N], tokens per sample.
     """
+    record("sort", Tally(len(exits)))
     by_length = lengths if execution.order == "length" else torch.zeros_like(lengths)
     if exits.device.type in AT_HAND:
         return schedule(exits.clamp(min=0), by_length, window=execution.window)

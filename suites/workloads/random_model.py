@@ -22,8 +22,10 @@ from harness.encoder.backbone import shape_of
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
+from harness.execution.arrangement import sort_by_exit
 from harness.execution.executors import exit_logits, run_assigned, run_full
 from harness.execution.exit_rules import Entropy, normalised_entropy
+from harness.execution.regrouping.look_once import run_look_once
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.verified import run_verified
 
@@ -160,15 +162,27 @@ class ExecutorWorkload:
         def verified(phases: Phases) -> Predictions:
             return run_verified(self.model, self.tokens, self.exits[:, None], execution, rule, phases=phases)
 
+        def looked() -> Predictions:
+            lengths = self.tokens.lengths
+            coming = self.exits[sort_by_exit(torch.zeros_like(self.exits), lengths, execution, self.model.depth)]
+
+            def decide(logits: Tensor, _: Tensor) -> Tensor:  # samples come in running order
+                nonlocal coming
+                exits, coming = coming[: len(logits)], coming[len(logits) :]
+                return exits
+
+            return run_look_once(self.model, self.tokens, 0, decide, execution)
+
         runs: dict[str, Callable[[], Predictions]] = {
             "bert": lambda: run_full(self.model, self.tokens, execution),
             "ladder": lambda: predicted(assigned),
             "exact-k": lambda: predicted(assigned),
             "verified": lambda: predicted(verified),
+            "look1": looked,
             "shrink": lambda: run_sequential(self.model, self.tokens, execution, rule),
             "faithful": lambda: run_faithful(self.model, self.tokens, execution, rule),
         }
         return runs[executor]()
 
 
-EXECUTORS = ("bert", "ladder", "exact-k", "verified", "shrink", "faithful")
+EXECUTORS = ("bert", "ladder", "exact-k", "verified", "look1", "shrink", "faithful")

@@ -19,6 +19,7 @@ from harness.contracts import Execution, Predictions
 from harness.core.clock import Phases
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
+from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
@@ -88,6 +89,7 @@ def _climb(run: Pass, look: int, decide: Decide, batches: list[tuple[int, int]],
     pad_to = run.execution.max_length if run.execution.protocol == "paper" else None
     whole = Layout(run.lengths[first:last], pad_to, run.device, offsets)
     states = _to_the_look(run, look, batches, whole)
+    record("decide", Tally(last - first))
     exits = decide(run.logits[first:last], whole.offsets[1:] - whole.offsets[:-1])
     order, ends = yield _plan(run, exits, whole)
     _refuse_unless_ahead(run.model, look, ends)
@@ -110,6 +112,7 @@ def _to_the_look(run: Pass, look: int, batches: list[tuple[int, int]], whole: La
             hidden = run.layer(index, hidden, layout)
         if states is None:
             states = hidden.new_empty(whole.rows, hidden.shape[1])
+        record("gather", Tally(layout.count, layout.rows))
         states[at : at + layout.rows].copy_(hidden)
         at += layout.rows
         run.answer(slice(begin, stop), run.head(look, hidden, layout), look)

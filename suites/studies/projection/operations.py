@@ -92,7 +92,9 @@ def operations(step: Step, blocks: Mapping[str, BlockCost], *, ragged: bool, few
         case "predict":
             return [*smalls(10), Move("gather", 2 * 16 * tally.tokens)]
         case "sort":
-            return [*smalls(25), Move("gather", 10 * tally.tokens)]
+            return smalls(8)
+        case "arrange":
+            return [*smalls(16), Move("gather", 10 * tally.tokens)]
         case "upload" | "download" | "wait" | "read":
             return []
     if kind not in blocks:

@@ -21,14 +21,14 @@ def test_every_executor_is_measured_at_every_batch_size(tmp_path: Path, capsys: 
     assert executor_speed.main([*SMALL, *batches, "--out", str(out), "--profile", str(where)]) == 0
     assert "aten::addmm" in where.read_text(encoding="utf-8")
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert [row["batch_size"] for row in found["executors"]] == [3] * 6 + [12] * 6 + [executor_speed.MOST] * 6
-    assert [row["batch_tokens"] for row in found["executors"]] == [0] * 12 + [100] * 6
+    assert [row["batch_size"] for row in found["executors"]] == [3] * 7 + [12] * 7 + [executor_speed.MOST] * 7
+    assert [row["batch_tokens"] for row in found["executors"]] == [0] * 14 + [100] * 7
     for row in found["executors"]:
         assert (row["mean_layers"] == 4) == (row["executor"] == "bert")
         assert row["layer_ratio"] == pytest.approx(4 / row["mean_layers"])
     assert "ladder over faithful at batch 3" in found["goals"]
     assert found["fingerprint"]["versions"]["torch"]
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 18 + len(found["goals"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 21 + len(found["goals"])
 
 
 def test_all_executors_exit_at_the_same_layers() -> None:
