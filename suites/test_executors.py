@@ -3,8 +3,8 @@
 ``pytest suites/test_executors.py --benchmark-only --shape bert-base-uncased --samples 10000 --batch-size 256 --device cuda``
 
 Time and executed layers are measured; answers do not matter, see ``suites/workloads/random_model.py``. ``ladder``, ``exact-k``
-and ``verified`` know exits beforehand, ``shrink`` and ``faithful`` determine them layer by layer. ``roofline`` is FLOPs over
-time, as a fraction of the rate of a large matrix product in the same session.
+and ``verified`` know exits beforehand, ``look1`` after one head; ``shrink`` and ``faithful`` determine them layer by layer.
+``roofline`` is FLOPs over time, as a fraction of the rate of a large matrix product in the same session.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ Weights and ids are random, lengths realistic, and heads set so that samples exi
     python -m suites.studies.executor_speed --samples 192 --rounds 3 --out executors.json
     python -m suites.studies.executor_speed --device cuda --samples 10000 --batch-size 32,128,512,2048 --compute eager,graphs --roof
 
-``bert`` runs all layers. ``ladder``, ``exact-k`` and ``verified`` know exits beforehand, as GEEP predicts them; ``look1`` knows them
-after one head. ``shrink`` finds the same exits by a head after every layer, as FastBERT does; ``faithful`` is its released loop, which
-is always eager. Rounds alternate all of them (A B C, C B A, ...). ``reached`` is the ratio of wall times to ``bert`` over the ratio of layers.
-``paired_seconds`` follow from the seconds of ``bert`` and the ratios round by round, which cancels changes of the machine's speed.
+``bert`` runs all layers. ``ladder``, ``exact-k`` and ``verified`` know exits beforehand, as GEEP predicts them; ``look1`` knows
+them after one head. ``shrink`` finds the same exits by a head after every layer, as FastBERT does; ``faithful`` is its released
+loop, which is always eager. Rounds alternate all of them (A B C, C B A, ...). ``reached`` is the ratio of wall times to ``bert``
+over the ratio of layers. ``paired_seconds`` follow from the seconds of ``bert`` and the ratios round by round, which cancels
+changes of the machine's speed.
 Goals compare every executor at its best batch size and way to run blocks, unless they name a batch size.
 """
 
