@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,8 +109,8 @@ class EntropyLookup(ExitRule):
 
     def predicted(self, entropy: Tensor) -> Tensor:
         """Return the place that the table predicts: [B] -> int64 [B], or [K, B] for thresholds [K, 1]."""
-        threshold = torch.as_tensor(self.threshold, device=self.table.device)
-        low = self.table < threshold[..., None]  # [bins, A - 2] or [K, bins, A - 2]
+        threshold = self.threshold[..., None] if isinstance(self.threshold, Tensor) else self.threshold
+        low = self.table < threshold  # [bins, A - 2] or [K, bins, A - 2]
         last = low.new_ones(*low.shape[:-1], 1)
         by_bin = torch.cat([low, last], -1).int().argmax(-1) + 1
         return by_bin[..., bins_of(entropy)]
@@ -132,12 +132,12 @@ class LookedUpExits(ChosenPoints):
     def executor(self) -> str:  # type: ignore[override]  # a class attribute elsewhere
         return "look-once" if self.ramps == "first" else "shrink"
 
-    def rule(self, threshold: Setting, device: torch.device | str = "cpu") -> EntropyLookup:
-        """Return the rule at one threshold, or at several [K, 1]."""
-        return EntropyLookup(threshold, self.table.to(device), self.ramps == "all")
+    def rule(self, threshold: Setting) -> EntropyLookup:
+        """Return the rule at one threshold, or at several [K, 1], on the host."""
+        return EntropyLookup(threshold, self.table, self.ramps == "all")
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        rule = self.rule(at.params["threshold"], tokens.device)
+        rule = replace(self.rule(at.params["threshold"]), table=upload(self.table.numpy(), tokens.device))
         if self.ramps == "all":
             return run_sequential(self.model, tokens, at.execution, rule)
         answers = upload(np.array(self.model.answers, dtype=np.int16), tokens.device)

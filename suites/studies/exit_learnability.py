@@ -47,9 +47,8 @@ HASHED = 1024  # buckets of token ids
 BINS = 10  # of the first head's entropy
 THRESHOLDS = 400
 PENALTIES = np.logspace(-1, 5, 13)
-LENGTH, TOKENS, EMBEDDING, TEXT = "length", "hashed tokens", "mean embedding", "all of the text"
-HEAD, BOTH = "first head", "first head and text"
-PREDICTORS = (LENGTH, TOKENS, EMBEDDING, TEXT, HEAD, BOTH)
+LENGTH = "length"
+PREDICTORS = (LENGTH, "hashed tokens", "mean embedding", "first head", "first head and embedding")
 Row = Mapping[str, Any]
 
 
@@ -96,8 +95,7 @@ def features(model: MultiExitModel, tokens: TokenSet, first: Tensor, edges: np.n
     binned = np.eye(len(edges) + 1)[np.searchsorted(edges, entropy)]
     said = first.double().softmax(-1).numpy()
     head = np.concatenate([said, said.max(1, keepdims=True), entropy[:, None], entropy[:, None] ** 2, binned], 1)
-    text = np.concatenate([length, hashed, embedded], 1)
-    parts = (length, hashed, embedded, text, head, np.concatenate([head, text], 1))
+    parts = (length, hashed, embedded, head, np.concatenate([head, embedded], 1))
     return dict(zip(PREDICTORS, parts, strict=True))
 
 

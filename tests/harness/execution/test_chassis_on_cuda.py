@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from harness.contracts import Execution, Predictions
 from harness.core.tokens import TokenSet
 from harness.encoder import varlen
-from harness.encoder.model import ExitGate
+from harness.encoder.model import ExitGate, ExitPolicy, HaltingGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.encoder.transfer import download, upload
 from harness.execution.cascade import run_cascade
 from harness.execution.engines import engine_for
 from harness.execution.executors import run_assigned, run_full
-from harness.execution.exit_rules import Entropy, Learned, Patience
+from harness.execution.exit_rules import Entropy, Learned, Patience, PatienceSimilarity, Policy, QExit
 from harness.execution.graphs import GraphEngine
 from harness.execution.regrouping.look_once import run_look_once
 from harness.execution.sequential import run_sequential
@@ -61,6 +61,7 @@ def every_run(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> 
     hashed = TokenExits.of(torch.arange(SHAPE.vocab_size) % DEPTH, DEPTH).to("cuda")
     torch.manual_seed(2)
     gate = ExitGate(SHAPE.width).to("cuda")
+    policy, halting = ExitPolicy(SHAPE.width, DEPTH - 1).to("cuda"), HaltingGate(SHAPE.width).to("cuda").eval()
     return {
         "full": lambda: run_full(model, tokens, execution),
         "assigned": lambda: run_assigned(model, tokens, exits, execution),
@@ -68,6 +69,9 @@ def every_run(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> 
         "shrink": lambda: run_sequential(model, tokens, execution, RULE),
         "patience": lambda: run_sequential(model, tokens, execution, Patience(1)),
         "learned": lambda: run_sequential(model, tokens, execution, Learned(0.5, gate)),
+        "policy": lambda: run_sequential(model, tokens, execution, Policy(0.5, policy)),
+        "q-exit": lambda: run_sequential(model, tokens, execution, QExit(0.75, halting)),
+        "similar": lambda: run_sequential(model, tokens, execution, PatienceSimilarity(0.1, 1)),
         "verified": lambda: run_verified(model, tokens, looks, execution, RULE),
         "look once": lambda: run_look_once(
             model, tokens, 0, lambda logits, lengths: (lengths % DEPTH).to(torch.int16), execution

@@ -23,13 +23,23 @@ from torch.utils._pytree import tree_leaves
 from harness.contracts import Execution, Predictions
 from harness.core.tokens import TokenSet
 from harness.encoder import transfer, varlen
-from harness.encoder.model import Encoder, ExitGate
+from harness.encoder.model import Encoder, ExitGate, ExitPolicy, HaltingGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.execution import engines, graphs, run_pass
 from harness.execution.cascade import run_cascade
 from harness.execution.executors import run_assigned, run_full
-from harness.execution.exit_rules import Confidence, Entropy, Learned, Patience, PatienceConfidence, Static
+from harness.execution.exit_rules import (
+    Confidence,
+    Entropy,
+    Learned,
+    Patience,
+    PatienceConfidence,
+    PatienceSimilarity,
+    Policy,
+    QExit,
+    Static,
+)
 from harness.execution.regrouping import look_once
 from harness.execution.regrouping.look_once import run_look_once
 from harness.execution.sequential import run_faithful, run_sequential
@@ -40,8 +50,8 @@ N, DEPTH = 23, 4
 RULE = Entropy(0.97)
 HASHED = {device: TokenExits.of(torch.arange(50) % DEPTH, DEPTH).to(device) for device in ("cpu", "meta")}
 SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
-GATE = ExitGate(SHAPE.width)
-GATES = {"cpu": GATE, "meta": copy.deepcopy(GATE).to("meta")}
+GATE, POLICY, HALTING = ExitGate(SHAPE.width), ExitPolicy(SHAPE.width, DEPTH - 1), HaltingGate(SHAPE.width).eval()
+GATES = {"cpu": (GATE, POLICY, HALTING), "meta": copy.deepcopy(nn.ModuleList([GATE, POLICY, HALTING])).to("meta")}
 
 
 def by_answer(logits: Tensor, lengths: Tensor) -> Tensor:
@@ -98,7 +108,16 @@ RUNS: dict[str, Callable[[MultiExitModel, TokenSet, Tensor, Execution], Predicti
         model, tokens, execution, Confidence(0.5, (0.5, 2.0, 1.0, 1.0))
     ),
     "learned": lambda model, tokens, exits, execution: run_sequential(
-        model, tokens, execution, Learned(0.5, GATES[tokens.device.type])
+        model, tokens, execution, Learned(0.5, GATES[tokens.device.type][0])
+    ),
+    "policy": lambda model, tokens, exits, execution: run_sequential(
+        model, tokens, execution, Policy(0.5, GATES[tokens.device.type][1])
+    ),
+    "q-exit": lambda model, tokens, exits, execution: run_sequential(
+        model, tokens, execution, QExit(0.75, GATES[tokens.device.type][2])
+    ),
+    "similar": lambda model, tokens, exits, execution: run_sequential(
+        model, tokens, execution, PatienceSimilarity(0.1, 1)
     ),
     "static": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, Static(1)),
     "verified": lambda model, tokens, exits, execution: run_verified(

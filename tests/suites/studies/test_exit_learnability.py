@@ -51,7 +51,7 @@ def test_planted_exits_are_found_where_they_are(samples: tuple[MultiExitModel, T
             found = predicted(values[:300], exits[:300], values[300:], LAYERS)
             row = measures(exits[300:], exits[:300], LAYERS, *found)
             explained[cause][name] = float(np.mean(row["explained"]))
-    sees = {"head": {"first head", "first head and text"}, "token": set(PREDICTORS) - {"length", "first head"}}
+    sees = {"head": {"first head", "first head and embedding"}, "token": set(PREDICTORS) - {"length", "first head"}}
     for cause, values in explained.items():
         for name, value in values.items():
             assert value > 0.15 if name in sees.get(cause, ()) else value < 0.08, (cause, name, value)
@@ -110,9 +110,9 @@ def test_the_command(mini_options: list[str], tmp_path: Path, capsys: pytest.Cap
     named = [(row["budget"], row["predictor"]) for row in data["rows"]]
     assert named == [(budget, name) for budget in (0.4, 0.7) for name in PREDICTORS]
     assert all(sum(row["exits"]) == 10 and -1 <= row["hits"] <= 1 for row in data["rows"])
-    assert [one["explained"]["detectable"] >= 0 for one in data["pooled"]] == [True] * 12
+    assert [one["explained"]["detectable"] >= 0 for one in data["pooled"]] == [True] * 10
     text = capsys.readouterr().out
-    assert "80 % power for" in text and "first head and text" in text and "learn from dev rows" in text
+    assert "80 % power for" in text and "first head and embedding" in text and "learn from dev rows" in text
     assert study.main(options) == 0
 
 
