@@ -1,13 +1,12 @@
 """The table behind one look: what a head's answer says about every later exit.
 
 A sample has three keys after the look: the bin of the head's entropy; this bin and the predicted class; and both with a bucket of
-the sample's length. The exit table counts, per key and exit, the samples whose answer there is that of full depth. Its rows,
-summed over the keys, thus estimate P(the answer at exit k is that of full depth), up to a factor that the last exit shows, where
-every sample agrees with itself. A key without samples adds the row of all samples and is counted as missing.
+the sample's length. An exit table of agreement counts, per key and exit from the look on, the samples whose answer there is that
+of full depth. The mean of the three rows estimates P(the answer at exit k is that of full depth); a key without samples adds the
+row of all samples and is counted as missing. The exit is that of rule :class:`~geep.exit_table.rules.Expected`, in integers, so
+that every backend gives the same exits: ``argmin over k of 1 - P_k + price * layers``, the shallower one on ties.
 
-The exit is ``argmin over k of 1 - P_k + price * (k - look)``, the shallower one on ties, in integers, so that every backend of the
-exit table gives the same exits. EdgeBERT (Tambe et al., MICRO 2021) also predicts the exit from one ramp's entropy, but by fixed
-entropy bins alone.
+EdgeBERT (Tambe et al., MICRO 2021) also predicts the exit from one ramp's entropy, but by bins of the entropy alone.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor
 
 from geep.exit_table import ExitTable
+from geep.exit_table.columns import TableColumns
 from geep.exit_table.keys import MAX_ID
-from geep.exit_table.rows import SCALE
+from geep.exit_table.rules import Expected
 from harness.core.errors import ConfigError
 from harness.core.text_formats import read_json
 from harness.core.tokens import TokenSet
@@ -32,7 +32,6 @@ from harness.execution.exit_rules import normalised_entropy
 
 KEYS = 3  # of a sample
 APART = 1e-5  # entropies nearer than this differ by rounding only
-FORBIDDEN = 1 << 40  # price of an exit without a head: more than all others can cost
 FACTS = "look.json"
 
 
@@ -105,31 +104,18 @@ class Bins:
         return TokenSet(ids, offsets, torch.zeros_like(ids, dtype=torch.int8))
 
 
-def cheapest(sums: Tensor, prices: Tensor) -> Tensor:
-    """Return the exit of each sample at which lost agreement plus price is smallest, the shallowest on ties: int16 [N].
-
-    Args:
-        sums: int64 [N, L], summed rows of the table; the last column is what full agreement would be.
-        prices: int64 [L], in 1 / :data:`SCALE` of an agreement.
-    """
-    whole = sums[:, -1:]
-    return ((whole - sums) * SCALE + prices * whole).argmin(1).to(torch.int16)
-
-
 class LookTable:
     """Estimates of agreement by exit after one look.
 
     Args:
-        look: layer index of the head.
-        answers: layer indices that have a head, rising.
+        look: layer index of the head, whose exit has the first column.
         bins: how answers become keys.
-        table: frozen; see the module.
+        table: frozen, of agreement.
     """
 
-    def __init__(self, look: int, answers: tuple[int, ...], bins: Bins, table: ExitTable) -> None:
-        self.look, self.answers, self.bins, self.table = look, answers, bins, table
-        self._here: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._prices: dict[tuple[torch.device, int], Tensor] = {}
+    def __init__(self, look: int, bins: Bins, table: ExitTable) -> None:
+        self.look, self.bins, self.table = look, bins, table
+        self._cuts: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def fill(
@@ -144,7 +130,7 @@ class LookTable:
         smoothing: int,
         backend: str = "auto",
     ) -> Self:
-        """Count agreement with full depth on rows that training has not seen.
+        """Count agreement with full depth.
 
         Args:
             logits: [A, N, C] of every answering layer.
@@ -153,51 +139,40 @@ class LookTable:
             look: one of them, before the last.
             bins: of the entropy at the look.
             buckets: of the length.
-            smoothing: samples of the average row that are added to every key.
+            smoothing: average samples that are added to every key.
 
         Raises:
             ConfigError: see :meth:`Bins.of`.
         """
-        seen = logits[answers.index(look)]
-        cut = Bins.of(normalised_entropy(seen).numpy(), lengths.cpu().numpy(), logits.shape[-1], bins, buckets)
+        seen, lengths = logits[answers.index(look)], lengths.cpu()
+        cut = Bins.of(normalised_entropy(seen).numpy(), lengths.numpy(), logits.shape[-1], bins, buckets)
         said = logits.argmax(-1)
-        agrees = said == said[-1]  # [A, N]
-        agrees[: answers.index(look)] = False
-        places, samples = agrees.nonzero(as_tuple=True)
-        keys = cut.keys(seen, lengths.cpu(), cut.to(seen.device))
-        table = ExitTable(answers[-1] + 1, backend=backend)
-        table.insert(keys.select(samples), torch.tensor(answers)[places])
-        # The table smooths by what it counts, agreements; a sample has several.
-        table.freeze(min_count=1, smoothing=round(smoothing * len(samples) / logits.shape[1]))
-        return cls(look, answers, cut, table)
+        # A layer without a head never agrees. It loses against the look, which is shallower, so no sample gets it.
+        agrees = torch.zeros(logits.shape[1], answers[-1] + 1 - look, dtype=torch.bool)
+        for answer, labels in zip(answers, said, strict=True):
+            if answer >= look:
+                agrees[:, answer - look] = labels == said[-1]
+        table = ExitTable(TableColumns(agreement=agrees.shape[1]), backend=backend)
+        table.insert(cut.keys(seen, lengths, cut.to(seen.device)), agrees)
+        table.freeze(min_count=1, smoothing=smoothing)
+        return cls(look, cut, table)
 
-    def prices(self, price: int) -> Tensor:
-        """Return what each exit costs, int64 [L] on the CPU: ``price`` a layer from the look on."""
-        found = torch.full((self.answers[-1] + 1,), FORBIDDEN)
-        for answer in self.answers:
-            if answer >= self.look:
-                found[answer] = price * (answer - self.look)
-        return found
-
-    def sums(self, logits: Tensor, lengths: Tensor) -> Tensor:
-        """Return the summed rows of samples, int64 [B, L]; arguments as :meth:`exits` has them."""
+    def keys(self, logits: Tensor, lengths: Tensor) -> TokenSet:
+        """Return the keys of samples; arguments as :meth:`exits` has them."""
         device = logits.device
-        if device not in self._here:
-            self._here[device] = self.bins.to(device)
-        return self.table.distribution(self.bins.keys(logits, lengths, self._here[device]))
+        if device not in self._cuts:
+            self._cuts[device] = self.bins.to(device)
+        return self.bins.keys(logits, lengths, self._cuts[device])
 
-    def exits(self, logits: Tensor, lengths: Tensor, *, price: int) -> Tensor:
-        """Return the exits of samples after the look, int16 [B]; the host does not wait.
+    def exits(self, logits: Tensor, lengths: Tensor, prices: tuple[int, ...]) -> Tensor:
+        """Return the exits of samples after the look at Q prices of a layer, int16 [B, Q]; the host does not wait.
 
         Args:
             logits: [B, C] of the head at the look.
             lengths: int64 [B].
-            price: of a layer, in 1 / :data:`SCALE` of an agreement.
+            prices: see :class:`~geep.exit_table.rules.Expected`.
         """
-        device = logits.device
-        if (device, price) not in self._prices:
-            self._prices[device, price] = upload(self.prices(price).numpy(), device)
-        return cheapest(self.sums(logits, lengths), self._prices[device, price])
+        return self.table.assign(self.keys(logits, lengths), Expected(prices)) + self.look
 
     def save(self, folder: Path) -> None:
         """Write the exit table and ``look.json`` into a folder."""
@@ -206,9 +181,9 @@ class LookTable:
         (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, answers: tuple[int, ...], backend: str = "auto") -> Self:
-        """Read what :meth:`save` wrote; raises what reading raises, or KeyError or TypeError if the file is another."""
+    def load(cls, folder: Path, depth: int, backend: str = "auto") -> Self:
+        """Read what :meth:`save` wrote for an encoder of ``depth`` layers; raises what reading raises."""
         facts = read_json(folder / FACTS)
-        given = facts["bins"]
+        given, look = facts["bins"], facts["look"]
         bins = Bins(tuple(given["entropies"]), tuple(given["lengths"]), given["classes"])
-        return cls(facts["look"], answers, bins, ExitTable.load(folder, backend, num_layers=answers[-1] + 1))
+        return cls(look, bins, ExitTable.load(folder, backend, num_layers=depth - look))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,8 +10,9 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from geep.exit_table.rows import COUNT_LIMIT, SCALE
-from geep.look_table import LookTable, cheapest
+from geep.exit_table.rows import COUNT_LIMIT
+from geep.exit_table.rules import UNIT
+from geep.look_table import LookTable
 from geep.method import TUNING
 from geep.predictor import DevView
 from geep.table_rows import TableSettings, choose_rows
@@ -30,8 +30,8 @@ from harness.toolkit.fitted import ChosenPoints, FittedModel, read_points, readi
 from harness.toolkit.method_settings import SpeedBudgetSettings, speed_name
 
 TABLE = "table"
-# Prices of a layer to try, in 1 / SCALE of an agreement: from free to that of an answer.
-PRICES = tuple(sorted({0, *np.geomspace(1, SCALE, 300).round().astype(int).tolist()}))
+# Prices of a layer to try, in 1 / UNIT of an agreement: from free to that of an answer.
+PRICES = tuple(sorted({0, *np.geomspace(1, UNIT, 300).round().astype(int).tolist()}))
 
 
 class GeepLookSettings(SpeedBudgetSettings):
@@ -74,20 +74,16 @@ class PricedLayers(Candidate):
         return {"price": int(self.threshold), "dev_agreement": self.agreement}
 
 
-def priced(table: LookTable, sums: Tensor, view: DevView) -> list[PricedLayers]:
+def priced(exits: np.ndarray, view: DevView) -> list[PricedLayers]:
     """Return what every price does on dev, prices rising.
 
     Args:
-        sums: int64 [N, L], of the dev rows.
+        exits: int16 [N, Q], of the dev rows at :data:`PRICES`.
     """
-    samples = np.arange(len(sums))
-    found = []
-    for price in PRICES:
-        exits = cheapest(sums, table.prices(price)).numpy()
-        place = view.position(exits)
-        layers, right = float((exits + 1.0).mean()), float(view.correct[place, samples].mean())
-        found.append(PricedLayers(price, layers, right, float(view.agrees[place, samples].mean())))
-    return found
+    layers, accuracy = view.outcomes(exits)
+    agreement = view.agrees[view.position(exits), np.arange(len(exits))[:, None]].mean(0)
+    found = zip(PRICES, layers.tolist(), accuracy.tolist(), agreement.tolist(), strict=True)
+    return [PricedLayers(*one) for one in found]
 
 
 def nearest(layers: float, candidates: list[PricedLayers]) -> PricedLayers:
@@ -104,7 +100,11 @@ class FittedLook(ChosenPoints):
     table: LookTable = field(kw_only=True)
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        decide = partial(self.table.exits, price=at.params["price"])
+        prices = (at.params["price"],)
+
+        def decide(logits: Tensor, lengths: Tensor) -> Tensor:
+            return self.table.exits(logits, lengths, prices)[:, 0]
+
         return run_look_once(self.model, tokens, self.table.look, decide, at.execution)
 
     def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
@@ -112,7 +112,7 @@ class FittedLook(ChosenPoints):
         hits: list[tuple[int, int]] = []
 
         def decide(logits: Tensor, lengths: Tensor) -> Tensor:
-            exits = self.table.exits(logits, lengths, price=at.params["price"])
+            exits = self.table.exits(logits, lengths, (UNIT,))[:, 0]
             hits.append(self.table.table.hits())
             return exits.clamp(max=self.table.look)  # nothing has to run beyond the look
 
@@ -163,8 +163,8 @@ class GeepLook(BaseMethod[GeepLookSettings]):
         )
         logits = exit_logits(model, task.dev.tokens, TUNING)
         view = DevView.of(logits, task.dev.labels, model.answers, model.depth)
-        sums = table.sums(logits[model.answers.index(look)], task.dev.tokens.lengths.cpu())
-        able = priced(table, sums, view)
+        seen = logits[model.answers.index(look)], task.dev.tokens.lengths.cpu()
+        able = priced(table.exits(*seen, PRICES).numpy(), view)
         fitted = FittedLook(model, None, table=table)
         for speed in own.speeds:
             one = nearest(view.sequential_layers(speed), able)
@@ -176,7 +176,7 @@ class GeepLook(BaseMethod[GeepLookSettings]):
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> FittedLook:
         model = _model(teachers)
         with reading(folder):
-            table = LookTable.load(folder / TABLE, model.answers)
+            table = LookTable.load(folder / TABLE, model.depth)
             return FittedLook(model, None, read_points(folder / "points.json"), table=table)
 
 

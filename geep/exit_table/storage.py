@@ -72,7 +72,7 @@ class Header(StrictSettings):
 
 def columns_header(columns: TableColumns) -> dict[str, Any]:
     """Return what the header says of the columns; files of tables with exits only are those of version 1."""
-    if columns == TableColumns(exits=columns.exits):
+    if columns.exits == columns.width:
         return {"num_layers": columns.exits}
     return {"version": 2, "num_layers": columns.num_layers, "columns": OtherColumns(**asdict(columns))}
 
