@@ -95,7 +95,7 @@ class Predictions:
 
     Attributes:
         logits: float32 [N, C] on the host.
-        exit_layer: int16 [N] on the host, index 0 .. L-1 of the last layer that the answer used.
+        exit_layer: int16 [N] on the host, index 0 .. L-1 of the last layer that the answer used; -1 if it used none.
         work: what was executed, for FLOPs and mean layers.
         predicted_exit: int16 [N], the exit predicted before running, or after one look; ``None`` for methods that predict none.
         phases: seconds of the parts of the pass (``"predict"``, ``"schedule"``, ...); need not add up to the whole.
@@ -315,7 +315,7 @@ class AnswersAtDepths(Protocol):
     """
 
     def depth_answers(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[Sequence[int], np.ndarray]:
-        """Return the A layer indices that can answer, rising up to the last layer, and their labels, int64 [A, N]."""
+        """Return the A layer indices that can answer, rising up to the last one (-1: before layer 1), and labels, int64 [A, N]."""
         ...
 
 

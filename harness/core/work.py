@@ -23,6 +23,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+# Exit of a sample that is answered before layer 1: it runs no layer, no head and no embedding, and is in no tally.
+BEFORE = -1
 Convention = Literal["linear", "full"]
 # Shares of samples are rounded to multiples of this, so that their sums are exact in any order.
 SHARE = 2.0**-20

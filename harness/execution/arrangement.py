@@ -28,12 +28,13 @@ AT_HAND = ("cpu",)
 
 @dataclass(frozen=True)
 class Arranged:
-    """N samples in running order.
+    """N samples in running order. Samples that are answered already come last in each window.
 
     Attributes:
         order: int64 [N] on the host; the i-th to run is sample ``order[i]``.
         lengths: int64 [N] on the host, tokens of the i-th to run.
         columns: int64 [N, S] on the host, its exit or its looks; S is 0 if none were given.
+        answered: bool [N] on the host, whether it is answered already and does not run.
         starts: int64 [N + 1] on the host, where its tokens begin.
         tokens: the samples in this order, on their device.
         positions: int32 [total] on the device, place of every token in its sample.
@@ -42,6 +43,7 @@ class Arranged:
     order: np.ndarray
     lengths: np.ndarray
     columns: np.ndarray
+    answered: np.ndarray
     starts: np.ndarray
     tokens: TokenSet
     positions: Tensor
@@ -51,6 +53,11 @@ class Arranged:
         whole, rows = self.tokens, slice(int(self.starts[begin]), int(self.starts[end]))
         offsets = whole.offsets[begin : end + 1] - whole.offsets[begin]
         return TokenSet(whole.ids[rows], offsets, whole.segments[rows], whole.special), self.positions[rows]
+
+    def windows(self, window: int) -> Iterator[tuple[int, int]]:
+        """Yield the samples of each window that run (first, one past the last); 0 is one window of all samples."""
+        for begin, end in windows(len(self.order), window):
+            yield begin, end - int(self.answered[begin:end].sum())
 
     def select(self, samples: np.ndarray) -> Arranged:
         """Gather some samples (int64 [M] on the host, places in running order) on the device without synchronising."""
@@ -63,14 +70,22 @@ class Arranged:
         )
         index = shift + torch.arange(total, device=whole.device)
         tokens = TokenSet(whole.ids[index], offsets, whole.segments[index], whole.special)
-        return Arranged(self.order[samples], lengths, self.columns[samples], starts, tokens, self.positions[index])
+        columns, answered = self.columns[samples], self.answered[samples]
+        return Arranged(self.order[samples], lengths, columns, answered, starts, tokens, self.positions[index])
 
 
-def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns: Tensor | None = None) -> Arranged:
+def arrange(
+    tokens: TokenSet,
+    execution: Execution,
+    shape: EncoderShape,
+    columns: Tensor | None = None,
+    answered: Tensor | None = None,
+) -> Arranged:
     """Order samples by their first column, deepest first, then by length if ``execution.order`` says so, per window.
 
     Args:
         columns: int16 [N, S]; with ``None`` or S = 0 all samples have the same exit.
+        answered: bool [N], samples that do not run and come last; ``None``: all run.
 
     Raises:
         ConfigError: a sample has no token, more tokens than the encoder has positions or, in protocol ``paper``, more
@@ -82,16 +97,21 @@ def arrange(tokens: TokenSet, execution: Execution, shape: EncoderShape, columns
         columns = torch.empty(count, 0, dtype=torch.int16, device=device)
     columns = columns.to(device)
     first = columns[:, 0].contiguous() if columns.shape[1] else columns.new_zeros(count)
-    lengths = tokens.lengths
-    order = sort_by_exit(first, lengths, execution, shape.layers)
-    facts = torch.cat([order[:, None], lengths[order][:, None], columns[order].long()], dim=1)  # [N, 2 + S]
+    depth, lengths = shape.layers, tokens.lengths
+    if answered is not None:
+        first, depth = torch.where(answered, 0, first.clamp(min=0) + 1), depth + 1
+    order = sort_by_exit(first, lengths, execution, depth)
+    known = columns if answered is None else torch.cat([columns, answered[:, None]], dim=1)
+    facts = torch.cat([order[:, None], lengths[order][:, None], known[order].long()], dim=1)  # [N, 2 + S (+ 1)]
     copy = transfer.download(torch.cat([facts.reshape(-1).int(), _extremes(tokens)]))
     ordered, positions = _gathered(tokens, order)  # queued while the copy is under way
     host = copy.wait().astype(np.int64)
-    table = host[:-4].reshape(count, 2 + columns.shape[1])
+    table = host[:-4].reshape(count, 2 + known.shape[1])
     _check(table[:, 1], table[:, 0], host[-4:], execution, shape)
     starts = running_sums(table[:, 1])
-    return Arranged(table[:, 0].copy(), table[:, 1].copy(), table[:, 2:].copy(), starts, ordered, positions)
+    done = np.zeros(count, dtype=bool) if answered is None else table[:, -1] == 1
+    looks = table[:, 2 : 2 + columns.shape[1]].copy()
+    return Arranged(table[:, 0].copy(), table[:, 1].copy(), looks, done, starts, ordered, positions)
 
 
 def sort_by_exit(exits: Tensor, lengths: Tensor, execution: Execution, depth: int) -> Tensor:

@@ -8,7 +8,7 @@ On CUDA the host waits twice: for the execution order, and for the answers. Deci
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ from harness.encoder import transfer
 from harness.encoder.model import Gate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.arrangement import cut, windows
-from harness.execution.run_pass import Answer, Pass, inference
+from harness.execution.run_pass import Answer, Answered, Pass, inference
 
 
 def run_full(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> Predictions:
@@ -36,12 +36,17 @@ def run_full(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> P
         return run.predictions()
 
 
-def exit_batches(exits: np.ndarray, lengths: np.ndarray, execution: Execution) -> Iterator[tuple[int, int]]:
+def exit_batches(
+    exits: np.ndarray, lengths: np.ndarray, execution: Execution, spans: Iterable[tuple[int, int]] | None = None
+) -> Iterator[tuple[int, int]]:
     """Yield batches of arranged samples: ``ladder`` cuts anywhere, ``exact-k`` also where the exit changes.
 
     Exits never rise within a batch, so the samples active at any layer are a prefix.
+
+    Args:
+        spans: samples of each window that run (first, one past the last); by default all.
     """
-    for begin, end in windows(len(exits), execution.window):
+    for begin, end in windows(len(exits), execution.window) if spans is None else spans:
         groups = [begin, end]
         if execution.executor == "exact-k":
             groups[1:1] = (np.flatnonzero(np.diff(exits[begin:end])) + begin + 1).tolist()
@@ -57,6 +62,7 @@ def run_assigned(
     *,
     answer: Answer = "student",
     phases: Phases | None = None,
+    answered: Answered | None = None,
 ) -> Predictions:
     """Run every sample to the exit it was assigned beforehand, and answer with one head.
 
@@ -65,15 +71,16 @@ def run_assigned(
     Args:
         exits: int16 [N], layer indices out of ``model.answers`` (``answer="shared"``: any layer index).
         answer: ``"student"`` is C_k(h^k), ``"shared"`` is C_T(F_L(h^k)), one layer more.
+        answered: answers some samples before layer 1; the others run.
 
     Raises:
         ConfigError: an exit is at a layer without a trained head.
     """
     with inference(model):
-        run = Pass(model, tokens, execution, exits[:, None], phases)
+        run = Pass(model, tokens, execution, exits[:, None], phases, answered)
         run.refuse_unless_answered(model.answers if answer == "student" else range(model.depth))
         with run.phases("layers"):
-            for first, last in exit_batches(run.columns[:, 0], run.lengths, execution):
+            for first, last in exit_batches(run.columns[:, 0], run.lengths, execution, run.windows()):
                 climb(run, first, last, answer)
         return run.predictions()
 

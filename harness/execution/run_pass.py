@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,13 +20,13 @@ from harness.contracts import Execution, Predictions
 from harness.core.clock import Phases
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
-from harness.core.work import Tally, Work, record
+from harness.core.work import BEFORE, Tally, Work, record
 from harness.encoder import transfer
 from harness.encoder.layout import Layout
 from harness.encoder.model import Gate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.transfer import HostCopy
-from harness.execution.arrangement import Arranged, arrange, cut, windows
+from harness.execution.arrangement import Arranged, arrange, cut
 from harness.execution.engine import SIDE
 from harness.execution.engines import engine_for
 
@@ -35,6 +36,19 @@ Answer = Literal["student", "shared"]
 Climb = Generator[HostCopy, np.ndarray, None]
 # Batches in flight at a time, per device type; one where there is nothing to wait for.
 IN_FLIGHT = {"cuda": 2}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What answers samples before layer 1, for all N samples in input order, on their device.
+
+    Attributes:
+        sure: bool [N], samples that are answered and do not run.
+        logits: float32 [N, C], their answers; other rows are ignored.
+    """
+
+    sure: Tensor
+    logits: Tensor
 
 
 @contextmanager
@@ -52,7 +66,9 @@ def inference(model: MultiExitModel) -> Iterator[None]:
 class Pass:
     """One pass over a token set: samples in running order, the engine, and the results so far.
 
-    Samples are numbered by their place in running order, 0 .. N-1.
+    Samples are numbered by their place in running order, 0 .. N-1. Samples answered before layer 1 stand at the end of each
+    window, outside of :meth:`windows` and :meth:`batches`, so that every executor runs the others alone; their number comes with
+    the one copy of the schedule.
 
     Attributes:
         lengths: int64 [N] on the host.
@@ -70,11 +86,17 @@ class Pass:
         execution: Execution,
         columns: Tensor | None = None,
         phases: Phases | None = None,
+        answered: Answered | None = None,
     ) -> None:
         phases = phases or Phases(tokens.device)
         with phases("schedule"):
-            arranged = arrange(tokens, execution, model.encoder.shape, columns)
+            sure = None if answered is None else answered.sure
+            arranged = arrange(tokens, execution, model.encoder.shape, columns, sure)
         self._prepare(model, arranged, execution, phases, int(arranged.lengths.max(initial=1)))
+        if answered is not None:
+            torch.index_select(answered.logits, 0, transfer.upload(arranged.order, self.device), out=self.logits)
+            self.exits[arranged.answered] = BEFORE
+            self.columns[arranged.answered] = BEFORE
 
     @classmethod
     def over(cls, model: MultiExitModel, samples: np.ndarray, other: Pass) -> Pass:
@@ -96,9 +118,13 @@ class Pass:
         self.exits = np.zeros(count, dtype=np.int16)
         self.work = Work()
 
+    def windows(self) -> Iterator[tuple[int, int]]:
+        """Yield the samples of each window that run (first, one past the last)."""
+        return self.arranged.windows(self.execution.window)
+
     def batches(self) -> Iterator[tuple[int, int]]:
         """Yield batches (first, one past the last); none spans two windows."""
-        for begin, end in windows(len(self.lengths), self.execution.window):
+        for begin, end in self.windows():
             yield from cut(self.lengths, begin, end, self.execution)
 
     def begin(self, first: int, last: int, lane: int = 0) -> tuple[Tensor, Layout]:
@@ -195,7 +221,7 @@ class Pass:
             ConfigError: one is not.
         """
         known = sorted(allowed)
-        unknown = {*np.unique(self.columns).tolist(), *more} - set(known)
+        unknown = {*np.unique(self.columns[~self.arranged.answered]).tolist(), *more} - set(known)
         if unknown:
             raise ConfigError(f"no trained head after layer index {sorted(unknown)}: heads are at {known}")
 

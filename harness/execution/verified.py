@@ -22,7 +22,7 @@ from harness.encoder import transfer
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.transfer import HostCopy
-from harness.execution.arrangement import cut, windows
+from harness.execution.arrangement import cut
 from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
 
 # Samples whose hidden states are kept until the host knows which stay; bounds the memory of the second pass.
@@ -66,7 +66,7 @@ def run_verified(
 
 def _chunks(run: Pass) -> Iterator[tuple[int, int]]:
     size = max(CHUNK, run.execution.batch_size)
-    for begin, end in windows(len(run.lengths), run.execution.window):
+    for begin, end in run.windows():
         for first in range(begin, end, size):
             yield first, min(first + size, end)
 

@@ -12,6 +12,7 @@ from harness.contracts import AnswersAtDepths, CountsKeyHits, Foresees
 from harness.core import clock
 from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
+from harness.core.work import BEFORE
 from harness.measure.passes import Contender, precision, timed_pass
 from harness.measure.resources import SavedState, joules
 from harness.results.schema import MOST_LAYERS, Latency, Resources
@@ -26,7 +27,7 @@ class DepthAnswers:
     """What every exit of a model would answer.
 
     Attributes:
-        layers: A layer indices, rising; the last one is the last layer of the model.
+        layers: A layer indices, rising; the last one is the last layer of the model. The first may be ``BEFORE``.
         labels: int64 [A, N].
     """
 
@@ -108,7 +109,7 @@ def depth_answers(contender: Contender, tokens: TokenSet) -> DepthAnswers | None
         raise MethodError(
             f"depth_answers: results hold the answers of up to {MOST_LAYERS} layers, the model has {depth}"
         )
-    if list(layers) != sorted({*layers} & {*range(depth)}) or [*layers][-1:] != [depth - 1]:
+    if list(layers) != sorted({*layers} & {*range(BEFORE, depth)}) or [*layers][-1:] != [depth - 1]:
         raise MethodError(
             f"depth_answers returned layers {list(layers)}: return rising layer indices up to {depth - 1}"
         )

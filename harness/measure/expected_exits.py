@@ -26,8 +26,8 @@ def expected_at_random(right: np.ndarray, histogram: Sequence[int]) -> np.ndarra
     Sum over layers of the share of samples that exit there times whether its head is right: the mean over all permutations.
 
     Args:
-        right: bool [n, depth].
-        histogram: samples that exit after layer 1, 2, ..., depth; at least one in total.
+        right: bool [n, heads], such as those after layer 1, 2, ..., depth.
+        histogram: samples that exit after each of these heads; at least one in total.
     """
     counts = np.asarray(histogram, dtype=np.float64)
     return np.asarray(right @ (counts / counts.sum()))

@@ -10,11 +10,11 @@ import numpy as np
 from harness.contracts import Fitted, OperatingPoint, Predictions
 from harness.core.errors import MethodError
 from harness.core.names import check_label
-from harness.core.work import ModelCost
+from harness.core.work import BEFORE, ModelCost
 
 _LOGITS = "return float32 [N, C] on the host, in input order"
 FITTED_PARTS = ("operating_points", "predict", "save", "cost")
-_EXITS = "return int16 [N] on the host, layers counted from 0"
+_EXITS = "return int16 [N] on the host, layers counted from 0, or -1 for before layer 1"
 
 
 def check_answers(predictions: Predictions, samples: int) -> None:
@@ -54,10 +54,10 @@ def check_work(predictions: Predictions, cost: ModelCost) -> None:
     """
     exits, work = predictions.exit_layer, predictions.work
     for name, layers in (("exit_layer", exits), ("predicted_exit", predictions.predicted_exit)):
-        if layers is not None and len(layers) and not 0 <= layers.min() <= layers.max() < cost.depth:
+        if layers is not None and len(layers) and not BEFORE <= layers.min() <= layers.max() < cost.depth:
             raise MethodError(
                 f"predict returned {name} from {layers.min()} to {layers.max()} for a model of {cost.depth} layers: "
-                f"return indices in 0..{cost.depth - 1}, and the number of layers as cost.depth"
+                f"return indices in 0..{cost.depth - 1}, or {BEFORE} for before layer 1, and the number of layers as cost.depth"
             )
     unknown = sorted({block.split(".")[0] for block in work.blocks} - set(cost.blocks))
     if unknown:
@@ -65,8 +65,14 @@ def check_work(predictions: Predictions, cost: ModelCost) -> None:
             f"predict counted blocks of kind {', '.join(unknown)}, but cost.blocks has only {', '.join(cost.blocks)}: "
             "add a cost for every kind"
         )
-    if len(exits) and not work.rows("layer"):
+    ran = int((exits != BEFORE).sum())
+    if ran and not work.rows("layer"):
         raise MethodError('predict counted no layer: add each executed one, as in work.add("layer.0", layout.tally())')
+    if len(exits) and not ran and work.blocks:
+        raise MethodError(
+            f"predict says that all {len(exits)} samples were answered before layer 1, but counted {', '.join(work.blocks)}: "
+            "give samples that run the index of their last layer"
+        )
 
 
 def _kind(values: object) -> str:

@@ -236,8 +236,8 @@ def _change(base: PackedRun, new: PackedRun, olds: Sequence[PackedCell], youngs:
 
 
 def _depths(cell: PackedCell) -> list[int]:
-    """Return the layers after which samples exit, from 1; if it is one layer in both runs, no weight can change the cost."""
-    return [layer for layer, samples in enumerate(cell.exits, start=1) if samples]
+    """Return the layers after which samples exit, 0 before layer 1; if it is one in both runs, no weight can change the cost."""
+    return [layer for layer, samples in enumerate([cell.answered_before, *cell.exits]) if samples]
 
 
 def _judge_costs(changes: Sequence[Change], limits: Limits) -> None:

@@ -26,7 +26,7 @@ from harness.core.files import write_text
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
 from harness.results.run_folder import RunFolder, failed_cell
-from harness.results.schema import DEPTH_COLUMNS, SCHEMA, Binding, Cell, Result, StrictRecord
+from harness.results.schema import BEFORE_BIT, DEPTH_COLUMNS, SCHEMA, Binding, Cell, Result, StrictRecord
 
 PACKED = 1  # version; raise it with any change of meaning
 SKETCHED = 64  # samples whose confidence is kept
@@ -60,8 +60,9 @@ class PackedCell(StrictRecord):
     ``sketch`` and ``sketch_exits``: base64 of the confidence (float32) and exit layer (uint8) of up to 64 samples, evenly
     spaced, which distinguish fits (:func:`same_fit`). ``depths``: base64 of the columns
     :data:`harness.results.schema.DEPTH_COLUMNS` of cells that have them, one after the other: of every layer a bit per sample,
-    eight per byte. ``exits``: samples that answered from layer 1, 2, ... ``machine`` and
-    ``binding``: index into the lists of :class:`PackedRun`; results of older versions have no binding.
+    eight per byte, and last, with ``depths_before``, what answers before layer 1. ``exits``: samples that answered from layer
+    1, 2, ...; ``answered_before``: before layer 1. ``machine`` and ``binding``: index into the lists of :class:`PackedRun`;
+    results of older versions have no binding.
     """
 
     cell: Cell
@@ -75,11 +76,13 @@ class PackedCell(StrictRecord):
     sketch: str | None = None
     sketch_exits: str | None = None
     depths: str | None = None
+    depths_before: bool = False
     flops_linear: float
     flops_full: float
     mean_layers: float
     mean_heads: float
     exits: list[int]
+    answered_before: int = 0
     reference: str | None = None
     speedup: float | None = None
     round_seconds: list[float] = Field(default_factory=list)
@@ -123,11 +126,11 @@ class PackedCell(StrictRecord):
         """
         if self.depths is None:
             return None
-        layers, width = len(self.exits), (self.n + 7) // 8
-        raw = self._decode(self.depths, len(DEPTH_COLUMNS) * layers * width)
-        packed = np.frombuffer(raw, dtype=np.uint8).reshape(len(DEPTH_COLUMNS), layers, width)
+        places, width = _bit_places(len(self.exits), self.depths_before), (self.n + 7) // 8
+        raw = self._decode(self.depths, len(DEPTH_COLUMNS) * len(places) * width)
+        packed = np.frombuffer(raw, dtype=np.uint8).reshape(len(DEPTH_COLUMNS), len(places), width)
         bits = np.unpackbits(packed, axis=-1, count=self.n).astype(np.int64)
-        weights = np.left_shift(1, np.arange(layers, dtype=np.int64))
+        weights = np.left_shift(1, places)
         return dict(zip(DEPTH_COLUMNS, (bits * weights[:, None]).sum(1), strict=True))
 
     def _decode(self, text: str, size: int) -> bytes:
@@ -201,10 +204,17 @@ def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.tobytes()).decode("ascii")
 
 
-def _pack_depths(samples: pd.DataFrame, layers: int) -> str:
+def _bit_places(layers: int, before: bool) -> np.ndarray:
+    """Return which bits of a mask are stored, in this order."""
+    return np.array([*range(layers), *([BEFORE_BIT] if before else [])], dtype=np.int64)
+
+
+def _pack_depths(samples: pd.DataFrame, layers: int) -> dict[str, Any]:
     """Return the columns DEPTH_COLUMNS as :attr:`PackedCell.depths`."""
     masks = samples[[*DEPTH_COLUMNS]].to_numpy(dtype=np.int64).T[:, None]  # [2, 1, N]
-    return _base64(np.packbits((masks >> np.arange(layers)[:, None]) & 1, axis=-1))  # [2, layers, N / 8]
+    before = bool((masks >> BEFORE_BIT & 1).any())
+    bits = (masks >> _bit_places(layers, before)[:, None]) & 1  # [2, layers, N]
+    return {"depths": _base64(np.packbits(bits, axis=-1)), "depths_before": before}
 
 
 def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int, binding: int | None) -> PackedCell:
@@ -220,7 +230,7 @@ def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int, bindi
             "tokens": int(samples["length"].sum()),
         }
         if all(name in samples for name in DEPTH_COLUMNS):
-            kept["depths"] = _pack_depths(samples, len(result.exit_histogram))
+            kept |= _pack_depths(samples, len(result.exit_histogram))
     return PackedCell(
         cell=result.cell,
         kind=result.kind,
@@ -228,6 +238,7 @@ def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int, bindi
         n=result.quality.n,
         accuracy=result.quality.accuracy,
         exits=result.exit_histogram,
+        answered_before=result.answered_before,
         machine=machine,
         binding=binding,
         **result.cost.model_dump(include={"flops_linear", "flops_full", "mean_layers", "mean_heads"}),

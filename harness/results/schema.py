@@ -322,6 +322,7 @@ class Result(StrictRecord):
     training: Training | None
     checks: Checks
     exit_histogram: list[int] = Field(description="samples that answered from layer 1, 2, ..., depth")
+    answered_before: int = Field(default=0, ge=0, description="samples that were answered before layer 1")
     peak_memory_bytes: int | None = None
     latency: list[Latency] = Field(default_factory=list)
     # Stored under their first names, so that every result of schema 1 loads.
@@ -352,15 +353,16 @@ SAMPLE_COLUMNS = {
     "prediction": "int64: predicted label",
     "correct": "bool",
     "confidence": "float32: softmax probability of the prediction",
-    "exit_layer": "int16: layer of the exit that answered, 1..depth",
-    "predicted_exit": "int16: predicted exit layer, 1..depth; 0 without a prediction",
+    "exit_layer": "int16: layer of the exit that answered, 1..depth; 0 before layer 1",
+    "predicted_exit": "int16: predicted exit layer, 1..depth; 0 without a prediction, -1 before layer 1",
     "difficulty": "int8: true difficulty of embedded samples; -1 for real data",
 }
 
 # Further columns, for methods that say what every exit would answer (an oracle). Older results have none.
-# Bit i is layer i + 1; bits of layers that cannot answer are 0.
+# Bit i is layer i + 1, and bit 62 what answers before layer 1; bits of layers that cannot answer are 0.
 DEPTH_COLUMNS = {
     "right_layers": "int64: bit i is set if layer i + 1 answers and is right",
     "agreeing_layers": "int64: bit i is set if layer i + 1 answers and gives the answer of the last layer",
 }
-MOST_LAYERS = 62  # whose bits fit into an int64, the sign apart
+MOST_LAYERS = 62  # whose bits fit into an int64, the sign and BEFORE_BIT apart
+BEFORE_BIT = 62

@@ -21,7 +21,7 @@ from pyarrow import parquet
 from harness.core.errors import ResultError
 from harness.core.names import clean_all
 from harness.core.text_formats import read_json
-from harness.results.schema import DEPTH_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Result
+from harness.results.schema import BEFORE_BIT, DEPTH_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Result
 
 CHECKSUMS = "checksums"
 # Everything that pyarrow raises for a file that is not intact.
@@ -130,8 +130,8 @@ def _contradiction(result: Result, frame: pd.DataFrame) -> str:
     share = float(frame["correct"].mean())
     if np.isfinite(quality.accuracy) and abs(share - quality.accuracy) * quality.n > 0.5:
         return f"gives an accuracy of {share:.4f}, but the result says {quality.accuracy:.4f}"
-    exits = np.bincount(frame["exit_layer"].clip(lower=0), minlength=len(result.exit_histogram) + 1)[1:].tolist()
-    if exits != result.exit_histogram:
+    exits = np.bincount(frame["exit_layer"].clip(lower=0), minlength=len(result.exit_histogram) + 1).tolist()
+    if exits != [result.answered_before, *result.exit_histogram]:
         return "has other exit layers than the histogram of the result"
     return _depth_contradiction(frame, result.cost.depth)
 
@@ -142,7 +142,8 @@ def _depth_contradiction(frame: pd.DataFrame, depth: int) -> str:
         return ""
     right, agreeing = (frame[name].to_numpy(dtype=np.int64) for name in DEPTH_COLUMNS)
     last = np.int64(1 << (depth - 1))
-    if (((right | agreeing) >> depth) != 0).any():  # the sign bit, too: negative numbers stay negative
+    layers = (right | agreeing) & ~np.int64(1 << BEFORE_BIT)
+    if ((layers >> depth) != 0).any():  # the sign bit, too: negative numbers stay negative
         return f"names other layers than 1 to {depth} in the columns {' and '.join(DEPTH_COLUMNS)}"
     if not (agreeing & last).all():
         return "says that the last layer does not agree with itself"

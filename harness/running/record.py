@@ -13,10 +13,22 @@ from sklearn.metrics import f1_score
 from harness.contracts import HasRole, HasTraining, Method, TrainingConditions, TrainingCost
 from harness.core.environment import environment_facts
 from harness.core.errors import MethodError
+from harness.core.work import BEFORE
 from harness.measure.diagnostics import DepthAnswers, Diagnostics
 from harness.measure.passes import Contender, Measured
 from harness.measure.statistics import bootstrap_interval
-from harness.results.schema import DEPTH_COLUMNS, SCHEMA, Binding, Cell, Checks, Cost, Quality, Result, Training
+from harness.results.schema import (
+    BEFORE_BIT,
+    DEPTH_COLUMNS,
+    SCHEMA,
+    Binding,
+    Cell,
+    Checks,
+    Cost,
+    Quality,
+    Result,
+    Training,
+)
 from harness.running.task import Prepared
 
 
@@ -59,6 +71,7 @@ def build_result(
             "return logits [N, task.num_labels]"
         )
     work, n = predictions.work, len(predictions.exit_layer)
+    exits = predictions.exit_layer.astype(np.int64)
     training, fitted = None, contender.fitted
     if isinstance(fitted, HasTraining) and (report := fitted.training) is not None:
         training = Training(
@@ -97,7 +110,8 @@ def build_result(
             state_unchanged=diagnostics.state_unchanged,
             syncs=diagnostics.syncs,
         ),
-        exit_histogram=np.bincount(predictions.exit_layer.astype(np.int64), minlength=cost.depth).tolist(),
+        exit_histogram=np.bincount(exits[exits != BEFORE], minlength=cost.depth).tolist(),
+        answered_before=int((exits == BEFORE).sum()),
         peak_memory_bytes=measured.peak_memory_bytes,
         speedup_factors=measured.speedup_factors,
         latency=diagnostics.latency,
@@ -121,7 +135,8 @@ def depth_bits(answers: DepthAnswers, labels: np.ndarray) -> dict[str, np.ndarra
     Returns:
         bit masks, int64 [N] each.
     """
-    bits = np.left_shift(1, np.array(answers.layers, dtype=np.int64))[:, None]  # [A, 1]
+    places = [BEFORE_BIT if layer == BEFORE else layer for layer in answers.layers]
+    bits = np.left_shift(1, np.array(places, dtype=np.int64))[:, None]  # [A, 1]
     said = answers.labels  # [A, N]
     masks = (np.where(good, bits, 0).sum(0) for good in (said == labels, said == said[-1]))
     return dict(zip(DEPTH_COLUMNS, masks, strict=True))
@@ -149,7 +164,9 @@ def sample_rows(measured: Measured, prepared: Prepared, depths: DepthAnswers | N
     predictions, labels = measured.predictions, prepared.test.labels.numpy()
     probabilities = torch.from_numpy(predictions.logits).softmax(-1).numpy()
     label = predictions.logits.argmax(1)
-    predicted = predictions.predicted_exit
+    predicted = np.zeros(len(labels), np.int16)
+    if (given := predictions.predicted_exit) is not None:
+        predicted = np.where(given == BEFORE, np.int16(-1), given + 1)  # 0 is "no prediction"
     return pd.DataFrame(
         {
             "index": np.arange(len(labels), dtype=np.int64),
@@ -159,7 +176,7 @@ def sample_rows(measured: Measured, prepared: Prepared, depths: DepthAnswers | N
             "correct": label == labels,
             "confidence": probabilities.max(1).astype(np.float32),
             "exit_layer": (predictions.exit_layer + 1).astype(np.int16),
-            "predicted_exit": (np.zeros(len(labels)) if predicted is None else predicted + 1).astype(np.int16),
+            "predicted_exit": predicted.astype(np.int16),
             "difficulty": prepared.difficulty.astype(np.int8),
             **({} if depths is None else depth_bits(depths, labels)),
         }

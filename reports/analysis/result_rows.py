@@ -76,6 +76,7 @@ class ResultRow(SeedMeans):
         round_seconds, reference_seconds: single passes, one list per seed.
         point_params, seed_layers: parameters of the operating point and mean layers, one per seed.
         histogram: samples that exit at layer 1, 2, ..., over all seeds.
+        answered_before: share of samples that were answered before layer 1, 0..1; None where none was.
         phases: shares of a pass, means over seeds.
         slug, label: of the dataset, for file names and for readers.
         is_reference, ratio_reference, reference_depth: the reference of the same run, if there is one.
@@ -134,6 +135,7 @@ class ResultRow(SeedMeans):
     seed_layers: list[float]
     reference: str | None
     histogram: list[int]
+    answered_before: float | None
     phases: dict[str, float | None]
     notes: list[str]
     trained_in: str = ""
@@ -257,6 +259,7 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         seed_layers=[result.cost.mean_layers for result in same],
         reference=next((one.reference for one in speeds if one.reference), None),
         histogram=[sum(one[i] for one in histograms if i < len(one)) for i in range(max(map(len, histograms)))],
+        answered_before=fmean(result.answered_before / result.quality.n for result in same) or None,
         phases={
             name: _mean([one.phases.get(name) for one in speeds])
             for name in sorted({name for one in speeds for name in one.phases})

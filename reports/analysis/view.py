@@ -31,6 +31,7 @@ from reports.analysis.run_contents import (
     read_variants,
     usable_results,
 )
+from reports.analysis.verdicts.answers_before import BeforeRow, answers_before
 from reports.analysis.verdicts.area_ranks import AreaRank, rank_areas
 from reports.analysis.verdicts.control_tests import ControlTest, compare_with_controls
 from reports.analysis.verdicts.layer_answers import Reachable, reachable
@@ -93,6 +94,7 @@ class View:
         pooled: the same over all datasets.
         bounds: what a perfect predictor could reach.
         predictors: rows that predict exits.
+        before: rows that can answer samples before layer 1.
         rivals: comparisons of methods with their rivals.
         curves: curves of accuracy against FLOPs.
         areas: early exits by the area under accuracy over layers, over all datasets.
@@ -114,6 +116,7 @@ class View:
     pooled: list[PooledTest]
     bounds: list[Reachable]
     predictors: list[PredictorRow]
+    before: list[BeforeRow]
     rivals: list[RivalTest]
     curves: list[Curve]
     areas: list[AreaRank]
@@ -211,6 +214,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         pooled=pool(verdicts),
         bounds=reachable(rows, reader.read) if samples else [],
         predictors=predictor_quality(rows, reader.read) if samples else [],
+        before=answers_before(rows, reader.read) if samples else [],
         rivals=compare_with_rivals(rows, reader.read, read_compared(run)) if samples else [],
         curves=measure_curves(rows, varying),
         areas=rank_areas(rows, reader.read) if samples else [],

@@ -1,4 +1,4 @@
-"""How well exits are predicted: predicted exits against the sequential exit, methods beside controls."""
+"""How well exits are predicted: against the sequential exit, methods beside controls; and what is answered before layer 1."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from reports.analysis.cell_settings import ROW_SETTING, grouped, values_of
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.roles import CONSTANT, LENGTH, RANDOM
+from reports.analysis.verdicts.answers_before import BeforeRow
 from reports.analysis.verdicts.control_tests import ControlTest
 from reports.analysis.verdicts.layer_answers import ACCURACY, AGREEMENT
 from reports.analysis.verdicts.prediction_quality import Agreement, PredictorRow
@@ -113,4 +114,45 @@ def _agreement(row: PredictorRow, judged: Judged) -> float | None:
     return next((test.own_value for test in tests if test.measure == AGREEMENT), None)
 
 
-TABLES = (DatasetTable("predictor", 20, HEADING, predictor_table, "confusion"),)
+BEFORE_HEADING = "Samples answered before layer 1"
+
+
+def before_table(view: View, group: Group) -> Table[BeforeRow] | None:
+    """Return what is answered before layer 1 on one dataset; None where no row can do so."""
+    rows = of_group(view.before, group)
+    if not rows:
+        return None
+    nobody = "no sample was answered before layer 1"
+    columns: list[Column[BeforeRow]] = [
+        *(METHOD, POINT),
+        *setting_columns(view),
+        Column("share", "Answered before layer 1 %", form=percent),
+        Column("accuracy_before", "Accuracy there %", missing=nobody, form=percent),
+        Column("accuracy_full", "Full depth there %", missing=nobody, form=percent),
+        Column(
+            "gain",
+            "Change over all samples, points (95 %)",
+            lambda row: (
+                DASH if row.gain is None else f"{points(row.gain)} ({bounds_text(row.gain_low, row.gain_high)})"
+            ),
+            missing="fewer than two test rows, or seeds with other rows",
+        ),
+        Column("mean_layers", "Mean layers", form=fixed),
+        Column("accuracy", "Accuracy %", form=percent),
+    ]
+    csv = (
+        *("data", "dataset", "kind", "method", "point", *ROW_SETTING, "seeds", "n", "share", "accuracy_before"),
+        *("accuracy_full", "gain", "gain_low", "gain_high", "mean_layers", "accuracy", "marks"),
+    )
+    notes = [
+        "These samples run no layer, no head and no embedding; they exit at layer 0 in all means. Full depth there: the last layer "
+        "of the same weights on the same samples. Change over all samples: what these answers add to the accuracy of the whole set "
+        "where they replace those of full depth."
+    ]
+    return dataset_table("before", BEFORE_HEADING, group, rows, columns, csv, notes)
+
+
+TABLES = (
+    DatasetTable("predictor", 20, HEADING, predictor_table, "confusion"),
+    DatasetTable("before", 25, BEFORE_HEADING, before_table),
+)

@@ -53,6 +53,7 @@ CSV = (
     *("accuracy", "accuracy_sd", "accuracy_seeds_low", "accuracy_seeds_high", "accuracy_low", "accuracy_high"),
     "macro_f1",
     *("flops_linear", "ratio_linear", "flops_full", "ratio_full", "mean_layers", "ratio_layers", "mean_heads"),
+    "answered_before",
     *("samples_per_s", "samples_per_s_sd", "seconds", "rounds", "reference"),
     *("speedup", "speedup_sd", "speedup_p10", "speedup_p90", "noise_high"),
     *("kept", "params", "depth", "valid_token_ratio", "peak_memory_bytes", "train_seconds", "steps", "passes_ratio"),
@@ -63,6 +64,8 @@ CSV = (
 def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[ResultRow]]:
     linear, linear_unit = flops_unit(max((row.flops_linear or 0.0 for row in rows), default=0.0))
     full, full_unit = flops_unit(max((row.flops_full or 0.0 for row in rows), default=0.0))
+    none = "every sample runs at least one layer"
+    before = [Column[ResultRow]("answered_before", "Before layer 1 %", missing=none, form=percent)]
     seeds = [Column("accuracy_sd", "± (seeds; 95 % of their mean)", _over_seeds, missing="one seed only")]
 
     def cost(flops: float | None, divisor: float, ratio: float | None) -> str:
@@ -79,6 +82,7 @@ def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[Result
         ),
         Column("flops_full", f"{full_unit}FLOPs full (ratio)", lambda row: cost(row.flops_full, full, row.ratio_full)),
         Column("mean_layers", "Mean layers", form=fixed),
+        *(before if any(row.answered_before for row in view.rows) else []),
         Column("mean_heads", "Heads a sample", form=fixed),
         Column("samples_per_s", "Samples/s", form=plain),
         Column("speedup", "Speed-up (p10–p90)", _speedup, missing=NO_REFERENCE),

@@ -13,6 +13,7 @@ import pytest
 
 from harness.results.run_folder import RunFolder
 from harness.results.schema import (
+    BEFORE_BIT,
     SAMPLE_COLUMNS,
     Binding,
     Cell,
@@ -95,11 +96,13 @@ class Fabricator:
         training: dict[str, Any] | None = None,
         params: dict[str, Any] | None = None,
         right_at: np.ndarray | None = None,
+        right_before: np.ndarray | None = None,
         **cell: Any,
     ) -> Result:
         """Save one result with its samples.
 
         ``right_at``: bool [n, depth], whether each layer's head is right, as an oracle stores it; there are two classes.
+        ``right_before``: bool [n], the same of what answers before layer 1 (exit 0).
         """
         rng = np.random.default_rng(abs(hash((method, point, dataset))) % 2**32)
         right = np.asarray(correct, dtype=bool) if correct is not None else np.arange(n) < round(n * (accuracy or 0.9))
@@ -173,6 +176,7 @@ class Fabricator:
             ),
             checks=Checks(**{"rounds_agree": rounds_agree, **(checks or {})}),
             exit_histogram=np.bincount(exits, minlength=depth + 1)[1:].tolist(),
+            answered_before=int((exits == 0).sum()),
             latency=[Latency(batch_size=b, n=count, p50=a, p90=c, p99=d) for b, count, a, c, d in latency],
             speedup_factors=self.waterfall(factors) if factors else None,
             resources=Resources(**footprint) if footprint else None,
@@ -191,6 +195,9 @@ class Fabricator:
             bits = 1 << np.arange(right_at.shape[1], dtype=np.int64)
             frame["right_layers"] = (right_at * bits).sum(1)
             frame["agreeing_layers"] = ((right_at == right_at[:, -1:]) * bits).sum(1)
+        if right_at is not None and right_before is not None:
+            frame["right_layers"] += right_before.astype(np.int64) << BEFORE_BIT
+            frame["agreeing_layers"] += (right_before == right_at[:, -1]).astype(np.int64) << BEFORE_BIT
         self.run.save(result, frame)
         if not samples:
             self.run.samples_path(result.cell).unlink()

@@ -23,9 +23,9 @@ from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.arrangement import cut, sort_by_exit, windows
+from harness.execution.arrangement import cut, sort_by_exit
 from harness.execution.executors import exit_batches
-from harness.execution.run_pass import Climb, Pass, inference, interleave
+from harness.execution.run_pass import Answered, Climb, Pass, inference, interleave
 
 # Returns the exits of samples after the look, layer indices, int16 [B], from its logits [B, C] and the lengths, int64 [B].
 Decide = Callable[[Tensor, Tensor], Tensor]
@@ -41,6 +41,7 @@ def run_look_once(
     execution: Execution,
     *,
     phases: Phases | None = None,
+    answered: Answered | None = None,
 ) -> Predictions:
     """Run every sample to layer ``look`` and its head, then to the exit that ``decide`` chooses, where another head answers.
 
@@ -49,6 +50,7 @@ def run_look_once(
 
     Args:
         look: layer index out of ``model.exits``.
+        answered: answers some samples before layer 1; the others look.
         decide: may not wait for the device; its exits are layer indices out of ``model.answers``, none above the look.
 
     Raises:
@@ -59,7 +61,7 @@ def run_look_once(
             f"no head to look at after layer {look + 1}: exits are after layers {[e + 1 for e in model.exits]}"
         )
     with inference(model):
-        run = Pass(model, tokens, execution, phases=phases)
+        run = Pass(model, tokens, execution, phases=phases, answered=answered)
         with run.phases("layers"):
             interleave((partial(_climb, run, look, decide, batches) for batches in _chunks(run)), run.device)
         found = run.predictions()
@@ -69,7 +71,7 @@ def run_look_once(
 def _chunks(run: Pass) -> Iterator[list[tuple[int, int]]]:
     """Yield batches whose hidden states wait together; none spans two windows."""
     padded = run.execution.max_length if run.execution.protocol == "paper" else 0
-    for begin, end in windows(len(run.lengths), run.execution.window):
+    for begin, end in run.windows():
         chunk: list[tuple[int, int]] = []
         rows = 0
         for first, last in cut(run.lengths, begin, end, run.execution):
@@ -79,7 +81,8 @@ def _chunks(run: Pass) -> Iterator[list[tuple[int, int]]]:
                 chunk, rows = [], 0
             chunk.append((first, last))
             rows += more
-        yield chunk
+        if chunk:
+            yield chunk
 
 
 def _climb(run: Pass, look: int, decide: Decide, batches: list[tuple[int, int]], lane: int) -> Climb:

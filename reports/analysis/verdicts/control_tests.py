@@ -35,6 +35,7 @@ from reports.analysis.verdicts.layer_answers import (
     layer_answers,
     mix_at,
     mix_of,
+    with_before,
 )
 from reports.analysis.verdicts.paired_test import (
     ALPHA,
@@ -194,7 +195,11 @@ def _judged(row: ResultRow, oracle: ResultRow | None, read: Reader) -> _Judged:
         row,
         oracle,
         {seed: mine for seed, (mine, _) in paired.items()},
-        {seed: one for seed, one in answers.items() if one is not None},
+        {
+            seed: with_before(one, layer_answers(paired[seed][0], depth))
+            for seed, one in answers.items()
+            if one is not None
+        },
         {seed: theirs["prediction"] for seed, (_, theirs) in paired.items()},
     )
 

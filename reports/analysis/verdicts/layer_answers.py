@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from harness.measure.expected_exits import (
     share_of_deeper,
     unpack_layers,
 )
-from harness.results.schema import DEPTH_COLUMNS
+from harness.results.schema import BEFORE_BIT, DEPTH_COLUMNS
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.roles import ORACLE
 from reports.analysis.run_contents import Reader
@@ -36,23 +36,30 @@ class LayerAnswers:
 
     Attributes:
         good: measure -> bool [n, depth]: whether the head after layer 1, 2, ... is right, or agrees with full depth.
+        before: measure -> bool [n]: the same of what answers before layer 1; empty if nothing does.
     """
 
     good: Mapping[str, np.ndarray]
+    before: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def of(self, measure: str) -> np.ndarray:
+        """Return ``good`` with what answers before layer 1 as column 0, bool [n, 1 + depth]; nothing there counts as wrong."""
+        good = self.good[measure]
+        return np.column_stack([self.before.get(measure, np.zeros(len(good), dtype=bool)), good])
 
     def belong_to(self, rows: pd.DataFrame) -> bool:
         """Return whether the answers of these rows (same test rows) are those of the heads at their exits."""
         layers = rows["exit_layer"].to_numpy().astype(np.int64)
-        right = self.good[ACCURACY]
-        if layers.min() < 1 or layers.max() > right.shape[1]:
+        right = self.of(ACCURACY)
+        if layers.min() < (0 if self.before else 1) or layers.max() >= right.shape[1]:
             return False
-        expected = right[np.arange(len(layers)), layers - 1]
+        expected = right[np.arange(len(layers)), layers]
         return bool((expected == rows["correct"].to_numpy()).mean() >= _SAME_HEADS)
 
     def at_random(self, measure: str, exits: pd.Series) -> np.ndarray:
         """Return the expectation per row if these exits are dealt at random, float [n]."""
-        good = self.good[measure]
-        return expected_at_random(good, np.bincount(exits.to_numpy(), minlength=good.shape[1] + 1)[1:].tolist())
+        good = self.of(measure)
+        return expected_at_random(good, np.bincount(exits.to_numpy(), minlength=good.shape[1]).tolist())
 
     def at_mix(self, measure: str, mix: Mix, mean_layers: float) -> np.ndarray:
         """Return the expectation per row of a two-depth mix with exactly these mean layers, float [n]."""
@@ -60,11 +67,18 @@ class LayerAnswers:
 
 
 def layer_answers(rows: pd.DataFrame, depth: int) -> LayerAnswers | None:
-    """Return the answers that rows of an oracle hold; None for rows of older versions, which have none."""
+    """Return the answers that rows hold, such as those of an oracle; None for rows that have none."""
     if any(name not in rows for name in DEPTH_COLUMNS):
         return None
-    masks = (unpack_layers(rows[name].to_numpy(), depth) for name in DEPTH_COLUMNS)
-    return LayerAnswers(dict(zip(MEASURES, masks, strict=True)))
+    masks = {measure: rows[name].to_numpy() for measure, name in zip(MEASURES, DEPTH_COLUMNS, strict=True)}
+    found = LayerAnswers({measure: unpack_layers(mask, depth) for measure, mask in masks.items()})
+    before = {measure: mask.astype(np.int64) >> BEFORE_BIT & 1 == 1 for measure, mask in masks.items()}
+    return replace(found, before=before) if any(mask.any() for mask in before.values()) else found
+
+
+def with_before(heads: LayerAnswers, own: LayerAnswers | None) -> LayerAnswers:
+    """Return the answers of heads with those that a row's own samples have before layer 1."""
+    return replace(heads, before=own.before) if own is not None and own.before else heads
 
 
 Mix = tuple[int, int]  # shallow and deep layer, from 1

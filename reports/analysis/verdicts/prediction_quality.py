@@ -27,8 +27,9 @@ from reports.notation.numbers import finite
 class Agreement(NamedTuple):
     """Predicted against sequential exits: shares over samples, ``tau_b`` the mean over seeds.
 
-    ``confusion`` has the sequential exits as rows and the predicted ones as columns, both 1..depth; ``cost_early`` and
-    ``cost_late`` are the change in accuracy on samples that exit too early or too late.
+    ``confusion`` has the sequential exits as rows and the predicted ones as columns, both ``first``..depth, where ``first`` is 0 if
+    samples were predicted to need no layer, else 1; ``cost_early`` and ``cost_late`` are the change in accuracy on samples that
+    exit too early or too late.
     """
 
     compared: int
@@ -40,6 +41,7 @@ class Agreement(NamedTuple):
     late: float
     cost_early: float
     cost_late: float
+    first: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +89,11 @@ def tau_b(confusion: np.ndarray) -> float | None:
     return score / math.sqrt(under) if under > 0 else None
 
 
-def confusion_of(actual: np.ndarray, predicted: np.ndarray, depth: int) -> np.ndarray:
-    """Return counts, int [depth, depth]: row is the actual exit, column the predicted one, both 1..depth."""
-    flat = (actual.astype(np.int64) - 1) * depth + (predicted.astype(np.int64) - 1)
-    return np.bincount(flat, minlength=depth * depth).reshape(depth, depth)
+def confusion_of(actual: np.ndarray, predicted: np.ndarray, depth: int, first: int = 1) -> np.ndarray:
+    """Return counts, int [K, K]: row is the actual exit, column the predicted one, both ``first``..depth."""
+    size = depth - first + 1
+    flat = (actual.astype(np.int64) - first) * size + (predicted.astype(np.int64) - first)
+    return np.bincount(flat, minlength=size * size).reshape(size, size)
 
 
 def predictor_quality(rows: Sequence[ResultRow], read: Reader) -> list[PredictorRow]:
@@ -111,7 +114,7 @@ def predictor_quality(rows: Sequence[ResultRow], read: Reader) -> list[Predictor
         if sequential is None:
             continue
         pairs = list(paired_samples(row.cells, sequential.cells, read).values())
-        if not pairs or not any((mine["predicted_exit"] > 0).any() for mine, _ in pairs):
+        if not pairs or not any((mine["predicted_exit"] != 0).any() for mine, _ in pairs):
             continue
         agreement = _agreement(pairs)
         about = {**vars(row), "seeds": len(pairs), "n": agreement.compared}
@@ -148,18 +151,20 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _agreement(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> Agreement:
     depth = max(int(max(mine["predicted_exit"].max(), other["exit_layer"].max())) for mine, other in pairs)
+    first = 0 if any((mine["predicted_exit"] < 0).any() for mine, _ in pairs) else 1
     tables, costs = [], []
     for mine, other in pairs:
-        predicted = mine["predicted_exit"].to_numpy()
+        stored = mine["predicted_exit"].to_numpy()
         left = other["exit_layer"].to_numpy()
-        known = predicted > 0
-        tables.append(confusion_of(left[known], predicted[known], depth))
+        known, predicted = stored != 0, stored.clip(min=0)  # -1 is before layer 1, and 0 no prediction
+        tables.append(confusion_of(left[known], predicted[known], depth, first))
         change = mine["correct"].to_numpy().astype(np.int64) - other["correct"].to_numpy().astype(np.int64)
         sides = (known & (predicted < left), known & (predicted > left))
         costs.append([change[side].sum() / len(mine) for side in sides])
     table = np.sum(tables, axis=0)
     total = int(table.sum())
-    step = np.arange(depth)[None, :] - np.arange(depth)[:, None]  # predicted minus sequential
+    places = np.arange(len(table))
+    step = places[None, :] - places[:, None]  # predicted minus sequential
     early, late = (float(np.mean(cost)) for cost in zip(*costs, strict=True))
     return Agreement(
         compared=total,
@@ -171,6 +176,7 @@ def _agreement(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> Agreement:
         late=float(table[step > 0].sum()) / total,
         cost_early=early,
         cost_late=late,
+        first=first,
     )
 
 

@@ -39,7 +39,7 @@ class InOrder:
         fitted: the method; it receives the samples as if they had arrived in this order.
         depth: number of layers, one more than the largest exit.
         longest: upper bound of the tokens of a sample.
-        exits: int16 [M] of the samples about to run, known beforehand.
+        exits: int16 [M] of the samples about to run, known beforehand; -1 (answered before layer 1) comes last.
         predict_exits: predicts exits in the timed region.
     """
 
@@ -74,8 +74,8 @@ class InOrder:
         if exits is None:
             exits = torch.zeros(len(tokens), dtype=torch.int16, device=tokens.device)
         if tokens.device.type == "cpu":
-            return schedule(exits, lengths)
-        return schedule_on_device(exits, lengths, depth=self.depth, max_length=self.longest)
+            return schedule(exits + 1, lengths)
+        return schedule_on_device(exits + 1, lengths, depth=self.depth + 1, max_length=self.longest)
 
 
 def execution_for(order: str, execution: Execution, sorts: bool) -> Execution:

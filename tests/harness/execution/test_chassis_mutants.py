@@ -246,7 +246,7 @@ BUGS = {
         "tokens of samples in input order": ("tokens.offsets[order][owner]", "tokens.offsets[:-1][owner]"),
         "positions continue over samples": (" - offsets[owner]\n", "\n"),
         "lengths in input order": ("lengths[order][:, None]", "lengths[:, None]"),
-        "looks in input order": ("columns[order].long()", "columns.long()"),
+        "looks in input order": ("known[order].long()", "known.long()"),
         "sorted by the last look": ("columns[:, 0].contiguous()", "columns[:, -1].contiguous()"),
         "always sorted by length": (
             'lengths if execution.order == "length" else torch.zeros_like(lengths)', "lengths"),

@@ -207,7 +207,8 @@ def test_impossible_predictions_are_rejected(
     ("change", "words"),
     [
         (_exits("exit_layer", 1), r"exit_layer from 1 to 1 for a model of 1 layers: .*0\.\.0"),
-        (_exits("exit_layer", -1), "exit_layer from -1"),
+        (_exits("exit_layer", -2), "exit_layer from -2"),
+        (_exits("exit_layer", -1), "all 2 samples were answered before layer 1, but counted layer.0"),
         (_exits("predicted_exit", 7), "predicted_exit from 7"),
         (_set("work", Work()), "counted no layer"),
         (

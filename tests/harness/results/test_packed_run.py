@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from harness.core.errors import ResultError
 from harness.results.packed_run import PackedCell, PackedRun, load, machine_of, pack, same_fit, write
 from harness.results.run_folder import RunFolder, failed_cell
-from harness.results.schema import DEPTH_COLUMNS, SAMPLE_COLUMNS, Cell, Checks, Cost, Quality, Result, Speed
+from harness.results.schema import BEFORE_BIT, DEPTH_COLUMNS, SAMPLE_COLUMNS, Cell, Checks, Cost, Quality, Result, Speed
 
 FINGERPRINT = {
     "cpu": "a CPU",
@@ -129,7 +129,10 @@ def test_confidences_distinguish_fits(run: RunFolder) -> None:
 def test_answers_of_all_layers_survive_packing(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """The masks of any number of samples and layers are the same in the file; other cells have none."""
     n, depth = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 62))
-    masks = st.lists(st.integers(0, 2**depth - 1), min_size=n, max_size=n)
+    before = data.draw(st.sampled_from([0, 1 << BEFORE_BIT]))
+    masks = st.lists(
+        st.builds(int.__or__, st.integers(0, 2**depth - 1), st.sampled_from([0, before])), min_size=n, max_size=n
+    )
     columns = {name: np.array(data.draw(masks), dtype=np.int64) for name in DEPTH_COLUMNS}
     folder = tmp_path_factory.mktemp("packed")
     run = RunFolder.create(folder / "run")

@@ -367,6 +367,12 @@ def test_answers_of_all_layers_are_read_as_they_were_written(run: RunFolder, sav
     ("change", "reason"),
     [
         ({"agreeing_layers": [0b11001, 0b1001]}, "other layers than 1 to 4"),
+        ({"right_layers": [1 << 61, 0b0010]}, "other layers than 1 to 4"),
+        (
+            {"right_layers": [0b1001 | 1 << 62, 0b0010]},
+            "same answer",
+        ),  # right before layer 1, but not as the last layer says
+        ({"exit_layer": [0, 4]}, "other exit layers than the histogram"),
         ({"right_layers": [-1, 0b0010]}, "other layers than 1 to 4"),
         ({"agreeing_layers": [0b0001, 0b1001]}, "does not agree with itself"),
         ({"right_layers": [0b1011, 0b0010]}, "same answer"),  # the last layer is right, and layer 2 says something else

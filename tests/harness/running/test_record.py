@@ -6,12 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.contracts import Predictions
+from harness.core.tokens import Split, TokenSet
+from harness.core.work import BEFORE, Work
 from harness.measure.diagnostics import DepthAnswers
 from harness.results.schema import Training
-from harness.running.record import depth_bits, quality, training_conditions
+from harness.running.record import depth_bits, quality, sample_rows, training_conditions
 from harness.toolkit.training import TrainingReport
 
 
@@ -32,9 +36,9 @@ def test_quality_of_one_row() -> None:
 
 @given(st.data())
 def test_masks_say_which_layers_are_right_and_which_agree(data: st.DataObject) -> None:
-    """Bit i is that of layer i + 1; layers that cannot answer have none, and 62 layers fit."""
+    """Bit i is that of layer i + 1, bit 62 that of before layer 1; what cannot answer has none, and 62 layers fit."""
     n = data.draw(st.integers(1, 6))
-    layers = (*sorted(data.draw(st.sets(st.integers(0, 60), max_size=5))), 61)
+    layers = (*sorted(data.draw(st.sets(st.integers(BEFORE, 60), max_size=5))), 61)
     said = np.array([data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)) for _ in layers])
     labels = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
     found = depth_bits(DepthAnswers(layers, said), labels)
@@ -42,8 +46,22 @@ def test_masks_say_which_layers_are_right_and_which_agree(data: st.DataObject) -
         answers = dict(zip(layers, said[:, sample], strict=True))
         for name, wanted in (("right_layers", labels[sample]), ("agreeing_layers", said[-1, sample])):
             bits = [layer for layer in range(63) if int(found[name][sample]) >> layer & 1]
-            assert bits == [layer for layer, answer in answers.items() if answer == wanted]
+            assert bits == sorted(62 if layer == BEFORE else layer for layer, one in answers.items() if one == wanted)
             assert found[name].dtype == np.int64
+
+
+@given(st.lists(st.integers(BEFORE, 3), min_size=1, max_size=8), st.booleans())
+def test_stored_exits_count_from_1(exits: list[int], predicts: bool) -> None:
+    """Exit -1 is stored as layer 0; a prediction of it as -1, because 0 is no prediction."""
+    n, layers = len(exits), np.array(exits, dtype=np.int16)
+    logits = np.zeros((n, 2), dtype=np.float32)
+    measured = SimpleNamespace(predictions=Predictions(logits, layers, Work(), layers if predicts else None))
+    test = Split(TokenSet.from_lists([[1]] * n), torch.zeros(n, dtype=torch.int64))
+    rows = sample_rows(measured, SimpleNamespace(test=test, difficulty=np.zeros(n)))  # type: ignore[arg-type]
+    assert rows["exit_layer"].tolist() == [layer + 1 for layer in exits]
+    assert rows["exit_layer"].dtype == rows["predicted_exit"].dtype == np.int16
+    wanted = [-1 if layer == BEFORE else layer + 1 for layer in exits] if predicts else [0] * n
+    assert rows["predicted_exit"].tolist() == wanted
 
 
 def test_conditions_of_training_are_stored() -> None:

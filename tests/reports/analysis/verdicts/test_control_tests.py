@@ -272,3 +272,23 @@ def test_third_party_methods_are_not_tested(fabricate):
     run.cell("my-exit", "speed=0.5")
     run.cell("control-random", "speed=0.5", kind="control")
     assert not build_view(run.path).verdicts
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_exits_before_layer_1_are_dealt_too(fabricate, stored):
+    """Random exits deal the answers before layer 1 as well (by hand); if these are not stored, nothing is computed."""
+    right_at, exits = heads(300), deal(300) - 2  # 0 to 3
+    right_before = np.random.default_rng(4).random(300) < 0.6
+    columns = np.column_stack([right_before, right_at])
+    options = {"right_at": right_at, "right_before": right_before} if stored else {}
+    run = make(fabricate, right_at, np.maximum(exits, 1))
+    correct = columns[np.arange(300), exits]
+    predicted = np.where(exits, exits, -1)
+    run.cell("geep", "speed=0.5", layers=exits.mean(), exits=exits, predicted=predicted, correct=correct, **options)
+    test = verdicts(run)["random exits"]
+    if not stored:
+        assert (test.verdict, test.reason) == ("cannot be computed", "no oracle was measured on its weights")
+        return
+    shares = np.bincount(exits, minlength=DEPTH + 1) / 300
+    assert test.own_value == pytest.approx(correct.mean())
+    assert test.control_value == pytest.approx(columns.mean(0) @ shares)

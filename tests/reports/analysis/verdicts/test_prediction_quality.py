@@ -145,3 +145,15 @@ def test_heat_map_has_a_panel_per_predictor(fabricate):
     assert "geep speed=0.5" in drawing.svg and "control-constant speed=0.5" in drawing.svg
     assert "exit at 3, predicted 2: 25.0 %" in drawing.svg
     assert "synthetic" in drawing.name and "synthetic" in drawing.title
+
+
+def test_predictions_of_no_layer_are_a_column_of_their_own(fabricate):
+    """A sample answered before layer 1 is predicted at 0: too early, never a hit; the map says what 0 is."""
+    run = make(fabricate, exits=[0, 2, 2, 6], predicted=[-1, 2, 2, 6])
+    row = quality(run)
+    assert (row.agreement.first, len(row.agreement.confusion), row.agreement.confusion[1][0]) == (0, 7, 1)
+    assert (row.agreement.compared, row.agreement.hit, row.agreement.early, row.agreement.late) == (4, 0.25, 0.5, 0.25)
+    assert row.agreement.tau_b == pytest.approx(kendalltau(SEQUENTIAL, [0, 2, 2, 6]).statistic)
+    view = build_view(run.path)
+    (drawing,) = [d for d in draw_figures(view, view.groups[0]) if d.role == "confusion"]
+    assert "exit at 1, predicted 0: 25.0 %" in drawing.svg and "0: answered before layer 1" in drawing.svg
