@@ -15,7 +15,7 @@ from harness.measure.detectable import detectable_by_mcnemar, detectable_mean, p
 from harness.measure.many_tests import holm
 from harness.measure.paired_tests import stratified_difference, worst_case
 from reports.analysis.cell_settings import ROW_SETTING, grouped, values_of
-from reports.analysis.roles import CONSTANT, SEQUENTIAL
+from reports.analysis.roles import CONSTANT, SEQUENTIAL, VERIFIES
 from reports.analysis.verdicts.control_tests import (
     AHEAD,
     BEHIND,
@@ -39,6 +39,8 @@ PRIMARY_TEXT = (
     f"{PRIMARY_MEASURE} at {PRIMARY_POINTS[0]} (or, where a method has no budgets, {PRIMARY_POINTS[1]}) minus that of the "
     f"{NAMES[PRIMARY_CONTROL]} at equal mean layers, over all sets and seeds"
 )
+# Points at which a method that looks first is compared with the sequential exit: both run about the same layers there.
+EQUAL_COST_POINTS = "speed="
 RESAMPLES = 4_000
 # Sets of one pool have a language, and so a backbone, each.
 _POOLED = tuple(name for name in ROW_SETTING if name not in ("backbone", "source"))
@@ -122,7 +124,8 @@ class PooledTest:
 def pool(tests: Sequence[ControlTest]) -> list[PooledTest]:
     """Return the pooled endpoints of every method: the primary one first, then the secondary ones.
 
-    At the point of the primary endpoint every control and measure is an endpoint; at other points only accuracy against the hull.
+    At the point of the primary endpoint every control and measure is an endpoint; at other points only accuracy against the hull
+    and, at speeds, that of methods that look first against the sequential exit.
     A set takes part where the test could be made at equal layers; the others are named in ``missing``.
 
     Args:
@@ -134,7 +137,7 @@ def pool(tests: Sequence[ControlTest]) -> list[PooledTest]:
         test = same[0]
         at_primary = test.base == points.get((test.data, test.method))
         is_endpoint = test.expected and (test.control_role, test.measure) == (PRIMARY_CONTROL, PRIMARY_MEASURE)
-        if not (at_primary or is_endpoint):
+        if not (at_primary or is_endpoint or _at_equal_cost(test)):
             continue
         one = _pooled(same, primary=at_primary and is_endpoint)
         if one.primary or one.sets:  # what secondary endpoints lack is in the table of all comparisons
@@ -151,6 +154,11 @@ def pool(tests: Sequence[ControlTest]) -> list[PooledTest]:
             one.point,
         ),
     )
+
+
+def _at_equal_cost(test: ControlTest) -> bool:
+    looks = test.role == VERIFIES and test.asks_to_keep_up and test.measure == ACCURACY
+    return looks and test.base.startswith(EQUAL_COST_POINTS)
 
 
 def _primary_points(tests: Sequence[ControlTest]) -> dict[tuple[str, str], str]:

@@ -18,12 +18,12 @@ from reports.analysis.verdicts.control_tests import (
     ControlTest,
 )
 from reports.analysis.verdicts.layer_answers import Reachable
-from reports.analysis.verdicts.paired_test import MARGIN
+from reports.analysis.verdicts.paired_test import MARGIN, NARROW_MARGIN
 from reports.analysis.verdicts.pooled_verdicts import PooledTest
 from reports.notation.numbers import finite, fixed, points
 
 WITH_POWER = f"with {100 * POWER:g} % power"
-MARGIN_TEXT = f"{100 * MARGIN:g} points"
+MARGIN_TEXT, NARROW_TEXT = (f"{100 * margin:g} points" for margin in (MARGIN, NARROW_MARGIN))
 # Where full depth is worth less than this over the first head, exits at any depth are about as good.
 LEAST_DEPTH = 0.02
 
@@ -65,7 +65,8 @@ def _brief(test: PooledTest) -> str:
         what = "shown a margin of" if test.verdict == NOT_SHOWN else "found"
         return f"{test.verdict} (could have {what} {size(test.detectable)} points)"
     if test.verdict == KEEPS_UP:
-        return f"{KEEPS_UP} (less than {MARGIN_TEXT} lost, with 95 % confidence)"
+        narrow = test.worst is not None and test.worst > -NARROW_MARGIN
+        return f"{KEEPS_UP} (less than {NARROW_TEXT if narrow else MARGIN_TEXT} lost, with 95 % confidence)"
     by = f" by {size(test.difference)} points" * (test.verdict in (AHEAD, BEHIND))
     return test.verdict + by
 
@@ -90,6 +91,7 @@ def headlines(pooled: Sequence[PooledTest], tests: Sequence[ControlTest], bounds
         lines.append(f"{_subject(primary)}, {_question(primary)}: {sentence(primary)}.")
         if rest:
             lines.append(f"Beside it, {primary.method}: {'; '.join(f'{_question(r)}: {_brief(r)}' for r in rest)}.")
+        lines += _at_equal_cost(primary, pooled)
         if primary.verdict == UNKNOWN:
             mine = [one for one in tests if (one.data, one.method) == (primary.data, primary.method)]
             lines += [
@@ -103,6 +105,25 @@ def headlines(pooled: Sequence[PooledTest], tests: Sequence[ControlTest], bounds
             "first head, so nothing about exits can be claimed from it."
         )
     return lines
+
+
+def _at_equal_cost(primary: PooledTest, pooled: Sequence[PooledTest]) -> list[str]:
+    """Return a line on the points at which a method that looks first runs the layers of the sequential exit."""
+    mine = [
+        one
+        for one in pooled
+        if (one.data, one.method) == (primary.data, primary.method)
+        and one.asks_to_keep_up
+        and one.point != primary.point
+        and one.verdict != UNKNOWN
+    ]
+    if not mine:
+        return []
+    found = "; ".join(
+        f"{one.point}: {points(one.difference)} points, with 95 % confidence above {points(one.worst)}: {_brief(one)}"
+        for one in mine
+    )
+    return [f"{primary.method}, {_question(mine[0])} at no more layers: {found}."]
 
 
 def _subject(test: PooledTest) -> str:

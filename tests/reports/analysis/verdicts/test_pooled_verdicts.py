@@ -126,6 +126,42 @@ def test_keeping_up_over_sets_is_a_bound(fabricate):
             assert any(start in line for line in said(run))
 
 
+def test_methods_that_look_first_are_judged_at_every_speed(fabricate):
+    """Against the sequential exit at that speed, with the bound of the loss; not at budgets, and not where it runs more layers."""
+    run = fabricate()
+    for name in ("one", "three"):
+        add(run, name, n=600)
+        for point, lost, extra in (
+            ("speed=0.5", 0, 1.0),
+            ("speed=0.1", 30, 1.0),
+            ("speed=0.9", 0, 1.06),
+            ("budget=0.75", 0, 1.0),
+        ):
+            correct = np.arange(600) % 2 == 0
+            exits = np.full(600, 3)
+            run.cell(
+                "control-sequential", point, kind="control", exits=exits, correct=correct, dataset=name, layers=3.0
+            )
+            mine = correct & (np.arange(600) >= lost)
+            about = {"exits": exits, "predicted": exits, "layers": 3.0 * extra, "role": "verifies-exits"}
+            run.cell("look", point, correct=mine, dataset=name, **about)
+    found = [
+        test
+        for test in build_view(run.path).pooled
+        if test.method == "look" and test.asks_to_keep_up and test.measure == "accuracy"
+    ]
+    assert {test.point: (test.verdict, len(test.sets)) for test in found} == {
+        "speed=0.5": ("keeps up", 2),
+        "speed=0.1": ("behind", 2),
+    }
+    (line,) = [
+        line for line in said(run) if line.startswith("look, accuracy against control-sequential at no more layers: ")
+    ]
+    assert "speed=0.1: −2.5 points, with 95 % confidence above −3.2: behind by 2.5 points" in line
+    beside = [line for line in said(run) if line.startswith("Beside it, look")]
+    assert ["less than 0.3 points lost" in one for one in beside] == [True]
+
+
 def test_real_and_synthetic_sets_are_apart(fabricate):
     """Synthetic and real sets are never pooled."""
     run = fabricate()
