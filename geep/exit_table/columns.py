@@ -63,7 +63,7 @@ class TableColumns:
 
     @property
     def width(self) -> int:
-        """TableColumns in all."""
+        """Number of columns."""
         return self.exits + self.agreement + self.labels
 
     @property
@@ -78,7 +78,7 @@ class TableColumns:
 
     @property
     def once(self) -> slice:
-        """TableColumns of which every sample marks exactly one, so that their counts add up to all samples."""
+        """Columns of which every sample marks exactly one, so that their counts add up to all samples."""
         columns, exclusive = self.groups[0][1:]
         return columns if exclusive else slice(columns.stop - 1, columns.stop)
 
