@@ -10,19 +10,31 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from geep.assignment import (
+    RULE,
+    Assignments,
+    RuleName,
+    rule_of_point,
+    sequential_histograms,
+    two_depths,
+    with_cuts,
+    with_prices,
+    with_quantiles,
+)
 from geep.exit_table import ExitTable
 from geep.exit_table.columns import MAX_LAYERS
 from geep.exit_table.keys import MAX_NGRAM
 from geep.exit_table.rows import COUNT_LIMIT
 from geep.objective import Objective, PathWeights, shared_exit_loss
-from geep.predictor import QUANTILES, DevView, budget_points, budget_speeds, build_table, tune_quantile
-from geep.table_rows import TableSettings, choose_rows
+from geep.predictor import DevView, agreement_table, budget_points, budget_speeds, build_table, nearest
+from geep.table_rows import TableSettings, choose_rows, folds_of
 from harness.contracts import Execution, OperatingPoint, Role
 from harness.core.errors import ConfigError
 from harness.core.text_formats import read_json
-from harness.core.tokens import Task, TokenSet
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
@@ -36,6 +48,8 @@ from harness.toolkit.method_settings import Head, SpeedBudgetSettings, speed_nam
 from harness.toolkit.training import TrainingReport, train
 
 TUNING = Execution(batch_size=64)
+AGREEMENT = "table-agreement"  # folder
+CROSSED = "crossed.safetensors"
 
 
 class GeepSettings(TableSettings, SpeedBudgetSettings):
@@ -43,6 +57,11 @@ class GeepSettings(TableSettings, SpeedBudgetSettings):
 
     head: Head = Field("fastbert", description="kind of classifier head")
     exits: int | None = Field(None, ge=1, description="number of student exits E; by default L - 2, the most")
+    rule: RuleName = Field(
+        RULE,
+        description="how a sample's summed rows become an exit; quantile: as in the paper; cuts: cut points on the expected "
+        "exit; expected: least expected loss of agreement plus a price per layer",
+    )
     ngram: int = Field(1, ge=1, le=MAX_NGRAM, description="longest key, in tokens")
     min_count: int = Field(2, ge=1, le=COUNT_LIMIT - 1, description="samples that a key needs for its own row")
     smoothing: int = Field(8, ge=0, le=COUNT_LIMIT - 1, description="weight of the back-off row in every row")
@@ -63,35 +82,60 @@ class GeepSettings(TableSettings, SpeedBudgetSettings):
 
 @dataclass
 class FittedGeep(AssignedExits):
-    """A trained multi-exit model, one exit table per speed, and the points that were tuned on dev: at speeds, then at budgets."""
+    """A trained multi-exit model, one exit table per speed, and the points that were tuned on dev: at speeds, then at budgets.
+
+    Attributes:
+        tables: by speed; under the rule ``expected`` all are one table.
+        crossed: of weights with folds only: logits of all train rows, each from a model that was trained without it,
+            float32 [A, N, C].
+    """
 
     tables: dict[float, ExitTable] = field(default_factory=dict)
+    crossed: Tensor | None = None
+
+    def table_at(self, at: OperatingPoint) -> ExitTable:
+        """Return the table of a point; one without a speed is that of agreement, which all speeds share."""
+        return self.tables[at.params.get("speed", next(iter(self.tables)))]
 
     def assign(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
-        """Return the q-quantile of the summed distributions of a sample's tokens: int16 [N]."""
-        return self.tables[at.params["speed"]].predict(tokens, at.params["quantile"])
+        """Return the exits that the point's rule makes of the summed rows of a sample's tokens: int16 [N]."""
+        return self.table_at(at).assign(tokens, rule_of_point(at.params))[:, 0]
 
     def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
         """Return the number of these samples' keys with a row of their own, and of all keys; not timed."""
-        table = self.tables[at.params["speed"]]
-        table.predict(tokens, at.params["quantile"])
-        return table.hits()
+        self.assign(tokens, at=at)
+        return self.table_at(at).hits()
 
     def save(self, folder: Path) -> None:
         super().save(folder)
-        for speed, table in self.tables.items():
-            place = folder / f"table-{speed:g}"
+        for name, table in self._files().items():
+            place = folder / name
             place.mkdir()
             table.save(place)
         (folder / "geep.json").write_text(json.dumps({"speeds": list(self.tables)}), encoding="utf-8")
+        if self.crossed is not None:
+            save_file({"logits": self.crossed.contiguous()}, folder / CROSSED)
+
+    def _files(self) -> dict[str, ExitTable]:
+        """Return tables by the names of their folders: one per speed, or one of agreement."""
+        return {
+            AGREEMENT if table.columns.agreement else f"table-{speed:g}": table for speed, table in self.tables.items()
+        }
 
     @classmethod
     def load(cls, folder: Path, device: str) -> Self:
         model, report = load_model(folder, device)
         with reading(folder):
             speeds = read_json(folder / "geep.json")["speeds"]
-            tables = {speed: ExitTable.load(folder / f"table-{speed:g}", num_layers=model.depth) for speed in speeds}
-            return cls(model, report, read_points(folder / "points.json"), tables)
+            if (folder / AGREEMENT).is_dir():
+                table = ExitTable.load(folder / AGREEMENT, num_layers=model.depth)
+                tables = dict.fromkeys(speeds, table)
+            else:
+                tables = {
+                    speed: ExitTable.load(folder / f"table-{speed:g}", num_layers=model.depth) for speed in speeds
+                }
+            crossed = load_file(folder / CROSSED)["logits"] if (folder / CROSSED).is_file() else None
+            return cls(model, report, read_points(folder / "points.json"), tables, crossed)
 
 
 class Geep(StagedMethod[GeepSettings]):
@@ -101,7 +145,7 @@ class Geep(StagedMethod[GeepSettings]):
     version = 3
     role: Role = "predicts-exits"
     # Not holdout: those rows are kept from training.
-    choices = StagedMethod.choices | {"table_rows", "ngram", "min_count", "smoothing"}
+    choices = StagedMethod.choices | {"rule", "table_rows", "ngram", "min_count", "smoothing"}
     settings = GeepSettings
     fitted = FittedGeep
 
@@ -121,60 +165,87 @@ class Geep(StagedMethod[GeepSettings]):
         if exits > depth - 2:
             raise ConfigError(f"method 'geep': exits = {exits} do not fit {depth} layers: choose from 1..{depth - 2}")
         train_rows, _ = choose_rows(task, own, seed)
-        torch.manual_seed(seed)
-        model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), own.head)
-        first = warm_start(model, teachers, own.head) if own.start == "bert" else None
         objective = Objective(own.path_weights, own.student_gradient, own.equilibrium)
 
-        report = train(
-            model,
-            lambda tokens, layout, labels: shared_exit_loss(model, tokens, layout, labels, objective),
-            train_rows,
-            own,
-            seed=seed,
-            name=f"geep {task.name}",
-            evaluate=lambda: exits_score(model, task.dev),
-        )
-        return FittedGeep(model, report if first is None else first + report)
+        def trained(rows: Split, name: str) -> tuple[MultiExitModel, TrainingReport]:
+            torch.manual_seed(seed)
+            model = MultiExitModel(backbone.encoder(), task.num_labels, range(exits), own.head)
+            first = warm_start(model, teachers, own.head) if own.start == "bert" else None
+            report = train(
+                model,
+                lambda tokens, layout, labels: shared_exit_loss(model, tokens, layout, labels, objective),
+                rows,
+                own,
+                seed=seed,
+                name=name,
+                evaluate=lambda: exits_score(model, task.dev),
+            )
+            return model, report if first is None else first + report
+
+        model, report = trained(train_rows, f"geep {task.name}")
+        if not own.crossed:
+            return FittedGeep(model, report)
+        crossed = torch.empty(0)
+        for number, (rows, others) in enumerate(folds_of(train_rows, own.folds, seed), 1):
+            other, cost = trained(rows, f"geep {task.name}, fold {number} of {own.folds}")
+            report = cost + report  # scores stay those of the model that answers
+            found = exit_logits(other, train_rows.tokens.select(others), TUNING).cpu()
+            if number == 1:
+                crossed = found.new_empty(len(found), len(train_rows), found.shape[-1])
+            crossed[:, others] = found
+        return FittedGeep(model, report, crossed=crossed)
 
     def decide(self, own: GeepSettings, weights: FittedModel, task: Task, seed: int) -> FittedGeep:
-        """Fill one table per speed and budget (:mod:`geep.table_rows`), tune quantiles on dev."""
+        """Fill the tables that the rule reads (:mod:`geep.table_rows`), and choose its settings on dev."""
         model, depth = weights.model, weights.model.depth
         fitted = FittedGeep(model, weights.training)
         _, table_rows = choose_rows(task, own, seed)
-        observed = exit_logits(model, table_rows, TUNING)
+        crossed = weights.crossed if isinstance(weights, FittedGeep) and own.crossed else None
+        observed = exit_logits(model, table_rows, TUNING) if crossed is None else crossed
+        dev = task.dev.tokens
         answers: tuple[Answer, ...] = ("student", "shared")
         views = {
-            answer: DevView.of(
-                exit_logits(model, task.dev.tokens, TUNING, answer=answer), task.dev.labels, model.answers, depth
-            )
+            answer: DevView.of(exit_logits(model, dev, TUNING, answer=answer), task.dev.labels, model.answers, depth)
             for answer in answers
         }
-        on_dev = {}
-        # Where entropies lie above all speeds, their tables predict full depth only, which meets no budget.
-        for speed in dict.fromkeys((*own.speeds, *budget_speeds(views["student"], own.budgets))):
-            counting = {"ngram": own.ngram, "min_count": own.min_count, "smoothing": own.smoothing}
-            table = build_table(table_rows, observed, model.answers, speed, depth, **counting)
-            fitted.tables[speed] = table
-            predicted = on_dev[speed] = table.quantiles(task.dev.tokens, QUANTILES).cpu().numpy()
-            if speed not in own.speeds:
-                continue  # a table for budgets alone
-            budget = views["student"].sequential_layers(speed)
-            for answer, view in views.items():
-                quantile, layers, accuracy = tune_quantile(predicted, view, budget, extra=int(answer == "shared"))
+        view = views["student"]
+        counting = {"ngram": own.ngram, "min_count": own.min_count, "smoothing": own.smoothing}
+        at_speeds: dict[float, Assignments] = {}
+        at_budgets: dict[float | None, Assignments] = {}
+        if own.rule == "expected":
+            table = agreement_table(table_rows, observed, model.answers, depth, **counting)
+            able = with_prices(table, dev, model.answers)
+            fitted.tables = dict.fromkeys(own.speeds, table)
+            at_speeds, at_budgets = dict.fromkeys(own.speeds, able), {None: able}
+        else:
+            # Where entropies lie above all speeds, their tables predict full depth only, which meets no budget.
+            for speed in dict.fromkeys((*own.speeds, *budget_speeds(view, own.budgets))):
+                table = fitted.tables[speed] = build_table(
+                    table_rows, observed, model.answers, speed, depth, **counting
+                )
+                if own.rule == "quantile":
+                    at_speeds[speed] = at_budgets[speed] = with_quantiles(table, dev)
+                    continue
+                at_speeds[speed] = with_cuts(table, dev, model.answers, sequential_histograms(view.entropy, [speed]))
+                mixes = two_depths(len(dev), model.answers, [budget * depth for budget in own.budgets])
+                at_budgets[speed] = at_speeds[speed] + with_cuts(table, dev, model.answers, mixes)
+        for speed in own.speeds:  # other tables are for budgets alone
+            for answer, its_view in views.items():
+                able, budget = at_speeds[speed], view.sequential_layers(speed)
+                best, layers, accuracy = nearest(able.exits, its_view, budget, extra=int(answer == "shared"))
                 fitted.points.append(
                     OperatingPoint(
                         speed_name(speed) + ("/shared" if answer == "shared" else ""),
                         {
                             "speed": speed,
-                            "quantile": quantile,
+                            **able.settings[best],
                             "answer": answer,
                             "dev_mean_layers": layers,
                             "dev_accuracy": accuracy,
                         },
                     )
                 )
-        fitted.points += budget_points(on_dev, views["student"], own.budgets)
+        fitted.points += budget_points(at_budgets, view, own.budgets)
         return fitted
 
 

@@ -1,4 +1,4 @@
-"""Build tables from training exits, and choose quantiles and tables on dev."""
+"""Build tables from observed exits, and choose settings of rules and tables on dev."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geep.assignment import Assignments
 from geep.exit_table import ExitTable
+from geep.exit_table.columns import TableColumns
 from harness.contracts import OperatingPoint
 from harness.core.tokens import TokenSet
 from harness.execution.exit_rules import candidate_thresholds, first_exit, normalised_entropy
 from harness.toolkit.budgets import points_at_budgets
 from harness.toolkit.rule_exits import Tried
 
-QUANTILES = tuple(range(5, 1001, 5))  # per mille
 THRESHOLDS = 256  # speeds tried for a budget, at most
 
 
@@ -39,6 +40,31 @@ def build_table(
     """
     table = ExitTable(depth, ngram=ngram)
     table.insert(tokens, torch.tensor(answers)[first_exit(logits, speed)])
+    table.freeze(min_count=min_count, smoothing=smoothing)
+    return table
+
+
+def agreement_table(
+    tokens: TokenSet,
+    logits: Tensor,
+    answers: tuple[int, ...],
+    depth: int,
+    *,
+    ngram: int,
+    min_count: int,
+    smoothing: int,
+) -> ExitTable:
+    """Return a table of how often each exit has the answer of full depth; it needs neither a speed nor labels.
+
+    Args:
+        logits: [A, N, C] of every answering layer, the last layer among them.
+        answers: the A layer indices.
+    """
+    said = logits.argmax(-1)
+    agrees = torch.zeros(len(tokens), depth, dtype=torch.bool)
+    agrees[:, torch.tensor(answers)] = (said == said[-1]).T.cpu()
+    table = ExitTable(TableColumns(agreement=depth), ngram=ngram)
+    table.insert(tokens, agrees)
     table.freeze(min_count=min_count, smoothing=smoothing)
     return table
 
@@ -84,24 +110,24 @@ class DevView:
         return np.searchsorted(self.answers, exits)
 
     def outcomes(self, exits: np.ndarray, *, extra: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean layers and accuracy [Q] of predicted exits, int16 [N, Q]; ``extra`` as :func:`tune_quantile` has it."""
+        """Return mean layers and accuracy [Q] of predicted exits, int16 [N, Q]; ``extra`` as :func:`nearest` has it."""
         layers = (exits + 1 + extra * (exits < self.depth - 1)).mean(0)
         return layers, self.correct[self.position(exits), np.arange(len(exits))[:, None]].mean(0)
 
 
-def tune_quantile(exits: np.ndarray, view: DevView, budget: float, *, extra: int = 0) -> tuple[int, float, float]:
-    """Choose the quantile whose mean layers on dev are nearest to ``budget``; the more accurate one on ties.
+def nearest(exits: np.ndarray, view: DevView, budget: float, *, extra: int = 0) -> tuple[int, float, float]:
+    """Choose the candidate whose mean layers on dev are nearest to ``budget``; the more accurate one on ties, then the first.
 
     Args:
-        exits: int16 [N, Q], predictions on dev at :data:`QUANTILES`.
+        exits: int16 [N, Q], predictions on dev under every candidate.
         extra: additional layers of an answer before the last layer (1 for the shared answer).
 
     Returns:
-        quantile in per mille, its mean layers on dev, its accuracy on dev.
+        its number, its mean layers on dev, its accuracy on dev.
     """
     layers, accuracy = view.outcomes(exits, extra=extra)
     best = int(np.lexsort((-accuracy, np.abs(layers - budget).round(6)))[0])
-    return QUANTILES[best], float(layers[best]), float(accuracy[best])
+    return best, float(layers[best]), float(accuracy[best])
 
 
 def budget_speeds(view: DevView, budgets: Sequence[float]) -> list[float]:
@@ -116,20 +142,21 @@ def budget_speeds(view: DevView, budgets: Sequence[float]) -> list[float]:
 
 
 def budget_points(
-    predicted: Mapping[float, np.ndarray], view: DevView, budgets: Sequence[float]
+    able: Mapping[float | None, Assignments], view: DevView, budgets: Sequence[float]
 ) -> list[OperatingPoint]:
-    """Return a point per budget: of all tables and quantiles the pair that uses it best (:mod:`harness.toolkit.budgets`).
+    """Return a point per budget: of all tables and settings the pair that uses it best (:mod:`harness.toolkit.budgets`).
 
     Students answer. The shared answer costs one more layer and is measured at the speeds.
 
     Args:
-        predicted: per table (its speed) exits on dev at :data:`QUANTILES`, int16 [N, Q].
+        able: candidates per table, by its speed; ``None``: of a table without a speed.
         view: the students' answers.
         budgets: shares of the depth.
     """
-    pairs = [
-        Tried(quantile, layers, accuracy, {"speed": speed, "quantile": quantile, "answer": "student"})
-        for speed, exits in predicted.items()
-        for quantile, layers, accuracy in zip(QUANTILES, *(part.tolist() for part in view.outcomes(exits)), strict=True)
-    ]
+    pairs = []
+    for speed, candidates in able.items():
+        named = {} if speed is None else {"speed": speed}
+        outcomes = zip(candidates.settings, *(part.tolist() for part in view.outcomes(candidates.exits)), strict=True)
+        for number, (settings, layers, accuracy) in enumerate(outcomes):
+            pairs.append(Tried(number, layers, accuracy, {**named, **settings, "answer": "student"}))
     return points_at_budgets(pairs, budgets, view.depth, view.correct.shape[1], lambda pair: pair.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 import torch
@@ -16,14 +17,28 @@ from harness.core.tokens import Split, Task, TokenSet
 class TableSettings(StrictSettings):
     """Settings that choose these rows. The model is surer of rows that it has learnt from, so they exit earlier."""
 
-    table_rows: Literal["train", "holdout", "unlabelled"] = Field(
+    table_rows: Literal["train", "holdout", "unlabelled", "cross_fitted"] = Field(
         "train",
         description="rows whose exits fill the tables: all of train, as in the paper; a share of train that training does not "
-        "see (holdout); rows without labels, which training does not see either",
+        "see (holdout); rows without labels, which training does not see either; all of train, each row observed on a model "
+        "that was trained without it (cross_fitted)",
     )
     holdout: float = Field(
         0.0, ge=0, le=0.5, description='that share of train; above 0, table_rows = "holdout" need not be set'
     )
+
+    folds: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description='parts of train for table_rows = "cross_fitted", each of which costs a training more; above 0, table_rows '
+        "need not be set",
+    )
+
+    @property
+    def crossed(self) -> bool:
+        """Whether exits of train rows are observed on models that have not seen them."""
+        return self.folds > 0
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -32,6 +47,14 @@ class TableSettings(StrictSettings):
         if self.holdout and self.table_rows != "holdout" and "table_rows" in self.model_fields_set:
             raise ValueError(
                 f'holdout = {self.holdout:g} holds rows back that table_rows = "{self.table_rows}" does not use: set one of them'
+            )
+        if self.folds == 1 or (self.table_rows == "cross_fitted") > self.crossed:
+            raise ValueError('table_rows = "cross_fitted" needs two parts of train or more: set folds, e.g. to 5')
+        others = self.table_rows != "cross_fitted" and ("table_rows" in self.model_fields_set or self.holdout)
+        if self.crossed and others:
+            used = "holdout" if self.holdout else self.table_rows
+            raise ValueError(
+                f'folds = {self.folds} trains models that table_rows = "{used}" does not use: set one of them'
             )
         return self
 
@@ -73,3 +96,19 @@ def split_off(train_split: Split, holdout: float, seed: int) -> tuple[Split, Spl
         return Split(train_split.tokens.select(index), train_split.labels[index])
 
     return part(order[size:]), part(order[:size])
+
+
+def folds_of(train_split: Split, folds: int, seed: int) -> Iterator[tuple[Split, Tensor]]:
+    """Yield, per fold, the rows to train on and the numbers of the others, int64; every row is among the others once.
+
+    Raises:
+        ConfigError: there are fewer rows than folds.
+    """
+    if len(train_split) < folds:
+        raise ConfigError(
+            f"method 'geep': folds = {folds} are more than the {len(train_split)} rows of train: set fewer"
+        )
+    part = torch.randperm(len(train_split), generator=torch.Generator().manual_seed(seed)) % folds
+    for fold in range(folds):
+        index = torch.nonzero(part != fold).squeeze(1)
+        yield Split(train_split.tokens.select(index), train_split.labels[index]), torch.nonzero(part == fold).squeeze(1)

@@ -13,7 +13,9 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from geep.assignment import prices
 from geep.exit_table import ExitTable
+from geep.exit_table.rules import Expected
 from geep.method import TUNING, FittedGeep
 from geep.predictor import DevView
 from harness.contracts import OperatingPoint, Predictions, Role
@@ -50,13 +52,17 @@ def look_layers(table: ExitTable, tokens: TokenSet, answers: Sequence[int], quan
 
     Args:
         answers: layer indices that have a head, rising.
-        quantile: of the first look, per mille.
+        quantile: of the first look, per mille; for a table of agreement (GEEP's rule ``expected``) the price of a layer, which
+            each further look halves.
         looks: S; or :data:`EVERY`, the first look and every exit after it.
     """
+    if table.columns.agreement:
+        first = table.assign(tokens, Expected(tuple(quantile // 2**i for i in range(max(looks, 1)))))
+    else:
+        first = table.quantiles(tokens, look_quantiles(quantile, max(looks, 1)))  # [N, S] or, for every exit, [N, 1]
     if looks != EVERY:
-        return table.quantiles(tokens, look_quantiles(quantile, looks))
+        return first
     exits = upload(np.array(answers, dtype=np.int16), tokens.device)
-    first = table.quantiles(tokens, [quantile])  # [N, 1]
     # Columns before the first look repeat it, and a look that is not deeper than the one before is skipped.
     return torch.maximum(exits.expand(len(tokens), -1), first)
 
@@ -67,7 +73,7 @@ class LookChoice:
 
     Attributes:
         looks: see :func:`look_layers`.
-        quantile: of the first look, per mille.
+        quantile: of the first look, or its price, see :func:`look_layers`.
         end: layer index at which unsure samples are answered.
         threshold: normalised entropy up to which a sample leaves.
         dev_agreement: share of samples with the answer of full depth.
@@ -120,7 +126,8 @@ def choices(table: ExitTable, tokens: TokenSet, view: DevView, speed: float, mod
     thresholds = candidate_thresholds(view.entropy[:-1], (speed, 1.0), most=THRESHOLDS)
     last = int(view.answers[-1])
     outcomes, seen = [], set()
-    for looks, first in itertools.product(MODES[mode], GRID):
+    firsts = prices(table, tokens, view.answers.tolist(), len(GRID)) if table.columns.agreement else GRID
+    for looks, first in itertools.product(MODES[mode], firsts):
         at = look_layers(table, tokens, view.answers.tolist(), first, looks).cpu().numpy()
         if at.tobytes() in seen:  # many quantiles give the same looks
             continue

@@ -23,9 +23,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from baselines.full_depth.bert import Bert
+from geep.assignment import with_quantiles
 from geep.exit_table import ExitTable
 from geep.method import FittedGeep, Geep
-from geep.predictor import QUANTILES, DevView, budget_points
+from geep.predictor import DevView, budget_points
 from harness.contracts import Execution, Fitted, Foresees, OperatingPoint, Predictions
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
@@ -183,8 +184,8 @@ def scattered_geep(signal_task: Task, small_backbone: Backbone) -> FittedGeep:
             fitted.points.append(OperatingPoint(f"speed={speed:g}" + "/shared" * (answer == "shared"), params))
     dev = signal_task.dev
     view = DevView.of(exit_logits(model, dev.tokens, Execution()), dev.labels, model.answers, model.depth)
-    predicted = {speed: table.quantiles(dev.tokens, QUANTILES).numpy() for speed, table in fitted.tables.items()}
-    fitted.points += budget_points(predicted, view, BUDGETS)
+    able = {speed: with_quantiles(table, dev.tokens) for speed, table in fitted.tables.items()}
+    fitted.points += budget_points(able, view, BUDGETS)
     return fitted
 
 

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geep.assignment import QUANTILES, Assignments
 from geep.exit_table import ExitTable
 from geep.method import TUNING, FittedGeep
-from geep.predictor import QUANTILES, DevView, budget_points, build_table, tune_quantile
+from geep.predictor import DevView, budget_points, build_table, nearest
 from harness.contracts import Execution
 from harness.core.tokens import Task
 from harness.execution.executors import exit_logits
@@ -72,18 +73,17 @@ def predictions(draw: st.DrawFn) -> tuple[np.ndarray, DevView]:
 def test_quantile_is_the_nearest_to_the_budget(case: tuple[np.ndarray, DevView], budget: float, extra: int) -> None:
     """No other quantile is nearer to the budget, and none at the same distance is more accurate."""
     exits, view = case
-    quantile, layers, accuracy = tune_quantile(exits, view, budget, extra=extra)
+    at, layers, accuracy = nearest(exits, view, budget, extra=extra)
     rows = []
     for column in range(len(QUANTILES)):
         chosen = [int(k) for k in exits[:, column]]
         cost = np.mean([k + 1 + (extra if k < 4 else 0) for k in chosen])
         right = np.mean([view.correct[[0, 1, 2, 4].index(k), n] for n, k in enumerate(chosen)])
         rows.append((abs(cost - budget), cost, right))
-    at = QUANTILES.index(quantile)
     assert (layers, accuracy) == pytest.approx(rows[at][1:])
-    nearest = min(distance for distance, *_ in rows)
-    assert abs(layers - budget) == pytest.approx(nearest, abs=2e-6)
-    assert accuracy >= max(right for distance, _, right in rows if distance < nearest + 1e-9) - 1e-12
+    least = min(distance for distance, *_ in rows)
+    assert abs(layers - budget) == pytest.approx(least, abs=2e-6)
+    assert accuracy >= max(right for distance, _, right in rows if distance < least + 1e-9) - 1e-12
 
 
 @pytest.mark.parametrize("better", [0, 2])
@@ -93,9 +93,9 @@ def test_accuracy_decides_at_equal_distance(better: int) -> None:
     correct = np.zeros((4, 4), dtype=bool)
     correct[better, :3] = True
     view = DevView(np.array([0, 1, 2, 4]), correct, correct, np.zeros((4, 4), dtype=np.float32), 5)
-    quantile, layers, accuracy = tune_quantile(exits, view, 2.0)
+    at, layers, accuracy = nearest(exits, view, 2.0)
     assert (layers, accuracy) == (better + 1, 0.75)
-    assert quantile == (QUANTILES[0] if better == 0 else QUANTILES[100])
+    assert at == (0 if better == 0 else 100)
 
 
 @given(first=predictions(), budget=st.floats(0.05, 1))
@@ -105,7 +105,9 @@ def test_every_table_and_quantile_is_a_candidate(first: tuple[np.ndarray, DevVie
     exits, view = first
     other = np.sort(np.array([0, 1, 2, 4])[np.random.default_rng(len(exits)).integers(0, 4, exits.shape)], axis=1)
     predicted = {0.3: exits, 0.6: other.astype(np.int16)}
-    (point,) = budget_points(predicted, view, [budget])
+    quantiles = [{"quantile": quantile} for quantile in QUANTILES]
+    able = {speed: Assignments(quantiles, found) for speed, found in predicted.items()}
+    (point,) = budget_points(able, view, [budget])
     pairs = {}
     for speed, found in predicted.items():
         for column, quantile in enumerate(QUANTILES):
