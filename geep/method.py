@@ -13,7 +13,13 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from geep.assignment import (
+from geep.exit_table import ExitTable
+from geep.exit_table.columns import MAX_LAYERS
+from geep.exit_table.keys import MAX_NGRAM
+from geep.exit_table.rows import COUNT_LIMIT
+from geep.objective import Objective, PathWeights, shared_exit_loss
+from geep.predictor import DevView, agreement_table, budget_points, budget_speeds, build_table, nearest
+from geep.rule_choices import (
     RULE,
     Assignments,
     RuleName,
@@ -24,12 +30,6 @@ from geep.assignment import (
     with_prices,
     with_quantiles,
 )
-from geep.exit_table import ExitTable
-from geep.exit_table.columns import MAX_LAYERS
-from geep.exit_table.keys import MAX_NGRAM
-from geep.exit_table.rows import COUNT_LIMIT
-from geep.objective import Objective, PathWeights, shared_exit_loss
-from geep.predictor import DevView, agreement_table, budget_points, budget_speeds, build_table, nearest
 from geep.table_rows import TableSettings, choose_rows, folds_of
 from harness.contracts import Execution, OperatingPoint, Role
 from harness.core.errors import ConfigError

@@ -52,7 +52,7 @@ class GeepLookSettings(SpeedBudgetSettings):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.table_rows != "auto":
-            TableSettings(table_rows=self.table_rows, holdout=self.holdout)
+            TableSettings(table_rows=self.table_rows, holdout=self.holdout, folds=0)
         return self
 
     def rows_of(self, task: Task) -> TableSettings:
@@ -60,7 +60,7 @@ class GeepLookSettings(SpeedBudgetSettings):
         rows = self.table_rows
         if rows == "auto":
             rows = "holdout" if self.holdout else "train" if task.unlabelled is None else "unlabelled"
-        return TableSettings(table_rows=rows, holdout=self.holdout)
+        return TableSettings(table_rows=rows, holdout=self.holdout, folds=0)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geep.assignment import Assignments
 from geep.exit_table import ExitTable
 from geep.exit_table.columns import TableColumns
+from geep.rule_choices import Assignments
 from harness.contracts import OperatingPoint
 from harness.core.tokens import TokenSet
 from harness.execution.exit_rules import candidate_thresholds, first_exit, normalised_entropy

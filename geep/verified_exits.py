@@ -13,11 +13,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from geep.assignment import prices
 from geep.exit_table import ExitTable
 from geep.exit_table.rules import Expected
 from geep.method import TUNING, FittedGeep
 from geep.predictor import DevView
+from geep.rule_choices import prices
 from harness.contracts import OperatingPoint, Predictions, Role
 from harness.core.clock import Phases
 from harness.core.tokens import Task, TokenSet

@@ -23,10 +23,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from baselines.full_depth.bert import Bert
-from geep.assignment import with_quantiles
 from geep.exit_table import ExitTable
 from geep.method import FittedGeep, Geep
 from geep.predictor import DevView, budget_points
+from geep.rule_choices import with_quantiles
 from harness.contracts import Execution, Fitted, Foresees, OperatingPoint, Predictions
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geep.assignment import QUANTILES, Assignments
 from geep.exit_table import ExitTable
 from geep.method import TUNING, FittedGeep
 from geep.predictor import DevView, budget_points, build_table, nearest
+from geep.rule_choices import QUANTILES, Assignments
 from harness.contracts import Execution
 from harness.core.tokens import Task
 from harness.execution.executors import exit_logits

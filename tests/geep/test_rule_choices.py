@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geep import method as geep_method
-from geep.assignment import cut_points, prices, sequential_histograms, two_depths
 from geep.exit_table import ExitTable
 from geep.exit_table.columns import TableColumns
 from geep.exit_table.rules import UNIT, Cuts, Expected, Quantiles
 from geep.method import TUNING, FittedGeep, Geep, GeepSettings
 from geep.predictor import DevView, agreement_table
+from geep.rule_choices import cut_points, prices, sequential_histograms, two_depths
 from geep.table_rows import folds_of
 from geep.verified_exits import EVERY, GeepVerified, look_layers
 from harness.contracts import Execution
