@@ -3,7 +3,7 @@
 #
 #   bash suites/gpu_check.sh OUT [STEP ...]
 #
-# Default steps, in this order: tests sanitizer table executors quick. With DATA (a folder of local data) and EN_BACKBONE in the
+# Default steps, in this order: tests sanitizer table executors projection quick. With DATA (a folder of local data) and EN_BACKBONE in the
 # environment, mini and rivals follow; with ZH_BACKBONE, rivals includes the Chinese datasets. Each step writes *.txt and *.json
 # into OUT, and runs as *.tar.gz in the layout of reports/published/. A failed step does not stop the others: the last line names
 # all failed steps, and the exit code is 1.
@@ -14,13 +14,13 @@ out=${1:?usage: bash suites/gpu_check.sh OUT [STEP ...]}
 shift
 steps=("$@")
 if [ ${#steps[@]} -eq 0 ]; then
-  steps=(tests sanitizer table executors quick)
+  steps=(tests sanitizer table executors projection quick)
   if [ -n "${DATA:-}" ]; then steps+=(mini rivals); fi
 fi
 for step in "${steps[@]}"; do
   case $step in
-    tests | sanitizer | table | executors | quick | mini | rivals) ;;
-    *) echo "gpu_check: unknown step '$step': choose from tests sanitizer table executors quick mini rivals" >&2; exit 2 ;;
+    tests | sanitizer | table | executors | projection | quick | mini | rivals) ;;
+    *) echo "gpu_check: unknown step '$step': choose from tests sanitizer table executors projection quick mini rivals" >&2; exit 2 ;;
   esac
 done
 mkdir -p "$out"
@@ -99,6 +99,21 @@ step_executors() {
   [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
   python3 -m pytest suites/test_executors.py --benchmark-only --shape bert-base-uncased --samples 10000 --device cuda \
     --batch-size 256 --compute graphs -q -p no:cacheprovider --benchmark-json "$out/executors-suite.json" || failed=1
+  return "$failed"
+}
+
+step_projection() {
+  local failed=0 card="$out/device-card.toml"
+  # A card of this device, then projected against measured times: exit code 1 if an executor is off by more than 15 %.
+  python3 -m suites.studies.projection --calibrate "$card" --device cuda --dtype bfloat16 --rounds 3 --fresh \
+    2> "$out/projection.log" | tee "$out/projection.txt"
+  [ "${PIPESTATUS[0]}" -eq 0 ] || return 1
+  for compute in eager graphs; do
+    python3 -m suites.studies.projection --check --card "$card" --device cuda --samples 4000 --batch-size 32,128,512 \
+      --backbone bert-base-uncased,google/bert_uncased_L-8_H-512_A-8 --compute "$compute" --rounds 5 --fresh \
+      --out "$out/projection-$compute.json" 2>> "$out/projection.log" | tee -a "$out/projection.txt"
+    [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
+  done
   return "$failed"
 }
 

@@ -15,6 +15,11 @@ def now() -> float:
     return time.perf_counter()
 
 
+def busy() -> float:
+    """Return seconds that this process has computed, all threads together; time that others had the processor is left out."""
+    return time.process_time()
+
+
 def synchronise(device: torch.device | str) -> None:
     """Wait until all work queued on ``device`` is done."""
     if torch.device(device).type == "cuda":

@@ -2,8 +2,8 @@
 
 Each sweep measures all operations once, and a constant is the median over sweeps. The speed of a CPU changes by tens of percent
 from second to second where others use the machine, so each measurement is taken relative to a fixed product timed around it
-(:class:`Reference`), and the card states the median time of that product. On CUDA, work is timed by events, and launches by the
-host's clock.
+(:class:`Reference`), and the card states the median time of that product. With one thread, CPU time is measured, which leaves
+out time that other processes had the core. On CUDA, work is timed by events, and launches by the host's clock.
 """
 
 from __future__ import annotations
@@ -38,17 +38,22 @@ COPIED = tuple(1 << power for power in (10, 16, 20, 24, 27))
 LEAST = 0.02  # seconds that a measurement repeats an operation
 REPEATS = 3
 MOST_COPIES = 256  # of the inputs of an operation
-AROUND = 2  # reference products between measurements
+AROUND = 4  # reference products between measurements
 HEAD_WIDTH = 64
 ROW = 768  # elements of a row that is picked or normed
 SOURCE = "measured by python -m suites.studies.projection --calibrate"
+
+
+def stopwatch(device: str) -> Callable[[], float]:
+    """Return the clock for work on a device: CPU time on a CPU with one thread, else the time of day."""
+    return clock.busy if torch.device(device).type == "cpu" and torch.get_num_threads() == 1 else clock.now
 
 
 class Reference:
     """A fixed product that tells how fast the machine is at the moment: [256, 768] x [768, 768], float32."""
 
     def __init__(self, device: str) -> None:
-        self._device = torch.device(device)
+        self._device, self._now = torch.device(device), stopwatch(device)
         generator = torch.Generator().manual_seed(0)
         self._x, self._w = (torch.randn(rows, ROW, generator=generator).to(device) for rows in (256, ROW))
 
@@ -57,11 +62,11 @@ class Reference:
         with torch.inference_mode():
             F.linear(self._x, self._w)
             clock.synchronise(self._device)
-            start = clock.now()
+            start = self._now()
             for _ in range(count):
                 F.linear(self._x, self._w)
             clock.synchronise(self._device)
-            return (clock.now() - start) / count
+            return (self._now() - start) / count
 
 
 class Calibration:
@@ -94,16 +99,20 @@ class Calibration:
         run()
         count, found = 1, list[float]()
         while len(found) < REPEATS:
-            phases = clock.Phases(self.device)
-            with phases("all"):
-                for _ in range(count):
-                    run()
-            spent = phases.seconds()["all"]
+            spent = self._stretch(run, count)
             if spent < LEAST and not found and count < 1 << 16:
                 count = max(count + 1, min(8 * count, round(1.3 * count * LEAST / max(spent, 1e-9))))
             else:
                 found.append(spent / count)
         return float(np.median(found))
+
+    def _stretch(self, run: Callable[[], object], count: int) -> float:
+        phases, now = clock.Phases(self.device), stopwatch(str(self.device))
+        start = now()
+        with phases("all"):
+            for _ in range(count):
+                run()
+        return phases.seconds()["all"] if self.cuda else now() - start
 
     def sweep(self) -> dict[str, list[float]]:
         """Measure everything once; return seconds, and those of the :class:`Reference` around it, by name."""
@@ -136,10 +145,11 @@ class Calibration:
         def hosts(run: Callable[[], object], count: int = 500) -> float:
             run()
             clock.synchronise(self.device)
-            start = clock.now()
+            now = stopwatch(str(self.device))
+            start = now()
             for _ in range(count):
                 run()
-            spent = (clock.now() - start) / count
+            spent = (now() - start) / count
             clock.synchronise(self.device)
             return spent
 

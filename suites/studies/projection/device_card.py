@@ -24,7 +24,7 @@ from harness.core.text_formats import read_toml
 CARDS = Path(__file__).with_name("cards")
 Size = Annotated[float, Field(gt=0)]
 # Bounds of plausible values. They catch units: microseconds instead of seconds, TB/s instead of B/s.
-Latency = Annotated[float, Field(gt=0, le=1e-2)]
+Latency = Annotated[float, Field(gt=0, le=1e-1)]
 Rate = Annotated[float, Field(ge=1e6, le=1e17)]
 
 

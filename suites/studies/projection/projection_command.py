@@ -21,8 +21,9 @@ from harness.core.environment import environment_facts, torch_threads
 from harness.core.errors import ConfigError
 from harness.core.files import write_json, write_text
 from harness.core.terminal_table import terminal_table
+from harness.core.work import Step
 from harness.encoder.backbone import default_device, shape_of
-from suites.studies.projection.calibration import Calibration, Reference, card_table
+from suites.studies.projection.calibration import Calibration, Reference, card_table, stopwatch
 from suites.studies.projection.counting import (
     block_costs,
     from_json,
@@ -134,12 +135,13 @@ def check(args: argparse.Namespace) -> int:
                     if slice_.over:
                         print(f"{NAME}: time is over; run the same command again to go on")
                         return 0
-                    if f"{where} {name} steps" not in stored:  # the pass that counts also warms up
-                        stored.store(f"{where} {name} steps", to_json(steps_of(workload, name, execution)))
-                    stored.store(part, _timed(workload, name, execution, reference))
+                    steps, times = _timed(workload, name, execution, reference)
+                    if f"{where} {name} steps" not in stored:
+                        stored.store(f"{where} {name} steps", to_json(steps))
+                    stored.store(part, times)
             for name in names:
                 steps = from_json(stored[f"{where} {name} steps"])
-                projected = project(steps, costs, depth, card, dtype, compute)
+                projected = project(steps, costs, depth, card, dtype, compute, own_pairs=args.device == "cuda")
                 times = np.array([stored[f"{where} {name} {number}"] for number in range(args.rounds)])  # [rounds, 2]
                 measured = float(np.median(times[:, 0]))
                 steady = float(np.median(times[:, 0] / times[:, 1]) * usual) if usual else measured
@@ -196,15 +198,21 @@ def check(args: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
-def _timed(workload: ExecutorWorkload, name: str, execution: Execution, reference: Reference) -> list[float]:
-    """Return the seconds of one pass, and those of the reference around it."""
+def _timed(
+    workload: ExecutorWorkload, name: str, execution: Execution, reference: Reference
+) -> tuple[list[Step], list[float]]:
+    """Return the steps of one pass, and its seconds and those of the reference around it."""
+    _ = workload.exits, workload.table  # made beforehand; also warms up
+    if workload.device == "cuda":
+        workload.run(name, execution)  # captures graphs
+    now = stopwatch(workload.device)
     before = reference.seconds(SPEED_CHECKS)
     clock.synchronise(workload.device)
-    start = clock.now()
-    workload.run(name, execution)
+    start = now()
+    steps = steps_of(workload, name, execution)
     clock.synchronise(workload.device)
-    spent = clock.now() - start
-    return [spent, (before + reference.seconds(SPEED_CHECKS)) / 2]
+    spent = now() - start
+    return steps, [spent, (before + reference.seconds(SPEED_CHECKS)) / 2]
 
 
 def projection(args: argparse.Namespace) -> int:

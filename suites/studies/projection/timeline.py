@@ -112,6 +112,7 @@ def project(
     compute: Compute = "eager",
     *,
     fast: bool = True,
+    own_pairs: bool = False,
 ) -> Projection:
     """Return the time of recorded steps on a device.
 
@@ -121,6 +122,7 @@ def project(
         depth: layers of the model; decides whether its weights fit into the card's cache.
         compute: ``"eager"``, or ``"graphs"`` for one launch per layer and head.
         fast: use the favourable end of every range of the card; else the other end.
+        own_pairs: pairs were counted over each sample's own tokens; else on a grid, and a card with ragged attention has bounds.
 
     Raises:
         ConfigError: the card has no rates of this type, or cannot launch graphs, or a block cannot be projected.
@@ -143,7 +145,7 @@ def project(
         before = sum(clocks.parts.values())
         if graphs and kind in ("layer", "head"):
             step = replace(step, tally=replace(step.tally, tokens=rounded(step.tally.tokens, GRAPH_ROWS)))
-        inside = operations(step, blocks, ragged=ragged, fewest=fast)
+        inside = operations(step, blocks, ragged=ragged, fewest=fast and not own_pairs)
         if graphs and kind in ("layer", "head"):
             inside.append(Move("stream", 2 * step.tally.tokens * layer.width))  # to the fixed buffer
             clocks.launch("graph_launch", sum(map(clocks.work, inside)))

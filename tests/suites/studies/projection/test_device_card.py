@@ -21,8 +21,8 @@ Table = dict[str, Any]
     ("place", "value", "said"),
     [
         (("launch",), None, "key 'launch' is missing"),
-        (("launch", "value"), -1e-6, "launch.low = -1e-06 is not allowed: give a number above 0 and up to 0.01"),
-        (("launch", "value"), 5.0, "launch.low = 5.0 is not allowed: give a number above 0 and up to 0.01"),
+        (("launch", "value"), -1e-6, "launch.low = -1e-06 is not allowed: give a number above 0 and up to 0.1"),
+        (("launch", "value"), 5.0, "launch.low = 5.0 is not allowed: give a number above 0 and up to 0.1"),
         (("launch", "unit"), "us", 'launch.unit = "us" is not allowed: give "s"'),
         (("launch", "source"), "", "launch.source"),
         (("launch", "source"), None, "key 'launch.source' is missing"),
