@@ -135,10 +135,10 @@ def check(args: argparse.Namespace) -> int:
                     if slice_.over:
                         print(f"{NAME}: time is over; run the same command again to go on")
                         return 0
-                    steps, times = _timed(workload, name, execution, reference)
+                    seen, spent = _timed(workload, name, execution, reference)
                     if f"{where} {name} steps" not in stored:
-                        stored.store(f"{where} {name} steps", to_json(steps))
-                    stored.store(part, times)
+                        stored.store(f"{where} {name} steps", to_json(seen))
+                    stored.store(part, spent)
             for name in names:
                 steps = from_json(stored[f"{where} {name} steps"])
                 projected = project(steps, costs, depth, card, dtype, compute, own_pairs=args.device == "cuda")
