@@ -98,7 +98,8 @@ def default_methods(session: Session) -> list[str]:
     def sorts(name: str) -> bool:
         fitted = session.fit(name)
         executor = fitted.executor if isinstance(fitted, HasExecutor) else "own"
-        return profile.method_of(name).kind == "method" and executor in {"ladder", "exact-k", ASSIGNED, "verified"}
+        known = {"ladder", "exact-k", ASSIGNED, "verified", "look-once"}
+        return profile.method_of(name).kind == "method" and executor in known
 
     return [name for name in profile.methods if name == profile.reference or sorts(name)] or profile.methods
 
