@@ -28,20 +28,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["method", "control", "bound"]
 Role = Literal[
-    "predicts-exits",
-    "verifies-exits",
-    "constant-depth",
-    "random-exits",
-    "length-exits",
-    "sequential-exits",
-    "oracle",
+    "predicts-exits", "verifies-exits", "constant-depth", "random-exits", "length-exits", "sequential-exits", "oracle"
 ]
 DType = Literal["float32", "bfloat16"]
 Compute = Literal["eager", "compiled", "graphs", "compiled-graphs"]
 # Setting ``engine`` of a method; see :mod:`harness.engines.choice`.
 EngineName = Literal["eager", "compiled", "bfloat16", "int8", "int8-call", "onnx"]
-# Value of ``executor`` for exits known beforehand: the run chooses between "ladder" and "exact-k".
-ASSIGNED = "assigned"
+# Executors of fitted methods for which the run chooses: exits are known beforehand, or a rule decides them on the way.
+ASSIGNED, BY_RULE = "assigned", "by-rule"
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,8 @@ class Execution:
         protocol: ``"modern"`` packs tokens (no padding in the linear layers); ``"paper"`` pads all to ``max_length``.
         order: ``"arrival"`` or ``"length"``: how samples are ordered inside a window before batching.
         window: samples that are collected before they are ordered; 0 means all.
-        executor: for methods that know the exit beforehand, ``"ladder"`` or ``"exact-k"``; others have one of their own.
+        executor: for methods that know the exit beforehand, ``"ladder"`` or ``"exact-k"``.
+        rule_executor: for methods with an exit rule, ``"shrink"`` or ``"rebatch"`` (batches are refilled); others have their own.
         max_length: the pad length of protocol ``"paper"``.
         dtype: type of weights and hidden states, ``"float32"`` or ``"bfloat16"``; logits are always float32.
         compute: how blocks are run: ``"eager"``; ``"compiled"`` (all but attention through ``torch.compile``);
@@ -66,6 +61,7 @@ class Execution:
     order: Literal["arrival", "length"] = "length"
     window: int = 0
     executor: Literal["ladder", "exact-k"] = "ladder"
+    rule_executor: Literal["shrink", "rebatch"] = "shrink"
     max_length: int = 128
     dtype: DType = "float32"
     compute: Compute = "eager"
@@ -333,7 +329,7 @@ class HasExecutor(Protocol):
     """A fitted method that names its executor; for others, ``"own"`` is stored.
 
     Attributes:
-        executor: as stored with results; :data:`ASSIGNED` stands for the run's choice (``"ladder"`` or ``"exact-k"``).
+        executor: as stored with results; :data:`ASSIGNED` and :data:`BY_RULE` stand for the run's choice.
     """
 
     executor: str

@@ -3,7 +3,10 @@
 ``pytest suites/test_executors.py --benchmark-only --shape bert-base-uncased --samples 10000 --batch-size 256 --device cuda``
 
 Time and executed layers are measured; answers do not matter, see ``suites/workloads/random_model.py``. ``ladder``, ``exact-k``
-and ``verified`` know exits beforehand, ``look1`` after one head; ``shrink`` and ``faithful`` determine them layer by layer.
+and ``verified`` know exits beforehand, ``look1`` after one head; ``shrink``, ``rebatch`` and ``faithful`` determine them layer by
+layer. Every row has its launches, rows per launch, synchronisations (``waits``) and copies, see
+:mod:`suites.workloads.launch_counts`. ``wall_ratio`` is the time of full depth over that of the executor, the median over rounds
+that alternate both.
 ``roofline`` is FLOPs over time, as a fraction of the rate of a large matrix product in the same session.
 """
 
@@ -12,12 +15,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.core import clock
+from harness.core.work import Step, recorded
 from harness.encoder.backbone import default_device
 from harness.execution.engine import DTYPES
 from harness.measure.resources import matrix_rate
+from suites.workloads.launch_counts import launch_counts
 from suites.workloads.random_model import EXECUTORS, ExecutorWorkload
 
 WINDOWS = (256, 1024, 0)
@@ -45,15 +51,27 @@ def _measure(
     option = request.config.getoption
     execution = workload.execution(option("--batch-size"), option("--compute"), window)
     phases: list[float] = []
+    full: list[float] = []
+    steps: list[Step] = []
 
-    def once() -> Any:
+    def timed(name: str) -> tuple[float, Any]:
         whole = clock.Phases(workload.device)
         with whole("pass"):
-            found = workload.run(executor, execution)
-        phases.append(whole.seconds()["pass"])
+            found = workload.run(name, execution)
+        return whole.seconds()["pass"], found
+
+    def once() -> Any:
+        nonlocal steps
+        with recorded() as steps:
+            seconds, found = timed(executor)
+        phases.append(seconds)
         return found
 
-    found = benchmark.pedantic(once, rounds=3, warmup_rounds=1, iterations=1)
+    def full_depth() -> None:
+        full.append(timed("bert")[0])
+
+    setup = full_depth if window == 0 else None
+    found = benchmark.pedantic(once, setup=setup, rounds=3, warmup_rounds=1, iterations=1)
     layers = found.work.rows("layer") / workload.samples
     # With --benchmark-disable it ran once, without a time.
     depth, seconds = workload.model.depth, math.nan if benchmark.disabled else benchmark.stats["median"]
@@ -72,6 +90,8 @@ def _measure(
             "mean_heads": found.work.rows("head") / workload.samples,
             "samples_per_s": workload.samples / seconds,
             "device_seconds": phases[-3:],
+            **launch_counts(steps),
+            "wall_ratio": float(np.median(np.divide(full, phases)[-3:])) if full else None,
             "roofline": workload.model.cost().flops(found.work, "full") / seconds / rate,
             "phases": found.phases,
         }

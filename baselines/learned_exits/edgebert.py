@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.contracts import OperatingPoint, Predictions
+from harness.contracts import BY_RULE, OperatingPoint, Predictions
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
@@ -23,7 +23,7 @@ from harness.encoder.transfer import upload
 from harness.execution.executors import exit_logits
 from harness.execution.exit_rules import ExitRule, Memory, Setting, candidate_thresholds, normalised_entropy
 from harness.execution.regrouping.look_once import run_look_once
-from harness.execution.sequential import run_sequential
+from harness.execution.regrouping.rebatch import run_by_rule
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.budgets import points_at_budgets
 from harness.toolkit.distillation import fitted_teacher
@@ -130,7 +130,7 @@ class LookedUpExits(ChosenPoints):
 
     @property
     def executor(self) -> str:  # type: ignore[override]  # a class attribute elsewhere
-        return "look-once" if self.ramps == "first" else "shrink"
+        return "look-once" if self.ramps == "first" else BY_RULE
 
     def rule(self, threshold: Setting) -> EntropyLookup:
         """Return the rule at one threshold, or at several [K, 1], on the host."""
@@ -139,7 +139,7 @@ class LookedUpExits(ChosenPoints):
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
         rule = replace(self.rule(at.params["threshold"]), table=upload(self.table.numpy(), tokens.device))
         if self.ramps == "all":
-            return run_sequential(self.model, tokens, at.execution, rule)
+            return run_by_rule(self.model, tokens, at.execution, rule)
         answers = upload(np.array(self.model.answers, dtype=np.int16), tokens.device)
 
         def decide(logits: Tensor, lengths: Tensor) -> Tensor:

@@ -9,17 +9,19 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
-from harness.contracts import EngineName, Execution, Fitted
+from harness.contracts import ASSIGNED, BY_RULE, EngineName, Execution, Fitted
 from harness.core.errors import MethodError
 from harness.encoder.multi_exit import MultiExitModel
 from harness.engines.int8 import CallLinear, Int8Linear, check_exact, quantised
 from harness.engines.onnx_graph import MODULES, OnnxGraph, needed
 from harness.toolkit.fitted import FittedModel, FullDepth
 
+# Setting ``executor`` of a method, which replaces the run's choice.
+ExecutorName = Literal["ladder", "exact-k", "shrink", "rebatch"]
 # What an engine replaces in the run's execution. The kernel of int8-call cannot be compiled.
 CHANGES: Mapping[EngineName, Mapping[str, Any]] = {
     "eager": {"compute": "eager"},
@@ -31,11 +33,42 @@ CHANGES: Mapping[EngineName, Mapping[str, Any]] = {
 }
 LINEAR: Mapping[EngineName, type[Int8Linear]] = {"int8": Int8Linear, "int8-call": CallLinear}
 CPU_ONLY = (*LINEAR, "onnx")
+# Where a fitted method leaves the executor to the run: the key of the execution, and its values.
+EXECUTORS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    ASSIGNED: ("executor", ("ladder", "exact-k")),
+    BY_RULE: ("rule_executor", ("shrink", "rebatch")),
+}
+KEYS = {way: key for key, ways in EXECUTORS.values() for way in ways}
 
 
-def execution_on(engine: EngineName | None, given: Execution) -> Execution:
-    """Return the run's execution with the engine's changes; ``None``: as it is."""
-    return given if engine is None else replace(given, **CHANGES[engine])
+def execution_on(engine: EngineName | None, given: Execution, executor: str | None = None) -> Execution:
+    """Return the run's execution with the changes of an engine and with another executor; ``None``: as it is."""
+    changes = {} if engine is None else dict(CHANGES[engine])
+    if executor in KEYS:
+        changes[KEYS[executor]] = executor
+    return replace(given, **changes)
+
+
+def check_executor(executor: ExecutorName, name: str, fitted: Any) -> None:
+    """Check that a method can use its executor.
+
+    Args:
+        name: the method, for the error.
+        fitted: the fitted method, or its class if that is known before it is fitted.
+
+    Raises:
+        MethodError: it runs its samples in another way.
+    """
+    own = getattr(fitted, "executor", "own")
+    if isinstance(own, property):  # known only of a fitted one
+        return
+    _, able = EXECUTORS.get(own, ("", ()))
+    if executor not in able:
+        mend = (
+            f"choose {' or '.join(able)}" if able else f"remove that key, as it always runs its own executor, '{own}'"
+        )
+        needs = "follows an exit rule" if KEYS[executor] == "rule_executor" else "needs exits that are known beforehand"
+        raise MethodError(f"{name}: executor '{executor}' {needs}, and this method is of another kind: {mend}")
 
 
 def check_engine(engine: EngineName, name: str, device: str, kind: type | None) -> None:

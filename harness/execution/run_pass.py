@@ -34,6 +34,8 @@ LeaveRule = Callable[[Tensor], Tensor]
 Answer = Literal["student", "shared"]
 # A batch in flight: yields copies to the host that it has to wait for.
 Climb = Generator[HostCopy, np.ndarray, None]
+# Starts a batch in the lane whose number it receives.
+StartClimb = Callable[[int], Climb]
 # Batches in flight at a time, per device type; one where there is nothing to wait for.
 IN_FLIGHT = {"cuda": 2}
 
@@ -226,11 +228,11 @@ class Pass:
             raise ConfigError(f"no trained head after layer index {sorted(unknown)}: heads are at {known}")
 
 
-def interleave(climbs: Iterable[Callable[[int], Climb]], device: torch.device) -> None:
+def interleave(climbs: Iterable[StartClimb | None], device: torch.device) -> None:
     """Run batches that decide on the way; while one waits for its copy to the host, work of another is queued.
 
     Args:
-        climbs: each starts a batch in the lane whose number it receives.
+        climbs: asked for the next batch whenever a lane is free. ``None``: there is none unless a batch under way makes one.
     """
     todo, free = iter(climbs), list(range(IN_FLIGHT.get(device.type, 1)))
     flying: deque[tuple[Climb, int, HostCopy]] = deque()

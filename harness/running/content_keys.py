@@ -48,6 +48,7 @@ class ContentKeys:
         profile = self.settings.profile
         names = profile.fits([method, profile.reference])
         engines = {name: engine for name in (method, profile.reference) if (engine := profile.engine(name))}
+        executors = {name: way for name in (method, profile.reference) if (way := profile.executor(name))}
         named = {name: content for name in names if (content := profile.named_content(name)) is not None}
         unlabelled = []
         if any(profile.uses_unlabelled(name) for name in names):
@@ -66,4 +67,5 @@ class ContentKeys:
             [self.settings.fit_threads, *(self.settings.precision(name) for name in names)],
             *unlabelled,
             *([engines] if engines else []),
+            *([executors] if executors else []),
         )

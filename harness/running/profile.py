@@ -17,7 +17,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from harness import registry
-from harness.contracts import EngineName, HasSettings, LearnsInStages, Method, NamesContent, UsesUnlabelled
+from harness.contracts import (
+    EngineName,
+    HasSettings,
+    LearnsInStages,
+    Method,
+    NamesContent,
+    UsesUnlabelled,
+)
 from harness.core.digest import content_digest
 from harness.core.errors import ConfigError, GeepBenchError, SettingsError, UnknownNameError
 from harness.core.names import Name
@@ -25,6 +32,7 @@ from harness.core.settings import Place, StrictSettings, explain
 from harness.core.text_formats import parse_toml, read_toml
 from harness.data.splits import DEV_SHARE
 from harness.data.unlabelled import MOST_UNLABELLED
+from harness.engines.choice import ExecutorName
 from harness.results.search_record import SearchPlan
 from harness.running import variants
 
@@ -46,15 +54,20 @@ class ExecutionSettings(StrictSettings):
     order: Literal["arrival", "length"] = "length"
     window: int = Field(default=0, ge=0)
     executor: Literal["ladder", "exact-k"] = "ladder"
+    rule_executor: Literal["shrink", "rebatch"] = "shrink"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compute: Literal["auto", "eager", "compiled", "graphs", "compiled-graphs"] = "auto"
     batch_tokens: int = Field(default=0, ge=0)
 
 
 class EngineSettings(StrictSettings):
-    """The key that any table ``method`` may have beside the settings of its method."""
+    """The keys that any table ``method`` may have beside the settings of its method."""
 
     engine: EngineName | None = Field(None, description="what the method runs on; by default as the execution says")
+    executor: ExecutorName | None = Field(
+        None,
+        description="how its samples run: `ladder` or `exact-k`, `shrink` or `rebatch`; by default as the execution says",
+    )
 
 
 class Profile(StrictSettings):
@@ -85,7 +98,7 @@ class Profile(StrictSettings):
         compare: method -> other methods that the report compares it with, in addition to its standard ones.
         search: trials for training settings; a run does not read them.
         method: settings per method, which override ``training``; with ``like``, a variant (:mod:`harness.running.variants`);
-            ``engine`` says what it runs on (:mod:`harness.engines`).
+            ``engine`` says what it runs on (:mod:`harness.engines`), ``executor`` how its samples run.
     """
 
     name: str = ""
@@ -141,7 +154,12 @@ class Profile(StrictSettings):
 
     def engine(self, name: str) -> EngineName | None:
         """Return the engine that is set for a method or variant; ``None``: as the execution says."""
-        chosen: EngineName | None = variants.engine(self.method, name)
+        chosen: EngineName | None = variants.runs_on(self.method, name, "engine")
+        return chosen
+
+    def executor(self, name: str) -> ExecutorName | None:
+        """Return the executor that is set for a method or variant; ``None``: as the execution says."""
+        chosen: ExecutorName | None = variants.runs_on(self.method, name, "executor")
         return chosen
 
     def fit_of(self, name: str) -> str:
@@ -210,7 +228,9 @@ class Profile(StrictSettings):
                 method = self.method_of(name)
             except GeepBenchError:  # reported when the method is looked up for the run
                 continue
-            given: list[tuple[type[BaseModel], Any]] = [(EngineSettings, {"engine": self.engine(name)})]
+            given: list[tuple[type[BaseModel], Any]] = [
+                (EngineSettings, {"engine": self.engine(name), "executor": self.executor(name)})
+            ]
             # A plug-in may use the name "settings" for something else than a model.
             if isinstance(method, HasSettings) and isinstance(method.settings, type):
                 given.append((method.settings, self.config(name)))

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.contracts import (
     ASSIGNED,
+    BY_RULE,
     EngineName,
     Fitted,
     HasCompute,
@@ -29,7 +30,7 @@ from harness.core.names import LONGEST_FILE_NAME, check_label, clean
 from harness.core.tokens import Task
 from harness.encoder import miniature
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
-from harness.engines.choice import check_engine, execution_on, on_engine
+from harness.engines.choice import check_engine, check_executor, execution_on, on_engine
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
 from harness.measure.validation import checked_fit, checked_points
@@ -230,29 +231,36 @@ class Session:
         return self._fits[name]
 
     def check_engine(self, name: str) -> None:
-        """Check that a method can use its engine, as far as that is known before it is fitted.
+        """Check that a method can use its engine and its executor, as far as that is known before it is fitted.
 
         Raises:
             MethodError: the device or the method does not fit, or a library is missing.
         """
         profile = self.settings.profile
+        kind = getattr(profile.method_of(name), "fitted", None)
         if (engine := profile.engine(name)) is not None:
-            check_engine(engine, name, self.settings.device, getattr(profile.method_of(name), "fitted", None))
+            check_engine(engine, name, self.settings.device, kind)
+        if (executor := profile.executor(name)) is not None and kind is not None:
+            check_executor(executor, name, kind)
 
     def fitted(self, name: str) -> Fitted:
         """Return :meth:`fit` on the engine of the method or variant.
 
         Raises:
-            MethodError: it cannot use its engine; else as :meth:`fit`.
+            MethodError: it cannot use its engine or its executor; else as :meth:`fit`.
         """
-        engine = self.settings.profile.engine(name)
-        if engine is None:
+        engine, executor = self.settings.profile.engine(name), self.settings.profile.executor(name)
+        if engine is None and executor is None:
             return self.fit(name)
         if name not in self._on_engines:
             self.check_engine(name)
             fit = self.fit(name)
-            check_engine(engine, name, self.settings.device, type(fit))
-            self._on_engines[name] = on_engine(engine, fit)
+            if executor is not None:
+                check_executor(executor, name, fit)
+            if engine is not None:
+                check_engine(engine, name, self.settings.device, type(fit))
+                fit = on_engine(engine, fit)
+            self._on_engines[name] = fit
         return self._on_engines[name]
 
     def saved_size(self, name: str, user: str) -> int:
@@ -345,7 +353,8 @@ class Session:
 
     def contender(self, name: str, point: OperatingPoint) -> Contender:
         """Return a fitted method or variant at a point, executed as the settings and its engine say."""
-        execution = execution_on(self.settings.profile.engine(name), self.settings.execution)
+        profile = self.settings.profile
+        execution = execution_on(profile.engine(name), self.settings.execution, profile.executor(name))
         return Contender(self.fitted(name), replace(point, execution=execution))
 
     @contextmanager
@@ -360,7 +369,7 @@ class Session:
 
     def cell(self, name: str, point: OperatingPoint, fitted: Fitted | None = None) -> Cell:
         """Return the coordinates of one measurement or, without ``fitted``, of the fit itself."""
-        given = self.settings.execution
+        given = execution_on(None, self.settings.execution, self.settings.profile.executor(name))
         executor = fitted.executor if isinstance(fitted, HasExecutor) else "own"
         compute = fitted.compute if isinstance(fitted, HasCompute) else None
         return Cell(
@@ -372,7 +381,7 @@ class Session:
             point=point.name,
             protocol=given.protocol,
             order=given.order + (f"/window={given.window}" if given.window else ""),
-            executor=given.executor if executor == ASSIGNED else executor,
+            executor={ASSIGNED: given.executor, BY_RULE: given.rule_executor}.get(executor, executor),
             batch_size=given.batch_size,
             device=self.settings.device,
             dtype=given.dtype,

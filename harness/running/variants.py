@@ -10,7 +10,7 @@ In a profile::
 ``needs`` may also be a list of names; the method then finds its teachers under these names. Variants belong to their profile;
 the registry does not know them.
 
-A variant that only sets an ``engine`` (:mod:`harness.engines`) runs the fit of the method that it is like.
+A variant that only sets an ``engine`` (:mod:`harness.engines`) or an ``executor`` runs the fit of the method that it is like.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 
 RESERVED = ("like", "needs")
-ENGINE = "engine"  # says how a fit runs, so it is no setting of the method
+RUNS = ("engine", "executor")  # say how a fit runs, so they are no settings of the method
 # Optional capabilities (:mod:`harness.contracts`) that a variant has if its base has them.
 INHERITED = (
     "role",
@@ -126,26 +126,28 @@ def settings(tables: Tables, name: str) -> dict[str, Any]:
     for one in reversed(lineage(tables, name)):
         table = tables.get(one, {})
         merged |= {key: value for key, value in table.items() if not is_variant(tables, one) or key not in RESERVED}
-    merged.pop(ENGINE, None)
-    return merged
+    return {key: value for key, value in merged.items() if key not in RUNS}
 
 
-def engine(tables: Tables, name: str) -> Any:
-    """Return the engine of a method or variant: its own or that of its nearest base, ``None`` for the run's.
+def runs_on(tables: Tables, name: str, key: str) -> Any:
+    """Return the engine or executor of a method or variant: its own or that of its nearest base, ``None`` for the run's.
+
+    Args:
+        key: one of :data:`RUNS`.
 
     Raises:
         ConfigError: as :func:`lineage`.
     """
-    return next((tables[one][ENGINE] for one in lineage(tables, name) if ENGINE in tables.get(one, {})), None)
+    return next((tables[one][key] for one in lineage(tables, name) if key in tables.get(one, {})), None)
 
 
 def fit_of(tables: Tables, name: str) -> str:
-    """Return the method or variant whose fit ``name`` runs: itself, unless it only puts another one on an engine.
+    """Return the method or variant whose fit ``name`` runs: itself, unless it only runs another one differently.
 
     Raises:
         ConfigError: as :func:`lineage`.
     """
-    return next(one for one in lineage(tables, name) if {*tables.get(one, {})} != {"like", ENGINE})
+    return next(one for one in lineage(tables, name) if not {"like"} < {*tables.get(one, {})} <= {"like", *RUNS})
 
 
 def method_of(tables: Tables, name: str) -> Method:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from safetensors import SafetensorError
 from torch import Tensor
 
-from harness.contracts import ASSIGNED, Compute, OperatingPoint, Predictions
+from harness.contracts import ASSIGNED, BY_RULE, Compute, OperatingPoint, Predictions
 from harness.core.clock import Phases
 from harness.core.errors import ConfigError, ResultError
 from harness.core.text_formats import read_json
@@ -22,8 +22,8 @@ from harness.core.work import ModelCost
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Entropy, ExitRule
+from harness.execution.regrouping.rebatch import run_by_rule
 from harness.execution.run_pass import Answer
-from harness.execution.sequential import run_sequential
 from harness.toolkit.method_settings import SPEEDS, speed_name
 from harness.toolkit.training import TrainingReport
 
@@ -156,14 +156,14 @@ class ChosenPoints(FittedModel):
 class RuleDriven(ChosenPoints, ABC):
     """A model that asks a head after every exit layer and follows an exit rule."""
 
-    executor = "shrink"
+    executor = BY_RULE
 
     @abstractmethod
     def rule_at(self, at: OperatingPoint) -> ExitRule:
         """Return the rule with the settings of an operating point."""
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        return run_sequential(self.model, tokens, at.execution, self.rule_at(at))
+        return run_by_rule(self.model, tokens, at.execution, self.rule_at(at))
 
 
 class SequentialExits(RuleDriven):

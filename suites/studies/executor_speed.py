@@ -6,9 +6,11 @@ Weights and ids are random, lengths realistic, and heads set so that samples exi
     python -m suites.studies.executor_speed --device cuda --samples 10000 --batch-size 32,128,512,2048 --compute eager,graphs --roof
 
 ``bert`` runs all layers. ``ladder``, ``exact-k`` and ``verified`` know exits beforehand, as GEEP predicts them; ``look1`` knows
-them after one head. ``shrink`` finds the same exits by a head after every layer, as FastBERT does; ``faithful`` is its released
-loop, which is always eager. Rounds alternate all of them (A B C, C B A, ...). ``reached`` is the ratio of wall times to ``bert``
-over the ratio of layers. ``paired_seconds`` follow from the seconds of ``bert`` and the ratios round by round, which cancels
+them after one head. ``shrink`` finds the same exits by a head after every layer, as FastBERT does; ``rebatch`` refills its batches
+with the samples that other batches left; ``faithful`` is the released loop, which is always eager. Every row has its launches,
+rows per launch, synchronisations (``waits``) and copies. Rounds alternate all of them (A B C, C B A, ...). ``reached`` is the
+ratio of wall times to ``bert`` over the ratio of layers.
+``paired_seconds`` follow from the seconds of ``bert`` and the ratios round by round, which cancels
 changes of the machine's speed.
 Goals compare every executor at its best batch size and way to run blocks, unless they name a batch size.
 """
@@ -33,9 +35,11 @@ from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
 from harness.core.files import write_json, write_text
 from harness.core.terminal_table import terminal_table
+from harness.core.work import recorded
 from harness.encoder.backbone import default_device
 from harness.execution.engine import DTYPES
 from harness.measure.resources import matrix_rate
+from suites.workloads.launch_counts import launch_counts
 from suites.workloads.random_model import EXECUTORS, ExecutorWorkload
 
 COMPUTE: tuple[Compute, ...] = get_args(Compute)
@@ -69,10 +73,11 @@ def measure(
             execution = workload.execution(batch_size, compute, batch_tokens=batch_tokens)
             names = [name for name in EXECUTORS if name != "faithful" or compute == "eager"]
             passes: dict[str, list[float]] = {name: [] for name in names}
-            found = {}
+            found, steps = {}, {}
             for number in range(-1, rounds):  # the first round warms up
                 for name in names if number % 2 == 0 else names[::-1]:
-                    seconds, found[name] = timed(workload, name, execution)
+                    with recorded() as steps[name]:
+                        seconds, found[name] = timed(workload, name, execution)
                     passes[name] += [seconds] if number >= 0 else []
                 bar.update()
             for name, predictions in found.items():
@@ -89,6 +94,7 @@ def measure(
                         "paired_seconds": float(np.median(passes["bert"])) / wall,
                         "mean_layers": layers,
                         "mean_heads": predictions.work.rows("head") / workload.samples,
+                        **launch_counts(steps[name]),
                         "wall_ratio": wall,
                         "layer_ratio": depth / layers,
                         "reached": wall * layers / depth,
@@ -116,15 +122,17 @@ def goals(rows: Sequence[dict[str, Any]], share: float = 1.0) -> dict[str, float
     Args:
         share: of the matrix rate that ``bert`` reaches; below :data:`ROOF_LEAST`, ratios against it are left out.
     """
-    bert, tuned = best(rows, "bert"), best(rows, "shrink")
+    bert, tuned, refilled = (best(rows, name) for name in ("bert", "shrink", "rebatch"))
     found = {}
-    for name in ("ladder", "exact-k", "verified"):
+    for name in ("ladder", "exact-k", "verified", "look1"):
         mine = best(rows, name)
         if share >= ROOF_LEAST:
             found[f"{name} over bert / layer ratio"] = (
                 bert["paired_seconds"] / mine["paired_seconds"] / mine["layer_ratio"]
             )
         found[f"{name} over shrink"] = tuned["paired_seconds"] / mine["paired_seconds"]
+        found[f"{name} over rebatch"] = refilled["paired_seconds"] / mine["paired_seconds"]
+    found["rebatch over shrink"] = tuned["paired_seconds"] / refilled["paired_seconds"]
     small = min(row["batch_size"] for row in rows)
     if any(row["executor"] == "faithful" for row in rows):
         released = best(rows, "faithful", small)["paired_seconds"]
@@ -227,12 +235,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "wall ratio",
         "layer ratio",
         "reached",
+        "launches",
+        "rows",
+        "waits",
         "predict and sort",
     ]
     body = [
         [
             *(row["executor"], batch_of(row), row["compute"], f"{row['seconds']:.3f}", f"{row['mean_layers']:.2f}"),
             *(f"{row['wall_ratio']:.2f}x", f"{row['layer_ratio']:.2f}x", f"{row['reached']:.1%}"),
+            *(f"{row['launches']:,}", f"{row['rows_per_launch']:.1f}", f"{row['waits']:,}"),
             f"{row['predict_and_sort_share']:.3%}",
         ]
         for row in rows

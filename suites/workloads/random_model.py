@@ -26,6 +26,7 @@ from harness.execution.arrangement import sort_by_exit
 from harness.execution.executors import exit_logits, run_assigned, run_full
 from harness.execution.exit_rules import Entropy, normalised_entropy
 from harness.execution.regrouping.look_once import run_look_once
+from harness.execution.regrouping.rebatch import run_rebatched
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.verified import run_verified
 
@@ -180,9 +181,10 @@ class ExecutorWorkload:
             "verified": lambda: predicted(verified),
             "look1": looked,
             "shrink": lambda: run_sequential(self.model, self.tokens, execution, rule),
+            "rebatch": lambda: run_rebatched(self.model, self.tokens, execution, rule),
             "faithful": lambda: run_faithful(self.model, self.tokens, execution, rule),
         }
         return runs[executor]()
 
 
-EXECUTORS = ("bert", "ladder", "exact-k", "verified", "look1", "shrink", "faithful")
+EXECUTORS = ("bert", "ladder", "exact-k", "verified", "look1", "shrink", "rebatch", "faithful")

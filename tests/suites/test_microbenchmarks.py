@@ -44,6 +44,9 @@ def test_every_benchmark_has_rates_and_executed_layers(
     layers = {name: info["mean_layers"] for name, info in runs.items()}
     assert layers["test_executor[bert]"] == 4
     assert layers["test_executor[ladder]"] == layers["test_executor[exact-k]"] < 4
+    assert all(info["waits"] >= 2 and 0 < info["rows_per_launch"] <= 4 for info in runs.values())
+    assert all(info["wall_ratio"] > 0 for name, info in runs.items() if "window" not in name)
+    assert runs["test_executor[rebatch]"]["waits"] < runs["test_executor[faithful]"]["waits"]
     assert {info["mean_heads"] for name, info in runs.items() if "window" in name} == {1}
 
 

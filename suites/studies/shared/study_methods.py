@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.contracts import ASSIGNED, EngineName, Execution, Fitted, Foresees, HasExecutor, Kind, OperatingPoint
+from harness.contracts import (
+    EngineName,
+    Execution,
+    Fitted,
+    Foresees,
+    HasExecutor,
+    Kind,
+    OperatingPoint,
+)
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
-from harness.engines.choice import execution_on
+from harness.engines.choice import EXECUTORS, KEYS, execution_on
 from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
 from harness.measure.passes import Contender, TimedPass, timed_pass
@@ -23,7 +31,6 @@ from harness.running.session import Session
 from harness.toolkit.fitted import AssignedExits
 
 PREDICTOR = "geep"  # samples are ordered by the exits that this method predicts
-EXECUTORS = ("ladder", "exact-k")
 
 
 @dataclass
@@ -32,7 +39,7 @@ class StudyMethod:
 
     Attributes:
         kind: ``"bound"`` for a method that looks ahead.
-        executor: ``"ladder"`` or ``"exact-k"`` for exits known beforehand, else the method's own.
+        executor: one of the choices that the method leaves to the run, else its own.
         foresight: int16 [N] on the device, by sample: exits that a bound looked up beforehand, untimed.
         engine: of the method; ``None``: as the execution says.
     """
@@ -49,13 +56,11 @@ class StudyMethod:
     def label(self) -> str:
         """A short, unique name: method, point if there are several, executor if there is a choice."""
         parts = [self.method, *([] if self.point.name == "full" else [self.point.name])]
-        return " ".join([*parts, *([self.executor] if self.executor in EXECUTORS else [])])
+        return " ".join([*parts, *([self.executor] if self.executor in KEYS else [])])
 
     def at(self, execution: Execution, samples: np.ndarray) -> OperatingPoint:
         """Return the point with these execution settings, for these samples (int64 [M])."""
-        way = execution_on(self.engine, execution)
-        if self.executor in EXECUTORS:
-            way = replace(way, executor=cast(Literal["ladder", "exact-k"], self.executor))
+        way = execution_on(self.engine, execution, self.executor)
         seen = None
         if self.foresight is not None:
             seen = self.foresight[torch.as_tensor(samples, device=self.foresight.device)]
@@ -103,8 +108,11 @@ def entries(session: Session, methods: Sequence[str], speed: float) -> Iterator[
         point = point_at(name, session.points(name), speed)
         own = fitted.executor if isinstance(fitted, HasExecutor) else "own"
         kind: Kind = "bound" if isinstance(fitted, Foresees) else session.settings.profile.method_of(name).kind
-        given = session.settings.execution.executor
-        ways = (own,) if own != ASSIGNED else EXECUTORS if kind == "method" else (given,)
+        key, ways = EXECUTORS.get(own, ("", (own,)))
+        if key and (chosen := session.settings.profile.executor(name)):
+            ways = (chosen,)
+        elif key and kind != "method":
+            ways = (getattr(session.settings.execution, key),)
         for way in ways:
             yield StudyMethod(name, kind, fitted, point, way, engine=session.settings.profile.engine(name))
 

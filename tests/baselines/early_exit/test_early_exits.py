@@ -26,7 +26,7 @@ from baselines.early_exit.righttool import RightTool, early_exits
 from baselines.learned_exits.consistentee import ConsistentEE
 from baselines.learned_exits.palbert import Palbert
 from harness import registry
-from harness.contracts import Execution, OperatingPoint
+from harness.contracts import BY_RULE, Execution, OperatingPoint
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone
@@ -112,7 +112,7 @@ def test_found_by_name_under_its_authors_rule(method: type[Any], fit: Fit) -> No
     assert fitted.rule == RULE[method.name]
     assert [point.name for point in fitted.points] == ["budget=0.4", "budget=0.8"] == method().point_names(BRIEF)
     assert method().point_names({}) == ["budget=0.25", "budget=0.5", "budget=0.75"]
-    assert fitted.executor == "shrink"
+    assert fitted.executor == BY_RULE
     assert fitted.model.head_kind == "linear"
 
 

@@ -29,7 +29,7 @@ from harness.execution import (
     token_exits,
     verified,
 )
-from harness.execution.regrouping import look_once
+from harness.execution.regrouping import look_once, rebatch, waiting_samples
 
 # In the order in which they import each other.
 CHASSIS = (
@@ -44,6 +44,8 @@ CHASSIS = (
     run_pass,
     executors,
     sequential,
+    waiting_samples,
+    rebatch,
     verified,
     token_exits,
     cascade,

@@ -26,6 +26,7 @@ from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Entropy, Learned, Patience, PatienceSimilarity, Policy, QExit
 from harness.execution.graphs import GraphEngine
 from harness.execution.regrouping.look_once import run_look_once
+from harness.execution.regrouping.rebatch import run_rebatched
 from harness.execution.sequential import run_sequential
 from harness.execution.token_exits import TokenExits, run_token_exits
 from harness.execution.verified import run_verified
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.gpu
 DEPTH, COUNT = 6, 300
 SHAPE = EncoderShape(layers=DEPTH, width=128, heads=4, intermediate=256, vocab_size=500, max_positions=64)
 RULE = Entropy(0.9)
-DECIDING = ("shrink", "patience", "learned", "verified")
+DECIDING = ("shrink", "rebatch", "rebatch patience", "patience", "learned", "verified")
 EXECUTIONS = [
     Execution(batch_size=32, max_length=48, dtype="bfloat16"),
     Execution(batch_size=7, max_length=48, dtype="bfloat16", batch_tokens=100, executor="exact-k"),
@@ -72,6 +73,8 @@ def every_run(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> 
         "policy": lambda: run_sequential(model, tokens, execution, Policy(0.5, policy)),
         "q-exit": lambda: run_sequential(model, tokens, execution, QExit(0.75, halting)),
         "similar": lambda: run_sequential(model, tokens, execution, PatienceSimilarity(0.1, 1)),
+        "rebatch": lambda: run_rebatched(model, tokens, execution, RULE),
+        "rebatch patience": lambda: run_rebatched(model, tokens, execution, Patience(1)),
         "verified": lambda: run_verified(model, tokens, looks, execution, RULE),
         "look once": lambda: run_look_once(
             model, tokens, 0, lambda logits, lengths: (lengths % DEPTH).to(torch.int16), execution

@@ -42,6 +42,7 @@ from harness.execution.exit_rules import (
 )
 from harness.execution.regrouping import look_once
 from harness.execution.regrouping.look_once import run_look_once
+from harness.execution.regrouping.rebatch import run_rebatched
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.token_exits import TokenExits, run_token_exits
 from harness.execution.verified import run_verified
@@ -120,6 +121,8 @@ RUNS: dict[str, Callable[[MultiExitModel, TokenSet, Tensor, Execution], Predicti
         model, tokens, execution, PatienceSimilarity(0.1, 1)
     ),
     "static": lambda model, tokens, exits, execution: run_sequential(model, tokens, execution, Static(1)),
+    "rebatch": lambda model, tokens, exits, execution: run_rebatched(model, tokens, execution, RULE),
+    "rebatch patience": lambda model, tokens, exits, execution: run_rebatched(model, tokens, execution, Patience(1)),
     "verified": lambda model, tokens, exits, execution: run_verified(
         model, tokens, torch.stack([exits, exits.clamp(min=2)], 1), execution, RULE
     ),
@@ -273,7 +276,9 @@ def test_one_look_takes_one_copy(
     assert all(one.shape[0] == 2 for one in copies[1:-1])
 
 
-@pytest.mark.parametrize("name", ["shrink", "patience", "sure twice", "calibrated", "learned"])
+@pytest.mark.parametrize(
+    "name", ["shrink", "patience", "sure twice", "calibrated", "learned", "rebatch", "rebatch patience"]
+)
 def test_a_rule_copies_one_bool_per_active_sample(
     make_model: Callable[..., MultiExitModel], tokens: TokenSet, copies: list[np.ndarray], name: str
 ) -> None:

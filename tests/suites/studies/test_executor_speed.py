@@ -21,14 +21,19 @@ def test_every_executor_is_measured_at_every_batch_size(tmp_path: Path, capsys: 
     assert executor_speed.main([*SMALL, *batches, "--out", str(out), "--profile", str(where)]) == 0
     assert "aten::addmm" in where.read_text(encoding="utf-8")
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert [row["batch_size"] for row in found["executors"]] == [3] * 7 + [12] * 7 + [executor_speed.MOST] * 7
-    assert [row["batch_tokens"] for row in found["executors"]] == [0] * 14 + [100] * 7
+    assert [row["batch_size"] for row in found["executors"]] == [3] * 8 + [12] * 8 + [executor_speed.MOST] * 8
+    assert [row["batch_tokens"] for row in found["executors"]] == [0] * 16 + [100] * 8
     for row in found["executors"]:
         assert (row["mean_layers"] == 4) == (row["executor"] == "bert")
         assert row["layer_ratio"] == pytest.approx(4 / row["mean_layers"])
+        assert row["rows_per_launch"] * row["layer_launches"] == pytest.approx(12 * row["mean_layers"])
+    small = {row["executor"]: row for row in found["executors"] if row["batch_size"] == 3}
+    assert [small[name]["waits"] for name in ("bert", "ladder", "exact-k", "verified", "look1")] == [2, 2, 2, 3, 3]
+    assert small["rebatch"]["layer_launches"] < small["shrink"]["layer_launches"] == small["faithful"]["layer_launches"]
+    assert 3 < small["rebatch"]["waits"] < small["shrink"]["waits"] < small["faithful"]["waits"]
     assert "ladder over faithful at batch 3" in found["goals"]
     assert found["fingerprint"]["versions"]["torch"]
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 21 + len(found["goals"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 24 + len(found["goals"])
 
 
 def test_all_executors_exit_at_the_same_layers() -> None:
@@ -47,7 +52,8 @@ def test_goals_compare_executors_at_their_fastest() -> None:
     """Goals are ratios of the fastest rows at any batch size, or at the one that the goal names."""
     seconds = {
         ("bert", 32): 12.0, ("bert", 128): 10.0, ("ladder", 32): 4.0, ("ladder", 128): 5.0, ("exact-k", 32): 8.0,
-        ("verified", 128): 5.0, ("shrink", 32): 9.0, ("shrink", 128): 6.0, ("faithful", 32): 24.0, ("faithful", 128): 1.0,
+        ("verified", 128): 5.0, ("shrink", 32): 9.0, ("shrink", 128): 6.0, ("rebatch", 32): 5.5,
+        ("look1", 32): 4.5, ("faithful", 32): 24.0, ("faithful", 128): 1.0,
     }  # fmt: skip
     rows = [
         {"executor": name, "batch_size": size, "paired_seconds": value, "layer_ratio": 3.0}
@@ -56,11 +62,13 @@ def test_goals_compare_executors_at_their_fastest() -> None:
     found = executor_speed.goals(rows)
     assert found["ladder over bert / layer ratio"] == pytest.approx(10 / 4 / 3)
     assert found["verified over shrink"] == pytest.approx(6 / 5)
+    assert found["verified over rebatch"] == pytest.approx(5.5 / 5)
+    assert found["rebatch over shrink"] == pytest.approx(6 / 5.5)
     assert found["ladder over faithful at batch 32"] == 6
     assert found["shrink over faithful at batch 32"] == pytest.approx(24 / 9)
     untuned = executor_speed.goals(rows, share=0.44)
     assert set(found) - set(untuned) == {
-        f"{name} over bert / layer ratio" for name in ("ladder", "exact-k", "verified")
+        f"{name} over bert / layer ratio" for name in ("ladder", "exact-k", "verified", "look1")
     }
 
 

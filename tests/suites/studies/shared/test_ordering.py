@@ -69,13 +69,13 @@ def entry(samples: StudySamples, start: str) -> StudyMethod:
 
 
 def test_every_method_has_an_entry_per_executor(samples: StudySamples) -> None:
-    """Exits known in advance run on the ladder and in batches of equal exits; a bound takes the run's executor."""
+    """Exits known in advance run on the ladder and in batches of equal exits; controls and bounds take the run's executor."""
     assert [one.label for one in samples.entries] == [
         "bert",
         "geep speed=0.6 ladder",
         "geep speed=0.6 exact-k",
         "geep-verified speed=0.6/once",
-        "control-sequential speed=0.6",
+        "control-sequential speed=0.6 shrink",
         "oracle agree ladder",
     ]
     assert [one.kind for one in samples.entries] == ["method"] * 4 + ["control", "bound"]
