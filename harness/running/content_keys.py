@@ -50,6 +50,11 @@ class ContentKeys:
         engines = {name: engine for name in (method, profile.reference) if (engine := profile.engine(name))}
         executors = {name: way for name in (method, profile.reference) if (way := profile.executor(name))}
         named = {name: content for name in names if (content := profile.named_content(name)) is not None}
+        execution = asdict(self.settings.execution)
+        if (
+            execution["rule_executor"] == "shrink"
+        ):  # as all cells ran before there was a choice, so their keys stay valid
+            del execution["rule_executor"]
         unlabelled = []
         if any(profile.uses_unlabelled(name) for name in names):
             own = unlabelled_identity(dataset, self.settings.source, self.settings.data)
@@ -62,7 +67,7 @@ class ContentKeys:
             named,
             profile.model_dump(include=_KEYS),
             profile.common(method),  # which settings are common to all methods is part of a result's binding
-            asdict(self.settings.execution),
+            execution,
             self.settings.device,
             [self.settings.fit_threads, *(self.settings.precision(name) for name in names)],
             *unlabelled,

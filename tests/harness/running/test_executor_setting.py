@@ -40,7 +40,7 @@ def test_executors_share_one_fit(stage: Any, grid_settings: Settings) -> None:
     assert stage.configs["two"] == {"speeds": [0.1, 0.5, 0.8], "rate": 0.5}  # an executor is no setting
     results = RunFolder.open(settings.out).results()
     found = {result.cell.method: result.cell.executor for result in results}
-    assert found == {"one": "own", "two": "shrink", "two-refilled": "rebatch"}
+    assert found == {"one": "full", "two": "shrink", "two-refilled": "rebatch"}
     again = Grid(settings).execute()
     assert (again.measured, again.kept) == (0, len(results))
     assert Grid(having(grid_settings, {"two": {"rate": 0.5, "executor": "rebatch"}}, "two")).execute().measured == 2
