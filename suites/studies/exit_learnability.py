@@ -254,7 +254,9 @@ class ExitLearnability(DatasetStudy):
             for method in profile.methods:
                 group = self._of(method, self.args.budgets[0], LENGTH, dataset)
                 known, test = group[0]["learnt_from"], len(group[0]["hits"])
+                least = 100 * detectable_share(test)
                 page.heading(f"{dataset}, {method}: {known} rows to learn from, {test} test rows")
+                page.text(f"{test} rows find {least:.1f} % explained with 80 % power.")
                 page.table(heads, [self._line(method, name, dataset) for name in PREDICTORS])
         page.heading("Pooled over datasets and seeds")
         lines = [
@@ -278,9 +280,15 @@ class ExitLearnability(DatasetStudy):
 
 
 def interval(found: Mapping[str, float]) -> str:
-    """Return a value in points with its 95 % interval, and what could have been found."""
+    """Return a value in points with its 95 % interval, and what could have been found, unless predictions hardly vary."""
     mean, low, high, power = (100 * found[key] for key in ("mean", "low", "high", "detectable"))
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}); 80 % power for {power:.1f}"
+    known = f"80 % power for {power:.1f}" if power >= 0.1 else "as good as constant"
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}); {known}"
+
+
+def detectable_share(rows: int) -> float:
+    """Return the explained share that so many rows find with 80 % power: the square of a correlation (Fisher's z, 1921)."""
+    return float(np.tanh(detectable_mean(1 / np.sqrt(rows - 3))) ** 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -75,6 +75,14 @@ def test_measures_by_hand() -> None:
     assert same["explained"] == [0, 0, 0] and same["chance"] == 1
 
 
+def test_power() -> None:
+    """2,000 rows find a correlation of .063, which explains .4 %; a constant prediction has no power to state."""
+    assert study.detectable_share(2000) == pytest.approx(0.0626**2, rel=0.01)
+    found = {"mean": 0.0, "low": 0.0, "high": 0.0, "detectable": 0.0}
+    assert study.interval(found) == "+0.0 (+0.0 to +0.0); as good as constant"
+    assert study.interval({**found, "detectable": 0.021}).endswith("80 % power for 2.1")
+
+
 def test_thresholds_meet_the_layers() -> None:
     """The threshold separates as many samples as the mean layers ask for."""
     entropies = torch.tensor([[0.1, 0.3, 0.5, 0.7], [0.0] * 4, [0.0] * 4])
