@@ -69,7 +69,8 @@ class ConsistentEE(StagedMethod[ConsistentEESettings]):
 
     Stage 1 is the method ``pabee``, whose loss it shares. Its memorised layer, from which on all heads are right, says how hard a
     train sample is. Stage 2 trains the policy alone, stage 3 everything: a sample's cross-entropy counts only at exits that the
-    policy draws. The last epoch is kept. A threshold of 0.5 is published; here it is chosen on dev at budgets, as for all rules.
+    policy draws. The last epoch is kept. A probability of 0.5 is published as the threshold; here it is chosen on dev at
+    budgets, as for all rules. The published speeds come from prices, each with a training of its own.
 
     Not as published: the policy reads the state of [CLS], not its pooled state. Exits are drawn, as the paper describes; the
     released code leaves where the probability is above 0.5, so that a sample's rollouts differ by dropout only. Its scripts try

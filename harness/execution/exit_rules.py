@@ -152,17 +152,21 @@ class Learned(ThresholdRule):
 
 @dataclass(frozen=True)
 class Policy(ThresholdRule):
-    """ConsistentEE (AAAI 2024): the policy's probability of leaving is above the threshold."""
+    """ConsistentEE (AAAI 2024): the policy's log-odds of leaving are above the threshold; 0 (a probability of 1/2) is published.
+
+    A trained policy is nearly certain. Log-odds keep the order of samples where probabilities are all 0 or 1 after rounding.
+    """
 
     compare = operator.gt
+    most: ClassVar[float] = 30.0  # log-odds
 
     gate: ExitPolicy
 
     def score(self, place: int, logits: Tensor, doubt: Tensor | None) -> Tensor:
         assert doubt is not None
         if place == len(self.gate.networks):  # all leave at the last head, which has no network
-            return torch.ones(len(doubt), device=doubt.device)
-        return self.gate.logit(place, doubt).sigmoid()
+            return torch.full((len(doubt),), self.most, device=doubt.device)
+        return self.gate.logit(place, doubt).clamp(-self.most, self.most)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,8 @@ def worth_trying(name: RuleName, scores: Tensor, classes: int) -> list[dict[str,
     patiences = range(1, places)
     if name == "patience":
         return [{"patience": patience} for patience in patiences]
-    ends = (0.0, math.log(classes)) if name == "raw-entropy" else (0.0, 1.0)
+    beyond = Policy.most + 1
+    ends = {"raw-entropy": (0.0, math.log(classes)), "policy": (-beyond, beyond)}.get(name, (0.0, 1.0))
     thresholds = candidate_thresholds(scores[:-1].numpy(), ends, most=THRESHOLDS, apart=APART).tolist()
     if name in ("patience-confidence", "patience-similarity"):
         pairs = itertools.product(thresholds, patiences)

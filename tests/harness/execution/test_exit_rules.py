@@ -125,7 +125,7 @@ def by_hand(name: str, world: World, sample: int) -> int:
         elif name == "learned":
             leaves = float(world.doubts[name][place, sample]) < rule.threshold
         elif name == "policy":
-            leaves = float(rule.gate.networks[place](world.doubts[name][place, sample]).sigmoid()) > rule.threshold
+            leaves = float(rule.gate.networks[place](world.doubts[name][place, sample])) > rule.threshold
         elif name == "q-exit":
             states = world.doubts[name][:, sample]
             x = torch.cat([states[place], states[place - 1] if place else torch.zeros(len(states[0]))])
