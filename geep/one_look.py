@@ -17,12 +17,14 @@ from geep.method import TUNING
 from geep.predictor import DevView
 from geep.table_rows import TableSettings, choose_rows
 from harness.contracts import OperatingPoint, Predictions, Role
+from harness.core.clock import Phases
 from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import exit_logits
 from harness.execution.regrouping.look_once import run_look_once
+from harness.execution.run_pass import Answered
 from harness.toolkit.base_method import BaseMethod, Teachers
 from harness.toolkit.budgets import Candidate, points_at_budgets
 from harness.toolkit.distillation import teacher_of_kind
@@ -100,12 +102,20 @@ class FittedLook(ChosenPoints):
     table: LookTable = field(kw_only=True)
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        return self.predict_others(tokens, at=at, answered=None, phases=Phases(tokens.device))
+
+    def predict_others(
+        self, tokens: TokenSet, *, at: OperatingPoint, answered: Answered | None, phases: Phases
+    ) -> Predictions:
+        """Answer all samples, those in ``answered`` as it says; see :class:`harness.toolkit.fitted.RunsOthers`."""
         prices = (at.params["price"],)
 
         def decide(logits: Tensor, lengths: Tensor) -> Tensor:
             return self.table.exits(logits, lengths, prices)[:, 0]
 
-        return run_look_once(self.model, tokens, self.table.look, decide, at.execution)
+        return run_look_once(
+            self.model, tokens, self.table.look, decide, at.execution, phases=phases, answered=answered
+        )
 
     def key_hits(self, tokens: TokenSet, *, at: OperatingPoint) -> tuple[int, int]:
         """Return the number of these samples' keys with a row of their own, and of all keys; not timed."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -23,7 +23,7 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Entropy, ExitRule
 from harness.execution.regrouping.rebatch import run_by_rule
-from harness.execution.run_pass import Answer
+from harness.execution.run_pass import Answer, Answered
 from harness.toolkit.method_settings import SPEEDS, speed_name
 from harness.toolkit.training import TrainingReport
 
@@ -178,6 +178,23 @@ class SequentialExits(RuleDriven):
         return Entropy(at.params["speed"])
 
 
+@runtime_checkable
+class RunsOthers(Protocol):
+    """A fitted method that can leave out samples which are answered before layer 1, and runs the others."""
+
+    model: MultiExitModel
+
+    @property
+    def executor(self) -> str: ...
+    def operating_points(self, dev: Split) -> Sequence[OperatingPoint]: ...
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions: ...
+    def predict_others(
+        self, tokens: TokenSet, *, at: OperatingPoint, answered: Answered | None, phases: Phases
+    ) -> Predictions:
+        """Answer all samples, those in ``answered`` as it says; ``phases`` has what was timed before."""
+        ...
+
+
 class AssignedExits(ChosenPoints, ABC):
     """The exit of every sample is known before it runs."""
 
@@ -190,8 +207,12 @@ class AssignedExits(ChosenPoints, ABC):
         """Return the exit layer index of every sample, int16 [N]; the call is part of the timed region."""
 
     def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        phases = Phases(tokens.device)
+        return self.predict_others(tokens, at=at, answered=None, phases=Phases(tokens.device))
+
+    def predict_others(
+        self, tokens: TokenSet, *, at: OperatingPoint, answered: Answered | None, phases: Phases
+    ) -> Predictions:
         with phases("predict"):
             exits = self.assign(tokens, at=at)
         answer: Answer = at.params.get("answer", self.answer)
-        return run_assigned(self.model, tokens, exits, at.execution, answer=answer, phases=phases)
+        return run_assigned(self.model, tokens, exits, at.execution, answer=answer, phases=phases, answered=answered)

@@ -69,7 +69,7 @@ def gather_caveats(
     """
     caveats = [*doubts, *_failures(run, results)]
     caveats += [f"No per-sample rows: {problem}" for problem in problems]
-    caveats += _failed_checks(rows) + _collapsed(rows)
+    caveats += _failed_checks(rows) + _collapsed(rows) + _answers_nobody(rows)
     differing = [
         key
         for key, values in _distinct([result.fingerprint for result in results]).items()
@@ -157,6 +157,19 @@ def _collapsed(rows: Sequence[ResultRow]) -> list[str]:
         f"Heads of {row.method} on {row.label} collapsed, in rows marked ‖: {first_few(row.collapsed, 3, '; ')}."
         for row in rows
         if row.collapsed
+    ]
+
+
+def _answers_nobody(rows: Sequence[ResultRow]) -> list[str]:
+    """Return one sentence for each method of a dataset whose table answers no dev row before layer 1, at the points it names."""
+    idle: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        if any(params.get("dev_answered") == 0 for params in row.point_params):
+            idle[row.method, row.label].append(row.point)
+    return [
+        f"{method} on {label}: no threshold lets its table answer dev rows as well as full depth, or better within the budget, so "
+        f"nothing is answered before layer 1 at {first_few(points, 4)} (in some seeds, if there are several)."
+        for (method, label), points in idle.items()
     ]
 
 

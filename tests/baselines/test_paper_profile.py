@@ -13,7 +13,7 @@ from harness.toolkit.base_method import BorrowingMethod
 
 PLACE = Path(__file__).parents[2] / "suites" / "profiles" / "paper.toml"
 # They run the weights of another method in another way. Controls, bounds and borrowed models are known as such.
-RUN_ONLY = {"edgebert", "exit-rule", "f-pabee", "geep-look1", "geep-verified"}
+RUN_ONLY = {"edgebert", "exit-rule", "f-pabee", "geep-look1", "geep-verified", "geep-zero"}
 
 
 def trained() -> set[str]:
