@@ -41,7 +41,7 @@ def soft_marks(logits: Tensor, parts: int = PARTS) -> Tensor:
     shares = logits.double().softmax(-1) * parts
     counts = shares.floor().long()
     left = parts - counts.sum(1, keepdim=True)
-    rank = (shares - counts).argsort(1, descending=True, stable=True).argsort(1)
+    rank = (shares - counts).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     counts += rank < left
     classes = torch.arange(logits.shape[1]).repeat(len(logits))
     return torch.repeat_interleave(classes, counts.flatten()).view(len(logits), parts).T.contiguous()

@@ -108,7 +108,7 @@ def test_rows_and_margins_are_as_described() -> None:
 
 BUGS = {
     "hard labels": ("soft_marks(logits)", "logits.argmax(-1).repeat(PARTS, 1)"),
-    "remainders to the smallest": ("argsort(1, descending=True, stable=True)", "argsort(1, stable=True)"),
+    "remainders to the smallest": ("descending=True, stable=True", "stable=True"),
     "the first part only": ("for marks in soft_marks(logits):", "for marks in soft_marks(logits)[:1]:"),
     "samples dealt as parts": (".view(len(logits), parts).T.contiguous()", ".view(parts, len(logits)).contiguous()"),
     "counts of marks, not samples": ("min_count=min_count * PARTS", "min_count=min_count"),

@@ -84,3 +84,13 @@ def test_results_and_histograms_have_a_place_before_layer_1(fabricate):
     assert "Before layer 1 %" not in [column.heading for column in results_table(plain, plain.groups[0]).columns]
     (drawing,) = [d for d in draw_figures(plain, plain.groups[0]) if d.role == "exits"]
     assert "before layer 1" not in drawing.svg
+
+
+def test_a_threshold_that_no_dev_row_meets_is_a_caveat(fabricate):
+    """The points at which nothing can be answered are named once per method; others are not."""
+    run = fabricate()
+    for point, share in (("speed=0.1", 0.0), ("speed=0.5", 0.0), ("budget=0.5", 0.2)):
+        run.cell("geep-zero", point, params={"margin": 16385, "dev_answered": share})
+    run.cell("bert", params={})
+    (caveat,) = [one for one in build_view(run.path).caveats if "before layer 1" in one]
+    assert caveat.startswith("geep-zero on ag_news") and "speed=0.1, speed=0.5" in caveat and "budget=0.5" not in caveat
