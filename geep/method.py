@@ -92,6 +92,14 @@ class FittedGeep(AssignedExits):
 
     tables: dict[float, ExitTable] = field(default_factory=dict)
     crossed: Tensor | None = None
+    _heard: dict[tuple[int, Answer], tuple[TokenSet, Tensor]] = field(default_factory=dict, repr=False)
+
+    def hear(self, tokens: TokenSet, answer: Answer = "student") -> Tensor:
+        """Return the logits of every exit for these samples, [A, N, C]; kept, as other choices for the weights ask for the same."""
+        key = (id(tokens), answer)
+        if key not in self._heard:
+            self._heard[key] = tokens, exit_logits(self.model, tokens, TUNING, answer=answer)
+        return self._heard[key][1]
 
     def table_at(self, at: OperatingPoint) -> ExitTable:
         """Return the table of a point; one without a speed is that of agreement, which all speeds share."""
@@ -200,13 +208,13 @@ class Geep(StagedMethod[GeepSettings]):
         model, depth = weights.model, weights.model.depth
         fitted = FittedGeep(model, weights.training)
         _, table_rows = choose_rows(task, own, seed)
-        crossed = weights.crossed if isinstance(weights, FittedGeep) and own.crossed else None
-        observed = exit_logits(model, table_rows, TUNING) if crossed is None else crossed
+        assert isinstance(weights, FittedGeep)
         dev = task.dev.tokens
+        observed = weights.crossed if own.crossed else weights.hear(table_rows)
+        assert observed is not None, "folds are part of the key of weights"
         answers: tuple[Answer, ...] = ("student", "shared")
         views = {
-            answer: DevView.of(exit_logits(model, dev, TUNING, answer=answer), task.dev.labels, model.answers, depth)
-            for answer in answers
+            answer: DevView.of(weights.hear(dev, answer), task.dev.labels, model.answers, depth) for answer in answers
         }
         view = views["student"]
         counting = {"ngram": own.ngram, "min_count": own.min_count, "smoothing": own.smoothing}

@@ -33,6 +33,23 @@ def expected_at_random(right: np.ndarray, histogram: Sequence[int]) -> np.ndarra
     return np.asarray(right @ (counts / counts.sum()))
 
 
+def spread_at_random(right: np.ndarray, histogram: Sequence[int]) -> float:
+    """Return the standard deviation of the mean correctness over random deals of the exits of this histogram, exactly.
+
+    The variance of a sum over a random permutation: the squared deviations from the row and column means of the values that
+    samples could get, over n - 1 (Hoeffding 1951). 0 for one sample.
+
+    Args:
+        right: bool [n, depth].
+        histogram: samples that exit after layer 1, 2, ..., depth; n in total.
+    """
+    counts, n = np.asarray(histogram, dtype=np.float64), len(right)
+    by_layer = right.mean(0)
+    by_sample = right @ counts / n
+    apart = right - by_sample[:, None] - by_layer + float(by_layer @ counts) / n
+    return float(np.sqrt((apart**2).sum(0) @ counts / max(n - 1, 1)) / n)
+
+
 def share_of_deeper(mean_layers: float, shallow: int, deep: int, beyond: float = 0.0) -> float | None:
     """Return the share of samples at layer ``deep``, the others at ``shallow``, that gives these mean layers.
 

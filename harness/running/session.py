@@ -280,7 +280,7 @@ class Session:
             if not isinstance(method, LearnsInStages):
                 with self._training():
                     return method.fit(task, self.backbone, teachers, config=config, seed=self.seed)
-            weights = self._weights(name)
+            weights = self.weights(name)
             with torch_threads(self.settings.fit_threads):
                 return method.choose(weights, task, config=config, seed=self.seed)
 
@@ -288,7 +288,7 @@ class Session:
         with self.naming(name):
             return self._load_or_make(name, self._folder(name), teachers, make, shared)
 
-    def _weights(self, name: str) -> Fitted:
+    def weights(self, name: str) -> Fitted:
         """Return what a method that learns in stages trained, from the cache or trained now; the fit of another method."""
         profile = self.settings.profile
         name = profile.fit_of(name)
@@ -296,7 +296,7 @@ class Session:
         if not isinstance(method, LearnsInStages):
             return self.fit(name)
         # No choices of teachers, since the key of the weights does not have them.
-        teachers = {need: self._weights(need) for need in method.needs}
+        teachers = {need: self.weights(need) for need in method.needs}
 
         def make() -> Fitted:
             config, task = profile.config(name), self._task(name)

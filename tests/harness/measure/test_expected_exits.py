@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from harness.measure.expected_exits import (
     expected_at_two_depths,
     first_layer,
     share_of_deeper,
+    spread_at_random,
     unpack_layers,
 )
 
@@ -72,3 +75,13 @@ def test_no_share_reaches_layers_outside_the_two_depths() -> None:
 def test_first_right_layer() -> None:
     """The first set bit counts; samples that no layer gets right run to full depth."""
     assert first_layer(unpacked([0b00110, 0b10000, 0])).tolist() == [2, 5, 5]
+
+
+@given(st.lists(st.integers(0, 2**3 - 1), min_size=1, max_size=5), st.data())
+def test_the_spread_is_that_of_all_permutations(values: list[int], data: st.DataObject) -> None:
+    """The standard deviation equals that over every way to deal the exits."""
+    right = unpack_layers(np.array(values, dtype=np.int64), 3)
+    exits = data.draw(st.lists(st.integers(0, 2), min_size=len(values), max_size=len(values)))
+    means = [right[np.arange(len(values)), list(dealt)].mean() for dealt in itertools.permutations(exits)]
+    found = spread_at_random(right, np.bincount(exits, minlength=3).tolist())
+    assert found == pytest.approx(np.std(means), abs=1e-9)
