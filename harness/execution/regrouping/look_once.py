@@ -62,8 +62,7 @@ def run_look_once(
         )
     with inference(model):
         run = Pass(model, tokens, execution, phases=phases, answered=answered)
-        with run.phases("layers"):
-            interleave((partial(_climb, run, look, decide, batches) for batches in _chunks(run)), run.device)
+        interleave((partial(_climb, run, look, decide, batches) for batches in _chunks(run)), run.device)
         found = run.predictions()
         return replace(found, predicted_exit=found.exit_layer)
 
@@ -91,12 +90,24 @@ def _climb(run: Pass, look: int, decide: Decide, batches: list[tuple[int, int]],
     offsets = run.arranged.batch(first, last)[0].offsets
     pad_to = run.execution.max_length if run.execution.protocol == "paper" else None
     whole = Layout(run.lengths[first:last], pad_to, run.device, offsets)
-    states = _to_the_look(run, look, batches, whole)
-    record("decide", Tally(last - first))
-    exits = decide(run.logits[first:last], whole.offsets[1:] - whole.offsets[:-1])
-    order, ends = yield _plan(run, exits, whole)
+    with run.phases("layers"):
+        states = _to_the_look(run, look, batches, whole)
+    with run.phases("predict"):
+        record("decide", Tally(last - first))
+        exits = decide(run.logits[first:last], whole.offsets[1:] - whole.offsets[:-1])
+    with run.phases("schedule"):
+        plan = _plan(run, exits, whole)
+    order, ends = yield plan
     _refuse_unless_ahead(run.model, look, ends)
-    going = int((ends > look).sum())  # deepest first
+    with run.phases("layers"):
+        _to_the_exits(run, look, first, whole, states, order, ends)
+
+
+def _to_the_exits(
+    run: Pass, look: int, first: int, whole: Layout, states: Tensor, order: np.ndarray, ends: np.ndarray
+) -> None:
+    """Run the samples of a chunk from the look to their ``ends``; ``order`` has their places in the chunk, deepest first."""
+    going = int((ends > look).sum())
     ladder = replace(run.execution, executor="ladder")
     for begin, stop in exit_batches(ends[:going], whole.lengths[order[:going]], ladder):
         samples = order[begin:stop]

@@ -191,6 +191,7 @@ def test_one_look_is_the_same_in_every_execution(
     check(found, expected, world.naive(expected))
     check_layers(found, int((expected + 1).sum()))
     assert found.work.rows("head") == N + int((expected > look).sum())
+    assert {"layers", "predict", "schedule", "copy"} <= set(found.phases)
     assert found.predicted_exit is not None
     assert found.predicted_exit.tolist() == expected.tolist()
 
