@@ -61,11 +61,11 @@ class Step:
     """One thing that a pass asked its device for.
 
     Attributes:
-        what: a block (``"layer.0"``), or ``"embed"``, ``"gather"`` (hidden states picked or joined), ``"answer"`` (logits
-            stored), ``"decide"`` (an exit rule), ``"predict"``, ``"sort"``, ``"arrange"`` (ids in running order), ``"upload"``,
-            ``"download"`` (starts a copy to the host), ``"wait"`` (for such a copy), or ``"read"`` (single values that the host
-            waits for, one by one).
-        tally: amounts of a block, an embedding or a gather; samples of the others.
+        what: a block (``"layer.0"``), or ``"embed"``, ``"gather"`` (hidden states picked out), ``"join"`` (those of several
+            batches joined), ``"answer"`` (logits stored), ``"decide"`` (an exit rule), ``"predict"``, ``"sort"``, ``"arrange"``
+            (ids in running order), ``"upload"``, ``"download"`` (starts a copy to the host), ``"wait"`` (for such a copy), or
+            ``"read"`` (single values that the host waits for, one by one).
+        tally: amounts of a block, an embedding, a gather or a join; samples of the others.
         count: bytes of a copy, values of a read, and for ``"wait"`` the place of its ``"download"`` among the steps.
     """
 

@@ -159,7 +159,7 @@ def _batches(groups: list[_Group], goal: np.ndarray, execution: Execution) -> It
     lengths = np.concatenate([group.layout.lengths for group in groups])
     first = groups[0]
     if len(groups) > 1:
-        record("gather", Tally(len(samples), sum(group.layout.rows for group in groups)))
+        record("join", Tally(len(samples), sum(group.layout.rows for group in groups)))
     hidden = first.hidden if len(groups) == 1 else torch.cat([group.hidden for group in groups])
     layout = first.layout if len(groups) == 1 else Layout(lengths, first.layout.pad_to, first.layout.device)
     order = np.lexsort((-lengths, -goal[samples]))

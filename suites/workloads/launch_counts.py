@@ -29,6 +29,6 @@ def launch_counts(steps: Sequence[Step]) -> dict[str, Any]:
         "waits": counts["wait"] + sum(step.count for step in steps if step.what == "read"),
         "uploads": counts["upload"],
         "downloads": counts["download"] + sum(step.count for step in steps if step.what == "read"),
-        "gathers": counts["gather"],
-        "gather_rows": sum(step.tally.tokens for step in steps if step.what == "gather"),
+        "gathers": counts["gather"] + counts["join"],
+        "gather_rows": sum(step.tally.tokens for step in steps if step.what in ("gather", "join")),
     }

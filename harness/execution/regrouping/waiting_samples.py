@@ -44,7 +44,7 @@ class WaitingGroup:
             return groups[0]
         first = groups[0].layout
         lengths = np.concatenate([group.layout.lengths for group in groups])
-        record("gather", Tally(len(lengths), sum(group.layout.rows for group in groups)))
+        record("join", Tally(len(lengths), sum(group.layout.rows for group in groups)))
         return cls(
             np.concatenate([group.samples for group in groups]),
             torch.cat([group.hidden for group in groups]),

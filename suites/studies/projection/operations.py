@@ -85,6 +85,8 @@ def operations(step: Step, blocks: Mapping[str, BlockCost], *, ragged: bool, few
             return [*padding, lookup, lookup, add, lookup, add, Move("norm", 2 * tally.tokens * width)]
         case "gather":
             return [*smalls(8), Move("gather", 2 * tally.tokens * width)]
+        case "join":
+            return [*smalls(2), Move("stream", 2 * tally.tokens * width)]
         case "answer":
             return smalls(1)
         case "decide":
