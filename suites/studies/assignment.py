@@ -167,7 +167,8 @@ class AssignmentRules(DatasetStudy):
     def check(cls, settings: Settings, args: Any) -> None:
         super().check(settings, args)
         for name in methods_with_rules(settings):
-            points = settings.profile.method_of(name).point_names(settings.profile.config(name))
+            method: Any = settings.profile.method_of(name)
+            points = method.point_names(settings.profile.config(name))
             if args.point not in points:
                 raise ConfigError(f"method '{name}' has no point '{args.point}': it has {', '.join(points)} (--point)")
         unknown = [rule for rule in args.rules if rule not in RULES]

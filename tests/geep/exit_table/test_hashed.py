@@ -318,12 +318,15 @@ def test_a_query_on_the_device_does_not_synchronise() -> None:
         table.insert(tokens, torch.arange(500) % 12)
         table.freeze()
     there = tokens.to("cuda")
+    rule = Cuts((tuple(5 * UNIT + UNIT // 4 + k * UNIT // 32 for k in range(11)),))
     tables[0].quantiles(there, [500, 900])
+    tables[0].assign(there, rule)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = tables[0].quantiles(there, [500, 900])
+        found, cut = tables[0].quantiles(there, [500, 900]), tables[0].assign(there, rule)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert found.device.type == "cuda"
     assert torch.equal(found.cpu(), tables[1].quantiles(tokens, [500, 900]))
+    assert torch.equal(cut.cpu(), tables[1].assign(tokens, rule))
     assert torch.equal(tables[0].distribution(there).cpu(), tables[1].distribution(tokens))
