@@ -37,6 +37,7 @@ MOVED = tuple(1 << power for power in (12, 16, 19, 21, 23, 25, 27))  # bytes
 COPIED = tuple(1 << power for power in (10, 16, 20, 24, 27))
 LEAST = 0.02  # seconds that a measurement repeats an operation
 REPEATS = 3
+DRAWS = 16  # different rows of a table
 MOST_COPIES = 256  # of the inputs of an operation
 AROUND = 4  # reference products between measurements
 HEAD_WIDTH = 64
@@ -240,6 +241,7 @@ class Calibration:
 
     def _moves(self) -> Iterator[tuple[str, float]]:
         weight = self._random(ROW)
+        table = self._random(max(1, 4 * cache_bytes() // self.size // ROW), ROW)  # as word embeddings
         for moved in self.moved:
             rows = self._rows_of(moved)
             index, shape = torch.arange(rows, device=self.device), (rows, ROW)
@@ -249,6 +251,12 @@ class Calibration:
             norm = partial(F.layer_norm, normalized_shape=(ROW,), weight=weight, bias=weight)
             yield f"norm {moved}", self._seconds(self._cold(norm, shape))
             yield f"activation {moved}", self._seconds(self._cold(F.gelu, shape))
+            yield f"tanh {moved}", self._seconds(self._cold(torch.tanh, shape))
+            draws = torch.randint(0, len(table), (DRAWS, rows), device=self.device)
+            yield f"lookup {moved}", self._seconds(partial(self._lookup, table, cycle(draws)))
+
+    def _lookup(self, table: Tensor, draws: Iterator[Tensor]) -> Tensor:
+        return table.index_select(0, next(draws))
 
     def _rows_of(self, moved: int) -> int:
         """Return the rows whose reading and writing moves that many bytes."""
@@ -285,7 +293,7 @@ class Calibration:
             "first_attention": curve("first_attention", "FLOP/s", {t: 128 * count for t, count in cells.items()}),
             "stream": curve("stream", "B/s", {m: 1.5 * size for m, size in moved.items()}),
         }
-        for kind in ("gather", "norm", "activation"):
+        for kind in ("gather", "lookup", "norm", "activation", "tanh"):
             found[kind] = curve(kind, "B/s", moved)
         if not self.cuda:
             found["cached"] = surface("cached")

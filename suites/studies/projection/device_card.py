@@ -176,7 +176,8 @@ class Rates(StrictSettings):
         attention: FLOP/s over tokens per sample, all queries of a sample.
         first_attention: the same, one query per sample; by default as ``attention``.
         stream: B/s over the bytes that an addition or a copy reads and writes.
-        gather, norm, activation: the same for picked rows, layer norms, and GELU or tanh; by default as ``stream``.
+        gather, lookup, norm, activation, tanh: the same for picked rows, rows of a table larger than the caches, layer norms,
+            GELU, and tanh; by default as ``stream``.
     """
 
     matrix: RateSurface
@@ -185,8 +186,10 @@ class Rates(StrictSettings):
     first_attention: RateCurve | None = None
     stream: RateCurve
     gather: RateCurve | None = None
+    lookup: RateCurve | None = None
     norm: RateCurve | None = None
     activation: RateCurve | None = None
+    tanh: RateCurve | None = None
 
 
 class DeviceCard(StrictSettings):

@@ -22,7 +22,7 @@ from harness.core.work import (
     Tally,
 )
 
-MoveKind = Literal["stream", "gather", "norm", "activation"]
+MoveKind = Literal["stream", "gather", "lookup", "norm", "activation", "tanh"]
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def operations(step: Step, blocks: Mapping[str, BlockCost], *, ragged: bool, few
     match kind:
         case "embed":
             # Three look-ups, two additions, a norm.
-            lookup = Move("gather", 2 * tally.tokens * width)
+            word, other = Move("lookup", 2 * tally.tokens * width), Move("gather", 2 * tally.tokens * width)
             add = Move("stream", 3 * tally.tokens * width)
             padding = smalls(6) if tally.tokens > tally.valid else []
-            return [*padding, lookup, lookup, add, lookup, add, Move("norm", 2 * tally.tokens * width)]
+            return [*padding, word, other, add, other, add, Move("norm", 2 * tally.tokens * width)]
         case "gather":
             return [*smalls(8), Move("gather", 2 * tally.tokens * width)]
         case "join":
@@ -126,14 +126,14 @@ def _block(tally: Tally, cost: BlockCost, ragged: bool, fewest: bool) -> list[Op
         case FastBertHeadCost(width, inner, labels):
             return [
                 Product(tokens, width, inner),
-                Move("activation", 2 * tokens * inner),
+                Move("tanh", 2 * tokens * inner),
                 Move("gather", 2 * rows * inner),
                 Product(rows, inner, inner),
                 Product(tokens, inner, 2 * inner),
                 *_first_attention(tally, inner, ragged),
                 Product(rows, inner, inner),
                 Product(rows, inner, inner),
-                SMALL,
+                Move("tanh", 2 * rows * inner),
                 Product(rows, inner, labels),
                 SMALL,
             ]
@@ -141,7 +141,7 @@ def _block(tally: Tally, cost: BlockCost, ragged: bool, fewest: bool) -> list[Op
             return [
                 Move("gather", 2 * rows * width),
                 Product(rows, width, width),
-                SMALL,
+                Move("tanh", 2 * rows * width),
                 Product(rows, width, labels),
                 SMALL,
             ]
