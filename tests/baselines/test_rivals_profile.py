@@ -10,6 +10,7 @@ import torch
 
 from harness.contracts import Fitted
 from harness.core.tokens import Task
+from harness.core.work import BEFORE
 from harness.encoder import miniature
 from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
@@ -53,7 +54,8 @@ def test_every_rival_fits_and_answers_with_the_profiles_settings(backbone: Backb
             continue
         found = made.predict(random_task.dev.tokens, at=points[0])
         assert found.logits.shape == (len(random_task.dev), 3) and np.isfinite(found.logits).all()
-        assert found.work.rows("layer") > 0
+        # On random rows the table of labels may be as good as full depth for all of them.
+        assert (found.work.rows("layer") > 0) == (found.exit_layer != BEFORE).any()
     on_engines = {name: rivals.engine(name) for name in rivals.methods if rivals.fit_of(name) != name}
     assert set(rivals.methods) - set(fitted) == set(on_engines)
     assert {name for name, engine in on_engines.items() if engine is None} == {"fastbert-rebatch"}
