@@ -18,7 +18,7 @@ from harness.contracts import Execution, Predictions
 from harness.core.tokens import TokenSet
 from harness.core.work import Step, recorded
 from harness.encoder.layout import Layout
-from harness.encoder.model import ExitGate
+from harness.encoder.model import ExitGate, HaltingGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.execution import run_pass
@@ -32,6 +32,8 @@ from harness.execution.exit_rules import (
     Memory,
     Patience,
     PatienceConfidence,
+    PatienceSimilarity,
+    QExit,
     RawEntropy,
     Static,
     normalised_entropy,
@@ -234,6 +236,9 @@ def test_all_or_none_leave(
 
 def rules(middle: float, gate: ExitGate, doubt: float) -> list[ExitRule]:
     """Return one rule of every kind; ``middle`` and ``doubt`` are exceeded by half of the entropies and doubts."""
+    halting = HaltingGate(gate.width).eval()
+    for parameter in halting.parameters():
+        parameter.data.mul_(5)  # so that samples differ
     return [
         Entropy(middle),
         RawEntropy(middle * np.log(3)),
@@ -241,11 +246,13 @@ def rules(middle: float, gate: ExitGate, doubt: float) -> list[ExitRule]:
         Learned(doubt, gate),
         Patience(1),
         PatienceConfidence(middle, 2),
+        PatienceSimilarity(0.02, 1),
+        QExit(0.8, halting),
         Static(1),
     ]
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(9))
 @pytest.mark.parametrize("protocol", ["modern", "paper"])
 def test_every_rule_gives_the_exits_of_shrinking_batches(
     tiny_model: MultiExitModel, make_tokens: Callable[..., TokenSet], number: int, protocol: str
