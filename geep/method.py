@@ -86,12 +86,14 @@ class FittedGeep(AssignedExits):
 
     Attributes:
         tables: by speed; under the rule ``expected`` all are one table.
+        holdout: share of train that training has not seen, 0..0.5.
         crossed: of weights with folds only: logits of all train rows, each from a model that was trained without it,
             float32 [A, N, C].
     """
 
     tables: dict[float, ExitTable] = field(default_factory=dict)
     crossed: Tensor | None = None
+    holdout: float = 0.0
     _heard: dict[tuple[int, Answer], tuple[TokenSet, Tensor]] = field(default_factory=dict, repr=False)
 
     def hear(self, tokens: TokenSet, answer: Answer = "student") -> Tensor:
@@ -120,7 +122,8 @@ class FittedGeep(AssignedExits):
             place = folder / name
             place.mkdir()
             table.save(place)
-        (folder / "geep.json").write_text(json.dumps({"speeds": list(self.tables)}), encoding="utf-8")
+        facts = {"speeds": list(self.tables), "holdout": self.holdout}
+        (folder / "geep.json").write_text(json.dumps(facts), encoding="utf-8")
         if self.crossed is not None:
             save_file({"logits": self.crossed.contiguous()}, folder / CROSSED)
 
@@ -134,7 +137,8 @@ class FittedGeep(AssignedExits):
     def load(cls, folder: Path, device: str) -> Self:
         model, report = load_model(folder, device)
         with reading(folder):
-            speeds = read_json(folder / "geep.json")["speeds"]
+            facts = read_json(folder / "geep.json")
+            speeds, holdout = facts["speeds"], float(facts.get("holdout", 0.0))
             if (folder / AGREEMENT).is_dir():
                 table = ExitTable.load(folder / AGREEMENT, num_layers=model.depth)
                 tables = dict.fromkeys(speeds, table)
@@ -143,7 +147,7 @@ class FittedGeep(AssignedExits):
                     speed: ExitTable.load(folder / f"table-{speed:g}", num_layers=model.depth) for speed in speeds
                 }
             crossed = load_file(folder / CROSSED)["logits"] if (folder / CROSSED).is_file() else None
-            return cls(model, report, read_points(folder / "points.json"), tables, crossed)
+            return cls(model, report, read_points(folder / "points.json"), tables, crossed, holdout)
 
 
 class Geep(StagedMethod[GeepSettings]):
@@ -192,7 +196,7 @@ class Geep(StagedMethod[GeepSettings]):
 
         model, report = trained(train_rows, f"geep {task.name}")
         if not own.crossed:
-            return FittedGeep(model, report)
+            return FittedGeep(model, report, holdout=own.holdout)
         crossed = torch.empty(0)
         for number, (rows, others) in enumerate(folds_of(train_rows, own.folds, seed), 1):
             other, cost = trained(rows, f"geep {task.name}, fold {number} of {own.folds}")
@@ -206,7 +210,7 @@ class Geep(StagedMethod[GeepSettings]):
     def decide(self, own: GeepSettings, weights: FittedModel, task: Task, seed: int) -> FittedGeep:
         """Fill the tables that the rule reads (:mod:`geep.table_rows`), and choose its settings on dev."""
         model, depth = weights.model, weights.model.depth
-        fitted = FittedGeep(model, weights.training)
+        fitted = FittedGeep(model, weights.training, holdout=own.holdout)
         _, table_rows = choose_rows(task, own, seed)
         assert isinstance(weights, FittedGeep)
         dev = task.dev.tokens

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from geep.exit_table.rows import COUNT_LIMIT
 from geep.exit_table.rules import UNIT
 from geep.look_table import LookTable
-from geep.method import TUNING
+from geep.method import TUNING, FittedGeep
 from geep.predictor import DevView
 from geep.table_rows import TableSettings, choose_rows
 from harness.contracts import OperatingPoint, Predictions, Role
@@ -45,24 +45,29 @@ class GeepLookSettings(SpeedBudgetSettings):
     smoothing: int = Field(8, ge=0, le=COUNT_LIMIT // 64, description="samples of the average row added to every key")
     table_rows: Literal["auto", "train", "holdout", "unlabelled"] = Field(
         "auto",
-        description="rows whose agreement fills the table (as GEEP's table_rows); auto: those that training does not see, "
-        "holdout if it is set, else rows without labels, or train where there are none",
+        description="rows whose agreement fills the table; holdout: those that the weights' own holdout kept from training; auto: "
+        "rows that training did not see, holdout if there are such, else rows without labels, or train where there are none",
     )
-    holdout: float = Field(0.0, ge=0, le=0.5, description="share of train that GEEP holds out; give both the same")
     most_rows: int = Field(4000, ge=1, description="rows that fill the table, at most")
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.table_rows != "auto":
-            TableSettings(table_rows=self.table_rows, holdout=self.holdout, folds=0)
-        return self
+    def rows_of(self, task: Task, holdout: float) -> TableSettings:
+        """Return the rows to use for a task.
 
-    def rows_of(self, task: Task) -> TableSettings:
-        """Return the rows to use for a task."""
+        Args:
+            holdout: share of train that the weights have not seen.
+
+        Raises:
+            ConfigError: held-out rows are asked for, but there are none.
+        """
         rows = self.table_rows
         if rows == "auto":
-            rows = "holdout" if self.holdout else "train" if task.unlabelled is None else "unlabelled"
-        return TableSettings(table_rows=rows, holdout=self.holdout, folds=0)
+            rows = "holdout" if holdout else "train" if task.unlabelled is None else "unlabelled"
+        if rows == "holdout" and not holdout:
+            raise ConfigError(
+                "method 'geep-look1': table_rows = \"holdout\", but the weights that it needs have seen all of train: set holdout "
+                "of 'geep', e.g. to 0.2, or other table_rows"
+            )
+        return TableSettings(table_rows=rows, holdout=holdout if rows == "holdout" else 0.0, folds=0)
 
 
 @dataclass(frozen=True)
@@ -147,8 +152,7 @@ class GeepLook(BaseMethod[GeepLookSettings]):
 
     def uses_unlabelled(self, config: dict[str, Any]) -> bool:
         """Return whether the table may be filled from rows without labels."""
-        rows = config.get("table_rows", "auto")
-        return rows == "unlabelled" or (rows == "auto" and not config.get("holdout"))
+        return config.get("table_rows", "auto") in ("auto", "unlabelled")
 
     def learn(self, own: GeepLookSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedLook:
         """Fill the table, then choose the price of a layer on dev: for every speed, then for every budget."""
@@ -159,7 +163,9 @@ class GeepLook(BaseMethod[GeepLookSettings]):
                 f"method 'geep-look1': look = {own.look} is after a layer without an exit: choose one of "
                 f"{[layer + 1 for layer in model.exits]}"
             )
-        _, rows = choose_rows(task, own.rows_of(task), seed)
+        held = teachers["geep"]
+        holdout = held.holdout if isinstance(held, FittedGeep) else 0.0
+        _, rows = choose_rows(task, own.rows_of(task, holdout), seed)
         rows = rows.select(np.linspace(0, len(rows) - 1, min(own.most_rows, len(rows))).round().astype(np.int64))
         observed = exit_logits(model, rows, TUNING)
         table = LookTable.fill(

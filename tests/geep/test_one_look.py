@@ -167,13 +167,15 @@ def test_rows_that_training_does_not_see_fill_the_table(
     assert rows_seen(monkeypatch, signal_task, *given) == 96
     assert rows_seen(monkeypatch, more, *given) == 40
     assert rows_seen(monkeypatch, more, *given, table_rows="train") == 96
-    assert rows_seen(monkeypatch, more, *given, holdout=0.25) == 24
+    held_back = replace(scattered_geep, holdout=0.25)
+    assert rows_seen(monkeypatch, more, small_backbone, held_back) == 24
+    assert rows_seen(monkeypatch, more, small_backbone, held_back, table_rows="unlabelled") == 40
     assert rows_seen(monkeypatch, more, *given, most_rows=7) == 7
     with pytest.raises(ConfigError, match="no rows without labels"):
         rows_seen(monkeypatch, signal_task, *given, table_rows="unlabelled")
     method = GeepLook()
     assert isinstance(method, UsesUnlabelled)
-    uses = [{}, {"table_rows": "unlabelled"}, {"table_rows": "train"}, {"holdout": 0.25}]
+    uses = [{}, {"table_rows": "unlabelled"}, {"table_rows": "train"}, {"table_rows": "holdout"}]
     assert [method.uses_unlabelled(config) for config in uses] == [True, True, False, False]
 
 
@@ -186,8 +188,8 @@ def test_rows_that_training_does_not_see_fill_the_table(
         ({"bins": 0}, "bins"),
         ({"buckets": "many"}, "buckets"),
         ({"table_rows": "test"}, "table_rows"),
-        ({"table_rows": "holdout"}, "set holdout"),
-        ({"table_rows": "train", "holdout": 0.2}, "set one of them"),
+        ({"table_rows": "holdout"}, "have seen all of train: set holdout of 'geep'"),
+        ({"holdout": 0.2}, "holdout"),
         ({"quantile": 500}, "quantile"),
     ],
 )
