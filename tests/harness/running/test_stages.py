@@ -33,7 +33,7 @@ MADE = (Bert, DistilBert, FastBert, DeeBert, ElasticBert, Berxit, RightTool, Cas
 COMMON = {"speeds": [0.3], "budgets": [0.9]}
 # Of every method another value of each of its choices.
 CHOICES: dict[str, dict[str, Any]] = {
-    "geep": {**COMMON, "ngram": 2, "min_count": 1, "smoothing": 3, "table_rows": "unlabelled"},
+    "geep": {**COMMON, "rule": "cuts", "ngram": 2, "min_count": 1, "smoothing": 3, "table_rows": "unlabelled"},
     "cascadebert": {**COMMON, "calibrate": True},
     **dict.fromkeys(
         ("bert", "distilbert", "fastbert", "deebert", "elasticbert", "berxit", "righttool", "hashee"), COMMON
