@@ -71,6 +71,7 @@ def test_bad_input_is_one_line(shard_folders: dict[str, str], tmp_path: Path) ->
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_several_calls_make_both_backbones(checkout: Path, shard_folders: dict[str, str], tmp_path: Path) -> None:
     """A call whose time is used up ends with 3; the last one leaves backbones with cards and accuracies beside a control."""
     out, data = tmp_path / "out", tmp_path / "data" / "toy"

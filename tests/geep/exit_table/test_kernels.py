@@ -166,6 +166,7 @@ def record(path: Path) -> Source:
     return source
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.parametrize("fuzz", [False, True])
 @pytest.mark.parametrize("sanitizer", list(SANITIZERS))
@@ -247,6 +248,7 @@ def test_the_unchanged_kernels_pass_the_comparison(fails_apart: Callable[..., bo
     assert not fails_apart(compare, hashed.kernels(1).text)
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.parametrize("bug", list(MUTANTS))
 def test_planted_bugs_are_caught(bug: str, fails_apart: Callable[..., bool]) -> None:
@@ -254,6 +256,7 @@ def test_planted_bugs_are_caught(bug: str, fails_apart: Callable[..., bool]) -> 
     assert fails_apart(compare, planted(*MUTANTS[bug]))
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.parametrize("bug", list(MUTANTS_OF_COLUMNS))
 def test_planted_bugs_of_columns_and_rules_are_caught(bug: str, fails_apart: Callable[..., bool]) -> None:
@@ -262,6 +265,7 @@ def test_planted_bugs_of_columns_and_rules_are_caught(bug: str, fails_apart: Cal
     assert fails_apart(compare, planted(good, bad), [case])
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.parametrize("bug", list(RACES))
 def test_planted_races_are_caught(tmp_path: Path, bug: str) -> None:

@@ -397,6 +397,7 @@ def test_the_unchanged_code_passes(
     assert not fails_apart(compare, None, world, pretend_cuda)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "bug"), CASES)
 def test_planted_bugs_are_caught(
     module: str,

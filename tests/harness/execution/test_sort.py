@@ -166,6 +166,7 @@ def compare(text: str) -> None:
             check(exits, lengths, 5, longest, launcher, window=window)
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.parametrize("bug", [None, *BUGS])
 def test_planted_bugs_are_caught(tmp_path: Path, bug: str | None, fails_apart: Callable[..., bool]) -> None:
