@@ -37,6 +37,7 @@ def area_tables(view: View) -> list[Table[AreaRank]]:
             "rows: other rows of these sets for these fits, not other sets or seeds. The difference from the best and its power "
             "are those of one comparison; where intervals of ranks overlap, methods are not separated, which is not the same as "
             "equal.",
+            *_left_out(rows),
             *footnotes(rows, lowest=False),
         ]
         csv = (
@@ -47,6 +48,12 @@ def area_tables(view: View) -> list[Table[AreaRank]]:
         name = f"areas{file_tag(synthetic)}"
         tables.append(Table(name, HEADING + data_tag(synthetic), rows, columns, csv, notes, "setting", values))
     return tables
+
+
+def _left_out(rows: list[AreaRank]) -> list[str]:
+    names = sorted({name for row in rows for name in row.left_out})
+    why = "Not compared, because they have fewer than two points at budgets, and an area would show where their points lie"
+    return [f"{why}: {', '.join(names)}."] if names else []
 
 
 def _setting(row: AreaRank) -> str:

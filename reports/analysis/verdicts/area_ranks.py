@@ -1,8 +1,8 @@
 """Early exits by the area under their own curve of accuracy over mean layers, pooled over sets and seeds, with ranks.
 
 The area is the mean accuracy over budgets from :data:`BUDGETS` of the depth (:func:`harness.measure.areas.area_weights`), so it
-judges a method with its own rule and its own choices on dev. The unit is a test row: its values under several seeds are averaged
-first; sets weigh equally.
+judges a method with its own rule and its own choices on dev. Methods without points at budgets are left out: their area would
+show where their points happen to lie. The unit is a test row: its values under several seeds are averaged first; sets weigh equally.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from reports.notation.marks import together
 from reports.notation.numbers import finite
 
 BUDGETS = (0.25, 0.75)
+BUDGET = "budget="  # how the names of points at budgets begin
 GRID = tuple(np.linspace(0.1, 1.0, 19).round(3).tolist())  # shares of the depth that the figure shows
 # Sets of one pool have a language, and so a backbone, each; a method brings its executor and engine.
 _POOLED = tuple(name for name in ROW_SETTING if name not in ("backbone", "source", "executor", "compute", "engine"))
@@ -38,6 +39,7 @@ class AreaRank:
         method, variant, kind, marks: of its rows.
         setting: values of the settings that the rows of the pool share, for telling pools apart.
         sets: labels of the pooled sets; ``missing``: those of the pool in which it has no curve.
+        left_out: methods of the pool that exit early, but have fewer than two points at budgets.
         seeds: fewest seeds of a set; ``pairs``: test rows of all sets; ``points``: most operating points of a set.
         area, low, high: mean over sets with its 95 % stratified bootstrap interval, 0..1.
         rank, rank_low, rank_high: among the methods with all sets, 1 is best; None for a method without.
@@ -54,6 +56,7 @@ class AreaRank:
     setting: tuple[Hashable, ...] = ()
     sets: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     seeds: int = 0
     pairs: int = 0
     points: int = 0
@@ -89,7 +92,7 @@ class _Curve:
 
 
 def rank_areas(rows: Sequence[ResultRow], read: Reader) -> list[AreaRank]:
-    """Return all methods and controls with at least two operating points, one of them short of full depth, best first.
+    """Return all methods and controls with at least two points at budgets, and a point short of full depth, best first.
 
     Args:
         rows: rows of the view, with their marks.
@@ -108,7 +111,13 @@ def _ranked(rows: Sequence[ResultRow], read: Reader) -> list[AreaRank]:
     labels = {row.slug: row.label for row in rows}
     curves: dict[tuple[str, str], dict[str, _Curve]] = {}
     early = {(row.method, row.variant) for row in rows if (row.mean_layers or 0.0) < depths[row.slug] - 0.01}
-    rows = [row for row in rows if (row.method, row.variant) in early]
+    budgeted = {
+        name
+        for name, mine in grouped(rows, lambda row: (row.method, row.variant)).items()
+        if len({row.base for row in mine if row.base.startswith(BUDGET)}) > 1
+    }
+    left_out = tuple(sorted(f"{method} ({variant})" if variant else method for method, variant in early - budgeted))
+    rows = [row for row in rows if (row.method, row.variant) in early & budgeted]
     lines = grouped(rows, lambda row: (row.method, row.variant, row.slug, row.executor, row.compute, row.engine))
     for (method, variant, slug, *_), mine in lines.items():
         if (method, variant) in curves and slug in curves[method, variant]:
@@ -119,7 +128,7 @@ def _ranked(rows: Sequence[ResultRow], read: Reader) -> list[AreaRank]:
         return []
     slugs = [slug for slug in depths if any(slug in one for one in curves.values())]
     full = [name for name, one in curves.items() if len(one) == len(slugs)]
-    found = {name: _described(name, one, labels, slugs) for name, one in curves.items()}
+    found = {name: replace(_described(name, one, labels, slugs), left_out=left_out) for name, one in curves.items()}
     if len(full) > 1:
         found |= _with_ranks({name: found[name] for name in full}, curves, slugs)
     return sorted(found.values(), key=lambda one: (one.rank is None, one.rank or 0, -one.area))

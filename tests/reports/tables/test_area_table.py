@@ -23,8 +23,8 @@ def run(fabricate):
     for dataset, gap in (("ag_news", 0.1), ("yahoo", 0.2)):
         made.cell("bert", dataset=dataset, correct=right(0.9))
         for method, cheap in (("early", 0.8), ("late", 0.8 - gap)):
-            made.cell(method, "speed=0.9", dataset=dataset, layers=2, correct=right(cheap))
-            made.cell(method, "speed=0.1", dataset=dataset, layers=DEPTH, correct=right(0.9))
+            made.cell(method, "budget=0.25", dataset=dataset, layers=2, correct=right(cheap))
+            made.cell(method, "budget=0.75", dataset=dataset, layers=DEPTH, correct=right(0.9))
     return made
 
 
@@ -50,14 +50,14 @@ def test_areas_are_means_over_sets(run):
 def test_methods_of_one_depth_are_no_early_exits(run):
     """The reference, and a method that answers at full depth at all of its points, are not in the table."""
     for dataset in ("ag_news", "yahoo"):
-        for point in ("speed=0.9", "speed=0.1"):
+        for point in ("budget=0.25", "budget=0.75"):
             run.cell("stubborn", point, dataset=dataset, correct=right(0.9))
     assert set(areas(run)) == {"early", "late"}
 
 
 def test_a_method_that_misses_a_set_has_no_rank(run):
     """Its area is shown with its own sets, and the ranks of the others do not count it."""
-    for point, layers in (("speed=0.9", 2), ("speed=0.1", 6)):
+    for point, layers in (("budget=0.25", 2), ("budget=0.75", 6)):
         run.cell("partial", point, dataset="yahoo", layers=layers, correct=right(0.99))
     found = areas(run)
     assert found["partial"].rank is None
@@ -70,7 +70,7 @@ def test_a_method_that_misses_a_set_has_no_rank(run):
 def test_no_table_without_two_methods(fabricate):
     """A run of one early exit has nothing to rank."""
     made = fabricate()
-    for point, layers in (("speed=0.9", 2), ("speed=0.1", 6)):
+    for point, layers in (("budget=0.25", 2), ("budget=0.75", 6)):
         made.cell("early", point, layers=layers, correct=right(0.9))
     assert area_tables(build_view(made.path)) == []
 
@@ -78,6 +78,16 @@ def test_no_table_without_two_methods(fabricate):
 def test_two_variants_of_a_point_are_two_rows(run):
     """Points of a variant make a curve of their own."""
     for dataset in ("ag_news", "yahoo"):
-        for point, layers in (("speed=0.9/once", 1), ("speed=0.1/once", 6)):
+        for point, layers in (("budget=0.25/once", 1), ("budget=0.75/once", 6)):
             run.cell("early", point, dataset=dataset, layers=layers, correct=right(0.8))
     assert {"early", "early (once)", "late"} == set(areas(run))
+
+
+def test_methods_without_budgets_are_named_and_not_compared(run):
+    """Two points at speeds say where these lie, not how good a method is at a budget; a note names it."""
+    for dataset in ("ag_news", "yahoo"):
+        for point, layers in (("speed=0.9", 5), ("speed=0.1", 6)):
+            run.cell("by speed", point, dataset=dataset, layers=layers, correct=right(0.99))
+    assert set(areas(run)) == {"early", "late"}
+    (table,) = area_tables(build_view(run.path))
+    assert any(note.startswith("Not compared") and note.endswith(": by speed.") for note in table.notes)
