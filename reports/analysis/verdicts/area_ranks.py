@@ -2,7 +2,8 @@
 
 The area is the mean accuracy over budgets from :data:`BUDGETS` of the depth (:func:`harness.measure.areas.area_weights`), so it
 judges a method with its own rule and its own choices on dev. Methods without points at budgets are left out: their area would
-show where their points happen to lie. The unit is a test row: its values under several seeds are averaged first; sets weigh equally.
+show where their points happen to lie. The unit is a test row, whose values under several seeds are averaged first; sets weigh
+equally.
 """
 
 from __future__ import annotations
