@@ -277,6 +277,7 @@ def test_planted_races_are_caught(tmp_path: Path, bug: str) -> None:
     assert report.found and "data race" in report.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on the PATH")
 @pytest.mark.parametrize("width", [12, 28, 60])
 @pytest.mark.parametrize("arch", [80, 90, 100])

@@ -365,7 +365,7 @@ def test_ids_equal_those_of_transformers(side: str, paired: bool, folder: Path) 
         assert found.segments.tolist() == sum(expected["token_type_ids"], [])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data(), side=st.sampled_from(["left", "right"]), length=st.integers(6, 12))
 def test_shortened_texts_have_the_same_ids(
     make_backbone: Callable[..., Backbone], data: st.DataObject, side: str, length: int

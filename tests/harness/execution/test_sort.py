@@ -125,6 +125,7 @@ def record(path: Path) -> None:
         check(exits, lengths, 5, longest, recorder, window=2500)
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.parametrize("sanitizer", list(SANITIZERS))
 def test_the_kernels_are_clean_under_sanitizers(tmp_path: Path, sanitizer: str) -> None:

@@ -38,6 +38,7 @@ def record(source: Source, path: Path) -> None:
     recorder.launch("neighbour", 1, 32, torch.arange(32, dtype=torch.int32), torch.zeros(64, dtype=torch.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sanitizer", "good", "bad", "word"), [
     ("thread", "", "", None),
     ("address", "", "", None),
