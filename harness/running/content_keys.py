@@ -45,12 +45,13 @@ class ContentKeys:
         Raises:
             GeepBenchError: the method, the data or a folder that a setting names cannot be used.
         """
-        profile = self.settings.profile
+        settings = self.settings.of(dataset)
+        profile = settings.profile
         names = profile.fits([method, profile.reference])
         engines = {name: engine for name in (method, profile.reference) if (engine := profile.engine(name))}
         executors = {name: way for name in (method, profile.reference) if (way := profile.executor(name))}
         named = {name: content for name in names if (content := profile.named_content(name)) is not None}
-        execution = asdict(self.settings.execution)
+        execution = asdict(settings.execution)
         if (
             execution["rule_executor"] == "shrink"
         ):  # as all cells ran before there was a choice, so their keys stay valid

@@ -201,7 +201,8 @@ class Grid:
 
     def _jobs(self) -> Iterator[Job]:
         profile = self.settings.profile
-        return itertools.product(profile.datasets, profile.seeds, profile.methods)
+        jobs = itertools.product(profile.datasets, profile.seeds, profile.methods)
+        return (job for job in jobs if job[1] in profile.seeds_of(job[2]))
 
     def _session_of(self, dataset: str, seed: int, method: str, pool: FitPool, *, all_methods: bool = False) -> Session:
         """Return the session of a dataset and seed, with the methods fitted whose cells are missing, or all of them.
@@ -219,7 +220,7 @@ class Grid:
             self.keys.identity.cache_clear()  # the data may have changed since the check
         if not self._fitted_ahead:
             self._fitted_ahead = all_methods or self.outcome.measured > 0
-            methods = self.settings.profile.methods if self._fitted_ahead else [method]
+            methods = [job[2] for job in self._jobs() if job[:2] == (dataset, seed)] if self._fitted_ahead else [method]
             try:
                 pool.fit(self._session, [m for m in methods if all_methods or self._stored(dataset, m, seed) is None])
             except Exception as error:

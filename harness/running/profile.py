@@ -36,6 +36,8 @@ from harness.engines.choice import ExecutorName
 from harness.results.search_record import SearchPlan
 from harness.running import variants
 
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
 GROUP = "geep.profiles"
 _PATH = re.compile(r"\w[/\\.]|[/\\.~]\w")  # what may be a path: a letter or digit beside a separator, a dot or ~
 
@@ -68,6 +70,20 @@ class EngineSettings(StrictSettings):
         None,
         description="how its samples run: `ladder` or `exact-k`, `shrink` or `rebatch`; by default as the execution says",
     )
+    seeds: list[Seed] | None = Field(None, description="of the run's seeds, those it is measured with; by default all")
+
+
+class RowSettings(StrictSettings):
+    """Rows and lengths of one dataset, in a table ``rows.NAME``. They replace the profile's; command-line options replace both."""
+
+    max_length: int | None = Field(None, ge=8, description="tokens per sample")
+    max_train: int | None = Field(None, ge=1, description="most train rows")
+    max_dev: int | None = Field(None, ge=1, description="most dev rows")
+    max_test: int | None = Field(None, ge=1, description="most test rows")
+
+    def without(self, keys: Iterable[str]) -> dict[str, int]:
+        """Return the values of all keys but these."""
+        return self.model_dump(exclude_none=True, exclude={*keys})
 
 
 class Profile(StrictSettings):
@@ -87,6 +103,7 @@ class Profile(StrictSettings):
         fit_threads: threads of every fit on a CPU; by default those of torch, divided by ``fit_processes``. Results of training
             depend on it in their last digits, so it is part of the keys of fits.
         max_length: tokens per sample.
+        rows: dataset -> other rows and lengths than the profile's.
         max_train, max_dev, max_test: maximum number of rows (stratified, seed 0); without ``max_dev``, ``max_train`` limits dev,
             too (:func:`harness.data.splits.limit_dataset`).
         dev_share: dev rows for one train row, at most: 0.5 keeps 250 dev rows for 500 train rows, whatever ``max_dev`` says.
@@ -98,7 +115,8 @@ class Profile(StrictSettings):
         compare: method -> other methods that the report compares it with, in addition to its standard ones.
         search: trials for training settings; a run does not read them.
         method: settings per method, which override ``training``; with ``like``, a variant (:mod:`harness.running.variants`);
-            ``engine`` says what it runs on (:mod:`harness.engines`), ``executor`` how its samples run.
+            ``engine`` says what it runs on (:mod:`harness.engines`), ``executor`` how its samples run, ``seeds`` which of the
+            seeds it has.
     """
 
     name: str = ""
@@ -107,7 +125,7 @@ class Profile(StrictSettings):
     datasets: list[Name]
     methods: list[Name]
     reference: Name = "bert"
-    seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = [0]
+    seeds: list[Seed] = [0]
     speeds: list[Annotated[float, Field(ge=0, le=1)]] = [0.1, 0.5, 0.8]
     rounds: int = Field(default=3, ge=1)
     fit_processes: int = Field(default=1, ge=1, le=64)
@@ -118,6 +136,7 @@ class Profile(StrictSettings):
     max_test: int | None = Field(default=None, ge=1)
     dev_share: float = Field(default=DEV_SHARE, gt=0, le=1)
     max_unlabelled: int = Field(default=MOST_UNLABELLED, ge=0)
+    rows: dict[Name, RowSettings] = Field(default_factory=dict)
     backbones: dict[str, str] = Field(default_factory=dict)
     execution: ExecutionSettings = ExecutionSettings()
     training: dict[str, Any] = Field(default_factory=dict)
@@ -161,6 +180,16 @@ class Profile(StrictSettings):
         """Return the executor that is set for a method or variant; ``None``: as the execution says."""
         chosen: ExecutorName | None = variants.runs_on(self.method, name, "executor")
         return chosen
+
+    def seeds_of(self, name: str) -> list[int]:
+        """Return the seeds of the run with which a method or variant is measured."""
+        chosen = variants.runs_on(self.method, name, "seeds")
+        return self.seeds if chosen is None else [seed for seed in self.seeds if seed in chosen]
+
+    def with_rows_of(self, dataset: str) -> Profile:
+        """Return the profile with the rows and lengths of a dataset in the place of its common ones."""
+        own = self.rows.get(dataset)
+        return self if own is None else self.model_copy(update=own.without(()))
 
     def fit_of(self, name: str) -> str:
         """Return the method or variant whose fit ``name`` runs (:func:`harness.running.variants.fit_of`)."""
@@ -229,7 +258,7 @@ class Profile(StrictSettings):
             except GeepBenchError:  # reported when the method is looked up for the run
                 continue
             given: list[tuple[type[BaseModel], Any]] = [
-                (EngineSettings, {"engine": self.engine(name), "executor": self.executor(name)})
+                (EngineSettings, {key: variants.runs_on(self.method, name, key) for key in variants.RUNS})
             ]
             # A plug-in may use the name "settings" for something else than a model.
             if isinstance(method, HasSettings) and isinstance(method.settings, type):

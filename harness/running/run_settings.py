@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,6 +39,10 @@ class Settings:
     device: str = "cpu"
     fresh: bool = False
     tuned: tuple[SearchRecord, ...] = ()
+
+    def of(self, dataset: str) -> Settings:
+        """Return the settings with the rows and lengths of a dataset (:meth:`Profile.with_rows_of`)."""
+        return replace(self, profile=self.profile.with_rows_of(dataset))
 
     @property
     def source(self) -> str:
@@ -119,6 +123,8 @@ def make_settings(
         changes["backbones"] = {**chosen.backbones, **backbones}
     if execution := {key: value for key, value in (execution or {}).items() if value is not None}:
         changes["execution"] = {**chosen.execution.model_dump(), **execution}
+    if rows := {name: own.without(changes) for name, own in chosen.rows.items()}:
+        changes["rows"] = rows
     if changes:
         valid = profiles.validated({**merged.model_dump(), **changes}, f"{chosen.name} with the given options")
         merged = merged.model_copy(update={key: getattr(valid, key) for key in changes})
@@ -151,6 +157,11 @@ def validate_settings(settings: Settings) -> None:
         raise SettingsError(*problems)
     if not profile.methods or not profile.datasets or not profile.seeds:
         raise ConfigError("nothing to run: name at least one method, one dataset and one seed")
+    if not any(map(profile.seeds_of, profile.methods)):
+        raise ConfigError(
+            f"nothing to run: {', '.join(profile.methods)}: measured with other seeds than {', '.join(map(str, profile.seeds))} "
+            "only: choose one of them with --seeds, or more with --set METHOD.seeds=[...]"
+        )
     if settings.source == "local" and settings.data is None:
         raise ConfigError(f"profile '{profile.name}' measures real data: give its folder with --data DIR")
     check_names(profile.datasets, settings.source, settings.data)

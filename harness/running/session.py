@@ -54,7 +54,7 @@ class Session:
     """
 
     def __init__(self, settings: Settings, dataset: str, seed: int, *, quiet: bool = False) -> None:
-        self.settings, self.dataset, self.seed = settings, dataset, seed
+        self.settings, self.dataset, self.seed = settings.of(dataset), dataset, seed
         self._quiet = quiet or seed != settings.profile.seeds[0]
         self._fits: dict[str, Fitted] = {}
         self._on_engines: dict[str, Fitted] = {}

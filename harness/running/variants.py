@@ -27,7 +27,7 @@ from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 
 RESERVED = ("like", "needs")
-RUNS = ("engine", "executor")  # say how a fit runs, so they are no settings of the method
+RUNS = ("engine", "executor", "seeds")  # say how and how often a fit runs, so they are no settings of the method
 # Optional capabilities (:mod:`harness.contracts`) that a variant has if its base has them.
 INHERITED = (
     "role",
@@ -130,7 +130,7 @@ def settings(tables: Tables, name: str) -> dict[str, Any]:
 
 
 def runs_on(tables: Tables, name: str, key: str) -> Any:
-    """Return the engine or executor of a method or variant: its own or that of its nearest base, ``None`` for the run's.
+    """Return the engine, executor or seeds of a method or variant: its own or its nearest base's, ``None`` for the run's.
 
     Args:
         key: one of :data:`RUNS`.

@@ -12,6 +12,8 @@ from harness.cli.main import main
 from harness.core.errors import ConfigError, SettingsError, UnknownNameError
 from harness.core.settings import StrictSettings
 from harness.running import profile
+from harness.running.content_keys import ContentKeys
+from harness.running.grid import Grid
 from harness.running.run_settings import Settings, make_settings, validate_settings
 
 GOOD = """
@@ -35,7 +37,7 @@ def write(tmp_path: Path, text: str | bytes) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["quick", "mini", "paper", "scratch", "rivals"])
+@pytest.mark.parametrize("name", ["quick", "mini", "paper", "scratch", "rivals", "twelve-layers", "twelve"])
 def test_official_profiles_load(name: str, tmp_path: Path) -> None:
     """Each is valid, is named after its file, measures its reference, and names existing methods only."""
     found = profile.load(name)
@@ -83,6 +85,48 @@ def test_hostile_values_are_refused_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
     assert "mine.toml" in line
+
+
+SEEDS = GOOD.replace('methods = ["bert"]', 'methods = ["bert", "fastbert"]\nseeds = [0, 1]') + "seeds = [1]\n"
+
+
+def test_a_method_can_have_some_of_the_seeds(tmp_path: Path) -> None:
+    """Its table names them; a variant has those of its base, the command line can give more, and they are no setting."""
+    text = SEEDS + '[method.twin]\nlike = "fastbert"\n'
+    found = profile.load(write(tmp_path, text))
+    assert {name: found.seeds_of(name) for name in ("bert", "fastbert", "twin")} == {
+        "bert": [0, 1],
+        "fastbert": [1],
+        "twin": [1],
+    }
+    assert "seeds" not in found.config("fastbert")
+    assert found.with_settings([("fastbert", "seeds", [0, 1])]).seeds_of("twin") == [0, 1]
+    settings = make_settings(found, out=tmp_path / "run", device="cpu", datasets=["ag_news"])
+    assert [(seed, method) for _, seed, method in Grid(settings)._jobs()] == [(0, "bert"), (1, "bert"), (1, "fastbert")]
+
+
+def test_seeds_that_leave_nothing_are_refused(tmp_path: Path) -> None:
+    """Also seeds that are no whole numbers, with file and table."""
+    found = profile.load(write(tmp_path, SEEDS))
+    with pytest.raises(ConfigError, match=r"nothing to run: fastbert: .*--seeds"):
+        validate_settings(make_settings(found, device="cpu", methods=["fastbert"], seeds=[0]))
+    wrong = profile.load(write(tmp_path, SEEDS.replace("seeds = [1]", 'seeds = "1"')))
+    with pytest.raises(SettingsError, match=r"\[method.fastbert\]: seeds = \"1\" is not allowed"):
+        validate_settings(make_settings(wrong, device="cpu"))
+
+
+def test_a_dataset_can_have_other_rows(tmp_path: Path) -> None:
+    """A table replaces rows and lengths of one dataset, options of the command line replace both, and other keys stay."""
+    path = write(tmp_path, "max_train = 50\n" + GOOD + "[rows.lcqmc]\nmax_train = 20\nmax_length = 16\n")
+    given = make_settings(path, device="cpu")
+    keys = ContentKeys(given)
+    plain = ContentKeys(make_settings(path, device="cpu", max_length=128, max_train=50))
+    assert (given.of("lcqmc").profile.max_train, given.of("lcqmc").execution.max_length) == (20, 16)
+    assert (given.of("ag_news").profile.max_train, given.of("ag_news").execution.max_length) == (50, 128)
+    assert keys.of("ag_news", "bert") == plain.of("ag_news", "bert")
+    assert keys.of("lcqmc", "bert") != plain.of("lcqmc", "bert")
+    less = make_settings(path, device="cpu", max_train=10).of("lcqmc").profile
+    assert (less.max_train, less.max_length) == (10, 16)
 
 
 def test_settings_of_a_method_have_priority(tmp_path: Path) -> None:
