@@ -107,14 +107,15 @@ def winner(trials: Sequence[Trial]) -> dict[str, Any] | None:
     Only settings that converged everywhere count; ``None`` if there are none.
     """
     groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(json.dumps(trial.settings), []).append(trial)
+    for trial in trials:  # stored ones may name their settings in another order
+        groups.setdefault(json.dumps(trial.settings, sort_keys=True), []).append(trial)
+    everywhere = {(trial.dataset, trial.seed) for trial in trials}
     means = {
         key: sum(one.score or 0.0 for one in group) / len(group)
         for key, group in groups.items()
-        if not any(one.failed for one in group)
+        if {(one.dataset, one.seed) for one in group} == everywhere and not any(one.failed for one in group)
     }
-    return dict(json.loads(max(means, key=lambda key: means[key]))) if means else None
+    return dict(groups[max(means, key=lambda key: means[key])][0].settings) if means else None
 
 
 def read_search(path: Path) -> SearchRecord:

@@ -170,6 +170,19 @@ def test_the_winner_is_the_best_on_average() -> None:
     assert winner([trial(0.9, three, failed="no better than chance")]) is None
 
 
+def test_the_winner_does_not_depend_on_what_was_stored() -> None:
+    """Settings that a stored trial names in another order are the same, so a dataset with high scores favours none of them."""
+    one, two = {"lr": 1, "epochs": 2}, {"lr": 2, "epochs": 2}
+    stored = [
+        trial(0.6, {"epochs": 2, "lr": 1}),
+        trial(0.5, {"epochs": 2, "lr": 2}),
+        trial(0.8, {"epochs": 2, "lr": 1}, "b"),
+    ]
+    assert winner([*stored, trial(0.8, two, "b")]) == one
+    assert winner([*stored, trial(0.95, two, "b")]) == two
+    assert winner([*stored, trial(0.9, {"lr": 3, "epochs": 2}, "b")]) == one, "a trial on one dataset only"
+
+
 def test_bad_input_is_one_line(
     options: list[str], mini_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
