@@ -28,7 +28,7 @@ from harness.regression import compare as regression
 from harness.results import packed_run
 from harness.results.packed_run import PackedRun
 from harness.results.run_folder import RunFolder
-from harness.results.schema import DEPTH_COLUMNS, Result
+from harness.results.schema import DEPTH_COLUMNS, Result, Speed
 from harness.running import profile as profiles
 from harness.running.grid import Grid, GridOutcome
 from harness.running.profile import Profile
@@ -326,6 +326,9 @@ def _packed(source: Run | str | Path) -> PackedRun:
     return packed_run.load(source.path if isinstance(source, Run) else Path(source))
 
 
+_TIMES = [name for name in Speed.model_fields if name not in ("phases", "round_seconds", "reference_seconds")]
+
+
 def _flat(result: Result) -> dict[str, Any]:
     cell, training, resources = result.cell, result.training, result.resources
     latency = {f"latency_{name}": getattr(one, name) for one in result.latency[:1] for name in ("p50", "p90", "p99")}
@@ -336,7 +339,7 @@ def _flat(result: Result) -> dict[str, Any]:
         "role": result.role,
         **result.quality.model_dump(),
         **result.cost.model_dump(),
-        **result.speed.model_dump(exclude={"phases", "round_seconds", "reference_seconds"}),
+        **{name: getattr(result.speed, name, None) for name in _TIMES},
         **latency,
         "peak_memory_bytes": result.peak_memory_bytes,
         "disk_bytes": resources.disk_bytes if resources else None,

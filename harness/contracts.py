@@ -305,7 +305,9 @@ class Foresees(Protocol):
 
 @runtime_checkable
 class AnswersAtDepths(Protocol):
-    """A fitted method that can say what each of its exits would answer. It is asked once, outside the timed region.
+    """A fitted method that can say what each of its exits would answer, the same at all of its points.
+
+    It is asked once for all points, outside the timed region.
 
     The harness compares the answers with the labels, which no method sees, and stores both comparisons per sample.
     """

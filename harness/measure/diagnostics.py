@@ -41,7 +41,6 @@ class Diagnostics:
 
     Attributes:
         predicting: seconds inside the method, for single samples and its own look-ups.
-        depths: of methods that say what every exit would answer.
     """
 
     latency: list[Latency]
@@ -51,7 +50,6 @@ class Diagnostics:
     syncs: int | None = None
     unseen_tokens: float | None = None
     predicting: float = 0.0
-    depths: DepthAnswers | None = None
 
 
 def diagnose(
@@ -59,38 +57,45 @@ def diagnose(
     tokens: TokenSet,
     labels: np.ndarray,
     before: SavedState,
+    after: SavedState | None,
     *,
+    timed: bool = True,
     control: bool = False,
     borrowed: int = 0,
     host_peak: int | None = None,
     seed: int = 0,
 ) -> Diagnostics:
-    """Run all diagnostics of one cell.
+    """Run the diagnostics of one cell.
 
     Args:
         tokens: N test samples.
         labels: int64 [N], predicted in the first round, in file order.
         before: state of the method before it was tested.
+        after: the same after its passes; ``None``: this cell is not checked, so that no sample runs alone either.
+        timed: also measure latency, energy and synchronisation.
         control: the method is a control. Controls and bounds may depend on other samples, so they never run a single one.
         borrowed: bytes on disk of other methods whose weights it uses.
         host_peak: peak bytes of the process during the rounds.
     """
-    after = SavedState.of(contender.fitted)
-    resources = Resources(disk_bytes=after.size + borrowed, host_peak_bytes=host_peak)
-    unchanged = after.digest == before.digest
+    resources = Resources(disk_bytes=(after or before).size + borrowed, host_peak_bytes=host_peak)
     start = clock.now()
-    depths = depth_answers(contender, tokens)
-    predicting = clock.now() - start
-    if control or isinstance(contender.fitted, Foresees):
-        return Diagnostics([], resources, state_unchanged=unchanged, predicting=predicting, depths=depths)
+    found = Diagnostics(
+        [],
+        resources,
+        state_unchanged=None if after is None else after.digest == before.digest,
+        unseen_tokens=unseen_keys(contender, tokens),
+    )
+    found = replace(found, predicting=clock.now() - start)
+    if control or after is None or isinstance(contender.fitted, Foresees):
+        return found
     latency, agree, seconds = single_samples(contender, tokens, labels, seed)
+    found = replace(found, batches_agree=agree, predicting=found.predicting + seconds)
+    if not timed:
+        return found
     energy = joules(lambda: timed_pass(contender, tokens), tokens.device)
     if energy is not None:
         resources = resources.model_copy(update={"joules_per_1000": 1000 * energy / len(tokens)})
-    syncs, start = count_syncs(contender, tokens), clock.now()
-    unseen = unseen_keys(contender, tokens)
-    predicting += seconds + clock.now() - start
-    return Diagnostics([latency], resources, agree, unchanged, syncs, unseen, predicting, depths)
+    return replace(found, latency=[latency], resources=resources, syncs=count_syncs(contender, tokens))
 
 
 def depth_answers(contender: Contender, tokens: TokenSet) -> DepthAnswers | None:

@@ -1,4 +1,4 @@
-"""Timed passes that alternate with passes of a reference, with the samples in a new order each round."""
+"""Passes of methods: timed ones, which alternate with passes of a reference, and untimed ones; each in a new order of samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Measured:
 
     Attributes:
         predictions: of the first round, in file order.
-        rounds_agree: share of samples with the same label in all rounds.
+        speed: ``None`` if the cell was not timed.
+        rounds_agree: share of samples with the same label in all rounds; ``None`` after a single one.
         foresees: the method looked exits up outside the timed region.
         peak_memory_bytes: on CUDA, the peak of the allocator over the rounds.
         predicting: seconds inside methods (``predict`` and ``foresee``), warm-up and reference included.
@@ -43,8 +44,8 @@ class Measured:
     """
 
     predictions: Predictions
-    speed: Speed
-    rounds_agree: float
+    speed: Speed | None
+    rounds_agree: float | None
     foresees: bool
     peak_memory_bytes: int | None
     predicting: float
@@ -106,89 +107,188 @@ def measure(
     reference: Contender | None = None,
     reference_name: str | None = None,
 ) -> Measured:
-    """Warm up, then run ``rounds`` timed passes, each next to a pass of the reference (A B, B A, A B, ...).
+    """Measure one contender; see :func:`measure_together`."""
+    (found,) = measure_together(
+        [contender], tokens, rounds=rounds, seed=seed, reference=reference, reference_name=reference_name
+    )
+    return found
 
-    The first round runs the samples in file order, the others in random orders. Predictions must not depend on the order.
+
+def measure_together(
+    contenders: Sequence[Contender],
+    tokens: TokenSet,
+    *,
+    rounds: int,
+    seed: int,
+    reference: Contender | None = None,
+    reference_name: str | None = None,
+    tolerance: float = 0.0,
+) -> list[Measured]:
+    """Warm up, then run ``rounds`` rounds: one pass of the reference and one of each contender.
+
+    Every second round runs backwards (A B C, C B A, ...): over two rounds all have the same mean position, so that a machine
+    that slowly changes its speed favours none of them. The first round runs the samples in file order, the others in random
+    orders. Predictions must not depend on the order.
 
     Args:
+        contenders: at least one.
         tokens: N test samples on the device.
-        rounds: timed passes, at least 1.
+        rounds: most rounds, at least 1.
         seed: of the orders.
         reference: method that speed-ups are relative to; ``None`` for no speed-ups.
+        tolerance: stop after an even number of rounds in which every speed-up, or without a reference every time, was within
+            this share of its middle; 0 for all rounds. The rule looks at the spread only, never at the value.
+
+    Raises:
+        MethodError: the predictions of a contender violate the contract.
+    """
+    rng = np.random.default_rng(seed)
+    all_series = [_Series(contender) for contender in contenders]
+    warm = [tokens.select(np.arange(_warm_up_rows(one, tokens))) for one in contenders]
+    for series, some in zip(all_series, warm, strict=True):
+        done = timed_pass(series.contender, some)
+        check_work(done.predictions, series.contender.fitted.cost)
+        series.predicting += done.seconds + done.foreseeing
+    if reference is not None:
+        all_series[0].predicting += timed_pass(reference, max(warm, key=len)).seconds
+    with _Peaks(tokens.device) as peaks:
+        for number in range(rounds):
+            order = _order(len(tokens), number, rng)
+            shuffled = tokens if number == 0 else tokens.select(order)
+            other = timed_pass(reference, shuffled) if reference is not None and number % 2 == 0 else None
+            passes = {one: timed_pass(one.contender, shuffled) for one in all_series[:: -1 if number % 2 else 1]}
+            if reference is not None and number % 2 == 1:
+                other = timed_pass(reference, shuffled)
+            for series, done in passes.items():
+                series.add(done, order, reference, other)
+            all_series[0].predicting += other.seconds if other else 0.0
+            if number % 2 == 1 and all(series.is_steady(tolerance) for series in all_series):
+                break
+    return [series.measured(tokens, reference_name if reference is not None else None, peaks) for series in all_series]
+
+
+def measure_untimed(contender: Contender, tokens: TokenSet, *, rounds: int, seed: int) -> Measured:
+    """Run ``rounds`` passes for answers and work only, without warm-up and reference: :attr:`Measured.speed` is ``None``.
+
+    One pass suffices for the answers; a second one, in another order of samples, checks that they do not depend on it.
 
     Raises:
         MethodError: the predictions violate the contract.
     """
-    rng = np.random.default_rng(seed)
+    rng, series = np.random.default_rng(seed), _Series(contender)
+    with _Peaks(tokens.device) as peaks:
+        for number in range(rounds):
+            order = _order(len(tokens), number, rng)
+            series.add(timed_pass(contender, tokens if number == 0 else tokens.select(order)), order)
+    return replace(series.measured(tokens, None, peaks), speed=None)
+
+
+def _order(samples: int, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the order of the samples in a round: file order in the first."""
+    return np.arange(samples) if number == 0 else rng.permutation(samples)
+
+
+def _warm_up_rows(contender: Contender, tokens: TokenSet) -> int:
     # Compiled code and graphs are made when a shape first occurs, so that the warm-up needs all shapes.
     own_compute = contender.fitted.compute if isinstance(contender.fitted, HasCompute) else None
-    compute = own_compute or contender.point.execution.compute
+    if (own_compute or contender.point.execution.compute) != "eager":
+        return len(tokens)
     batches = 1 if tokens.device.type == "cpu" else 4
-    some = len(tokens) if compute != "eager" else batches * contender.point.execution.batch_size
-    warm = tokens.select(np.arange(min(len(tokens), some)))
-    warm_up = timed_pass(contender, warm)
-    check_work(warm_up.predictions, contender.fitted.cost)
-    predicting = warm_up.seconds + warm_up.foreseeing
-    if reference is not None:
-        predicting += timed_pass(reference, warm).seconds
-    cuda = tokens.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(tokens.device)
-    host_peak_known = reset_host_peak()
-    own: list[float] = []
-    theirs_all: list[float] = []
-    pairs: list[tuple[Side, Side]] = []
-    labels: list[np.ndarray] = []
-    phases: list[dict[str, float]] = []
-    first: Predictions | None = None
-    for number in range(rounds):
-        order = np.arange(len(tokens)) if number == 0 else rng.permutation(len(tokens))
-        shuffled = tokens if number == 0 else tokens.select(order)
-        other = timed_pass(reference, shuffled) if reference is not None and number % 2 == 0 else None
-        done = timed_pass(contender, shuffled)
-        seconds, predictions = done.seconds, done.predictions
-        check_work(predictions, contender.fitted.cost)
-        if reference is not None and number % 2 == 1:
-            other = timed_pass(reference, shuffled)
-        own.append(seconds)
-        predicting += seconds + done.foreseeing + (other.seconds if other else 0.0)
-        phases.append({name: part / seconds for name, part in predictions.phases.items()})
+    return min(len(tokens), batches * contender.point.execution.batch_size)
+
+
+class _Peaks:
+    """Peak memory inside a block.
+
+    Attributes:
+        device: on CUDA, bytes of the allocator.
+        host: bytes of the process; ``None`` if unknown.
+    """
+
+    device: int | None = None
+    host: int | None = None
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+
+    def __enter__(self) -> _Peaks:
+        if self._cuda is not None:
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+        self._host_known = reset_host_peak()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.device = None if self._cuda is None else torch.cuda.max_memory_allocated(self._cuda)
+        self.host = host_peak() if self._host_known else None
+
+
+class _Series:
+    """The passes of one contender, and those of the reference in the same rounds."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender = contender
+        self.predicting = 0.0
+        self._own: list[float] = []
+        self._theirs: list[float] = []
+        self._pairs: list[tuple[Side, Side]] = []
+        self._labels: list[np.ndarray] = []
+        self._phases: list[dict[str, float]] = []
+        self._first: Predictions | None = None
+
+    def add(
+        self, done: TimedPass, order: np.ndarray, reference: Contender | None = None, other: TimedPass | None = None
+    ) -> None:
+        """Add one round: a pass over the samples in ``order``, and one of the reference."""
+        check_work(done.predictions, self.contender.fitted.cost)
+        self._own.append(done.seconds)
+        self.predicting += done.seconds + done.foreseeing
+        self._phases.append({name: part / done.seconds for name, part in done.predictions.phases.items()})
         if reference is not None and other is not None:
-            theirs_all.append(other.seconds)
-            pairs.append((_side(contender, done), _side(reference, other)))
-        first = first or predictions
-        label = np.empty(len(tokens), dtype=np.int64)
-        label[order] = predictions.logits.argmax(1)
-        labels.append(label)
-    assert first is not None
-    p10, p50, p90 = np.quantile(own, _SHARES).tolist()
-    ratios = [theirs / seconds for theirs, seconds in zip(theirs_all, own, strict=False)]  # empty without a reference
-    low, ratio, high = np.quantile(ratios, _SHARES).tolist() if ratios else (None, None, None)
-    speed = Speed(
-        samples_per_s=len(tokens) / p50,
-        seconds=p50,
-        seconds_p10=p10,
-        seconds_p90=p90,
-        rounds=rounds,
-        reference=reference_name if reference is not None else None,
-        speedup=ratio,
-        speedup_p10=low,
-        speedup_p90=high,
-        phases={name: float(np.median([parts[name] for parts in phases])) for name in phases[0]},
-        tokens_per_s=int(tokens.ids.shape[0]) / p50,
-        round_seconds=own,
-        reference_seconds=theirs_all,
-    )
-    return Measured(
-        first,
-        speed,
-        float(np.all(np.stack(labels) == labels[0], axis=0).mean()),
-        isinstance(contender.fitted, Foresees),
-        torch.cuda.max_memory_allocated(tokens.device) if cuda else None,
-        predicting,
-        _middle(pairs, ratios, len(tokens)),
-        host_peak() if host_peak_known else None,
-    )
+            self._theirs.append(other.seconds)
+            self._pairs.append((_side(self.contender, done), _side(reference, other)))
+        self._first = self._first or done.predictions
+        label = np.empty(len(order), dtype=np.int64)
+        label[order] = done.predictions.logits.argmax(1)
+        self._labels.append(label)
+
+    def is_steady(self, tolerance: float) -> bool:
+        """Return whether every speed-up, or time, is within this share of the middle of all."""
+        logs = np.log(self._own) - (np.log(self._theirs) if self._theirs else 0.0)
+        return tolerance > 0 and bool(np.ptp(logs) <= 2 * np.log1p(tolerance))
+
+    def measured(self, tokens: TokenSet, reference: str | None, peaks: _Peaks) -> Measured:
+        assert self._first is not None
+        p10, p50, p90 = np.quantile(self._own, _SHARES).tolist()
+        ratios = [
+            theirs / own for theirs, own in zip(self._theirs, self._own, strict=False)
+        ]  # empty without a reference
+        low, ratio, high = np.quantile(ratios, _SHARES).tolist() if ratios else (None, None, None)
+        speed = Speed(
+            samples_per_s=len(tokens) / p50,
+            seconds=p50,
+            seconds_p10=p10,
+            seconds_p90=p90,
+            rounds=len(self._own),
+            reference=reference,
+            speedup=ratio,
+            speedup_p10=low,
+            speedup_p90=high,
+            phases={name: float(np.median([parts[name] for parts in self._phases])) for name in self._phases[0]},
+            tokens_per_s=int(tokens.ids.shape[0]) / p50,
+            round_seconds=self._own,
+            reference_seconds=self._theirs,
+        )
+        same = np.all(np.stack(self._labels) == self._labels[0], axis=0)
+        return Measured(
+            self._first,
+            speed,
+            float(same.mean()) if len(self._labels) > 1 else None,
+            isinstance(self.contender.fitted, Foresees),
+            peaks.device,
+            self.predicting,
+            _middle(self._pairs, ratios, len(tokens)),
+            peaks.host,
+        )
 
 
 def _side(contender: Contender, done: TimedPass) -> Side:

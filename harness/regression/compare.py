@@ -181,7 +181,7 @@ def compare(base: PackedRun, new: PackedRun, limits: Limits | None = None) -> Co
     changes = [_change(base, new, *twin) for twin in usable]
     _judge_costs(changes, limits)
     _judge_accuracy(changes, limits)
-    timed = [Timed(base, new, *twin) for twin in usable]
+    timed = [Timed.of(base, new, *twin) for twin in usable]
     methods, about_times = judge_times(timed, limits.slower, limits.alpha)
     for change, one in zip(changes, timed, strict=True):
         change.time = one.change

@@ -15,7 +15,7 @@ A change that slows the reference as much as the method is not found. The refere
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import exp, log
@@ -72,13 +72,19 @@ class MethodTime:
 
 @dataclass
 class Timed:
-    """One cell in both runs, one entry per seed, and the change of its times."""
+    """One cell in both runs, one entry per seed that was timed in both, and the change of its times."""
 
     base: PackedRun
     new: PackedRun
     olds: Sequence[PackedCell]
     youngs: Sequence[PackedCell]
     change: TimeChange | None = field(default=None, init=False)
+
+    @classmethod
+    def of(cls, base: PackedRun, new: PackedRun, olds: Sequence[PackedCell], youngs: Sequence[PackedCell]) -> Timed:
+        """Return a cell with those of its seeds that were timed in both runs."""
+        both = [(old, young) for old, young in zip(olds, youngs, strict=True) if old.timed and young.timed]
+        return cls(base, new, [old for old, _ in both], [young for _, young in both])
 
     @property
     def rounds(self) -> Rounds:
@@ -88,6 +94,8 @@ class Timed:
 
     def refusal(self) -> str | None:
         """Return why the times of this cell cannot be compared; None if they can."""
+        if not self.olds:
+            return "no seed was timed in both runs"
         for old, young in zip(self.olds, self.youngs, strict=True):
             a, b = self.base.machine(old), self.new.machine(young)
             ways = ("device", "dtype", "compute", "executor", "engine")
@@ -134,12 +142,7 @@ def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[li
         f"times of {count} cells are not compared: {why}" for why, count in Counter(filter(None, refusals)).items()
     ]
     able = [one for one, why in zip(timed, refusals, strict=True) if why is None]
-    pools = [
-        self_ratios(
-            series for one in able for cell in side(one) for series in (cell.round_seconds, cell.reference_seconds)
-        )
-        for side in (lambda one: one.olds, lambda one: one.youngs)
-    ]
+    pools = [_pairs(able, lambda one: one.olds), _pairs(able, lambda one: one.youngs)]
     if not able:
         return [], remarks
     if (fewest := min(map(len, pools))) < LEAST_PAIRS:
@@ -167,6 +170,17 @@ def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[li
     return methods, remarks
 
 
+def _pairs(cells: Sequence[Timed], side: Callable[[Timed], Sequence[PackedCell]]) -> np.ndarray:
+    """Return the A/A pairs of all passes in one run; those of the reference that points of a method share count once."""
+    every = (
+        (cell.cell.method, tuple(series))
+        for one in cells
+        for cell in side(one)
+        for series in (cell.round_seconds, cell.reference_seconds)
+    )
+    return self_ratios(series for _, series in dict.fromkeys(every))
+
+
 class _Noise:
     """Distribution of the log ratio of two speed-ups without any change, from A/A pairs of both runs."""
 
@@ -185,11 +199,15 @@ class _Noise:
         return np.asarray(np.mean(parts, axis=0))
 
     def of_method(self, cells: Sequence[Timed]) -> np.ndarray:
-        """Return the noise of the median over cells in ascending order, [draws]."""
+        """Return the noise of the median over cells in ascending order, [draws].
+
+        Cells that were timed beside the same passes of the reference share its noise, and count as having all noise in common.
+        """
         seeds = max(len(one.olds) for one in cells)
-        return np.sort(
-            np.median([self.of_cell(one.rounds, number * seeds) for number, one in enumerate(cells)], axis=0)
-        )
+        beside = [tuple(tuple(young.reference_seconds) for young in one.youngs) for one in cells]
+        numbers = {passes: number for number, passes in enumerate(dict.fromkeys(beside))}
+        parts = [self.of_cell(one.rounds, numbers[key] * seeds) for one, key in zip(cells, beside, strict=True)]
+        return np.sort(np.median(parts, axis=0))
 
 
 def _p(null: np.ndarray, observed: float) -> float:

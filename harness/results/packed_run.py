@@ -32,6 +32,7 @@ PACKED = 1  # version; raise it with any change of meaning
 SKETCHED = 64  # samples whose confidence is kept
 _SAME_CONFIDENCE = 1e-3  # the same fit on two machines differs by about 1e-6; two fits differ by 0.1 in some sample
 _LEAST_SHARED = 8
+_TIMES = {"reference", "speedup", "round_seconds", "reference_seconds"}
 
 
 class Machine(StrictRecord):
@@ -91,6 +92,11 @@ class PackedCell(StrictRecord):
     binding: int | None = Field(default=None, ge=0)
 
     model_config = ConfigDict(ignored_types=(cached_property,))
+
+    @property
+    def timed(self) -> bool:
+        """Whether it was timed; single passes are not stored in results of the first version."""
+        return bool(self.round_seconds) or self.reference is not None
 
     @cached_property
     def correct(self) -> np.ndarray | None:
@@ -242,7 +248,7 @@ def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int, bindi
         machine=machine,
         binding=binding,
         **result.cost.model_dump(include={"flops_linear", "flops_full", "mean_layers", "mean_heads"}),
-        **result.speed.model_dump(include={"reference", "speedup", "round_seconds", "reference_seconds"}),
+        **({} if result.speed is None else result.speed.model_dump(include=_TIMES)),
         **kept,
     )
 

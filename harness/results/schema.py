@@ -250,7 +250,7 @@ class Checks(StrictRecord):
         syncs: synchronising calls in one pass on CUDA, without its copies.
     """
 
-    rounds_agree: float
+    rounds_agree: float | None = None
     batches_agree: float | None = None
     state_unchanged: bool | None = None
     syncs: int | None = None
@@ -297,7 +297,7 @@ class Result(StrictRecord):
         language: of the dataset.
         quality: accuracy.
         cost: FLOPs, layers and parameters.
-        speed: times.
+        speed: times; ``None`` if the cell was measured for accuracy and work only.
         training: cost of fitting; ``None`` if nothing was trained.
         checks: results of the built-in checks.
         peak_memory_bytes: on CUDA, the peak of the allocator.
@@ -318,7 +318,7 @@ class Result(StrictRecord):
     params: dict[str, Any] = Field(description="settings of the operating point, chosen on dev")
     quality: Quality
     cost: Cost
-    speed: Speed
+    speed: Speed | None = None
     training: Training | None
     checks: Checks
     exit_histogram: list[int] = Field(description="samples that answered from layer 1, 2, ..., depth")

@@ -39,8 +39,8 @@ class ContentKeys:
         name = backbones.get(language, EMBEDDED)  # the run reports a language without a backbone
         return None if name == EMBEDDED else [shown_name(name), content_of(name, language)]
 
-    def of(self, dataset: str, method: str) -> str:
-        """Return the key of a method's cells.
+    def of(self, dataset: str, method: str, seed: int = 0) -> str:
+        """Return the key of a method's cells; the seed matters only where some seeds are timed and others not.
 
         Raises:
             GeepBenchError: the method, the data or a folder that a setting names cannot be used.
@@ -56,6 +56,9 @@ class ContentKeys:
             execution["rule_executor"] == "shrink"
         ):  # as all cells ran before there was a choice, so their keys stay valid
             del execution["rule_executor"]
+        own_keys = profile.model_dump(include=_KEYS)
+        if not profile.timing.times(method, seed):
+            own_keys["rounds"] = 0
         unlabelled = []
         if any(profile.uses_unlabelled(name) for name in names):
             own = unlabelled_identity(dataset, self.settings.source, self.settings.data)
@@ -66,7 +69,7 @@ class ContentKeys:
             self.identity(dataset),
             self.backbone(dataset),
             named,
-            profile.model_dump(include=_KEYS),
+            own_keys,
             profile.common(method),  # which settings are common to all methods is part of a result's binding
             execution,
             self.settings.device,
@@ -74,4 +77,5 @@ class ContentKeys:
             *unlabelled,
             *([engines] if engines else []),
             *([executors] if executors else []),
+            *profile.timing.key(method, seed),
         )

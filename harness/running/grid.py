@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,14 @@ from harness.core.files import write_json
 from harness.core.names import LONGEST_FILE_NAME, check_name, clean
 from harness.core.text_formats import read_json
 from harness.encoder.backbone import Backbone
-from harness.measure.diagnostics import Diagnostics, diagnose
-from harness.measure.passes import Contender, Measured, measure
-from harness.measure.resources import SavedState, advice, check_alive
+from harness.measure.passes import Contender
+from harness.measure.resources import advice, check_alive
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
 from harness.running.content_keys import ContentKeys
 from harness.running.fits.fit_pool import FitPool
 from harness.running.fits.fit_store import warn_of_old_fits
-from harness.running.record import build_result, sample_rows
+from harness.running.measuring.cell_groups import CellGroups
 from harness.running.run_lock import run_lock
 from harness.running.run_settings import Settings, validate_settings
 from harness.running.session import NOT_LOADED, Session
@@ -93,10 +93,13 @@ class CellPlan:
 def progress_line(result: Result) -> str:
     """Return a measured cell as one line for the terminal."""
     cell, speed = result.cell, result.speed
-    ratio = "" if speed.speedup is None else f", {speed.speedup:.2f}x {speed.reference}"
+    time = "not timed"
+    if speed is not None:
+        ratio = "" if speed.speedup is None else f", {speed.speedup:.2f}x {speed.reference}"
+        time = f"{speed.samples_per_s:,.0f} samples/s{ratio}"
     return (
         f"{cell.dataset} {cell.method} {cell.point} seed {cell.seed}: {result.quality.accuracy:.1%} accuracy, "
-        f"{result.cost.mean_layers:.2f} layers, {speed.samples_per_s:,.0f} samples/s{ratio}"
+        f"{result.cost.mean_layers:.2f} layers, {time}"
     )
 
 
@@ -250,7 +253,7 @@ class Grid:
         for dataset, seed, method in jobs:
             plan = CellPlan.read(self.run, dataset, method, seed)
             with suppress(MethodError):  # reported when the method is fitted
-                key = self.keys.of(dataset, method)
+                key = self.keys.of(dataset, method, seed)
                 outdated += 0 if plan.key in ("", key) else len(self._others(plan.cells, key))
         if outdated and not self.settings.fresh:
             print(
@@ -263,7 +266,7 @@ class Grid:
         """Return the number of a method's cells if all are stored and match these settings, else ``None``."""
         plan = CellPlan.read(self.run, dataset, method, seed)
         try:
-            if self.settings.fresh or plan.key != self.keys.of(dataset, method):
+            if self.settings.fresh or plan.key != self.keys.of(dataset, method, seed):
                 return None
         except MethodError:  # reported when the method is fitted
             return None
@@ -276,7 +279,7 @@ class Grid:
         plan = CellPlan.read(self.run, session.dataset, name, session.seed)
         key = ""
         try:
-            key = self.keys.of(session.dataset, name)
+            key = self.keys.of(session.dataset, name, session.seed)
             fitted = session.fitted(name)
             cells = {session.cell(name, point, fitted): point for point in session.points(name)}
         except Exception as error:
@@ -294,43 +297,36 @@ class Grid:
             # Results of other settings must not remain, not even if this run is killed now.
             self._forget(self._others({*plan.cells, *names}, key))
         write_json(plan.path, {"key": key, "cells": names})
-        before: SavedState | None = None
-        for cell, point in cells.items():
-            if not self.settings.fresh and self.run.result_path(cell).is_file():
-                if cell not in self.run.without_rows:
-                    self.outcome.kept += 1
+        todo = {cell: point for cell, point in cells.items() if not self._is_kept(cell)}
+        groups = CellGroups(session, name, key, partial(self._reference, session))
+        for number, group in enumerate(groups.split(todo)):
+            bar.set_postfix_str(", ".join(point.name for point in group.values()))
+            start = clock.now()
+            for cell, found in groups.measure(group, check=number == 0):
+                try:
+                    if isinstance(found, Exception):
+                        raise found
+                    self.run.save(found.result, found.rows)
+                except Exception as error:
+                    if is_fatal(error):
+                        raise
+                    self._failed(cell, error)
                     continue
-                print(f"{self.run.without_rows[cell]}: its cell is measured again", file=sys.stderr)
-            bar.set_postfix_str(point.name)
-            try:
-                reference = self._reference(session)
-                with session.naming(name):
-                    before = before or SavedState.of(fitted)
-                    start = clock.now()
-                    contender = session.contender(name, point)
-                    measured = measure(
-                        contender,
-                        session.prepared.test.tokens,
-                        rounds=self.settings.profile.rounds,
-                        seed=session.seed,
-                        reference=reference,
-                        reference_name=self.settings.profile.reference,
-                    )
-                    found = self._diagnose(session, name, contender, measured, before)
-                method = self.settings.profile.method_of(name)
-                binding, notes = session.binding(name, measured.speed.reference), session.notes(name)
-                result = build_result(cell, method, contender, measured, session.prepared, found, notes, binding, key)
-                self.run.save(result, sample_rows(measured, session.prepared, found.depths))
-            except Exception as error:
-                if is_fatal(error):
-                    raise
-                self._failed(cell, error)
-                continue
-            self.run.forget_failure(cell)
-            self.outcome.measured += 1
+                self.run.forget_failure(cell)
+                self.outcome.measured += 1
+                self.outcome.predicting += found.predicting
+                bar.write(f"{progress} {progress_line(found.result)}", file=sys.stderr)
             self.outcome.seconds += clock.now() - start
-            self.outcome.predicting += measured.predicting + found.predicting
-            bar.write(f"{progress} {progress_line(result)}", file=sys.stderr)
+
+    def _is_kept(self, cell: Cell) -> bool:
+        """Return whether a cell is finished, and count it then."""
+        if self.settings.fresh or not self.run.result_path(cell).is_file():
+            return False
+        if cell in self.run.without_rows:
+            print(f"{self.run.without_rows[cell]}: its cell is measured again", file=sys.stderr)
+            return False
+        self.outcome.kept += 1
+        return True
 
     def _others(self, names: Iterable[str], key: str) -> list[str]:
         """Return the results that come from other settings, data or weights, whatever a damaged plan says."""
@@ -366,18 +362,3 @@ class Grid:
             raise MethodError(
                 f"no speed-up without the reference '{profile.reference}': {format_error(error)}"
             ) from error
-
-    def _diagnose(
-        self, session: Session, name: str, contender: Contender, measured: Measured, before: SavedState
-    ) -> Diagnostics:
-        method = self.settings.profile.method_of(name)
-        return diagnose(
-            contender,
-            session.prepared.test.tokens,
-            measured.predictions.logits.argmax(1),
-            before,
-            control=method.kind == "control",
-            borrowed=0 if before.weights else sum(session.saved_size(need, name) for need in method.needs),
-            host_peak=measured.host_peak_bytes,
-            seed=session.seed,
-        )

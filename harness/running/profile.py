@@ -35,6 +35,7 @@ from harness.data.unlabelled import MOST_UNLABELLED
 from harness.engines.choice import ExecutorName
 from harness.results.search_record import SearchPlan
 from harness.running import variants
+from harness.running.measuring.timing import TimingSettings
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
@@ -98,7 +99,8 @@ class Profile(StrictSettings):
         reference: the method that speed-ups are measured against.
         seeds: training seeds.
         speeds: entropy thresholds (FastBERT's speed) at which early-exit methods are measured.
-        rounds: timed passes per cell.
+        rounds: timed passes per cell, at most.
+        timing: which cells are timed, and how.
         fit_processes: methods that are fitted at the same time; on a CPU only.
         fit_threads: threads of every fit on a CPU; by default those of torch, divided by ``fit_processes``. Results of training
             depend on it in their last digits, so it is part of the keys of fits.
@@ -128,6 +130,7 @@ class Profile(StrictSettings):
     seeds: list[Seed] = [0]
     speeds: list[Annotated[float, Field(ge=0, le=1)]] = [0.1, 0.5, 0.8]
     rounds: int = Field(default=3, ge=1)
+    timing: TimingSettings = TimingSettings()
     fit_processes: int = Field(default=1, ge=1, le=64)
     fit_threads: int | None = Field(default=None, ge=1, le=1024)
     max_length: int = Field(default=128, ge=8)

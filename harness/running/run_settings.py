@@ -143,7 +143,8 @@ def validate_settings(settings: Settings) -> None:
     compared = itertools.chain(profile.compare, *profile.compare.values())
     needed: dict[str, None] = {}
     unknown: list[UnknownNameError] = []
-    for name in dict.fromkeys([*profile.methods, profile.reference, *profile.method, *compared]):
+    named = [*profile.methods, profile.reference, *profile.method, *profile.timing.untimed, *compared]
+    for name in dict.fromkeys(named):
         try:
             needed |= dict.fromkeys(profile.in_order([name]))
         except MethodError:  # its cells fail with this reason; other methods are not affected

@@ -9,15 +9,14 @@ from statistics import median
 from harness.results.run_folder import RunFolder, failed_cell
 from harness.results.schema import Result
 from reports.analysis.cell_settings import values_of
-from reports.analysis.result_rows import ResultRow
+from reports.analysis.result_rows import SAME_PACE, ResultRow
 from reports.analysis.run_contents import first_few
+from reports.analysis.time_ratios import STEADY
 
 # Parts of fingerprint keys that change from cell to cell on the same machine.
 _CHANGING = ("time", "date", "load", "free", "available", "uptime", "created", "temperature", "clock", "pid")
 _LONGEST = 200
 _LONGEST_REASON = 500
-# If times of the reference differ by more than this factor between cells, the machine changed its speed.
-_STEADY = 1.25
 
 
 def _flatten(data: Mapping[str, object], prefix: str = "") -> dict[str, str]:
@@ -83,7 +82,7 @@ def gather_caveats(
     references = sorted({row.reference for row in rows if row.reference})
     if len(references) > 1:
         caveats.append(f"Speed-ups refer to several references: {', '.join(references)}.")
-    caveats += _drift(rows) + _notes(rows)
+    caveats += _untimed(rows) + _drift(rows) + _notes(rows)
     return list(dict.fromkeys(" ".join(caveat.replace(f"{run.path}/", "").split()) for caveat in caveats))
 
 
@@ -112,18 +111,34 @@ def _mixed_code(results: Sequence[Result]) -> list[str]:
     return [f"Cells were measured by different code: {'; '.join(parts)}. Run with --fresh to measure all with one."]
 
 
+def _untimed(rows: Sequence[ResultRow]) -> list[str]:
+    """Return a sentence on the cells that were measured for accuracy and work only."""
+    never = list(dict.fromkeys(row.method for row in rows if not row.timed))
+    seeds = sorted(
+        {cell.seed for row in rows for cell, passes in zip(row.cells, row.round_seconds, strict=True) if passes}
+    )
+    others = sorted({cell.seed for row in rows for cell in row.cells} - {*seeds})
+    parts = [f"seeds {first_few([*map(str, others)], 6)} of every method"] if others and seeds else []
+    parts += [f"all seeds of {first_few(never, 8)}"] if never else []
+    if not parts:
+        return []
+    return [
+        f"Not timed, but measured for accuracy, exits and FLOPs: {' and '.join(parts)}. Means of times, speed-ups and latency are "
+        "over the seeds that were timed, all others over all seeds."
+    ]
+
+
 def _drift(rows: Sequence[ResultRow]) -> list[str]:
     """Return a sentence for each setting in which the same reference took much longer for some cells than for others."""
-    names = ("label", "device", "protocol", "order", "batch_size", "batch_tokens", "dtype", "conditions")
     found: dict[object, tuple[str, list[float]]] = {}
     for row in rows:
-        _, times = found.setdefault(values_of(row, names), (row.label, []))
+        _, times = found.setdefault(values_of(row, SAME_PACE), (row.label, []))
         times.extend(median(one) for one in row.reference_seconds if one)
     return [
         f"{label}: passes of the reference took from {min(times):.3g} to {max(times):.3g} s from cell to cell, so the machine was "
         "not equally fast throughout; compare speed-ups, whose passes alternate, rather than samples/s."
         for label, times in found.values()
-        if times and min(times) > 0 and max(times) / min(times) > _STEADY
+        if times and min(times) > 0 and max(times) / min(times) > STEADY
     ]
 
 

@@ -13,13 +13,15 @@ from harness.results.schema import Cell, Latency, Overlaps, Result, SpeedupFacto
 from harness.results.training_doubts import collapsed_exits, kept_the_last_epoch
 from reports.analysis.cell_settings import SAME_REFERENCE, SETTING, grouped, values_of
 from reports.analysis.roles import role_of
-from reports.analysis.time_ratios import Noise, mean_over_seeds, noise_band
+from reports.analysis.time_ratios import Noise, mean_over_seeds, noise_band, slow_rows
 from reports.notation.marks import MARKS
 from reports.notation.numbers import percent
 
 FALLBACK_REFERENCE = "bert"
 # What rows must share for the noise of their times to be one.
 SAME_NOISE = ("slug", "device", "conditions")
+# What rows must share for passes of their reference to take the same time.
+SAME_PACE = ("slug", "device", "protocol", "order", "batch_size", "batch_tokens", "dtype", "conditions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ class ResultRow(SeedMeans):
         accuracy_sd, samples_per_s_sd, speedup_sd: standard deviations over seeds; None below two.
         accuracy_seeds_low, accuracy_seeds_high: 95 % interval of the mean accuracy over seeds, cut at 0 and 1.
         speedup_p10, speedup_p90: the envelope over seeds, so that an average never looks steadier than its parts.
+        timed: seeds that were timed; times, speed-ups and latency are means over these, all others over all seeds.
         n, rounds, rounds_agree, batches_agree, state_unchanged, syncs, overlaps: the worst over seeds; None where not checked.
         left_out: whether a mean leaves out values that are not finite.
         factors: factors of the speed-up, geometric means over seeds.
@@ -88,6 +91,7 @@ class ResultRow(SeedMeans):
         kept_epoch: epoch that was kept, of those allowed, e.g. ``3 of 5``; empty where the last one is kept by rule.
         last_epoch: whether the best epoch of a seed is the last one allowed.
         collapsed: a phrase for every head that collapsed (:mod:`harness.results.training_doubts`).
+        slow: the machine was slower than for other rows while a seed was timed (:func:`reports.analysis.time_ratios.slow_rows`).
         samples_missing, partial, marks: what a reader must know (:mod:`reports.notation.marks`).
     """
 
@@ -120,8 +124,9 @@ class ResultRow(SeedMeans):
     speedup_p90: float | None
     n: int
     seeds: int
-    rounds: int
-    rounds_agree: float
+    timed: int
+    rounds: int | None
+    rounds_agree: float | None
     batches_agree: float | None
     state_unchanged: bool | None
     syncs: int | None
@@ -154,6 +159,7 @@ class ResultRow(SeedMeans):
     ratio_layers: float | None = None
     kept: float | None = None
     noise: Noise | None = None
+    slow: bool = False
     samples_missing: bool = False
     partial: bool = False
     marks: str = ""
@@ -223,7 +229,7 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
     every = [_numbers(result) for result in same]
     of_seeds = _spread([one["accuracy"] for one in every])
     low, high = (None if end is None else min(1.0, max(0.0, end)) for end in (of_seeds.low, of_seeds.high))
-    speeds, checks = [result.speed for result in same], [result.checks for result in same]
+    speeds, checks = [one.speed for one in same if one.speed is not None], [result.checks for result in same]
     unchanged = [one.state_unchanged for one in checks if one.state_unchanged is not None]
     histograms = [result.exit_histogram for result in same]
     fits = [result.training for result in same if result.training is not None]
@@ -244,8 +250,9 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         speedup_p90=max(_finite([one.speedup_p90 for one in speeds]), default=None),
         n=min(result.quality.n for result in same),
         seeds=len(same),
-        rounds=min(one.rounds for one in speeds),
-        rounds_agree=min(one.rounds_agree for one in checks),
+        timed=len(speeds),
+        rounds=min((one.rounds for one in speeds), default=None),
+        rounds_agree=min((one.rounds_agree for one in checks if one.rounds_agree is not None), default=None),
         batches_agree=min((one.batches_agree for one in checks if one.batches_agree is not None), default=None),
         state_unchanged=all(unchanged) if unchanged else None,
         syncs=max((one.syncs for one in checks if one.syncs is not None), default=None),
@@ -253,8 +260,8 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         left_out=any(value is not None and not math.isfinite(value) for one in every for value in one.values()),
         factors=mean_over_seeds([result.speedup_factors for result in same if result.speedup_factors is not None]),
         latency=_latency([one for result in same for one in result.latency]),
-        round_seconds=[one.round_seconds for one in speeds],
-        reference_seconds=[one.reference_seconds for one in speeds],
+        round_seconds=[one.speed.round_seconds if one.speed else [] for one in same],
+        reference_seconds=[one.speed.reference_seconds if one.speed else [] for one in same],
         point_params=[result.params for result in same],
         seed_layers=[result.cost.mean_layers for result in same],
         reference=next((one.reference for one in speeds if one.reference), None),
@@ -346,9 +353,13 @@ def with_ratios(rows: Sequence[ResultRow]) -> list[ResultRow]:
 
 
 def reference_passes(rows: Sequence[ResultRow]) -> dict[tuple[Hashable, ...], list[list[float]]]:
-    """Return :data:`SAME_NOISE` of a row -> the reference seconds of each cell."""
+    """Return :data:`SAME_NOISE` of a row -> the reference seconds of each cell; those that points of a method share once."""
     same = grouped(rows, lambda row: values_of(row, SAME_NOISE))
-    return {key: [passes for row in some for passes in row.reference_seconds] for key, some in same.items()}
+    distinct = {
+        key: dict.fromkeys((row.method, tuple(passes)) for row in some for passes in row.reference_seconds)
+        for key, some in same.items()
+    }
+    return {key: [list(passes) for _, passes in some] for key, some in distinct.items()}
 
 
 def with_noise(rows: Sequence[ResultRow]) -> list[ResultRow]:
@@ -357,10 +368,21 @@ def with_noise(rows: Sequence[ResultRow]) -> list[ResultRow]:
     return [replace(row, noise=bands[values_of(row, SAME_NOISE)]) for row in rows]
 
 
+def with_pace(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return the rows with whether the machine was slower than usual while they were timed."""
+    alike = grouped(range(len(rows)), lambda at: values_of(rows[at], SAME_PACE)).values()
+    slow = {
+        at: found
+        for some in alike
+        for at, found in zip(some, slow_rows([rows[i].reference_seconds for i in some]), strict=True)
+    }
+    return [replace(row, slow=slow[at]) for at, row in enumerate(rows)]
+
+
 def signs(row: ResultRow) -> str:
     """Return the marks that a row earns, in the order of :data:`reports.notation.marks.MARKS`."""
     earned = {
-        "†": row.rounds_agree < 1,
+        "†": row.rounds_agree is not None and row.rounds_agree < 1,
         "‡": row.batches_agree is not None and row.batches_agree < 1,
         "§": row.state_unchanged is False,
         "¶": row.overlaps is not None and max(row.overlaps.train_test, row.overlaps.dev_test) > 0,
@@ -368,5 +390,6 @@ def signs(row: ResultRow) -> str:
         "#": row.partial,
         "»": row.last_epoch,
         "‖": bool(row.collapsed),
+        "≈": row.slow,
     }
     return "".join(mark.sign for mark in MARKS if earned[mark.sign])

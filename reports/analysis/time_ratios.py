@@ -51,6 +51,25 @@ def noise_band(passes: Iterable[Sequence[float]]) -> Noise | None:
     return Noise(1 / high, high, len(logs))
 
 
+# If times of the reference differ by more than this factor between cells, the machine changed its speed.
+STEADY = 1.25
+
+
+def slow_rows(passes: Sequence[Sequence[Sequence[float]]]) -> list[bool]:
+    """Return for each row whether the machine was slower than usual while it was timed.
+
+    Args:
+        passes: reference seconds of rows that were timed under the same conditions, [rows, seeds, rounds]; a seed may have none.
+
+    Returns:
+        whether the median of a row's seed is over :data:`STEADY` times the median of all.
+    """
+    medians = [[float(np.median(one)) for one in row if len(one)] for row in passes]
+    every = [one for row in medians for one in row]
+    middle = float(np.median(every)) if every else math.inf
+    return [any(one > STEADY * middle for one in row) for row in medians]
+
+
 # Factors from layers to wall time, with the meaning of a value below 1. Other names come last.
 LOSSES: dict[str, str] = {
     "layers": "more layers run than in the reference",

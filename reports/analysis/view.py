@@ -20,7 +20,7 @@ from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_asid
 from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
 from reports.analysis.conditions import find_belonging
 from reports.analysis.curves import Curve, measure_curves
-from reports.analysis.result_rows import ResultRow, average_over_seeds, signs, with_noise, with_ratios
+from reports.analysis.result_rows import ResultRow, average_over_seeds, signs, with_noise, with_pace, with_ratios
 from reports.analysis.run_contents import (
     SampleReader,
     SearchRow,
@@ -199,7 +199,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         for group in [by_name[row.dataset, row.synthetic]]
     ]
     place = {group.slug: number for number, group in enumerate(groups)}
-    rows = sorted(with_noise(with_ratios(rows)), key=lambda row: (place[row.slug], *_order(row)))
+    rows = sorted(with_pace(with_noise(with_ratios(rows))), key=lambda row: (place[row.slug], *_order(row)))
     rows = _with_marks(rows, reader if samples else None)
     varying = varying_settings(rows)
     warnings = [*belonging.apart, *set_aside(run)]

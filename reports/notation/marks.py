@@ -61,6 +61,11 @@ MARKS = (
         "‖",
         "A head collapsed: on dev it is more than 5 points and more than 2 standard errors below a shallower one; see caveats.",
     ),
+    Mark(
+        "≈",
+        "The machine was slower while this row was timed: passes of the reference took over 25 % longer than in the middle row. "
+        "Its speed-up compares neighbouring passes; its samples/s, tokens/s and latency are not comparable.",
+    ),
 )
 
 

@@ -150,6 +150,7 @@ _LATEX = {
     "°": r"\textdegree{}",
     "»": r"$\gg$",
     "‖": r"$\|$",
+    "≈": r"$\approx$",
     "’": "'",
     "…": r"\textellipsis{}",
     "−": r"$-$",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ class CheckRow(ResultRow):
 
     @property
     def verdict(self) -> str:
-        checked = [finite(self.rounds_agree), self.batches_agree is not None, self.state_unchanged is not None]
+        checked = [self.rounds_agree is not None, self.batches_agree is not None, self.state_unchanged is not None]
         if set(self.marks) & set("†‡§"):
             return "fails"
         return "holds" if all(checked) else "holds, as far as checked"
@@ -45,7 +44,7 @@ def checks_tables(view: View) -> list[Table[CheckRow]]:
         DATASET,
         METHOD,
         Column("points", "Rows", form=whole),
-        Column("rounds_agree", "Same label in any order %", form=percent2),
+        Column("rounds_agree", "Same label in any order %", missing=NOT_CHECKED, form=percent2),
         Column("batches_agree", "Same label in any batch size %", missing=NOT_CHECKED, form=percent2),
         Column("state_unchanged", "Unchanged by testing", _unchanged, numeric=False, missing=NOT_CHECKED),
         Column("syncs", "Syncs a pass", missing="counted on CUDA only, if the run asks for it", form=whole),
@@ -63,7 +62,7 @@ def checks_tables(view: View) -> list[Table[CheckRow]]:
 def _worst(same: Sequence[ResultRow]) -> CheckRow:
     unchanged = [row.state_unchanged for row in same if row.state_unchanged is not None]
     worst = {
-        "rounds_agree": min((row.rounds_agree for row in same if finite(row.rounds_agree)), default=math.nan),
+        "rounds_agree": min((row.rounds_agree for row in same if finite(row.rounds_agree)), default=None),
         "batches_agree": min((row.batches_agree for row in same if finite(row.batches_agree)), default=None),
         "state_unchanged": all(unchanged) if unchanged else None,
         "syncs": max((row.syncs for row in same if row.syncs is not None), default=None),

@@ -10,7 +10,7 @@ from reports.analysis.view import Group, View
 from reports.notation.numbers import finite, flops_unit, plain, times, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable
-from reports.tables.shared_columns import IDENTITY, UNTRAINED, dataset_table, identity_columns
+from reports.tables.shared_columns import IDENTITY, UNTIMED, UNTRAINED, dataset_table, identity_columns
 
 NO_LATENCY = "latency was not measured"
 _QUANTILES = ("p50", "p90", "p99")
@@ -42,8 +42,8 @@ def ownership_table(view: View, group: Group) -> Table[ResultRow]:
         *latency("single", "Batch of 1, ms:"),
         Column("best_batch", "size", missing=NO_LATENCY, group=best, form=whole),
         *latency("best", best),
-        Column("samples_per_s", "Samples/s", form=plain),
-        Column("tokens_per_s", "Tokens/s", missing="not recorded by an older version", form=plain),
+        Column("samples_per_s", "Samples/s", missing=UNTIMED, form=plain),
+        Column("tokens_per_s", "Tokens/s", missing="not timed, or not recorded by an older version", form=plain),
         Column("host_peak_bytes", "Host peak MiB", missing="the run did not record it", form=mib),
         Column("peak_memory_bytes", "CUDA peak MiB", missing="measured on CUDA only", form=mib),
         Column("joules_per_1000", "J per 1,000 samples", missing=no_counter, form=plain),

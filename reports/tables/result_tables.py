@@ -33,6 +33,7 @@ from reports.tables.shared_columns import (
     METHOD,
     NO_REFERENCE,
     NOISE,
+    UNTIMED,
     UNTRAINED,
     dataset_table,
     identity_columns,
@@ -40,6 +41,7 @@ from reports.tables.shared_columns import (
     reference_names,
     run_table,
     setting_columns,
+    why_no_speedup,
 )
 
 _NO_EPOCH = "the last epoch is kept by rule, or nothing was trained for this row"
@@ -54,7 +56,7 @@ CSV = (
     "macro_f1",
     *("flops_linear", "ratio_linear", "flops_full", "ratio_full", "mean_layers", "ratio_layers", "mean_heads"),
     "answered_before",
-    *("samples_per_s", "samples_per_s_sd", "seconds", "rounds", "reference"),
+    *("timed", "samples_per_s", "samples_per_s_sd", "seconds", "rounds", "reference"),
     *("speedup", "speedup_sd", "speedup_p10", "speedup_p90", "noise_high"),
     *("kept", "params", "depth", "valid_token_ratio", "peak_memory_bytes", "train_seconds", "steps", "passes_ratio"),
     *("kept_epoch", "trained_in", "fit_threads", "threads", "dev_accuracy", "rounds_agree", "marks"),
@@ -66,6 +68,7 @@ def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[Result
     full, full_unit = flops_unit(max((row.flops_full or 0.0 for row in rows), default=0.0))
     none = "every sample runs at least one layer"
     before = [Column[ResultRow]("answered_before", "Before layer 1 %", missing=none, form=percent)]
+    timed = [Column[ResultRow]("timed", "Seeds timed", lambda row: f"{row.timed} of {row.seeds}")]
     seeds = [Column("accuracy_sd", "± (seeds; 95 % of their mean)", _over_seeds, missing="one seed only")]
 
     def cost(flops: float | None, divisor: float, ratio: float | None) -> str:
@@ -84,8 +87,9 @@ def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[Result
         Column("mean_layers", "Mean layers", form=fixed),
         *(before if any(row.answered_before for row in view.rows) else []),
         Column("mean_heads", "Heads a sample", form=fixed),
-        Column("samples_per_s", "Samples/s", form=plain),
-        Column("speedup", "Speed-up (p10–p90)", _speedup, missing=NO_REFERENCE),
+        *(timed if any(row.timed != row.seeds for row in rows) else []),
+        Column("samples_per_s", "Samples/s", missing=UNTIMED, form=plain),
+        Column("speedup", "Speed-up (p10–p90)", _speedup, missing=why_no_speedup(rows)),
         NOISE,
     ]
 
@@ -115,6 +119,8 @@ def _result_notes(rows: Sequence[ResultRow]) -> list[str]:
             "of their mean (training varies; test rows are shared); the interval beside the accuracy is the mean of the seeds' "
             "intervals, p10–p90 the widest over the seeds."
         )
+    if any(row.timed not in (0, row.seeds) for row in rows):
+        notes.append("Times are means over the seeds that were timed; everything else is a mean over all seeds.")
     notes += noise_notes(rows)
     if any(row.ratio_linear is None for row in rows):
         notes.append(f"{DASH} in brackets: {NO_REFERENCE}.")
@@ -158,8 +164,8 @@ def details_table(view: View, group: Group) -> Table[ResultRow]:
         Column("trained_in", "Trained in", lambda row: row.trained_in or DASH, numeric=False, missing=_UNRECORDED),
         Column("fit_threads", "Threads a fit", lambda row: row.fit_threads or DASH, missing=_UNRECORDED),
         Column("passes_ratio", "Layer passes vs fine-tuning", missing=UNTRAINED, form=times),
-        Column("rounds", "Rounds", form=whole),
-        Column("rounds_agree", "Rounds agree %", form=percent2),
+        Column("rounds", "Rounds", missing=UNTIMED, form=whole),
+        Column("rounds_agree", "Rounds agree %", missing="not checked: a single pass", form=percent2),
         *([] if "executor" in view.varying else executor),
     ]
     return dataset_table("details", "Behind the results", group, rows, columns, CSV, [_DEV_SCORE])

@@ -58,7 +58,7 @@ def rival_tables(view: View) -> list[Table[RivalTest]]:
         "the same reference, measured beside different passes, so that two such noises add.",
         f"Faster and not worse: with 95 % confidence each, less than {_MARGIN} of accuracy lost (Tango's paired bound) and a "
         "median speed-up above what the reference reaches over itself by chance"
-        + (", for every seed separately; at worst is the worst seed." if several else ".")
+        + (", for every seed separately (its time where it was timed); at worst is the worst seed." if several else ".")
         + f" With few test rows it cannot pass: without any row that differs it takes about {whole(2.7 / MARGIN)}.",
     ]
     text = "Against rivals: p adjusted (Holm) over the datasets and points of one method and one rival"

@@ -22,6 +22,7 @@ _HEADINGS = {
     "compute": "Blocks run",
 }
 NO_REFERENCE = "no reference method was measured in this run under the same conditions"
+UNTIMED = "not timed: measured for accuracy, exits and FLOPs only"
 BOUND = "bound, not a method"
 UNTRAINED = "nothing was trained for this row, or it uses the weights of another row"
 IDENTITY = ("data", "language", "dataset", "kind", "method", "point", *ROW_SETTING, "seeds", "seed_list", "n")
@@ -62,6 +63,11 @@ POINT: Column[ResultRow] = Column("point", "Point", numeric=False)
 def identity_columns(view: View) -> list[Column[ResultRow]]:
     """Return method, operating point and the settings that vary."""
     return [Column("method", "Method", method_name, numeric=False), POINT, *setting_columns(view)]
+
+
+def why_no_speedup(rows: Sequence[ResultRow]) -> str:
+    """Return why some of these rows may have no speed-up."""
+    return NO_REFERENCE if all(row.timed for row in rows) else f"{UNTIMED}; or {NO_REFERENCE}"
 
 
 # The A/A band, shown beside every ratio of times.

@@ -10,10 +10,18 @@ from reports.analysis.view import Group, View
 from reports.notation.numbers import percent, times
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable
-from reports.tables.shared_columns import IDENTITY, NO_REFERENCE, NOISE, dataset_table, identity_columns, noise_notes
+from reports.tables.shared_columns import (
+    IDENTITY,
+    NO_REFERENCE,
+    NOISE,
+    dataset_table,
+    identity_columns,
+    noise_notes,
+    why_no_speedup,
+)
 
 RATIOS = "Ratios of layers, FLOPs and time, and shares of a pass"
-NO_FACTORS = "not recorded: an older result, no reference, or a method without blocks that count"
+NO_FACTORS = "not recorded: an older result, not timed, no reference, or a method without blocks that count"
 
 
 def factor_table(view: View, group: Group) -> Table[ResultRow] | None:
@@ -62,15 +70,15 @@ def ratio_table(view: View, group: Group) -> Table[ResultRow]:
     names = sorted({name for row in rows for name in row.phases})
 
     values = {f"phase_{name}": lambda row, name=name: row.phases.get(name) for name in names}
-    untimed, above = "the method does not time this part", "Share of pass:"
+    untimed, above = "the method does not time this part, or was not timed", "Share of pass:"
     columns = [
         *identity_columns(view),
         Column("ratio_layers", "Layers ratio", missing=NO_REFERENCE, form=times),
         Column("ratio_linear", "FLOPs ratio linear", missing=NO_REFERENCE, form=times),
         Column("ratio_full", "FLOPs ratio full", missing=NO_REFERENCE, form=times),
-        Column("speedup", "Speed-up", missing=NO_REFERENCE, form=times),
+        Column("speedup", "Speed-up", missing=why_no_speedup(rows), form=times),
         NOISE,
-        Column("kept", "Kept %", missing=NO_REFERENCE, form=lambda value: percent(value, 0)),
+        Column("kept", "Kept %", missing=why_no_speedup(rows), form=lambda value: percent(value, 0)),
         *(
             Column[ResultRow](f"phase_{name}", f"{name} %", missing=untimed, group=above, form=percent)
             for name in names

@@ -92,6 +92,7 @@ class Fabricator:
         reference_seconds: Sequence[float] = (),
         depth: int = DEPTH,
         speed: dict[str, Any] | None = None,
+        timed: bool = True,
         binding: dict[str, Any] | None = None,
         training: dict[str, Any] | None = None,
         params: dict[str, Any] | None = None,
@@ -102,7 +103,7 @@ class Fabricator:
         """Save one result with its samples.
 
         ``right_at``: bool [n, depth], whether each layer's head is right, as an oracle stores it; there are two classes.
-        ``right_before``: bool [n], the same of what answers before layer 1 (exit 0).
+        ``right_before``: bool [n], the same of what answers before layer 1 (exit 0). Without ``timed`` there are no times.
         """
         rng = np.random.default_rng(abs(hash((method, point, dataset))) % 2**32)
         right = np.asarray(correct, dtype=bool) if correct is not None else np.arange(n) < round(n * (accuracy or 0.9))
@@ -157,10 +158,14 @@ class Fabricator:
                 speedup_p10=wide(0.9),
                 speedup_p90=wide(1.1),
                 phases={"predict": 0.004, "schedule": 0.003} if method.startswith("geep") else {},
-                round_seconds=[n / samples_per_s * wobble for wobble in (1.0, 1.01, 0.98)],
-                reference_seconds=list(reference_seconds),
-                **(speed or {}),
-            ),
+                **{
+                    "round_seconds": [n / samples_per_s * wobble for wobble in (1.0, 1.01, 0.98)],
+                    "reference_seconds": list(reference_seconds),
+                    **(speed or {}),
+                },
+            )
+            if timed
+            else None,
             training=None
             if kind != "method"
             else Training(

@@ -80,7 +80,13 @@ def test_a_method_that_learns_from_test_is_detected(
         fitted = kind(make_model())
         before = SavedState.of(fitted)
         found = diagnose(
-            Contender(fitted, point), tokens, labels_of(fitted, tokens, point), before, borrowed=7, host_peak=5
+            Contender(fitted, point),
+            tokens,
+            labels_of(fitted, tokens, point),
+            before,
+            SavedState.of(fitted),
+            borrowed=7,
+            host_peak=5,
         )
         assert found.state_unchanged is unchanged
         assert found.resources.disk_bytes == before.size + 7
@@ -95,11 +101,28 @@ def test_bounds_and_controls_have_no_latency(
     """Bounds and controls have no latency, because they never run a single sample."""
     fitted: Any = FullDepth(tiny_model)
     fitted.foresee = lambda tokens, at: torch.zeros(len(tokens), dtype=torch.int16)
-    found = diagnose(Contender(fitted, point), tokens, np.zeros(len(tokens)), SavedState.of(fitted))
+    found = diagnose(Contender(fitted, point), tokens, np.zeros(len(tokens)), *2 * [SavedState.of(fitted)])
     assert (found.latency, found.batches_agree, found.state_unchanged) == ([], None, True)
     plain = FullDepth(tiny_model)
-    control = diagnose(Contender(plain, point), tokens, np.zeros(len(tokens)), SavedState.of(plain), control=True)
+    control = diagnose(
+        Contender(plain, point), tokens, np.zeros(len(tokens)), *2 * [SavedState.of(plain)], control=True
+    )
     assert (control.latency, control.batches_agree) == ([], None)
+
+
+def test_a_cell_that_is_not_timed_is_checked_without_a_time(
+    tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
+) -> None:
+    """Samples run alone for their labels only; a cell that is not even checked runs none, and keeps what needs no check."""
+    fitted: Any = BatchDependent(tiny_model)
+    fitted.key_hits = lambda tokens, at: (3, 12)
+    before, labels = SavedState.of(fitted), labels_of(fitted, tokens, point)
+    found = diagnose(Contender(fitted, point), tokens, labels, before, before, timed=False)
+    assert (found.latency, found.syncs, found.state_unchanged, found.unseen_tokens) == ([], None, True, 0.75)
+    assert found.batches_agree is not None and found.batches_agree < 1
+    bare = diagnose(Contender(fitted, point), tokens, labels, before, None, timed=False)
+    assert (bare.latency, bare.batches_agree, bare.state_unchanged, bare.unseen_tokens) == ([], None, None, 0.75)
+    assert bare.resources.disk_bytes == before.size
 
 
 def test_unseen_keys_are_keys_without_a_row(tokens: TokenSet, point: OperatingPoint) -> None:
@@ -178,18 +201,16 @@ def test_limits_allow_a_99th_percentile() -> None:
     assert diagnostics.CALLS >= 100
 
 
-def test_answers_of_all_layers_are_asked_for_once(
+def test_answers_of_all_layers_come_from_the_methods_that_have_them(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
 ) -> None:
-    """A method that says what every exit would answer is asked, a bound and a control too; others have nothing to say."""
+    """A method that says what every exit would answer is asked; others have nothing to say."""
     fitted: Any = FullDepth(tiny_model)
-    before = SavedState.of(fitted)
     said = np.zeros((2, len(tokens)), dtype=np.int64)
-    assert diagnose(Contender(fitted, point), tokens, said[0], before).depths is None
+    assert depth_answers(Contender(fitted, point), tokens) is None
     fitted.depth_answers = lambda tokens, at: ((0, tiny_model.depth - 1), said)
-    for control in (False, True):
-        found = diagnose(Contender(fitted, point), tokens, said[0], before, control=control).depths
-        assert found is not None and found.layers == (0, tiny_model.depth - 1) and found.labels is said
+    found = depth_answers(Contender(fitted, point), tokens)
+    assert found is not None and found.layers == (0, tiny_model.depth - 1) and found.labels is said
 
 
 @pytest.mark.parametrize(

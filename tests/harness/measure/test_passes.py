@@ -14,7 +14,7 @@ from harness.core import clock
 from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
 from harness.core.work import LayerCost, ModelCost, Tally, Work
-from harness.measure.passes import Contender, measure, timed_pass
+from harness.measure.passes import Contender, measure, measure_together, measure_untimed, timed_pass
 
 ROUNDS = 5
 
@@ -97,6 +97,7 @@ def test_medians_and_their_spread(time: Time, calls: list, samples: TokenSet) ->
         contender(own), samples, rounds=ROUNDS, seed=0, reference=contender(reference), reference_name="bert"
     )
     speed = found.speed
+    assert speed is not None
     assert (speed.seconds, speed.samples_per_s, speed.rounds) == (3, pytest.approx(40 / 3), ROUNDS)
     assert (speed.seconds_p10, speed.seconds_p90) == (pytest.approx(1.4), pytest.approx(7.6))
     assert speed.reference == "bert"
@@ -131,11 +132,76 @@ def test_passes_alternate_on_the_same_order(time: Time, calls: list, samples: To
     assert len({tuple(order) for order in orders}) == 4
 
 
+def test_contenders_share_the_passes_of_the_reference(time: Time, calls: list, samples: TokenSet) -> None:
+    """Every round has one pass of each, every second round runs backwards, and each ratio is that of its own round."""
+    fakes = [Fake("a", time, calls, [9, 1, 2, 4]), Fake("b", time, calls, [9, 8, 4, 2])]
+    found = measure_together(
+        [contender(one) for one in fakes],
+        samples,
+        rounds=3,
+        seed=0,
+        reference=contender(Fake("bert", time, calls, [9, 4, 8, 8])),
+        reference_name="bert",
+    )
+    assert "".join(name[0] for name, _ in calls) == "abb" + "bab" + "bab" + "bab"
+    assert [name for name, _ in calls[3:9]] == ["bert", "a", "b", "b", "a", "bert"]
+    assert all(calls[i][1] == calls[i + 1][1] for i in (3, 4, 6, 7, 9, 10))
+    speeds = [one.speed for one in found if one.speed is not None]
+    assert [one.round_seconds for one in speeds] == [[1, 2, 4], [8, 4, 2]]
+    assert [one.reference_seconds for one in speeds] == [[4, 8, 8]] * 2
+    assert [one.speedup for one in speeds] == [pytest.approx(4), pytest.approx(2)]  # of 4, 4, 2 and 0.5, 2, 4
+    assert sum(one.predicting for one in found) == 9 * 3 + 13 + 14 + 14
+
+
+@pytest.mark.parametrize(
+    ("drifts", "rounds"),
+    [((0.0, 0.0), 2), ((0.0, 0.03), 2), ((0.05, 0.0), 4), ((0.0, 0.05), 4)],
+)
+def test_rounds_end_when_all_speedups_are_steady(
+    time: Time, calls: list, samples: TokenSet, drifts: tuple[float, float], rounds: int
+) -> None:
+    """After an even number of rounds, a spread of at most 2 % around the middle ends them, for the slowest to settle."""
+    fakes = [Fake(f"own {drift}", time, calls, [1, 1, 1 + drift, *[1] * 9]) for drift in drifts]
+    bert = contender(Fake("bert", time, calls, [2] * 20))
+    found = measure_together(
+        [contender(one) for one in fakes],
+        samples,
+        rounds=4,
+        seed=0,
+        reference=bert,
+        reference_name="bert",
+        tolerance=0.02,
+    )
+    assert [one.speed.rounds for one in found if one.speed] == [rounds, rounds]
+
+
+def test_a_slow_value_does_not_end_the_rounds_later(time: Time, calls: list, samples: TokenSet) -> None:
+    """The rule looks at the spread alone: a steady slow method stops as early as a steady fast one; 0 runs all rounds."""
+    for seconds in (1.0, 100.0):
+        options = {"rounds": 6, "seed": 0}
+        (found,) = measure_together(
+            [contender(Fake("own", time, calls, [seconds] * 9))], samples, tolerance=0.01, **options
+        )
+        (every,) = measure_together([contender(Fake("own", time, calls, [seconds] * 9))], samples, **options)
+        assert found.speed is not None and every.speed is not None
+        assert (found.speed.rounds, every.speed.rounds) == (2, 6)
+
+
+def test_an_untimed_cell_takes_one_pass(time: Time, calls: list, samples: TokenSet) -> None:
+    """No warm-up, no time; a second pass in another order is only for the check, and finds what depends on the order."""
+    found = measure_untimed(contender(Fake("own", time, calls, [1] * 9)), samples, rounds=1, seed=0)
+    assert (len(calls), found.speed, found.rounds_agree, found.speedup_factors) == (1, None, None, None)
+    assert found.predictions.logits.argmax(1).tolist() == [i % 2 for i in range(40)]
+    wrong = measure_untimed(contender(OrderDependent("own", time, calls, [1] * 9)), samples, rounds=2, seed=0)
+    assert wrong.speed is None and wrong.rounds_agree is not None and wrong.rounds_agree < 0.9
+
+
 def test_predictions_are_in_file_order(time: Time, calls: list, samples: TokenSet) -> None:
     """Orders differ between rounds, stored predictions are in file order, and rounds agree sample by sample."""
     found = measure(contender(Fake("own", time, calls, [1] * 9)), samples, rounds=ROUNDS, seed=3)
     assert found.predictions.logits.argmax(1).tolist() == [i % 2 for i in range(40)]
     assert found.rounds_agree == 1.0
+    assert found.speed is not None
     assert (found.speed.reference, found.speed.speedup) == (None, None)
     assert (found.speed.reference_seconds, len(found.speed.round_seconds)) == ([], ROUNDS)
     assert not found.foresees
@@ -144,7 +210,7 @@ def test_predictions_are_in_file_order(time: Time, calls: list, samples: TokenSe
 def test_order_dependent_answers_are_detected(time: Time, calls: list, samples: TokenSet) -> None:
     """Rounds disagree for a method that uses the position of a sample in the batch."""
     found = measure(contender(OrderDependent("own", time, calls, [1] * 9)), samples, rounds=ROUNDS, seed=0)
-    assert found.rounds_agree < 0.5
+    assert found.rounds_agree is not None and found.rounds_agree < 0.5
 
 
 def test_the_same_seed_gives_the_same_orders(time: Time, samples: TokenSet) -> None:
@@ -159,7 +225,7 @@ def test_foresight_is_marked_and_not_timed(time: Time, calls: list, samples: Tok
     """The look-up of a bound is outside the timed region, and its rows are marked as a bound."""
     found = measure(contender(Foreseeing("oracle", time, calls, [1] * 9)), samples, rounds=2, seed=0)
     assert found.foresees
-    assert found.speed.seconds == 1
+    assert found.speed is not None and found.speed.seconds == 1
     assert found.predicting == 3 * (1000 + 1)  # the harness itself takes no time here
 
 

@@ -402,6 +402,32 @@ def test_a_slow_method_is_found(make_cell: Maker, make_packed: Runner) -> None:
     assert not compare(base, timed(make_cell, make_packed, 3, {"geep": 0.9})).alarms
 
 
+def test_points_beside_shared_passes_are_no_independent_evidence(make_cell: Maker, make_packed: Runner) -> None:
+    """Sixteen points beside the same passes of the reference prove no more than one: its noise is in all of them."""
+
+    def points(seed: int, shared: bool) -> PackedRun:
+        rng = np.random.default_rng(seed)
+        beside = passes(rng, 0.2, 3, 0.05)
+        cells = [
+            make_cell(
+                method="geep",
+                point=f"budget={number}",
+                round_seconds=passes(rng, 0.1, 3, 0.05),
+                reference_seconds=beside if shared else passes(rng, 0.2, 3, 0.05),
+            )
+            for number in range(16)
+        ]
+        return make_packed(*cells)
+
+    def p_values(shared: bool) -> list[float]:
+        found = [compare(points(seed, shared), points(seed + 1, shared)).methods for seed in range(0, 16, 2)]
+        return [method.p for methods in found for method in methods]
+
+    assert min(p_values(shared=True)) > 0.01
+    slow = points(0, shared=True)
+    assert len(compare(slow, slow).methods) == 1
+
+
 def test_a_slow_method_within_the_limit_gives_no_alarm(make_cell: Maker, make_packed: Runner) -> None:
     """The caller chooses the limit, however significant a slow-down is."""
     base, new = timed(make_cell, make_packed, 1, {}, 30), timed(make_cell, make_packed, 2, {"geep": 1.1}, 30)
@@ -461,7 +487,7 @@ def test_results_without_passes_are_refused(make_cell: Maker, make_packed: Runne
     """Results without stored passes are compared in everything but time."""
     found = compare(make_packed(make_cell()), make_packed(make_cell()))
     assert any("single passes were not stored" in remark for remark in found.remarks)
-    other = compare(make_packed(make_cell(reference=None)), make_packed(make_cell()))
+    other = compare(make_packed(make_cell(reference=None, round_seconds=[1.0])), make_packed(make_cell()))
     assert any("no common reference" in remark for remark in other.remarks)
 
 

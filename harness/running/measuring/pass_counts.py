@@ -1,0 +1,82 @@
+"""How many passes over the test rows the cells of a method take, for estimates before anything runs.
+
+With three rounds, each cell by itself, the default, a cell of a method takes per set and seed (own passes at its own depth):
+
+=================  ============  =========  ==========  ============================================
+cells              own passes    reference  full depth  single samples
+=================  ============  =========  ==========  ============================================
+method, control    3 a point     3 a point  0           up to 0.5 s a point; controls and bounds none
+bound              3 a point     3 a point  3 + 1       none
+not timed          1 a point     0          0 (bound 2)  up to 0.5 s once, in seeds that are checked
+=================  ============  =========  ==========  ============================================
+
+``share_reference`` makes the passes of the reference 3 for all points, ``tolerance`` lets the rounds end after 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.contracts import Kind
+from harness.measure.diagnostics import BUDGET
+from harness.running.measuring.timing import TimingSettings
+
+
+@dataclass(frozen=True)
+class PassCounts:
+    """Passes over all test rows that the cells of one method with one seed take, warm-up batches apart.
+
+    Attributes:
+        own: of the method, each at the depth of its point.
+        reference: of the reference, at full depth.
+        full: of the method at full depth with every head: foresight of bounds, and answers of all layers.
+        alone: cells in which single samples run for up to :data:`harness.measure.diagnostics.BUDGET` seconds.
+    """
+
+    own: int
+    reference: int
+    full: int
+    alone: int
+
+    def full_passes(self, share: float) -> float:
+        """Return the equivalent number of passes at full depth.
+
+        Args:
+            share: mean time of a pass of the method, over that of a pass at full depth; mean layers over depth, if unknown.
+        """
+        return self.own * share + self.reference + self.full
+
+    def seconds(self, full_pass: float, share: float) -> float:
+        """Return the time of all passes, if one at full depth takes ``full_pass`` seconds."""
+        return self.full_passes(share) * full_pass + self.alone * BUDGET
+
+
+def count_passes(
+    timing: TimingSettings,
+    rounds: int,
+    method: str,
+    seed: int,
+    points: int,
+    *,
+    kind: Kind = "method",
+    answers_at_depths: bool = False,
+    all_rounds: bool = True,
+) -> PassCounts:
+    """Return the passes of all cells of a method with one seed on one dataset.
+
+    Args:
+        rounds: of the profile.
+        points: operating points, at least 1.
+        answers_at_depths: the method stores what every exit would answer; a bound always does.
+        all_rounds: no tolerance ends the rounds early; False for the fewest passes.
+    """
+    bound = kind == "bound"
+    full = int(bound or answers_at_depths)
+    if not timing.times(method, seed):
+        checked = timing.checks(seed)
+        own = points + checked
+        return PassCounts(own, 0, full + own * bound, int(checked and kind == "method"))
+    most = rounds if all_rounds or not timing.tolerance else min(rounds, 2)
+    groups = 1 if timing.share_reference else points
+    own = most * points
+    return PassCounts(own, most * groups, full + own * bound, points * (kind == "method"))
