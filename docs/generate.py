@@ -28,6 +28,7 @@ from harness.core.settings import describe
 from harness.data.cards import Columns, DatasetCard
 from harness.results import schema
 from harness.results.search_record import SearchPlan
+from harness.running.measuring.timing import TimingSettings
 from harness.running.profile import EngineSettings, ExecutionSettings, Profile
 from harness.toolkit.method_settings import MethodSettings
 
@@ -176,6 +177,11 @@ def profile_page() -> str:
             "## Table `[execution]` { #executionsettings }\n",
             summary(ExecutionSettings) + "\n",
             table(head, fields(ExecutionSettings, Execution)),
+            "## Table `[timing]` { #timingsettings }\n",
+            summary(TimingSettings)
+            + " [What is timed](../explanation/fair-comparison.md#what-is-timed-and-what-is-not) says what "
+            "each setting saves, and what it costs in evidence.\n",
+            table(head, fields(TimingSettings)),
             "## Table `[search]` { #searchplan }\n",
             summary(SearchPlan) + " [Equal search](../explanation/fair-comparison.md#equal-search) explains it.\n",
             table(head, fields(SearchPlan)),

@@ -12,6 +12,8 @@ from harness.data.cards import CARDS
 from harness.encoder.backbone import Backbone
 from harness.running import profile
 from harness.running.fits.fit_keys import FitKeys
+from harness.running.measuring.pass_counts import passes_of
+from harness.running.measuring.timing import TimingSettings
 from harness.running.profile import Profile
 from harness.running.run_settings import make_settings
 
@@ -90,3 +92,20 @@ def test_every_trained_method_has_equally_many_valid_trials() -> None:
         for trial in trials:
             changed = twelve.with_settings((name, key, value) for key, value in trial.items())
             assert not changed.problems([name])
+
+
+def test_measuring_is_affordable() -> None:
+    """With points at half the depth, it takes under 200 passes at full depth a set; timing every cell takes 800 and more.
+
+    What is not timed are controls and bounds, and seeds beside the first.
+    """
+    twelve = profile.load("twelve")
+
+    def full_passes(chosen: Profile, *, all_rounds: bool = False) -> float:
+        pairs = [(name, seed) for name in chosen.methods for seed in chosen.seeds_of(name)]
+        return sum(passes_of(chosen, *pair, all_rounds=all_rounds).full_passes(0.5) for pair in pairs)
+
+    assert full_passes(twelve) < 200 and full_passes(twelve, all_rounds=True) < 280
+    assert full_passes(twelve.model_copy(update={"timing": TimingSettings(), "rounds": 3})) > 800
+    assert {twelve.method_of(name).kind for name in twelve.timing.untimed} == {"control", "bound"}
+    assert all(twelve.timing.times(name, 0) for name in twelve.methods if twelve.method_of(name).kind == "method")

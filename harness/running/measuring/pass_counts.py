@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.contracts import Kind
+from harness.contracts import Kind, NamesPoints
 from harness.measure.diagnostics import BUDGET
 from harness.running.measuring.timing import TimingSettings
+from harness.running.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,21 @@ class PassCounts:
     def seconds(self, full_pass: float, share: float) -> float:
         """Return the time of all passes, if one at full depth takes ``full_pass`` seconds."""
         return self.full_passes(share) * full_pass + self.alone * BUDGET
+
+
+def passes_of(profile: Profile, name: str, seed: int, *, all_rounds: bool = True) -> PassCounts:
+    """Return :func:`count_passes` of a method or variant, from what it says before it is fitted."""
+    method = profile.method_of(name)
+    return count_passes(
+        profile.timing,
+        profile.rounds,
+        name,
+        seed,
+        points=len(method.point_names(profile.config(name))) if isinstance(method, NamesPoints) else 1,
+        kind=method.kind,
+        answers_at_depths=hasattr(getattr(method, "fitted", None), "depth_answers"),
+        all_rounds=all_rounds,
+    )
 
 
 def count_passes(
