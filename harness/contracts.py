@@ -31,9 +31,9 @@ Role = Literal[
     "predicts-exits", "verifies-exits", "constant-depth", "random-exits", "length-exits", "sequential-exits", "oracle"
 ]
 DType = Literal["float32", "bfloat16"]
-Compute = Literal["eager", "compiled", "graphs", "compiled-graphs"]
+Compute = Literal["eager", "packed", "compiled", "graphs", "compiled-graphs"]
 # Setting ``engine`` of a method; see :mod:`harness.engines.choice`.
-EngineName = Literal["eager", "compiled", "bfloat16", "int8", "int8-call", "onnx"]
+EngineName = Literal["eager", "packed", "compiled", "bfloat16", "int8", "int8-call", "onnx"]
 # Executors of fitted methods for which the run chooses: exits are known beforehand, or a rule decides them on the way.
 ASSIGNED, BY_RULE = "assigned", "by-rule"
 
@@ -51,8 +51,8 @@ class Execution:
         rule_executor: for methods with an exit rule, ``"shrink"`` or ``"rebatch"`` (batches are refilled); others have their own.
         max_length: the pad length of protocol ``"paper"``.
         dtype: type of weights and hidden states, ``"float32"`` or ``"bfloat16"``; logits are always float32.
-        compute: how blocks are run: ``"eager"``; ``"compiled"`` (all but attention through ``torch.compile``);
-            ``"graphs"`` (a CUDA graph per block and batch shape); ``"compiled-graphs"``.
+        compute: how blocks are run: ``"eager"``; ``"packed"`` (weights laid out once for a CPU); ``"compiled"`` (all but attention
+            through ``torch.compile``); ``"graphs"`` (a CUDA graph per block and batch shape); ``"compiled-graphs"``.
         batch_tokens: if not 0, the maximum number of tokens of a batch, padding included.
     """
 

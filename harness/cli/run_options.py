@@ -100,8 +100,8 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
     run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="type of weights and hidden states")
     run.add_argument(
         "--compute",
-        choices=("auto", "eager", "compiled", "graphs", "compiled-graphs"),
-        help="how blocks are run; auto: CUDA graphs on a device, else eager",
+        choices=("auto", "eager", "packed", "compiled", "graphs", "compiled-graphs"),
+        help="how blocks are run; auto: CUDA graphs on a device, packed weights on a CPU",
     )
     run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
     run.add_argument("--max-train", type=whole_number(1), metavar="N", help="at most N train rows (stratified, seed 0)")

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from harness.core.errors import ConfigError
 from harness.core.work import Tally, record
-from harness.encoder import transfer, varlen
+from harness.encoder import transfer
+from harness.encoder.device_kernels import varlen
 
 
 class SelfAttention(Protocol):

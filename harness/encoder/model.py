@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from harness.core.tokens import TokenSet
 from harness.core.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost
+from harness.encoder.device_kernels.packed_linear import activated, plus
 from harness.encoder.layout import Attention, Layout, Scored, SelfAttention
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
 
@@ -45,10 +46,9 @@ class EncoderLayer(nn.Module):
 
     def close(self, hidden: Tensor, context: Tensor) -> Tensor:
         """Run everything after attention, row by row: hidden and context [rows, width] -> [rows, width]."""
-        hidden = self.norm_attention(hidden + self._drop(self.out(context)))
-        inner = self.up(hidden)
-        inner = F.relu(inner) if self.activation == "relu" else F.gelu(inner, approximate=self.activation)
-        return self.norm_output(hidden + self._drop(self.down(inner)))
+        hidden = self.norm_attention(plus(self.out, context, hidden, self._drop))
+        inner = activated(self.up, hidden, self.activation)
+        return self.norm_output(plus(self.down, inner, hidden, self._drop))
 
     def scores(self, hidden: Tensor, layout: Scored) -> Tensor:
         """Return this layer's attention scores before softmax on its input: [rows, width] -> [B, heads, T, T].

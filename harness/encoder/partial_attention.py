@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.core.work import SHARE, Tally
-from harness.encoder import transfer, varlen
+from harness.encoder import transfer
+from harness.encoder.device_kernels import varlen
 from harness.encoder.layout import Layout, attend_grid, running_sums
 
 

@@ -25,6 +25,7 @@ ExecutorName = Literal["ladder", "exact-k", "shrink", "rebatch"]
 # What an engine replaces in the run's execution. The kernel of int8-call cannot be compiled.
 CHANGES: Mapping[EngineName, Mapping[str, Any]] = {
     "eager": {"compute": "eager"},
+    "packed": {"compute": "packed"},
     "compiled": {"compute": "compiled"},
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"dtype": "float32"},
@@ -32,7 +33,7 @@ CHANGES: Mapping[EngineName, Mapping[str, Any]] = {
     "onnx": {"dtype": "float32", "compute": "eager"},
 }
 LINEAR: Mapping[EngineName, type[Int8Linear]] = {"int8": Int8Linear, "int8-call": CallLinear}
-CPU_ONLY = (*LINEAR, "onnx")
+CPU_ONLY = ("packed", *LINEAR, "onnx")
 # Where a fitted method leaves the executor to the run: the key of the execution, and its values.
 EXECUTORS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ASSIGNED: ("executor", ("ladder", "exact-k")),
@@ -104,7 +105,7 @@ def _refusal(engine: EngineName, kind: type) -> str | None:
         return "needs a model of this project's encoder, and this method has a network of its own" if own else None
     if engine == "onnx" and not issubclass(kind, FullDepth):
         return "runs full depth only, and this method decides where samples exit"
-    if kind.compute is not None and CHANGES[engine].get("compute", kind.compute) != kind.compute:
+    if kind.compute is not None and CHANGES[engine].get("compute", kind.compute) not in (kind.compute, "packed"):
         return f"cannot be, since this method always runs its blocks {kind.compute}"
     return None
 

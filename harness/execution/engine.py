@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally
-from harness.encoder import varlen
+from harness.encoder.device_kernels import varlen
 from harness.encoder.layout import Attention, Layout
 from harness.encoder.model import EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel

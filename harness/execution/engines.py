@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from harness.contracts import Execution
+from harness.contracts import Compute, Execution
 from harness.core.errors import ConfigError
-from harness.encoder import varlen
+from harness.encoder.device_kernels import varlen
+from harness.encoder.device_kernels.packed_linear import can_pack, packed
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.engine import DTYPES, Engine
 from harness.execution.graphs import Bounds, GraphEngine
@@ -30,7 +31,7 @@ class _Prepared:
     """What was prepared for one model; valid as long as its weights do not change."""
 
     weights: list[Any]
-    copies: dict[torch.dtype, MultiExitModel] = field(default_factory=dict)
+    copies: dict[tuple[torch.dtype, bool], MultiExitModel] = field(default_factory=dict)
     engines: dict[tuple[Any, ...], Engine] = field(default_factory=dict)
 
 
@@ -44,14 +45,20 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
         longest: tokens of the longest sample to come.
 
     Raises:
-        ConfigError: graphs were requested without a CUDA device.
+        ConfigError: graphs were requested without a CUDA device, or packed weights where nothing runs them.
     """
     dtype = DTYPES[execution.dtype]
-    graphs, compiled = "graphs" in execution.compute, "compiled" in execution.compute
+    graphs, compiled, pack = (
+        "graphs" in execution.compute,
+        "compiled" in execution.compute,
+        execution.compute == "packed",
+    )
     own = model.encoder.word.weight.dtype == dtype
     if graphs:
         graphs = _can_record(model, execution, dtype)
-    if own and not graphs:
+    if pack:
+        _check_packs(model, dtype)
+    if own and not graphs and not pack:
         return Engine(model, compiled=compiled)  # nothing to cache, and a cached engine would keep the model alive
     bounds = Bounds.of(execution, longest) if graphs else None
     # Replacing ``data``, for example by moving to another device, does not raise the version.
@@ -62,9 +69,12 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
     kept = _prepared.get(model)
     if kept is None or kept.weights != weights:
         kept = _prepared[model] = _Prepared(weights)
-    key = (dtype, compiled, bounds)
+    key = (dtype, compiled, bounds, pack)
     if key not in kept.engines:
-        ours = kept.copies[dtype] = kept.copies.get(dtype) or model_copy(model, dtype)
+        if (dtype, pack) not in kept.copies:
+            plain = model if own and pack else model_copy(model, dtype)
+            kept.copies[dtype, pack] = packed(plain) if pack else plain
+        ours = kept.copies[dtype, pack]
         # Buffers and graphs take memory; a sweep over batch sizes only needs the most recent ones.
         recorded = [other for other in kept.engines if other[2] is not None]
         if bounds and len(recorded) >= RECORDED:
@@ -73,10 +83,21 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
     return kept.engines[key]
 
 
+def singly(compute: Compute) -> Compute:
+    """Return how a method runs its blocks that always launches them one by one, without a compiler or graphs."""
+    return "packed" if compute == "packed" else "eager"
+
+
 def model_copy(model: MultiExitModel, dtype: torch.dtype) -> MultiExitModel:
     """Return a copy of the model with weights of another type, for inference."""
     with torch.inference_mode(False):
         return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+
+
+def _check_packs(model: MultiExitModel, dtype: torch.dtype) -> None:
+    if model.encoder.device.type != "cpu" or not can_pack(dtype):
+        where = "this CPU" if model.encoder.device.type == "cpu" else "a CUDA device"
+        raise ConfigError(f"compute 'packed' of {dtype} does not run on {where}: choose auto, eager or compiled")
 
 
 def _can_record(model: MultiExitModel, execution: Execution, dtype: torch.dtype) -> bool:

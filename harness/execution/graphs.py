@@ -21,7 +21,7 @@ from torch import Tensor
 from harness.contracts import Execution
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally
-from harness.encoder import varlen
+from harness.encoder.device_kernels import varlen
 from harness.encoder.layout import Attention, Layout, attend_grid, split_heads
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.engine import SIDE, Engine

@@ -17,6 +17,7 @@ from harness.core.tokens import TokenSet
 from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
+from harness.execution.engines import singly
 from harness.execution.exit_rules import ExitRule
 from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
 
@@ -69,11 +70,11 @@ def run_faithful(model: MultiExitModel, tokens: TokenSet, execution: Execution, 
     """Run the loop of FastBERT's released code, its cost included: the host reads every sample after every exit layer.
 
     Hidden states and indices of staying samples are filtered by index lists that the host builds sample by sample from
-    scalars on the device, and batches do not overlap. Blocks run eagerly. Data, layout, batches and order are those of all
+    scalars on the device, and batches do not overlap. Blocks run one by one. Data, layout, batches and order are those of all
     methods, and the answers are those of :func:`run_sequential`.
     """
     with inference(model):
-        run = Pass(model, tokens, replace(execution, compute="eager"))
+        run = Pass(model, tokens, replace(execution, compute=singly(execution.compute)))
         with run.phases("layers"):
             for first, last in run.batches():
                 _shrink_faithfully(run, leaves, first, last)

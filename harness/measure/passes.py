@@ -191,7 +191,7 @@ def _order(samples: int, number: int, rng: np.random.Generator) -> np.ndarray:
 def _warm_up_rows(contender: Contender, tokens: TokenSet) -> int:
     # Compiled code and graphs are made when a shape first occurs, so that the warm-up needs all shapes.
     own_compute = contender.fitted.compute if isinstance(contender.fitted, HasCompute) else None
-    if (own_compute or contender.point.execution.compute) != "eager":
+    if (own_compute or contender.point.execution.compute) not in ("eager", "packed"):
         return len(tokens)
     batches = 1 if tokens.device.type == "cpu" else 4
     return min(len(tokens), batches * contender.point.execution.batch_size)

@@ -49,7 +49,7 @@ Override = tuple[str, str, Any]
 class ExecutionSettings(StrictSettings):
     """How predictions are run, see :class:`harness.contracts.Execution`.
 
-    ``"auto"`` is bfloat16 in CUDA graphs on a CUDA device, and float32 run eagerly elsewhere.
+    ``"auto"`` is bfloat16 in CUDA graphs on a CUDA device, and float32 with packed weights on a CPU.
     """
 
     batch_size: int = Field(default=32, ge=1)
@@ -59,7 +59,7 @@ class ExecutionSettings(StrictSettings):
     executor: Literal["ladder", "exact-k"] = "ladder"
     rule_executor: Literal["shrink", "rebatch"] = "shrink"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    compute: Literal["auto", "eager", "compiled", "graphs", "compiled-graphs"] = "auto"
+    compute: Literal["auto", "eager", "packed", "compiled", "graphs", "compiled-graphs"] = "auto"
     batch_tokens: int = Field(default=0, ge=0)
 
 

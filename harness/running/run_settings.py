@@ -13,6 +13,8 @@ import torch
 from harness.contracts import Compute, DType, Execution
 from harness.core.errors import ConfigError, DeviceError, MethodError, SettingsError, UnknownNameError
 from harness.encoder.backbone import default_device
+from harness.encoder.device_kernels.packed_linear import can_pack
+from harness.execution.engine import DTYPES
 from harness.results.search_record import SearchRecord, read_search
 from harness.running import profile as profiles
 from harness.running.profile import Override, Profile
@@ -72,8 +74,10 @@ class Settings:
         chosen, protocol = self.profile.execution.compute, self.profile.execution.protocol
         if chosen != "auto":
             return chosen
+        if self.device == "cpu":
+            return "packed" if can_pack(DTYPES[self.dtype]) else "eager"
         # CUDA graphs can hold the attention kernel for packed rows in half precision only.
-        return "graphs" if self.device == "cuda" and (self.dtype == "bfloat16" or protocol == "paper") else "eager"
+        return "graphs" if self.dtype == "bfloat16" or protocol == "paper" else "eager"
 
     @property
     def execution(self) -> Execution:
@@ -168,6 +172,8 @@ def validate_settings(settings: Settings) -> None:
     check_names(profile.datasets, settings.source, settings.data)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: this machine has no usable CUDA device: omit --device, or use --device cpu")
+    if settings.compute == "packed" and settings.device != "cpu":
+        raise ConfigError("compute = 'packed' is for a CPU: choose auto, or use --device cpu")
     if "graphs" in settings.compute:
         if settings.device != "cuda":
             raise ConfigError(f"compute = '{settings.compute}' needs --device cuda: choose auto, eager or compiled")

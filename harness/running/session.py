@@ -31,6 +31,7 @@ from harness.core.tokens import Task
 from harness.encoder import miniature
 from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
 from harness.engines.choice import check_engine, check_executor, execution_on, on_engine
+from harness.execution.engines import singly
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
 from harness.measure.validation import checked_fit, checked_points
@@ -371,7 +372,10 @@ class Session:
         """Return the coordinates of one measurement or, without ``fitted``, of the fit itself."""
         given = execution_on(None, self.settings.execution, self.settings.profile.executor(name))
         executor = fitted.executor if isinstance(fitted, HasExecutor) else "own"
+        engine = self.settings.profile.engine(name)
         compute = fitted.compute if isinstance(fitted, HasCompute) else None
+        if compute == "eager" and engine is None:
+            compute = singly(given.compute)
         return Cell(
             method=name,
             dataset=self.dataset,
@@ -387,5 +391,5 @@ class Session:
             dtype=given.dtype,
             compute=compute or given.compute,
             batch_tokens=given.batch_tokens,
-            engine=self.settings.profile.engine(name),
+            engine=engine,
         )

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from harness.contracts import DType
 from harness.core import clock
 from harness.core.environment import environment_facts
-from harness.encoder import varlen
+from harness.encoder.device_kernels import varlen
 from harness.encoder.layout import attend_grid, split_heads
 from harness.execution.engine import DTYPES
 from harness.execution.graphs import CudaRecorder

@@ -18,6 +18,7 @@ from harness.cli.main import main
 from harness.cli.run_options import parser
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
+from harness.encoder.device_kernels.packed_linear import can_pack
 from harness.results.schema import SCHEMA
 from harness.running import profile
 
@@ -346,7 +347,8 @@ def test_execution_options_on_the_command_line() -> None:
     chosen = cli.settings_of(cli.parser().parse_args(given)).execution
     assert (chosen.batch_size, chosen.batch_tokens, chosen.dtype, chosen.compute) == (5, 99, "bfloat16", "compiled")
     plain = cli.settings_of(cli.parser().parse_args([*run(), "--device", "cpu"])).execution
-    assert (plain.batch_size, plain.batch_tokens, plain.dtype, plain.compute) == (8, 0, "float32", "eager")
+    compute = "packed" if can_pack(torch.float32) else "eager"
+    assert (plain.batch_size, plain.batch_tokens, plain.dtype, plain.compute) == (8, 0, "float32", compute)
     assert plain.max_length == chosen.max_length == 16
 
 

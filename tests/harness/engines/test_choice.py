@@ -24,6 +24,7 @@ def test_an_engine_changes_what_it_names_and_nothing_else() -> None:
     assert {(one.batch_size, one.window, one.executor) for one in found.values()} == {(7, 3, "exact-k")}
     assert {name: (one.dtype, one.compute) for name, one in found.items()} == {
         "eager": ("bfloat16", "eager"),
+        "packed": ("bfloat16", "packed"),
         "compiled": ("bfloat16", "compiled"),
         "bfloat16": ("bfloat16", "compiled"),
         "int8": ("float32", "compiled"),
@@ -33,7 +34,7 @@ def test_an_engine_changes_what_it_names_and_nothing_else() -> None:
     assert set(CHANGES) == set(get_args(EngineName))
 
 
-@pytest.mark.parametrize("engine", ["int8", "int8-call", "onnx"])
+@pytest.mark.parametrize("engine", ["packed", "int8", "int8-call", "onnx"])
 def test_engines_of_the_cpu_are_refused_elsewhere(engine: EngineName) -> None:
     """The error names the method, the engine, the device and what to do."""
     words = f"^geep-x: engine '{engine}' runs on the CPU only, not on cuda: use --device cpu"
@@ -48,12 +49,13 @@ def test_engines_of_the_cpu_are_refused_elsewhere(engine: EngineName) -> None:
         (
             "onnx",
             FittedGeep,
-            "runs full depth only, and this method decides where samples exit: use eager, compiled, bfloat16, int8 or int8-call",
+            "runs full depth only, and this method decides where samples exit: "
+            "use eager, packed, compiled, bfloat16, int8 or int8-call",
         ),
         (
             "compiled",
             ReleasedLoop,
-            "cannot be, since this method always runs its blocks eager: use eager, bfloat16, int8 or int8-call",
+            "cannot be, since this method always runs its blocks eager: use eager, packed, bfloat16, int8 or int8-call",
         ),
         (
             "int8",
@@ -73,7 +75,7 @@ def test_an_engine_that_does_not_fit_the_method_is_refused(engine: EngineName, k
 
 def test_only_int8_changes_the_model(trained_bert: FullDepth, trained_geep: FittedGeep) -> None:
     """For the others, the execution does it; a method keeps everything but its model."""
-    for engine in ("eager", "compiled", "bfloat16"):
+    for engine in ("eager", "packed", "compiled", "bfloat16"):
         assert on_engine(engine, trained_bert) is trained_bert
     found = on_engine("int8", trained_geep)
     assert isinstance(found, FittedGeep)

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from harness.encoder import layout, partial_attention, transfer, varlen
+from harness.encoder import layout, partial_attention, transfer
+from harness.encoder.device_kernels import varlen
 from harness.execution import (
     arrangement,
     cascade,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from harness.contracts import Execution, Predictions
 from harness.core.tokens import TokenSet
-from harness.encoder import varlen
+from harness.encoder.device_kernels import varlen
 from harness.encoder.model import ExitGate, ExitPolicy, HaltingGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape

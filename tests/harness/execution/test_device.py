@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from harness.contracts import Execution, Predictions
 from harness.core.tokens import TokenSet
-from harness.encoder import transfer, varlen
+from harness.encoder import transfer
+from harness.encoder.device_kernels import varlen
 from harness.encoder.model import Encoder, ExitGate, ExitPolicy, HaltingGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape

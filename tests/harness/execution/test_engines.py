@@ -22,7 +22,7 @@ from torch._dynamo.utils import counters
 from harness.contracts import Execution
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
-from harness.encoder import varlen
+from harness.encoder.device_kernels import varlen
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
@@ -205,7 +205,7 @@ def test_copies_need_no_gradients_and_do_not_change_the_model(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("compute", ["eager", "compiled", "graphs", "compiled-graphs"])
+@pytest.mark.parametrize("compute", ["eager", "packed", "compiled", "graphs", "compiled-graphs"])
 def test_models_are_freed(
     compiler: None,
     like_cuda: Any,
@@ -220,7 +220,7 @@ def test_models_are_freed(
     model = make_model(shape=SHAPE)
     run_full(model, tokens, Execution(batch_size=7, dtype=dtype, compute=compute))
     kept = [weakref.ref(made) for one in engines._prepared.values() for made in one.engines.values()]
-    assert bool(kept) == (dtype == "bfloat16" or "graphs" in compute)
+    assert bool(kept) == (dtype == "bfloat16" or "graphs" in compute or compute == "packed")
     gone = weakref.ref(model)
     del model
     gc.collect()

@@ -122,14 +122,14 @@ def test_execution_follows_the_engine(stage: Any, grid_settings: Settings) -> No
     """A contender runs as its engine says, at the points that the float weights were given."""
     tables = {"two-c": {"like": "two", "engine": "compiled"}, "two-b": {"like": "two", "engine": "bfloat16"}}
     session = Session(having(grid_settings, tables), "ag_news", 0)
-    ways = {}
+    plain, ways = grid_settings.compute, {}
     for name in ("two", "two-c", "two-b"):
         execution = session.contender(name, session.points(name)[0]).point.execution
         ways[name] = (execution.dtype, execution.compute, execution.batch_size)
     assert ways == {
-        "two": ("float32", "eager", 5),
+        "two": ("float32", plain, 5),
         "two-c": ("float32", "compiled", 5),
-        "two-b": ("bfloat16", "eager", 5),
+        "two-b": ("bfloat16", plain, 5),
     }
     cell = session.cell("two-b", OperatingPoint("a"), session.fitted("two-b"))
     assert (cell.dtype, cell.engine) == ("float32", "bfloat16")  # the run's, and what replaces it
@@ -189,7 +189,7 @@ def test_workers_fit_once_and_nothing_that_cannot_run(
     [
         (
             {"geep": {"engine": "int9"}},
-            'profile t, [method.geep]: engine = "int9" is not allowed: give one of "eager", "compiled", "bfloat16", '
+            'profile t, [method.geep]: engine = "int9" is not allowed: give one of "eager", "packed", "compiled", "bfloat16", '
             '"int8", "int8-call", "onnx"',
         ),
         ({"g": {"like": "geep", "engine": 8}}, "profile t, [method.g]: engine = 8 is not allowed: give one of"),

@@ -1,0 +1,85 @@
+"""Linear layers whose weights are laid out once as oneDNN's CPU kernels read them.
+
+``torch.nn.functional.linear`` brings the weights into such a layout in every call, or reads them as they are; for few rows both
+cost more than the product itself. The epilogues of a Transformer layer (activation, residual sum) run inside the same kernel.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Model = TypeVar("Model", bound=nn.Module)
+# Activations by their name in torch's gelu: (name, variant) in oneDNN.
+_EPILOGUES = {"none": ("gelu", "none"), "tanh": ("gelu", "tanh"), "relu": ("relu", "")}
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Return whether this build of torch and this CPU can run packed weights of a type."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class PackedLinear(nn.Module):
+    """``x W^T + b`` for inference: [rows, in] -> [rows, out]. Shares weights and bias with the layer that it is made from."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), None)
+        self._parts: dict[tuple[int | None, int | None], PackedLinear] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return found
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """Return ``activation(x W^T + b)``; names as in :data:`~harness.encoder.shape.ACTIVATIONS`."""
+        name, variant = _EPILOGUES[activation]
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], variant)
+        return found
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Return ``residual + x W^T + b``: residual [rows, out]."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
+        return found
+
+    def part(self, outputs: slice) -> PackedLinear:
+        """Return the layer of some outputs, made on first use."""
+        key = (outputs.start, outputs.stop)
+        if key not in self._parts:
+            bias = None if self._bias is None else self._bias[outputs]
+            self._parts[key] = PackedLinear(self._weight[outputs], bias)
+        return self._parts[key]
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Apply an activation; names as in :data:`~harness.encoder.shape.ACTIVATIONS`."""
+    return F.relu(x) if activation == "relu" else F.gelu(x, approximate=activation)
+
+
+def activated(linear: nn.Module, x: Tensor, activation: str) -> Tensor:
+    """Return ``activation(linear(x))``, in one kernel if the layer can."""
+    return linear.activated(x, activation) if isinstance(linear, PackedLinear) else activate(linear(x), activation)
+
+
+def plus(linear: nn.Module, x: Tensor, residual: Tensor, drop: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``residual + drop(linear(x))``, in one kernel if the layer can; packed layers are for inference, without dropout."""
+    return linear.plus(x, residual) if isinstance(linear, PackedLinear) else residual + drop(linear(x))
+
+
+def packed(model: Model) -> Model:
+    """Return the model with packed linear layers, for inference. All other weights are shared with ``model``, which stays."""
+    with torch.inference_mode(False):
+        new = copy.deepcopy(model, {id(weight): weight for weight in (*model.parameters(), *model.buffers())})
+        for module in list(new.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, PackedLinear(child.weight, child.bias))
+        return new.eval()
