@@ -45,7 +45,7 @@ def take_turns(
 def warm_up(run: Pass, tokens: TokenSet, execution: Execution) -> None:
     """Run four batches; if blocks are compiled or captured at a shape's first use, run all samples in two orders."""
     orders = [np.arange(min(len(tokens), 4 * execution.batch_size))]
-    if execution.compute != "eager":
+    if execution.compute not in ("eager", "packed"):
         orders = [samples_of(number, len(tokens), seed=2**31) for number in (0, 1)]
     for order in orders:
         run(tokens.select(order), order)
