@@ -326,7 +326,9 @@ def _packed(source: Run | str | Path) -> PackedRun:
     return packed_run.load(source.path if isinstance(source, Run) else Path(source))
 
 
-_TIMES = [name for name in Speed.model_fields if name not in ("phases", "round_seconds", "reference_seconds")]
+_TIMES = [
+    name for name in Speed.model_fields if name not in ("phases", "round_seconds", "reference_seconds", "together")
+]
 
 
 def _flat(result: Result) -> dict[str, Any]:

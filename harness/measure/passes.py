@@ -136,8 +136,8 @@ def measure_together(
         rounds: most rounds, at least 1.
         seed: of the orders.
         reference: method that speed-ups are relative to; ``None`` for no speed-ups.
-        tolerance: stop after an even number of rounds in which every speed-up, or without a reference every time, was within
-            this share of its middle; 0 for all rounds. The rule looks at the spread only, never at the value.
+        tolerance: stop after an even number of rounds when the standard error of a speed-up, or of a time without a reference,
+            pooled over the contenders, is at most this share; 0 for all rounds. It looks at spreads only, never at values.
 
     Raises:
         MethodError: the predictions of a contender violate the contract.
@@ -162,9 +162,10 @@ def measure_together(
             for series, done in passes.items():
                 series.add(done, order, reference, other)
             all_series[0].predicting += other.seconds if other else 0.0
-            if number % 2 == 1 and all(series.is_steady(tolerance) for series in all_series):
+            if tolerance and number % 2 == 1 and _standard_error(all_series) <= tolerance:
                 break
-    return [series.measured(tokens, reference_name if reference is not None else None, peaks) for series in all_series]
+    name = reference_name if reference is not None else None
+    return [series.measured(tokens, name, peaks, len(contenders)) for series in all_series]
 
 
 def measure_untimed(contender: Contender, tokens: TokenSet, *, rounds: int, seed: int) -> Measured:
@@ -251,12 +252,11 @@ class _Series:
         label[order] = done.predictions.logits.argmax(1)
         self._labels.append(label)
 
-    def is_steady(self, tolerance: float) -> bool:
-        """Return whether every speed-up, or time, is within this share of the middle of all."""
-        logs = np.log(self._own) - (np.log(self._theirs) if self._theirs else 0.0)
-        return tolerance > 0 and bool(np.ptp(logs) <= 2 * np.log1p(tolerance))
+    def logs(self) -> np.ndarray:
+        """Return the logarithms of the speed-ups, or of the times without a reference, float64 [rounds], up to their signs."""
+        return np.log(self._own) - (np.log(self._theirs) if self._theirs else 0.0)
 
-    def measured(self, tokens: TokenSet, reference: str | None, peaks: _Peaks) -> Measured:
+    def measured(self, tokens: TokenSet, reference: str | None, peaks: _Peaks, together: int = 1) -> Measured:
         assert self._first is not None
         p10, p50, p90 = np.quantile(self._own, _SHARES).tolist()
         ratios = [
@@ -277,6 +277,7 @@ class _Series:
             tokens_per_s=int(tokens.ids.shape[0]) / p50,
             round_seconds=self._own,
             reference_seconds=self._theirs,
+            together=together,
         )
         same = np.all(np.stack(self._labels) == self._labels[0], axis=0)
         return Measured(
@@ -289,6 +290,12 @@ class _Series:
             _middle(self._pairs, ratios, len(tokens)),
             peaks.host,
         )
+
+
+def _standard_error(all_series: Sequence[_Series]) -> float:
+    """Return the standard error of the mean log speed-up over rounds, pooled over the contenders; a share, for small ones."""
+    logs = np.stack([series.logs() for series in all_series])  # [contenders, rounds]
+    return float(np.sqrt(logs.var(axis=1, ddof=1).mean() / logs.shape[1]))
 
 
 def _side(contender: Contender, done: TimedPass) -> Side:

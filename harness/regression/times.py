@@ -171,14 +171,11 @@ def judge_times(timed: Sequence[Timed], slower: float, alpha: float) -> tuple[li
 
 
 def _pairs(cells: Sequence[Timed], side: Callable[[Timed], Sequence[PackedCell]]) -> np.ndarray:
-    """Return the A/A pairs of all passes in one run; those of the reference that points of a method share count once."""
-    every = (
-        (cell.cell.method, tuple(series))
-        for one in cells
-        for cell in side(one)
-        for series in (cell.round_seconds, cell.reference_seconds)
-    )
-    return self_ratios(series for _, series in dict.fromkeys(every))
+    """Return the A/A pairs of all passes in one run; passes of the reference that several cells share count once."""
+    every = [cell for one in cells for cell in side(one)]
+    shared = dict.fromkeys(tuple(cell.reference_seconds) for cell in every if cell.together > 1)
+    own = (cell.reference_seconds for cell in every if cell.together == 1)
+    return self_ratios([*(cell.round_seconds for cell in every), *own, *shared])
 
 
 class _Noise:

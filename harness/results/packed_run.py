@@ -32,7 +32,7 @@ PACKED = 1  # version; raise it with any change of meaning
 SKETCHED = 64  # samples whose confidence is kept
 _SAME_CONFIDENCE = 1e-3  # the same fit on two machines differs by about 1e-6; two fits differ by 0.1 in some sample
 _LEAST_SHARED = 8
-_TIMES = {"reference", "speedup", "round_seconds", "reference_seconds"}
+_TIMES = {"reference", "speedup", "round_seconds", "reference_seconds", "together"}
 
 
 class Machine(StrictRecord):
@@ -62,7 +62,8 @@ class PackedCell(StrictRecord):
     spaced, which distinguish fits (:func:`same_fit`). ``depths``: base64 of the columns
     :data:`harness.results.schema.DEPTH_COLUMNS` of cells that have them, one after the other: of every layer a bit per sample,
     eight per byte, and last, with ``depths_before``, what answers before layer 1. ``exits``: samples that answered from layer
-    1, 2, ...; ``answered_before``: before layer 1. ``machine`` and ``binding``: index into the lists of :class:`PackedRun`;
+    1, 2, ...; ``answered_before``: before layer 1. ``together``: cells beside the same passes of the reference. ``machine`` and
+    ``binding``: index into the lists of :class:`PackedRun`;
     results of older versions have no binding.
     """
 
@@ -88,6 +89,7 @@ class PackedCell(StrictRecord):
     speedup: float | None = None
     round_seconds: list[float] = Field(default_factory=list)
     reference_seconds: list[float] = Field(default_factory=list)
+    together: int = 1
     machine: int = Field(ge=0)
     binding: int | None = Field(default=None, ge=0)
 

@@ -115,6 +115,7 @@ class Speed(StrictRecord):
         round_seconds: the single passes, round by round. Successive passes of one series differ by noise only, which is how the
             noise of a speed-up is estimated.
         reference_seconds: the same of the reference.
+        together: cells that were timed in the same rounds, beside the same passes of the reference.
     """
 
     samples_per_s: float
@@ -130,6 +131,7 @@ class Speed(StrictRecord):
     tokens_per_s: float | None = None
     round_seconds: list[float] = Field(default_factory=list)
     reference_seconds: list[float] = Field(default_factory=list)
+    together: int = 1
 
 
 class Latency(StrictRecord):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,8 @@ from harness.results.schema import Cell, Result
 from harness.running.content_keys import ContentKeys
 from harness.running.fits.fit_pool import FitPool
 from harness.running.fits.fit_store import warn_of_old_fits
-from harness.running.measuring.cell_groups import CellGroups
+from harness.running.measuring.cell_groups import MethodCells, PlannedCell, measure_cells
+from harness.running.measuring.timing import TOGETHER
 from harness.running.run_lock import run_lock
 from harness.running.run_settings import Settings, validate_settings
 from harness.running.session import NOT_LOADED, Session
@@ -115,6 +116,7 @@ class Grid:
         self._result_keys: dict[str, str] = {}  # of the results that are stored at the start
         self._session: Session | None = None
         self._checked: Session | None = None
+        self._waiting: list[PlannedCell] = []
         self._fitted_ahead = False  # all missing methods of the session are fitted
 
     def execute(self) -> GridOutcome:
@@ -141,12 +143,15 @@ class Grid:
         with FitPool(self.settings) as pool, tqdm(total=len(stored), desc="run", unit="method", disable=None) as bar:
             for number, ((dataset, seed, method), cells) in enumerate(stored.items(), start=1):
                 bar.set_description(f"{dataset} {method} seed {seed}")
+                if self._waiting and (dataset, seed) != (self._waiting[0].cell.dataset, self._waiting[0].cell.seed):
+                    self._measure_waiting(bar)
                 if cells is None:
                     progress = f"[{number}/{len(stored)}]"
                     self._measure(self._session_of(dataset, seed, method, pool), method, bar, progress)
                 else:
                     self.outcome.kept += cells
                 bar.update()
+            self._measure_waiting(bar)
         return self.outcome
 
     def check(self) -> dict[Job, int | None]:
@@ -275,7 +280,7 @@ class Grid:
         return len(done) if all(done) else None
 
     def _measure(self, session: Session, name: str, bar: Any, progress: str) -> None:
-        """Fit one method and measure those of its cells that are missing; ``progress`` is printed with each of them."""
+        """Fit one method, and measure those of its cells that are missing or let them wait for others of this session."""
         plan = CellPlan.read(self.run, session.dataset, name, session.seed)
         key = ""
         try:
@@ -297,26 +302,41 @@ class Grid:
             # Results of other settings must not remain, not even if this run is killed now.
             self._forget(self._others({*plan.cells, *names}, key))
         write_json(plan.path, {"key": key, "cells": names})
-        todo = {cell: point for cell, point in cells.items() if not self._is_kept(cell)}
-        groups = CellGroups(session, name, key, partial(self._reference, session))
-        for number, group in enumerate(groups.split(todo)):
-            bar.set_postfix_str(", ".join(point.name for point in group.values()))
-            start = clock.now()
-            for cell, found in groups.measure(group, check=number == 0):
-                try:
-                    if isinstance(found, Exception):
-                        raise found
-                    self.run.save(found.result, found.rows)
-                except Exception as error:
-                    if is_fatal(error):
-                        raise
-                    self._failed(cell, error)
-                    continue
-                self.run.forget_failure(cell)
-                self.outcome.measured += 1
-                self.outcome.predicting += found.predicting
-                bar.write(f"{progress} {progress_line(found.result)}", file=sys.stderr)
-            self.outcome.seconds += clock.now() - start
+        method = MethodCells(session, name, key, progress)
+        todo = [(cell, point) for cell, point in cells.items() if not self._is_kept(cell)]
+        planned = [PlannedCell(method, *one, check=number == 0) for number, one in enumerate(todo)]
+        if method.timed and self.settings.profile.timing.share_reference:
+            self._waiting += planned
+            if len(self._waiting) >= TOGETHER:
+                self._measure_waiting(bar)
+        else:
+            for one in planned:
+                self._measure_cells([one], bar)
+
+    def _measure_waiting(self, bar: Any) -> None:
+        """Measure the cells that wait for others to share the passes of the reference."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._measure_cells(waiting, bar)
+
+    def _measure_cells(self, planned: Sequence[PlannedCell], bar: Any) -> None:
+        bar.set_postfix_str(", ".join(one.point.name for one in planned))
+        start = clock.now()
+        for one, found in measure_cells(planned, partial(self._reference, planned[0].method.session)):
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                self.run.save(found.result, found.rows)
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                self._failed(one.cell, error)
+                continue
+            self.run.forget_failure(one.cell)
+            self.outcome.measured += 1
+            self.outcome.predicting += found.predicting
+            bar.write(f"{one.method.progress} {progress_line(found.result)}", file=sys.stderr)
+        self.outcome.seconds += clock.now() - start
 
     def _is_kept(self, cell: Cell) -> bool:
         """Return whether a cell is finished, and count it then."""

@@ -77,6 +77,7 @@ class ResultRow(SeedMeans):
         factors: factors of the speed-up, geometric means over seeds.
         latency: batch size -> quantiles in seconds, means over seeds, and the fewest batches behind them.
         round_seconds, reference_seconds: single passes, one list per seed.
+        together: most cells that were timed beside the same passes of the reference, 1 for none.
         point_params, seed_layers: parameters of the operating point and mean layers, one per seed.
         histogram: samples that exit at layer 1, 2, ..., over all seeds.
         answered_before: share of samples that were answered before layer 1, 0..1; None where none was.
@@ -136,6 +137,7 @@ class ResultRow(SeedMeans):
     latency: dict[int, Latency]
     round_seconds: list[list[float]]
     reference_seconds: list[list[float]]
+    together: int
     point_params: list[dict[str, Any]]
     seed_layers: list[float]
     reference: str | None
@@ -262,6 +264,7 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         latency=_latency([one for result in same for one in result.latency]),
         round_seconds=[one.speed.round_seconds if one.speed else [] for one in same],
         reference_seconds=[one.speed.reference_seconds if one.speed else [] for one in same],
+        together=max((one.together for one in speeds), default=1),
         point_params=[result.params for result in same],
         seed_layers=[result.cost.mean_layers for result in same],
         reference=next((one.reference for one in speeds if one.reference), None),
@@ -353,13 +356,13 @@ def with_ratios(rows: Sequence[ResultRow]) -> list[ResultRow]:
 
 
 def reference_passes(rows: Sequence[ResultRow]) -> dict[tuple[Hashable, ...], list[list[float]]]:
-    """Return :data:`SAME_NOISE` of a row -> the reference seconds of each cell; those that points of a method share once."""
-    same = grouped(rows, lambda row: values_of(row, SAME_NOISE))
-    distinct = {
-        key: dict.fromkeys((row.method, tuple(passes)) for row in some for passes in row.reference_seconds)
-        for key, some in same.items()
-    }
-    return {key: [list(passes) for _, passes in some] for key, some in distinct.items()}
+    """Return :data:`SAME_NOISE` of a row -> the reference seconds of each cell; those that cells share are there once."""
+    found = {}
+    for key, some in grouped(rows, lambda row: values_of(row, SAME_NOISE)).items():
+        shared = dict.fromkeys(tuple(passes) for row in some if row.together > 1 for passes in row.reference_seconds)
+        own = [passes for row in some if row.together == 1 for passes in row.reference_seconds]
+        found[key] = [*own, *map(list, shared)]
+    return found
 
 
 def with_noise(rows: Sequence[ResultRow]) -> list[ResultRow]:

@@ -1,8 +1,9 @@
-"""Measures the cells of one fitted method, in groups that share the passes of the reference."""
+"""Measures cells, one by one or in groups that share the passes of the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pandas as pd
@@ -16,8 +17,6 @@ from harness.measure.resources import SavedState
 from harness.results.schema import Cell, Result
 from harness.running.record import build_result, sample_rows
 from harness.running.session import Session
-
-Cells = dict[Cell, OperatingPoint]
 
 
 @dataclass(frozen=True)
@@ -34,103 +33,128 @@ class MeasuredCell:
     predicting: float
 
 
-class CellGroups:
-    """The cells of one fitted method.
+class MethodCells:
+    """What the cells of one fitted method share.
 
     Args:
         session: where it was fitted.
         name: of the method.
         key: content key of its cells.
-        reference: returns the method that speed-ups are measured against; called when a timed group is measured.
+        progress: what is printed before each of its cells.
     """
 
-    def __init__(self, session: Session, name: str, key: str, reference: Callable[[], Contender | None]) -> None:
-        self.session, self.name, self.key = session, name, key
-        self._profile = session.settings.profile
-        self._timing = self._profile.timing
-        self._timed = self._timing.times(name, session.seed)
-        self._reference = reference
+    def __init__(self, session: Session, name: str, key: str, progress: str = "") -> None:
+        self.session, self.name, self.key, self.progress = session, name, key, progress
+        self.timed = session.settings.profile.timing.times(name, session.seed)
         self._before: SavedState | None = None
         self._depths: DepthAnswers | None = None  # the same for all points
 
-    def split(self, cells: Mapping[Cell, OperatingPoint]) -> list[Cells]:
-        """Return the cells in the groups in which they are measured."""
-        if self._timed and self._timing.share_reference and cells:
-            return [dict(cells)]
-        return [{cell: point} for cell, point in cells.items()]
+    def saved_state(self) -> SavedState:
+        """Return the state of the method now."""
+        return SavedState.of(self.session.fitted(self.name))
 
-    def measure(self, group: Cells, *, check: bool) -> Iterator[tuple[Cell, MeasuredCell | Exception]]:
-        """Measure one group. A cell that fails gives its error; the others of its group are then measured one by one.
+    def start(self, point: OperatingPoint) -> Contender:
+        """Return the method at a point; note its state before its first pass."""
+        with self.session.naming(self.name):
+            self._before = self._before or self.saved_state()
+            return self.session.contender(self.name, point)
+
+    def finish(self, cell: Cell, contender: Contender, measured: Measured, after: SavedState | None) -> MeasuredCell:
+        """Run the diagnostics of a cell, and return its result.
 
         Args:
-            check: of cells that are not timed: check order, batch size and state.
-
-        Raises:
-            Exception: nothing more can be stored (:func:`harness.core.errors.is_fatal`).
+            after: state of the method after its passes; ``None`` if the cell is not checked.
         """
-        try:
-            yield from zip(group, self._measure(group, check), strict=True)
-        except Exception as error:
-            if is_fatal(error):
-                raise
-            if len(group) == 1:
-                yield next(iter(group)), error
-                return
-            for cell, point in group.items():
-                yield from self.measure({cell: point}, check=check)
-
-    def _measure(self, group: Cells, check: bool) -> list[MeasuredCell]:
-        session, name = self.session, self.name
-        check = self._timing.checks(session.seed) and (self._timed or check)
-        reference = self._reference() if self._timed else None
+        assert self._before is not None
+        session, name, before = self.session, self.name, self._before
+        method, tokens = session.settings.profile.method_of(name), session.prepared.test.tokens
         with session.naming(name):
-            fitted = session.fitted(name)
-            self._before = self._before or SavedState.of(fitted)
-            contenders = [session.contender(name, point) for point in group.values()]
-            found = self._passes(contenders, reference, check)
-            after = SavedState.of(fitted) if check else None
-            return [
-                self._finish(cell, contender, one, self._before, after)
-                for cell, contender, one in zip(group, contenders, found, strict=True)
-            ]
-
-    def _passes(self, contenders: Iterable[Contender], reference: Contender | None, check: bool) -> list[Measured]:
-        tokens, seed = self.session.prepared.test.tokens, self.session.seed
-        if not self._timed:
-            return [measure_untimed(one, tokens, rounds=1 + check, seed=seed) for one in contenders]
-        return measure_together(
-            list(contenders),
-            tokens,
-            rounds=self._profile.rounds,
-            seed=seed,
-            reference=reference,
-            reference_name=self._profile.reference,
-            tolerance=self._timing.tolerance,
-        )
-
-    def _finish(
-        self, cell: Cell, contender: Contender, measured: Measured, before: SavedState, after: SavedState | None
-    ) -> MeasuredCell:
-        session, name = self.session, self.name
-        method = self._profile.method_of(name)
-        found = diagnose(
-            contender,
-            session.prepared.test.tokens,
-            measured.predictions.logits.argmax(1),
-            before,
-            after,
-            timed=self._timed,
-            control=method.kind == "control",
-            borrowed=0 if before.weights else sum(session.saved_size(need, name) for need in method.needs),
-            host_peak=measured.host_peak_bytes,
-            seed=session.seed,
-        )
-        start = clock.now()
-        self._depths = self._depths or depth_answers(contender, session.prepared.test.tokens)
-        asked = clock.now() - start
+            found = diagnose(
+                contender,
+                tokens,
+                measured.predictions.logits.argmax(1),
+                before,
+                after,
+                timed=self.timed,
+                control=method.kind == "control",
+                borrowed=0 if before.weights else sum(session.saved_size(need, name) for need in method.needs),
+                host_peak=measured.host_peak_bytes,
+                seed=session.seed,
+            )
+            start = clock.now()
+            self._depths = self._depths or depth_answers(contender, tokens)
+            asked = clock.now() - start
         binding = session.binding(name, measured.speed.reference if measured.speed else None)
         result = build_result(
             cell, method, contender, measured, session.prepared, found, session.notes(name), binding, self.key
         )
         rows = sample_rows(measured, session.prepared, self._depths)
         return MeasuredCell(result, rows, measured.predicting + found.predicting + asked)
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell to be measured.
+
+    Attributes:
+        check: of a cell that is not timed: check order, batch size and state. Those that are timed are always checked.
+    """
+
+    method: MethodCells
+    cell: Cell
+    point: OperatingPoint
+    check: bool
+
+
+def measure_cells(
+    planned: Sequence[PlannedCell], reference: Callable[[], Contender | None]
+) -> Iterator[tuple[PlannedCell, MeasuredCell | Exception]]:
+    """Measure a cell, or several timed ones of one session in the same rounds.
+
+    A cell that fails gives its error. If there are others, they are measured again without it, in halves.
+
+    Args:
+        reference: returns the method that speed-ups are measured against; called for timed cells only.
+
+    Raises:
+        Exception: nothing more can be stored (:func:`harness.core.errors.is_fatal`).
+    """
+    try:
+        yield from zip(planned, _measure(planned, reference), strict=True)
+    except Exception as error:
+        if is_fatal(error):
+            raise
+        if len(planned) == 1:
+            yield planned[0], error
+            return
+        middle = len(planned) // 2
+        for half in (planned[:middle], planned[middle:]):
+            yield from measure_cells(half, reference)
+
+
+def _measure(planned: Sequence[PlannedCell], reference: Callable[[], Contender | None]) -> list[MeasuredCell]:
+    first = planned[0].method
+    session, profile = first.session, first.session.settings.profile
+    tokens = session.prepared.test.tokens
+    checked = [profile.timing.checks(session.seed) and (one.method.timed or one.check) for one in planned]
+    beside = reference() if first.timed else None
+    contenders = [one.method.start(one.point) for one in planned]
+    with session.naming(first.name) if len(planned) == 1 else nullcontext():
+        if first.timed:
+            found = measure_together(
+                contenders,
+                tokens,
+                rounds=profile.rounds,
+                seed=session.seed,
+                reference=beside,
+                reference_name=profile.reference,
+                tolerance=profile.timing.tolerance,
+            )
+        else:
+            found = [measure_untimed(contenders[0], tokens, rounds=1 + checked[0], seed=session.seed)]
+    methods = dict.fromkeys(one.method for one, check in zip(planned, checked, strict=True) if check)
+    after = {method: method.saved_state() for method in methods}
+    return [
+        one.method.finish(one.cell, contender, measured, after.get(one.method))
+        for one, contender, measured in zip(planned, contenders, found, strict=True)
+    ]

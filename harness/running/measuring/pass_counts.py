@@ -10,7 +10,7 @@ bound              3 a point     3 a point  3 + 1       none
 not timed          1 a point     0          0 (bound 2)  up to 0.5 s once, in seeds that are checked
 =================  ============  =========  ==========  ============================================
 
-``share_reference`` makes the passes of the reference 3 for all points, ``tolerance`` lets the rounds end after 2.
+With ``share_reference``, 3 passes of the reference serve eight points or more; ``tolerance`` lets the rounds end after 2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from harness.contracts import Kind, NamesPoints
 from harness.measure.diagnostics import BUDGET
-from harness.running.measuring.timing import TimingSettings
+from harness.running.measuring.timing import TOGETHER, TimingSettings
 from harness.running.profile import Profile
 
 
@@ -29,13 +29,13 @@ class PassCounts:
 
     Attributes:
         own: of the method, each at the depth of its point.
-        reference: of the reference, at full depth.
+        reference: of the reference, at full depth; of passes that cells share, an eighth for each.
         full: of the method at full depth with every head: foresight of bounds, and answers of all layers.
         alone: cells in which single samples run for up to :data:`harness.measure.diagnostics.BUDGET` seconds.
     """
 
     own: int
-    reference: int
+    reference: float
     full: int
     alone: int
 
@@ -93,6 +93,6 @@ def count_passes(
         own = points + checked
         return PassCounts(own, 0, full + own * bound, int(checked and kind == "method"))
     most = rounds if all_rounds or not timing.tolerance else min(rounds, 2)
-    groups = 1 if timing.share_reference else points
+    groups = points / TOGETHER if timing.share_reference else points
     own = most * points
     return PassCounts(own, most * groups, full + own * bound, points * (kind == "method"))

@@ -9,6 +9,8 @@ from pydantic import Field
 from harness.core.names import Name
 from harness.core.settings import StrictSettings
 
+TOGETHER = 8  # cells that are timed in the same rounds, at least, as far as a set and seed has them
+
 
 class TimingSettings(StrictSettings):
     """Which cells are timed, and how. By default every cell is, each next to passes of its own of the reference.
@@ -20,9 +22,10 @@ class TimingSettings(StrictSettings):
         seeds: training seeds whose cells are timed and checked for order, batch size and state; by default all.
         untimed: methods whose cells are not timed, such as controls whose time says nothing new. At their first point a second
             pass checks the order, so that it, the batch size and the state are still checked once for every method.
-        share_reference: time all points of a method in the same rounds, next to one pass of the reference in each round.
-        tolerance: stop a method's rounds, after an even number of them, when every speed-up was within this share of the middle
-            of its rounds; 0 for all ``rounds``.
+        share_reference: time at least eight cells of a set and seed, points of one or several methods, in the same rounds, next
+            to one pass of the reference in each round.
+        tolerance: stop the rounds, after an even number of them, when the standard error of a speed-up, pooled over the cells of
+            these rounds, is at most this share; 0 for all ``rounds``.
     """
 
     seeds: list[Annotated[int, Field(ge=0)]] | None = None

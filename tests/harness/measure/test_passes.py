@@ -155,12 +155,12 @@ def test_contenders_share_the_passes_of_the_reference(time: Time, calls: list, s
 
 @pytest.mark.parametrize(
     ("drifts", "rounds"),
-    [((0.0, 0.0), 2), ((0.0, 0.03), 2), ((0.05, 0.0), 4), ((0.0, 0.05), 4)],
+    [((0.0, 0.0), 2), ((0.0, 0.05), 2), ((0.1, 0.0), 4), ((0.0, 0.1), 4), ((0.05, 0.05), 4), ((0.1, *[0.0] * 5), 2)],
 )
-def test_rounds_end_when_all_speedups_are_steady(
-    time: Time, calls: list, samples: TokenSet, drifts: tuple[float, float], rounds: int
+def test_rounds_end_when_speedups_are_steady(
+    time: Time, calls: list, samples: TokenSet, drifts: tuple[float, ...], rounds: int
 ) -> None:
-    """After an even number of rounds, a spread of at most 2 % around the middle ends them, for the slowest to settle."""
+    """A pooled standard error of 2 % ends the rounds: differences of 5 % in one of two contenders, or of 10 % in one of six."""
     fakes = [Fake(f"own {drift}", time, calls, [1, 1, 1 + drift, *[1] * 9]) for drift in drifts]
     bert = contender(Fake("bert", time, calls, [2] * 20))
     found = measure_together(
@@ -172,7 +172,7 @@ def test_rounds_end_when_all_speedups_are_steady(
         reference_name="bert",
         tolerance=0.02,
     )
-    assert [one.speed.rounds for one in found if one.speed] == [rounds, rounds]
+    assert [one.speed.rounds for one in found if one.speed] == [rounds] * len(drifts)
 
 
 def test_a_slow_value_does_not_end_the_rounds_later(time: Time, calls: list, samples: TokenSet) -> None:

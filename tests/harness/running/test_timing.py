@@ -18,6 +18,7 @@ from harness.regression.compare import compare
 from harness.results.packed_run import pack
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Result
+from harness.running import grid
 from harness.running.content_keys import ContentKeys
 from harness.running.grid import Grid, GridOutcome
 from harness.running.measuring.pass_counts import PassCounts, count_passes
@@ -88,7 +89,7 @@ def test_an_order_dependent_method_is_found_without_timing(stage: Any, settings:
     assert (results(settings)["three", "a", 0].checks.rounds_agree or 0) < 1
 
 
-@pytest.mark.parametrize("chosen", [TimingSettings(), SOME, TOGETHER])
+@pytest.mark.parametrize("chosen", [TimingSettings(), SOME])
 def test_the_passes_are_those_that_were_announced(stage: Any, settings: Settings, chosen: TimingSettings) -> None:
     """The estimate of passes equals the calls of every method, warm-up and single samples apart."""
     settings = timing(settings, chosen)
@@ -103,48 +104,66 @@ def test_the_passes_are_those_that_were_announced(stage: Any, settings: Settings
         mine = [counts[name, seed] for seed in profile.seeds]
         timed = [seed for seed in profile.seeds if profile.timing.times(name, seed)]
         own = sum(one.own + 2 * one.alone for one in mine) + 2 * len(timed)  # one warm-up a point
-        if name == profile.reference:  # its passes beside others, with a warm-up for each group
-            groups = 1 if profile.timing.share_reference else 2
+        if name == profile.reference:  # its passes beside others, with a warm-up for each of their points
             own += sum(one.reference for one in counts.values())
-            own += groups * sum(profile.timing.times(*pair) for pair in counts)
+            own += 2 * sum(profile.timing.times(*pair) for pair in counts)
         assert sum(call.startswith(name) for call in stage.passes) == own
 
 
+def test_shared_passes_of_the_reference_are_few(stage: Any, settings: Settings) -> None:
+    """All six cells of a seed need two passes of the reference in two rounds, and one for warm-up, instead of eighteen."""
+    settings = timing(settings, TOGETHER, seeds=[0], reference="three")
+    run(settings)
+    own = count_passes(TOGETHER, 2, "three", 0, points=2)
+    assert sum(call.startswith("three") for call in stage.passes) == own.own + 2 * own.alone + 2 + 3
+    assert sum(count_passes(TOGETHER, 2, name, 0, points=2).reference for name in settings.profile.methods) == 6 * 2 / 8
+
+
 def test_passes_by_hand() -> None:
-    """Three rounds of four points: 12 own passes and 12 of the reference; shared 3, and 2 if the rounds end early."""
+    """Three rounds of four points: 12 own passes and 12 of the reference; of shared ones half as many as rounds."""
     default, lean = (
         TimingSettings(),
         TimingSettings(share_reference=True, tolerance=0.02, seeds=[0], untimed=["control"]),
     )
     assert count_passes(default, 3, "geep", 1, 4) == PassCounts(12, 12, 0, 4)
     assert count_passes(default, 3, "oracle", 0, 1, kind="bound") == PassCounts(3, 3, 4, 0)
-    assert count_passes(lean, 3, "geep", 0, 4) == PassCounts(12, 3, 0, 4)
-    assert count_passes(lean, 3, "geep", 0, 4, all_rounds=False) == PassCounts(8, 2, 0, 4)
+    assert count_passes(lean, 3, "geep", 0, 4) == PassCounts(12, 1.5, 0, 4)
+    assert count_passes(lean, 3, "geep", 0, 4, all_rounds=False) == PassCounts(8, 1, 0, 4)
     assert count_passes(lean, 3, "geep", 1, 4) == PassCounts(4, 0, 0, 0)
     assert count_passes(lean, 3, "control", 0, 4, kind="control") == PassCounts(5, 0, 0, 0)
     assert count_passes(lean, 3, "zero", 1, 4, answers_at_depths=True) == PassCounts(4, 0, 1, 0)
     assert PassCounts(8, 2, 1, 4).seconds(10.0, 0.5) == pytest.approx(72.0)
 
 
-def test_points_of_a_method_share_the_passes_of_the_reference(stage: Any, settings: Settings) -> None:
-    """With share_reference all points of a method have the same passes of the reference, and other methods have others."""
-    settings = timing(settings, TOGETHER, seeds=[0])
-    run(settings)
-    beside = {key: tuple(one.speed.reference_seconds) for key, one in results(settings).items() if one.speed}
-    for name in ("one", "two", "three"):
-        assert beside[name, "a", 0] == beside[name, "b", 0]
-    assert len(set(beside.values())) == 3
+@pytest.mark.parametrize(("least", "groups"), [(8, 1), (3, 2), (1, 3)])
+def test_cells_share_the_passes_of_the_reference(
+    stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch, least: int, groups: int
+) -> None:
+    """With share_reference methods wait until there are enough cells, those of another seed never mix, and none is forgotten."""
+    monkeypatch.setattr(grid, "TOGETHER", least)
+    settings = timing(settings, TOGETHER)
+    assert run(settings).measured == 12
+    speeds = {key: one.speed for key, one in results(settings).items() if one.speed}
+    for seed in (0, 1):
+        beside = {key: tuple(one.reference_seconds) for key, one in speeds.items() if key[2] == seed}
+        assert len({*beside.values()}) == groups
+        assert all(beside[name, "a", seed] == beside[name, "b", seed] for name in ("one", "two", "three"))
+        assert all(list(beside.values()).count(beside[key]) == speeds[key].together for key in beside)
+    assert len({tuple(one.reference_seconds) for one in speeds.values()}) == 2 * groups
+    assert (run(settings).measured, len(results(settings))) == (0, 12)
 
 
-def test_a_failing_point_does_not_cost_its_neighbours(stage: Any, settings: Settings) -> None:
-    """In rounds that points share, one that fails is recorded, and the others are measured without it."""
-    settings = timing(settings, TOGETHER, seeds=[0])
-    stage.raises["two b"] = RuntimeError("a plug-in's bug")
+@pytest.mark.parametrize("where", ["two b", "one a", "three"])
+def test_a_failing_cell_does_not_cost_its_neighbours(stage: Any, settings: Settings, where: str) -> None:
+    """In rounds that cells share, one that fails is recorded, and the others are measured without it."""
+    settings = timing(settings, TOGETHER, seeds=[0], reference="two" if where == "one a" else "one")
+    stage.raises[where] = RuntimeError("a plug-in's bug")
+    failed = 2 if where == "three" else 1
     outcome = run(settings)
-    assert (outcome.measured, outcome.failed) == (5, 1)
-    assert ("two", "a", 0) in results(settings)
+    assert (outcome.measured, outcome.failed) == (6 - failed, failed)
+    assert len(RunFolder.open(settings.out).failures()) == failed
     stage.raises.clear()
-    assert (run(settings).measured, len(results(settings))) == (1, 6)
+    assert (run(settings).measured, len(results(settings))) == (failed, 6)
 
 
 def test_only_what_is_timed_otherwise_is_measured_again(stage: Any, settings: Settings) -> None:

@@ -88,10 +88,10 @@ def test_a_run_in_which_all_is_timed_has_no_word_of_it(fabricate):
 
 
 def test_shared_passes_of_the_reference_are_noise_once(fabricate):
-    """Points of one method that were timed beside the same passes give as many A/A pairs as one point."""
+    """Cells that were timed beside the same passes give as many A/A pairs as one cell."""
     run = fabricate()
     for point in ("speed=0.1", "speed=0.5", "speed=0.8"):
-        run.cell("geep", point, reference_seconds=[*PASSES, 1.0, 1.1])
+        run.cell("geep", point, reference_seconds=[*PASSES, 1.0, 1.1], speed={"together": 3})
     (group,) = build_view(run.path).groups
     row = build_view(run.path).of(group)[0]
     assert row.noise is not None and row.noise.pairs == 5
