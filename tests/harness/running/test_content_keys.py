@@ -18,11 +18,11 @@ from harness.core.files import write_json
 from harness.encoder import checkpoint
 from harness.encoder.backbone import load_backbone
 from harness.results.run_folder import RunFolder
-from harness.running import grid
 from harness.running import session as module
 from harness.running.content_keys import ContentKeys
 from harness.running.fits.fit_store import FITS
 from harness.running.grid import Grid
+from harness.running.measuring import cell_groups
 from harness.running.record import build_result
 from harness.running.run_settings import Settings
 from harness.running.session import Session
@@ -116,7 +116,7 @@ def test_cells_whose_key_followed_the_path_are_measured_again(
 ) -> None:
     """Nothing shows with which weights they were measured; they can be read until then."""
     with monkeypatch.context() as old:  # results of that version had no key
-        old.setattr(grid, "build_result", lambda *facts: build_result(*facts[:-1], ""))
+        old.setattr(cell_groups, "build_result", lambda *facts: build_result(*facts[:-1], ""))
         run(settings)
     for path in (settings.out / "plan").iterdir():
         write_json(path, {**json.loads(path.read_text()), "key": "0123456789abcdef"})
