@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.core.tokens import Task, TokenSet
+from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
-from harness.encoder.layout import Layout
 from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.fitted import FittedModel
-from harness.toolkit.frozen_heads import FrozenHeads
+from harness.toolkit.frozen.frozen_heads import FrozenHeads
 from harness.toolkit.method_settings import BudgetSettings
 from harness.toolkit.rule_exits import RuleExits, RuleName, under_rule
 
@@ -24,14 +25,19 @@ class DeeBertSettings(BudgetSettings):
 
     ramp_epochs: int | None = Field(None, ge=1, description="epochs of the ramps; by default as epochs")
     ramp_learning_rate: float | None = Field(None, gt=0, description="of the ramps; by default as learning_rate")
+    encoder_dropout: bool = Field(
+        True,
+        description="dropout below the ramps, as released; false: the frozen encoder runs once, not in every epoch",
+    )
 
 
 class DeeBert(StagedMethod[DeeBertSettings]):
     """A head ("ramp") after every layer but the last, trained with labels on the frozen model; rule ``raw-entropy``.
 
     Step 1 is the method ``bert``; step 2 minimises the sum of the ramps' cross-entropies. As released, the last layer keeps
-    the head of step 1, ramps start from all of it but the label layer, dropout stays on below them, both steps have the
-    same recipe, and the last epoch is kept. Ramps are of the teacher's kind; the published ones are ``head = "linear"``.
+    the head of step 1, ramps start from all of it but the label layer, both steps have the same recipe, and the last epoch is
+    kept. Dropout stays on below the ramps, as in the released code (``model.train()`` in every step); the paper does not say.
+    Ramps are of the teacher's kind; the published ones are ``head = "linear"``.
     """
 
     name = "deebert"
@@ -47,14 +53,12 @@ class DeeBert(StagedMethod[DeeBertSettings]):
         for ramp in model.students.values():
             ramp.load_state_dict(start, strict=False)
 
-        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-            with torch.no_grad():
-                states = list(model.encoder.states(tokens, layout, upto=model.depth - 1))[1:]
-            ramps = [F.cross_entropy(model.student(i)(states[i], layout).float(), labels) for i in model.exits]
-            return torch.stack(ramps).sum()
+        def loss(answers: Sequence[Tensor], target: Tensor, labels: Tensor) -> Tensor:
+            return torch.stack([F.cross_entropy(ramp.float(), labels) for ramp in answers]).sum()
 
         recipe = own.changed(epochs=own.ramp_epochs, learning_rate=own.ramp_learning_rate)
-        return RuleExits(model, frozen.train(loss, task, recipe, seed), rule=RULE)
+        report = frozen.train(loss, task, recipe, seed, answers=False, dropout=own.encoder_dropout)
+        return RuleExits(model, report, rule=RULE)
 
     def decide(self, own: DeeBertSettings, weights: FittedModel, task: Task, seed: int) -> RuleExits:
         return under_rule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,12 +11,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.core.tokens import Task, TokenSet
+from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
-from harness.encoder.layout import Layout
 from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.fitted import FittedModel, SequentialExits
-from harness.toolkit.frozen_heads import FrozenHeads
+from harness.toolkit.frozen.frozen_heads import FrozenHeads
 from harness.toolkit.method_settings import SpeedSettings
 
 Direction = Literal["teacher-student", "student-teacher"]
@@ -55,6 +55,7 @@ class FastBert(StagedMethod[FastBertSettings]):
 
     name = "fastbert"
     needs: tuple[str, ...] = ("bert",)
+    weights_version = 2
     settings = FastBertSettings
     fitted = SequentialExits
 
@@ -62,16 +63,9 @@ class FastBert(StagedMethod[FastBertSettings]):
         self, own: FastBertSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int
     ) -> SequentialExits:
         frozen = FrozenHeads.on(self.name, own.head, task, teachers, seed)
-        model, step_1 = frozen.model, frozen.teacher.training
+        step_1 = frozen.teacher.training
 
-        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-            # Frozen parts run without dropout, unless the settings ask for it.
-            model.encoder.train(own.teacher_dropout)
-            model.teacher.train(own.teacher_dropout)
-            with torch.no_grad():
-                states = list(model.encoder.states(tokens, layout))[1:]
-                target = model.teacher(states[-1], layout)
-            answers = [model.student(i)(states[i], layout) for i in model.exits]
+        def loss(answers: Sequence[Tensor], target: Tensor, labels: Tensor) -> Tensor:
             return torch.stack([divergence(answer, target, own.divergence) for answer in answers]).sum()
 
         horizon = None
@@ -80,7 +74,8 @@ class FastBert(StagedMethod[FastBertSettings]):
         recipe = own.changed(
             epochs=own.distill_epochs, learning_rate=own.distill_learning_rate or 10 * own.learning_rate
         )
-        return SequentialExits(model, frozen.train(loss, task, recipe, seed, horizon))
+        report = frozen.train(loss, task, recipe, seed, horizon, dropout=own.teacher_dropout)
+        return SequentialExits(frozen.model, report)
 
     def decide(self, own: FastBertSettings, weights: FittedModel, task: Task, seed: int) -> SequentialExits:
         return SequentialExits.at_speeds(weights.model, weights.training, own.speeds)

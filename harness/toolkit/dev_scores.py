@@ -73,5 +73,9 @@ def full_depth_score(model: MultiExitModel, dev: Split) -> DevScore:
 
 def exits_score(model: MultiExitModel, dev: Split) -> DevScore:
     """Return the area under accuracy over layers (:func:`area_over_layers`) on dev as score."""
-    logits = exit_logits(model, dev.tokens, EVALUATION)
-    return DevScore(area_over_layers(logits, dev.labels, model.answers), _accuracies(logits, dev.labels))
+    return score_of_exits(exit_logits(model, dev.tokens, EVALUATION), dev, model.answers)
+
+
+def score_of_exits(logits: Tensor, dev: Split, answers: tuple[int, ...]) -> DevScore:
+    """Return :func:`exits_score` of logits [A, N, C] that are there already."""
+    return DevScore(area_over_layers(logits, dev.labels, answers), _accuracies(logits, dev.labels))

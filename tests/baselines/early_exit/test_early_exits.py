@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import baselines.learned_exits.consistentee as consistentee_module
-import harness.toolkit.frozen_heads as deebert_module
+import harness.toolkit.frozen.frozen_heads as deebert_module
 import harness.toolkit.joint_training as joint_module
 from baselines.early_exit.berxit import Berxit, gate_loss
 from baselines.early_exit.deebert import DeeBert
