@@ -31,6 +31,7 @@ from harness.toolkit.augmentation import augment
 from harness.toolkit.base_method import Teachers
 from harness.toolkit.distillation import (
     fitted_teacher,
+    layer_pairs,
     layer_scores,
     score_distance,
     soft_cross_entropy,
@@ -93,14 +94,16 @@ def student_shape(
         )
     if intermediate is None:
         intermediate = teacher.intermediate if width == teacher.width else round(width * 1200 / 312)
-    return replace(teacher, layers=layers, width=width, intermediate=intermediate)
+    taught_by = [layer - 1 for layer in uniform_map(teacher.layers, layers)[1:]]
+    return replace(teacher.of_layers(taught_by), width=width, intermediate=intermediate)
 
 
 @torch.no_grad()
 def leading_directions(teacher: Encoder, width: int) -> Tensor:
     """Return the orthonormal directions [teacher width, width] that keep most of the word embeddings; at equal width the
     identity."""
-    word = teacher.word.weight.double().cpu()
+    word = F.linear(teacher.word.weight, teacher.project.weight) if teacher.shape.embedding else teacher.word.weight
+    word = word.double().cpu()
     if width == teacher.shape.width:
         basis = torch.eye(width)
     else:
@@ -117,8 +120,14 @@ def projected_encoder(teacher: Encoder, shape: EncoderShape) -> tuple[Encoder, T
     """
     student = Encoder(shape).to(teacher.device)
     basis = leading_directions(teacher, shape.width)
-    for part in ("word", "position", "segment"):
-        getattr(student, part).weight.copy_(getattr(teacher, part).weight @ basis)
+    if shape.embedding:  # embeddings of their own width stay, and the matrix behind them is projected
+        for part in (*teacher.tables(), "norm"):
+            getattr(student, part).load_state_dict(getattr(teacher, part).state_dict())
+        student.project.weight.copy_(basis.T @ teacher.project.weight)
+        student.project.bias.copy_(basis.T @ teacher.project.bias)
+        return student, basis
+    for part, table in teacher.tables().items():
+        getattr(student, part).weight.copy_(table.weight @ basis)
     return student, basis
 
 
@@ -176,7 +185,7 @@ class Imitation(nn.Module):
             with torch.no_grad():
                 wanted = layer_scores(teacher, n - 1, taught, layout)
             scores = layer_scores(self.student, m - 1, states, layout)
-            total = total + score_distance(scores, wanted, layout.pairs)
+            total = total + score_distance(scores, wanted, layer_pairs(teacher, n - 1, layout))
             total = total + F.mse_loss(self.hidden(valid(states[m])).float(), valid(taught[n]).float())
         return total
 

@@ -202,7 +202,7 @@ class CascadeBert(StagedMethod[CascadeBertSettings]):
     def learn(self, own: CascadeBertSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> Cascade:
         tuned = fine_tuned(self.name, teachers, head=own.head)
         bert = tuned.model
-        if replace(bert.encoder.shape, layers=1) != replace(backbone.shape, layers=1):
+        if bert.encoder.shape.of_layers([0]) != backbone.shape.of_layers([0]):
             raise ConfigError(
                 f"cascadebert: layers of 'bert' (width {bert.encoder.shape.width}) are not of the backbone's shape (width "
                 f"{backbone.shape.width}), but both models need equal layers: name a 'bert' of this backbone"

@@ -26,9 +26,10 @@ class BertTruncatedSettings(BertSettings):
 
 def first_layers(backbone: Backbone, layers: int) -> Backbone:
     """Return the backbone without the layers from index ``layers`` on; weights are shared, not copied."""
-    gone = tuple(f"layers.{i}." for i in range(layers, backbone.shape.layers))
+    shape = backbone.shape.of_layers(range(layers))
+    gone = tuple(f"layers.{i}." for i in range(shape.blocks, backbone.shape.blocks))
     state = {name: tensor for name, tensor in backbone.state.items() if not name.startswith(gone or ("-",))}
-    return replace(backbone, shape=replace(backbone.shape, layers=layers), state=state)
+    return replace(backbone, shape=shape, state=state)
 
 
 class BertTruncated(StagedMethod[BertTruncatedSettings]):

@@ -142,15 +142,31 @@ class BlockCost(Protocol):
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A Transformer layer: four ``width x width`` projections and a feed-forward of ``intermediate``."""
+    """A Transformer layer: four ``width x width`` projections and a feed-forward of ``intermediate``.
+
+    Attributes:
+        ups: matrices from ``width`` to ``intermediate``; 2 in gated layers.
+    """
 
     width: int
     intermediate: int
+    ups: int = 1
 
     def flops(self, tally: Tally, convention: Convention) -> int:
-        linear = 2 * tally.tokens * (4 * self.width**2 + 2 * self.width * self.intermediate)
+        linear = 2 * tally.tokens * (4 * self.width**2 + (1 + self.ups) * self.width * self.intermediate)
         # Scores (Q K^T) and the weighted sum of V: 2 x width each per pair.
         return linear if convention == "linear" else linear + 4 * self.width * tally.pairs
+
+
+@dataclass(frozen=True)
+class ProjectionCost:
+    """A matrix that brings embeddings to the width of the layers (ALBERT: Lan et al. 2020, section 3.1)."""
+
+    embedding: int
+    width: int
+
+    def flops(self, tally: Tally, convention: Convention) -> int:
+        return 2 * self.embedding * self.width * tally.tokens
 
 
 @dataclass(frozen=True)

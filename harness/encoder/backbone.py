@@ -26,6 +26,14 @@ from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
 
 EMBEDDED = "embedded"
 _CHARACTERS = 64  # texts with more characters per token of the budget are shortened before they are truncated
+# Files of vocabularies, each set enough: any kind, WordPiece, byte-level BPE, and two names of Unigram's.
+_VOCABULARIES = (
+    {"tokenizer.json"},
+    {"vocab.txt"},
+    {"vocab.json", "merges.txt"},
+    {"sentencepiece.bpe.model"},
+    {"spiece.model"},
+)
 _MARGIN = 8  # tokens that a shortened text keeps beyond the budget: at its ends, tokenizers may mark words
 
 
@@ -92,7 +100,7 @@ class Backbone:
         special = {self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id} - {None}
         tokens = TokenSet.from_lists(batch["input_ids"], batch["token_type_ids"], tuple(sorted(special)))
         # Some checkpoints have only one segment; the second text of a pair then uses it, too.
-        return replace(tokens, segments=tokens.segments.clamp(max=self.shape.type_vocab - 1))
+        return replace(tokens, segments=tokens.segments.clamp(max=max(self.shape.type_vocab, 1) - 1))
 
     def _shortened(self, columns: list[list[str]], max_length: int) -> list[list[str]]:
         """Return texts (and second texts); very long ones without most of what truncation removes, which takes quadratic time.
@@ -235,14 +243,17 @@ def _tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a folder as transformers does.
 
     Raises:
-        BackboneError: it is missing or damaged, needs a library that is missing, or is not BERT's.
+        BackboneError: it is missing or damaged, needs a library that is missing, or does not put special tokens around texts.
     """
     from transformers import AutoTokenizer
 
     names = [path.name for path in checkpoint.tokenizer_files(folder)]
     # Without these files transformers silently builds a tokenizer without any words.
-    if not {"tokenizer.json", "vocab.txt"} & set(names):
-        raise BackboneError(f"no usable tokenizer in {folder}: add tokenizer.json or vocab.txt")
+    if not any(need <= set(names) for need in _VOCABULARIES):
+        raise BackboneError(
+            f"no usable tokenizer in {folder}: add tokenizer.json, or the vocabulary: vocab.txt, or vocab.json and merges.txt, or "
+            "sentencepiece.bpe.model, or spiece.model"
+        )
     _check_tokenizer_class(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
@@ -262,9 +273,11 @@ def _tokenizer(folder: Path) -> Any:
             f"the tokenizer in {folder} is a {type(tokenizer).__name__}, which reads {' or '.join(sorted(read))}, not "
             f"{' and '.join(names)}: correct tokenizer_class in tokenizer_config.json"
         )
-    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+    around = tokenizer("a")["input_ids"]
+    if None in (ends := (tokenizer.cls_token_id, tokenizer.sep_token_id)) or (around[0], around[-1]) != ends:
         raise BackboneError(
-            f"the tokenizer in {folder} has no [CLS] or no [SEP]: use the tokenizer of a BERT checkpoint"
+            f"the tokenizer in {folder} does not put special tokens around a text, one like [CLS] before and one like [SEP] after "
+            "it: use the tokenizer of the checkpoint that the weights are from"
         )
     return tokenizer
 
@@ -303,6 +316,19 @@ def shape_of(name: str) -> EncoderShape:
     if not folder.is_dir():
         folder = _hub_folder(name)
     return checkpoint.read_shape(folder)
+
+
+def check_length(name: str, shape: EncoderShape, max_length: int) -> None:
+    """Check that a backbone can read texts of so many tokens.
+
+    Raises:
+        BackboneError: it has fewer positions.
+    """
+    if max_length > shape.max_positions:
+        raise BackboneError(
+            f"max_length = {max_length}, but backbone '{shown_name(name)}' reads at most {shape.max_positions} tokens: lower "
+            "max_length (--max-length), or choose another backbone"
+        )
 
 
 def default_device() -> str:

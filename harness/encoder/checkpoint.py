@@ -1,4 +1,4 @@
-"""Read and write weights in Hugging Face's naming, BERT's and DistilBERT's; safetensors only."""
+"""Read weights in Hugging Face's naming, of every family, and write them in BERT's; safetensors only."""
 
 from __future__ import annotations
 
@@ -18,46 +18,11 @@ from harness.core.digest import digest_of
 from harness.core.errors import BackboneError
 from harness.core.names import check_name
 from harness.core.text_formats import read_json
+from harness.encoder.families.bert_family import BERT
+from harness.encoder.families.family import Family
+from harness.encoder.families.known_families import check_weights, family_of
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
-
-EMBEDDINGS = {
-    "word.weight": "embeddings.word_embeddings.weight",
-    "position.weight": "embeddings.position_embeddings.weight",
-    "segment.weight": "embeddings.token_type_embeddings.weight",
-    "norm.weight": "embeddings.LayerNorm.weight",
-    "norm.bias": "embeddings.LayerNorm.bias",
-}
-QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
-LAYER = {
-    "out": "attention.output.dense",
-    "norm_attention": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "norm_output": "output.LayerNorm",
-}
-# Masked-word head: names in harness.encoder.masked_words and in Hugging Face checkpoints.
-HEAD = {
-    "dense": "cls.predictions.transform.dense",
-    "norm": "cls.predictions.transform.LayerNorm",
-    "bias": "cls.predictions.bias",
-    "decoder": "cls.predictions.decoder.weight",
-}
-_DISTILBERT_QKV = tuple(f"attention.{part}_lin" for part in "qkv")
-_DISTILBERT_LAYER = {
-    "out": "attention.out_lin",
-    "norm_attention": "sa_layer_norm",
-    "up": "ffn.lin1",
-    "down": "ffn.lin2",
-    "norm_output": "output_layer_norm",
-}
-_DISTILBERT_HEAD = {
-    "dense": "vocab_transform",
-    "norm": "vocab_layer_norm",
-    "bias": "vocab_projector.bias",
-    "decoder": "vocab_projector.weight",
-}
-
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Everything that tokenizers of transformers read, as patterns of file names.
@@ -84,6 +49,7 @@ class Checkpoint:
     """The contents of a folder.
 
     Attributes:
+        family: of the encoder.
         shape: dimensions.
         state: of :class:`~harness.encoder.model.Encoder`, float32 on the CPU.
         head: of the masked-word head (``dense``, ``norm``, ``bias`` of
@@ -91,20 +57,20 @@ class Checkpoint:
             word embeddings, and in TinyBERT's general students, whose head is untrained.
     """
 
+    family: Family
     shape: EncoderShape
     state: dict[str, Tensor]
     head: dict[str, Tensor] | None = None
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _plain(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
     """Remove the prefix of task checkpoints, and rename gamma and beta of very old ones.
 
     Raises:
         BackboneError: two tensors get the same name.
     """
     names = {
-        name: name.removeprefix("distilbert.")
-        .removeprefix("bert.")
+        name: name.removeprefix(family.prefix)
         .replace("LayerNorm.gamma", "LayerNorm.weight")
         .replace("LayerNorm.beta", "LayerNorm.bias")
         for name in tensors
@@ -128,7 +94,10 @@ def _take(tensors: Mapping[str, Tensor], name: str) -> Tensor:
                 f"the names of all tensors begin with '{prefix}', so transformers would not load them: save the inner model "
                 "(of torch.nn.DataParallel: model.module.save_pretrained(DIR))"
             )
-        raise BackboneError(f"the checkpoint has no tensor '{name}': it is not BERT-shaped, choose another one")
+        raise BackboneError(
+            f"the checkpoint has no tensor '{name}', which config.json promises: use the config of these weights, or choose "
+            "another checkpoint"
+        )
     tensor = tensors[name]
     if not tensor.is_floating_point():
         raise BackboneError(f"tensor '{name}' holds {tensor.dtype}: save the model in float32, float16 or bfloat16")
@@ -139,74 +108,69 @@ def _take(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return tensor.float()
 
 
-def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
-    """Convert Hugging Face tensors of BERT or DistilBERT to the state of :class:`~harness.encoder.model.Encoder`, in float32.
-
-    DistilBERT has no segment embeddings; it gets one segment of zeros.
+def from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape, family: Family = BERT) -> dict[str, Tensor]:
+    """Convert Hugging Face tensors of a family to the state of :class:`~harness.encoder.model.Encoder`, in float32.
 
     Raises:
         BackboneError: a tensor is missing, holds NaN, or its shape differs from the config.
     """
-    plain = _plain(tensors)
-    distilled = any(name.startswith("transformer.layer.") for name in plain)
-    layers, qkv, names = (
-        ("transformer.layer.", _DISTILBERT_QKV, _DISTILBERT_LAYER) if distilled else ("encoder.layer.", QKV, LAYER)
-    )
-
-    if distilled:
-        plain.setdefault(EMBEDDINGS["segment.weight"], torch.zeros(1, shape.width))
-    state = {ours: _take(plain, theirs) for ours, theirs in EMBEDDINGS.items()}
-    for i in range(shape.layers):
-        prefix = f"{layers}{i}."
-        for kind in ("weight", "bias"):
-            state[f"layers.{i}.qkv.{kind}"] = torch.cat([_take(plain, f"{prefix}{part}.{kind}") for part in qkv])
-            for ours, theirs in names.items():
-                state[f"layers.{i}.{ours}.{kind}"] = _take(plain, f"{prefix}{theirs}.{kind}")
+    plain = _plain(tensors, family)
     with torch.device("meta"):
-        expected = {name: tuple(t.shape) for name, t in Encoder(shape).state_dict().items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in Encoder(shape).state_dict().items()}
+    state = {}
     for name, size in expected.items():
-        if tuple(state[name].shape) != size:
+        parts = [_take(plain, source) for source in family.sources(name)]
+        found = torch.cat(parts) if parts else torch.zeros(size)
+        skipped = family.skipped if name == "position.weight" else 0
+        if found.shape != (size[0] + skipped, *size[1:]):
             raise BackboneError(
-                f"tensor '{name}' is {tuple(state[name].shape)}, config.json says {size}: use the config of these weights"
+                f"tensor '{name}' is {tuple(found.shape)}, config.json says {(size[0] + skipped, *size[1:])}: use the config of "
+                "these weights"
             )
+        state[name] = found[skipped:]
     return state
 
 
-def head_from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor] | None:
+def head_from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape, family: Family = BERT) -> dict[str, Tensor] | None:
     """Return the masked-word head among Hugging Face tensors, in float32; ``None`` as in :class:`Checkpoint`.
 
     Raises:
         BackboneError: a tensor of it holds NaN.
     """
-    plain = _plain(tensors)
-    names = HEAD if HEAD["bias"] in plain else _DISTILBERT_HEAD
-    parts = {f"{part}.{kind}": f"{names[part]}.{kind}" for part in ("dense", "norm") for kind in ("weight", "bias")}
+    plain, names = _plain(tensors, family), family.head
+    kinds = ("weight", "bias") if shape.biases else ("weight",)
+    parts = {f"{part}.{kind}": f"{names[part]}.{kind}" for part in ("dense", "norm") for kind in kinds}
     parts["bias"] = names["bias"]
     # "fit_dense" is a matrix of TinyBERT's general distillation, which does not train the masked-word head.
     if any(name.startswith("fit_dense.") for name in plain) or not all(theirs in plain for theirs in parts.values()):
         return None
-    words = plain[EMBEDDINGS["word.weight"]]
-    if not torch.equal(plain.get(names["decoder"], words), words):
+    if family.head_activation not in ("", shape.activation):
+        return None
+    words = plain[family.embeddings["word.weight"]]
+    if not torch.equal(plain.get(f"{names['decoder']}.weight", words), words):
         return None
     # transformers keeps a second bias that differs from the first one, and adds only that to the scores.
-    second = plain.get(names["decoder"].replace(".weight", ".bias")) if names is HEAD else None
+    second = plain.get(f"{names['decoder']}.bias")
     if second is not None and not torch.equal(second, plain[names["bias"]]):
         return None
     head = {ours: _take(plain, theirs).contiguous() for ours, theirs in parts.items()}
-    fits = head["bias"].shape == (shape.vocab_size,) and head["dense.weight"].shape == (shape.width, shape.width)
+    narrow = shape.embedding or shape.width
+    fits = head["bias"].shape == (shape.vocab_size,) and head["dense.weight"].shape == (narrow, shape.width)
     return head if fits else None
 
 
 def to_hf(state: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
-    """Invert :func:`from_hf`, for ``transformers.BertModel``."""
-    tensors = {theirs: state[ours].contiguous() for ours, theirs in EMBEDDINGS.items()}
-    for i in range(shape.layers):
-        prefix = f"encoder.layer.{i}."
-        for kind in ("weight", "bias"):
-            for part, value in zip(QKV, state[f"layers.{i}.qkv.{kind}"].chunk(3), strict=True):
-                tensors[f"{prefix}{part}.{kind}"] = value.clone()
-            for ours, theirs in LAYER.items():
-                tensors[f"{prefix}{theirs}.{kind}"] = state[f"layers.{i}.{ours}.{kind}"].contiguous()
+    """Return the tensors of an encoder for ``transformers.BertModel``.
+
+    Args:
+        shape: of BERT's structure (:attr:`EncoderShape.is_bert`).
+    """
+    assert shape.is_bert
+    tensors = {}
+    for name, value in state.items():
+        sources = BERT.sources(name)
+        for source, part in zip(sources, value.chunk(len(sources)), strict=True):
+            tensors[source] = part.clone() if len(sources) > 1 else part.contiguous()
     return tensors
 
 
@@ -225,7 +189,7 @@ def _config(folder: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise BackboneError(f"{path} is not valid JSON ({error}): fetch it again") from error
     if not isinstance(facts, dict):
-        raise BackboneError(f"{path} is not a JSON object: choose a BERT-shaped checkpoint")
+        raise BackboneError(f"{path} is not a JSON object: choose another checkpoint")
     for key, advice in _OTHER_WEIGHTS.items():
         if facts.get(key):
             raise BackboneError(f"{path} has the key '{key}', which is not supported: {advice}")
@@ -304,19 +268,21 @@ def read_shape(folder: Path) -> EncoderShape:
     """Return the dimensions in a folder's ``config.json``.
 
     Raises:
-        BackboneError: the file is missing, damaged or not that of a BERT-shaped encoder.
+        BackboneError: the file is missing, damaged or not that of a known family.
     """
-    return EncoderShape.from_hf(_config(folder))
+    config = _config(folder)
+    return family_of(config).shape(config)
 
 
 def read(folder: Path) -> Checkpoint:
     """Read a folder in ``save_pretrained`` layout (one file or sharded): the same tensors that transformers loads from it.
 
     Raises:
-        BackboneError: a file is missing or damaged, or the checkpoint is not BERT-shaped.
+        BackboneError: a file is missing or damaged, or the checkpoint is of no known family.
     """
     config = _config(folder)
-    shape = EncoderShape.from_hf(config)
+    family = family_of(config)
+    shape = family.shape(config)
     tensors: dict[str, Tensor] = {}
     files = _weights(folder)
     _refuse_pointers(files)
@@ -325,14 +291,9 @@ def read(folder: Path) -> Checkpoint:
             tensors.update(load_file(path))
         except (ValueError, OSError, SafetensorError) as error:
             raise BackboneError(f"cannot read the weights in {path}: {error}: fetch it again") from error
-    distilled = any("transformer.layer." in name for name in tensors)
-    if distilled != (config.get("model_type") == "distilbert"):
-        raise BackboneError(
-            f"{folder}: config.json has model_type {config.get('model_type')!r}, but the weights are those of "
-            f"{'DistilBERT' if distilled else 'BERT'}: use the config of these weights"
-        )
     try:
-        return Checkpoint(shape, from_hf(tensors, shape), head_from_hf(tensors, shape))
+        check_weights(family, tensors)
+        return Checkpoint(family, shape, from_hf(tensors, shape, family), head_from_hf(tensors, shape, family))
     except BackboneError as error:
         raise BackboneError(f"{folder}: {error}") from error
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from harness.core.errors import ConfigError
-from harness.core.work import LayerCost, ModelCost, Tally, Work
-from harness.encoder.model import HEADS
+from harness.core.work import ModelCost, Tally, Work
+from harness.encoder.model import HEADS, PROJECTION, embedding_costs, layer_cost
 from harness.encoder.shape import EncoderShape
 
 
@@ -35,9 +35,12 @@ def closed_form(
         raise ConfigError(f"--seq-len {seq_len} is outside 1..{shape.max_positions}, the positions of this backbone")
     classifier = HEADS[head](shape.width, labels)
     work = Work()
+    if shape.embedding:
+        work.add(f"{PROJECTION}.0", Tally(1, seq_len, seq_len))
     for index in range(depth):
         work.add(f"layer.{index}", Tally(1, seq_len, seq_len, seq_len**2))
         if heads == "every" or index == depth - 1:
             work.add(f"head.{index}", Tally(1, seq_len, seq_len, seq_len))
-    cost = ModelCost({"layer": LayerCost(shape.width, shape.intermediate), "head": classifier.cost()}, shape.layers, 0)
+    blocks = {"layer": layer_cost(shape), "head": classifier.cost(), **embedding_costs(shape)}
+    cost = ModelCost(blocks, shape.layers, 0)
     return {"linear": cost.flops(work, "linear"), "full": cost.flops(work, "full")}

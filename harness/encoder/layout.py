@@ -22,13 +22,18 @@ from harness.core.errors import ConfigError
 from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.device_kernels import varlen
+from harness.encoder.shape import Reach
 
 
 class SelfAttention(Protocol):
     """What layers need from a batch's layout."""
 
-    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0, reach: Reach | None = None) -> Tensor:
+        """Self-attention within every sample: [rows, 3 D] -> [rows, D].
+
+        Args:
+            reach: what a token attends to, and rotary positions; ``None`` for all tokens, without.
+        """
 
 
 class Attention(SelfAttention, Protocol):
@@ -49,7 +54,7 @@ class Scored(Protocol):
     def pairs(self) -> Tensor:
         """True if query and key are both tokens of one text, bool [B, 1, T, T]."""
 
-    def scores(self, query_key: Tensor, heads: int) -> Tensor:
+    def scores(self, query_key: Tensor, heads: int, reach: Reach | None = None) -> Tensor:
         """Return scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]."""
 
 
@@ -70,10 +75,49 @@ def attend_grid(qkv: tuple[Tensor, ...], mask: Tensor | None, dropout: float = 0
     return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
+def window_of(reach: Reach | None) -> int:
+    """Return the window of the variable-length kernel, 0 for none."""
+    return 0 if reach is None else reach.window
+
+
 def attention_scores(query_key: tuple[Tensor, ...]) -> Tensor:
     """Return scaled attention scores before softmax, unmasked: two of [B, H, T, d] -> [B, H, T, T]."""
     q, k = query_key
     return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+
+Turns = tuple[Tensor, Tensor]  # cosines and sines of the angles by which rotary positions turn rows, float32 [rows, d]
+
+
+def turns(positions: Tensor, base: float, width: int) -> Turns:
+    """Return the angles of rotary positions (integers [rows]) for heads of this width, as in transformers."""
+    rates = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)
+    angles = (positions[:, None].float() * rates).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def turned(x: Tensor, angles: Turns, columns: int) -> Tensor:
+    """Turn the first columns (queries, keys) of rows by their positions: [rows, n D] -> [rows, n D].
+
+    Args:
+        columns: how many.
+    """
+    cos, sin = (part[:, None] for part in angles)
+    heads = x[:, :columns].view(len(x), -1, cos.shape[-1])
+    one, other = heads.chunk(2, -1)
+    new = (heads * cos + torch.cat([-other, one], -1) * sin).to(x.dtype).flatten(1)
+    return torch.cat([new, x[:, columns:]], 1)
+
+
+def near(places: Tensor, longest: int, window: int, mask: Tensor | None = None) -> Tensor:
+    """Return the keys in the window of queries at ``places`` (integers [..., Q]) of their texts: bool [..., Q, T].
+
+    Args:
+        mask: bool, broadcast to that, true where keys are tokens. Padding sees itself at least, as attention over nothing is NaN.
+    """
+    away = places[..., None] - torch.arange(longest, device=places.device)
+    inside = away.abs() <= window
+    return inside if mask is None else inside & mask | (away == 0)
 
 
 class Layout:
@@ -107,6 +151,8 @@ class Layout:
         self._given = offsets
         # No reference cycles (no own root, weak prefixes), so that device memory is freed at once.
         self._root: Layout | None = None
+        self._turns: dict[tuple[float, int], Turns] = {}
+        self._near: dict[int, Tensor] = {}
         self._prefixes: WeakValueDictionary[int, Layout] = WeakValueDictionary()
 
     @property
@@ -156,6 +202,36 @@ class Layout:
         return (torch.arange(self.longest, device=self.device) < lengths[:, None])[:, None, None, :]
 
     @cached_property
+    def places(self) -> Tensor:
+        """Place of every row in its sample, integers [rows], on the device."""
+        rows = torch.arange(self.rows, device=self.device)
+        if self.pad_to:
+            return rows % self.pad_to
+        sizes = self.offsets[1:] - self.offsets[:-1]
+        return rows - torch.repeat_interleave(self.offsets[:-1], sizes, output_size=self.rows)
+
+    def turns(self, base: float, width: int) -> Turns:
+        """Return the angles of rotary positions of all rows, for heads of this width."""
+        key = (base, width)
+        if key not in self._turns:
+            whole = self._root
+            self._turns[key] = (
+                turns(self.places, base, width)
+                if whole is None
+                else tuple(part[: self.rows] for part in whole.turns(*key))  # type: ignore[assignment]
+            )
+        return self._turns[key]
+
+    def seen(self, reach: Reach | None) -> Tensor | None:
+        """Return :attr:`mask`, limited to the window: bool [B or 1, 1, T or 1, T]; ``None`` if all keys may be attended."""
+        if reach is None or reach.within(self.longest):
+            return self.mask
+        if reach.window not in self._near:
+            places = torch.arange(self.longest, device=self.device)[None, None]
+            self._near[reach.window] = near(places, self.longest, reach.window, self.mask)
+        return self._near[reach.window]
+
+    @cached_property
     def pairs(self) -> Tensor:
         """True if query and key are both tokens of their sample, bool [B, 1, T, T]."""
         return self._tensor(self._valid_grid[:, None, :, None] & self._valid_grid[:, None, None, :])
@@ -182,15 +258,21 @@ class Layout:
             x = x.index_select(0, self._to_grid)
         return split_heads(x, self.count, self.longest, parts, heads)
 
-    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        """Self-attention within every sample: [rows, 3 D] -> [rows, D]."""
-        if not self.pad_to and varlen.fits(qkv.device, qkv.dtype, qkv.shape[1] // (3 * heads), dropout):
-            return varlen.attend(qkv, heads, self.bounds, self.longest)
-        out = attend_grid(self.grid(qkv, 3, heads), self.mask, dropout)
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0, reach: Reach | None = None) -> Tensor:
+        """Self-attention within every sample: [rows, 3 D] -> [rows, D]; see :class:`SelfAttention`."""
+        width = qkv.shape[1] // 3
+        if reach is not None:
+            qkv = turned(qkv, self.turns(reach.base, width // heads), 2 * width)
+        if not self.pad_to and varlen.fits(qkv.device, qkv.dtype, width // heads, dropout):
+            return varlen.attend(qkv, heads, self.bounds, self.longest, window_of(reach))
+        out = attend_grid(self.grid(qkv, 3, heads), self.seen(reach), dropout)
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
-    def scores(self, query_key: Tensor, heads: int) -> Tensor:
+    def scores(self, query_key: Tensor, heads: int, reach: Reach | None = None) -> Tensor:
         """Return scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
+        if reach is not None:
+            width = query_key.shape[1]
+            query_key = turned(query_key, self.turns(reach.base, width // (2 * heads)), width)
         return attention_scores(self.grid(query_key, 2, heads))
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
@@ -200,14 +282,17 @@ class Layout:
         keys_values = self.grid(kv, 2, heads)
         return attend_grid((query.view(self.count, heads, 1, -1), *keys_values), self.mask, dropout)
 
-    def tally(self, queries: str = "all", *, ragged: bool = False) -> Tally:
+    def tally(self, queries: str = "all", *, ragged: bool = False, reach: Reach | None = None) -> Tally:
         """Return what one block over this batch executes.
 
         Args:
             queries: ``"first"`` for a head that queries from [CLS] only.
             ragged: attention runs over each sample's own tokens, not on a grid.
+            reach: what a token attends to. Only the ragged kernel skips what is outside; a grid computes and masks it.
         """
-        if ragged:
+        if ragged and reach is not None and reach.window:
+            pairs = sum(reach.pairs(int(length)) for length in self.lengths)
+        elif ragged:
             pairs = int((self.lengths**2).sum()) if queries == "all" else self.valid
         else:
             pairs = self.count * self.longest * (self.longest if queries == "all" else 1)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from harness.core.work import Tally
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import attend_grid, attention_scores, split_heads
-from harness.encoder.model import Encoder, init_weights
-from harness.encoder.shape import ACTIVATIONS
+from harness.encoder.model import Encoder, init_weights, layer_norm
+from harness.encoder.shape import ACTIVATIONS, Reach
 
 ABSENT = -100  # a label that does not count
 
@@ -40,12 +40,14 @@ class RowAttention:
         # Padding attends to padding, so no row of the mask is empty.
         self.mask = None if pieces is None else (pieces[:, None, :, None] == pieces[:, None, None, :])  # [B, 1, T, T]
 
-    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0, reach: Reach | None = None) -> Tensor:
         """[B * T, 3 D] -> [B * T, D]."""
+        assert reach is None  # encoders of BERT's structure only
         return attend_grid(split_heads(qkv, self.count, self.length, 3, heads), self.mask, dropout)
 
-    def scores(self, query_key: Tensor, heads: int) -> Tensor:
+    def scores(self, query_key: Tensor, heads: int, reach: Reach | None = None) -> Tensor:
         """Return scaled attention scores before softmax, unmasked: [B * T, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
+        assert reach is None
         return attention_scores(split_heads(query_key, self.count, self.length, 2, heads))
 
     @property
@@ -63,13 +65,11 @@ def row_states(
 
     Without segments all text is in the first one.
     """
-    table = encoder.segment.weight
-    segment = table[0]
-    # With a single segment, as in DistilBERT, the second text of a pair uses it, too.
-    if segments is not None and len(table) > 1:
+    segment = encoder.only_segment()
+    if segments is not None and encoder.shape.type_vocab > 1:
+        table = encoder.segment.weight
         segment = torch.where((segments > 0)[..., None], table[1], table[0])
-    hidden = encoder.word(ids) + encoder.position(positions) + segment
-    states = [F.dropout(encoder.norm(hidden), encoder.shape.dropout, encoder.training).flatten(0, 1)]
+    states = [encoder.combined(encoder.word(ids), encoder.position(positions), segment).flatten(0, 1)]
     for layer in encoder.layers:
         states.append(layer(states[-1], attention))
     return states
@@ -83,8 +83,9 @@ class MaskedWordModel(nn.Module):
         shape = encoder.shape
         self.encoder = encoder
         self.activation = ACTIVATIONS[shape.activation]
-        self.dense = nn.Linear(shape.width, shape.width)
-        self.norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        narrow = shape.embedding or shape.width
+        self.dense = nn.Linear(shape.width, narrow, bias=shape.biases)
+        self.norm = layer_norm(shape, narrow)
         self.bias = nn.Parameter(torch.zeros(shape.vocab_size))
         init_weights(self.dense)
 
@@ -97,7 +98,7 @@ class MaskedWordModel(nn.Module):
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Return vocabulary logits: [n, D] -> [n, V]."""
-        x = self.dense(hidden)
+        x = self.dense(self.encoder.final_norm(hidden))
         x = F.relu(x) if self.activation == "relu" else F.gelu(x, approximate=self.activation)
         return F.linear(self.norm(x), self.encoder.word.weight, self.bias)
 
@@ -126,7 +127,7 @@ class MaskedWordModel(nn.Module):
         """Return the FLOPs of one training step on ``rows`` rows: matrix products of forward and backward (twice as much)."""
         shape, tokens, guesses = self.encoder.shape, rows * length, rows * budget(share, length)
         layers = shape.layers * self.encoder.cost().flops(Tally(rows, tokens, tokens, rows * length**2), "full")
-        decoder = 2 * guesses * shape.width * (shape.width + shape.vocab_size)
+        decoder = 2 * guesses * (shape.embedding or shape.width) * (shape.width + shape.vocab_size)
         return 3 * (layers + decoder * (shape.layers if every else 1))
 
 

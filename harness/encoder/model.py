@@ -1,75 +1,151 @@
-"""A thin BERT encoder and its classifier heads, one code for training and inference.
+"""A thin encoder and its classifier heads, one code for training and inference.
 
-Equal to ``transformers.BertModel`` layer by layer (tested), with Q, K and V in one matrix product.
+Equal to the encoders of ``transformers`` layer by layer (tested), with Q, K and V in one matrix product. It is BERT's, and whatever
+differs in other families is data in :class:`~harness.encoder.shape.EncoderShape`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.tokens import TokenSet
-from harness.core.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost
-from harness.encoder.device_kernels.packed_linear import activated, plus
+from harness.core.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost, ProjectionCost
+from harness.encoder.device_kernels.packed_linear import activate, activated, plus
 from harness.encoder.layout import Attention, Layout, Scored, SelfAttention
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
 
 
-class EncoderLayer(nn.Module):
-    """One post-norm Transformer layer over ``[rows, width]``."""
+def layer_norm(shape: EncoderShape, width: int) -> nn.LayerNorm:
+    """Return a norm of the encoder's kind."""
+    return nn.LayerNorm(width, eps=shape.norm_eps, bias=shape.biases)
 
-    def __init__(self, shape: EncoderShape) -> None:
+
+def outputs_of(linear: Any, x: Tensor, outputs: slice) -> Tensor:
+    """Compute some outputs of a linear layer; quantised layers (:mod:`harness.engines.int8`) return such a part."""
+    if isinstance(linear, nn.Linear):
+        bias = linear.bias
+        return F.linear(x, linear.weight[outputs], None if bias is None else bias[outputs])
+    found: Tensor = linear.part(outputs)(x)
+    return found
+
+
+PROJECTION = "projection"  # kind of block: embeddings to the width of the layers
+
+
+class EncoderLayer(nn.Module):
+    """One Transformer layer over ``[rows, width]``: post-norm as BERT's, or pre-norm.
+
+    Attributes:
+        norm_attention: after attention; if ``norm_first``, before it.
+        norm_output: after the inner layer; if ``norm_first``, before it.
+    """
+
+    def __init__(self, shape: EncoderShape, index: int = 0) -> None:
         super().__init__()
         width = shape.width
-        self.heads = shape.heads
+        self.heads, self.reach = shape.heads, shape.reach(index)
         self.dropout = shape.dropout
         self.activation = ACTIVATIONS[shape.activation]
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_attention = nn.LayerNorm(width, eps=shape.norm_eps)
-        self.up = nn.Linear(width, shape.intermediate)
-        self.down = nn.Linear(shape.intermediate, width)
-        self.norm_output = nn.LayerNorm(width, eps=shape.norm_eps)
+        self.norm_first, self.gated = shape.norm_first, shape.gated
+        self.qkv = nn.Linear(width, 3 * width, bias=shape.biases)
+        self.out = nn.Linear(width, width, bias=shape.biases)
+        self.norm_attention = nn.Identity() if shape.bare_start and index == 0 else layer_norm(shape, width)
+        self.up = nn.Linear(width, (1 + shape.gated) * shape.intermediate, bias=shape.biases)
+        self.down = nn.Linear(shape.intermediate, width, bias=shape.biases)
+        self.norm_output = layer_norm(shape, width)
+        self.cost = layer_cost(shape)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
     def forward(self, hidden: Tensor, layout: SelfAttention) -> Tensor:
         """[rows, width] -> [rows, width]."""
-        context = layout.attend(self.qkv(hidden), self.heads, self.dropout if self.training else 0.0)
-        return self.close(hidden, context)
+        return self.close(hidden, self.attended(hidden, layout))
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """Return what attention reads of states: [rows, width] -> [rows, width]."""
+        return self.norm_attention(hidden) if self.norm_first else hidden
+
+    def attended(self, hidden: Tensor, layout: SelfAttention) -> Tensor:
+        """Run attention: [rows, width] -> [rows, width]."""
+        dropout = self.dropout if self.training else 0.0
+        return layout.attend(self.qkv(self.read(hidden)), self.heads, dropout, self.reach)
 
     def close(self, hidden: Tensor, context: Tensor) -> Tensor:
         """Run everything after attention, row by row: hidden and context [rows, width] -> [rows, width]."""
-        hidden = self.norm_attention(plus(self.out, context, hidden, self._drop))
-        inner = activated(self.up, hidden, self.activation)
-        return self.norm_output(plus(self.down, inner, hidden, self._drop))
+        hidden = plus(self.out, context, hidden, self._drop)
+        if not self.norm_first:
+            hidden = self.norm_attention(hidden)
+        read = self.norm_output(hidden) if self.norm_first else hidden
+        if self.gated:
+            inner, gate = self.up(read).chunk(2, -1)
+            inner = activate(inner, self.activation) * gate
+        else:
+            inner = activated(self.up, read, self.activation)
+        new = plus(self.down, inner, hidden, self._drop)
+        return new if self.norm_first else self.norm_output(new)
 
     def scores(self, hidden: Tensor, layout: Scored) -> Tensor:
         """Return this layer's attention scores before softmax on its input: [rows, width] -> [B, heads, T, T].
 
         For attention distillation. Projects query and key again, so that :meth:`forward` need not keep them.
         """
-        wanted = 2 * self.out.in_features
-        return layout.scores(F.linear(hidden, self.qkv.weight[:wanted], self.qkv.bias[:wanted]), self.heads)
+        wanted = slice(2 * self.out.in_features)
+        return layout.scores(outputs_of(self.qkv, self.read(hidden), wanted), self.heads, self.reach)
+
+
+class LayerStack(nn.ModuleList):
+    """The layers of an encoder in the order in which they run: the one layer so many times if all share its weights."""
+
+    repeats = 1
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__(EncoderLayer(shape, index) for index in range(shape.blocks))
+        self.repeats = shape.layers // shape.blocks
+
+    def _run(self) -> list[nn.Module]:
+        return list(self._modules.values()) * self.repeats  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self._modules) * self.repeats
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._run())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._run()[index]
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers; the caller decides which layers run on which rows."""
+    """Embeddings and layers; the caller decides which layers run on which rows.
+
+    Attributes:
+        position: position embeddings; ``None`` with rotary positions.
+        segment: segment embeddings; ``None`` if the encoder has none.
+        project: brings embeddings to the width of the layers; :class:`~torch.nn.Identity` if they have it.
+        final_norm: what readers of states apply if layers have pre-norm; else :class:`~torch.nn.Identity`.
+    """
+
+    position: nn.Embedding
+    segment: nn.Embedding
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.shape = shape
-        self.word = nn.Embedding(shape.vocab_size, shape.width)
-        self.position = nn.Embedding(shape.max_positions, shape.width)
-        self.segment = nn.Embedding(shape.type_vocab, shape.width)
-        self.norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
-        self.layers = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.layers))
+        narrow = shape.embedding or shape.width
+        self.word = nn.Embedding(shape.vocab_size, narrow)
+        self.register_module("position", None if shape.rotary else nn.Embedding(shape.max_positions, narrow))
+        self.register_module("segment", nn.Embedding(shape.type_vocab, narrow) if shape.type_vocab else None)
+        self.norm = layer_norm(shape, narrow)
+        self.project = nn.Linear(narrow, shape.width) if shape.embedding else nn.Identity()
+        self.layers = LayerStack(shape)
+        self.final_norm = layer_norm(shape, shape.width) if shape.norm_first else nn.Identity()
         self.apply(init_weights)
 
     @property
@@ -79,6 +155,11 @@ class Encoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.word.weight.device
+
+    def tables(self) -> dict[str, nn.Embedding]:
+        """Return the embedding tables that there are, by name."""
+        every = {"word": self.word, "position": self.position, "segment": self.segment}
+        return {name: table for name, table in every.items() if table is not None}
 
     def embed(self, tokens: TokenSet, layout: Layout, positions: Tensor | None = None) -> Tensor:
         """Return embeddings of a batch laid out as in ``layout``: [rows, width].
@@ -98,11 +179,25 @@ class Encoder(nn.Module):
             ids = ids.new_zeros(layout.rows).index_copy_(0, target, ids)
             segments = segments.new_zeros(layout.rows).index_copy_(0, target, segments)
             position = position.new_zeros(layout.rows).index_copy_(0, target, position)
-        # With a single segment, as in DistilBERT, the second text of a pair uses it, too.
-        segment = self.segment(segments.int()) if self.shape.type_vocab > 1 else self.segment.weight[0]
-        hidden = self.word(ids) + self.position(position) + segment
-        hidden = self.norm(hidden)
-        return F.dropout(hidden, self.shape.dropout, self.training)
+        return self.combined(
+            self.word(ids),
+            None if self.position is None else self.position(position),
+            self.segment(segments.int()) if self.shape.type_vocab > 1 else self.only_segment(),
+        )
+
+    def only_segment(self) -> Tensor | None:
+        """Return the embedding of the first segment; ``None`` if there are no segments.
+
+        With a single one, as in DistilBERT, the second text of a pair uses it, too.
+        """
+        return None if self.segment is None else self.segment.weight[0]
+
+    def combined(self, word: Tensor, position: Tensor | None, segment: Tensor | None) -> Tensor:
+        """Return h^0 from the vectors of words, positions and segments: [..., width]."""
+        hidden = word if position is None else word + position
+        hidden = self.norm(hidden if segment is None else hidden + segment)
+        found: Tensor = self.project(F.dropout(hidden, self.shape.dropout, self.training))
+        return found
 
     def states(self, tokens: TokenSet, layout: Layout, upto: int | None = None) -> Iterator[Tensor]:
         """Yield h^0 (embeddings), h^1, ..., h^upto (default: all layers), each [rows, width]."""
@@ -114,7 +209,17 @@ class Encoder(nn.Module):
 
     def cost(self) -> LayerCost:
         """Cost of one layer."""
-        return LayerCost(self.shape.width, self.shape.intermediate)
+        return layer_cost(self.shape)
+
+
+def layer_cost(shape: EncoderShape) -> LayerCost:
+    """Return the cost of one layer of an encoder."""
+    return LayerCost(shape.width, shape.intermediate, 1 + shape.gated)
+
+
+def embedding_costs(shape: EncoderShape) -> dict[str, BlockCost]:
+    """Return the cost of the matrix behind the embeddings, by its kind of block, if there is one."""
+    return {PROJECTION: ProjectionCost(shape.embedding, shape.width)} if shape.embedding else {}
 
 
 def init_head(head: nn.Module, width: int) -> None:
@@ -147,11 +252,12 @@ class FastBertHead(nn.Module):
         self.out = nn.Linear(self.inner, self.inner)
         self.dense = nn.Linear(self.inner, self.inner)
         self.label = nn.Linear(self.inner, labels)
+        self.norm: nn.Module = nn.Identity()  # of the states; see MultiExitModel
         init_head(self, width)
 
     def forward(self, hidden: Tensor, layout: Attention) -> Tensor:
         """[rows, width] -> logits [B, labels]."""
-        x = torch.tanh(self.narrow(hidden))
+        x = torch.tanh(self.narrow(self.norm(hidden)))
         query = self.query(x.index_select(0, layout.first))
         context = layout.attend_first(query, self.key_value(x), 2, self.dropout if self.training else 0.0)
         return self.label(torch.tanh(self.dense(self.out(context))))
@@ -170,11 +276,12 @@ class LinearHead(nn.Module):
         self.width, self.labels, self.dropout = width, labels, dropout
         self.dense = nn.Linear(width, width)
         self.label = nn.Linear(width, labels)
+        self.norm: nn.Module = nn.Identity()
         init_head(self, width)
 
     def forward(self, hidden: Tensor, layout: Attention) -> Tensor:
         """[rows, width] -> logits [B, labels]."""
-        x = torch.tanh(self.dense(hidden.index_select(0, layout.first)))
+        x = torch.tanh(self.dense(self.norm(hidden.index_select(0, layout.first))))
         return self.label(F.dropout(x, self.dropout, self.training))
 
     def cost(self) -> BlockCost:

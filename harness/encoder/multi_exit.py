@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,14 @@ from harness.core.errors import ConfigError, ResultError
 from harness.core.text_formats import read_json
 from harness.core.work import KeyValueCost, ModelCost
 from harness.encoder.layout import Layout
-from harness.encoder.model import HEADS, Encoder, FastBertHead, LinearHead, parameters_of
+from harness.encoder.model import HEADS, Encoder, FastBertHead, LinearHead, embedding_costs, parameters_of
 from harness.encoder.shape import EncoderShape
 
 
 class MultiExitModel(nn.Module):
     """Encoder, student heads ``C_i`` after the layers in ``exits`` and a teacher head ``C_T`` after the last.
+
+    Between pre-norm layers, states are not normalised: there every head has a copy of the encoder's last norm, and trains it.
 
     Args:
         encoder: its layers are used directly, not copied.
@@ -44,6 +47,9 @@ class MultiExitModel(nn.Module):
         make = HEADS[head]
         self.students = nn.ModuleDict({str(e): make(encoder.shape.width, labels) for e in self.exits})
         self.teacher = make(encoder.shape.width, labels)
+        if encoder.shape.norm_first:
+            for answering in (*self.students.values(), self.teacher):
+                answering.norm = copy.deepcopy(encoder.final_norm)
         self.to(encoder.device)
 
     @property
@@ -71,6 +77,7 @@ class MultiExitModel(nn.Module):
             "layer": self.encoder.cost(),
             "head": self.teacher.cost(),
             "keys": KeyValueCost(self.encoder.shape.width),
+            **embedding_costs(self.encoder.shape),
         }
         return ModelCost(blocks, depth=self.depth, params=parameters_of(self))
 

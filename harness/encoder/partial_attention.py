@@ -11,7 +11,8 @@ from torch import Tensor
 from harness.core.work import SHARE, Tally
 from harness.encoder import transfer
 from harness.encoder.device_kernels import varlen
-from harness.encoder.layout import Layout, attend_grid, running_sums
+from harness.encoder.layout import Layout, attend_grid, near, running_sums, turned
+from harness.encoder.shape import Reach
 
 
 class SomeQueries:
@@ -62,17 +63,35 @@ class SomeQueries:
         valid = np.arange(self.longest)[None, :] < self.counts[:, None]
         return transfer.upload(np.flatnonzero(valid.reshape(-1)), self.layout.device)
 
-    def attend(self, query: Tensor, kv: Tensor, heads: int) -> Tensor:
-        """Attend from every query to all tokens of its sample: query [A, D], kv [rows, 2 D] -> [A, D]."""
-        layout = self.layout
-        if not layout.pad_to and varlen.fits(kv.device, kv.dtype, kv.shape[1] // (2 * heads)):
+    def attend(self, query: Tensor, kv: Tensor, heads: int, reach: Reach | None = None) -> Tensor:
+        """Attend from every query to all tokens of its sample, or to those near it: query [A, D], kv [rows, 2 D] -> [A, D]."""
+        layout, width = self.layout, query.shape[1]
+        if reach is not None:
+            angles = layout.turns(reach.base, width // heads)
+            query = turned(query, (angles[0][self.index], angles[1][self.index]), width)
+            kv = turned(kv, angles, width)
+        if self.is_ragged(reach) and varlen.fits(kv.device, kv.dtype, width // heads):
             return varlen.attend_some(query, kv, heads, self.bounds, layout.bounds, self.longest, layout.longest)
         k, v = layout.grid(kv, 2, heads)
         if self._to_grid is not None:
             query = query.index_select(0, self._to_grid)
         q = query.view(layout.count, self.longest, heads, -1).transpose(1, 2)
-        out = attend_grid((q, k, v), layout.mask)
+        out = attend_grid((q, k, v), self._seen(reach))
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
+
+    def is_ragged(self, reach: Reach | None) -> bool:
+        """Return whether attention may run without a grid: the kernel has no windows around chosen queries."""
+        return not self.layout.pad_to and (reach is None or reach.within(self.layout.longest))
+
+    def _seen(self, reach: Reach | None) -> Tensor | None:
+        """Return the keys that queries may attend to, bool [B, 1, longest or 1, T]; ``None`` for all."""
+        layout = self.layout
+        if reach is None or reach.within(layout.longest):
+            return layout.mask
+        places = layout.places[self.index]
+        if self._to_grid is not None:
+            places = places[self._to_grid]
+        return near(places.view(layout.count, 1, self.longest), layout.longest, reach.window, layout.mask)
 
     def tally(self, *, ragged: bool) -> Tally:
         """Return what a layer executes for the queries; every sample counts by its share of tokens.

@@ -1,37 +1,61 @@
-"""Dimensions of BERT-shaped encoders."""
+"""Dimensions of an encoder, and where its structure differs from BERT's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any, Self
 
 from harness.core.errors import BackboneError
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "relu": "relu"}
-
-# Names of the dimensions in config.json.
-_BERT = {
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "intermediate": "intermediate_size",
-    "activation": "hidden_act",
-    "dropout": "hidden_dropout_prob",
-}
-_DISTILBERT = {
-    "layers": "n_layers",
-    "width": "dim",
-    "heads": "n_heads",
-    "intermediate": "hidden_dim",
-    "activation": "activation",
-    "dropout": "dropout",
-}
+# Fields that say where an encoder differs from BERT. They are shown and stored only where it does, so that keys of earlier
+# results stay valid.
+DIFFERENCES = ("embedding", "shared", "norm_first", "bare_start", "gated", "biases", "rotary", "windows")
 
 
 @dataclass(frozen=True)
+class Reach:
+    """What a token attends to in a layer with rotary positions (Su et al. 2021, arXiv 2104.09864).
+
+    Attributes:
+        base: of the angles.
+        window: tokens on either side; 0 for the whole text.
+    """
+
+    base: float
+    window: int = 0
+
+    def within(self, longest: int) -> bool:
+        """Return whether all tokens of texts of this length see each other."""
+        return not self.window or longest <= self.window + 1
+
+    def pairs(self, length: int) -> int:
+        """Return the query-key pairs of a text."""
+        if self.within(length):
+            return length**2
+        return length * (2 * self.window + 1) - self.window * (self.window + 1)
+
+
+@dataclass(frozen=True, repr=False)
 class EncoderShape:
-    """Dimensions of an encoder; names as in Hugging Face's ``BertConfig`` where those are clear."""
+    """Dimensions of an encoder; names as in Hugging Face's ``BertConfig`` where those are clear.
+
+    The other attributes say where it differs from BERT (:data:`DIFFERENCES`):
+
+    Attributes:
+        max_positions: tokens of the longest text.
+        type_vocab: segments; 0 if it has no segment embeddings.
+        embedding: width of the embeddings if a matrix projects them to ``width``; 0 if they are as wide.
+        shared: all layers have one set of weights.
+        norm_first: each half of a layer normalises its input, not its output, and what reads the states normalises them.
+        bare_start: the first layer's attention reads the embeddings as they are, though ``norm_first``.
+        gated: one half of the inner layer, through the activation, multiplies the other.
+        biases: of linear layers and norms.
+        rotary: bases of the rotary positions, of layers that attend to the whole text and of those with a window; empty: the
+            encoder has position embeddings.
+        windows: for each layer, tokens on either side that a token attends to, 0 for all; empty: all, in every layer.
+    """
 
     layers: int
     width: int
@@ -43,9 +67,17 @@ class EncoderShape:
     norm_eps: float = 1e-12
     activation: str = "gelu"
     dropout: float = 0.1
+    embedding: int = 0
+    shared: bool = False
+    norm_first: bool = False
+    bare_start: bool = False
+    gated: bool = False
+    biases: bool = True
+    rotary: tuple[float, ...] = ()
+    windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.layers, self.width, self.heads, self.intermediate, self.vocab_size) < 1:
+        if min(self.layers, self.width, self.heads, self.intermediate, self.vocab_size, self.max_positions) < 1:
             raise BackboneError(f"encoder shape {self} has a dimension below 1: correct the checkpoint's config.json")
         if self.width % self.heads:
             raise BackboneError(
@@ -55,51 +87,57 @@ class EncoderShape:
             raise BackboneError(
                 f"activation '{self.activation}' is not supported: use a checkpoint with one of {', '.join(ACTIVATIONS)}"
             )
+        if self.rotary and self.head_width % 2:
+            raise BackboneError(
+                f"attention heads {self.head_width} wide cannot have rotary positions: correct the checkpoint's config.json"
+            )
+        for name in ("rotary", "windows"):  # lists in stored models
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def __repr__(self) -> str:
+        return f"EncoderShape({', '.join(f'{name}={value!r}' for name, value in self._said().items())})"
+
+    def _said(self) -> dict[str, Any]:
+        usual = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {n: value for n, value in values.items() if n not in DIFFERENCES or value != usual[n]}
 
     @property
     def head_width(self) -> int:
         """Width of one attention head."""
         return self.width // self.heads
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> EncoderShape:
-        """Read a ``config.json`` of a BERT-shaped checkpoint, BERT's or DistilBERT's.
+    @property
+    def blocks(self) -> int:
+        """Number of layers with weights of their own."""
+        return 1 if self.shared else self.layers
 
-        Raises:
-            BackboneError: a dimension is missing or the architecture is not BERT's.
-        """
-        if not isinstance(config, Mapping):
-            raise BackboneError("config.json is not a JSON object: choose a BERT-shaped checkpoint")
-        # RoBERTa and similar models name tensors as BERT does but count positions from 2, so results would be wrong.
-        kind = config.get("model_type", "bert")
-        if kind not in ("bert", "distilbert"):
-            raise BackboneError(
-                f"config.json is that of '{kind}': choose a checkpoint whose model_type is 'bert' or 'distilbert'"
-            )
-        names = _DISTILBERT if kind == "distilbert" else _BERT
-        if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
-            raise BackboneError("only encoders with absolute positions are supported: choose a BERT-shaped checkpoint")
-        try:
-            return cls(
-                layers=int(config[names["layers"]]),
-                width=int(config[names["width"]]),
-                heads=int(config[names["heads"]]),
-                intermediate=int(config[names["intermediate"]]),
-                vocab_size=int(config["vocab_size"]),
-                max_positions=int(config["max_position_embeddings"]),
-                # DistilBERT has no segments; it gets one, of zeros (see harness.encoder.checkpoint).
-                type_vocab=int(config.get("type_vocab_size", 2)) if kind == "bert" else 1,
-                norm_eps=float(config.get("layer_norm_eps", 1e-12)) if kind == "bert" else 1e-12,
-                activation=str(config.get(names["activation"], "gelu")),
-                dropout=float(config.get(names["dropout"], 0.1)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BackboneError(
-                f"config.json is not that of a BERT-shaped encoder ({error!r}): choose another checkpoint"
-            ) from error
+    @property
+    def is_bert(self) -> bool:
+        """Whether the structure is BERT's; dimensions aside."""
+        return not set(DIFFERENCES) & set(self._said())
+
+    def reach(self, layer: int) -> Reach | None:
+        """Return what a token attends to in a layer; ``None`` for the whole text without rotary positions."""
+        if not self.rotary:
+            return None
+        window = self.windows[layer] if self.windows else 0
+        return Reach(self.rotary[-1] if window else self.rotary[0], window)
+
+    def of_layers(self, chosen: Sequence[int]) -> Self:
+        """Return the shape of an encoder of some of the layers, in that order."""
+        windows = tuple(self.windows[layer] for layer in chosen) if self.windows else ()
+        start = self.bare_start and chosen[0] == 0
+        return replace(self, layers=len(chosen), windows=windows, bare_start=start)
 
     def to_hf(self) -> dict[str, Any]:
-        """Return the ``config.json`` that ``transformers.BertModel`` reads."""
+        """Return the ``config.json`` that ``transformers.BertModel`` reads.
+
+        Raises:
+            BackboneError: the structure is not BERT's.
+        """
+        if not self.is_bert:
+            raise BackboneError(f"{self} cannot be written as a BERT: choose a backbone whose layers are BERT's")
         return {
             "architectures": ["BertModel"],
             "model_type": "bert",
@@ -118,7 +156,8 @@ class EncoderShape:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the fields, without differences from BERT that there are not."""
+        return {name: value for name, value in asdict(self).items() if name in self._said()}
 
 
 def _bert(layers: int, width: int, vocab_size: int = 30522) -> EncoderShape:

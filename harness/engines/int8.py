@@ -43,10 +43,10 @@ class Int8Linear(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.register_buffer("scale", scale)
         self._parts: dict[tuple[int | None, int | None], Int8Linear] = {}
 
@@ -55,18 +55,21 @@ class Int8Linear(nn.Module):
         """Quantise a linear layer, which stays as it is."""
         weight = linear.weight.detach()
         scale = steps(weight)
-        return cls((weight / scale).round().to(torch.int8), scale[:, 0], linear.bias.detach().clone())
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        return cls((weight / scale).round().to(torch.int8), scale[:, 0], bias)
 
     def forward(self, x: Tensor) -> Tensor:
         scale = steps(x)
         products = torch._int_mm((x / scale).round_().to(torch.int8), self.weight.t())  # int32 [rows, out]
-        return products.float().mul_(scale).mul_(self.scale).add_(self.bias)
+        found = products.float().mul_(scale).mul_(self.scale)
+        return found if self.bias is None else found.add_(self.bias)
 
     def part(self, outputs: slice) -> Int8Linear:
         """Return the layer of some outputs: views of the weights, made on first use."""
         key = (outputs.start, outputs.stop)
         if key not in self._parts:
-            self._parts[key] = type(self)(self.weight[outputs], self.scale[outputs], self.bias[outputs])
+            bias = None if self.bias is None else self.bias[outputs]
+            self._parts[key] = type(self)(self.weight[outputs], self.scale[outputs], bias)
         return self._parts[key]
 
 

@@ -22,9 +22,11 @@ from harness.contracts import OperatingPoint, Predictions
 from harness.core.clock import Phases
 from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
-from harness.core.work import Work
-from harness.encoder.layout import Layout
+from harness.core.work import Tally, Work
+from harness.encoder.layout import Layout, near, turned, turns
+from harness.encoder.model import PROJECTION
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import Reach
 from harness.execution.arrangement import arrange, cut, windows
 from harness.toolkit.fitted import FullDepth
 
@@ -51,22 +53,32 @@ class _Grid:
     def __init__(self, mask: Tensor) -> None:
         self.count, self.longest = mask.shape
         self.first = torch.arange(self.count) * self.longest
-        self._bias = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)[:, None, None, :]
+        self._mask = mask[:, None, None, :]
+        self._bias = self._bias_of(self._mask)
+
+    def _bias_of(self, mask: Tensor) -> Tensor:
+        return torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
 
     def _parts(self, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
         return x.view(self.count, self.longest, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + self._bias
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
         return scores.softmax(-1) @ v  # [B, heads, queries, D / heads]
 
-    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        out = self._attend(*self._parts(qkv, 3, heads))
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0, reach: Reach | None = None) -> Tensor:
+        bias = self._bias
+        if reach is not None:
+            width, places = qkv.shape[1] // 3, torch.arange(self.longest)
+            qkv = turned(qkv, turns(places.repeat(self.count), reach.base, width // heads), 2 * width)
+            if reach.window:
+                bias = self._bias_of(near(places[None, None], self.longest, reach.window, self._mask))
+        out = self._attend(*self._parts(qkv, 3, heads), bias)
         return out.transpose(1, 2).reshape(self.count * self.longest, -1)
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         k, v = self._parts(kv, 2, heads)
-        return self._attend(query.view(self.count, heads, 1, -1), k, v).reshape(self.count, -1)
+        return self._attend(query.view(self.count, heads, 1, -1), k, v, self._bias).reshape(self.count, -1)
 
 
 class _Padded(nn.Module):
@@ -79,9 +91,9 @@ class _Padded(nn.Module):
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
         encoder, grid = self.encoder, _Grid(mask)
         # As in Encoder.embed.
-        segment = encoder.segment(segments) if encoder.shape.type_vocab > 1 else encoder.segment.weight[0]
-        hidden = encoder.word(ids) + encoder.position.weight[: grid.longest] + segment
-        hidden = encoder.norm(hidden).flatten(0, 1)
+        segment = encoder.segment(segments) if encoder.shape.type_vocab > 1 else encoder.only_segment()
+        position = None if encoder.position is None else encoder.position.weight[: grid.longest]
+        hidden = encoder.combined(encoder.word(ids), position, segment).flatten(0, 1)
         for layer in encoder.layers:
             hidden = layer(hidden, grid)
         return self.head(hidden, grid)
@@ -157,6 +169,8 @@ class OnnxGraph(FullDepth):
                     (found,) = self._session.run(None, dict(zip(INPUTS, (ids, segments, mask), strict=True)))
                     logits[arranged.order[first:last]] = found
                     layout = Layout(lengths, longest, tokens.device)
+                    if self.model.encoder.shape.embedding:
+                        work.add(f"{PROJECTION}.0", Tally(layout.count, layout.rows, layout.valid))
                     for index in range(depth):
                         work.add(f"layer.{index}", layout.tally())
                     work.add(f"head.{depth - 1}", layout.tally("first"))

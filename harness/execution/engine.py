@@ -7,16 +7,16 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally
 from harness.encoder.device_kernels import varlen
 from harness.encoder.layout import Attention, Layout
-from harness.encoder.model import EncoderLayer
+from harness.encoder.model import EncoderLayer, outputs_of
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.partial_attention import SomeQueries
+from harness.encoder.shape import Reach
 from harness.kernels.compiled_code import own_compiler_caches
 
 # A lane is the memory of one batch in flight. Batches in flight at the same time need one each. Samples that leave their
@@ -59,9 +59,12 @@ class Engine:
         """Return a result of :meth:`layer` or :meth:`head` that stays valid after later blocks."""
         return tensor
 
-    def layer_tally(self, layout: Layout) -> Tally:
-        """Return what :meth:`layer` executes."""
-        return layout.tally(ragged=self._layer_ragged and not layout.pad_to)
+    def layer_tally(self, index: int, layout: Layout) -> Tally:
+        """Return what :meth:`layer` executes for layer ``index``."""
+        return layout.tally(ragged=self._layer_ragged and not layout.pad_to, reach=self._reach(index))
+
+    def _reach(self, index: int) -> Reach | None:
+        return self.model.encoder.shape.reach(index)
 
     def head_tally(self, layout: Layout) -> Tally:
         """Return what :meth:`head` executes."""
@@ -72,7 +75,7 @@ class Engine:
         layer: Any = self.model.encoder.layers[index]
         # The compiler specialises on sizes 0 and 1, so a single row would be compiled separately.
         close = self._close if len(hidden) > 1 else EncoderLayer.close
-        return close(layer, hidden, attention.attend(layer.qkv(hidden), layer.heads))
+        return close(layer, hidden, layer.attended(hidden, attention))
 
     def run_some(self, index: int, active: Tensor, hidden: Tensor, attention: SomeQueries) -> Tensor:
         """Run layer ``index`` for some rows that attend to all: active [A, width], hidden [rows, width] -> [A, width].
@@ -81,26 +84,19 @@ class Engine:
         """
         layer: Any = self.model.encoder.layers[index]
         width = hidden.shape[1]
-        query = _some_outputs(layer.qkv, active, slice(None, width))
-        context = attention.attend(query, _some_outputs(layer.qkv, hidden, slice(width, None)), layer.heads)
+        query = outputs_of(layer.qkv, layer.read(active), slice(None, width))
+        keys_values = outputs_of(layer.qkv, layer.read(hidden), slice(width, None))
+        context = attention.attend(query, keys_values, layer.heads, layer.reach)
         close = self._close if len(active) > 1 else EncoderLayer.close
         return close(layer, active, context)
 
-    def some_tally(self, attention: SomeQueries) -> Tally:
+    def some_tally(self, index: int, attention: SomeQueries) -> Tally:
         """Return what :meth:`run_some` executes for those rows; see :meth:`SomeQueries.left` for the others."""
-        ragged = self._layer_ragged and not attention.layout.pad_to
-        return attention.tally(ragged=ragged)
+        return attention.tally(ragged=self._layer_ragged and attention.is_ragged(self._reach(index)))
 
     def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
         """Run the head itself, in any memory."""
         return self.model.student(exit_layer)(hidden, attention).float()
-
-
-def _some_outputs(linear: Any, x: Tensor, outputs: slice) -> Tensor:
-    """Compute some outputs of a linear layer; quantised layers (:mod:`harness.engines.int8`) return such a part."""
-    if isinstance(linear, nn.Linear):
-        return F.linear(x, linear.weight[outputs], linear.bias[outputs])
-    return linear.part(outputs)(x)
 
 
 @cache

@@ -22,8 +22,9 @@ from harness.contracts import Execution
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally
 from harness.encoder.device_kernels import varlen
-from harness.encoder.layout import Attention, Layout, attend_grid, split_heads
+from harness.encoder.layout import Attention, Layout, attend_grid, near, split_heads, turned, turns, window_of
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import Reach
 from harness.execution.engine import SIDE, Engine
 
 _STEPS = 16  # sizes per doubling: rounding up adds 2 % of rows on average, 6 % at most
@@ -114,6 +115,12 @@ class CudaRecorder:
         return graph.replay
 
 
+def _turned_in(qkv: Tensor, places: Tensor, heads: int, reach: Reach) -> Tensor:
+    """Turn queries and keys of rows at ``places`` (integers [rows]) of their samples."""
+    width = qkv.shape[1] // 3
+    return turned(qkv, turns(places, reach.base, width // heads), 2 * width)
+
+
 class _PackedAttention:
     """Attention of packed samples whose bounds are in a buffer, cut off at ``rows``."""
 
@@ -125,8 +132,13 @@ class _PackedAttention:
     def first(self) -> Tensor:
         return self._bounds[:-1].clamp(max=self._rows - 1).long()
 
-    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        return varlen.attend(qkv, heads, self._bounds, self._longest)
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0, reach: Reach | None = None) -> Tensor:
+        if reach is not None:
+            rows = torch.arange(self._rows, dtype=torch.int32, device=qkv.device)
+            # Rows beyond the batch are never read, so any place will do.
+            starts = self._bounds[torch.searchsorted(self._bounds, rows, right=True, out_int32=True) - 1]
+            qkv = _turned_in(qkv, rows - starts, heads, reach)
+        return varlen.attend(qkv, heads, self._bounds, self._longest, window_of(reach))
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         return varlen.attend_first(query, kv, heads, self._bounds, self._longest)
@@ -145,8 +157,14 @@ class _PaddedAttention:
     def first(self) -> Tensor:
         return torch.arange(self._count, device=self._mask.device) * self._pad_to
 
-    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        return attend_grid(split_heads(qkv, self._count, self._pad_to, 3, heads), self._mask)
+    def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0, reach: Reach | None = None) -> Tensor:
+        mask = self._mask
+        if reach is not None:
+            places = torch.arange(self._pad_to, device=qkv.device)
+            qkv = _turned_in(qkv, places.repeat(self._count), heads, reach)
+            if not reach.within(self._pad_to):
+                mask = near(places, self._pad_to, reach.window, mask)
+        return attend_grid(split_heads(qkv, self._count, self._pad_to, 3, heads), mask)
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
         keys_values = split_heads(kv, self._count, self._pad_to, 2, heads)
@@ -265,16 +283,18 @@ class GraphEngine(Engine):
     def keep(self, tensor: Tensor) -> Tensor:
         return tensor.clone()
 
-    def layer_tally(self, layout: Layout) -> Tally:
-        return self._tally(layout, every=True)
+    def layer_tally(self, index: int, layout: Layout) -> Tally:
+        return self._tally(layout, every=True, reach=self._reach(index))
 
     def head_tally(self, layout: Layout) -> Tally:
         return self._tally(layout, every=False)
 
-    def _tally(self, layout: Layout, *, every: bool) -> Tally:
+    def _tally(self, layout: Layout, *, every: bool, reach: Reach | None = None) -> Tally:
         """Return what runs, stale rows included."""
         rows = self.bounds.size(layout)
         if self.bounds.pad_to:
             return Tally(layout.count, rows, layout.valid, rows * (self.bounds.pad_to if every else 1))
         sizes = np.diff(np.minimum(layout.root.starts, rows))
+        if every and reach is not None and reach.window:
+            return Tally(layout.count, rows, layout.valid, sum(reach.pairs(int(size)) for size in sizes))
         return Tally(layout.count, rows, layout.valid, int((sizes**2).sum() if every else sizes.sum()))

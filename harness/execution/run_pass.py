@@ -23,7 +23,7 @@ from harness.core.tokens import TokenSet
 from harness.core.work import BEFORE, Tally, Work, record
 from harness.encoder import transfer
 from harness.encoder.layout import Layout
-from harness.encoder.model import Gate
+from harness.encoder.model import PROJECTION, Gate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.transfer import HostCopy
 from harness.execution.arrangement import Arranged, arrange, cut
@@ -134,12 +134,15 @@ class Pass:
         tokens, positions = self.arranged.batch(first, last)
         pad_to = self.execution.max_length if self.execution.protocol == "paper" else None
         layout = Layout(self.lengths[first:last], pad_to, self.device, tokens.offsets)
-        record("embed", Tally(layout.count, layout.rows, layout.valid))
+        size = Tally(layout.count, layout.rows, layout.valid)
+        record("embed", size)
+        if self.model.encoder.shape.embedding:
+            self.work.add(f"{PROJECTION}.0", size)
         return self.engine.embed(tokens, layout, positions, lane), layout
 
     def layer(self, index: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
         """Run and count layer ``index``."""
-        self.work.add(f"layer.{index}", self.engine.layer_tally(layout))
+        self.work.add(f"layer.{index}", self.engine.layer_tally(index, layout))
         return self.engine.layer(index, hidden, layout, lane)
 
     def head(self, exit_layer: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:

@@ -57,6 +57,10 @@ def run(args: argparse.Namespace) -> int:
     device = plan.device_of(args)
     recipe = PretrainRecipe.from_options(args, **method.general_recipe)
     teacher = load_backbone(args.teacher, args.lang, device=device)
+    if not teacher.shape.is_bert:
+        raise ConfigError(
+            f"teacher '{teacher.name}' has layers or embeddings unlike BERT's, and students are written as a BERT: choose another"
+        )
     longest = teacher.shape.max_positions
     if args.length > longest:
         raise ConfigError(f"--length {args.length}: the teacher has only {longest} positions: choose a smaller length")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from harness.core.errors import ResultError
 from harness.core.files import write_atomic, write_json, write_text
 from harness.encoder import checkpoint
+from harness.encoder.families.bert_family import BERT
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
@@ -40,8 +41,8 @@ def tensors_of(model: MaskedWordModel | Encoder, shape: EncoderShape, *, one_seg
     if isinstance(model, MaskedWordModel):
         for part in ("dense", "norm"):
             for kind in ("weight", "bias"):
-                found[f"{checkpoint.HEAD[part]}.{kind}"] = getattr(getattr(model, part), kind)
-        found[checkpoint.HEAD["bias"]] = model.bias
+                found[f"{BERT.head[part]}.{kind}"] = getattr(getattr(model, part), kind)
+        found[BERT.head["bias"]] = model.bias
     return {name: value.detach().cpu().half().contiguous() for name, value in found.items()}
 
 

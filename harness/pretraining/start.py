@@ -69,6 +69,10 @@ def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> dict[st
     """
     found = checkpoint.read(folder)
     theirs, state = found.shape, found.state
+    if not theirs.is_bert:
+        raise BackboneError(
+            f"--init-from {folder}: its structure is not BERT's: name another backbone, or leave it out"
+        )
     ours = model.encoder.shape
     for name in ("width", "heads", "intermediate", "activation"):
         if getattr(theirs, name) != getattr(ours, name):

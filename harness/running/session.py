@@ -29,7 +29,7 @@ from harness.core.files import cache_root, content_key, require_space
 from harness.core.names import LONGEST_FILE_NAME, check_label, clean
 from harness.core.tokens import Task
 from harness.encoder import miniature
-from harness.encoder.backbone import EMBEDDED, Backbone, load_backbone
+from harness.encoder.backbone import EMBEDDED, Backbone, check_length, load_backbone, shape_of
 from harness.engines.choice import check_engine, check_executor, execution_on, on_engine
 from harness.execution.engines import singly
 from harness.measure.passes import Contender
@@ -170,10 +170,12 @@ class Session:
         """
         named = {self.settings.profile.backbones.get(language) for language in ("en", "zh")}
         if self.settings.source == "embedded" and named == {EMBEDDED}:
+            check_length(EMBEDDED, shape_of(EMBEDDED), self.settings.profile.max_length)
             return
         raw, key = self._raw, (self.backbone_name, self._language)
         self._tell(raw.remarks)
         backbone = backbones[key] if key in backbones else backbones.setdefault(key, self.backbone)
+        check_length(self.backbone_name, backbone.shape, self.settings.profile.max_length)
         for split in (raw.train, raw.dev, raw.test):
             few = split.select(range(min(len(split), _TRIED)))
             backbone.encode(few.texts, few.pairs, max_length=self.settings.profile.max_length)

@@ -1,6 +1,7 @@
 """Data augmentation: copies of a train split with some words replaced (TinyBERT, arXiv 1909.10351, algorithm 1).
 
-A word is a piece and the "##" pieces that follow it; in Chinese, a character. In every copy, every word with a letter in it is
+A word is a piece and those that continue it ("##" pieces of WordPiece, those without a mark of byte-level BPE and Unigram); in
+Chinese, a character. In every copy, every word with a letter in it is
 replaced with probability ``p`` by one of ``M`` equally likely candidates:
 
 * for a word of one piece, the most probable words in its place according to the backbone's masked-word head, which sees all
@@ -8,7 +9,7 @@ replaced with probability ``p`` by one of ``M`` equally likely candidates:
 * for a word of several pieces, and for every word if the backbone has no such head, the nearest neighbours (cosine) among the
   backbone's word embeddings (several pieces: their mean). The paper uses GloVe for these words.
 
-Candidates are pieces that begin a word: no "##" pieces, special or unused tokens, or punctuation, and never the word itself.
+Candidates are pieces that begin a word: no continuing, special or unused tokens, or punctuation, and never the word itself.
 Each is a single piece, so no copy is longer than its original. [CLS], [SEP] and segments do not change.
 
 The released code differs: it never replaces a list of English function words, shows the head the original sentence beside the
@@ -37,6 +38,8 @@ from harness.encoder.masked_words import MaskedWordModel, masked_word_model
 from harness.toolkit.training import LayerPasses, TrainingReport, training_layout
 
 _TOKENS = 8192  # of a batch through the encoder
+# Of WordPiece, before a piece that continues a word; of byte-level BPE and of Unigram, before one that begins a word.
+_CONTINUES, _BYTES, _UNIGRAM = "##", "\u0120", "\u2581"
 _QUERIES = 1024  # words that look for neighbours at a time
 
 
@@ -82,7 +85,7 @@ class Pieces:
 
     Attributes:
         special: special tokens such as [CLS], and unused ones such as "[unused7]".
-        continues: begin with "##".
+        continues: continue a word.
         lettered: have a letter (or a Chinese character).
     """
 
@@ -96,11 +99,16 @@ class Pieces:
         names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         known = set(tokenizer.all_special_ids)
         special = [i in known or (n[0] == "[" and n[-1] == "]" and len(n) > 2) for i, n in enumerate(names)]
-        return cls(
-            np.array(special),
-            np.array([name.startswith("##") for name in names]),
-            np.array([any(map(str.isalpha, name)) for name in names]),
-        )
+        mark = max((_CONTINUES, _BYTES, _UNIGRAM), key=lambda one: sum(name.startswith(one) for name in names))
+        # Names of byte-level pieces stand for bytes.
+        texts = [tokenizer.convert_tokens_to_string([name]) for name in names] if mark == _BYTES else names
+        continues = [
+            name.startswith(mark)
+            if mark == _CONTINUES
+            else not (name.startswith(mark) or "\u3400" <= text[:1] <= "\u9fff")
+            for name, text in zip(names, texts, strict=True)
+        ]
+        return cls(np.array(special), np.array(continues), np.array([any(map(str.isalpha, text)) for text in texts]))
 
     @property
     def candidates(self) -> np.ndarray:

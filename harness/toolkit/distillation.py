@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from harness.contracts import Fitted
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
-from harness.encoder.layout import Layout, Scored
+from harness.encoder.layout import Layout, Scored, near
 from harness.encoder.model import Encoder, EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.fitted import FittedModel, FullDepth
@@ -109,9 +109,9 @@ def uniform_map(teacher: int, student: int) -> list[int]:
 
 def take_layers(encoder: Encoder, layers: Sequence[int], dropout: float | None = None) -> Encoder:
     """Return a new encoder with copies of the embeddings and the given layers, in that order. ``dropout``: None keeps it."""
-    shape = replace(encoder.shape, layers=len(layers))
+    shape = encoder.shape.of_layers(layers)
     student = Encoder(shape if dropout is None else replace(shape, dropout=dropout)).to(encoder.device)
-    for part in ("word", "position", "segment", "norm"):
+    for part in (*encoder.tables(), "norm", "project", "final_norm"):
         getattr(student, part).load_state_dict(getattr(encoder, part).state_dict())
     for new, old in zip(student.layers, layers, strict=True):
         new.load_state_dict(encoder.layers[old].state_dict())
@@ -123,6 +123,15 @@ def layer_scores(encoder: Encoder, index: int, states: Sequence[Tensor], layout:
     layer = encoder.layers[index]
     assert isinstance(layer, EncoderLayer)
     return layer.scores(states[index], layout)
+
+
+def layer_pairs(encoder: Encoder, index: int, layout: Scored) -> Tensor:
+    """Return the pairs of tokens that attend to each other in layer ``index``: bool [B, 1, T, T]."""
+    reach, pairs = encoder.shape.reach(index), layout.pairs
+    longest = pairs.shape[-1]
+    if reach is None or reach.within(longest):
+        return pairs
+    return pairs & near(torch.arange(longest, device=pairs.device), longest, reach.window)
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from harness.core.clock import now, synchronise
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, TokenSet
-from harness.core.work import LayerCost
 from harness.encoder.layout import Layout
 from harness.encoder.model import EncoderLayer, FastBertHead, Gate, LinearHead
 from harness.toolkit.method_settings import Precision, Recipe
@@ -113,7 +112,7 @@ class LayerPasses:
         hidden, layout = args
         self.count += layout.count
         assert isinstance(module, EncoderLayer)
-        forward = LayerCost(module.qkv.in_features, module.up.out_features).flops(layout.tally(), "linear")
+        forward = module.cost.flops(layout.tally(), "linear")
         # Backward: as much again for the gradient of the input, and as much for the gradient of the weights.
         ways = 1 + (hidden.requires_grad + module.qkv.weight.requires_grad if output.requires_grad else 0)
         self.flops += forward * ways

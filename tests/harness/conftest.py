@@ -99,7 +99,7 @@ def make_backbone() -> Callable[..., Backbone]:
 
     def make(language: str = "en", layers: int = 3) -> Backbone:
         tokenizer = miniature.tokenizer(language)
-        shape = EncoderShape(layers, 8, 2, 16, len(tokenizer), 64)
+        shape = EncoderShape(layers, 8, 2, 16, len(tokenizer), 128)
         encoder = Encoder(shape)
         scatter(encoder, 0.3, 7)
         state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}

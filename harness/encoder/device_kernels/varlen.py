@@ -29,16 +29,17 @@ def _new_enough(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def attend(qkv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
+def attend(qkv: Tensor, heads: int, bounds: Tensor, longest: int, window: int = 0) -> Tensor:
     """Self-attention within every sequence: [rows, 3 D] -> [rows, D].
 
     Args:
         bounds: int32 [B + 1], rows at which sequences begin, and where the last one ends. Rows beyond the last bound get
             arbitrary values.
         longest: at least the tokens of the longest sequence.
+        window: tokens on either side that a token attends to; 0 for all.
     """
     q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # [rows, H, d] each
-    return _kernel(q, k, v, bounds, bounds, longest, longest)
+    return _kernel(q, k, v, bounds, bounds, longest, longest, window)
 
 
 def attend_first(query: Tensor, kv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
@@ -61,7 +62,14 @@ def attend_some(
 
 
 def _kernel(
-    q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, q_longest: int, k_longest: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_bounds: Tensor,
+    k_bounds: Tensor,
+    q_longest: int,
+    k_longest: int,
+    window: int = 0,
 ) -> Tensor:
     """Call the kernel at any head width: zero padding changes nothing if queries are rescaled."""
     width = q.shape[-1]
@@ -72,5 +80,6 @@ def _kernel(
     from torch.nn.attention.varlen import varlen_attn  # imports torch's compiler, which takes a second
 
     # Seven positional arguments: names and order of further ones differ between versions of torch.
-    out: Tensor = varlen_attn(q, k, v, q_bounds, k_bounds, q_longest, k_longest)  # type: ignore[assignment]
+    more = {"window_size": (window, window)} if window else {}
+    out: Tensor = varlen_attn(q, k, v, q_bounds, k_bounds, q_longest, k_longest, **more)  # type: ignore[assignment]
     return out[..., :width].reshape(len(q), -1)

@@ -120,10 +120,16 @@ BROKEN = {
     "unknown activation": (lambda f: _config(f, hidden_act="swish"), "swish"),
     "relative positions": (lambda f: _config(f, position_embedding_type="relative_key"), "absolute positions"),
     "decoder": (lambda f: _config(f, is_decoder=True), "encoders"),
-    "another architecture": (lambda f: _config(f, model_type="roberta"), "roberta"),
+    "another architecture": (
+        lambda f: _config(f, model_type="xlnet"),
+        "'xlnet', which is not known: .* bert, roberta, xlm-",
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
     "broken weights": (lambda f: (f / "model.safetensors").write_bytes(b"\x05\0\0\0junk"), "fetch it again"),
-    "no BERT": (lambda f: save_file({"a": torch.ones(1)}, f / "model.safetensors"), "not BERT-shaped"),
+    "no BERT": (
+        lambda f: save_file({"a": torch.ones(1)}, f / "model.safetensors"),
+        "no tensor .embeddings.word_embeddings.weight., which config.json promises",
+    ),
 }
 
 

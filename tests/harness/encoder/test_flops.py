@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,8 +86,23 @@ def test_the_closed_form_equals_a_pass_over_one_sample(
     assert expected == {kind: model.cost().flops(work, kind) for kind in ("linear", "full")}  # type: ignore[arg-type]
 
 
-# layers, width, heads, intermediate
-SHAPES = [(4, 16, 2, 24), (3, 24, 3, 20), (5, 8, 1, 40)]
+SMALL = EncoderShape(layers=4, width=16, heads=2, intermediate=24, vocab_size=50, max_positions=16)
+SHAPES = {
+    "a": SMALL,
+    "b": replace(SMALL, layers=3, width=24, heads=3, intermediate=20),
+    "c": replace(SMALL, layers=5, width=8, heads=1, intermediate=40),
+    "narrow embeddings, shared layers": replace(SMALL, embedding=8, shared=True),
+    "gates, windows": replace(
+        SMALL,
+        type_vocab=0,
+        norm_first=True,
+        bare_start=True,
+        gated=True,
+        biases=False,
+        rotary=(1e5, 1e4),
+        windows=(0, 2, 2, 0),
+    ),
+}
 LENGTHS = [5, 1, 12, 9, 12, 2, 7, 7]
 
 
@@ -116,13 +132,13 @@ def runs(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> dict[
 def test_full_equals_torchs_flop_counter(
     make_model: Callable[..., MultiExitModel],
     make_tokens: Callable[..., TokenSet],
-    sizes: tuple[int, int, int, int],
+    sizes: str,
     executor: str,
     protocol: str,
     head: str,
 ) -> None:
     """The executors' counts equal torch's for every executor, layout, head and shape."""
-    model = make_model(labels=3, head=head, shape=EncoderShape(*sizes, vocab_size=50, max_positions=16))
+    model = make_model(labels=3, head=head, shape=SHAPES[sizes])
     tokens = make_tokens(LENGTHS)
     execution = Execution(batch_size=3, protocol=protocol, executor=executor, max_length=13)  # type: ignore[arg-type]
     for name, run in runs(model, tokens, execution).items():
