@@ -112,7 +112,7 @@ def _rows(what: str, profile: str | None = None) -> list[tuple[str, ...]]:
     shapes = {EMBEDDED: shape_of(EMBEDDED), **KNOWN_SHAPES}
     return [
         *((n, f"{s.layers} layers", f"width {s.width}", f"vocabulary {s.vocab_size}") for n, s in shapes.items()),
-        ("FOLDER or hub id", "any BERT-shaped checkpoint in safetensors", "", ""),
+        ("FOLDER or hub id", "a checkpoint of a known family, in safetensors", "", ""),
     ]
 
 

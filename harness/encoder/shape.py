@@ -164,6 +164,25 @@ def _bert(layers: int, width: int, vocab_size: int = 30522) -> EncoderShape:
     return EncoderShape(layers, width, width // 64, 4 * width, vocab_size)
 
 
+_ROBERTA = EncoderShape(12, 768, 12, 3072, 50265, type_vocab=1, norm_eps=1e-5)
+_MODERNBERT = EncoderShape(
+    layers=22,
+    width=768,
+    heads=12,
+    intermediate=1152,
+    vocab_size=50368,
+    max_positions=8192,
+    type_vocab=0,
+    norm_eps=1e-5,
+    dropout=0.0,
+    norm_first=True,
+    bare_start=True,
+    gated=True,
+    biases=False,
+    rotary=(160_000.0, 10_000.0),
+    windows=tuple(64 if layer % 3 else 0 for layer in range(22)),
+)
+
 # Shapes of public checkpoints (from their config.json), so that FLOPs can be computed offline.
 KNOWN_SHAPES: dict[str, EncoderShape] = {
     "bert-base-uncased": _bert(12, 768),
@@ -171,6 +190,12 @@ KNOWN_SHAPES: dict[str, EncoderShape] = {
     "bert-base-chinese": _bert(12, 768, 21128),
     "bert-base-multilingual-cased": _bert(12, 768, 119547),
     "hfl/chinese-roberta-wwm-ext": _bert(12, 768, 21128),
+    "roberta-base": _ROBERTA,
+    "xlm-roberta-base": replace(_ROBERTA, vocab_size=250002),
+    "google/electra-small-discriminator": replace(_bert(12, 256), embedding=128),
+    "google/electra-base-discriminator": _bert(12, 768),
+    "albert-base-v2": replace(_bert(12, 768, 30000), activation="gelu_new", dropout=0.0, embedding=128, shared=True),
+    "answerdotai/ModernBERT-base": _MODERNBERT,
     "distilbert-base-uncased": EncoderShape(6, 768, 12, 3072, 30522, type_vocab=1),
     "distilbert-base-multilingual-cased": EncoderShape(6, 768, 12, 3072, 119547, type_vocab=1),
     "huawei-noah/TinyBERT_General_4L_312D": EncoderShape(4, 312, 12, 1200, 30522),

@@ -34,7 +34,7 @@ from baselines.full_depth.bert_truncated import first_layers
 from harness import registry
 from harness.contracts import Execution, OperatingPoint
 from harness.core.errors import BackboneError
-from harness.core.tokens import Task, TokenSet
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 from harness.encoder.families.known_families import FAMILIES
@@ -158,16 +158,37 @@ def test_states_equal_those_of_transformers(
         expected = theirs(ids, attention_mask=grid.long(), output_hidden_states=True, **given)
         states = list(ours.states(samples, Layout(np.array(LENGTHS), pad_to, "cpu")))
         rows = [state[grid.reshape(-1)] if pad_to else state for state in states]
+        read = [*rows[:-1], ours.final_norm(rows[-1])]  # transformers normalises the last ones only
         words = MaskedWordModel(ours)
         assert one.head is not None
         words.load_state_dict({**words.state_dict(), **one.head})
         scores = words.eval().scores(rows[-1])
-    read = [*rows[:-1], ours.final_norm(rows[-1])]  # transformers normalises the last ones only
     assert len(read) == len(expected.hidden_states) == one.shape.layers + 1
     worst = [float((a - b[grid]).abs().max()) for a, b in zip(read, expected.hidden_states, strict=True)]
     print(f"{name}: at most {max(worst):.1e} per layer")
     assert max(worst) < 1e-4
     torch.testing.assert_close(scores, expected.logits[grid], rtol=1e-4, atol=1e-3)
+
+
+PLANTED: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "no windows": ("modernbert", {"windows": (0, 0, 0, 0)}),
+    "windows one token wider": ("modernbert", {"windows": (0, 3, 3, 0)}),
+    "other angles": ("modernbert", {"rotary": (160000.0, 160000.0)}),
+}
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_differences_are_seen(case: str, found: Callable[[str], checkpoint.Checkpoint], tokens: TokenSet) -> None:
+    """What the comparison with transformers must find, were it wrong, changes states by more than its tolerance."""
+    name, change = PLANTED[case]
+    one = found(name)
+    layout = Layout(np.array(LENGTHS), None, "cpu")
+    with torch.no_grad():
+        right, wrong = (
+            list(encoder_of(each).states(fitting(tokens, one.shape), layout))[-1]
+            for each in (one, replace(one, shape=replace(one.shape, **change)))
+        )
+    assert (right - wrong).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -238,10 +259,11 @@ def test_fits_run_from_training_to_answers(
     """Full depth, FastBERT under its rule, and GEEP with sorted exits learn and answer on each family; batches change nothing."""
     backbone = backbone_of(found(name), name)
     train, dev = (
-        replace(part, tokens=fitting(part.tokens, backbone.shape)) for part in (signal_task.train, signal_task.dev)
+        Split(fitting(part.tokens.select(range(24)), backbone.shape), part.labels[:24])
+        for part in (signal_task.train, signal_task.dev)
     )
     task = replace(signal_task, train=train, dev=dev)
-    test, fitted = fitting(unseen.tokens, backbone.shape), {}
+    test, fitted = fitting(unseen.tokens.select(range(20)), backbone.shape), {}
     for method, config in FITS.items():
         teachers = {need: fitted[need] for need in registry.get(method).needs}
         fitted[method] = one = registry.get(method).fit(task, backbone, teachers, config=config, seed=0)
