@@ -31,8 +31,7 @@ def outputs_of(linear: Any, x: Tensor, outputs: slice) -> Tensor:
     if isinstance(linear, nn.Linear):
         bias = linear.bias
         return F.linear(x, linear.weight[outputs], None if bias is None else bias[outputs])
-    found: Tensor = linear.part(outputs)(x)
-    return found
+    return linear.part(outputs)(x)
 
 
 PROJECTION = "projection"  # kind of block: embeddings to the width of the layers
@@ -80,8 +79,7 @@ class EncoderLayer(nn.Module):
     def close(self, hidden: Tensor, context: Tensor) -> Tensor:
         """Run everything after attention, row by row: hidden and context [rows, width] -> [rows, width]."""
         hidden = plus(self.out, context, hidden, self._drop)
-        if not self.norm_first:
-            hidden = self.norm_attention(hidden)
+        hidden = hidden if self.norm_first else self.norm_attention(hidden)
         read = self.norm_output(hidden) if self.norm_first else hidden
         if self.gated:
             inner, gate = self.up(read).chunk(2, -1)
@@ -109,8 +107,8 @@ class LayerStack(nn.ModuleList):
         super().__init__(EncoderLayer(shape, index) for index in range(shape.blocks))
         self.repeats = shape.layers // shape.blocks
 
-    def _run(self) -> list[nn.Module]:
-        return list(self._modules.values()) * self.repeats  # type: ignore[arg-type]
+    def _run(self) -> list[Any]:
+        return list(self._modules.values()) * self.repeats
 
     def __len__(self) -> int:
         return len(self._modules) * self.repeats
@@ -196,8 +194,7 @@ class Encoder(nn.Module):
         """Return h^0 from the vectors of words, positions and segments: [..., width]."""
         hidden = word if position is None else word + position
         hidden = self.norm(hidden if segment is None else hidden + segment)
-        found: Tensor = self.project(F.dropout(hidden, self.shape.dropout, self.training))
-        return found
+        return self.project(F.dropout(hidden, self.shape.dropout, self.training))
 
     def states(self, tokens: TokenSet, layout: Layout, upto: int | None = None) -> Iterator[Tensor]:
         """Yield h^0 (embeddings), h^1, ..., h^upto (default: all layers), each [rows, width]."""

@@ -105,6 +105,22 @@ def test_everything_is_loaded_before_the_first_training(
     assert stage.fits == []
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+def test_texts_longer_than_the_positions_are_refused(
+    embedded: bool, stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str]
+) -> None:
+    """A max_length that the backbone cannot read ends the run before anything is trained; its limit is accepted."""
+    data = write_local(tmp_path / "data", "good")
+    if not embedded:
+        settings = replace(change(settings, datasets=["mine"], methods=["one"], backbones=backbones), data=data)
+    with pytest.raises(
+        BackboneError, match=r"max_length = 129, but backbone .* reads at most 128 tokens: lower max_len"
+    ):
+        run(change(settings, max_length=129))
+    assert stage.fits == []
+    assert counts(run(change(settings, max_length=128)))[2] == 0
+
+
 def test_data_that_breaks_after_the_check_fails_its_own_cells(
     stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
