@@ -48,7 +48,7 @@ from harness.execution.executors import run_full
 from harness.toolkit.distillation import take_layers
 
 WORDS, POSITIONS = 50, 16
-BERT_LIKE = {
+BERT_LIKE: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 4,
     "num_attention_heads": 2,
@@ -229,7 +229,7 @@ def test_students_are_made_of_every_structure(
     for width in (8, 16):
         small, basis = projected_encoder(whole.encoder(), student_shape(whole.shape, 2, width, None))
         loss = Imitation(small, whole.encoder(), basis).loss(given, layout, torch.zeros(0))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         assert torch.isfinite(loss)
 
 
@@ -263,7 +263,8 @@ def test_fits_run_from_training_to_answers(
         for part in (signal_task.train, signal_task.dev)
     )
     task = replace(signal_task, train=train, dev=dev)
-    test, fitted = fitting(unseen.tokens.select(range(20)), backbone.shape), {}
+    test = fitting(unseen.tokens.select(range(20)), backbone.shape)
+    fitted: dict[str, Any] = {}
     for method, config in FITS.items():
         teachers = {need: fitted[need] for need in registry.get(method).needs}
         fitted[method] = one = registry.get(method).fit(task, backbone, teachers, config=config, seed=0)

@@ -111,13 +111,22 @@ class Kernel:
     widths: set[int] = field(default_factory=set)
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, q_longest: int, k_longest: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_bounds: Tensor,
+        k_bounds: Tensor,
+        q_longest: int,
+        k_longest: int,
+        window_size: tuple[int, int] = (-1, -1),
     ) -> Tensor:
         assert q_bounds.dtype == k_bounds.dtype == torch.int32
         assert q_bounds.shape == k_bounds.shape
         assert q.shape[-1] % 8 == 0
         self.widths.add(q.shape[-1])
-        return torch.ops.geep_tests.varlen(q, k, v, q_bounds, k_bounds, q_longest, k_longest)
+        assert window_size[0] == window_size[1] and (window_size[0] < 0 or q_bounds is k_bounds)
+        return torch.ops.geep_tests.varlen(q, k, v, q_bounds, k_bounds, q_longest, k_longest, window_size[0])
 
 
 _kernel = Kernel()
@@ -125,7 +134,7 @@ _kernel = Kernel()
 
 @torch.library.custom_op("geep_tests::varlen", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, q_longest: int, k_longest: int
+    q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, q_longest: int, k_longest: int, window: int
 ) -> Tensor:
     out = torch.full_like(q, math.nan)
     q_at, k_at = q_bounds.tolist(), k_bounds.tolist()
@@ -137,13 +146,17 @@ def _attention(
         size, keys = q_at[i + 1] - q_at[i], k_at[i + 1] - k_at[i]
         assert size <= q_longest
         assert keys <= k_longest
-        _kernel.pairs += size * keys
+        far = torch.zeros(size, keys, dtype=torch.bool)
+        if window >= 0:
+            far = (torch.arange(size)[:, None] - torch.arange(keys)).abs() > window
+        _kernel.pairs += int((~far).sum())
         if not size:
             continue
         if not keys:
             out[ours] = 0.0
             continue
         scores = torch.einsum("qhd,khd->hqk", q[ours], k[theirs]) / math.sqrt(q.shape[-1])
+        scores = scores.masked_fill(far, -math.inf)
         out[ours] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[theirs])
     return out
 

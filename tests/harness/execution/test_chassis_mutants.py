@@ -367,7 +367,7 @@ BUGS = {
         "rows that have exited": ("torch.where(active, active", "torch.where(~active, (~active)"),
         "queries of other samples": ("self._starts[:-1, None] + cell", "cell"),
         "bounds of the whole batch": ("self.bounds, layout.bounds", "layout.bounds, layout.bounds"),
-        "no mask": ("attend_grid((q, k, v), layout.mask)", "attend_grid((q, k, v), None)"),
+        "no mask": ("attend_grid((q, k, v), self._seen(reach))", "attend_grid((q, k, v), None)"),
         "pairs of the whole batch": ("self.counts * layout.lengths", "layout.lengths * layout.lengths"),
     },
     "execution.token_exits": {

@@ -29,6 +29,19 @@ from harness.execution.verified import run_verified
 
 N, DEPTH = 23, 4
 SHAPE = EncoderShape(layers=DEPTH, width=32, heads=4, intermediate=48, vocab_size=50, max_positions=16)
+STRUCTURES = {
+    "narrow embeddings, shared layers": replace(SHAPE, embedding=8, shared=True),
+    "gates, windows": replace(
+        SHAPE,
+        type_vocab=0,
+        norm_first=True,
+        bare_start=True,
+        gated=True,
+        biases=False,
+        rotary=(1e5, 1e2),
+        windows=(0, 2, 3, 0),
+    ),
+}
 EXECUTIONS = st.builds(
     Execution,
     batch_size=st.integers(1, N),
@@ -91,6 +104,27 @@ def test_graphs_equal_eager_blocks(
             ours = found.work.blocks[block]
             assert (ours.valid, ours.rows) == (tally.valid, tally.rows)
             assert ours.tokens >= tally.tokens
+
+
+@pytest.mark.parametrize("protocol", ["modern", "paper"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_structures_unlike_berts_run_on_every_path(
+    make_model: Callable[..., MultiExitModel], tokens: TokenSet, like_cuda: Any, structure: str, protocol: Any
+) -> None:
+    """Shared layers, rotary positions and windows give the answers of samples alone, on the kernel, on grids and in graphs, and
+    the tally has the pairs that the kernel processed."""
+    model, exits = make_model(shape=STRUCTURES[structure]), np.arange(N) % DEPTH
+    alone = every_run(model, tokens, exits, Execution(batch_size=1, order="arrival"))
+    given = Execution(batch_size=5, protocol=protocol, max_length=14)
+    for compute in ("eager", "graphs"):
+        for name, run in every_run(model, tokens, exits, replace(given, compute=compute)).items():
+            expected, found = alone[name](), run()
+            assert found.exit_layer.tolist() == expected.exit_layer.tolist(), (name, compute)
+            np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-4, err_msg=name)
+            before = like_cuda.pairs
+            work = run().work
+            if protocol == "modern":
+                assert like_cuda.pairs - before == sum(tally.pairs for tally in work.blocks.values()), (name, compute)
 
 
 @pytest.mark.parametrize("name", ["full", "assigned", "shrink", "verified", "look once"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
+from harness.encoder.shape import EncoderShape
 from harness.execution.executors import run_full
 from harness.execution.token_exits import TokenExits, masked_state, run_token_exits
 
@@ -88,6 +90,36 @@ def test_equal_to_the_masked_form_in_every_execution(world: World, execution: Ex
     assert found.exit_layer.tolist() == [DEPTH - 1] * N
     assert found.predicted_exit is None
     assert found.work.rows("head") == N
+
+
+@pytest.mark.parametrize("on_cuda", [False, True])
+@pytest.mark.parametrize("protocol", ["modern", "paper"])
+def test_windows_are_around_every_token(
+    make_model: Callable[..., MultiExitModel],
+    tiny_shape: EncoderShape,
+    tokens: TokenSet,
+    pretend_cuda: Callable[[pytest.MonkeyPatch], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: str,
+    on_cuda: bool,
+) -> None:
+    """With rotary positions and windows, tokens that still run attend to those near them, whichever have left."""
+    windows: dict[str, Any] = {
+        "norm_first": True,
+        "gated": True,
+        "biases": False,
+        "rotary": (1e5, 1e2),
+        "windows": (0, 2, 3, 0),
+    }
+    model = make_model(shape=replace(tiny_shape, type_vocab=0, **windows))
+    exits = TokenExits.of(torch.arange(WORDS) * 7 % DEPTH, DEPTH)
+    layout = Layout(tokens.lengths.numpy(), 16, "cpu")
+    with torch.no_grad():
+        expected = model.teacher(masked_state(model.encoder, tokens, layout, exits), layout).numpy()
+    if on_cuda:
+        pretend_cuda(monkeypatch)
+    execution = Execution(batch_size=4, protocol=protocol, max_length=12)  # type: ignore[arg-type]
+    np.testing.assert_allclose(run_token_exits(model, tokens, exits, execution).logits, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("protocol", ["modern", "paper"])
