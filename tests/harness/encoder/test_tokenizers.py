@@ -31,7 +31,7 @@ from harness.encoder.backbone import Backbone, check_length, load_backbone
 from harness.toolkit.augmentation import Pieces
 
 TEXTS = ["a good film, not bad at all", "the cast is bad, very bad", "unbelievable! really good"] * 4
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 8,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
