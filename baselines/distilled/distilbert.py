@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.core.errors import ConfigError
 from harness.core.settings import StrictSettings
-from harness.core.tokens import Task, TokenSet
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
 from harness.encoder.masked_words import ABSENT, MaskedWordModel, guessing_loss
@@ -37,6 +37,7 @@ from harness.toolkit.distillation import (
     take_layers,
 )
 from harness.toolkit.fitted import FullDepth
+from harness.toolkit.frozen.frozen_states import FrozenStates
 from harness.toolkit.method_settings import Layers
 from harness.toolkit.student_start import StudentMethod, StudentSettings
 from harness.toolkit.training import total_cost
@@ -210,22 +211,26 @@ class DistilBert(StudentMethod[DistilBertSettings]):
         if copied and head == teacher.head_kind:
             student.teacher.load_state_dict(teacher.teacher.state_dict())
 
+        split, made = augment(task.train, backbone, own.augmentation, seed=seed, name=f"{task.name} {self.name}")
+        last = [teacher.depth] if own.alpha_cos else []
+        frozen = FrozenStates(teacher, split.tokens, last, own, name=f"{task.name} {self.name}")
+        stored = frozen.store() if taught and own.epochs > 1 else None
+
         def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
             if not taught:
                 return own.alpha_hard * F.cross_entropy(states_and_logits(student, tokens, layout)[1].float(), labels)
-            with torch.no_grad():
-                wanted, soft = states_and_logits(teacher, tokens, layout)
+            said = frozen(tokens, layout)
             states, logits = states_and_logits(student, tokens, layout)
-            total = own.alpha_ce * soft_kl(logits, soft, own.temperature)
+            total = own.alpha_ce * soft_kl(logits, said.answers, own.temperature)
             total = total + own.alpha_hard * F.cross_entropy(logits.float(), labels)
-            if own.alpha_cos:
-                total = total + own.alpha_cos * cosine_distance(layout.tokens(states[-1]), layout.tokens(wanted[-1]))
+            for place in last:
+                wanted = layout.tokens(said.states[place])
+                total = total + own.alpha_cos * cosine_distance(layout.tokens(states[-1]), wanted)
             return total
 
-        split, made = augment(task.train, backbone, own.augmentation, seed=seed, name=f"{task.name} {self.name}")
-        report = self.train_student(student, loss, split, own, task, seed, tuned)
+        report = self.train_student(student, loss, Split(frozen.rows, split.labels), own, task, seed, tuned)
         # The teacher is part of the cost of a student that uses it.
-        return FullDepth(student, total_cost(tuned.training if copied or taught else None, made, report))
+        return FullDepth(student, total_cost(tuned.training if copied or taught else None, made, stored, report))
 
     # Of the released reference run. Its masking prefers rare words, ours takes whole words; its position embeddings are
     # frozen, and so are ours (harness.pretraining.general_distillation).

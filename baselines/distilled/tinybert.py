@@ -9,7 +9,7 @@ published figures. The head always starts at random.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from harness.core.errors import ConfigError
 from harness.core.settings import StrictSettings
-from harness.core.tokens import Task, TokenSet
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout, Scored
 from harness.encoder.model import Encoder
@@ -39,6 +39,7 @@ from harness.toolkit.distillation import (
     uniform_map,
 )
 from harness.toolkit.fitted import FullDepth
+from harness.toolkit.frozen.frozen_states import FrozenStates
 from harness.toolkit.student_start import StudentMethod, StudentSettings
 from harness.toolkit.training import total_cost, train
 
@@ -145,16 +146,25 @@ def check_student(given: Backbone, teacher: EncoderShape) -> None:
         )
 
 
+def taught_places(teacher: int, student: int) -> list[int]:
+    """Return the i of the teacher's states h^i that :class:`Imitation` reads: what teaches, and the inputs of those layers."""
+    teaching = uniform_map(teacher, student)
+    return sorted({*teaching, *(n - 1 for n in teaching[1:])})
+
+
 class Imitation(nn.Module):
     """Stage 1: embeddings, hidden states and attention scores of ``g(m) = m N / M`` (equations 7 to 9, equal weights).
 
     ``W_e`` and ``W_h`` are two matrices, as in the paper; the released code shares one. Both start from the directions of
     the embeddings' projection, scaled to the teacher's length.
+
+    Args:
+        frozen: the teacher's states at :func:`taught_places`; by default the teacher runs for every batch.
     """
 
-    def __init__(self, student: Encoder, teacher: Encoder, basis: Tensor) -> None:
+    def __init__(self, student: Encoder, teacher: Encoder, basis: Tensor, frozen: FrozenStates | None = None) -> None:
         super().__init__()
-        self.student = student
+        self.student, self._frozen = student, frozen
         self.taught_by = uniform_map(teacher.depth, student.depth)
         self._teacher = [teacher]  # in a list, so that it is not a submodule and never trained
         wide, narrow = basis.shape
@@ -166,16 +176,25 @@ class Imitation(nn.Module):
 
     def loss(self, tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
         """Return the sum over embeddings and student layers; each term is a mean over tokens, or over pairs of tokens."""
-        with torch.no_grad():
-            taught = list(self._teacher[0].states(tokens, layout))
+        taught: Mapping[int, Tensor]
+        if self._frozen is not None:
+            taught = self._frozen(tokens, layout).states
+        else:
+            with torch.no_grad():
+                taught = dict(enumerate(self._teacher[0].states(tokens, layout)))
         return self.distance(list(self.student.states(tokens, layout)), taught, layout, layout.tokens)
 
     def distance(
-        self, states: list[Tensor], taught: list[Tensor], layout: Scored, valid: Callable[[Tensor], Tensor]
+        self,
+        states: list[Tensor],
+        taught: Mapping[int, Tensor] | Sequence[Tensor],
+        layout: Scored,
+        valid: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Return the distance of the student's states h^0 .. h^M [rows, width] from the teacher's h^0 .. h^N.
 
         Args:
+            taught: with the teacher's states at :func:`taught_places` at least.
             valid: selects the rows of states that are tokens; the layout has the pairs of tokens.
         """
         teacher = self._teacher[0]
@@ -245,31 +264,34 @@ class TinyBert(StudentMethod[TinyBertSettings]):
 
         name = f"{task.name} {self.name}"
         split, made = augment(task.train, backbone, own.augmentation, seed=seed, name=name)
-        stage_1 = None
+        places = [] if own.labels_only else taught_places(teacher.depth, encoder.depth)
+        frozen = FrozenStates(teacher, split.tokens, places, own, name=name)
+        rows = Split(frozen.rows, split.labels)
+        stored = stage_1 = None
         if not own.labels_only:
+            stored = frozen.store()
             if given is not None:
                 basis = leading_directions(teacher.encoder, given.shape.width)
-            imitation = Imitation(encoder, teacher.encoder, basis)
+            imitation = Imitation(encoder, teacher.encoder, basis, frozen)
             rate = own.intermediate_learning_rate or own.learning_rate * 5 / 3
             recipe = own.changed(epochs=own.intermediate_epochs, learning_rate=rate)
             stage_1 = train(
-                imitation, imitation.loss, split, recipe, seed=seed, name=f"{name} layers", teachers=[teacher]
+                imitation, imitation.loss, rows, recipe, seed=seed, name=f"{name} layers", teachers=[teacher]
             )
 
         def answers(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
             if own.labels_only:
                 return F.cross_entropy(states_and_logits(student, tokens, layout)[1].float(), labels)
-            with torch.no_grad():
-                _, soft = states_and_logits(teacher, tokens, layout)
+            soft = frozen(tokens, layout, places=()).answers
             _, logits = states_and_logits(student, tokens, layout)
             loss = soft_cross_entropy(logits, soft, own.temperature)
             return loss + hard * F.cross_entropy(logits.float(), labels) if hard else loss
 
         last = own.changed(epochs=own.epochs + own.intermediate_epochs) if own.labels_only else own
-        stage_2 = self.train_student(student, answers, split, last, task, seed, tuned, " prediction")
+        stage_2 = self.train_student(student, answers, rows, last, task, seed, tuned, " prediction")
         # The teacher is part of the cost of a student that uses it.
         teaching = None if own.labels_only and given is not None else tuned.training
-        return FullDepth(student, total_cost(teaching, made, stage_1, stage_2))
+        return FullDepth(student, total_cost(teaching, made, stored, stage_1, stage_2))
 
     # Defaults of the released script.
     general_recipe: Mapping[str, Any] = {"learning_rate": 5e-5, "warmup": 0.1, "weight_decay": 1e-4, "dropout": 0.1}

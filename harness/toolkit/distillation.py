@@ -118,8 +118,10 @@ def take_layers(encoder: Encoder, layers: Sequence[int], dropout: float | None =
     return student
 
 
-def layer_scores(encoder: Encoder, index: int, states: Sequence[Tensor], layout: Scored) -> Tensor:
-    """Return the attention scores of layer ``index`` before softmax, [B, heads, T, T]; ``states`` are h^0, h^1, ..."""
+def layer_scores(
+    encoder: Encoder, index: int, states: Mapping[int, Tensor] | Sequence[Tensor], layout: Scored
+) -> Tensor:
+    """Return the attention scores of layer ``index`` before softmax, [B, heads, T, T]; ``states`` have h^index, its input."""
     layer = encoder.layers[index]
     assert isinstance(layer, EncoderLayer)
     return layer.scores(states[index], layout)

@@ -50,6 +50,7 @@ class StudentMethod(StagedMethod[T], Generic[T]):
 
     needs: tuple[str, ...] = ("bert",)
     version = 2
+    weights_version = 2
     fitted = FullDepth
     shaping: tuple[str, ...] = ("layers",)
 

@@ -161,10 +161,10 @@ def test_a_missing_teacher_is_refused(tiny_backbone: Backbone, random_task: Task
 
 
 def test_costs_student_and_teacher_layers(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
-    """Every sample passes 3 student and 6 teacher layers per epoch; choosing the epoch on dev is not counted."""
+    """Every sample passes 3 student layers per epoch and 6 teacher layers once; choosing the epoch on dev is not counted."""
     fitted = fit(random_task, tiny_backbone, tuned_bert, epochs=2)
     assert fitted.training is not None
-    assert fitted.training.layer_passes == 2 * 24 * (3 + 6)
+    assert fitted.training.layer_passes == 24 * (2 * 3 + 6)
     assert fitted.training.steps == 2 * 2
     assert len(fitted.training.dev_scores) == 2
     assert fitted.cost.depth == 3

@@ -126,7 +126,7 @@ def test_a_given_student_is_trained_and_reloaded(
     assert not torch.equal(fitted.model.encoder.layers[0].qkv.weight, state["layers.0.qkv.weight"])
     assert fitted.training is not None
     stages = 1 if method == "distilbert" else 3
-    assert fitted.training.layer_passes == 1000 + stages * 24 * (2 + 6)
+    assert fitted.training.layer_passes == 1000 + 24 * (stages * 2 + 6)
     (tmp_path / "fit").mkdir()
     fitted.save(tmp_path / "fit")
     loaded = METHODS[method][0].load(tmp_path / "fit", random_task, backbone, {"bert": teacher})
@@ -367,12 +367,12 @@ def test_any_fraction_of_the_teacher(layers: int, backbone: Backbone, random_tas
 
 @pytest.mark.parametrize("method", METHODS)
 def test_augmented_text_is_counted(method: str, backbone: Backbone, random_task: Task, teacher: FullDepth) -> None:
-    """With two copies every epoch of every stage has three times as many samples; dev does not change."""
+    """With two copies every epoch of every stage and the teacher's pass have three times as many samples; dev does not change."""
     fitted = fit(method, random_task, backbone, teacher, augment=2)
     assert fitted.training is not None
     stages = 1 if method == "distilbert" else 3
     depth = fitted.cost.depth
-    assert fitted.training.layer_passes == 1000 + stages * 3 * 24 * (depth + 6)
+    assert fitted.training.layer_passes == 1000 + 3 * 24 * (stages * depth + 6)
     assert fitted.training.sample_passes == 100 + stages * 3 * 24
 
 

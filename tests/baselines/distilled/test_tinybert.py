@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines.distilled.tinybert import Imitation, TinyBert, TinyBertSettings, projected_encoder, student_shape
+from baselines.distilled.tinybert import (
+    Imitation,
+    TinyBert,
+    TinyBertSettings,
+    projected_encoder,
+    student_shape,
+    taught_places,
+)
 from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
@@ -242,10 +249,10 @@ def test_invalid_settings_are_refused_in_one_line(
 
 
 def test_costs_both_stages(tiny_backbone: Backbone, random_task: Task, tuned_bert: FullDepth) -> None:
-    """Every sample passes M student and N teacher layers in each epoch of both stages."""
+    """Every sample passes M student layers in each epoch of both stages, and N teacher layers once."""
     fitted = fit(random_task, tiny_backbone, tuned_bert, layers=3, intermediate_epochs=2, epochs=3)
     assert fitted.training is not None
-    assert fitted.training.layer_passes == (2 + 3) * 24 * (3 + 6)
+    assert fitted.training.layer_passes == 24 * ((2 + 3) * 3 + 6)
     assert len(fitted.training.dev_scores) == 3
     assert fitted.cost.depth == 3
 
@@ -324,3 +331,11 @@ def test_odd_head_width_is_rounded(tiny_backbone: Backbone, random_task: Task) -
     torch.manual_seed(0)
     teacher = FullDepth(MultiExitModel(Encoder(shape), 3).eval())
     assert fit(random_task, tiny_backbone, teacher, width=6).model.encoder.shape.width == 6
+
+
+@pytest.mark.parametrize(("teacher", "student", "places"), [(12, 4, [0, 2, 3, 5, 6, 8, 9, 11, 12]), (6, 6, range(7))])
+def test_states_that_teach_and_the_inputs_of_their_layers_are_read(
+    teacher: int, student: int, places: Sequence[int]
+) -> None:
+    """For every taught layer, its state and its input, from which its attention follows."""
+    assert taught_places(teacher, student) == list(places)
