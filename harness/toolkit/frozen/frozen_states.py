@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +40,10 @@ class NumberedRows(TokenSet):
 
     def select(self, index: Tensor | np.ndarray | Sequence[int]) -> NumberedRows:
         chosen = torch.as_tensor(index, dtype=torch.int64, device=self.device)
-        return replace(super().select(chosen), numbers=self.numbers[chosen])  # type: ignore[return-value]
+        found = super().select(chosen)
+        return NumberedRows(
+            found.ids, found.offsets, found.segments, found.special, numbers=self.numbers.index_select(0, chosen)
+        )
 
 
 class Said(NamedTuple):
@@ -123,8 +126,10 @@ class FrozenStates:
                 if self._answers is not None:
                     self._answers[index] = answers.float()
                 rows = slice(int(starts[first]), int(starts[first + len(index)]))
-                for place, hidden in zip(self._states if places else (), states.values(), strict=True):
-                    place[rows] = hidden.index_select(0, layout.first) if self.first_only else layout.tokens(hidden)
+                for place, hidden in states.items():
+                    assert self._states is not None
+                    kept = hidden.index_select(0, layout.first) if self.first_only else layout.tokens(hidden)
+                    self._states[places.index(place), rows] = kept
         return TrainingReport(clock.now() - begin, 0, passes.count, 0, flops=passes.flops)
 
     def __call__(self, tokens: TokenSet, layout: Layout, places: Sequence[int] | None = None) -> Said:
