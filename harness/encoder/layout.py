@@ -103,7 +103,7 @@ def turned(x: Tensor, angles: Turns, columns: int) -> Tensor:
         columns: how many.
     """
     cos, sin = (part[:, None] for part in angles)
-    heads = x[:, :columns].view(len(x), -1, cos.shape[-1])
+    heads = x[:, :columns].unflatten(1, (-1, cos.shape[-1]))
     one, other = heads.chunk(2, -1)
     new = (heads * cos + torch.cat([-other, one], -1) * sin).to(x.dtype).flatten(1)
     return torch.cat([new, x[:, columns:]], 1)

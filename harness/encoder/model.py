@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from harness.core.tokens import TokenSet
 from harness.core.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost, ProjectionCost
-from harness.encoder.device_kernels.packed_linear import activate, activated, plus
+from harness.encoder.device_kernels.packed_linear import activate, activated, outputs_of, plus
 from harness.encoder.layout import Attention, Layout, Scored, SelfAttention
 from harness.encoder.shape import ACTIVATIONS, EncoderShape
 
@@ -24,14 +24,6 @@ from harness.encoder.shape import ACTIVATIONS, EncoderShape
 def layer_norm(shape: EncoderShape, width: int) -> nn.LayerNorm:
     """Return a norm of the encoder's kind."""
     return nn.LayerNorm(width, eps=shape.norm_eps, bias=shape.biases)
-
-
-def outputs_of(linear: Any, x: Tensor, outputs: slice) -> Tensor:
-    """Compute some outputs of a linear layer; quantised layers (:mod:`harness.engines.int8`) return such a part."""
-    if isinstance(linear, nn.Linear):
-        bias = linear.bias
-        return F.linear(x, linear.weight[outputs], None if bias is None else bias[outputs])
-    return linear.part(outputs)(x)
 
 
 PROJECTION = "projection"  # kind of block: embeddings to the width of the layers
@@ -113,7 +105,7 @@ class LayerStack(nn.ModuleList):
     def __len__(self) -> int:
         return len(self._modules) * self.repeats
 
-    def __iter__(self) -> Iterator[nn.Module]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._run())
 
     def __getitem__(self, index: Any) -> Any:
@@ -132,6 +124,7 @@ class Encoder(nn.Module):
 
     position: nn.Embedding
     segment: nn.Embedding
+    project: Any
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -194,7 +187,8 @@ class Encoder(nn.Module):
         """Return h^0 from the vectors of words, positions and segments: [..., width]."""
         hidden = word if position is None else word + position
         hidden = self.norm(hidden if segment is None else hidden + segment)
-        return self.project(F.dropout(hidden, self.shape.dropout, self.training))
+        found: Tensor = self.project(F.dropout(hidden, self.shape.dropout, self.training))
+        return found
 
     def states(self, tokens: TokenSet, layout: Layout, upto: int | None = None) -> Iterator[Tensor]:
         """Yield h^0 (embeddings), h^1, ..., h^upto (default: all layers), each [rows, width]."""

@@ -73,7 +73,8 @@ class _Grid:
             qkv = turned(qkv, turns(places.repeat(self.count), reach.base, width // heads), 2 * width)
             if reach.window:
                 bias = self._bias_of(near(places[None, None], self.longest, reach.window, self._mask))
-        out = self._attend(*self._parts(qkv, 3, heads), bias)
+        q, k, v = self._parts(qkv, 3, heads)
+        out = self._attend(q, k, v, bias)
         return out.transpose(1, 2).reshape(self.count * self.longest, -1)
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:

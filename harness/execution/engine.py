@@ -12,8 +12,9 @@ from torch import Tensor
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally
 from harness.encoder.device_kernels import varlen
+from harness.encoder.device_kernels.packed_linear import outputs_of
 from harness.encoder.layout import Attention, Layout
-from harness.encoder.model import EncoderLayer, outputs_of
+from harness.encoder.model import EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.partial_attention import SomeQueries
 from harness.encoder.shape import Reach

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,15 @@ def activated(linear: nn.Module, x: Tensor, activation: str) -> Tensor:
 def plus(linear: nn.Module, x: Tensor, residual: Tensor, drop: Callable[[Tensor], Tensor]) -> Tensor:
     """Return ``residual + drop(linear(x))``, in one kernel if the layer can; packed layers are for inference, without dropout."""
     return linear.plus(x, residual) if isinstance(linear, PackedLinear) else residual + drop(linear(x))
+
+
+def outputs_of(linear: Any, x: Tensor, outputs: slice) -> Tensor:
+    """Compute some outputs of a linear layer; packed and quantised layers return such a part."""
+    if isinstance(linear, nn.Linear):
+        bias = linear.bias
+        return F.linear(x, linear.weight[outputs], None if bias is None else bias[outputs])
+    found: Tensor = linear.part(outputs)(x)
+    return found
 
 
 def packed(model: Model) -> Model:

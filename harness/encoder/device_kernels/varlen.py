@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,6 @@ def _kernel(
     from torch.nn.attention.varlen import varlen_attn  # imports torch's compiler, which takes a second
 
     # Seven positional arguments: names and order of further ones differ between versions of torch.
-    more = {"window_size": (window, window)} if window else {}
+    more: dict[str, Any] = {"window_size": (window, window)} if window else {}
     out: Tensor = varlen_attn(q, k, v, q_bounds, k_bounds, q_longest, k_longest, **more)  # type: ignore[assignment]
     return out[..., :width].reshape(len(q), -1)

@@ -57,6 +57,31 @@ def test_the_published_head_is_exported_too(small_backbone: Backbone, unseen: Sp
     )
 
 
+def test_structures_unlike_berts_are_exported(small_backbone: Backbone, unseen: Split) -> None:
+    """Narrow embeddings, rotary positions, windows and gates give the model's answers, padding or not."""
+    structure: dict[str, Any] = {
+        "embedding": 8,
+        "norm_first": True,
+        "gated": True,
+        "biases": False,
+        "rotary": (1e5, 1e2),
+    }
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(3)
+    encoder = Encoder(replace(small_backbone.shape, **structure, windows=(0, 2, 3, 0, 2)))
+    for parameter in encoder.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    bert = FullDepth(MultiExitModel(encoder, 3, (), "linear").eval())
+    ours = OnnxGraph.of(bert)
+    at = replace(FULL, execution=Execution(batch_size=9, protocol="paper", max_length=16))
+    for point in (FULL, at):
+        found, expected = (fitted.predict(unseen.tokens, at=point) for fitted in (ours, bert))
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-4)
+    assert found.work == expected.work
+
+
 def test_work_includes_padding_to_the_longest(exported: OnnxGraph, trained_bert: FullDepth, unseen: Split) -> None:
     """Packed rows are padded to the longest of their batch; with padding to the limit, the work is bert's."""
     paper = replace(FULL, execution=Execution(batch_size=8, protocol="paper", max_length=16))
