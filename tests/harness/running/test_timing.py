@@ -79,7 +79,7 @@ def test_an_order_dependent_method_is_found_without_timing(stage: Any, settings:
     """A method that is not timed still fails the check of the order."""
     plain: Any = registry._registered["three"]
 
-    class Position(plain.fitted):  # type: ignore[misc]
+    class Position(plain.fitted):
         def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Any:
             found = super().predict(tokens, at=at)
             return replace(found, logits=np.eye(found.logits.shape[1], dtype=np.float32)[np.arange(len(tokens)) % 2])
@@ -103,7 +103,7 @@ def test_the_passes_are_those_that_were_announced(stage: Any, settings: Settings
     for name in profile.methods:
         mine = [counts[name, seed] for seed in profile.seeds]
         timed = [seed for seed in profile.seeds if profile.timing.times(name, seed)]
-        own = sum(one.own + 2 * one.alone for one in mine) + 2 * len(timed)  # one warm-up a point
+        own: float = sum(one.own + 2 * one.alone for one in mine) + 2 * len(timed)  # one warm-up a point
         if name == profile.reference:  # its passes beside others, with a warm-up for each of their points
             own += sum(one.reference for one in counts.values())
             own += 2 * sum(profile.timing.times(*pair) for pair in counts)
