@@ -151,7 +151,7 @@ def run(
     max_unlabelled: int | None = None,
     max_length: int | None = None,
     rounds: int | None = None,
-    fit_processes: int | None = None,
+    workers: int | None = None,
     fit_threads: int | None = None,
     execution: Mapping[str, Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -174,7 +174,7 @@ def run(
         max_unlabelled: maximum number of texts without labels, for methods that use them.
         max_length: tokens per sample, at most.
         rounds: timed passes per cell.
-        fit_processes: methods to fit at the same time, on a CPU.
+        workers: processes that fit methods at the same time, on a CPU.
         fit_threads: threads of every fit, on a CPU.
         execution: how predictions are run, e.g. ``{"batch_size": 8}``; keys of the profile's table ``execution``.
         settings: settings of methods, e.g. ``{"tinybert": {"augment": 2}, "training": {"epochs": 1}}``. A new name with
@@ -218,7 +218,7 @@ def run(
         max_unlabelled=max_unlabelled,
         max_length=max_length,
         rounds=rounds,
-        fit_processes=fit_processes,
+        workers=workers,
         fit_threads=fit_threads,
     )
     return execute(chosen, fit_only=fit_only)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,6 +29,22 @@ def gate_loss(
     return F.mse_loss(doubts, wrong.float())
 
 
+@dataclass
+class _InTurns:
+    """The loss of one batch, which alternates from step to step (:class:`~harness.toolkit.training.CountsSteps`)."""
+
+    model: MultiExitModel
+    gate: ExitGate
+    step: int = 0
+
+    def __call__(self, tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
+        states, logits = exit_answers(self.model, tokens, layout)
+        losses = exit_losses(logits, labels)
+        ours = losses[-1] if self.step % 2 == 0 else losses.sum()
+        self.step += 1
+        return ours + gate_loss(self.gate, states, logits, layout, labels)
+
+
 class Berxit(JointMethod):
     """Early exits trained in turns with full depth; a learned gate decides when to exit (rule ``learned``).
 
@@ -44,12 +60,4 @@ class Berxit(JointMethod):
 
     def objective(self, model: MultiExitModel, gate: Gate | None, own: JointSettings) -> LossFn:
         assert isinstance(gate, ExitGate)
-        steps = itertools.count()
-
-        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-            states, logits = exit_answers(model, tokens, layout)
-            losses = exit_losses(logits, labels)
-            ours = losses[-1] if next(steps) % 2 == 0 else losses.sum()
-            return ours + gate_loss(gate, states, logits, layout, labels)
-
-        return loss
+        return _InTurns(model, gate)

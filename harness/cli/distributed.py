@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     if args.command != "run":
         raise ConfigError("only 'run' goes to many machines: python -m harness.cli.distributed run --profile P ...")
+    if args.dry_run:
+        raise ConfigError("--dry-run needs no other machines: use it with geep-bench run")
     settings = settings_of(args)
     outcome = ray_launcher.launch(settings)
     print(f"cells: {outcome.measured} measured, {outcome.kept} kept from before, {outcome.failed} failed")

@@ -25,7 +25,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     plain = ("out", "data", "device", "fresh", "tuned")
     limits = ("max_train", "max_dev", "max_test", "max_unlabelled", "max_length")
-    keys = ("methods", "datasets", "seeds", "rounds", "fit_processes", "fit_threads", *limits)
+    keys = ("methods", "datasets", "seeds", "rounds", "workers", "fit_threads", *limits)
     return make_settings(
         args.profile,
         overrides=args.set,
@@ -38,6 +38,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def _run(args: argparse.Namespace) -> int:
     from harness import api
 
+    if args.dry_run:
+        from harness.running.fits.dry_run import forecast
+
+        print(forecast(settings_of(args)), end="")
+        return 0
     run = api.execute(settings_of(args), fit_only=args.fit_only)
     outcome = run.outcome
     assert outcome is not None

@@ -116,10 +116,11 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
     run.add_argument("--max-length", type=whole_number(8), metavar="N", help="at most N tokens per sample")
     run.add_argument("--rounds", type=whole_number(1), metavar="N", help="timed passes per cell")
     run.add_argument(
-        "--fit-processes",
+        "--workers",
         type=whole_number(1),
         metavar="N",
-        help="fit N methods at a time (on a CPU), each on 1/N of the threads unless --fit-threads says otherwise",
+        help="fit in N processes (on a CPU), each on 1/N of the threads unless --fit-threads says otherwise; with --fit-only, "
+        "methods of all datasets and seeds side by side",
     )
     run.add_argument("--fit-threads", type=whole_number(1), metavar="N", help="threads of every fit (on a CPU)")
     run.add_argument(
@@ -148,6 +149,11 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
     add_run_options(run)
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what is cached and stored, and about how long the rest takes, after a probe of a minute; start nothing",
+    )
 
     report = commands.add_parser("report", help="make the report of a run folder again")
     report.add_argument("run", type=path, metavar="RUN", help="run folder")

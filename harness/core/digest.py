@@ -6,10 +6,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, uint8
 
 from harness.core.errors import ResultError
+from harness.core.files import write_atomic
 from harness.core.text_formats import read_json
 
 SEAL = "seal.json"
@@ -99,3 +105,51 @@ def check_seal(folder: Path) -> None:
         names = {*found, *stored} if isinstance(stored, dict) else {SEAL}
         wrong = min(name for name in names if names == {SEAL} or found.get(name) != stored.get(name))
         raise ResultError(f"{folder / wrong} does not have its stored checksum: the file is damaged or was changed")
+
+
+def _tensors_digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of facts and tensors (on the CPU, contiguous)."""
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write tensors and JSON values into one safetensors file with a checksum, atomically, for :func:`read_tensors`.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    here: dict[str, Tensor] = {}
+    places = set[int]()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        # The format holds no two tensors in one place of memory.
+        here[name] = value.clone() if value.untyped_storage().data_ptr() in places else value
+        places.add(value.untyped_storage().data_ptr())
+    header = json.dumps(facts)
+    # Serialised to bytes first, so that a full disk raises an OSError with its cause.
+    content = to_bytes(here, {"facts": header, "sha256": _tensors_digest(header, here)})
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the JSON values and the tensors of a file that :func:`write_tensors` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = file.metadata()
+            facts: dict[str, Any] = json.loads(stored["facts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        # States of earlier versions have nothing but facts.
+        if stored.keys() != {"facts"} and stored.get("sha256") != _tensors_digest(stored["facts"], tensors):
+            raise ValueError("it does not have its stored checksum")
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    return facts, tensors

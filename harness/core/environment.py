@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together, and the period that they refer to
 PACKAGES = ("geep-bench", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "cupy-cuda13x")
 
 
@@ -32,6 +33,15 @@ def _memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):  # not a Unix
         return None
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use now: by its affinity, and by the quota of its container (cgroup v2)."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no cgroup v2, or no quota: "max 100000"
+        quota, period = map(int, _QUOTA.read_text(encoding="utf-8").split())
+        found = min(found, max(1, -(-quota // period)))
+    return found
 
 
 def _commit() -> str | None:
@@ -55,7 +65,8 @@ def _version(package: str) -> str | None:
 
 def environment_facts() -> dict[str, Any]:
     """Return the facts that decide whether two timings are comparable; no user name, host name or path."""
-    return {**_lasting_facts(), "torch_threads": torch.get_num_threads()}  # a fit may run on other threads than a pass
+    # Both may change during a run: a fit has other threads than a pass, and a machine may lose cores.
+    return {**_lasting_facts(), "usable_cores": usable_cores(), "torch_threads": torch.get_num_threads()}
 
 
 @cache
@@ -63,7 +74,8 @@ def _lasting_facts() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "torch_threads": None,  # keeps its place
+        "usable_cores": None,  # keeps its place, as the next one
+        "torch_threads": None,
         "memory_bytes": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

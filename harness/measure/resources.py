@@ -132,6 +132,19 @@ def _touch(device: str) -> None:
     clock.synchronise(device)
 
 
+def lost_cores(before: int, after: int, threads: int) -> list[str]:
+    """Return a note on times that were measured while the machine had fewer cores than threads, or another number at the end.
+
+    Args:
+        before, after: cores that the process could use (:func:`harness.core.environment.usable_cores`).
+        threads: of torch.
+    """
+    if before == after >= threads:
+        return []
+    cores = str(before) if before == after else f"{before} at the start and {after} at the end"
+    return [f"measured with {threads} threads on {cores} usable cores: its times are not those of a quiet machine"]
+
+
 def advice(error: BaseException) -> str:
     """Return how to correct a failed cell if the error is known; else an empty string."""
     if isinstance(error, torch.OutOfMemoryError):

@@ -22,14 +22,15 @@ from harness.contracts import OperatingPoint
 from harness.core import clock
 from harness.core.errors import GeepBenchError, MethodError, SettingsError, format_error, is_fatal
 from harness.core.files import write_json
-from harness.core.names import LONGEST_FILE_NAME, check_name, clean
-from harness.core.text_formats import read_json
+from harness.core.names import clean
 from harness.encoder.backbone import Backbone
 from harness.measure.passes import Contender
 from harness.measure.resources import advice, check_alive
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
+from harness.running.cell_plan import CellPlan
 from harness.running.content_keys import ContentKeys
+from harness.running.fits.fit_plan import FitJob
 from harness.running.fits.fit_pool import FitPool
 from harness.running.fits.fit_store import warn_of_old_fits
 from harness.running.measuring.cell_groups import MethodCells, PlannedCell, measure_cells
@@ -60,35 +61,6 @@ class GridOutcome:
     fitted: int = 0
     seconds: float = 0.0
     predicting: float = 0.0
-
-
-@dataclass(frozen=True)
-class CellPlan:
-    """The stored list of a fitted method's cells.
-
-    Attributes:
-        path: the file.
-        key: content key of the settings and data they came from; empty if there is no plan.
-        cells: names of their results (:func:`harness.results.run_folder.stem`).
-    """
-
-    path: Path
-    key: str = ""
-    cells: tuple[str, ...] = ()
-
-    @classmethod
-    def read(cls, run: RunFolder, dataset: str, method: str, seed: int) -> CellPlan:
-        """Read a plan. A damaged one counts as missing: its method is fitted, or loaded, to list its cells again.
-
-        Its cells are deleted when settings change, so a plan with a name that could leave the folder counts as damaged.
-        """
-        path = run.path / "plan" / f"{dataset}--{method}--seed{seed}.json"
-        try:
-            plan = read_json(path)
-            names = tuple(check_name(name, longest=LONGEST_FILE_NAME) for name in plan["cells"])
-            return cls(path, plan["key"], names) if isinstance(plan["key"], str) else cls(path)
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls(path)
 
 
 def progress_line(result: Result) -> str:
@@ -164,6 +136,7 @@ class Grid:
             GeepBenchError: an input cannot be used; with several of them, one line for each.
         """
         stored: dict[Job, int | None] = {}
+        backbones: dict[tuple[str, str], Backbone] = {}
         missing: dict[str, Session] = {}
         errors: dict[str, GeepBenchError] = {}
         for dataset, seed, method in self._jobs():
@@ -172,12 +145,11 @@ class Grid:
             except GeepBenchError as error:
                 errors.setdefault(format_error(error), error)
             if stored.get((dataset, seed, method)) is None and dataset not in missing:
-                missing[dataset] = Session(self.settings, dataset, seed)
-        backbones: dict[tuple[str, str], Backbone] = {}
+                missing[dataset] = Session(self.settings, dataset, seed, backbones=backbones)
         for dataset in [*missing]:
             session = missing.pop(dataset)  # all together may not fit in memory
             try:
-                session.check(backbones)
+                session.check()
             except GeepBenchError as error:
                 errors.setdefault(format_error(error), error)
             except Exception as error:  # noqa: BLE001 - its cells fail with the same error, and record it
@@ -196,15 +168,23 @@ class Grid:
             GeepBenchError: the input cannot be used; finished fits stay.
         """
         with run_lock(self.run.path), FitPool(self.settings) as pool:
-            for dataset, seed, method in tqdm(list(self.check()), desc="fits", unit="method", disable=None):
-                session = self._session_of(dataset, seed, method, pool, all_methods=True)
+            jobs = list(self.check())
+            warn_of_old_fits()
+            failures = None
+            if pool.is_used:
+                places = dict.fromkeys(job[:2] for job in jobs)
+                failures = pool.fit_all(itertools.starmap(self.open_session, places))
+            for dataset, seed, method in tqdm(jobs, desc="fits", unit="method", disable=None):
                 try:
-                    session.fitted(method)
+                    if failures is None:
+                        self.open_session(dataset, seed).fitted(method)
+                    elif (error := failures.get(FitJob(dataset, seed, method))) is not None:
+                        raise error
                     self.outcome.fitted += 1
                 except Exception as error:
                     if is_fatal(error):
                         raise
-                    self._failed(session.cell(method, OperatingPoint("fit")), error)
+                    self._failed(self.open_session(dataset, seed).cell(method, OperatingPoint("fit")), error)
         return self.outcome
 
     def _jobs(self) -> Iterator[Job]:
@@ -212,30 +192,40 @@ class Grid:
         jobs = itertools.product(profile.datasets, profile.seeds, profile.methods)
         return (job for job in jobs if job[1] in profile.seeds_of(job[2]))
 
-    def _session_of(self, dataset: str, seed: int, method: str, pool: FitPool, *, all_methods: bool = False) -> Session:
-        """Return the session of a dataset and seed, with the methods fitted whose cells are missing, or all of them.
+    def open_session(self, dataset: str, seed: int) -> Session:
+        """Return the session of a dataset and seed; the last one is kept, and its data if only the seed changes."""
+        last = self._session
+        if last is None or (last.dataset, last.seed) != (dataset, seed):
+            first, self._checked = self._checked, None
+            if first is not None and (first.dataset, first.seed) == (dataset, seed):
+                self._session = first
+            elif last is not None and last.dataset == dataset:
+                self._session = last.with_seed(seed)
+            else:
+                self._session = Session(self.settings, dataset, seed)
+                self.keys.identity.cache_clear()  # the data may have changed since the check
+            self._fitted_ahead = False
+        assert self._session is not None
+        return self._session
+
+    def _session_of(self, dataset: str, seed: int, method: str, pool: FitPool) -> Session:
+        """Return the session of a dataset and seed, with the methods fitted whose cells are missing.
 
         Until a first cell is measured, only ``method`` is fitted, so that a user soon sees a result.
         """
         if self._session is None:
             warn_of_old_fits()
-        if self._session is None or (self._session.dataset, self._session.seed) != (dataset, seed):
-            first, self._checked = self._checked, None
-            if first is None or (first.dataset, first.seed) != (dataset, seed):
-                first = Session(self.settings, dataset, seed)
-            self._session = first
-            self._fitted_ahead = False
-            self.keys.identity.cache_clear()  # the data may have changed since the check
+        session = self.open_session(dataset, seed)
         if not self._fitted_ahead:
-            self._fitted_ahead = all_methods or self.outcome.measured > 0
+            self._fitted_ahead = self.outcome.measured > 0
             methods = [job[2] for job in self._jobs() if job[:2] == (dataset, seed)] if self._fitted_ahead else [method]
             try:
-                pool.fit(self._session, [m for m in methods if all_methods or self._stored(dataset, m, seed) is None])
+                pool.fit(session, [one for one in methods if self._stored(dataset, one, seed) is None])
             except Exception as error:
                 if is_fatal(error):
                     raise
                 print(f"{dataset}: nothing is fitted ahead: {format_error(error)}", file=sys.stderr)
-        return self._session
+        return session
 
     def _facts(self) -> dict[str, Any]:
         """Return the settings for ``run.json``, with folders reduced to their names."""

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, PrivateAttr, ValidationError
 
 from harness import registry
 from harness.contracts import (
@@ -101,8 +101,8 @@ class Profile(StrictSettings):
         speeds: entropy thresholds (FastBERT's speed) at which early-exit methods are measured.
         rounds: timed passes per cell, at most.
         timing: which cells are timed, and how.
-        fit_processes: methods that are fitted at the same time; on a CPU only.
-        fit_threads: threads of every fit on a CPU; by default those of torch, divided by ``fit_processes``. Results of training
+        workers: processes that fit methods at the same time; on a CPU only. ``fit_processes`` is an older name.
+        fit_threads: threads of every fit on a CPU; by default those of torch, divided by ``workers``. Results of training
             depend on it in their last digits, so it is part of the keys of fits.
         max_length: tokens per sample.
         rows: dataset -> other rows and lengths than the profile's.
@@ -131,7 +131,7 @@ class Profile(StrictSettings):
     speeds: list[Annotated[float, Field(ge=0, le=1)]] = [0.1, 0.5, 0.8]
     rounds: int = Field(default=3, ge=1)
     timing: TimingSettings = TimingSettings()
-    fit_processes: int = Field(default=1, ge=1, le=64)
+    workers: int = Field(default=1, ge=1, le=64, validation_alias=AliasChoices("workers", "fit_processes"))
     fit_threads: int | None = Field(default=None, ge=1, le=1024)
     max_length: int = Field(default=128, ge=8)
     max_train: int | None = Field(default=None, ge=1)

@@ -61,7 +61,7 @@ class Settings:
         profile = self.profile
         if self.device != "cpu":
             return 0
-        return profile.fit_threads or max(1, torch.get_num_threads() // profile.fit_processes)
+        return profile.fit_threads or max(1, torch.get_num_threads() // profile.workers)
 
     def precision(self, method: str) -> str:
         """Return the precision in which a method is trained on this device, ``"float32"`` or ``"bfloat16"``."""

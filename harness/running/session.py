@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,21 +24,21 @@ from harness.contracts import (
 )
 from harness.core.environment import torch_threads
 from harness.core.errors import BackboneError, ConfigError, MethodError, format_error, is_fatal
-from harness.core.files import cache_root, content_key, require_space
+from harness.core.files import cache_root, require_space
 from harness.core.names import LONGEST_FILE_NAME, check_label, clean
 from harness.core.tokens import Task
-from harness.encoder import miniature
 from harness.encoder.backbone import EMBEDDED, Backbone, check_length, load_backbone, shape_of
 from harness.engines.choice import check_engine, check_executor, execution_on, on_engine
 from harness.execution.engines import singly
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
 from harness.measure.validation import checked_fit, checked_points
-from harness.results.schema import Binding, Cell
-from harness.running.fits.fit_keys import CHASSIS_VERSION, POINTS, FitKeys, without_paths
-from harness.running.fits.fit_store import FITS, WEIGHTS, load_or_make
+from harness.results.schema import Cell
+from harness.running.fits.fit_keys import FitKeys
+from harness.running.fits.fit_store import FITS, WEIGHTS, load_or_make, unfinished
 from harness.running.run_settings import Settings
 from harness.running.task import Prepared, load_raw, prepare, without_unlabelled
+from harness.toolkit.resume.training_state import forget, resumable
 
 NOT_LOADED = "not loaded"  # stands for the backbone's name in the record of a session that could not be loaded
 _TRIED = 8  # rows of a split that are tokenised to check the tokenizer
@@ -52,10 +51,21 @@ class Session:
 
     Args:
         quiet: print no remarks; those of the first seed in the main process suffice.
+        backbones: those that other sessions loaded, by name and language; extended by this one's.
     """
 
-    def __init__(self, settings: Settings, dataset: str, seed: int, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: str,
+        seed: int,
+        *,
+        quiet: bool = False,
+        backbones: dict[tuple[str, str], Backbone] | None = None,
+    ) -> None:
         self.settings, self.dataset, self.seed = settings.of(dataset), dataset, seed
+        self._given = settings
+        self._backbones = {} if backbones is None else backbones
         self._quiet = quiet or seed != settings.profile.seeds[0]
         self._fits: dict[str, Fitted] = {}
         self._on_engines: dict[str, Fitted] = {}
@@ -95,6 +105,12 @@ class Session:
 
     @cached_property
     def backbone(self) -> Backbone:
+        key = self.backbone_name, self._language
+        if key not in self._backbones:
+            self._backbones[key] = self._load_backbone()
+        return self._backbones[key]
+
+    def _load_backbone(self) -> Backbone:
         if self.backbone_name == EMBEDDED and self.settings.source != "embedded":
             raise ConfigError(
                 f"the embedded backbone only knows the embedded language, not the words of '{self.dataset}': "
@@ -120,33 +136,6 @@ class Session:
             self._tell(found.unknown)
         return found
 
-    def binding(self, name: str, reference: str | None) -> Binding:
-        """Return what a method's cells share with all others that they may be compared with.
-
-        Args:
-            reference: the method that its speed-ups refer to, if it was measured beside one.
-        """
-        profile = self.settings.profile
-        names = profile.fits([name] if reference is None else [name, reference])
-        common = profile.common(name)
-        embedded = self.backbone_name == EMBEDDED
-        return Binding(
-            test_rows=self.prepared.test_rows,
-            train_rows=self.prepared.train_rows,
-            backbone="" if embedded else content_key(self.backbone.fingerprint, self.backbone.tokenizer_fingerprint),
-            max_length=profile.max_length,
-            training={key: json.dumps(without_paths(value)) for key, value in sorted(common.items())},
-            own=sorted({*profile.config(name)} - {*common} - POINTS),
-            fits={one: self.keys.recipe(one) for one in names},
-            versions={
-                **{one: f"{CHASSIS_VERSION}.{profile.version(one)}" for one in names},
-                # Its weights are pretrained here, and may differ in the last digits from machine to machine.
-                **({"the embedded backbone": miniature.recipe_key()} if embedded else {}),
-            },
-            precision="/".join(sorted({self.settings.precision(one) for one in names})),
-            fit_threads=self.settings.fit_threads,
-        )
-
     def notes(self, name: str) -> list[str]:
         """Return notes on what a method, or one that it needs, learns from beyond the dataset's train rows."""
         profile = self.settings.profile
@@ -157,13 +146,16 @@ class Session:
         for remark in remarks:
             print(clean(f"{self.dataset}: {remark}"), file=sys.stderr)
 
-    def check(self, backbones: dict[tuple[str, str], Backbone]) -> None:
+    def with_seed(self, seed: int) -> Session:
+        """Return a session of the same data and backbone with another seed; what is loaded is not loaded again."""
+        other = Session(self._given, self.dataset, seed, quiet=True, backbones=self._backbones)
+        vars(other).update({part: vars(self)[part] for part in ("_raw", "backbone", "prepared") if part in vars(self)})
+        return other
+
+    def check(self) -> None:
         """Load the data and the backbone, print remarks on the data, and tokenise a few rows of each split.
 
         Embedded ones are not loaded.
-
-        Args:
-            backbones: those that were loaded before, by name and language; extended by this one.
 
         Raises:
             GeepBenchError: the data or the backbone cannot be used.
@@ -172,9 +164,8 @@ class Session:
         if self.settings.source == "embedded" and named == {EMBEDDED}:
             check_length(EMBEDDED, shape_of(EMBEDDED), self.settings.profile.max_length)
             return
-        raw, key = self._raw, (self.backbone_name, self._language)
+        raw, backbone = self._raw, self.backbone
         self._tell(raw.remarks)
-        backbone = backbones[key] if key in backbones else backbones.setdefault(key, self.backbone)
         check_length(self.backbone_name, backbone.shape, self.settings.profile.max_length)
         for split in (raw.train, raw.dev, raw.test):
             few = split.select(range(min(len(split), _TRIED)))
@@ -202,6 +193,11 @@ class Session:
     def is_cached(self, name: str) -> bool:
         """Return whether a fit of this method with these settings and data is in the cache."""
         return self._folder(name).is_dir()
+
+    def has_weights(self, name: str) -> bool:
+        """Return whether the cache has the weights of a method that learns in stages, so that a fit only chooses."""
+        method = self.settings.profile.method_of(name)
+        return isinstance(method, LearnsInStages) and self._weights_folder(name).is_dir()
 
     def may_be_cached(self, name: str) -> bool:
         """Return whether the cache has a fit of this name with any settings; loads nothing."""
@@ -281,7 +277,7 @@ class Session:
 
         def make() -> Fitted:
             if not isinstance(method, LearnsInStages):
-                with self._training():
+                with self._training(self._folder(name)):
                     return method.fit(task, self.backbone, teachers, config=config, seed=self.seed)
             weights = self.weights(name)
             with torch_threads(self.settings.fit_threads):
@@ -303,15 +299,15 @@ class Session:
 
         def make() -> Fitted:
             config, task = profile.config(name), self._task(name)
-            with self._training():
+            with self._training(self._weights_folder(name)):
                 return method.train_weights(task, self.backbone, teachers, config=config, seed=self.seed)
 
         return self._load_or_make(name, self._weights_folder(name), teachers, make)
 
     @contextmanager
-    def _training(self) -> Iterator[None]:
+    def _training(self, folder: Path) -> Iterator[None]:
         require_space(cache_root(), sum(tensor.nbytes for tensor in self.backbone.state.values()))
-        with torch_threads(self.settings.fit_threads):
+        with torch_threads(self.settings.fit_threads), resumable(unfinished(folder)):
             yield
 
     def _task(self, name: str) -> Task:
@@ -328,13 +324,16 @@ class Session:
     ) -> Fitted:
         if self.settings.fresh and folder not in self._renewed:
             shutil.rmtree(folder, ignore_errors=True)
+            forget(unfinished(folder))
             self._renewed.add(folder)
         method, task = self.settings.profile.method_of(name), self._task(name)
 
         def load(place: Path) -> Fitted:
             return checked_fit(method.load(place, task, self.backbone, teachers), name)
 
-        return load_or_make(folder, load, lambda: checked_fit(make(), name), shared)
+        fitted = load_or_make(folder, load, lambda: checked_fit(make(), name), shared)
+        forget(unfinished(folder))
+        return fitted
 
     def _teacher(self, name: str, need: str) -> Fitted:
         try:

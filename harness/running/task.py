@@ -112,8 +112,8 @@ def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
     """Validate dataset names before anything expensive starts.
 
     Raises:
-        UnknownNameError: a dataset has no card and, for local data, no folder.
-        DataError: the folder of local data does not exist.
+        UnknownNameError: the only dataset has no card and, for local data, no folder.
+        DataError: the folder of local data does not exist, or lacks some of several datasets.
     """
     known = set(CARDS)
     if source == "local" and data is not None:
@@ -125,9 +125,14 @@ def check_names(names: Sequence[str], source: str, data: Path | None) -> None:
         known = set(available(folder)) | {
             name for name in names if (folder / name).is_dir()
         }  # the loader says what it lacks
-    for name in names:
-        if name not in known:
-            raise UnknownNameError("dataset", name, known)
+    there, lacking = ([name for name in names if (name in known) == wanted] for wanted in (True, False))
+    if there and lacking and {*lacking} <= {*CARDS}:  # any other name may be a typing error
+        raise DataError(
+            f"data folder {data} lacks {len(lacking)} of {len(names)} datasets ({', '.join(lacking)}): add "
+            f"{lacking[0]}/train.parquet ..., or run without with --datasets {','.join(there)}"
+        )
+    for name in lacking:
+        raise UnknownNameError("dataset", name, known)
 
 
 def language_of(name: str, source: str, data: Path | None) -> str:

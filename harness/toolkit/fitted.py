@@ -106,8 +106,7 @@ def load_model(folder: Path, device: str) -> tuple[MultiExitModel, TrainingRepor
         facts: dict[str, Any] | None = read_json(folder / "training.json")
         if facts is None:
             return model, None
-        lists = {key: tuple(facts.get(key, ())) for key in ("dev_scores", "exit_scores")}
-        return model, TrainingReport(**{**facts, **lists})
+        return model, TrainingReport.of(facts)
 
 
 class BorrowedModel(FittedModel):

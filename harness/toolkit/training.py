@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import reduce
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,18 @@ from harness.core.tokens import Split, TokenSet
 from harness.encoder.layout import Layout
 from harness.encoder.model import EncoderLayer, FastBertHead, Gate, LinearHead
 from harness.toolkit.method_settings import Precision, Recipe
+from harness.toolkit.resume.training_state import TrainingState
 
 LossFn = Callable[[TokenSet, Layout, Tensor], Tensor]
+
+
+@runtime_checkable
+class CountsSteps(Protocol):
+    """Optional, of a loss: it depends on the number of the step, from 0, which training sets when it goes on after a kill."""
+
+    step: int
+
+
 _ROUND_TO = 4  # tokens
 
 
@@ -66,6 +76,11 @@ class TrainingReport:
     exit_scores: tuple[float, ...] = ()
     precision: str = ""
     threads: int = 0
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Self:
+        """Return the report that was stored as JSON."""
+        return cls(**{**stored, **{key: tuple(stored.get(key, ())) for key in ("dev_scores", "exit_scores")}})
 
     def __add__(self, other: TrainingReport) -> TrainingReport:
         """Add the costs of two stages; epochs, scores, precision and threads are those of the later one.
@@ -211,18 +226,35 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     tokens, device = split.tokens, split.tokens.device
     labels = split.labels.to(device)
-    steps = math.ceil(len(split) / recipe.batch_size) * recipe.epochs
+    per_epoch = math.ceil(len(split) / recipe.batch_size)
+    steps = per_epoch * recipe.epochs
     scheduled = steps if horizon is None else horizon
     warm = max(1, round(recipe.warmup * scheduled))
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, scheduled, warm))
     precision = resolved_precision(recipe.precision, device)
-    scores: list[DevScore] = []
-    best: dict[str, Tensor] | None = None
-    best_epoch = 0
-    start, done = now(), 0
-    with LayerPasses([model, *teachers]) as passes, tqdm(total=steps, desc=name, leave=False, disable=None) as bar:
-        for epoch in range(1, recipe.epochs + 1):
+    state = TrainingState(model, device, {"name": name, "seed": seed, "steps": steps, **recipe.model_dump(mode="json")})
+    if (ended := state.report) is not None:
+        model.eval()
+        return TrainingReport.of(ended)
+    # What follows goes on where a fit that was killed had been (harness.toolkit.resume).
+    facts, best = state.resume(optimizer, generator)
+    scores = [DevScore(score, tuple(exits)) for score, exits in facts.get("scores", ())]
+    epoch, best_epoch, done = facts.get("epoch", 0), facts.get("best_epoch", 0), facts.get("done", 0)
+    if done:
+        schedule.last_epoch = done
+        for group, rate in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
+            group["lr"] = rate * rate_at(done, scheduled, warm)
+        if isinstance(loss_fn, CountsSteps):
+            loss_fn.step = done
+    start = now() - facts.get("seconds", 0.0)
+    with (
+        LayerPasses([model, *teachers]) as passes,
+        tqdm(total=steps, initial=done, desc=name, leave=False, disable=None) as bar,
+    ):
+        passes.count, passes.flops = facts.get("passes", 0), facts.get("flops", 0.0)
+        while epoch < recipe.epochs:
+            epoch += 1
             model.train()
             total = torch.zeros((), device=device)
             for index in shuffled_batches(tokens, recipe.batch_size, generator):
@@ -238,29 +270,32 @@ def train(
                 total += loss.detach()
                 done += 1
                 bar.update()
-                # Reading the loss waits for the device, so it is read every 50 steps only.
-                if done % 50 == 0 or done == steps:
+                # Reading the loss waits for the device, so it is read every 50 steps and after each epoch only.
+                if done % 50 == 0 or done % per_epoch == 0:
                     if not torch.isfinite(total):
                         raise ConfigError(
                             f"{name}: the loss is not finite at step {done} of {steps}: lower learning_rate"
                         )
                     bar.set_postfix(loss=f"{loss.item():.3f}")
-            if evaluate is None or (keep == "last" and epoch < recipe.epochs):
-                continue
-            model.eval()
-            before = passes.count, passes.flops
-            scores.append(evaluate())
-            passes.count, passes.flops = before  # evaluation is not training
-            if keep == "best" and scores[-1].score > max((one.score for one in scores[:-1]), default=-math.inf):
-                best, best_epoch = {key: value.detach().clone() for key, value in model.state_dict().items()}, epoch
-            if recipe.patience is not None and epoch - best_epoch >= recipe.patience:
-                break
+            if evaluate is not None and (keep == "best" or epoch == recipe.epochs):
+                model.eval()
+                before = passes.count, passes.flops
+                scores.append(evaluate())
+                passes.count, passes.flops = before  # evaluation is not training
+                if keep == "best" and scores[-1].score > max((one.score for one in scores[:-1]), default=-math.inf):
+                    best, best_epoch = {key: value.detach().clone() for key, value in model.state_dict().items()}, epoch
+                if recipe.patience is not None and epoch - best_epoch >= recipe.patience:
+                    break
+            if epoch < recipe.epochs:
+                so_far = {"epoch": epoch, "best_epoch": best_epoch, "done": done, "scores": scores}
+                cost = {"seconds": now() - start, "passes": passes.count, "flops": passes.flops}
+                state.store({**so_far, **cost}, optimizer, generator, best)
         synchronise(device)
     if best is not None:
         model.load_state_dict(best)
     model.eval()
     kept = scores[best_epoch - 1] if best is not None else scores[-1] if scores else None
-    return TrainingReport(
+    report = TrainingReport(
         seconds=now() - start,
         steps=done,
         layer_passes=passes.count,
@@ -273,3 +308,5 @@ def train(
         precision=precision,
         threads=torch.get_num_threads(),
     )
+    state.end(asdict(report))
+    return report

@@ -54,13 +54,15 @@ WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
 
 def shrink() -> None:
-    """Make the embedded data and its backbone, and their pretraining, small enough for a run of two seconds."""
+    """Make the embedded data and its backbone, and their pretraining, small enough for a run of two seconds; store all epochs."""
     from harness.encoder import miniature
     from harness.running import task
+    from harness.toolkit.resume import training_state
 
     miniature.SHAPE = replace(miniature.SHAPE, layers=3, width=32, heads=2, intermediate=32)
     miniature.BATCH, miniature.POOL = 8, 2
     miniature.pretrain_miniature = partial(miniature.pretrain_miniature, steps=2)
+    training_state.EVERY, training_state._SHARE = 0.0, 1e9  # a state after every epoch
     task.load_embedded = partial(task.load_embedded, sizes=(30, 10, 12))
 
 

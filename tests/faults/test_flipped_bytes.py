@@ -44,6 +44,8 @@ CACHE = (
     "cache/fits-2/*/table-*/exit_table.safetensors",
     "cache/fits-2/*/table-*/exit_table.json",
 )
+# ... and those of a fit that was killed before the same command.
+UNFINISHED = ("cache/unfinished/*/training-*.safetensors",)
 OTHER = ("*.lock",)  # nothing depends on their content
 PRETRAINED = (
     "training/plan.json",
@@ -75,9 +77,10 @@ def flip(folder: Path, kind: str, draw: Random) -> Path:
 def test_every_stored_file_is_of_a_known_kind(undisturbed: Any) -> None:
     """A new kind of file is damaged here, too."""
     names = [path.relative_to(undisturbed.place.folder).as_posix() for path in stored(undisturbed.place.folder)]
-    kinds = (*RUN, *CACHE, *OTHER)
+    kinds = (*RUN, *CACHE, *UNFINISHED, *OTHER)
     assert not [name for name in names if not any(fnmatch.fnmatch(name, kind) for kind in kinds)]
     assert not [kind for kind in (*RUN, *CACHE) if not fnmatch.filter(names, kind)]
+    assert not [kind for kind in UNFINISHED if fnmatch.filter(names, kind)]  # all fits have ended
 
 
 @pytest.mark.parametrize("number", range(2))
@@ -106,6 +109,20 @@ def test_in_the_cache(
     shutil.copytree(undisturbed.place.cache, place.cache)
     if kind.startswith("cache/weights/"):  # they are read when a fit is made
         shutil.rmtree(place.cache / "fits-2")
+    flip(place.folder, kind, draw)
+    survives(place)
+
+
+@pytest.mark.parametrize("kind", UNFINISHED)
+def test_in_a_fit_that_was_killed(
+    kind: str, place: Any, undisturbed: Any, survives: Callable[..., None], tried: Callable[[str], None], draw: Random
+) -> None:
+    """The damage is found, and the training starts again."""
+    tried("a flipped byte in a killed fit")
+    while not any(fnmatch.fnmatch(one.relative_to(place.folder).as_posix(), kind) for one in stored(place.folder)):
+        for folder in (place.run, place.cache):
+            shutil.rmtree(folder, ignore_errors=True)
+        place.carry_out(fault={"kill_at": draw.randint(1, undisturbed.events)})
     flip(place.folder, kind, draw)
     survives(place)
 

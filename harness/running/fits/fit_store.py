@@ -17,6 +17,12 @@ from harness.core.files import cache_root, write_folder
 
 FITS = "fits-2"  # folder of the cache; "fits" is that of versions whose fits have no checksums
 WEIGHTS = "weights"  # folder of the cache, for methods that learn in stages
+_UNFINISHED = "unfinished"  # folder of the cache, with the trainings of fits that have not ended
+
+
+def unfinished(folder: Path) -> Path:
+    """Return the folder for the trainings of a fit, from which it goes on if it is killed."""
+    return folder.parent.parent / _UNFINISHED / folder.name
 
 
 def warn_of_old_fits() -> None:

@@ -7,14 +7,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 
 from harness.contracts import OperatingPoint
 from harness.core import clock
+from harness.core.environment import usable_cores
 from harness.core.errors import is_fatal
 from harness.measure.diagnostics import DepthAnswers, depth_answers, diagnose
 from harness.measure.passes import Contender, Measured, measure_together, measure_untimed
-from harness.measure.resources import SavedState
+from harness.measure.resources import SavedState, lost_cores
 from harness.results.schema import Cell, Result
+from harness.running.binding import binding_of
 from harness.running.record import build_result, sample_rows
 from harness.running.session import Session
 
@@ -59,11 +62,14 @@ class MethodCells:
             self._before = self._before or self.saved_state()
             return self.session.contender(self.name, point)
 
-    def finish(self, cell: Cell, contender: Contender, measured: Measured, after: SavedState | None) -> MeasuredCell:
+    def finish(
+        self, cell: Cell, contender: Contender, measured: Measured, after: SavedState | None, notes: Sequence[str]
+    ) -> MeasuredCell:
         """Run the diagnostics of a cell, and return its result.
 
         Args:
             after: state of the method after its passes; ``None`` if the cell is not checked.
+            notes: on the passes, in addition to those on the data.
         """
         assert self._before is not None
         session, name, before = self.session, self.name, self._before
@@ -84,10 +90,9 @@ class MethodCells:
             start = clock.now()
             self._depths = self._depths or depth_answers(contender, tokens)
             asked = clock.now() - start
-        binding = session.binding(name, measured.speed.reference if measured.speed else None)
-        result = build_result(
-            cell, method, contender, measured, session.prepared, found, session.notes(name), binding, self.key
-        )
+        binding = binding_of(session, name, measured.speed.reference if measured.speed else None)
+        notes = [*session.notes(name), *notes]
+        result = build_result(cell, method, contender, measured, session.prepared, found, notes, binding, self.key)
         rows = sample_rows(measured, session.prepared, self._depths)
         return MeasuredCell(result, rows, measured.predicting + found.predicting + asked)
 
@@ -139,6 +144,7 @@ def _measure(planned: Sequence[PlannedCell], reference: Callable[[], Contender |
     checked = [profile.timing.checks(session.seed) and (one.method.timed or one.check) for one in planned]
     beside = reference() if first.timed else None
     contenders = [one.method.start(one.point) for one in planned]
+    cores = usable_cores()
     with session.naming(first.name) if len(planned) == 1 else nullcontext():
         if first.timed:
             found = measure_together(
@@ -152,9 +158,11 @@ def _measure(planned: Sequence[PlannedCell], reference: Callable[[], Contender |
             )
         else:
             found = [measure_untimed(contenders[0], tokens, rounds=1 + checked[0], seed=session.seed)]
+    on_cpu = first.timed and session.settings.device == "cpu"
+    notes = lost_cores(cores, usable_cores(), torch.get_num_threads()) if on_cpu else []
     methods = dict.fromkeys(one.method for one, check in zip(planned, checked, strict=True) if check)
     after = {method: method.saved_state() for method in methods}
     return [
-        one.method.finish(one.cell, contender, measured, after.get(one.method))
+        one.method.finish(one.cell, contender, measured, after.get(one.method), notes)
         for one, contender, measured in zip(planned, contenders, found, strict=True)
     ]

@@ -17,7 +17,18 @@ from harness.core.environment import environment_facts
 def test_facts_that_make_timings_comparable() -> None:
     """Processor, cores, threads, versions and commit are recorded and fit into JSON."""
     facts = environment_facts()
-    wanted = {"cpu", "cores", "torch_threads", "memory_bytes", "system", "python", "commit", "versions", "gpu"}
+    wanted = {
+        "cpu",
+        "cores",
+        "usable_cores",
+        "torch_threads",
+        "memory_bytes",
+        "system",
+        "python",
+        "commit",
+        "versions",
+        "gpu",
+    }
     assert set(facts) == wanted
     assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert json.loads(json.dumps(facts)) == facts
@@ -44,6 +55,22 @@ def test_threads_are_those_of_now() -> None:
     finally:
         torch.set_num_threads(before)
     assert environment_facts()["cores"] == cores
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 6), ("200000 100000", 2), ("250000 100000", 3), ("1000 100000", 1), (None, 6)]
+)
+def test_usable_cores_follow_affinity_and_quota(
+    quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smaller one counts, and it is read anew for each cell."""
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setattr(module, "_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert environment_facts()["usable_cores"] == module.usable_cores() == cores
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: {3})
+    assert environment_facts()["usable_cores"] == 1
 
 
 def test_facts_without_git_or_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:

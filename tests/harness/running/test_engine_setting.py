@@ -168,7 +168,12 @@ def test_workers_fit_once_and_nothing_that_cannot_run(
 ) -> None:
     """Engines of one fit are one job, teachers are named by their fits, and a refused engine is no job."""
     asked: dict[str, list[str]] = {}
-    monkeypatch.setattr(fit_pool, "fit_in_order", lambda names, needs, *_: asked.update(needs) or {})
+
+    def note(names: Any, needs: Any, *_: Any) -> dict[str, str]:
+        asked.update({job.method: [need.method for need in found] for job, found in needs.items()})
+        return {}
+
+    monkeypatch.setattr(fit_pool, "fit_in_order", note)
     monkeypatch.setattr(FitPool, "start", lambda self, workers: None)
     slow = type("SlowFitted", (stage.add("two").fitted,), {"compute": "eager"})
     stage.add("slow", fitted=slow)
@@ -178,7 +183,7 @@ def test_workers_fit_once_and_nothing_that_cannot_run(
         "four": {"like": "three", "needs": {"one": "two-int8"}},
     }
     names = ("two-int8", "two-eager", "slow-c", "four")
-    settings = having(grid_settings, tables, *names, fit_processes=2)
+    settings = having(grid_settings, tables, *names, workers=2)
     with FitPool(settings) as pool:
         pool.fit(Session(settings, "ag_news", 0), names)
     assert asked == {"two": [], "four": ["two"]}

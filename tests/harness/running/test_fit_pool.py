@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +22,9 @@ from harness.cli.main import main
 from harness.core.errors import MethodError, WriteError
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
-from harness.running.fits.fit_pool import FitPool, fit_in_order
+from harness.results.run_folder import RunFolder
+from harness.running.fits.fit_plan import FitJob, TimeLeft, fit_in_order, shown_time
+from harness.running.fits.fit_pool import FitPool
 from harness.running.fits.fit_store import FITS
 from harness.running.grid import Grid
 from harness.running.profile import Profile
@@ -27,8 +34,9 @@ from harness.running.session import Session
 PROFILE = """
 title = "tiny"
 source = "local"
-datasets = ["mine"]
-methods = ["bert", "fastbert", "geep", "geep-verified", "geep-unseen"]
+datasets = ["mine", "other"]
+methods = ["bert", "fastbert", "geep", "geep-unseen"]
+seeds = [0, 1]
 rounds = 1
 max_length = 16
 max_train = 16
@@ -38,6 +46,10 @@ batch_size = 8
 [training]
 epochs = 1
 batch_size = 16
+[method.fastbert]
+seeds = [0]
+[method.geep]
+seeds = [0]
 [method.geep-unseen]
 like = "geep"
 table_rows = "unlabelled"
@@ -107,8 +119,9 @@ def test_workers_equal_one_process(
         table = pd.DataFrame(
             {"text": [f"{words[i % 2]} number {i}" for i in range(rows)], "label": np.arange(rows) % 2}
         )
-        (tmp_path / "data" / "mine").mkdir(parents=True, exist_ok=True)
-        table.to_parquet(tmp_path / "data" / "mine" / f"{split}.parquet")
+        for name, part in (("mine", table), ("other", table[::-1])):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            part.to_parquet(tmp_path / "data" / name / f"{split}.parquet")
     made = make_backbone()
     (tmp_path / "backbone").mkdir()
     checkpoint.write_folder(tmp_path / "backbone", made.shape, made.state)
@@ -118,20 +131,25 @@ def test_workers_equal_one_process(
     found = []
     for processes in ("1", "2"):
         monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / f"cache-{processes}"))
-        assert main([*given, "--out", f"out-{processes}", "--fit-processes", processes, "--fit-only"]) == 0
+        assert main([*given, "--out", f"out-{processes}", "--workers", processes, "--fit-only"]) == 0
         found.append(fits(tmp_path / f"cache-{processes}"))
-    assert len(found[0]) >= 4 and any("geep-unseen" in name for name in found[0])
+    assert len(found[0]) >= 10 and any("geep-unseen" in name for name in found[0])
+    assert len([name for name in found[0] if "fastbert" in name]) == 2  # sets, with one seed
     assert found[0] == found[1]
-    assert "not fitted in a worker" not in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "other bert seed 1: fitted in" in said and "failed" not in said
+    assert main([*given, "--out", "out-2", "--workers", "2", "--fit-only"]) == 0
+    ended = capfd.readouterr()
+    assert "fits: 10 ready, 0 failed" in ended.out and "fitted in" not in ended.err
 
 
 def test_bad_input_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Missing data is reported once, by the run and not by its workers."""
-    (tmp_path / "tiny.toml").write_text(PROFILE.replace('"fastbert", "geep", "geep-verified", "geep-unseen"', '"geep"'))
+    (tmp_path / "tiny.toml").write_text(PROFILE.replace('"fastbert", "geep", "geep-unseen"', '"geep"'))
     monkeypatch.chdir(tmp_path)
-    code = main(["run", "--profile", "tiny.toml", "--data", "nowhere", "--backbone", "en=x", "--fit-processes", "2"])
+    code = main(["run", "--profile", "tiny.toml", "--data", "nowhere", "--backbone", "en=x", "--workers", "2"])
     assert code == 2
     assert "nowhere" in capfd.readouterr().err
 
@@ -152,17 +170,77 @@ class Raising:
             return True
         raise self.error
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def __init__(self, error: Exception, settings: Settings) -> None:
+        self.error, self.settings = error, settings
 
 
 def test_a_broken_plug_in_does_not_end_the_run(tmp_path: Path) -> None:
     """An error of one method is left to the grid, which reports it in its turn; a full disk ends the run at once."""
-    profile = Profile(title="tiny", source="local", datasets=["mine"], methods=["bert", "fastbert"], fit_processes=2)
-    with FitPool(Settings(profile, tmp_path)) as pool:
-        pool.fit(Raising(MethodError("its plug-in is broken")), profile.methods)  # type: ignore[arg-type]
+    profile = Profile(title="tiny", source="local", datasets=["mine"], methods=["bert", "fastbert"], workers=2)
+    given = Settings(profile, tmp_path)
+    with FitPool(given) as pool:
+        pool.fit(Raising(MethodError("its plug-in is broken"), given), profile.methods)  # type: ignore[arg-type]
         with pytest.raises(WriteError):
-            pool.fit(Raising(WriteError("the disk is full")), profile.methods)  # type: ignore[arg-type]
+            pool.fit(Raising(WriteError("the disk is full"), given), profile.methods)  # type: ignore[arg-type]
+
+
+def test_a_failing_fit_fails_its_own_cells(
+    stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fits of all sets and seeds go to the workers, longest chains first; a failure is recorded for what depends on it."""
+    asked: list[FitJob] = []
+
+    def send(worker: Any, message: dict[str, Any], *, answer: bool = False) -> dict[str, Any]:
+        asked.append(FitJob(**message))
+        wrong = message["dataset"] == "lcqmc" and message["method"] == "one"
+        return {"reason": "on purpose", "traceback": "Traceback: here"} if wrong else {}
+
+    monkeypatch.setattr(FitPool, "_send", staticmethod(send))
+    monkeypatch.setattr(FitPool, "_start_one", lambda self: self._workers.append(Worker()) or self._workers[-1])
+    tables = {"two": {"seeds": [0]}, "one-int8": {"like": "one", "engine": "int8"}}
+    methods = [*grid_settings.profile.methods, "one-int8"]
+    changes = {"workers": 2, "seeds": [0, 1], "method": tables, "methods": methods}
+    chosen = replace(grid_settings, profile=grid_settings.profile.model_copy(update=changes))
+    outcome = Grid(chosen).fit()
+    assert (outcome.fitted, outcome.failed) == (2 * 3 + 2, 2 * 3)
+    assert len(asked) == len(set(asked)) == 2 * (2 + 2 + 1) - 2  # three learns from one, which fails on lcqmc
+    assert {job.method for job in asked[:4]} == {"one"} and FitJob("ag_news", 1, "two") not in asked
+    records = {(one["cell"]["method"], one["cell"]["seed"]): one for one in RunFolder.open(chosen.out).failures()}
+    assert {*records} == {(name, seed) for name in ("one", "one-int8", "three") for seed in (0, 1)}
+    assert "Traceback: here" in records["one", 1]["traceback"] and records["one", 1]["reason"] == "on purpose"
+    assert "learns from a method that failed" in records["three", 0]["reason"]
+    assert "ag_news two seed 0: fitted in" in capfd.readouterr().err
+
+
+class Worker:
+    """Stands for a process that runs."""
+
+    def __init__(self) -> None:
+        self.stdin = io.StringIO()
+
+    def poll(self) -> None:
+        """It never ends."""
+
+    def wait(self) -> int:
+        return 0
+
+
+def test_a_worker_that_ends_fails_its_fit() -> None:
+    """The reason names the signal, here that of a full memory."""
+    code = "import os, signal; input(); os.kill(os.getpid(), signal.SIGKILL)"
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as worker:
+        facts = FitPool._send(worker, {"method": "bert"}, answer=True)
+    assert "SIGKILL" in facts["reason"] and "--workers" in facts["reason"]
+
+
+def test_time_left_follows_what_fits_took() -> None:
+    """Estimates of a machine that is twice as slow are doubled, and two processes halve the rest."""
+    left = TimeLeft({"a": 10.0, "b": 30.0, "c": 20.0}, 2)
+    assert left.after("a", 20.0) == pytest.approx(2 * 50 / 2)
+    assert left.after("c", 10.0) == pytest.approx(30 * (30 / 30) / 2)
+    assert left.after("b", 1.0) == 0
+    assert [shown_time(seconds) for seconds in (9, 600, 9000)] == ["9 s", "10 min", "2.5 h"]
 
 
 def test_longest_chains_start_first() -> None:
@@ -189,7 +267,7 @@ class Noting:
 def test_the_first_method_is_fitted_alone(tmp_path: Path) -> None:
     """Until a cell is measured, one method is fitted at a time; then all of a dataset's, once for each dataset."""
     methods = ["bert", "fastbert", "geep"]
-    chosen = Profile(title="tiny", source="embedded", datasets=["ag_news", "lcqmc"], methods=methods, fit_processes=2)
+    chosen = Profile(title="tiny", source="embedded", datasets=["ag_news", "lcqmc"], methods=methods, workers=2)
     grid, pool = Grid(Settings(chosen, tmp_path)), Noting()
     for dataset, seed, method in grid._jobs():
         grid._session_of(dataset, seed, method, pool)  # type: ignore[arg-type]

@@ -160,6 +160,33 @@ def test_the_embedded_backbone_rejects_real_text(stage: Any, settings: Settings,
         run(replace(change(settings, datasets=["mine"]), data=data))
 
 
+def test_a_folder_without_some_of_the_datasets(
+    stage: Any, settings: Settings, tmp_path: Path, backbones: dict[str, str]
+) -> None:
+    """One line names all that are missing and the option to run without; a name that is none of ours is a typing error."""
+    write_local(tmp_path / "data", "text")
+    (tmp_path / "data" / "mine").rename(tmp_path / "data" / "ag_news")
+    three = change(settings, datasets=["weibo", "ag_news", "lcqmc"], backbones=backbones)
+    local = replace(three, data=tmp_path / "data")
+    with pytest.raises(DataError, match=r"lacks 2 of 3 datasets \(weibo, lcqmc\).* --datasets ag_news$"):
+        Grid(local)
+    assert stage.fits == []
+    with pytest.raises(UnknownNameError, match="did you mean ag_news"):
+        Grid(change(local, datasets=["ag_news", "agnews"]))
+    assert run(change(local, datasets=["ag_news"])).failed == 0
+
+
+def test_cores_that_are_lost_are_noted(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell that was measured meanwhile has a note, and later cells have other facts; the first ones have none."""
+    cores = iter([1, 1, 1, 0])  # before and after the passes of a cell, and in its facts
+    monkeypatch.setattr("harness.running.measuring.cell_groups.usable_cores", lambda: next(cores, 0))
+    one = change(settings, datasets=["ag_news"], methods=["one"])
+    outcome = run(one)
+    notes = {result.cell.point: result.notes for result in RunFolder.open(one.out).results()}
+    assert outcome.failed == 0 and [note for note in notes["a"] if "cores" in note] == []
+    assert [note for note in notes["b"] if "1 threads on 1 at the start and 0 at the end usable cores" in note]
+
+
 def test_a_language_without_backbone_is_reported(stage: Any, settings: Settings) -> None:
     """The message names dataset, language and option."""
     with pytest.raises(ConfigError, match=r"'lcqmc' is zh, .*--backbone zh="):

@@ -28,6 +28,7 @@ from harness.running.fits.fit_pool import FitPool
 from harness.running.fits.fit_store import FITS, WEIGHTS
 from harness.running.run_settings import Settings
 from harness.running.session import Session
+from harness.toolkit.resume import training_state
 
 MADE = (Bert, DistilBert, FastBert, DeeBert, ElasticBert, Berxit, RightTool, CascadeBert, HashEE, Geep)
 COMMON = {"speeds": [0.3], "budgets": [0.9]}
@@ -284,14 +285,49 @@ def test_workers_train_equal_weights_once(
 ) -> None:
     """A variant that differs in choices waits for the method that trains its weights."""
     asked: dict[str, list[str]] = {}
-    monkeypatch.setattr(fit_pool, "fit_in_order", lambda names, needs, *_: asked.update(needs) or {})
+
+    def note(names: Any, needs: Any, *_: Any) -> dict[str, str]:
+        asked.update({job.method: [need.method for need in found] for job, found in needs.items()})
+        return {}
+
+    monkeypatch.setattr(fit_pool, "fit_in_order", note)
     monkeypatch.setattr(FitPool, "start", lambda self, workers: None)
     tables = {"geep-two": {"like": "geep", "ngram": 2}, "geep-long": {"like": "geep", "epochs": 2}}
     session = session_of(tables)
-    profile = session.settings.profile.model_copy(update={"fit_processes": 2})
+    profile = session.settings.profile.model_copy(update={"workers": 2})
     with FitPool(replace(session.settings, profile=profile)) as pool:
         pool.fit(session, ["geep", "geep-two", "geep-long", "fastbert"])
     assert asked == {"geep": [], "geep-two": ["geep"], "geep-long": [], "bert": [], "fastbert": ["bert"]}
+
+
+def test_a_killed_fit_goes_on_and_leaves_nothing_behind(
+    trained: list[str], session_of: Callable[..., Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its training lies in the cache until the fit is stored; --fresh does not use it."""
+
+    def places() -> list[str]:
+        found = (tmp_path / "geep-bench-cache" / "unfinished").rglob("*")
+        return [path.name for path in found if path.is_file()]
+
+    def die(state: Any, *given: Any) -> None:
+        write(state, *given)
+        raise KeyboardInterrupt
+
+    def killed(**settings: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(training_state.TrainingState, "_write", die)
+            with pytest.raises(KeyboardInterrupt):
+                session_of(training={"epochs": 3}, **settings).fit("bert")
+
+    write = training_state.TrainingState._write
+    monkeypatch.setattr(training_state, "EVERY", 0.0)
+    monkeypatch.setattr(training_state, "_SHARE", 1e9)
+    killed()
+    assert places() == ["training-1.safetensors"]
+    assert session_of(training={"epochs": 3}).fit("bert").training.steps == 3 * 2  # type: ignore[attr-defined]
+    assert places() == []
+    killed(fresh=True)
+    assert places() == ["training-1.safetensors"]
 
 
 def test_keys_of_weights_do_not_change(trained: list[str], session_of: Callable[..., Session]) -> None:

@@ -20,6 +20,7 @@ from harness.data.splits import RawDataset, RawSplit, limit_dataset
 from harness.data.unlabelled import UnlabelledTexts
 from harness.encoder.backbone import Backbone
 from harness.results.run_folder import RunFolder
+from harness.running.binding import binding_of
 from harness.running.content_keys import ContentKeys
 from harness.running.grid import Grid
 from harness.running.run_settings import Settings
@@ -160,7 +161,7 @@ def keys(settings: Settings, name: str) -> tuple[str, str, str]:
     """Return the keys of a method's fit and cells, and the recipe of its binding."""
     session = Session(settings, settings.profile.datasets[0], 0)
     cell = ContentKeys(settings).of(session.dataset, name)
-    return session.fit_key(name), cell, session.binding(name, None).fits[name]
+    return session.fit_key(name), cell, binding_of(session, name, None).fits[name]
 
 
 def test_keys_follow_the_rows_of_those_who_use_them(stage: Any, settings: Settings) -> None:

@@ -1,0 +1,152 @@
+"""Which fits are missing, in which order they are made, and how long they still take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
+
+from harness.core.errors import is_fatal
+from harness.running.session import Session
+
+K = TypeVar("K", bound=Hashable)
+
+
+class FitJob(NamedTuple):
+    """One fit of a run."""
+
+    dataset: str
+    seed: int
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset} {self.method} seed {self.seed}"
+
+
+class MissingFits(NamedTuple):
+    """What is not in the cache for the methods of one dataset and seed.
+
+    Attributes:
+        needs: fit -> the missing ones that it needs; each comes after those.
+        choosing: those among them that train nothing, as the cache or another of them has their weights.
+        failed: methods whose fits are unknown, with the reason: a broken plug-in, or an engine that they cannot use.
+    """
+
+    needs: dict[FitJob, list[FitJob]]
+    choosing: set[FitJob]
+    failed: dict[str, Exception]
+
+
+def missing_fits(session: Session, methods: Iterable[str]) -> MissingFits:
+    """Return the fits that methods run or learn from and that are not in the cache.
+
+    Of fits with equal weights, the first one trains them, so that the others count as needing it.
+
+    Raises:
+        GeepBenchError: the session's data or backbone cannot be used.
+    """
+    profile = session.settings.profile
+    _ = session.prepared
+    needs: dict[str, tuple[str, ...]] = {}
+    choosing: set[str] = set()
+    failed: dict[str, Exception] = {}
+    trained: dict[str, str] = {}  # weights -> the first method that trains them
+    for method in methods:
+        try:
+            session.check_engine(method)
+            family = [name for name in profile.fits([method]) if not session.is_cached(name)]
+            for name in family:
+                first = trained.setdefault(session.weights_key(name), name)
+                needs[name] = (*map(profile.fit_of, profile.method_of(name).needs), first)
+                if first != name or session.has_weights(name):
+                    choosing.add(name)
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            failed[method] = error
+    job = partial(FitJob, session.dataset, session.seed)
+    found = {
+        job(name): [job(need) for need in needed if need in needs and need != name] for name, needed in needs.items()
+    }
+    return MissingFits(found, set(map(job, choosing)), failed)
+
+
+def fit_in_order(
+    names: Sequence[K],
+    needs: Mapping[K, Iterable[K]],
+    fit: Callable[[K], str | None],
+    at_a_time: int,
+    stop: Callable[[], None] = lambda: None,
+    seconds: Mapping[K, float] | None = None,
+) -> dict[K, str]:
+    """Call ``fit`` for every name, at most ``at_a_time`` at once, each after the fits that it needs.
+
+    A fit that needs a failed one is skipped. Of those that may start, the one goes first after which most is left to do: its
+    own seconds and the longest chain of fits that wait for it. Long fits at the end would leave processes idle.
+
+    Args:
+        names: fits, each after those that it needs.
+        needs: for each fit, those that it learns from.
+        fit: returns why a fit failed, or ``None``.
+        stop: ends the fits that run now; called before an error or an interrupt is passed on.
+        seconds: of fits, as far as known; 1 for others.
+
+    Returns:
+        The failures, with their reasons.
+
+    Raises:
+        Exception: what ``fit`` raised.
+    """
+    todo, done, failed = list(names), set[K](), dict[K, str]()
+    left: dict[K, float] = {}
+    for name in reversed(names):
+        after = max((left[other] for other in left if name in needs[other]), default=0.0)
+        left[name] = after + (seconds or {}).get(name, 1.0)
+    todo.sort(key=lambda name: -left[name])
+    running: dict[Future[str | None], K] = {}
+    with ThreadPoolExecutor(at_a_time) as threads:
+        try:
+            while todo or running:
+                for name in [name for name in todo if set(needs[name]) & failed.keys()]:
+                    todo.remove(name)
+                    failed[name] = "it learns from a method that failed"
+                ready = [name for name in todo if done.issuperset(needs[name])]
+                for name in ready[: at_a_time - len(running)]:
+                    todo.remove(name)
+                    running[threads.submit(fit, name)] = name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name, reason = running.pop(future), future.result()
+                    if reason is None:
+                        done.add(name)
+                    else:
+                        failed[name] = reason
+        except BaseException:
+            stop()  # otherwise the block would wait for the fits to end, which may take hours
+            raise
+    return failed
+
+
+def shown_time(seconds: float) -> str:
+    """Return a duration in words, e.g. ``"2.3 h"``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+class TimeLeft(Generic[K]):
+    """Seconds that fits still take: estimates, scaled by what those that have ended took.
+
+    Args:
+        seconds: estimates; their unit does not matter once a fit has ended.
+    """
+
+    def __init__(self, seconds: Mapping[K, float], at_a_time: int) -> None:
+        self._todo, self._at_a_time = dict(seconds), at_a_time
+        self._expected = self._took = 0.0
+
+    def after(self, name: K, took: float) -> float:
+        """Note that a fit ended after so many seconds; return the seconds that are left for all others together."""
+        self._expected += self._todo.pop(name)
+        self._took += took
+        return sum(self._todo.values()) * self._took / max(self._expected, 1e-9) / self._at_a_time
