@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def bpe() -> Any:
         trainers.BpeTrainer(vocab_size=320, special_tokens=first, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
     )
     facts = json.loads(model.to_str())["model"]
-    return RobertaTokenizer(vocab=facts["vocab"], merges=[tuple(pair) for pair in facts["merges"]])
+    merges: Any = [tuple(pair) for pair in facts["merges"]]
+    return RobertaTokenizer(vocab=facts["vocab"], merges=merges)
 
 
 def unigram(kind: type, first: list[str]) -> Any:
@@ -129,7 +131,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 @pytest.fixture(scope="module")
 def backbone_with(folder_of: Callable[[str], Path]) -> Callable[[str], Backbone]:
     """Return a function that loads it."""
-    return lambda kind: load_backbone(str(folder_of(kind)), "en")
+    return cache(lambda kind: load_backbone(str(folder_of(kind)), "en"))
 
 
 @pytest.mark.parametrize("paired", [False, True])

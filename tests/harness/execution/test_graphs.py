@@ -114,11 +114,12 @@ def test_structures_unlike_berts_run_on_every_path(
     """Shared layers, rotary positions and windows give the answers of samples alone, on the kernel, on grids and in graphs, and
     the tally has the pairs that the kernel processed."""
     model, exits = make_model(shape=STRUCTURES[structure]), np.arange(N) % DEPTH
-    alone = every_run(model, tokens, exits, Execution(batch_size=1, order="arrival"))
+    one = Execution(batch_size=1, order="arrival")
+    alone = {name: run() for name, run in every_run(model, tokens, exits, one).items()}
     given = Execution(batch_size=5, protocol=protocol, max_length=14)
     for compute in ("eager", "graphs"):
         for name, run in every_run(model, tokens, exits, replace(given, compute=compute)).items():
-            expected, found = alone[name](), run()
+            expected, found = alone[name], run()
             assert found.exit_layer.tolist() == expected.exit_layer.tolist(), (name, compute)
             np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-4, err_msg=name)
             before = like_cuda.pairs
