@@ -33,7 +33,9 @@ Role = Literal[
 DType = Literal["float32", "bfloat16"]
 Compute = Literal["eager", "packed", "compiled", "graphs", "compiled-graphs"]
 # Setting ``engine`` of a method; see :mod:`harness.engines.choice`.
-EngineName = Literal["eager", "packed", "compiled", "bfloat16", "int8", "int8-call", "onnx"]
+TorchEngine = Literal["eager", "packed", "compiled", "bfloat16", "int8", "int8-call"]
+WholeModelEngine = Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "ctranslate2", "ctranslate2-int8"]
+EngineName = Literal[TorchEngine, WholeModelEngine]
 # Executors of fitted methods for which the run chooses: exits are known beforehand, or a rule decides them on the way.
 ASSIGNED, BY_RULE = "assigned", "by-rule"
 

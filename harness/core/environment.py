@@ -15,7 +15,10 @@ from typing import Any
 import torch
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together, and the period that they refer to
-PACKAGES = ("geep-bench", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "cupy-cuda13x")
+PACKAGES = (
+    *("geep-bench", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "cupy-cuda13x"),
+    *("onnxruntime", "openvino", "nncf", "ctranslate2"),  # engines
+)
 
 
 def _cpu() -> str:

@@ -11,17 +11,31 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
 from harness.contracts import ASSIGNED, BY_RULE, EngineName, Execution, Fitted
 from harness.core.errors import MethodError
+from harness.core.tokens import TokenSet
 from harness.encoder.multi_exit import MultiExitModel
+from harness.engines.ctranslate2_encoder import CTranslate2, CTranslate2Int8
 from harness.engines.int8 import CallLinear, Int8Linear, check_exact, quantised
-from harness.engines.onnx_graph import MODULES, OnnxGraph, needed
+from harness.engines.onnx_graph import OnnxGraph, OnnxInt8
+from harness.engines.openvino_graph import OpenVino, OpenVinoInt8
+from harness.engines.whole_model import WholeModel
 from harness.toolkit.fitted import FittedModel, FullDepth
 
 # Setting ``executor`` of a method, which replaces the run's choice.
 ExecutorName = Literal["ladder", "exact-k", "shrink", "rebatch"]
+# Engines of another library, at full depth.
+WHOLE: Mapping[EngineName, type[WholeModel]] = {
+    "onnx": OnnxGraph,
+    "onnx-int8": OnnxInt8,
+    "openvino": OpenVino,
+    "openvino-int8": OpenVinoInt8,
+    "ctranslate2": CTranslate2,
+    "ctranslate2-int8": CTranslate2Int8,
+}
 # What an engine replaces in the run's execution. The kernel of int8-call cannot be compiled.
 CHANGES: Mapping[EngineName, Mapping[str, Any]] = {
     "eager": {"compute": "eager"},
@@ -30,10 +44,11 @@ CHANGES: Mapping[EngineName, Mapping[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"dtype": "float32"},
     "int8-call": {"dtype": "float32", "compute": "eager"},
-    "onnx": {"dtype": "float32", "compute": "eager"},
+    **{name: {"dtype": "float32", "compute": "eager"} for name in WHOLE},
 }
 LINEAR: Mapping[EngineName, type[Int8Linear]] = {"int8": Int8Linear, "int8-call": CallLinear}
-CPU_ONLY = ("packed", *LINEAR, "onnx")
+CPU_ONLY = ("packed", *LINEAR, *WHOLE)
+CALIBRATION = 128  # training rows
 # Where a fitted method leaves the executor to the run: the key of the execution, and its values.
 EXECUTORS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ASSIGNED: ("executor", ("ladder", "exact-k")),
@@ -88,9 +103,8 @@ def check_engine(engine: EngineName, name: str, device: str, kind: type | None) 
     try:
         if engine in LINEAR:
             check_exact()
-        if engine == "onnx":
-            for module in MODULES:
-                needed(module)
+        if engine in WHOLE:
+            WHOLE[engine].check()
     except MethodError as error:
         raise MethodError(f"{where}: {error}") from error
     if kind is not None and (reason := _refusal(engine, kind)) is not None:
@@ -103,25 +117,34 @@ def _refusal(engine: EngineName, kind: type) -> str | None:
     if not issubclass(kind, FittedModel):
         own = engine not in ("eager", "bfloat16")  # autocast serves networks of their own, too
         return "needs a model of this project's encoder, and this method has a network of its own" if own else None
-    if engine == "onnx" and not issubclass(kind, FullDepth):
+    if engine in WHOLE and not issubclass(kind, FullDepth):
         return "runs full depth only, and this method decides where samples exit"
     if kind.compute is not None and CHANGES[engine].get("compute", kind.compute) not in (kind.compute, "packed"):
         return f"cannot be, since this method always runs its blocks {kind.compute}"
     return None
 
 
-def on_engine(engine: EngineName, fitted: Fitted) -> Fitted:
+def on_engine(engine: EngineName, fitted: Fitted, train: TokenSet | None = None) -> Fitted:
     """Return a fitted method whose models run on an engine; the given one stays as it is.
 
     The changes of :func:`execution_on` are left to the caller.
+
+    Args:
+        train: training rows, for engines that choose scales on some of them; labels are not used.
     """
-    if engine == "onnx":
+    if engine in WHOLE:
         assert isinstance(fitted, FullDepth)
-        return OnnxGraph.of(fitted)
+        kind = WHOLE[engine]
+        return kind.of(fitted, calibration_rows(train) if kind.calibrates and train is not None else None)
     if engine in LINEAR:
         found: Fitted = _converted(fitted, partial(quantised, kind=LINEAR[engine]))
         return found
     return fitted
+
+
+def calibration_rows(train: TokenSet) -> TokenSet:
+    """Return the training rows on which an engine chooses scales: random ones, the same in every run."""
+    return train.select(np.random.default_rng(0).permutation(len(train))[:CALIBRATION])
 
 
 def _converted(value: Any, convert: Callable[[MultiExitModel], MultiExitModel]) -> Any:

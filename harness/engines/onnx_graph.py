@@ -1,183 +1,118 @@
-"""ONNX Runtime, a common way to serve BERT on CPUs: the whole network as one graph, over padded batches.
+"""ONNX Runtime, a common way to serve BERT on CPUs: the whole network as one graph, in float32 or int8.
 
-The graph is exported when a fit is loaded, and holds the weights. Batches are those of every other row of a table (ordered by
-length, cut the same way), padded to their longest sample. ONNX Runtime has as many threads as torch. Requires the extra ``onnx``.
+Attention is ONNX Runtime's own fused operation, and its transformer optimiser fuses what else it can. In int8, weights are
+quantised per output channel and activations at run time (``quantize_dynamic``), with one scale for all tokens of a batch: an
+answer depends on its batch. Requires the extra ``onnx``.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
-import math
-import warnings
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.contracts import OperatingPoint, Predictions
-from harness.core.clock import Phases
-from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
-from harness.core.work import Tally, Work
-from harness.encoder.layout import Layout, near, turned, turns
-from harness.encoder.model import PROJECTION
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import Reach
-from harness.execution.arrangement import arrange, cut, windows
-from harness.toolkit.fitted import FullDepth
-
-MODULES = ("onnxruntime", "onnx", "onnxscript")  # of the extra
-GRAPH = "graph.onnx"
-INPUTS = ("ids", "segments", "mask")
+from harness.engines.onnx_export import GRAPH, INPUTS, PaddedGrid, export
+from harness.engines.whole_model import Files, WholeModel, needed
 
 
-def needed(name: str) -> Any:
-    """Import a module of the extra ``onnx``.
-
-    Raises:
-        MethodError: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MethodError(f"it needs {name} ({error}): pip install 'geep-bench[onnx]'") from error
-
-
-class _Grid:
-    """Attention over samples padded to one length, in operations that export to a graph of any batch size and length."""
+class _FusedGrid(PaddedGrid):
+    """Self-attention as one operation of ONNX Runtime."""
 
     def __init__(self, mask: Tensor) -> None:
-        self.count, self.longest = mask.shape
-        self.first = torch.arange(self.count) * self.longest
-        self._mask = mask[:, None, None, :]
-        self._bias = self._bias_of(self._mask)
-
-    def _bias_of(self, mask: Tensor) -> Tensor:
-        return torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
-
-    def _parts(self, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-        return x.view(self.count, self.longest, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
-        return scores.softmax(-1) @ v  # [B, heads, queries, D / heads]
+        super().__init__(mask)
+        self._valid = mask.int()
 
     def attend(self, qkv: Tensor, heads: int, dropout: float = 0.0, reach: Reach | None = None) -> Tensor:
-        bias = self._bias
         if reach is not None:
-            width, places = qkv.shape[1] // 3, torch.arange(self.longest)
-            qkv = turned(qkv, turns(places.repeat(self.count), reach.base, width // heads), 2 * width)
-            if reach.window:
-                bias = self._bias_of(near(places[None, None], self.longest, reach.window, self._mask))
-        q, k, v = self._parts(qkv, 3, heads)
-        out = self._attend(q, k, v, bias)
-        return out.transpose(1, 2).reshape(self.count * self.longest, -1)
-
-    def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        k, v = self._parts(kv, 2, heads)
-        return self._attend(query.view(self.count, heads, 1, -1), k, v, self._bias).reshape(self.count, -1)
-
-
-class _Padded(nn.Module):
-    """Encoder and last head over a padded batch: ids, segments int32 [B, T] and mask bool [B, T] -> logits [B, C]."""
-
-    def __init__(self, model: MultiExitModel) -> None:
-        super().__init__()
-        self.encoder, self.head = model.encoder, model.teacher
-
-    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
-        encoder, grid = self.encoder, _Grid(mask)
-        # As in Encoder.embed.
-        segment = encoder.segment(segments) if encoder.shape.type_vocab > 1 else encoder.only_segment()
-        position = None if encoder.position is None else encoder.position.weight[: grid.longest]
-        hidden = encoder.combined(encoder.word(ids), position, segment).flatten(0, 1)
-        for layer in encoder.layers:
-            hidden = layer(hidden, grid)
-        return self.head(hidden, grid)
+            return super().attend(qkv, heads, dropout, reach)
+        q, k, v = qkv.view(self.count, self.longest, -1).chunk(3, -1)
+        out = torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            (q, k, v, None, self._valid),
+            {"num_heads": heads},
+            dtype=q.dtype,
+            shape=q.shape,
+            version=1,
+        )
+        return out.flatten(0, 1)
 
 
-def export(model: MultiExitModel) -> bytes:
-    """Export the model at full depth as an ONNX graph of any batch size and length."""
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.encoder.shape.max_positions)}
-    example = (*torch.zeros(2, 2, 3, dtype=torch.int32), torch.ones(2, 3, dtype=torch.bool))
-    chatter = logging.getLogger("torch.onnx")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress reports of the optimiser off the terminal; errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                _Padded(model).eval(),
-                example,
-                dynamo=True,
-                verbose=False,
-                input_names=INPUTS,
-                output_names=["logits"],
-                dynamic_shapes=[sizes] * 3,
-            )
+        yield
     finally:
-        chatter.setLevel(level)
-    assert program is not None
-    model_proto: Any = program.model_proto
-    graph = model_proto.graph
-    for part in (model_proto, graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
-        del part.metadata_props[:]  # file names of this machine
-        part.doc_string = ""
-    return model_proto.SerializeToString()
+        logging.disable(before)
 
 
 @dataclass
-class OnnxGraph(FullDepth):
-    """A graph and its session; ``model`` is the source, for counting FLOPs."""
+class OnnxGraph(WholeModel):
+    """A fit as an optimised float32 graph."""
 
     executor = "onnxruntime"
-    compute = "eager"
+    extra = "onnx"
+    modules = ("onnxruntime", "onnx", "onnxscript")
 
-    graph: bytes = field(default=b"", repr=False)
+    @classmethod
+    def convert(cls, model: MultiExitModel, rows: TokenSet | None) -> Files:
+        optimizer, onnx = needed("onnxruntime.transformers.optimizer", cls.extra), needed("onnx", cls.extra)
+        shape = model.encoder.shape
+        content = export(model, _FusedGrid)
+        if not shape.biases:  # the optimiser fails on norms without a bias; the session's own one runs anyway
+            return {GRAPH: content}
+        graph = onnx.load_from_string(content)
+        with _quiet():
+            found = optimizer.optimize_model(
+                graph, model_type="bert", num_heads=shape.heads, hidden_size=shape.width, opt_level=0
+            )
+        return {GRAPH: found.model.SerializeToString()}
 
-    def __post_init__(self) -> None:
-        runtime = needed("onnxruntime")
+    def _start(self) -> None:
+        runtime = needed("onnxruntime", self.extra)
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         # Threads that keep spinning after the answer would slow down the next measurement.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = runtime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+        self._session = runtime.InferenceSession(self.files[GRAPH], options, providers=["CPUExecutionProvider"])
+
+    def _logits(self, ids: np.ndarray, segments: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        mask = np.arange(ids.shape[1]) < lengths[:, None]
+        found: np.ndarray = self._session.run(None, dict(zip(INPUTS, (ids, segments, mask), strict=True)))[0]
+        return found
+
+
+@dataclass
+class OnnxInt8(OnnxGraph):
+    """The same graph with matrix products of weights in int8."""
+
+    executor = "onnxruntime-int8"
 
     @classmethod
-    def of(cls, fitted: FullDepth) -> OnnxGraph:
-        """Export a fitted method."""
-        return cls(fitted.model, fitted.training, export(fitted.model))
-
-    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
-        execution, depth = at.execution, self.model.depth
-        phases, work = Phases(tokens.device), Work()
-        with phases("schedule"):
-            arranged = arrange(tokens, execution, self.model.encoder.shape)
-        logits = np.zeros((len(tokens), self.model.labels), np.float32)
-        with phases("layers"):
-            for begin, end in windows(len(tokens), execution.window):
-                for first, last in cut(arranged.lengths, begin, end, execution):
-                    lengths, packed = arranged.lengths[first:last], arranged.batch(first, last)[0]
-                    longest = execution.max_length if execution.protocol == "paper" else int(lengths.max())
-                    mask = np.arange(longest) < lengths[:, None]  # [B, T]
-                    ids, segments = np.zeros((2, *mask.shape), np.int32)
-                    # Both are ordered by sample, so the true cells of the mask are the packed tokens, in order.
-                    ids[mask], segments[mask] = packed.ids.numpy(), packed.segments.numpy()
-                    (found,) = self._session.run(None, dict(zip(INPUTS, (ids, segments, mask), strict=True)))
-                    logits[arranged.order[first:last]] = found
-                    layout = Layout(lengths, longest, tokens.device)
-                    if self.model.encoder.shape.embedding:
-                        work.add(f"{PROJECTION}.0", Tally(layout.count, layout.rows, layout.valid))
-                    for index in range(depth):
-                        work.add(f"layer.{index}", layout.tally())
-                    work.add(f"head.{depth - 1}", layout.tally("first"))
-        exits = np.full(len(tokens), depth - 1, np.int16)
-        return Predictions(logits, exits, work, phases=phases.seconds())
-
-    def save(self, folder: Path) -> None:
-        """Write the graph, which holds the weights."""
-        (folder / GRAPH).write_bytes(self.graph)
+    def convert(cls, model: MultiExitModel, rows: TokenSet | None) -> Files:
+        quantization, onnx = needed("onnxruntime.quantization", cls.extra), needed("onnx", cls.extra)
+        graph = onnx.load_from_string(OnnxGraph.files_of(model)[GRAPH])
+        del graph.graph.value_info[:]  # shapes of weights, which the quantiser transposes
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            place = Path(folder) / GRAPH
+            quantization.quantize_dynamic(
+                graph,
+                place,
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+                # Of what follows fused attention, about which shape inference knows nothing.
+                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+            )
+            return {GRAPH: place.read_bytes()}

@@ -50,6 +50,8 @@ class Diagnostics:
     syncs: int | None = None
     unseen_tokens: float | None = None
     predicting: float = 0.0
+    engine_agrees: float | None = None
+    engine_difference: float | None = None
 
 
 def diagnose(

@@ -17,7 +17,7 @@ from harness.contracts import Fitted
 from harness.core import clock
 from harness.core.errors import DeviceError
 
-WEIGHTS = (".safetensors", ".onnx")
+WEIGHTS = (".safetensors", ".onnx", ".bin")
 WINDOW = 2.0  # seconds; NVML updates its energy counter about ten times a second
 
 

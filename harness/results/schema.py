@@ -250,12 +250,16 @@ class Checks(StrictRecord):
         batches_agree: share with the same label at batch size 1 (1.0 is right).
         state_unchanged: the weights of the method are the same, bit for bit, after testing.
         syncs: synchronising calls in one pass on CUDA, without its copies.
+        engine_agrees: share with the same label as the same fit in float32, for methods with an engine of their own.
+        engine_difference: largest difference of a class probability to it, over samples that left at the same layer.
     """
 
     rounds_agree: float | None = None
     batches_agree: float | None = None
     state_unchanged: bool | None = None
     syncs: int | None = None
+    engine_agrees: float | None = None
+    engine_difference: float | None = None
 
 
 class Binding(StrictRecord):

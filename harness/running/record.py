@@ -109,6 +109,8 @@ def build_result(
             batches_agree=diagnostics.batches_agree,
             state_unchanged=diagnostics.state_unchanged,
             syncs=diagnostics.syncs,
+            engine_agrees=diagnostics.engine_agrees,
+            engine_difference=diagnostics.engine_difference,
         ),
         exit_histogram=np.bincount(exits[exits != BEFORE], minlength=cost.depth).tolist(),
         answered_before=int((exits == BEFORE).sum()),

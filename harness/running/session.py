@@ -258,16 +258,19 @@ class Session:
                 check_executor(executor, name, fit)
             if engine is not None:
                 check_engine(engine, name, self.settings.device, type(fit))
-                fit = on_engine(engine, fit)
+                fit = self._on_engine(engine, fit)
             self._on_engines[name] = fit
         return self._on_engines[name]
+
+    def _on_engine(self, engine: EngineName, fit: Fitted) -> Fitted:
+        return on_engine(engine, fit, self.prepared.task.train.tokens)
 
     def saved_size(self, name: str, user: str) -> int:
         """Return the bytes on disk of a method whose weights another one, ``user``, runs on its own engine."""
         engine = self.settings.profile.engine(user)
         if (name, engine) not in self._sizes:
             fit = self.fit(name)
-            self._sizes[name, engine] = SavedState.of(fit if engine is None else on_engine(engine, fit)).size
+            self._sizes[name, engine] = SavedState.of(fit if engine is None else self._on_engine(engine, fit)).size
         return self._sizes[name, engine]
 
     def _fit(self, name: str) -> Fitted:

@@ -146,6 +146,7 @@ _CHECKS = {
     "†": "Labels differed between rounds, whose sample order differs",
     "‡": "Labels differed between batch sizes",
     "§": "Testing changed the fitted state",
+    "¤": "Answers of the engine differ too much from those of the same fit in float32",
     "¶": "Test rows also occur in train or dev",
     "»": "The epoch that was kept is the last one allowed (trained too short?)",
 }

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
 
 from harness.measure.statistics import Spread, spread
-from harness.results.schema import Cell, Latency, Overlaps, Result, SpeedupFactors, Training
+from harness.results.schema import Cell, Checks, Latency, Overlaps, Result, SpeedupFactors, Training
 from harness.results.training_doubts import collapsed_exits, kept_the_last_epoch
 from reports.analysis.cell_settings import SAME_REFERENCE, SETTING, grouped, values_of
 from reports.analysis.roles import role_of
 from reports.analysis.time_ratios import Noise, mean_over_seeds, noise_band, slow_rows
-from reports.notation.marks import MARKS
 from reports.notation.numbers import percent
 
 FALLBACK_REFERENCE = "bert"
@@ -73,6 +72,7 @@ class ResultRow(SeedMeans):
         speedup_p10, speedup_p90: the envelope over seeds, so that an average never looks steadier than its parts.
         timed: seeds that were timed; times, speed-ups and latency are means over these, all others over all seeds.
         n, rounds, rounds_agree, batches_agree, state_unchanged, syncs, overlaps: the worst over seeds; None where not checked.
+        engine_agrees, engine_difference: the same.
         left_out: whether a mean leaves out values that are not finite.
         factors: factors of the speed-up, geometric means over seeds.
         latency: batch size -> quantiles in seconds, means over seeds, and the fewest batches behind them.
@@ -131,6 +131,8 @@ class ResultRow(SeedMeans):
     batches_agree: float | None
     state_unchanged: bool | None
     syncs: int | None
+    engine_agrees: float | None
+    engine_difference: float | None
     overlaps: Overlaps | None
     left_out: bool
     factors: SpeedupFactors | None
@@ -204,6 +206,10 @@ def _finite(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
+def _worst(pick: Callable[..., Any], checks: Sequence[Checks], name: str) -> Any:
+    return pick((value for one in checks if (value := getattr(one, name)) is not None), default=None)
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     good = _finite(values)
     return fmean(good) if good else None
@@ -254,10 +260,12 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         seeds=len(same),
         timed=len(speeds),
         rounds=min((one.rounds for one in speeds), default=None),
-        rounds_agree=min((one.rounds_agree for one in checks if one.rounds_agree is not None), default=None),
-        batches_agree=min((one.batches_agree for one in checks if one.batches_agree is not None), default=None),
+        rounds_agree=_worst(min, checks, "rounds_agree"),
+        batches_agree=_worst(min, checks, "batches_agree"),
         state_unchanged=all(unchanged) if unchanged else None,
-        syncs=max((one.syncs for one in checks if one.syncs is not None), default=None),
+        syncs=_worst(max, checks, "syncs"),
+        engine_agrees=_worst(min, checks, "engine_agrees"),
+        engine_difference=_worst(max, checks, "engine_difference"),
         overlaps=_most([result.overlaps for result in same if result.overlaps is not None]),
         left_out=any(value is not None and not math.isfinite(value) for one in every for value in one.values()),
         factors=mean_over_seeds([result.speedup_factors for result in same if result.speedup_factors is not None]),
@@ -380,19 +388,3 @@ def with_pace(rows: Sequence[ResultRow]) -> list[ResultRow]:
         for at, found in zip(some, slow_rows([rows[i].reference_seconds for i in some]), strict=True)
     }
     return [replace(row, slow=slow[at]) for at, row in enumerate(rows)]
-
-
-def signs(row: ResultRow) -> str:
-    """Return the marks that a row earns, in the order of :data:`reports.notation.marks.MARKS`."""
-    earned = {
-        "†": row.rounds_agree is not None and row.rounds_agree < 1,
-        "‡": row.batches_agree is not None and row.batches_agree < 1,
-        "§": row.state_unchanged is False,
-        "¶": row.overlaps is not None and max(row.overlaps.train_test, row.overlaps.dev_test) > 0,
-        "°": row.samples_missing,
-        "#": row.partial,
-        "»": row.last_epoch,
-        "‖": bool(row.collapsed),
-        "≈": row.slow,
-    }
-    return "".join(mark.sign for mark in MARKS if earned[mark.sign])

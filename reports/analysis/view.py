@@ -20,7 +20,8 @@ from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_asid
 from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
 from reports.analysis.conditions import find_belonging
 from reports.analysis.curves import Curve, measure_curves
-from reports.analysis.result_rows import ResultRow, average_over_seeds, signs, with_noise, with_pace, with_ratios
+from reports.analysis.earned_marks import signs
+from reports.analysis.result_rows import ResultRow, average_over_seeds, with_noise, with_pace, with_ratios
 from reports.analysis.run_contents import (
     SampleReader,
     SearchRow,

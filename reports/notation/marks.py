@@ -46,6 +46,11 @@ MARKS = (
         "batches_agree",
     ),
     Mark("§", "Testing changed the fitted state of the method: later samples were influenced by earlier ones."),
+    Mark(
+        "¤",
+        "The engine's answers are not those of the same fit in float32{lowest}: see “same label as without the engine”.",
+        "engine_agrees",
+    ),
     Mark("¶", "Test rows also occur in train or dev (counted in the table of overlaps)."),
     Mark("°", "Per-sample rows are missing or unusable: paired tests and predictor quality do not include this row."),
     Mark(

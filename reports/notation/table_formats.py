@@ -148,6 +148,7 @@ _LATEX = {
     "§": r"\textsection{}",
     "¶": r"\textparagraph{}",
     "°": r"\textdegree{}",
+    "¤": r"\textcurrency{}",
     "»": r"$\gg$",
     "‖": r"$\|$",
     "≈": r"$\approx$",

@@ -10,7 +10,7 @@ from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import View, by_data
 from reports.notation.marks import data_tag, file_tag, together
-from reports.notation.numbers import DASH, finite, percent, percent2, whole
+from reports.notation.numbers import DASH, finite, percent, percent2, plain, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
 from reports.tables.shared_columns import DATASET, METHOD, run_table
@@ -33,13 +33,20 @@ class CheckRow(ResultRow):
     @property
     def verdict(self) -> str:
         checked = [self.rounds_agree is not None, self.batches_agree is not None, self.state_unchanged is not None]
-        if set(self.marks) & set("†‡§"):
+        if set(self.marks) & set("†‡§¤"):
             return "fails"
         return "holds" if all(checked) else "holds, as far as checked"
 
 
+_ENGINE: tuple[Column[CheckRow], ...] = (
+    Column("engine_agrees", "Same label as without the engine %", missing="no engine of its own", form=percent2),
+    Column("engine_difference", "Largest difference of a probability", missing="no engine of its own", form=plain),
+)
+
+
 def checks_tables(view: View) -> list[Table[CheckRow]]:
     """Return one row per dataset and method; real and synthetic data apart."""
+    engines = any(row.engine_agrees is not None for row in view.rows)
     columns: list[Column[CheckRow]] = [
         DATASET,
         METHOD,
@@ -48,6 +55,7 @@ def checks_tables(view: View) -> list[Table[CheckRow]]:
         Column("batches_agree", "Same label in any batch size %", missing=NOT_CHECKED, form=percent2),
         Column("state_unchanged", "Unchanged by testing", _unchanged, numeric=False, missing=NOT_CHECKED),
         Column("syncs", "Syncs a pass", missing="counted on CUDA only, if the run asks for it", form=whole),
+        *(_ENGINE if engines else ()),
         Column("verdict", "Verdict", numeric=False),
     ]
     csv = ("data", "dataset", "method", *(column.key for column in columns[2:]), "marks")
@@ -66,6 +74,10 @@ def _worst(same: Sequence[ResultRow]) -> CheckRow:
         "batches_agree": min((row.batches_agree for row in same if finite(row.batches_agree)), default=None),
         "state_unchanged": all(unchanged) if unchanged else None,
         "syncs": max((row.syncs for row in same if row.syncs is not None), default=None),
+        "engine_agrees": min((row.engine_agrees for row in same if row.engine_agrees is not None), default=None),
+        "engine_difference": max(
+            (row.engine_difference for row in same if row.engine_difference is not None), default=None
+        ),
         "marks": together(*(row.marks for row in same)),
     }
     return CheckRow(**{**vars(same[0]), **worst}, points=len(same))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -13,6 +13,7 @@ from harness.contracts import OperatingPoint
 from harness.core import clock
 from harness.core.environment import usable_cores
 from harness.core.errors import is_fatal
+from harness.engines.likeness import likeness
 from harness.measure.diagnostics import DepthAnswers, depth_answers, diagnose
 from harness.measure.passes import Contender, Measured, measure_together, measure_untimed
 from harness.measure.resources import SavedState, lost_cores
@@ -87,6 +88,10 @@ class MethodCells:
                 host_peak=measured.host_peak_bytes,
                 seed=session.seed,
             )
+            if after is not None and session.settings.profile.engine(name) is not None:
+                like = likeness(measured.predictions, session.fit(name), contender.point, tokens)
+                seconds = found.predicting + like.seconds
+                found = replace(found, engine_agrees=like.agree, engine_difference=like.difference, predicting=seconds)
             start = clock.now()
             self._depths = self._depths or depth_answers(contender, tokens)
             asked = clock.now() - start

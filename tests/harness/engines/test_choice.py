@@ -9,7 +9,7 @@ import torch
 
 from baselines.early_exit.fastbert_faithful import ReleasedLoop
 from geep.method import FittedGeep
-from harness.contracts import EngineName, Execution
+from harness.contracts import EngineName, Execution, WholeModelEngine
 from harness.core.errors import MethodError
 from harness.engines.choice import CHANGES, check_engine, execution_on, on_engine
 from harness.engines.int8 import Int8Linear
@@ -29,12 +29,12 @@ def test_an_engine_changes_what_it_names_and_nothing_else() -> None:
         "bfloat16": ("bfloat16", "compiled"),
         "int8": ("float32", "compiled"),
         "int8-call": ("float32", "eager"),
-        "onnx": ("float32", "eager"),
+        **dict.fromkeys(get_args(WholeModelEngine), ("float32", "eager")),
     }
     assert set(CHANGES) == set(get_args(EngineName))
 
 
-@pytest.mark.parametrize("engine", ["packed", "int8", "int8-call", "onnx"])
+@pytest.mark.parametrize("engine", ["packed", "int8", "int8-call", *get_args(WholeModelEngine)])
 def test_engines_of_the_cpu_are_refused_elsewhere(engine: EngineName) -> None:
     """The error names the method, the engine, the device and what to do."""
     words = f"^geep-x: engine '{engine}' runs on the CPU only, not on cuda: use --device cpu"

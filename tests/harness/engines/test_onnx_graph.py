@@ -108,8 +108,16 @@ def test_size(exported: OnnxGraph, trained_bert: FullDepth, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == [GRAPH]
     state = SavedState.of(exported)
     assert state.weights and 4 * exported.cost.params < state.size < 4 * exported.cost.params + 100_000
-    assert b"site-packages" not in exported.graph and str(Path.cwd()).encode() not in exported.graph
+    (graph,) = exported.files.values()
+    assert b"site-packages" not in graph and str(Path.cwd()).encode() not in graph
     assert (exported.cost, exported.training) == (trained_bert.cost, trained_bert.training)
+
+
+def test_attention_and_norms_are_fused(exported: OnnxGraph) -> None:
+    """The graph has ONNX Runtime's own attention in every layer, and no softmax of its own is left."""
+    nodes = [node.op_type for node in pytest.importorskip("onnx").load_from_string(exported.files[GRAPH]).graph.node]
+    assert nodes.count("MultiHeadAttention") == exported.model.depth
+    assert "Softmax" not in nodes
 
 
 def test_threads_equal_torchs(exported: OnnxGraph) -> None:

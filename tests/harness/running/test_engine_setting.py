@@ -70,6 +70,11 @@ def test_an_engine_is_also_set_for_a_method_itself(stage: Any, grid_settings: Se
     assert (outcome.measured, outcome.kept, stage.fits) == (2, 2, [])
     found = {(result.cell.method, result.cell.engine) for result in RunFolder.open(settings.out).results()}
     assert found == {("one", None), ("two", "int8")}
+    likeness = {result.cell.method: result.checks for result in RunFolder.open(settings.out).results()}
+    assert (likeness["one"].engine_agrees, likeness["one"].engine_difference) == (None, None)
+    agree, difference = likeness["two"].engine_agrees, likeness["two"].engine_difference
+    assert agree is not None and agree > 0.8
+    assert difference is not None and 0 < difference < 0.2
 
 
 def test_cells_follow_the_engine_of_the_reference(stage: Any, grid_settings: Settings) -> None:
@@ -195,7 +200,7 @@ def test_workers_fit_once_and_nothing_that_cannot_run(
         (
             {"geep": {"engine": "int9"}},
             'profile t, [method.geep]: engine = "int9" is not allowed: give one of "eager", "packed", "compiled", "bfloat16", '
-            '"int8", "int8-call", "onnx"',
+            '"int8", "int8-call", "onnx", "onnx-int8", "openvino", "openvino-int8", "ctranslate2", "ctranslate2-int8"',
         ),
         ({"g": {"like": "geep", "engine": 8}}, "profile t, [method.g]: engine = 8 is not allowed: give one of"),
         ({"training": {"engine": "int8"}}, "profile t, [training]: unknown key 'engine'"),

@@ -16,6 +16,7 @@ FAILING = [
     ("†", {"rounds_agree": 0.98}),
     ("‡", {"checks": {"batches_agree": 0.975}}),
     ("§", {"checks": {"state_unchanged": False}}),
+    ("¤", {"checks": {"engine_agrees": 0.97}}),
     ("¶", {"overlaps": SHARED}),
     ("°", {"samples": False}),
     ("»", {"training": {"best_epoch": 5, "epochs": 5}}),
@@ -120,3 +121,22 @@ def test_the_worst_seed_counts(fabricate):
     run.cell("geep", "speed=0.5", seed=2, rounds_agree=0.75)
     (table,) = checks_tables(build_view(run.path))
     assert table.cells[0][1:] == ["geep †‡§", "1", "75.00", "50.00", "no", "3", "fails"]
+
+
+def test_answers_of_an_engine_are_shown_beside_those_without_it(fabricate):
+    """Float engines are marked beyond a difference, int8 engines below an agreement; without engines there are no columns."""
+    run = fabricate()
+    run.cell("bert")
+    assert not any(table.csv.count("engine_agrees") for table in checks_tables(build_view(run.path)))
+    for name, engine, agree, difference in (
+        ("near", "openvino", 1.0, 4e-6),
+        ("far", "openvino", 1.0, 0.002),
+        ("int8", "onnx-int8", 0.98, 0.2),
+        ("bad-int8", "onnx-int8", 0.97, 0.2),
+    ):
+        run.cell(name, engine=engine, checks={"engine_agrees": agree, "engine_difference": difference})
+    view = build_view(run.path)
+    assert {row.method for row in view.rows if "¤" in row.marks} == {"far", "bad-int8"}
+    (table,) = checks_tables(view)
+    shown = {cells[1].split()[0]: cells[-3:-1] for cells in table.cells}
+    assert shown["far"] == ["100.00", "0.00200"] and shown["bert"] == ["—", "—"]
