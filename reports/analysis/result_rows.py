@@ -78,7 +78,7 @@ class ResultRow(SeedMeans):
         latency: batch size -> quantiles in seconds, means over seeds, and the fewest batches behind them.
         round_seconds, reference_seconds: single passes, one list per seed.
         together: most cells that were timed beside the same passes of the reference, 1 for none.
-        point_params, seed_layers: parameters of the operating point and mean layers, one per seed.
+        point_params, seed_layers, seed_accuracies: parameters of the operating point, mean layers and accuracy, one per seed.
         histogram: samples that exit at layer 1, 2, ..., over all seeds.
         answered_before: share of samples that were answered before layer 1, 0..1; None where none was.
         phases: shares of a pass, means over seeds.
@@ -92,6 +92,7 @@ class ResultRow(SeedMeans):
         kept_epoch: epoch that was kept, of those allowed, e.g. ``3 of 5``; empty where the last one is kept by rule.
         last_epoch: whether the best epoch of a seed is the last one allowed.
         collapsed: a phrase for every head that collapsed (:mod:`harness.results.training_doubts`).
+        classes, max_length: of the dataset, and tokens per sample; 0 where not recorded.
         slow: the machine was slower than for other rows while a seed was timed (:func:`reports.analysis.time_ratios.slow_rows`).
         samples_missing, partial, marks: what a reader must know (:mod:`reports.notation.marks`).
     """
@@ -142,6 +143,7 @@ class ResultRow(SeedMeans):
     together: int
     point_params: list[dict[str, Any]]
     seed_layers: list[float]
+    seed_accuracies: list[float]
     reference: str | None
     histogram: list[int]
     answered_before: float | None
@@ -153,6 +155,8 @@ class ResultRow(SeedMeans):
     kept_epoch: str = ""
     last_epoch: bool = False
     collapsed: tuple[str, ...] = ()
+    classes: int = 0
+    max_length: int = 0
     slug: str = ""
     label: str = ""
     is_reference: bool = False
@@ -275,6 +279,7 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         together=max((one.together for one in speeds), default=1),
         point_params=[result.params for result in same],
         seed_layers=[result.cost.mean_layers for result in same],
+        seed_accuracies=[result.quality.accuracy for result in same],
         reference=next((one.reference for one in speeds if one.reference), None),
         histogram=[sum(one[i] for one in histograms if i < len(one)) for i in range(max(map(len, histograms)))],
         answered_before=fmean(result.answered_before / result.quality.n for result in same) or None,
@@ -293,6 +298,8 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
             for fit in fits
             for one in collapsed_exits(fit)
         ),
+        classes=len(first.label_names),
+        max_length=first.binding.max_length if first.binding else 0,
         **about,
     )
 

@@ -121,6 +121,37 @@ def read_compared(run: RunFolder) -> dict[str, list[str]]:
     return dict(compared)
 
 
+def read_datasets(run: RunFolder) -> list[str]:
+    """Return the datasets that the run's profile names; empty where ``run.json`` does not say."""
+    try:
+        names = clean_all(read_json(run.path / "run.json"))["profile"]["datasets"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def read_train_rows(run: RunFolder) -> dict[str, int]:
+    """Return dataset -> most train rows that the run's profile allows; empty where ``run.json`` does not say."""
+    try:
+        profile = clean_all(read_json(run.path / "run.json"))["profile"]
+        own = {name: table.get("max_train") for name, table in profile.get("rows", {}).items()}
+        limits = {name: own.get(name) or profile.get("max_train") for name in profile["datasets"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {str(name): limit for name, limit in limits.items() if isinstance(limit, int)}
+
+
+def read_families(run: RunFolder) -> dict[str, str]:
+    """Return variant -> the method that it is like, for those that differ from it in nothing but their number of layers."""
+    tables = _profile_table(run, "method")
+    same = {"like", "layers", "needs", "seeds"}
+    return {
+        name: str(table["like"])
+        for name, table in tables.items()
+        if isinstance(table, Mapping) and "layers" in table and "like" in table and set(table) <= same
+    }
+
+
 @dataclass(frozen=True)
 class VariantRow:
     """A variant of a method: the method that it is ``like``, its own ``settings``, and what it ``needs``, as text."""

@@ -20,6 +20,7 @@ from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_asid
 from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
 from reports.analysis.conditions import find_belonging
 from reports.analysis.curves import Curve, measure_curves
+from reports.analysis.depth_worth import DepthRow, depth_rows
 from reports.analysis.earned_marks import signs
 from reports.analysis.result_rows import ResultRow, average_over_seeds, with_noise, with_pace, with_ratios
 from reports.analysis.run_contents import (
@@ -28,13 +29,19 @@ from reports.analysis.run_contents import (
     VariantRow,
     lost_cells,
     read_compared,
+    read_datasets,
+    read_families,
     read_searches,
+    read_train_rows,
     read_variants,
     usable_results,
 )
+from reports.analysis.set_means import SetMeans, means_over_sets
 from reports.analysis.verdicts.answers_before import BeforeRow, answers_before
 from reports.analysis.verdicts.area_ranks import AreaRank, rank_areas
 from reports.analysis.verdicts.control_tests import ControlTest, compare_with_controls
+from reports.analysis.verdicts.equal_cost import SetRanks, rank_over_sets
+from reports.analysis.verdicts.equal_cost_tests import EqualCostTest, compare_at_equal_cost
 from reports.analysis.verdicts.layer_answers import Reachable, reachable
 from reports.analysis.verdicts.pooled_verdicts import PooledTest, pool
 from reports.analysis.verdicts.prediction_quality import PredictorRow, predictor_quality
@@ -42,7 +49,7 @@ from reports.analysis.verdicts.rival_tests import RivalTest, compare_with_rivals
 
 KIND_ORDER = {"method": 0, "control": 1, "bound": 2}
 R = TypeVar("R", bound=ResultRow)
-D = TypeVar("D", bound=ResultRow | AreaRank)
+D = TypeVar("D", bound=ResultRow | AreaRank | SetRanks | EqualCostTest | DepthRow)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,12 @@ class View:
         rivals: comparisons of methods with their rivals.
         curves: curves of accuracy against FLOPs.
         areas: early exits by the area under accuracy over layers, over all datasets.
+        set_means: methods at their points, on average over sets.
+        ranks: methods at equal cost on every set, with average ranks over sets.
+        equal_cost: pairs of methods at equal cost, over all sets and seeds.
+        depths: accuracy of the heads after every layer, per set.
+        train_rows: dataset -> most train rows, as far as recorded.
+        families: method -> the method that it is like, where only the number of layers differs.
         varying: settings that differ inside a group and are therefore shown as columns.
         fingerprint: (key, value) of the machine and versions.
         caveats: what a reader must know before using a number.
@@ -121,6 +134,12 @@ class View:
     rivals: list[RivalTest]
     curves: list[Curve]
     areas: list[AreaRank]
+    set_means: list[SetMeans]
+    ranks: list[SetRanks]
+    equal_cost: list[EqualCostTest]
+    depths: list[DepthRow]
+    train_rows: dict[str, int]
+    families: dict[str, str]
     varying: list[str]
     fingerprint: list[tuple[str, str]]
     caveats: list[str]
@@ -205,6 +224,8 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     varying = varying_settings(rows)
     warnings = [*belonging.apart, *set_aside(run)]
     verdicts = compare_with_controls(rows, reader.read) if samples else []
+    bounds = reachable(rows, reader.read) if samples else []
+    families = read_families(run)
     return View(
         name=clean(run.path.resolve().name),
         groups=groups,
@@ -213,12 +234,18 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         difficulty=_difficulty(rows, reader) if samples else [],
         verdicts=verdicts,
         pooled=pool(verdicts),
-        bounds=reachable(rows, reader.read) if samples else [],
+        bounds=bounds,
         predictors=predictor_quality(rows, reader.read) if samples else [],
         before=answers_before(rows, reader.read) if samples else [],
         rivals=compare_with_rivals(rows, reader.read, read_compared(run)) if samples else [],
         curves=measure_curves(rows, varying),
         areas=rank_areas(rows, reader.read) if samples else [],
+        set_means=means_over_sets(rows, read_datasets(run)),
+        ranks=rank_over_sets(rows, families, read_datasets(run)),
+        equal_cost=compare_at_equal_cost(rows, reader.read, families, read_compared(run)) if samples else [],
+        depths=depth_rows(run, rows, bounds),
+        train_rows=read_train_rows(run),
+        families=families,
         varying=varying,
         fingerprint=fingerprint_facts([result.fingerprint for result in results]),
         lost=lost_cells(run, results),

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from reports.analysis.cell_settings import grouped
 from reports.analysis.view import Group, View, file_slug, of_group
 from reports.figures.area_figure import draw_areas
-from reports.figures.drawing import STYLE, Drawing, looks
+from reports.figures.drawing import STYLE, Drawing, Look, looks
 from reports.figures.exit_figures import draw_exit_histograms, draw_heat_maps
 from reports.figures.factor_panels import draw_factor_panels
 from reports.figures.fonts import fonts_for
+from reports.figures.loss_figure import draw_losses
 from reports.figures.pareto import draw_pareto
+from reports.figures.rank_figure import draw_ranks
 
 
 def draw_run_figures(view: View) -> list[Drawing]:
     """Return the figures about all datasets together."""
+    return [*draw_figures_over_sets(view), *_drawn(view, draw_areas)]
+
+
+def draw_figures_over_sets(view: View) -> list[Drawing]:
+    """Return those of them that need no per-sample rows: losses against speed-ups, and average ranks."""
+    return _drawn(view, lambda view, chosen: [*draw_losses(view, chosen), *draw_ranks(view)])
+
+
+def _drawn(view: View, draw: Callable[[View, Mapping[str, Look]], list[Drawing]]) -> list[Drawing]:
     import matplotlib
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context(STYLE), fonts_for([row.name for row in view.areas]):  # type: ignore[arg-type]
-        return draw_areas(view, looks(view))
+    names = [*(group.label for group in view.groups), *(f"{row.method} {row.point}" for row in view.rows)]
+    with matplotlib.rc_context(STYLE), fonts_for(names):  # type: ignore[arg-type]
+        return draw(view, looks(view))
 
 
 def draw_figures(view: View, group: Group) -> list[Drawing]:

@@ -11,13 +11,13 @@ from reports.analysis.cell_settings import grouped
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
 from reports.figures.drawing import INK, PAPER, Drawing, Look, Spot, new_figure, render
+from reports.figures.label_places import Label, place_labels
 from reports.notation.numbers import finite, fixed, percent, plain, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Cost = Literal["flops_linear", "samples_per_s"]
-Label = tuple[float, float, str, str]
+Cost = Literal["flops_linear", "samples_per_s", "speedup"]
 # With more lines than this in a figure, dominated ones are pale, and only points that nothing dominates are labelled.
 CROWD = 14
 FAR = 2
@@ -57,12 +57,12 @@ def frontier(points: Sequence[Point], cost: Cost) -> list[int]:
     """Return the indices of methods' points that no other method's point dominates, cheapest first.
 
     A point is dominated by one that is at least as accurate and as cheap, and better in one of the two. Controls and bounds
-    are ignored. More ``samples_per_s`` is cheaper.
+    are ignored. More ``samples_per_s`` or ``speedup`` is cheaper.
     """
 
     def worth(at: int) -> tuple[float, float]:
         price = points[at].cost
-        return (-price if cost == "samples_per_s" else price), -points[at].accuracy
+        return (price if cost == "flops_linear" else -price), -points[at].accuracy
 
     found: list[int] = []
     for at in sorted((i for i, point in enumerate(points) if point.row.kind == "method"), key=worth):
@@ -164,7 +164,7 @@ def draw_pareto(view: View, group: Group, chosen: Mapping[str, Look], cost: Cost
             "borderpad": 0.2,
         }
         figure.legend(loc="lower left", bbox_to_anchor=(0.02, 0.0), ncol=2, **spacing)
-    _place_labels(axes, labels)
+    place_labels(axes, labels)
     spots: list[Spot] = []
     if points:
         pixels = axes.transData.transform([(p.cost, 100 * max(p.accuracy, floor or 0.0)) for p in points])
@@ -249,41 +249,3 @@ def _scale(axes: Axes, values: Sequence[float], cost: Cost) -> None:
         label = f"{prefix}FLOPs per sample, linear layers (fewer is better)"
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / divisor:,g}"))
     axes.set_xlabel(label)
-
-
-def _place_labels(axes: Axes, labels: Sequence[Label]) -> None:
-    """Put each label beside its point where it covers nothing; without enough room, try its last word, then none."""
-    if not labels:
-        return
-    pixels = axes.transData.transform([(x, y) for x, y, _, _ in labels])
-    scale = axes.figure.dpi / 72.0
-    taken = [(px - 4 * scale, py - 4 * scale, px + 4 * scale, py + 4 * scale) for px, py in pixels]
-    frame = axes.get_window_extent()
-    for (px, py), (x, y, text, color) in zip(pixels, labels, strict=True):
-        for words in dict.fromkeys((text, text.rpartition(" ")[2])):
-            place = _free_place(px, py, words, scale, taken, (frame.x0, frame.x1 + 8 * scale))
-            if words and place is not None:
-                taken.append(place)
-                centre = ((place[0] + place[2]) / 2 - px) / scale, ((place[1] + place[3]) / 2 - py) / scale
-                style: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "center", "color": color, "zorder": 5}
-                axes.annotate(words, (x, y), xytext=centre, textcoords="offset points", **style)
-                break
-
-
-Box = tuple[float, float, float, float]
-
-
-def _free_place(
-    px: float, py: float, text: str, scale: float, taken: Sequence[Box], frame: tuple[float, float]
-) -> Box | None:
-    """Return a box for ``text`` near a point, in pixels, that covers no taken one and stays inside the axes sideways."""
-    width, height = (4.4 * len(text) + 1) * scale, 8.0 * scale
-    for dx, dy in ((11, 0), (-11, 0), (9, 6), (-9, 6), (9, -6), (-9, -6), (0, 9), (0, -9), (9, 12), (9, -12), (-9, 12)):
-        shift = (width / 2 - 4 * scale) * ((dx > 0) - (dx < 0))
-        cx, cy = px + dx * scale + shift, py + dy * scale
-        box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-        if box[0] < frame[0] or box[2] > frame[1]:
-            continue
-        if all(box[2] <= t[0] or box[0] >= t[2] or box[3] <= t[1] or box[1] >= t[3] for t in taken):
-            return box
-    return None

@@ -1,6 +1,7 @@
 """The tables of a report. Imports ``reports.analysis`` and ``reports.notation``.
 
-To add a table, add one file to this folder: :mod:`reports.tables.catalogue` finds every module with a ``TABLES``. For example,
+To add a table, add one file to this folder or one below it: :mod:`reports.tables.catalogue` finds every module with a ``TABLES``.
+For example,
 ``reports/tables/my_table.py``::
 
     def my_table(view: View, group: Group) -> Table[ResultRow]:

@@ -12,7 +12,7 @@ import reports.tables
 from reports.analysis.view import Group, View
 from reports.notation.table_formats import AnyTable
 
-Section = Literal["controls", "areas", "summary", "checks", "papers"]
+Section = Literal["sets", "controls", "areas", "summary", "checks", "papers"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Block(NamedTuple):
 def declared() -> list[RunTables | DatasetTable]:
     """Return the declarations of all modules, in the order of their places."""
     found: list[RunTables | DatasetTable] = []
-    for module in sorted(module.name for module in pkgutil.iter_modules(reports.tables.__path__)):
-        found += getattr(importlib.import_module(f"reports.tables.{module}"), "TABLES", ())
+    for module in sorted(module.name for module in pkgutil.walk_packages(reports.tables.__path__, "reports.tables.")):
+        found += getattr(importlib.import_module(module), "TABLES", ())
     return sorted(found, key=lambda one: one.place)
 
 

@@ -3,34 +3,28 @@
 Rows are a method at a speed; columns are, per dataset, accuracy and FLOPs with the FLOPs ratio to the reference. The paper calls
 that ratio "speed-up"; here it is called FLOPs ratio.
 
-Published values stand in a column of their own. They were read from the paper's table or the authors' repository:
-
-* Chinese datasets: Liu et al., "FastBERT: a Self-distilling BERT with Adaptive Inference Time", ACL 2020, Table 2.
-* AG News, two cells: the README of the authors' FastBERT repository.
-
-Their FLOPs are 2 x MACs of linear layers of BERT-base at 128 tokens, in millions. The paper's own ratios are left out, because
-two of them do not follow from its FLOPs.
+Published values stand in a column of their own; ``published.toml`` beside this file holds them with their sources.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
 
 from reports.analysis.cell_settings import grouped, values_of
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View, file_slug
 from reports.notation.marks import file_tag, footnotes, together
-from reports.notation.numbers import DASH, flops_unit, percent, percent2, plain, times
+from reports.notation.numbers import DASH, flops_unit, percent, percent2, plain, times, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import RunTables
 from reports.tables.shared_columns import NO_REFERENCE, method_name, reference_names, setting_columns
 
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 _FIRST = ("zh", "en")
-
-PAPER = "Liu et al., FastBERT, ACL 2020, Table 2"
-README = "README of the FastBERT repository"
 
 
 @dataclass(frozen=True)
@@ -42,44 +36,50 @@ class Quoted:
     source: str
 
 
-_DATASETS = ("chnsenticorp", "book_review", "shopping_review", "lcqmc", "weibo", "thucnews")
-# (method, point or depth): accuracies in % and MFLOPs per dataset, in the order above.
-_TABLE: dict[tuple[str, str], tuple[tuple[float, ...], tuple[int, ...]]] = {
-    ("bert", "full"): ((95.25, 86.88, 96.84, 86.68, 97.69, 96.71), (21785,) * 6),
-    ("distilbert", "6 layers"): ((88.58, 83.31, 95.40, 84.12, 97.69, 95.54), (10918,) * 6),
-    ("distilbert", "3 layers"): ((87.33, 81.17, 94.84, 84.07, 97.58, 95.14), (5428,) * 6),
-    ("distilbert", "1 layers"): ((81.33, 77.40, 91.35, 71.34, 96.90, 91.13), (1858,) * 6),
-    ("fastbert", "speed=0.1"): ((95.25, 86.88, 96.79, 86.59, 97.71, 96.71), (10741, 13613, 4885, 12930, 3691, 3595)),
-    ("fastbert", "speed=0.5"): ((92.00, 86.64, 96.42, 84.05, 97.72, 95.64), (3191, 5170, 2517, 6352, 3341, 1979)),
-    ("fastbert", "speed=0.8"): ((89.75, 85.14, 95.72, 77.45, 97.69, 94.97), (2315, 3012, 2087, 3310, 1982, 1854)),
-}
-QUOTED: dict[tuple[str, str, str], Quoted] = {
-    (dataset, *row): Quoted(round(accuracy / 100, 4), mflops * 1e6, PAPER)
-    for row, values in _TABLE.items()
-    for dataset, accuracy, mflops in zip(_DATASETS, *values, strict=True)
-}
-QUOTED["ag_news", "bert", "full"] = Quoted(0.9447, None, README)
-QUOTED["ag_news", "fastbert", "speed=0.5"] = Quoted(0.9314, 2108e6, README)
+def _published_values() -> tuple[str, float, dict[tuple[str, str, str], Quoted]]:
+    """Return under which conditions they were measured, FLOPs of the reference, and (dataset, method, point) -> value."""
+    data = tomllib.loads((Path(__file__).parent / "published.toml").read_text(encoding="utf-8"))
+    found = {
+        (dataset, row["method"], row["point"]): Quoted(
+            round(accuracy / 100, 4), mflops * 1e6 if mflops else None, table["source"]
+        )
+        for table in data["tables"]
+        for row in table["rows"]
+        for dataset, accuracy, mflops in zip_longest(table["datasets"], row["accuracy"], row.get("mflops", []))
+    }
+    return data["conditions"], data["full_mflops"] * 1e6, found
 
 
-def quoted(row: ResultRow) -> Quoted | None:
+CONDITIONS, FULL_FLOPS, QUOTED = _published_values()
+
+
+def quoted(row: ResultRow, families: Mapping[str, str]) -> Quoted | None:
     """Return what a paper prints for a row of the view; None where nothing verified is known or the row is of another kind.
 
     Synthetic data and backbones that are not twelve layers deep are of another kind. Rows of DistilBERT are identified by
     their depth, those of FastBERT by their speed; its two executions here are one row there.
+
+    Args:
+        families: method -> the method that it is, with another number of layers.
     """
     if row.synthetic or row.reference_depth != 12:
         return None
-    method = "fastbert" if row.method == "fastbert-faithful" else row.method
+    method = "fastbert" if row.method == "fastbert-faithful" else families.get(row.method, row.method)
     point = f"{row.depth:g} layers" if method == "distilbert" else row.point
     return QUOTED.get((row.dataset, method, point))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow(ResultRow):
-    """A method at a point on several datasets: dataset -> its row. What it inherits is that of its first dataset."""
+    """A method at a point on several datasets. What it inherits is that of its first dataset.
+
+    Attributes:
+        on: dataset -> its row.
+        published: dataset -> what a paper prints for it.
+    """
 
     on: Mapping[str, ResultRow]
+    published: Mapping[str, Quoted]
 
 
 def paper_tables(view: View) -> list[Table[PaperRow]]:
@@ -94,9 +94,10 @@ def _rows(view: View, shown: Sequence[ResultRow], names: Mapping[str, str]) -> l
     wide: dict[tuple[Hashable, ...], PaperRow] = {}
     for row in shown:
         key = values_of(row, ("method", "point", *view.varying))
-        one = wide.get(key) or PaperRow(**vars(row), on={})
-        marks = together(one.marks, row.marks)
-        wide[key] = replace(one, marks=marks, on={**one.on, names[row.slug]: row})
+        one = wide.get(key) or PaperRow(**vars(row), on={}, published={})
+        marks, known = together(one.marks, row.marks), quoted(row, view.families)
+        published = one.published if known is None else {**one.published, names[row.slug]: known}
+        wide[key] = replace(one, marks=marks, on={**one.on, names[row.slug]: row}, published=published)
     return sorted(wide.values(), key=lambda row: (not row.is_reference, row.method))
 
 
@@ -106,11 +107,7 @@ def _half(view: View, groups: list[Group]) -> Table[PaperRow] | None:
     if not shown:
         return None
     rows = _rows(view, shown, names)
-    sources = list(dict.fromkeys(known.source for row in shown if (known := quoted(row)) is not None))
     language, synthetic = groups[0].language, groups[0].synthetic
-    protocols = sorted({row.protocol for row in shown})
-    text = "the paper pads every sample to 128 tokens, so its FLOPs are higher."
-    padding = [] if protocols == ["paper"] else [f"Protocol {', '.join(protocols)}: {text}"]
     columns: list[Column[PaperRow]] = [
         Column("method", "Model", method_name, numeric=False),
         Column("point", "Speed", numeric=False),
@@ -125,28 +122,45 @@ def _half(view: View, groups: list[Group]) -> Table[PaperRow] | None:
         rows,
         columns,
         ("data", "language", "method", "point", *view.varying, *values),
-        [*_notes(shown, sources), *footnotes(rows, lowest=False), *padding],
+        [*_notes(view, shown, rows), *footnotes(rows, lowest=False)],
         values=values,
     )
 
 
-def _notes(shown: Sequence[ResultRow], sources: Sequence[str]) -> list[str]:
+def _notes(view: View, shown: Sequence[ResultRow], rows: Sequence[PaperRow]) -> list[str]:
+    sources = list(dict.fromkeys(known.source for row in rows for known in row.published.values()))
     notes = [
         f"FLOPs per sample, linear layers only, with the FLOPs ratio to {reference_names(shown)} in brackets. "
         "FastBERT prints that ratio as its speed-up; it is not wall time. All numbers were measured in this run"
         + (", except those headed published." if sources else ".")
     ]
     if sources:
-        notes.append(
-            f"Published (quoted, not measured here): {'; '.join(sources)}; BERT-base padded to 128 tokens, the authors' training "
-            "and test rows, FLOPs in the same convention."
-        )
+        notes += [
+            f"Published (quoted, not measured here): {'; '.join(sources)}: {CONDITIONS}. FLOPs in the same convention, their ratio "
+            f"to {plain(FULL_FLOPS / 1e9)}G in brackets.",
+            f"What differs here: {_conditions(view, shown)}. Compare methods within this run, not with the published columns.",
+        ]
+    protocols = sorted({row.protocol for row in shown})
+    if protocols != ["paper"]:
+        text = "the paper pads every sample to 128 tokens, so its FLOPs are higher."
+        notes.append(f"Protocol {', '.join(protocols)}: {text}")
     seeds = max(row.seeds for row in shown)
     return notes + ([f"Means over {seeds} seeds."] if seeds > 1 else [])
 
 
-def _published(row: PaperRow, dataset: str) -> Quoted | None:
-    return quoted(row.on[dataset]) if dataset in row.on else None
+def _conditions(view: View, shown: Sequence[ResultRow]) -> str:
+    """Return backbones, rows and lengths of this run in words."""
+    backbones = dict.fromkeys(f"{row.backbone}, {row.reference_depth:g} layers" for row in shown if row.reference_depth)
+    sizes: dict[str, list[str]] = {}
+    for dataset, same in grouped(shown, lambda row: row.dataset).items():
+        train, length = view.train_rows.get(dataset), max(row.max_length for row in same)
+        parts = [f"{whole(max(row.n for row in same))} test rows"]
+        parts += [f"at most {whole(train)} train rows"] if train else []
+        parts += [f"at most {length} tokens"] if length else []
+        sizes.setdefault(", ".join(parts), []).append(dataset)
+    alike = len(sizes) == 1
+    each = [text if alike else f"{text} ({', '.join(names)})" for text, names in sizes.items()]
+    return f"{' and '.join(backbones)}; {'; '.join(each)}"
 
 
 def _values(dataset: str, rows: Sequence[PaperRow]) -> dict[str, Callable[[PaperRow], object]]:
@@ -155,7 +169,7 @@ def _values(dataset: str, rows: Sequence[PaperRow]) -> dict[str, Callable[[Paper
     def value(get: Callable[[PaperRow], object], name: str) -> Callable[[PaperRow], object]:
         return lambda row: getattr(get(row), name, None)
 
-    measured, published = (lambda row: row.on.get(dataset)), (lambda row: _published(row, dataset))
+    measured, published = (lambda row: row.on.get(dataset)), (lambda row: row.published.get(dataset))
     found = {f"{dataset} {name}": value(measured, name) for name in ("accuracy", "flops_linear", "ratio_linear")}
     if any(published(row) for row in rows):
         found |= {f"{dataset} published {name}": value(published, name) for name in ("accuracy", "flops")}
@@ -176,18 +190,19 @@ def _columns(dataset: str, rows: Sequence[PaperRow]) -> list[Column[PaperRow]]:
         return f"{plain(one.flops_linear / divisor)}{unit} ({times(one.ratio_linear)})"
 
     def published(row: PaperRow) -> str:
-        known = _published(row, dataset)
+        known = row.published.get(dataset)
         if known is None:
             return DASH
-        return percent(known.accuracy, 2) + (f"; {plain(known.flops / 1e9)}G" if known.flops is not None else "")
+        flops = known.flops and f"; {plain(known.flops / 1e9)}G ({times(FULL_FLOPS / known.flops)})"
+        return percent(known.accuracy, 2) + (flops or "")
 
     columns = [
         Column(f"{dataset} accuracy", "Acc. %", missing=why, group=dataset, form=percent2),
         Column(f"{dataset} flops_linear", "FLOPs (FLOPs ratio)", cost, missing=why + reference, group=dataset),
     ]
-    if any(_published(row, dataset) for row in rows):
+    if any(dataset in row.published for row in rows):
         why, name = "no verified published value for this row", f"{dataset} published accuracy"
-        columns.append(Column(name, "published: acc. %; FLOPs", published, missing=why, group=dataset))
+        columns.append(Column(name, "published: acc. %; FLOPs (ratio)", published, missing=why, group=dataset))
     return columns
 
 

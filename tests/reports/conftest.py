@@ -98,6 +98,7 @@ class Fabricator:
         params: dict[str, Any] | None = None,
         right_at: np.ndarray | None = None,
         right_before: np.ndarray | None = None,
+        label_names: Sequence[str] = (),
         **cell: Any,
     ) -> Result:
         """Save one result with its samples.
@@ -187,6 +188,7 @@ class Fabricator:
             resources=Resources(**footprint) if footprint else None,
             overlaps=Overlaps(**overlaps) if overlaps else None,
             unseen_tokens=unseen_tokens,
+            label_names=list(label_names),
             notes=list(notes),
             binding=BINDING.model_copy(update={"test_rows": dataset, **(binding or {})}),
             fingerprint=fingerprint or {"machine": {"cpu": "a test CPU", "cores": 2}, "versions": {"torch": "2.13.0"}},

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from reports.papers import main
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "reports" / "published"
+# Published runs with tables in the papers' form.
+RUNS = sorted({path.parents[2] for path in PUBLISHED.glob("*/report/tables/paper-*.md")})
 
 
 def test_command_writes_and_prints(fabricate, capsys):
@@ -24,3 +30,17 @@ def test_bad_input_is_one_line_and_code_two(tmp_path, make, capsys):
     assert main([str(make(tmp_path))]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "geep-bench run" in error
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_published_tables_follow_from_the_stored_cells(run, tmp_path, capsys):
+    """What the command makes of a published run, without rows, data or weights, are the published tables, byte for byte."""
+    assert main([str(run), "--out", str(tmp_path)]) == 0
+    made = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    published = {name: (run / "report" / "tables" / name).read_bytes() for name in made}
+    assert made == published
+
+
+def test_there_is_a_published_run():
+    """The test above runs on something."""
+    assert RUNS

@@ -28,7 +28,7 @@ BUDGETS = (0.25, 0.75)
 BUDGET = "budget="  # how the names of points at budgets begin
 GRID = tuple(np.linspace(0.1, 1.0, 19).round(3).tolist())  # shares of the depth that the figure shows
 # Sets of one pool have a language, and so a backbone, each; a method brings its executor and engine.
-_POOLED = tuple(name for name in ROW_SETTING if name not in ("backbone", "source", "executor", "compute", "engine"))
+POOLED = tuple(name for name in ROW_SETTING if name not in ("backbone", "source", "executor", "compute", "engine"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def rank_areas(rows: Sequence[ResultRow], read: Reader) -> list[AreaRank]:
     """
     able = [row for row in rows if row.kind in ("method", "control") and finite(row.mean_layers) and finite(row.depth)]
     found: list[AreaRank] = []
-    for same in grouped(able, lambda row: (row.data, values_of(row, _POOLED))).values():
+    for same in grouped(able, lambda row: (row.data, values_of(row, POOLED))).values():
         found += _ranked(same, read)
     return found
 
@@ -180,7 +180,7 @@ def _described(
         variant=name[1],
         kind=first.kind,
         marks=together(*(row.marks for slug in there for row in curves[slug].rows)),
-        setting=values_of(first, _POOLED),
+        setting=values_of(first, POOLED),
         sets=tuple(labels[slug] for slug in there),
         missing=tuple(labels[slug] for slug in slugs if slug not in curves),
         seeds=min(curves[slug].seeds for slug in there),

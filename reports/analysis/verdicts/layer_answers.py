@@ -108,6 +108,7 @@ class Reachable:
         agreeing_layers: mean first layer that agrees with full depth, whose accuracy is that of full depth.
         any_right: share of samples that any head gets right: the bound of accuracy.
         right_layers: mean first right layer; full depth for samples that none gets right.
+        by_layer: layer from 1 that has a head -> its accuracy.
         marks: of the oracle's row.
     """
 
@@ -123,6 +124,7 @@ class Reachable:
     agreeing_layers: float
     any_right: float
     right_layers: float
+    by_layer: dict[int, float]
     marks: str
 
     @property
@@ -146,6 +148,7 @@ def reachable(rows: Sequence[ResultRow], read: Reader) -> list[Reachable]:
         agreeing = [one.good[AGREEMENT] for one in every]
         # Layers without a head have no bit in any row; the first head is the first layer that ever agrees.
         firsts = [int(one.any(0).argmax()) for one in agreeing]
+        heads = [at for at in range(depth) if all(one[:, at].any() for one in agreeing)]
         found.append(
             Reachable(
                 data=row.data,
@@ -160,6 +163,7 @@ def reachable(rows: Sequence[ResultRow], read: Reader) -> list[Reachable]:
                 agreeing_layers=float(np.mean([first_layer(one).mean() for one in agreeing])),
                 any_right=float(np.mean([one.any(1).mean() for one in right])),
                 right_layers=float(np.mean([first_layer(one).mean() for one in right])),
+                by_layer={at + 1: float(np.mean([one[:, at].mean() for one in right])) for at in heads},
                 marks=row.marks,
             )
         )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.measure.areas import area_weights, pooled_ranks, ranks_of
+from harness.measure.areas import area_weights, average_ranks, budget_weights, not_separated, pooled_ranks, ranks_of
 
 layers = st.lists(st.floats(0.1, 12), min_size=1, max_size=6, unique=True)
 
@@ -93,3 +93,53 @@ def test_sets_weigh_the_same() -> None:
 def test_ranks_ignore_rounding() -> None:
     """Sums in floating point that should be equal share a rank."""
     assert ranks_of(np.array([[0.1 + 0.2, 0.3, 0.2]])).tolist() == [[1, 1, 3]]
+
+
+def test_one_budget_by_hand() -> None:
+    """Between two points a mix; above the dearest that point; below the cheapest a mix of it and of guesses."""
+    costs = [0.2, 0.6]
+    for budget, expected, guess in ((0.3, [0.75, 0.25], 0), (0.9, [0, 1], 0), (0.1, [0.5, 0], 0.5)):
+        weights, guessed = budget_weights(costs, budget)
+        assert weights == pytest.approx(expected)
+        assert guessed == pytest.approx(guess)
+
+
+@given(layers, st.floats(0.1, 11))
+def test_a_narrow_range_of_budgets_is_one_budget(places: list[float], budget: float) -> None:
+    """The weights at a budget are the limit of the area's."""
+    weights, guess = budget_weights(places, budget)
+    assert weights.sum() + guess == pytest.approx(1)
+    nearly, about = area_weights(places, budget - 1e-7, budget + 1e-7)
+    assert weights == pytest.approx(nearly, abs=1e-4)
+    assert guess == pytest.approx(about, abs=1e-4)
+
+
+def test_average_ranks_by_hand() -> None:
+    """Three methods on four sets: ranks, Friedman's statistic by its formula, Nemenyi's difference by the table of q at 5 %."""
+    found = average_ranks(np.array([[0.9, 0.8, 0.7, 0.6], [0.8, 0.9, 0.6, 0.5], [0.1, 0.2, 0.3, 0.4]]))
+    assert found.ranks.tolist() == [[1, 2, 1, 1], [2, 1, 2, 2], [3, 3, 3, 3]]
+    assert found.average.tolist() == [1.25, 1.75, 3]
+    assert found.statistic == pytest.approx(12 * 4 / (3 * 4) * (1.25**2 + 1.75**2 + 3**2 - 3 * 4**2 / 4))
+    assert found.p == pytest.approx(np.exp(-found.statistic / 2)), "chi-square with two degrees of freedom"
+    assert found.critical_difference == pytest.approx(2.343 * np.sqrt(3 * 4 / (6 * 4)), abs=2e-3)
+
+
+def test_the_critical_difference_of_ten_methods() -> None:
+    """With ten methods on twelve sets: q is 3.164 (Demsar 2006, table 5), so ranks must differ by 3.9."""
+    found = average_ranks(np.random.default_rng(0).random((10, 12)))
+    assert found.critical_difference == pytest.approx(3.164 * np.sqrt(10 * 11 / (6 * 12)), abs=2e-3)
+    assert found.p > 0.01
+
+
+def test_methods_that_are_alike_are_not_told_apart() -> None:
+    """Equal values share the mean rank, and p is 1."""
+    found = average_ranks(np.full((3, 5), 0.7))
+    assert found.average.tolist() == [2, 2, 2]
+    assert found.p == 1
+
+
+def test_groups_that_are_not_separated_are_the_largest_ones() -> None:
+    """A group inside another one is not shown, and neither is a method alone."""
+    assert not_separated([1.0, 1.5, 2.0, 4.0], 1.2) == [(0, 2)]
+    assert not_separated([1.0, 2.0, 3.0], 1.5) == [(0, 1), (1, 2)]
+    assert not_separated([1.0, 4.0], 1.0) == []

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from reports.analysis.view import build_view
 from reports.notation.table_formats import to_latex, to_markdown
-from reports.tables.paper_table import PAPER, QUOTED, README, paper_tables
+from reports.tables.paper_table import QUOTED, paper_tables
+
+PAPER, README = "Liu et al., FastBERT, ACL 2020, Table 2", "README of the FastBERT repository"
 
 
 def test_published_values_are_consistent():
@@ -35,15 +39,16 @@ def make(fabricate, **options):
 def test_published_values_have_their_own_column_and_source(fabricate):
     """Published values are in their own column, with their source, and measured numbers are unchanged."""
     table = make(fabricate)
-    assert table.columns[-1].heading == "lcqmc published: acc. %; FLOPs"
+    assert table.columns[-1].heading == "lcqmc published: acc. %; FLOPs (ratio)"
     assert {row[0]: row[-1] for row in table.cells} == {
-        "bert": "86.68; 21.8G",
-        "fastbert": "84.05; 6.35G",
+        "bert": "86.68; 21.8G (1.00×)",
+        "fastbert": "84.05; 6.35G (3.43×)",
         "tinybert": "—",
     }
     assert {row[2] for row in table.cells} == {"90.00"}
     notes = " ".join(table.notes)
     assert PAPER in notes and "not measured here" in notes and "no verified published value" in notes
+    assert "What differs here: embedded-mini, 12 layers; 200 test rows, at most 64 tokens." in notes
     assert "published" in to_markdown(table)
 
 
@@ -64,7 +69,23 @@ def test_distilbert_rows_are_matched_by_depth(fabricate):
     run.cell("bert", depth=12, layers=12, histogram=[0] * 11 + [200], **common)
     run.cell("distilbert", depth=3, layers=3, histogram=[0, 0, 200], **common)
     (table,) = paper_tables(build_view(run.path))
-    assert table.cells[1][-1] == "97.58; 5.43G"
+    assert table.cells[1][-1] == "97.58; 5.43G (4.01×)"
+
+
+def test_a_variant_of_fewer_layers_is_the_papers_row(fabricate):
+    """A variant of DistilBERT with other layers has the value of its depth; one with another loss has none."""
+    run = fabricate()
+    common = {"dataset": "weibo", "language": "zh", "synthetic": False}
+    run.cell("bert", depth=12, layers=12, histogram=[0] * 11 + [200], **common)
+    for name in ("distilbert-3l", "distilbert-labels"):
+        run.cell(name, depth=3, layers=3, histogram=[0, 0, 200], **common)
+    tables = {"distilbert-3l": {"like": "distilbert", "layers": 3}, "distilbert-labels": {"like": "distilbert", "a": 0}}
+    profile = {"datasets": ["weibo"], "max_train": 1000, "method": tables, "rows": {"weibo": {"max_train": 500}}}
+    (run.path / "run.json").write_text(json.dumps({"profile": profile}), encoding="utf-8")
+    (table,) = paper_tables(build_view(run.path))
+    published = {row[0]: row[-1] for row in table.cells}
+    assert published["distilbert-3l"] == "97.58; 5.43G (4.01×)" and published["distilbert-labels"] == "—"
+    assert "at most 500 train rows" in " ".join(table.notes)
 
 
 def test_form_of_the_paper(fabricate):
