@@ -70,7 +70,7 @@ def place_all_labels(axes: Axes, labels: Sequence[Label], others: Sequence[tuple
     scale = axes.figure.dpi / 72.0
     frame = axes.get_window_extent()
     own = axes.transData.transform([(x, y) for x, y, _, _ in labels])
-    far = axes.transData.transform(list(others)) if others else []
+    far: Any = axes.transData.transform(list(others)) if others else []
     marks = [(px - 2.5 * scale, py - 2.5 * scale, px + 2.5 * scale, py + 2.5 * scale) for px, py in [*own, *far]]
     taken: list[Box] = []
     crowded = 0

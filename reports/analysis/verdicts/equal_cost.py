@@ -202,8 +202,16 @@ def rank_over_sets(
             methods = [_on_sets(name, by_set, labels, endpoint, baselines) for name, by_set in able]
             methods = [one for one in methods if any(value is not None for value in one.values.values())]
             if methods:
-                about = {"data": pool[0].data, "endpoint": endpoint, "setting": values_of(pool[0], POOLED)}
-                found.append(_ranked(SetRanks(**about, sets=labels, counted=(), absent=absent, methods=tuple(methods))))
+                one = SetRanks(
+                    data=pool[0].data,
+                    endpoint=endpoint,
+                    setting=values_of(pool[0], POOLED),
+                    sets=labels,
+                    counted=(),
+                    absent=absent,
+                    methods=tuple(methods),
+                )
+                found.append(_ranked(one))
     return found
 
 
@@ -242,5 +250,5 @@ def _ranked(one: SetRanks) -> SetRanks:
     test = average_ranks(values)
     part = [replace(m, rank=float(rank)) for m, rank in zip(part, test.average, strict=True)]
     order = sorted(part, key=lambda m: (m.rank or 0.0, -(m.mean or 0.0)))
-    numbers = {"p": test.p, "critical_difference": test.critical_difference}
-    return replace(one, methods=(*order, *rest), counted=counted, **numbers)
+    methods = (*order, *rest)
+    return replace(one, methods=methods, counted=counted, p=test.p, critical_difference=test.critical_difference)

@@ -195,7 +195,7 @@ def _deltas(ours: Line, theirs: Line, cost: str, read: Reader) -> tuple[np.ndarr
     for mix, side in zip(mixes, frames, strict=True):
         assert mix is not None
         parts = [pd.concat([by_seed[seed] for seed in seeds], axis=1, join="inner").mean(axis=1) for _, by_seed in side]
-        mixed = sum(weight * part for (weight, _), part in zip(side, parts, strict=True))
+        mixed = pd.concat(parts, axis=1, join="inner") @ np.array([weight for weight, _ in side])
         values.append(mixed + (mix[2] / mix[0][0].classes if mix[2] else 0.0))
     delta = (values[0] - values[1]).dropna()
     return (delta.to_numpy(dtype=np.float64), len(seeds)) if len(delta) else "the two share no test row"
