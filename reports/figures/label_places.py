@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from reports.figures.drawing import INK
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -79,17 +81,9 @@ def place_all_labels(axes: Axes, labels: Sequence[Label], others: Sequence[tuple
     )
     for at in order:
         x, y, text, color = labels[at]
-        note = axes.annotate(
-            text,
-            (x, y),
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=size,
-            ha="center",
-            va="center",
-            color=color,
-            zorder=6,
-        )
+        # In ink, because the light colours are faint as text; markers and lines have the colour.
+        style: dict[str, Any] = {"fontsize": size, "ha": "center", "va": "center", "color": INK, "zorder": 6}
+        note = axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", **style)
         extent = note.get_window_extent(canvas.get_renderer())
         half = extent.width / 2 + 1.2 * scale, 0.45 * extent.height
         best: tuple[float, float, float, Box] | None = None
