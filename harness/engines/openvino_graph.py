@@ -14,7 +14,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class OpenVino(WholeModel):
 
     executor = "openvino"
     extra = "openvino"
-    modules = ("openvino", "onnx", "onnxscript")
+    modules: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript")
 
     @classmethod
     def check(cls) -> None:
