@@ -10,12 +10,14 @@ bound              3 a point     3 a point  3 + 1       none
 not timed          1 a point     0          0 (bound 2)  up to 0.5 s once, in seeds that are checked
 =================  ============  =========  ==========  ============================================
 
+A checked cell of a method with an engine takes one more own pass, without the engine.
+
 With ``share_reference``, 3 passes of the reference serve eight points or more; ``tolerance`` lets the rounds end after 2.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.contracts import Kind, NamesPoints
 from harness.measure.diagnostics import BUDGET
@@ -54,17 +56,21 @@ class PassCounts:
 
 def passes_of(profile: Profile, name: str, seed: int, *, all_rounds: bool = True) -> PassCounts:
     """Return :func:`count_passes` of a method or variant, from what it says before it is fitted."""
-    method = profile.method_of(name)
-    return count_passes(
-        profile.timing,
+    method, timing = profile.method_of(name), profile.timing
+    points = len(method.point_names(profile.config(name))) if isinstance(method, NamesPoints) else 1
+    found = count_passes(
+        timing,
         profile.rounds,
         name,
         seed,
-        points=len(method.point_names(profile.config(name))) if isinstance(method, NamesPoints) else 1,
+        points,
         kind=method.kind,
         answers_at_depths=hasattr(getattr(method, "fitted", None), "depth_answers"),
         all_rounds=all_rounds,
     )
+    if profile.engine(name) is None or not timing.checks(seed):
+        return found
+    return replace(found, own=found.own + (points if timing.times(name, seed) else 1))
 
 
 def count_passes(
