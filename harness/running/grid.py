@@ -87,6 +87,7 @@ class Grid:
         self.keys = ContentKeys(settings)
         self._result_keys: dict[str, str] = {}  # of the results that are stored at the start
         self._session: Session | None = None
+        self._backbones: dict[tuple[str, str], Backbone] = {}  # of all sessions: each is loaded and hashed once
         self._checked: Session | None = None
         self._waiting: list[PlannedCell] = []
         self._fitted_ahead = False  # all missing methods of the session are fitted
@@ -136,7 +137,6 @@ class Grid:
             GeepBenchError: an input cannot be used; with several of them, one line for each.
         """
         stored: dict[Job, int | None] = {}
-        backbones: dict[tuple[str, str], Backbone] = {}
         missing: dict[str, Session] = {}
         errors: dict[str, GeepBenchError] = {}
         for dataset, seed, method in self._jobs():
@@ -145,7 +145,7 @@ class Grid:
             except GeepBenchError as error:
                 errors.setdefault(format_error(error), error)
             if stored.get((dataset, seed, method)) is None and dataset not in missing:
-                missing[dataset] = Session(self.settings, dataset, seed, backbones=backbones)
+                missing[dataset] = Session(self.settings, dataset, seed, backbones=self._backbones)
         for dataset in [*missing]:
             session = missing.pop(dataset)  # all together may not fit in memory
             try:
@@ -202,7 +202,7 @@ class Grid:
             elif last is not None and last.dataset == dataset:
                 self._session = last.with_seed(seed)
             else:
-                self._session = Session(self.settings, dataset, seed)
+                self._session = Session(self.settings, dataset, seed, backbones=self._backbones)
                 self.keys.identity.cache_clear()  # the data may have changed since the check
             self._fitted_ahead = False
         assert self._session is not None

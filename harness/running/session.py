@@ -105,7 +105,8 @@ class Session:
 
     @cached_property
     def backbone(self) -> Backbone:
-        key = self.backbone_name, self._language
+        # Only the embedded one depends on the language.
+        key = self.backbone_name, self._language if self.backbone_name == EMBEDDED else ""
         if key not in self._backbones:
             self._backbones[key] = self._load_backbone()
         return self._backbones[key]

@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
+from harness.contracts import LearnsInStages, Method
 from harness.core.errors import is_fatal
 from harness.running.session import Session
 
@@ -24,12 +25,17 @@ class FitJob(NamedTuple):
         return f"{self.dataset} {self.method} seed {self.seed}"
 
 
+def trains(method: Method) -> bool:
+    """Return whether a fit is taken to train: of methods that learn from others, only those that learn in stages do."""
+    return not method.needs or isinstance(method, LearnsInStages)
+
+
 class MissingFits(NamedTuple):
     """What is not in the cache for the methods of one dataset and seed.
 
     Attributes:
         needs: fit -> the missing ones that it needs; each comes after those.
-        choosing: those among them that train nothing, as the cache or another of them has their weights.
+        choosing: those among them that train nothing (:func:`trains`), or for which the cache or another of them has weights.
         failed: methods whose fits are unknown, with the reason: a broken plug-in, or an engine that they cannot use.
     """
 
@@ -59,7 +65,7 @@ def missing_fits(session: Session, methods: Iterable[str]) -> MissingFits:
             for name in family:
                 first = trained.setdefault(session.weights_key(name), name)
                 needs[name] = (*map(profile.fit_of, profile.method_of(name).needs), first)
-                if first != name or session.has_weights(name):
+                if first != name or session.has_weights(name) or not trains(profile.method_of(name)):
                     choosing.add(name)
         except Exception as error:
             if is_fatal(error):

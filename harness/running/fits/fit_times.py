@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from harness.core.files import cache_root
 from harness.core.text_formats import read_json
-from harness.running.fits.fit_plan import FitJob
+from harness.running.fits.fit_plan import FitJob, trains
 from harness.running.fits.fit_store import FITS
 from harness.running.profile import Profile
-from harness.toolkit.base_method import BorrowingMethod
 
 CHOOSING = 5.0  # seconds for a method that trains nothing
 
@@ -112,7 +111,7 @@ class FitTimes:
         """Return an upper estimate: all epochs of all stages, the share of layers that a student has, and its teacher's passes."""
         profile, times = self._profile, self._times[dataset]
         method, config = profile.method_of(name), profile.config(name)
-        if isinstance(getattr(method, "base", method), BorrowingMethod):
+        if not trains(method):
             return CHOOSING
         layers = config.get("layers")
         share = min(1.0, layers / self._depth) if isinstance(layers, int) else 1.0

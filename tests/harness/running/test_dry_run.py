@@ -28,6 +28,7 @@ def test_before_and_after_a_run(stage: Any, grid_settings: Settings) -> None:
     jobs = {FitJob(dataset, 0, name) for dataset in ("ag_news", "lcqmc") for name in ("one", "two", "three")}
     assert {*found.needs} == jobs and found.needs[FitJob("lcqmc", 0, "three")] == [FitJob("lcqmc", 0, "one")]
     assert all(found.fit_seconds[job] > 0 and found.measuring[job] > 0 for job in jobs) and not found.recorded
+    assert found.choosing == {job for job in jobs if job.method == "three"}  # it needs another one, and has no stages
     assert (found.fits["ag_news"], sum(found.missing_cells.values())) == (3, 6)
     assert stage.fits == [] and stage.passes == [] and not chosen.out.exists()
     Grid(grid_settings).fit()  # in this process: others do not know the fakes
@@ -112,7 +113,7 @@ def test_times_come_from_the_cache_or_from_shapes() -> None:
     assert times.of("long", "geep-verified") == (CHOOSING, True)
     assert times.of("short", "small") == (CHOOSING + 4 * 100 * 1.0 / 4, False)
     assert times.of("short", "distilbert") == (CHOOSING + 4 * 100 * 1.25, False)
-    assert times.of("short", "control-random") == (CHOOSING, False)
+    assert times.of("short", "control-random") == times.of("short", "geep-look1") == (CHOOSING, False)
 
 
 def test_the_longest_chain() -> None:
