@@ -40,7 +40,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         ("bert", "distilbert", "fastbert", "deebert", "elasticbert", "berxit", "righttool", "hashee"), COMMON
     ),
 }
-FROZEN = {"bert": "a1e5b9e396e69e74", "fastbert": "2c20afdec3a7edbc", "geep": "ec4c0db326023d7f"}
+FROZEN = {"bert": "a1e5b9e396e69e74", "fastbert": "2d3cd2bd5d4fe632", "geep": "ec4c0db326023d7f"}
 Tables = Mapping[str, Mapping[str, Any]]
 
 

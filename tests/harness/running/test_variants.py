@@ -37,6 +37,8 @@ reference = "one"
 speeds = [0.1, 0.5]
 max_length = 16
 fit_threads = 1
+[execution]
+compute = "eager"
 [training]
 epochs = 2
 precision = "float32"
