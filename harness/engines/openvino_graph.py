@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -92,9 +93,9 @@ class OpenVinoInt8(OpenVino):
         nncf.set_log_level("ERROR")
         graph = openvino.Core().read_model(io.BytesIO(OpenVino.files_of(model)[GRAPH]))
         samples = [_inputs(*_single(rows, number)) for number in range(len(rows))]
-        graph = nncf.quantize(
-            graph, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples)
-        )
+        transformer = nncf.ModelType.TRANSFORMER
+        with redirect_stdout(io.StringIO()):  # progress bars
+            graph = nncf.quantize(graph, nncf.Dataset(samples), model_type=transformer, subset_size=len(samples))
         with tempfile.TemporaryDirectory() as folder:
             openvino.save_model(graph, Path(folder) / IR, compress_to_fp16=False)
             return {name: (Path(folder) / name).read_bytes() for name in (IR, IR_WEIGHTS)}

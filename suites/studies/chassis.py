@@ -131,7 +131,7 @@ def _kind(engine: str) -> str:
 
 def _lines(goals: Sequence[dict[str, Any]]) -> list[str]:
     return [
-        f"{one['shape']}, batch {one['batch_size']}: {one['engine']} reaches {one['of_fastest']:.2f} of {one['compared_with']}, "
+        f"{one['shape']}, batch {one['batch_size']}: {one['engine']} reaches {one['of_fastest']:.3f} of {one['compared_with']}, "
         f"the fastest float32 engine of others; goal {GOAL}: {'reached' if one['holds'] else 'missed'}"
         for one in goals
     ]
