@@ -84,8 +84,9 @@ class OnnxGraph(WholeModel):
         runtime = needed("onnxruntime", self.extra)
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-        # Threads that keep spinning after the answer would slow down the next measurement.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Threads that spin while they wait take time from each other and from the next measurement: on two cores, 67 samples/s
+        # without against 58 with it (six layers of width 384, batch 32).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = runtime.InferenceSession(self.files[GRAPH], options, providers=["CPUExecutionProvider"])
 
     def _logits(self, ids: np.ndarray, segments: np.ndarray, lengths: np.ndarray) -> np.ndarray:
