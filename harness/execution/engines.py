@@ -19,10 +19,12 @@ from harness.core.errors import ConfigError
 from harness.encoder.device_kernels import varlen
 from harness.encoder.device_kernels.packed_linear import can_pack, packed
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.engine import DTYPES, Engine
+from harness.execution.engine import DTYPES, Engine, PackedEngine
 from harness.execution.graphs import Bounds, GraphEngine
 
 GRAPH_DEVICES = ("cuda",)
+# Heads are small products over few rows, for which packing wins nothing.
+LAYERS = "encoder.layers"
 RECORDED = 2  # engines with graphs that are kept per model
 
 
@@ -73,13 +75,13 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
     if key not in kept.engines:
         if (dtype, pack) not in kept.copies:
             plain = model if own and pack else model_copy(model, dtype)
-            kept.copies[dtype, pack] = packed(plain) if pack else plain
+            kept.copies[dtype, pack] = packed(plain, LAYERS) if pack else plain
         ours = kept.copies[dtype, pack]
         # Buffers and graphs take memory; a sweep over batch sizes only needs the most recent ones.
         recorded = [other for other in kept.engines if other[2] is not None]
         if bounds and len(recorded) >= RECORDED:
             del kept.engines[recorded[0]]
-        kept.engines[key] = GraphEngine(ours, bounds, compiled=compiled) if bounds else Engine(ours, compiled=compiled)
+        kept.engines[key] = _made(ours, bounds, compiled=compiled, pack=pack)
     return kept.engines[key]
 
 
@@ -92,6 +94,12 @@ def model_copy(model: MultiExitModel, dtype: torch.dtype) -> MultiExitModel:
     """Return a copy of the model with weights of another type, for inference."""
     with torch.inference_mode(False):
         return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+
+
+def _made(model: MultiExitModel, bounds: Bounds | None, *, compiled: bool, pack: bool) -> Engine:
+    if pack:
+        return PackedEngine(model)
+    return GraphEngine(model, bounds, compiled=compiled) if bounds else Engine(model, compiled=compiled)
 
 
 def _check_packs(model: MultiExitModel, dtype: torch.dtype) -> None:

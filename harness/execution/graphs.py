@@ -25,15 +25,7 @@ from harness.encoder.device_kernels import varlen
 from harness.encoder.layout import Attention, Layout, attend_grid, near, split_heads, turned, turns, window_of
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import Reach
-from harness.execution.engine import SIDE, Engine
-
-_STEPS = 16  # sizes per doubling: rounding up adds 2 % of rows on average, 6 % at most
-
-
-def rounded(size: int, least: int) -> int:
-    """Round ``size`` up to one of few sizes, all of them multiples of ``least``."""
-    step = max(least, (1 << max(0, (size - 1).bit_length() - 1)) // _STEPS // least * least)
-    return -(-size // step) * step
+from harness.execution.engine import SIDE, Engine, rounded
 
 
 @dataclass(frozen=True)

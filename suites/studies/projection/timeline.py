@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from harness.contracts import Compute, DType
 from harness.core.errors import ConfigError
 from harness.core.work import BlockCost, LayerCost, Step
-from harness.execution.graphs import rounded
+from harness.execution.engine import rounded
 from suites.studies.projection.device_card import DeviceCard, RateCurve, Rates, RateSurface
 from suites.studies.projection.operations import Attend, Move, Operation, Product, operations
 

@@ -20,9 +20,10 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.execution.arrangement import cut
+from harness.execution.engine import rounded
 from harness.execution.executors import exit_logits, run_assigned, run_full
 from harness.execution.exit_rules import Entropy
-from harness.execution.graphs import Bounds, CudaRecorder, rounded
+from harness.execution.graphs import Bounds, CudaRecorder
 from harness.execution.regrouping.look_once import run_look_once
 from harness.execution.sequential import run_faithful, run_sequential
 from harness.execution.verified import run_verified

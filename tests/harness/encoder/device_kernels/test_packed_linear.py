@@ -16,7 +16,7 @@ from harness.core.tokens import TokenSet
 from harness.encoder.device_kernels.packed_linear import PackedLinear, activated, can_pack, packed, plus
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import ACTIVATIONS
-from harness.execution.engines import engine_for
+from harness.execution.engines import LAYERS, engine_for
 from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_faithful, run_sequential
@@ -63,8 +63,9 @@ def test_packed_layers_equal_linear_layers(
 def test_the_model_stays_and_shares_what_is_not_packed(tiny_model: MultiExitModel) -> None:
     """Only linear layers are new; embeddings and norms are those of the model, whose layers stay as they are."""
     before = {name: weight.clone() for name, weight in tiny_model.state_dict().items()}
-    new = packed(tiny_model)
-    assert not any(isinstance(module, nn.Linear) for module in new.modules())
+    new = packed(tiny_model, LAYERS)
+    assert not any(isinstance(module, nn.Linear) for module in new.encoder.modules())
+    assert any(isinstance(module, nn.Linear) for module in new.students.modules())
     assert any(isinstance(module, nn.Linear) for module in tiny_model.modules())
     assert new.encoder.word.weight is tiny_model.encoder.word.weight
     assert all(torch.equal(before[name], weight) for name, weight in tiny_model.state_dict().items())
