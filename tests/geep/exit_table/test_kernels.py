@@ -242,6 +242,7 @@ def planted(good: str, bad: str) -> str:
     return text.replace(good, bad)
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_the_unchanged_kernels_pass_the_comparison(fails_apart: Callable[..., bool]) -> None:
     """The comparison passes without a planted bug."""

@@ -119,6 +119,7 @@ def test_batches_equal_batch_1(
     same_however_run(on_int8, FULL, data.draw(executions), data.draw(st.permutations(range(40))))
 
 
+@pytest.mark.slow
 def test_a_compiled_run_gives_the_same_answers(on_int8: FullDepth, unseen: Split) -> None:
     """A compiled run compiles these blocks, too; some roundings may differ."""
     eager, compiled = (

@@ -57,6 +57,7 @@ def test_the_published_head_is_exported_too(small_backbone: Backbone, unseen: Sp
     )
 
 
+@pytest.mark.slow
 def test_structures_unlike_berts_are_exported(small_backbone: Backbone, unseen: Split) -> None:
     """Narrow embeddings, rotary positions, windows and gates give the model's answers, padding or not."""
     structure: dict[str, Any] = {

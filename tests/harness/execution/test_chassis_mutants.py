@@ -390,6 +390,7 @@ BUGS = {
 CASES = [(module, bug) for module, bugs in BUGS.items() for bug in bugs]
 
 
+@pytest.mark.slow
 def test_the_unchanged_code_passes(
     world: World, pretend_cuda: Callable[..., Any], fails_apart: Callable[..., bool]
 ) -> None:

@@ -105,6 +105,7 @@ def fits(cache: Path) -> dict[str, bytes]:
     return {str(path.relative_to(cache)): path.read_bytes() for path in sorted((cache / FITS).rglob("*.safetensors"))}
 
 
+@pytest.mark.slow
 def test_workers_equal_one_process(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
