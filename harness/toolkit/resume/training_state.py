@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from harness.core import clock
 from harness.core.digest import read_tensors, write_tensors
+from harness.core.errors import WriteError
 
 EVERY = 60.0  # seconds between two states, at least
 _SHARE = 0.02  # of the time that writing may take
@@ -173,8 +174,12 @@ class TrainingState:
     def _write(self, fit: _Fit, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         start = clock.now()
         trained = {f"model.{name}": value for name, value in self._trained().items()}
-        write_tensors(
-            self._path, {**trained, **_random_states(self._device), **tensors}, {"about": self._about, **facts}
-        )
+        state = {**trained, **_random_states(self._device), **tensors}
+        try:
+            write_tensors(self._path, state, {"about": self._about, **facts})
+        except WriteError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            # Another process has just stored the same fit, and deleted its trainings: nothing is left to resume.
         fit.stored = clock.now()
         fit.writing = fit.stored - start

@@ -308,7 +308,6 @@ BUGS = {
         "a graph runs its first batch only": (
             "        self._graphs[key]()",
             '        if key[-1] != self.__dict__.setdefault("last", key[-1]):\n            self._graphs[key]()'),
-        "rows rounded down": ("return -(-size // step) * step", "return max(step, size // step * step)"),
         "unused rows not counted": ("np.minimum(layout.root.starts, rows)", "np.minimum(layout.starts, rows)"),
     },
     "execution.engines": {

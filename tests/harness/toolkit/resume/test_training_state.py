@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from baselines.full_depth.bert import Bert
 from geep.method import Geep
 from harness.contracts import Fitted
 from harness.core import clock
+from harness.core.errors import WriteError
 from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 from harness.toolkit.base_method import StagedMethod
@@ -171,6 +173,29 @@ def test_damaged_and_foreign_states_are_not_used(
     assert capfd.readouterr().err == ""
     forget(tmp_path / "fit")
     assert not (tmp_path / "fit").exists()
+
+
+def test_two_processes_may_make_the_same_fit(
+    signal_task: Task, dropping: Backbone, always_due: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that stores its fit deletes the folder in which the other one is writing; any other error ends the fit."""
+    whole = result(train(Bert(), signal_task, dropping, {}))
+    folder, rename = tmp_path / "fit", os.replace
+
+    def too_late(source: Path, target: Path) -> None:
+        forget(folder)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", too_late)
+    with resumable(folder):
+        assert equal(result(train(Bert(), signal_task, dropping, {})), whole)
+
+    def refused(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refused)
+    with resumable(folder), pytest.raises(WriteError, match="Permission denied"):
+        train(Bert(), signal_task, dropping, {})
 
 
 def test_at_most_one_state_a_minute(
