@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import DataError
@@ -84,6 +84,9 @@ def test_quoted_tables(
     if kind == csv.QUOTE_MINIMAL:  # Python before 3.13 does not quote it
         rows = [(text.replace("\r", ""), label, pair.replace("\r", "")) for text, label, pair in rows]
     content = by_csv(rows, delimiter=separator, quoting=kind, lineterminator=end).encode()
+    lines = content.decode().splitlines()
+    # A broken field whose every line has the tabs of a row is a table of plain TSV, too, and is read as that.
+    assume(separator == "," or len(lines) == len(rows) + 1 or any(line.count("\t") != 2 for line in lines))
     name = "a.csv" if separator == "," else "a.tsv"
     found = read(tmp_path / (f"{name}.gz" if packed else name), gzip.compress(content) if packed else content)
     assert values(found) == rows
