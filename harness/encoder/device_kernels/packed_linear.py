@@ -83,14 +83,14 @@ def outputs_of(linear: Any, x: Tensor, outputs: slice) -> Tensor:
     return found
 
 
-def packed(model: Model, *rooms: str) -> Model:
-    """Return the model with packed linear layers in its submodules ``rooms``, for inference.
+def packed(model: Model, *submodules: str) -> Model:
+    """Return the model with packed linear layers in the named submodules, for inference.
 
     All other weights are shared with ``model``, which stays as it is.
     """
     with torch.inference_mode(False):
         new = copy.deepcopy(model, {id(weight): weight for weight in (*model.parameters(), *model.buffers())})
-        for module in [module for room in rooms for module in new.get_submodule(room).modules()]:
+        for module in [module for name in submodules for module in new.get_submodule(name).modules()]:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(module, name, PackedLinear(child.weight, child.bias))
