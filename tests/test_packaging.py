@@ -92,6 +92,7 @@ def clean_environment(folder: Path) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "GEEP_BENCH_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     """The installed ``geep-bench`` lists profiles and measures a small ``quick`` from an empty folder."""
     environment = clean_environment(tmp_path)

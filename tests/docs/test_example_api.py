@@ -37,6 +37,7 @@ def test_stable_parts_are_compared() -> None:
     assert stable("a  1.25\nb 3") == stable("a 0.5\nb     17") != stable("a 1\nc 3")
 
 
+@pytest.mark.slow
 def test_the_code_prints_the_output_on_the_page(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from harness.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 # test_packaging tests the installation.
 NOT_RUN = ("cd ", "python3 -m venv", ".venv/bin/python -m pip", "source ", "mkdir ")
