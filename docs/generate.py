@@ -190,7 +190,7 @@ def profile_page() -> str:
             table(head, fields(SearchPlan)),
             "## Tables `[training]` and `[method.NAME]`\n",
             "`[training]` holds settings for all methods, `[method.NAME]` those of one method or [variant](../how-to/variant.md). "
-            "[Method settings](method-settings.md) lists the keys. Two keys of `[method.NAME]` are no settings of the method:\n",
+            "[Method settings](method-settings.md) lists the keys. Some keys of `[method.NAME]` are no settings of the method:\n",
             table(head, fields(EngineSettings)),
             "See [another engine](../how-to/variant.md#run-a-method-on-another-engine) and "
             "[another executor](../how-to/variant.md#run-a-method-with-another-executor).\n",

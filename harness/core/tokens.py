@@ -61,6 +61,12 @@ class TokenSet:
         offsets = torch.tensor([0, last - first], device=self.device)
         return replace(self, ids=self.ids[first:last], offsets=offsets, segments=self.segments[first:last])
 
+    def joined(self, other: TokenSet) -> TokenSet:
+        """Return these samples, then those of another set of the same tokenizer and device."""
+        offsets = torch.cat([self.offsets, other.offsets[1:] + self.offsets[-1]])
+        ids, segments = torch.cat([self.ids, other.ids]), torch.cat([self.segments, other.segments])
+        return replace(self, ids=ids, offsets=offsets, segments=segments)
+
     @classmethod
     def from_lists(
         cls,

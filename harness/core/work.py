@@ -13,6 +13,9 @@ There are two conventions, and reports print both:
 ``full``
     every matrix product that ran, attention products and label layer included; equal to
     ``torch.utils.flop_counter`` on the same pass.
+
+A model without Transformer layers has no convention to follow. Here ``linear`` counts its label layer, too, which is no small
+part of it, and ``full`` the additions of looked-up rows (:class:`SumCost`), which would otherwise be free.
 """
 
 from __future__ import annotations
@@ -126,8 +129,9 @@ class Work:
         return sum(tally.rows for block, tally in self.blocks.items() if block.split(".")[0] == kind)
 
     def valid_token_ratio(self) -> float:
-        """Return valid / executed tokens of the layers (1.0: no padding)."""
+        """Return valid / executed tokens of the layers, or of all blocks of a model without any (1.0: no padding)."""
         layers = [tally for block, tally in self.blocks.items() if block.split(".")[0] == "layer"]
+        layers = layers or list(self.blocks.values())
         tokens = sum(tally.tokens for tally in layers)
         return sum(tally.valid for tally in layers) / tokens if tokens else 1.0
 
@@ -220,23 +224,61 @@ class GateCost:
 
 
 @dataclass(frozen=True)
-class ModelCost:
-    """Cost of every kind of block of one fitted method.
+class MatrixCost:
+    """Matrices of a model without Transformer layers, in both conventions: 2 FLOPs a weight, for every token or every sample.
 
     Attributes:
-        blocks: kind (the part of a block's name before the dot) -> its cost.
-        depth: Transformer layers of the model.
+        weights: of all matrices of the block, biases left out.
+        per: what they are multiplied with.
+    """
+
+    weights: int
+    per: Literal["token", "sample"] = "token"
+
+    def flops(self, tally: Tally, convention: Convention) -> int:
+        return 2 * self.weights * (tally.tokens if self.per == "token" else int(tally.rows))
+
+
+@dataclass(frozen=True)
+class SumCost:
+    """Vectors that are looked up and added: ``width`` additions for every token (looked-up row), in ``full`` only."""
+
+    width: int
+
+    def flops(self, tally: Tally, convention: Convention) -> int:
+        return 0 if convention == "linear" else self.width * tally.tokens
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Cost of every block of one fitted method.
+
+    Attributes:
+        blocks: name of a block, or its kind (the part of the name before the dot) -> cost. The cost of a name comes first, so
+            that layers may differ: ``{"layer": ..., "layer.3": ...}``.
+        depth: Transformer layers of the model; 0 if it is no stack of them.
         params: parameters needed at inference, word embeddings included.
+        looked_up: those in tables of which an answer reads single rows, such as word embeddings; all others are multiplied.
+            ``None``: not said.
     """
 
     blocks: Mapping[str, BlockCost]
     depth: int
     params: int
+    looked_up: int | None = None
+
+    def knows(self, block: str) -> bool:
+        """Return whether a block has a cost."""
+        return block in self.blocks or block.split(".")[0] in self.blocks
+
+    def of(self, block: str) -> BlockCost:
+        """Return the cost of a block; raises ``KeyError`` if neither its name nor its kind has one."""
+        return self.blocks[block] if block in self.blocks else self.blocks[block.split(".")[0]]
 
     def flops(self, work: Work, convention: Convention) -> int:
         """Return the FLOPs of everything in ``work``.
 
         Raises:
-            KeyError: a block of an unknown kind was executed.
+            KeyError: a block without a cost was executed.
         """
-        return sum(self.blocks[block.split(".")[0]].flops(tally, convention) for block, tally in work.blocks.items())
+        return sum(self.of(block).flops(tally, convention) for block, tally in work.blocks.items())

@@ -79,7 +79,8 @@ class MultiExitModel(nn.Module):
             "keys": KeyValueCost(self.encoder.shape.width),
             **embedding_costs(self.encoder.shape),
         }
-        return ModelCost(blocks, depth=self.depth, params=parameters_of(self))
+        tables = parameters_of(*self.encoder.tables().values())
+        return ModelCost(blocks, depth=self.depth, params=parameters_of(self), looked_up=tables)
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into an existing folder."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,11 +20,23 @@ from harness.core.tokens import TokenSet
 from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.layout import running_sums
-from harness.encoder.shape import EncoderShape
 from harness.execution.schedule import schedule, schedule_on_device
 
 # Devices whose values the host can read without waiting, so that sorting needs no bounds.
 AT_HAND = ("cpu",)
+
+
+class Readable(Protocol):
+    """What a model can read; an :class:`~harness.encoder.shape.EncoderShape`, or that of a model without layers."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def type_vocab(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class Arranged:
 def arrange(
     tokens: TokenSet,
     execution: Execution,
-    shape: EncoderShape,
+    shape: Readable,
     columns: Tensor | None = None,
     answered: Tensor | None = None,
 ) -> Arranged:
@@ -149,9 +162,7 @@ def _extremes(tokens: TokenSet) -> Tensor:
     return torch.stack([end.int() for part in (tokens.ids, tokens.segments) for end in torch.aminmax(part)])
 
 
-def _check(
-    lengths: np.ndarray, order: np.ndarray, extremes: np.ndarray, execution: Execution, shape: EncoderShape
-) -> None:
+def _check(lengths: np.ndarray, order: np.ndarray, extremes: np.ndarray, execution: Execution, shape: Readable) -> None:
     """Validate lengths, ids and segments: on CUDA an index out of range ends the whole process."""
     if not len(lengths):
         return

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from harness.core.work import ModelCost, Tally, Work
+from harness.core.work import ModelCost, Work
 from harness.results.schema import Factor, SpeedupFactors
 
 # Parts of a pass other than its blocks, in their order; the remaining time is "rest".
@@ -44,6 +44,10 @@ class Side:
         """Return the FLOPs (convention ``full``) of blocks of one kind."""
         return float(self.cost.flops(self.of(kind), "full"))
 
+    def tokens(self) -> int:
+        """Return the valid tokens of the layers, each once a layer."""
+        return sum(tally.valid for tally in self.of("layer").blocks.values())
+
     def useful(self) -> float:
         """Return the linear FLOPs of the layers for valid tokens, without padding."""
         real = {name: replace(tally, tokens=tally.valid) for name, tally in self.of("layer").blocks.items()}
@@ -76,10 +80,10 @@ def speedup_factors(own: Side, reference: Side, samples: int) -> SpeedupFactors:
     layered = min(passes, ref_passes, useful, ref_useful) > 0
     if layered:
         add("layers", ref_passes / passes, f"{ref_passes / samples:.2f} to {passes / samples:.2f} layers per sample")
-        width, ref_width = (_per_token(side.cost) for side in (own, reference))
+        width, ref_width = useful / own.tokens(), ref_useful / reference.tokens()
         if width != ref_width:
             add("width", ref_width / width, f"a layer costs {width / ref_width:.3f} times as much per token")
-        tokens, ref_tokens = useful / width / passes, ref_useful / ref_width / ref_passes
+        tokens, ref_tokens = own.tokens() / passes, reference.tokens() / ref_passes
         add("length", ref_tokens / tokens, f"{ref_tokens:.1f} to {tokens:.1f} tokens per sample and layer")
         run, ref_run = own.flops("layer"), reference.flops("layer")
         add(
@@ -123,8 +127,3 @@ def speedup_factors(own: Side, reference: Side, samples: int) -> SpeedupFactors:
     add_time("rest", own.seconds / spent, reference.seconds / ref_spent)
     product = prod(factor.ratio for factor in factors)
     return SpeedupFactors(factors=factors, product=product, measured=reference.seconds / own.seconds)
-
-
-def _per_token(cost: ModelCost) -> float:
-    """Return the linear FLOPs of one layer for one token."""
-    return float(cost.blocks["layer"].flops(Tally(rows=0, tokens=1, valid=1), "linear"))

@@ -53,18 +53,21 @@ def check_work(predictions: Predictions, cost: ModelCost) -> None:
         MethodError: a layer is outside the model, no layer is counted, or a kind of block has no cost.
     """
     exits, work = predictions.exit_layer, predictions.work
+    unknown = sorted({block.split(".")[0] for block in work.blocks if not cost.knows(block)})
+    if unknown:
+        raise MethodError(
+            f"predict counted blocks of kind {', '.join(unknown)}, but cost.blocks has only {', '.join(cost.blocks)}: "
+            "add a cost for every kind"
+        )
+    if not cost.depth:
+        _check_without_layers(predictions)
+        return
     for name, layers in (("exit_layer", exits), ("predicted_exit", predictions.predicted_exit)):
         if layers is not None and len(layers) and not BEFORE <= layers.min() <= layers.max() < cost.depth:
             raise MethodError(
                 f"predict returned {name} from {layers.min()} to {layers.max()} for a model of {cost.depth} layers: "
                 f"return indices in 0..{cost.depth - 1}, or {BEFORE} for before layer 1, and the number of layers as cost.depth"
             )
-    unknown = sorted({block.split(".")[0] for block in work.blocks} - set(cost.blocks))
-    if unknown:
-        raise MethodError(
-            f"predict counted blocks of kind {', '.join(unknown)}, but cost.blocks has only {', '.join(cost.blocks)}: "
-            "add a cost for every kind"
-        )
     ran = int((exits != BEFORE).sum())
     if ran and not work.rows("layer"):
         raise MethodError('predict counted no layer: add each executed one, as in work.add("layer.0", layout.tally())')
@@ -72,6 +75,25 @@ def check_work(predictions: Predictions, cost: ModelCost) -> None:
         raise MethodError(
             f"predict says that all {len(exits)} samples were answered before layer 1, but counted {', '.join(work.blocks)}: "
             "give samples that run the index of their last layer"
+        )
+
+
+def _check_without_layers(predictions: Predictions) -> None:
+    """Validate exits and work of a model that is no stack of Transformer layers (``cost.depth`` is 0)."""
+    exits, work = predictions.exit_layer, predictions.work
+    if (exits != BEFORE).any() or predictions.predicted_exit is not None:
+        raise MethodError(
+            f"predict returned layers for a model without layers: return exit_layer = {BEFORE} for every sample and no "
+            "predicted_exit, or the number of layers as cost.depth"
+        )
+    if work.rows("layer"):
+        raise MethodError(
+            'predict counted blocks of kind "layer" for a model without layers: give its blocks other names, or return the '
+            "number of layers as cost.depth"
+        )
+    if len(exits) and not work.blocks:
+        raise MethodError(
+            'predict counted no block: add each executed one, as in work.add("bag.0", Tally(samples, tokens, tokens))'
         )
 
 

@@ -85,7 +85,8 @@ class Cost(StrictRecord):
         params: parameters of the model.
         mean_layers: executed Transformer layers (averaged over tokens if tokens exit one by one).
         mean_heads: executed exit heads.
-        depth: layers of the model.
+        depth: Transformer layers of the model; 0 if it is no stack of them.
+        params_looked_up: parameters in tables of which single rows are read, such as word embeddings; ``None``: not recorded.
     """
 
     flops_linear: float
@@ -94,7 +95,10 @@ class Cost(StrictRecord):
     mean_layers: float
     mean_heads: float
     depth: int
-    valid_token_ratio: float = Field(description="valid tokens / executed tokens in the layers, 0..1")
+    valid_token_ratio: float = Field(
+        description="valid tokens / executed tokens in the layers, or in all blocks without any, 0..1"
+    )
+    params_looked_up: int | None = None
 
 
 class Speed(StrictRecord):
@@ -328,7 +332,9 @@ class Result(StrictRecord):
     training: Training | None
     checks: Checks
     exit_histogram: list[int] = Field(description="samples that answered from layer 1, 2, ..., depth")
-    answered_before: int = Field(default=0, ge=0, description="samples that were answered before layer 1")
+    answered_before: int = Field(
+        default=0, ge=0, description="samples that were answered before layer 1; all of a model without layers"
+    )
     peak_memory_bytes: int | None = None
     latency: list[Latency] = Field(default_factory=list)
     # Stored under their first names, so that every result of schema 1 loads.
@@ -359,7 +365,7 @@ SAMPLE_COLUMNS = {
     "prediction": "int64: predicted label",
     "correct": "bool",
     "confidence": "float32: softmax probability of the prediction",
-    "exit_layer": "int16: layer of the exit that answered, 1..depth; 0 before layer 1",
+    "exit_layer": "int16: layer of the exit that answered, 1..depth; 0 before layer 1, or without layers",
     "predicted_exit": "int16: predicted exit layer, 1..depth; 0 without a prediction, -1 before layer 1",
     "difficulty": "int8: true difficulty of embedded samples; -1 for real data",
 }

@@ -50,6 +50,7 @@ class ContentKeys:
         names = profile.fits([method, profile.reference])
         engines = {name: engine for name in (method, profile.reference) if (engine := profile.engine(name))}
         executors = {name: way for name in (method, profile.reference) if (way := profile.executor(name))}
+        offsets = {name: offset for name in names if (offset := profile.seed_offset(name))}
         named = {name: content for name in names if (content := profile.named_content(name)) is not None}
         execution = asdict(settings.execution)
         if (
@@ -77,5 +78,6 @@ class ContentKeys:
             *unlabelled,
             *([engines] if engines else []),
             *([executors] if executors else []),
+            *([["seed offsets", offsets]] if offsets else []),
             *profile.timing.key(method, seed),
         )

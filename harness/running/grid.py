@@ -70,9 +70,10 @@ def progress_line(result: Result) -> str:
     if speed is not None:
         ratio = "" if speed.speedup is None else f", {speed.speedup:.2f}x {speed.reference}"
         time = f"{speed.samples_per_s:,.0f} samples/s{ratio}"
+    layers = f"{result.cost.mean_layers:.2f} layers, " if result.cost.depth else ""
     return (
         f"{cell.dataset} {cell.method} {cell.point} seed {cell.seed}: {result.quality.accuracy:.1%} accuracy, "
-        f"{result.cost.mean_layers:.2f} layers, {time}"
+        f"{layers}{time}"
     )
 
 

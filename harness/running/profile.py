@@ -72,6 +72,12 @@ class EngineSettings(StrictSettings):
         description="how its samples run: `ladder` or `exact-k`, `shrink` or `rebatch`; by default as the execution says",
     )
     seeds: list[Seed] | None = Field(None, description="of the run's seeds, those it is measured with; by default all")
+    seed_offset: int | None = Field(
+        None,
+        ge=0,
+        le=2**31,
+        description="added to the run's seeds when it is fitted, for a teacher of another seed; by default 0",
+    )
 
 
 class RowSettings(StrictSettings):
@@ -189,6 +195,10 @@ class Profile(StrictSettings):
         chosen = variants.runs_on(self.method, name, "seeds")
         return self.seeds if chosen is None else [seed for seed in self.seeds if seed in chosen]
 
+    def seed_offset(self, name: str) -> int:
+        """Return what is added to the seed of the run when a method or variant is fitted."""
+        return variants.runs_on(self.method, name, variants.SEED_OFFSET) or 0
+
     def with_rows_of(self, dataset: str) -> Profile:
         """Return the profile with the rows and lengths of a dataset in the place of its common ones."""
         own = self.rows.get(dataset)
@@ -261,7 +271,7 @@ class Profile(StrictSettings):
             except GeepBenchError:  # reported when the method is looked up for the run
                 continue
             given: list[tuple[type[BaseModel], Any]] = [
-                (EngineSettings, {key: variants.runs_on(self.method, name, key) for key in variants.RUNS})
+                (EngineSettings, {key: variants.runs_on(self.method, name, key) for key in EngineSettings.model_fields})
             ]
             # A plug-in may use the name "settings" for something else than a model.
             if isinstance(method, HasSettings) and isinstance(method.settings, type):

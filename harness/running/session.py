@@ -282,10 +282,10 @@ class Session:
         def make() -> Fitted:
             if not isinstance(method, LearnsInStages):
                 with self._training(self._folder(name)):
-                    return method.fit(task, self.backbone, teachers, config=config, seed=self.seed)
+                    return method.fit(task, self.backbone, teachers, config=config, seed=self.keys.seed_of(name))
             weights = self.weights(name)
             with torch_threads(self.settings.fit_threads):
-                return method.choose(weights, task, config=config, seed=self.seed)
+                return method.choose(weights, task, config=config, seed=self.keys.seed_of(name))
 
         shared = self._weights_folder(name) if isinstance(method, LearnsInStages) else None
         with self.naming(name):
@@ -304,7 +304,7 @@ class Session:
         def make() -> Fitted:
             config, task = profile.config(name), self._task(name)
             with self._training(self._weights_folder(name)):
-                return method.train_weights(task, self.backbone, teachers, config=config, seed=self.seed)
+                return method.train_weights(task, self.backbone, teachers, config=config, seed=self.keys.seed_of(name))
 
         return self._load_or_make(name, self._weights_folder(name), teachers, make)
 

@@ -10,6 +10,13 @@ In a profile::
 ``needs`` may also be a list of names; the method then finds its teachers under these names. Variants belong to their profile;
 the registry does not know them.
 
+``seed_offset`` is added to the run's seeds when the variant is fitted, so that a method may learn from several teachers that
+differ in their seeds only::
+
+    [method.bert-b]
+    like = "bert"
+    seed_offset = 100
+
 A variant that only sets an ``engine`` (:mod:`harness.engines`) or an ``executor`` runs the fit of the method that it is like.
 """
 
@@ -28,6 +35,7 @@ from harness.encoder.backbone import Backbone
 
 RESERVED = ("like", "needs")
 RUNS = ("engine", "executor", "seeds")  # say how and how often a fit runs, so they are no settings of the method
+SEED_OFFSET = "seed_offset"  # says with which seed it is made: no setting of the method either
 # Optional capabilities (:mod:`harness.contracts`) that a variant has if its base has them.
 INHERITED = (
     "role",
@@ -126,14 +134,14 @@ def settings(tables: Tables, name: str) -> dict[str, Any]:
     for one in reversed(lineage(tables, name)):
         table = tables.get(one, {})
         merged |= {key: value for key, value in table.items() if not is_variant(tables, one) or key not in RESERVED}
-    return {key: value for key, value in merged.items() if key not in RUNS}
+    return {key: value for key, value in merged.items() if key not in (*RUNS, SEED_OFFSET)}
 
 
 def runs_on(tables: Tables, name: str, key: str) -> Any:
-    """Return the engine, executor or seeds of a method or variant: its own or its nearest base's, ``None`` for the run's.
+    """Return engine, executor, seeds or seed offset of a method or variant: its own or its nearest base's, ``None`` for the run's.
 
     Args:
-        key: one of :data:`RUNS`.
+        key: one of :data:`RUNS`, or :data:`SEED_OFFSET`.
 
     Raises:
         ConfigError: as :func:`lineage`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, Protocol, Self
 
 from typing_extensions import TypeVar
 
@@ -15,11 +15,23 @@ from harness.encoder.backbone import Backbone
 from harness.toolkit.fitted import FittedModel
 from harness.toolkit.method_settings import MethodSettings
 
+
+class Storable(Fitted, Protocol):
+    """A fitted method whose class reads what it saved."""
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> Self:
+        """Raises :class:`~harness.core.errors.ResultError` if a file is missing or damaged."""
+        ...
+
+
 S = TypeVar("S", bound=MethodSettings, default=MethodSettings)
+# What it fits: a model of the encoder, or another one (:mod:`harness.toolkit.text_models`).
+F = TypeVar("F", bound=Storable, default=FittedModel)
 Teachers = Mapping[str, Fitted]
 
 
-class BaseMethod(ABC, Generic[S]):
+class BaseMethod(ABC, Generic[S, F]):
     """A method whose settings are one strict model, and whose fitted class saves and loads itself.
 
     Attributes:
@@ -32,10 +44,10 @@ class BaseMethod(ABC, Generic[S]):
     needs: tuple[str, ...] = ()
     version = 1
     settings: type[S] = MethodSettings  # type: ignore[assignment]  # the default of S
-    fitted: ClassVar[type[FittedModel]]
+    fitted: type[F]
 
     @abstractmethod
-    def learn(self, own: S, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedModel:
+    def learn(self, own: S, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> F:
         """Train on ``task.train`` and choose on ``task.dev``, with validated settings.
 
         Raises:
@@ -43,9 +55,7 @@ class BaseMethod(ABC, Generic[S]):
             MethodError: the method cannot be used on this machine.
         """
 
-    def fit(
-        self, task: Task, backbone: Backbone, teachers: Teachers, *, config: Mapping[str, Any], seed: int
-    ) -> FittedModel:
+    def fit(self, task: Task, backbone: Backbone, teachers: Teachers, *, config: Mapping[str, Any], seed: int) -> F:
         """Validate the settings, then :meth:`learn`.
 
         Raises:
@@ -57,7 +67,7 @@ class BaseMethod(ABC, Generic[S]):
         """Validate settings; raises :class:`~harness.core.errors.ConfigError`."""
         return self.settings.read(config, f"method '{self.name}'")
 
-    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> FittedModel:
+    def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> F:
         """Read what the fitted class saved."""
         return self.fitted.load(folder, backbone.device)
 
@@ -66,7 +76,7 @@ class BaseMethod(ABC, Generic[S]):
         return self.read(config).point_names
 
 
-class StagedMethod(BaseMethod[S]):
+class StagedMethod(BaseMethod[S, F]):
     """A method that learns in stages (:class:`~harness.contracts.LearnsInStages`): :meth:`learn` trains, :meth:`decide` chooses.
 
     Attributes:
@@ -76,28 +86,26 @@ class StagedMethod(BaseMethod[S]):
     choices: frozenset[str] = frozenset({"speeds", "budgets"})
     weights_version = 1
 
-    def decide(self, own: S, weights: FittedModel, task: Task, seed: int) -> FittedModel:
+    def decide(self, own: S, weights: F, task: Task, seed: int) -> F:
         """Choose on ``task.dev`` for what :meth:`learn` returned; by default there is nothing to choose."""
         return weights
 
-    def fit(
-        self, task: Task, backbone: Backbone, teachers: Teachers, *, config: Mapping[str, Any], seed: int
-    ) -> FittedModel:
+    def fit(self, task: Task, backbone: Backbone, teachers: Teachers, *, config: Mapping[str, Any], seed: int) -> F:
         weights = self.train_weights(task, backbone, teachers, config=config, seed=seed)
         return self.choose(weights, task, config=config, seed=seed)
 
     def train_weights(
         self, task: Task, backbone: Backbone, teachers: Teachers, *, config: Mapping[str, Any], seed: int
-    ) -> FittedModel:
+    ) -> F:
         """Validate all settings, then :meth:`learn`; raises as :meth:`fit`."""
         return self.learn(self.read(config), task, backbone, teachers, seed)
 
-    def choose(self, weights: FittedModel, task: Task, *, config: Mapping[str, Any], seed: int) -> FittedModel:
+    def choose(self, weights: F, task: Task, *, config: Mapping[str, Any], seed: int) -> F:
         """Validate the settings, then :meth:`decide`; raises as :meth:`fit`."""
         return self.decide(self.read(config), weights, task, seed)
 
 
-class BorrowingMethod(BaseMethod[S]):
+class BorrowingMethod(BaseMethod[S, FittedModel]):
     """A method that runs another method's model: it learns nothing and stores nothing."""
 
     @abstractmethod

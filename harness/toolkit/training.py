@@ -20,6 +20,8 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import EncoderLayer, FastBertHead, Gate, LinearHead
 from harness.toolkit.method_settings import Precision, Recipe
 from harness.toolkit.resume.training_state import TrainingState
+from harness.toolkit.text_models.table_optimizer import TableAdamW, clipped_parameters, sparse_tables
+from harness.toolkit.text_models.text_model import TextModel
 
 LossFn = Callable[[TokenSet, Layout, Tensor], Tensor]
 
@@ -115,16 +117,25 @@ def rate_at(step: int, steps: int, warm: int) -> float:
 
 
 class LayerPasses:
-    """Context that counts sample passes through every :class:`EncoderLayer` of ``modules``, and their FLOPs."""
+    """Context that counts sample passes through every :class:`EncoderLayer` of ``modules``, and their FLOPs.
+
+    Of a :class:`TextModel`, which has no layers, only FLOPs are counted.
+    """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.count = 0
         self.flops = 0.0
-        layers = {layer for module in modules for layer in module.modules() if isinstance(layer, EncoderLayer)}
+        kinds = EncoderLayer | TextModel
+        layers = {layer for module in modules for layer in module.modules() if isinstance(layer, kinds)}
         self._hooks = [layer.register_forward_hook(self._seen) for layer in layers]
 
     def _seen(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         hidden, layout = args
+        if isinstance(
+            module, TextModel
+        ):  # ids have no gradient: backward is as much again, for weights and for inputs inside
+            self.flops += module.flops(layout, "linear") * (3 if output.requires_grad else 1)
+            return
         self.count += layout.count
         assert isinstance(module, EncoderLayer)
         forward = module.cost.flops(layout.tally(), "linear")
@@ -150,12 +161,16 @@ def shuffled_batches(tokens: TokenSet, batch_size: int, generator: torch.Generat
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Group trainable parameters by (head or not, decayed or not); norms and biases (one-dimensional) have no decay."""
+    """Group trainable parameters by (head or not, decayed or not); norms and biases (one-dimensional) have no decay.
+
+    Tables with sparse gradients are a group of their own.
+    """
     kinds = FastBertHead | LinearHead | Gate
     heads = {p for module in model.modules() if isinstance(module, kinds) for p in module.parameters()}
-    groups = []
+    tables = sparse_tables(model)
+    groups = [{"params": tables, "lr": recipe.learning_rate, "weight_decay": 0.0, "sparse": True}] if tables else []
     for is_head, rate in ((False, recipe.learning_rate), (True, recipe.learning_rate * recipe.head_rate)):
-        ours = [p for p in model.parameters() if p.requires_grad and (p in heads) == is_head]
+        ours = [p for p in clipped_parameters(model) if p.requires_grad and (p in heads) == is_head]
         groups.append({"params": [p for p in ours if p.dim() > 1], "lr": rate, "weight_decay": recipe.weight_decay})
         groups.append({"params": [p for p in ours if p.dim() <= 1], "lr": rate, "weight_decay": 0.0})
     return groups
@@ -230,7 +245,9 @@ def train(
     steps = per_epoch * recipe.epochs
     scheduled = steps if horizon is None else horizon
     warm = max(1, round(recipe.warmup * scheduled))
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
+    adam = TableAdamW if sparse_tables(model) else torch.optim.AdamW
+    optimizer = adam(parameter_groups(model, recipe), fused=True)
+    clipped = clipped_parameters(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, scheduled, warm))
     precision = resolved_precision(recipe.precision, device)
     state = TrainingState(model, device, {"name": name, "seed": seed, "steps": steps, **recipe.model_dump(mode="json")})
@@ -264,7 +281,7 @@ def train(
                     loss = loss_fn(batch, layout, labels[index.to(device)])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+                nn.utils.clip_grad_norm_(clipped, recipe.clip)
                 optimizer.step()
                 schedule.step()
                 total += loss.detach()

@@ -14,7 +14,7 @@ from harness.results.training_doubts import collapsed_exits, kept_the_last_epoch
 from reports.analysis.cell_settings import SAME_REFERENCE, SETTING, grouped, values_of
 from reports.analysis.roles import role_of
 from reports.analysis.time_ratios import Noise, mean_over_seeds, noise_band, slow_rows
-from reports.notation.numbers import percent
+from reports.notation.numbers import percent, ratio
 
 FALLBACK_REFERENCE = "bert"
 # What rows must share for the noise of their times to be one.
@@ -34,6 +34,7 @@ class SeedMeans:
     flops_linear: float | None
     flops_full: float | None
     params: float | None
+    params_looked_up: float | None
     mean_layers: float | None
     mean_heads: float | None
     depth: float | None
@@ -80,7 +81,7 @@ class ResultRow(SeedMeans):
         together: most cells that were timed beside the same passes of the reference, 1 for none.
         point_params, seed_layers, seed_accuracies: parameters of the operating point, mean layers and accuracy, one per seed.
         histogram: samples that exit at layer 1, 2, ..., over all seeds.
-        answered_before: share of samples that were answered before layer 1, 0..1; None where none was.
+        answered_before: share of samples that were answered before layer 1, 0..1; None where none was, or without layers.
         phases: shares of a pass, means over seeds.
         slug, label: of the dataset, for file names and for readers.
         is_reference, ratio_reference, reference_depth: the reference of the same run, if there is one.
@@ -200,6 +201,8 @@ def _numbers(result: Result) -> dict[str, float | None]:
     found: dict[str, float | None] = dict.fromkeys(MEANS)
     for part in (result, result.quality, result.cost, result.speed, result.resources):
         found.update({name: getattr(part, name) for name in MEANS if hasattr(part, name)})
+    if not result.cost.depth:  # a model without layers
+        found.update(dict.fromkeys(("depth", "mean_layers", "mean_heads")))
     if (training := result.training) is not None:
         found.update(train_seconds=training.seconds, train_flops=training.flops, layer_passes=training.layer_passes)
         found.update(passes_ratio=training.passes_ratio, dev_accuracy=training.dev_accuracy, steps=training.steps)
@@ -282,7 +285,9 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         seed_accuracies=[result.quality.accuracy for result in same],
         reference=next((one.reference for one in speeds if one.reference), None),
         histogram=[sum(one[i] for one in histograms if i < len(one)) for i in range(max(map(len, histograms)))],
-        answered_before=fmean(result.answered_before / result.quality.n for result in same) or None,
+        answered_before=first.cost.depth
+        and fmean(result.answered_before / result.quality.n for result in same)
+        or None,
         phases={
             name: _mean([one.phases.get(name) for one in speeds])
             for name in sorted({name for one in speeds for name in one.phases})
@@ -331,11 +336,6 @@ def _latency(every: Sequence[Latency]) -> dict[int, Latency]:
         )
         for size, same in sorted(found.items())
     }
-
-
-def ratio(above: float | None, below: float | None) -> float | None:
-    """Return ``above / below``; None where either is missing or ``below`` is zero."""
-    return above / below if above is not None and below else None
 
 
 def with_ratios(rows: Sequence[ResultRow]) -> list[ResultRow]:

@@ -29,6 +29,11 @@ def plain(value: object) -> str:
     return f"{value:.2f}" if size >= 0.9995 else f"{value:#.3g}"
 
 
+def ratio(above: float | None, below: float | None) -> float | None:
+    """Return ``above / below``; None where either is missing or ``below`` is zero."""
+    return above / below if above is not None and below else None
+
+
 def fixed(value: object, digits: int = 2) -> str:
     """Return a number with a fixed number of decimals."""
     return f"{value:,.{digits}f}" if finite(value) else DASH

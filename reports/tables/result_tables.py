@@ -44,6 +44,7 @@ from reports.tables.shared_columns import (
     why_no_speedup,
 )
 
+NO_LAYERS = "the model is no stack of Transformer layers"
 _NO_EPOCH = "the last epoch is kept by rule, or nothing was trained for this row"
 _UNRECORDED = f"{UNTRAINED}, or an older version did not record it"
 _DEV_SCORE = (
@@ -66,7 +67,7 @@ CSV = (
 def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[ResultRow]]:
     linear, linear_unit = flops_unit(max((row.flops_linear or 0.0 for row in rows), default=0.0))
     full, full_unit = flops_unit(max((row.flops_full or 0.0 for row in rows), default=0.0))
-    none = "every sample runs at least one layer"
+    none = f"every sample runs at least one layer, or {NO_LAYERS}"
     before = [Column[ResultRow]("answered_before", "Before layer 1 %", missing=none, form=percent)]
     timed = [Column[ResultRow]("timed", "Seeds timed", lambda row: f"{row.timed} of {row.seeds}")]
     seeds = [Column("accuracy_sd", "± (seeds; 95 % of their mean)", _over_seeds, missing="one seed only")]
@@ -84,9 +85,9 @@ def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[Result
             lambda row: cost(row.flops_linear, linear, row.ratio_linear),
         ),
         Column("flops_full", f"{full_unit}FLOPs full (ratio)", lambda row: cost(row.flops_full, full, row.ratio_full)),
-        Column("mean_layers", "Mean layers", form=fixed),
+        Column("mean_layers", "Mean layers", missing=NO_LAYERS, form=fixed),
         *(before if any(row.answered_before for row in view.rows) else []),
-        Column("mean_heads", "Heads a sample", form=fixed),
+        Column("mean_heads", "Heads a sample", missing=NO_LAYERS, form=fixed),
         *(timed if any(row.timed != row.seeds for row in rows) else []),
         Column("samples_per_s", "Samples/s", missing=UNTIMED, form=plain),
         Column("speedup", "Speed-up (p10–p90)", _speedup, missing=why_no_speedup(rows)),
@@ -163,7 +164,7 @@ def details_table(view: View, group: Group) -> Table[ResultRow]:
         Column("kept_epoch", "Epoch kept", lambda row: row.kept_epoch or DASH, numeric=False, missing=_NO_EPOCH),
         Column("trained_in", "Trained in", lambda row: row.trained_in or DASH, numeric=False, missing=_UNRECORDED),
         Column("fit_threads", "Threads a fit", lambda row: row.fit_threads or DASH, missing=_UNRECORDED),
-        Column("passes_ratio", "Layer passes vs fine-tuning", missing=UNTRAINED, form=times),
+        Column("passes_ratio", "Layer passes vs fine-tuning", missing=f"{UNTRAINED}, or {NO_LAYERS}", form=times),
         Column("rounds", "Rounds", missing=UNTIMED, form=whole),
         Column("rounds_agree", "Rounds agree %", missing="not checked: a single pass", form=percent2),
         *([] if "executor" in view.varying else executor),

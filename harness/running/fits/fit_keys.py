@@ -40,6 +40,10 @@ class FitKeys:
     prepared: Prepared
     backbone: Backbone
 
+    def seed_of(self, name: str) -> int:
+        """Return the seed with which a method or variant is made."""
+        return self.seed + self.settings.profile.seed_offset(name)
+
     def fit(self, name: str) -> str:
         """Return the key of a fitted method: everything its weights and choices depend on, so not its engine."""
         profile = self.settings.profile
@@ -71,7 +75,7 @@ class FitKeys:
             identity,
             version,
             config,
-            self.seed,
+            self.seed_of(name),
             self.prepared.task.fingerprint,
             [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint],
             self.settings.device,

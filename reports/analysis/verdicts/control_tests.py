@@ -23,7 +23,7 @@ import pandas as pd
 from harness.measure.detectable import detectable_by_mcnemar, provable_margin
 from harness.measure.paired_tests import mcnemar, mean_difference, worst_case
 from reports.analysis.cell_settings import grouped, values_of
-from reports.analysis.result_rows import ResultRow, ratio
+from reports.analysis.result_rows import ResultRow
 from reports.analysis.roles import CONSTANT, ORACLE, PREDICTS, RANDOM, SEQUENTIAL, VERIFIES
 from reports.analysis.run_contents import Reader, paired_samples
 from reports.analysis.verdicts.layer_answers import (
@@ -47,6 +47,7 @@ from reports.analysis.verdicts.paired_test import (
     with_adjusted_p,
 )
 from reports.notation.marks import together
+from reports.notation.numbers import ratio
 
 # Layer ratios inside this band count as equal.
 EQUAL_LAYERS = (0.95, 1.05)

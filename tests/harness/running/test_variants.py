@@ -264,3 +264,22 @@ def test_a_variant_of_a_broken_plug_in_fails_alone(
     outcome = Grid(settings).execute()
     assert (outcome.measured, outcome.failed) == (2, 1)
     assert "ag_news two-b fit: variant 'two-b': two needs a licence: buy one" in capsys.readouterr().err
+
+
+def test_a_seed_offset_makes_a_teacher_of_another_seed(stage: Any, grid_settings: Settings) -> None:
+    """Fits have the sum of both seeds, keys of their own, and no such setting; without an offset, keys stay as they were."""
+    tables = {"two-b": {"like": "two", "seed_offset": 100}, "two-c": {"like": "two-b", "layers": 2}}
+    settings = having(grid_settings, tables, "one", "two", "two-b", "two-c")
+    found = settings.profile
+    assert [found.seed_offset(name) for name in ("two", "two-b", "two-c")] == [0, 100, 100]
+    assert "seed_offset" not in found.config("two-c") and found.fit_of("two-b") == "two-b"
+    session = Session(settings, "ag_news", 0)
+    plain = Session(having(grid_settings, {"two-b": {"like": "two"}}, "two-b"), "ag_news", 0)
+    assert session.fit_key("two-b") != plain.fit_key("two-b")
+    assert session.keys.seed_of("two-b") == 100 and session.keys.seed_of("two") == 0
+    cells = [ContentKeys(each).of("ag_news", "two-b") for each in (settings, plain.settings)]
+    assert cells[0] != cells[1]
+    session.fit("two-b")
+    assert stage.fits == ["two ag_news 100"]
+    wrong = having(grid_settings, {"two-b": {"like": "two", "seed_offset": -1}}, "two-b").profile.problems(["two-b"])
+    assert len(wrong) == 1 and "seed_offset" in wrong[0]

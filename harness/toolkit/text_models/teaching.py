@@ -1,0 +1,163 @@
+"""How small models learn: from labels, or from a teacher's answers on train and on texts without labels, then from labels.
+
+The teacher is the fine-tuned ``bert``. It does not change, so what it says about every row is computed once and read in all epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.core.errors import ConfigError
+from harness.core.tokens import Split, Task, TokenSet
+from harness.encoder.layout import Layout
+from harness.toolkit.base_method import Teachers
+from harness.toolkit.distillation import fine_tuned, soft_kl
+from harness.toolkit.fitted import FullDepth
+from harness.toolkit.frozen.frozen_states import FrozenStates
+from harness.toolkit.method_settings import MethodSettings, Recipe
+from harness.toolkit.text_models.text_model import TextModel
+from harness.toolkit.text_models.text_pass import text_score
+from harness.toolkit.training import TrainingReport, total_cost, train
+
+NO_LABEL = -1
+# Of student and teacher logits [B, C]: a scalar.
+SoftLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TaughtSettings(MethodSettings):
+    """Settings of a small model that a teacher may teach. ``epochs`` and ``learning_rate`` are those of the first stage."""
+
+    loss: Literal["kl", "mse", "ce"] = Field(
+        "kl",
+        description="what it learns first: kl: the teacher's probabilities; mse: its logits; ce: labels alone, and the teacher "
+        "does not run",
+    )
+    temperature: float = Field(1.0, gt=0, description="softens the probabilities of both with kl")
+    alpha_soft: float = Field(1.0, ge=0, description="weight of the teacher's answers")
+    alpha_hard: float = Field(0.0, ge=0, description="weight of labels beside them, for rows that have one")
+    unlabelled: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="whether the teacher also answers rows without labels; auto: if there are any",
+    )
+    label_epochs: int = Field(0, ge=0, description="epochs on labels alone afterwards; the better one on dev is kept")
+    label_learning_rate: float | None = Field(None, gt=0, description="of these; by default learning_rate")
+
+
+def needs_unlabelled(settings: type[TaughtSettings], config: Mapping[str, Any]) -> bool:
+    """Return whether a method with these settings reads rows without labels (:class:`harness.contracts.UsesUnlabelled`).
+
+    Args:
+        config: of the profile, not yet validated; what is left out has its default.
+    """
+    known = {name: config.get(name, settings.model_fields[name].default) for name in ("loss", "unlabelled")}
+    return known["loss"] != "ce" and known["unlabelled"] != "no"
+
+
+def taught_rows(own: TaughtSettings, task: Task, method: str) -> tuple[TokenSet, Tensor]:
+    """Return the rows that the teacher answers, train first, and their labels: int64 [N], :data:`NO_LABEL` where there is none.
+
+    Raises:
+        ConfigError: rows without labels are wanted, and there are none.
+    """
+    tokens, labels = task.train.tokens, task.train.labels
+    more = None if own.unlabelled == "no" else task.unlabelled
+    if more is None or not len(more):
+        if own.unlabelled == "yes":
+            raise ConfigError(
+                f"{method}: unlabelled = \"yes\", but dataset '{task.name}' has no rows without labels: set --max-train below its "
+                "train rows (and --max-unlabelled above 0), or add a file unlabelled.csv to its folder"
+            )
+        return tokens, labels
+    return tokens.joined(more), torch.cat([labels, torch.full((len(more),), NO_LABEL)])
+
+
+def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy with labels, mean over rows that have one; 0 if none has. Logits [B, C], labels int64 [B]."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="sum")
+    return total / (labels != NO_LABEL).sum().clamp(min=1)
+
+
+def soft_loss(own: TaughtSettings) -> SoftLoss:
+    """Return the loss between the logits of student and teacher that the settings name, mean over rows (mse: and classes)."""
+    if own.loss == "mse":
+        return lambda student, teacher: F.mse_loss(student.float(), teacher.detach().float())
+    return lambda student, teacher: soft_kl(student, teacher, own.temperature)
+
+
+def teach(
+    method: str,
+    model: TextModel,
+    own: TaughtSettings,
+    task: Task,
+    teachers: Teachers,
+    seed: int,
+    soft: SoftLoss | None = None,
+) -> TrainingReport:
+    """Train a model in place and return what that cost, the teacher's own training and its answers included.
+
+    1. With ``loss`` kl or mse: ``alpha_soft`` times the loss to the teacher's answers on train and rows without labels, plus
+       ``alpha_hard`` times the cross-entropy on train; the best epoch on dev is kept. With ce: the cross-entropy on train.
+    2. ``label_epochs`` epochs of cross-entropy on train, not after ce; whichever stage is better on dev is kept.
+
+    Args:
+        soft: replaces :func:`soft_loss`.
+
+    Raises:
+        ConfigError: the teacher is of another kind, or rows without labels are wanted and there are none.
+    """
+    name = f"{method} {task.name}"
+
+    def on_labels(recipe: Recipe, stage: str = "") -> TrainingReport:
+        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
+            return hard_loss(model(tokens, layout), labels)
+
+        return train(
+            model, loss, task.train, recipe, seed=seed, name=name + stage, evaluate=lambda: text_score(model, task.dev)
+        )
+
+    if own.loss == "ce":
+        return on_labels(own)
+    tuned = fine_tuned(method, teachers)
+    first = _from_teacher(name, model, own, task, tuned, seed, soft or soft_loss(own), taught_rows(own, task, method))
+    if not own.label_epochs:
+        return first
+    before = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    patience = None if own.patience is None else min(own.patience, own.label_epochs)
+    recipe = own.changed(epochs=own.label_epochs, learning_rate=own.label_learning_rate).model_copy(
+        update={"patience": patience}
+    )
+    second = on_labels(recipe, ", labels")
+    if max(second.dev_scores) < max(first.dev_scores):
+        model.load_state_dict(before)
+        return total_cost(second, first)
+    return total_cost(first, second)
+
+
+def _from_teacher(
+    name: str,
+    model: TextModel,
+    own: TaughtSettings,
+    task: Task,
+    tuned: FullDepth,
+    seed: int,
+    soft: SoftLoss,
+    taught: tuple[TokenSet, Tensor],
+) -> TrainingReport:
+    rows, labels = taught
+    teacher = FrozenStates(tuned.model, rows, (), own, name=name)
+    stored = teacher.store()
+
+    def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
+        logits = model(tokens, layout)
+        found = own.alpha_soft * soft(logits, teacher(tokens, layout).answers)
+        return found + own.alpha_hard * hard_loss(logits, labels) if own.alpha_hard else found
+
+    split = Split(teacher.rows, labels)
+    report = train(model, loss, split, own, seed=seed, name=name, evaluate=lambda: text_score(model, task.dev))
+    return total_cost(tuned.training, stored, report)
