@@ -16,9 +16,10 @@ from harness.toolkit.fitted import FittedModel
 from harness.toolkit.method_settings import MethodSettings
 
 
-class Storable(Fitted, Protocol):
+class Storable(Protocol):
     """A fitted method whose class reads what it saved."""
 
+    def save(self, folder: Path) -> None: ...
     @classmethod
     def load(cls, folder: Path, device: str) -> Self:
         """Raises :class:`~harness.core.errors.ResultError` if a file is missing or damaged."""

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def sparse_tables(model: nn.Module) -> list[nn.Parameter]:
     """Return the trained tables of a model whose gradients are sparse (``nn.EmbeddingBag(sparse=True)``)."""
     tables = (part for part in model.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse)
-    return [table.weight for table in tables if table.weight.requires_grad]
+    weights = (table.weight for table in tables)
+    return [weight for weight in weights if isinstance(weight, nn.Parameter) and weight.requires_grad]
 
 
 class TableAdamW(torch.optim.AdamW):
@@ -43,7 +44,7 @@ class TableAdamW(torch.optim.AdamW):
         return super().step(closure)
 
 
-def clipped_parameters(model: nn.Module) -> list[Tensor]:
+def clipped_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters whose gradients are clipped: all but sparse tables."""
     left_out = set(sparse_tables(model))
     return [parameter for parameter in model.parameters() if parameter not in left_out]

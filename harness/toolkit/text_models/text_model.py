@@ -23,7 +23,7 @@ from harness.encoder.model import parameters_of
 
 
 @dataclass(frozen=True)
-class Limits:
+class TextLimits:
     """What samples a model can read, see :class:`harness.execution.arrangement.Readable`.
 
     Attributes:
@@ -56,7 +56,7 @@ class TextModel(nn.Module, ABC):
         labels: number of classes.
     """
 
-    def __init__(self, limits: Limits, labels: int) -> None:
+    def __init__(self, limits: TextLimits, labels: int) -> None:
         super().__init__()
         self.limits, self.labels = limits, labels
 
@@ -110,7 +110,7 @@ class TextModel(nn.Module, ABC):
         try:
             facts = read_json(folder / "model.json")
             limits = facts.pop("limits")
-            model = cls(Limits(**{**limits, "special": tuple(limits["special"])}), **facts)
+            model = cls(TextLimits(**{**limits, "special": tuple(limits["special"])}), **facts)
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise ResultError(

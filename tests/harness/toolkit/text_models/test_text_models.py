@@ -37,7 +37,7 @@ from harness.toolkit.text_models.teaching import (
     taught_rows,
     teach,
 )
-from harness.toolkit.text_models.text_model import Limits, TextModel
+from harness.toolkit.text_models.text_model import TextLimits, TextModel
 from harness.toolkit.training import parameter_groups, train
 
 WIDTH = 8
@@ -46,7 +46,7 @@ WIDTH = 8
 class MeanOfWords(TextModel):
     """The mean of a text's word vectors and a label layer."""
 
-    def __init__(self, limits: Limits, labels: int, width: int = WIDTH) -> None:
+    def __init__(self, limits: TextLimits, labels: int, width: int = WIDTH) -> None:
         super().__init__(limits, labels)
         self.width = width
         self.words = nn.EmbeddingBag(limits.vocab_size, width, mode="mean", sparse=True)
@@ -81,7 +81,7 @@ class Words(StagedMethod[TaughtSettings, FittedWords]):
 
     def learn(self, own: TaughtSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedWords:
         torch.manual_seed(seed)
-        model = MeanOfWords(Limits.of(task, backbone), task.num_labels)
+        model = MeanOfWords(TextLimits.of(task, backbone), task.num_labels)
         return FittedWords(model, teach(self.name, model, own, task, teachers, seed))
 
 
@@ -180,7 +180,7 @@ def test_wrong_work_of_a_model_without_layers_is_refused(exit_layer: int, blocks
 
 
 def test_saved_models_answer_the_same(words: FittedWords, unseen: Split, tmp_path: Path) -> None:
-    """Limits, shape, weights and the report of training are read back; a damaged file is refused."""
+    """TextLimits, shape, weights and the report of training are read back; a damaged file is refused."""
     words.save(tmp_path)
     loaded = FittedWords.load(tmp_path, "cpu")
     first, second = (one.predict(unseen.tokens, at=OperatingPoint("full")).logits for one in (words, loaded))
@@ -268,7 +268,7 @@ def test_a_teacher_of_another_kind_is_refused(words: FittedWords, signal_task: T
 def test_table_steps_are_those_of_torch() -> None:
     """Rows that occur in a batch move as under SparseAdam, all others and their moments stay; the rest is AdamW's."""
     torch.manual_seed(0)
-    one, other = (MeanOfWords(Limits(10, 8), 3) for _ in range(2))
+    one, other = (MeanOfWords(TextLimits(10, 8), 3) for _ in range(2))
     other.load_state_dict(one.state_dict())
     recipe = TaughtSettings(learning_rate=0.1)
     mine = TableAdamW(parameter_groups(one, recipe), fused=True)
@@ -294,7 +294,7 @@ def test_table_steps_are_those_of_torch() -> None:
 
 def test_training_flops_are_those_of_the_blocks(signal_task: Task) -> None:
     """Three times the forward pass for every sample: forward, gradients of weights, gradients inside."""
-    model = MeanOfWords(Limits(40, 16), 3)
+    model = MeanOfWords(TextLimits(40, 16), 3)
     report = train(
         model,
         lambda tokens, layout, labels: F.cross_entropy(model(tokens, layout), labels),
