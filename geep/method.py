@@ -73,6 +73,7 @@ class GeepSettings(TableSettings, SpeedBudgetSettings):
     )
     student_gradient: bool = Field(True, description="false: the students' losses do not reach the encoder")
     equilibrium: bool = Field(False, description="true: gradients of the paths are balanced at every layer")
+    student_labels: bool = Field(False, description="true: the students learn from the labels, too")
 
     @property
     def point_names(self) -> list[str]:
@@ -177,7 +178,7 @@ class Geep(StagedMethod[GeepSettings]):
         if exits > depth - 2:
             raise ConfigError(f"method 'geep': exits = {exits} do not fit {depth} layers: choose from 1..{depth - 2}")
         train_rows, _ = choose_rows(task, own, seed)
-        objective = Objective(own.path_weights, own.student_gradient, own.equilibrium)
+        objective = Objective(own.path_weights, own.student_gradient, own.equilibrium, own.student_labels)
 
         def trained(rows: Split, name: str) -> tuple[MultiExitModel, TrainingReport]:
             torch.manual_seed(seed)

@@ -41,11 +41,14 @@ class Objective:
             so that the full-depth path counts most (PABEE's weights, Zhou et al., NeurIPS 2020).
         student_gradient: whether the students' losses reach the encoder; else they train the students alone.
         equilibrium: balance the gradients of the paths at every layer (:func:`~harness.toolkit.joint_training.exit_states`).
+        student_labels: whether each student's loss has the cross-entropy with the labels added, as jointly trained exits have
+            (ElasticBERT, Liu et al., NAACL 2022); else students learn from the teacher alone.
     """
 
     path_weights: PathWeights = "equal"
     student_gradient: bool = True
     equilibrium: bool = False
+    student_labels: bool = False
 
 
 PUBLISHED = Objective()
@@ -89,4 +92,6 @@ def shared_exit_loss(
         state = states[i] if objective.student_gradient else states[i].detach()
         student = model.student(i)(state, layout).float().log_softmax(-1)
         loss = loss + F.kl_div(student, target, reduction="batchmean", log_target=True)
+        if objective.student_labels:
+            loss = loss + F.nll_loss(student, labels)
     return loss

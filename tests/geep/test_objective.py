@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from baselines.full_depth.bert import Bert
 from geep.method import Geep
-from geep.objective import shared_exit_loss
+from geep.objective import Objective, shared_exit_loss, weights_of_paths
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
@@ -149,6 +149,59 @@ def test_students_do_not_use_gold_labels(batch: Split) -> None:
     assert_equal(given, other, "students.")
     assert all(given[name].abs().max() > 0 for name in given if name.startswith("students.") and "weight" in name)
     assert not torch.allclose(given["teacher.dense.weight"], other["teacher.dense.weight"])
+
+
+def found_and_expected(objective: Objective, batch: Split, model: MultiExitModel, expected: Tensor) -> None:
+    """Compare a variant's loss and gradients with those of a formula."""
+    loss = shared_exit_loss(model, batch.tokens, packed(batch.tokens), batch.labels, objective)
+    torch.testing.assert_close(loss, expected)
+    assert_equal(gradients(model, loss), gradients(model, expected))
+
+
+def test_students_with_labels_learn_them_too(batch: Split) -> None:
+    """The cross-entropy of every student is added to the published loss."""
+    model = make(5, 3)
+    layout = packed(batch.tokens)
+    labels = sum(
+        F.cross_entropy(model.students[str(i)](through(model, batch.tokens, i + 1), layout), batch.labels)
+        for i in range(3)
+    )
+    expected = sum(path_terms(model, batch)) + sum(distillation_terms(model, batch)) + labels
+    found_and_expected(Objective(student_labels=True), batch, model, expected)
+
+
+def test_rising_weights_follow_the_layers_of_a_path(batch: Split) -> None:
+    """With four layers and students after layers 1 and 2, the paths run 2, 3 and 4 layers; the weights' sum stays 3."""
+    model = make(4, 2)
+    assert weights_of_paths("rising", [0, 1, 2], 4) == pytest.approx([6 / 9, 9 / 9, 12 / 9])
+    terms = zip((6 / 9, 9 / 9, 12 / 9), path_terms(model, batch), strict=True)
+    expected = sum(weight * term for weight, term in terms) + sum(distillation_terms(model, batch))
+    found_and_expected(Objective(path_weights="rising"), batch, model, expected)
+
+
+def test_detached_students_do_not_move_the_encoder(batch: Split) -> None:
+    """Without the students' gradient the encoder learns from the paths alone, and the students learn as before."""
+    model = make(5, 2)
+    layout = packed(batch.tokens)
+    published = gradients(model, shared_exit_loss(model, batch.tokens, layout, batch.labels))
+    variant = Objective(student_gradient=False)
+    found = gradients(model, shared_exit_loss(model, batch.tokens, layout, batch.labels, variant))
+    assert_equal(found, gradients(model, sum(path_terms(model, batch))), "encoder.")
+    assert_equal(found, published, "students.")
+
+
+def test_equilibrium_changes_gradients_of_the_encoder_only(batch: Split) -> None:
+    """Balanced gradients keep the value of the loss and the gradients of all heads."""
+    model = make(5, 2)
+    layout = packed(batch.tokens)
+    losses = [
+        shared_exit_loss(model, batch.tokens, layout, batch.labels, Objective(equilibrium=on)) for on in (False, True)
+    ]
+    torch.testing.assert_close(*losses)
+    plain, balanced = (gradients(model, loss) for loss in losses)
+    for heads in ("students.", "teacher."):
+        assert_equal(plain, balanced, heads)
+    assert not torch.allclose(plain["encoder.layers.0.up.weight"], balanced["encoder.layers.0.up.weight"], rtol=0.1)
 
 
 @pytest.mark.parametrize(("depth", "exits"), SIZES)
