@@ -22,6 +22,7 @@ from harness.core.errors import ConfigError
 from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.device_kernels import varlen
+from harness.encoder.local_attention import attend_near, computed_pairs, near
 from harness.encoder.shape import Reach
 
 
@@ -107,17 +108,6 @@ def turned(x: Tensor, angles: Turns, columns: int) -> Tensor:
     one, other = heads.chunk(2, -1)
     new = (heads * cos + torch.cat([-other, one], -1) * sin).to(x.dtype).flatten(1)
     return torch.cat([new, x[:, columns:]], 1)
-
-
-def near(places: Tensor, longest: int, window: int, mask: Tensor | None = None) -> Tensor:
-    """Return the keys in the window of queries at ``places`` (integers [..., Q]) of their texts: bool [..., Q, T].
-
-    Args:
-        mask: bool, broadcast to that, true where keys are tokens. Padding sees itself at least, as attention over nothing is NaN.
-    """
-    away = places[..., None] - torch.arange(longest, device=places.device)
-    inside = away.abs() <= window
-    return inside if mask is None else inside & mask | (away == 0)
 
 
 class Layout:
@@ -265,7 +255,11 @@ class Layout:
             qkv = turned(qkv, self.turns(reach.base, width // heads), 2 * width)
         if not self.pad_to and varlen.fits(qkv.device, qkv.dtype, width // heads, dropout):
             return varlen.attend(qkv, heads, self.bounds, self.longest, window_of(reach))
-        out = attend_grid(self.grid(qkv, 3, heads), self.seen(reach), dropout)
+        parts, seen = self.grid(qkv, 3, heads), self.seen(reach)
+        if reach is None or reach.within(self.longest) or seen is None:
+            out = attend_grid(parts, seen, dropout)
+        else:
+            out = attend_near(parts, reach.window, seen, dropout)
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
     def scores(self, query_key: Tensor, heads: int, reach: Reach | None = None) -> Tensor:
@@ -288,12 +282,14 @@ class Layout:
         Args:
             queries: ``"first"`` for a head that queries from [CLS] only.
             ragged: attention runs over each sample's own tokens, not on a grid.
-            reach: what a token attends to. Only the ragged kernel skips what is outside; a grid computes and masks it.
+            reach: what a token attends to. Of what is outside, the ragged kernel computes nothing, a grid the rest of its blocks.
         """
         if ragged and reach is not None and reach.window:
             pairs = sum(reach.pairs(int(length)) for length in self.lengths)
         elif ragged:
             pairs = int((self.lengths**2).sum()) if queries == "all" else self.valid
+        elif reach is not None and not reach.within(self.longest):
+            pairs = self.count * computed_pairs(self.longest, reach.window)
         else:
             pairs = self.count * self.longest * (self.longest if queries == "all" else 1)
         return Tally(self.count, self.rows, self.valid, pairs)

@@ -11,7 +11,8 @@ from torch import Tensor
 from harness.core.work import SHARE, Tally
 from harness.encoder import transfer
 from harness.encoder.device_kernels import varlen
-from harness.encoder.layout import Layout, attend_grid, near, running_sums, turned
+from harness.encoder.layout import Layout, attend_grid, running_sums, turned
+from harness.encoder.local_attention import near
 from harness.encoder.shape import Reach
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.encoder.layout import near, turned, turns
+from harness.encoder.layout import turned, turns
+from harness.encoder.local_attention import near
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import Reach
 

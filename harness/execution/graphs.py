@@ -22,7 +22,8 @@ from harness.contracts import Execution
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally
 from harness.encoder.device_kernels import varlen
-from harness.encoder.layout import Attention, Layout, attend_grid, near, split_heads, turned, turns, window_of
+from harness.encoder.layout import Attention, Layout, attend_grid, split_heads, turned, turns, window_of
+from harness.encoder.local_attention import near
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import Reach
 from harness.execution.engine import SIDE, Engine, rounded

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from harness.contracts import Fitted
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
-from harness.encoder.layout import Layout, Scored, near
+from harness.encoder.layout import Layout, Scored
+from harness.encoder.local_attention import near
 from harness.encoder.model import Encoder, EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.fitted import FittedModel, FullDepth

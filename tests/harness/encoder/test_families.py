@@ -5,29 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AlbertConfig,
-    AlbertForMaskedLM,
-    BertConfig,
-    BertForMaskedLM,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    ElectraConfig,
-    ElectraForMaskedLM,
-    ElectraForPreTraining,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
-)
+from transformers import ElectraForPreTraining
 
 from baselines.distilled.tinybert import Imitation, projected_encoder, student_shape
 from baselines.full_depth.bert_truncated import first_layers
@@ -39,41 +24,20 @@ from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 from harness.encoder.families.known_families import FAMILIES
 from harness.encoder.layout import Layout
-from harness.encoder.masked_words import MaskedWordModel
-from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.engines.int8 import quantised
 from harness.execution.executors import run_full
 from harness.toolkit.distillation import take_layers
+from suites.workloads.family_models import (
+    FAMILY_MODELS,
+    both_states,
+    encoder_of,
+    family_model,
+    fitting,
+    read_family,
+)
 
-WORDS, POSITIONS = 50, 16
-BERT_LIKE: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "vocab_size": WORDS,
-    "max_position_embeddings": POSITIONS,
-}
-FROM_TWO = {**BERT_LIKE, "max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "pad_token_id": 1}
-DISTILBERT = DistilBertConfig(
-    dim=16, n_layers=4, n_heads=2, hidden_dim=24, vocab_size=WORDS, max_position_embeddings=POSITIONS
-)
-# Windows of two tokens on either side, in two of three layers.
-MODERNBERT = ModernBertConfig(
-    **BERT_LIKE, local_attention=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1
-)
-MODELS: dict[str, Callable[[], Any]] = {
-    "bert": lambda: BertForMaskedLM(BertConfig(**BERT_LIKE)),
-    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**FROM_TWO)),
-    "xlm-roberta": lambda: XLMRobertaForMaskedLM(XLMRobertaConfig(**FROM_TWO)),
-    "electra": lambda: ElectraForMaskedLM(ElectraConfig(**BERT_LIKE, embedding_size=8)),
-    "electra, wide": lambda: ElectraForMaskedLM(ElectraConfig(**BERT_LIKE, embedding_size=16)),
-    "distilbert": lambda: DistilBertForMaskedLM(DISTILBERT),
-    "albert": lambda: AlbertForMaskedLM(AlbertConfig(**BERT_LIKE, embedding_size=8)),
-    "modernbert": lambda: ModernBertForMaskedLM(MODERNBERT),
-}
 UNLIKE_BERT = ("electra", "albert", "modernbert")  # in structure
 LENGTHS = [5, 1, 16, 9, 16, 2]
 
@@ -81,18 +45,7 @@ LENGTHS = [5, 1, 16, 9, 16, 2]
 @pytest.fixture(scope="module")
 def made() -> Callable[[str], Any]:
     """Return a function that makes a model of transformers with random weights, the same one every time."""
-    models: dict[str, Any] = {}
-
-    def make(name: str) -> Any:
-        if name not in models:
-            torch.manual_seed(0)
-            model = models[name] = MODELS[name]().eval()
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.normal_(0.0, 0.3)
-        return models[name]
-
-    return make
+    return cache(family_model)
 
 
 @pytest.fixture(scope="module")
@@ -100,27 +53,7 @@ def found(
     made: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], checkpoint.Checkpoint]:
     """Return a function that reads such a model from a folder."""
-    read: dict[str, checkpoint.Checkpoint] = {}
-
-    def get(name: str) -> checkpoint.Checkpoint:
-        if name not in read:
-            folder = tmp_path_factory.mktemp("family")
-            made(name).save_pretrained(folder)
-            read[name] = checkpoint.read(folder)
-        return read[name]
-
-    return get
-
-
-def encoder_of(one: checkpoint.Checkpoint) -> Encoder:
-    encoder = Encoder(one.shape)
-    encoder.load_state_dict(one.state)
-    return encoder.eval()
-
-
-def fitting(tokens: TokenSet, shape: EncoderShape) -> TokenSet:
-    """Return samples with segments that the encoder has, as a backbone makes them."""
-    return replace(tokens, segments=tokens.segments.clamp(max=max(shape.type_vocab, 1) - 1))
+    return cache(lambda name: read_family(made(name), tmp_path_factory.mktemp("family")))
 
 
 @pytest.fixture
@@ -132,11 +65,11 @@ def tokens(make_tokens: Callable[..., TokenSet]) -> TokenSet:
 
 def test_every_family_is_tested() -> None:
     """No family is known whose states are not compared here."""
-    assert {name.split(",")[0] for name in MODELS} == set(FAMILIES)
+    assert {name.split(",")[0] for name in FAMILY_MODELS} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("pad_to", [None, 16])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FAMILY_MODELS)
 def test_states_equal_those_of_transformers(
     name: str,
     pad_to: int | None,
@@ -145,29 +78,11 @@ def test_states_equal_those_of_transformers(
     tokens: TokenSet,
 ) -> None:
     """Embeddings, every layer, and the scores of masked words differ by less than 1e-4, packed or padded."""
-    theirs, one = made(name), found(name)
-    ours = encoder_of(one)
-    grid = torch.from_numpy(np.arange(POSITIONS)[None, :] < np.array(LENGTHS)[:, None])
-    samples = fitting(tokens, one.shape)
-    ids, kinds = torch.zeros(2, *grid.shape, dtype=torch.int64).unbind(0)
-    ids[grid], kinds[grid] = samples.ids.long(), samples.segments.long()
-    if name.endswith("roberta"):
-        ids[~grid] = 1
-    given = {"token_type_ids": kinds} if one.shape.type_vocab > 1 else {}
-    with torch.no_grad():
-        expected = theirs(ids, attention_mask=grid.long(), output_hidden_states=True, **given)
-        states = list(ours.states(samples, Layout(np.array(LENGTHS), pad_to, "cpu")))
-        rows = [state[grid.reshape(-1)] if pad_to else state for state in states]
-        read = [*rows[:-1], ours.final_norm(rows[-1])]  # transformers normalises the last ones only
-        words = MaskedWordModel(ours)
-        assert one.head is not None
-        words.load_state_dict({**words.state_dict(), **one.head})
-        scores = words.eval().scores(rows[-1])
-    assert len(read) == len(expected.hidden_states) == one.shape.layers + 1
-    worst = [float((a - b[grid]).abs().max()) for a, b in zip(read, expected.hidden_states, strict=True)]
-    print(f"{name}: at most {max(worst):.1e} per layer")
-    assert max(worst) < 1e-4
-    torch.testing.assert_close(scores, expected.logits[grid], rtol=1e-4, atol=1e-3)
+    one = found(name)
+    *states, (scores, expected) = zip(*both_states(made(name), one, fitting(tokens, one.shape), pad_to), strict=True)
+    assert len(states) == one.shape.layers + 1
+    assert max(float((ours - theirs).abs().max()) for ours, theirs in states) < 1e-4
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-3)
 
 
 PLANTED: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -191,7 +106,7 @@ def test_differences_are_seen(case: str, found: Callable[[str], checkpoint.Check
     assert (right - wrong).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FAMILY_MODELS)
 def test_shapes_and_states_survive_storage(
     name: str, found: Callable[[str], checkpoint.Checkpoint], tmp_path: Path, tokens: TokenSet
 ) -> None:
@@ -252,7 +167,7 @@ FITS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("electra, wide", "xlm-roberta")])
+@pytest.mark.parametrize("name", [name for name in FAMILY_MODELS if name not in ("electra, wide", "xlm-roberta")])
 def test_fits_run_from_training_to_answers(
     name: str, found: Callable[[str], checkpoint.Checkpoint], signal_task: Task, unseen: Any
 ) -> None:
@@ -337,7 +252,7 @@ def test_old_names_of_modernberts_attention(made: Callable[[str], Any], tmp_path
 
 def test_discriminators_have_no_masked_word_head(tmp_path: Path) -> None:
     """ELECTRA's usual checkpoint is read without a head."""
-    ElectraForPreTraining(ElectraConfig(**BERT_LIKE, embedding_size=8)).save_pretrained(tmp_path)
+    ElectraForPreTraining(family_model("electra").config).save_pretrained(tmp_path)
     one = checkpoint.read(tmp_path)
     assert (one.head, one.shape.embedding, one.family.name) == (None, 8, "ELECTRA")
 

@@ -7,24 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness.cli.main import main
-from harness.contracts import Execution, Predictions
+from harness.contracts import Execution
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 from harness.core.work import FastBertHeadCost, LayerCost, ModelCost, Tally, Work
 from harness.encoder.flops import closed_form
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
-from harness.execution.cascade import run_cascade
-from harness.execution.executors import run_assigned, run_full
-from harness.execution.exit_rules import Entropy
-from harness.execution.sequential import run_sequential
-from harness.execution.token_exits import TokenExits, run_token_exits
-from harness.execution.verified import run_verified
+from harness.execution.executors import run_full
+from suites.workloads.every_executor import counted_twice, every_executor
 
 BASE = ["flops", "--backbone", "bert-base-uncased", "--labels", "2", "--seq-len", "128"]
 
@@ -106,47 +99,22 @@ SHAPES = {
 LENGTHS = [5, 1, 12, 9, 12, 2, 7, 7]
 
 
-def runs(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> dict[str, Callable[[], Predictions]]:
-    """Return every executor in every mode, by name."""
-    exits = torch.arange(len(tokens), dtype=torch.int16) % model.depth
-    looks = torch.stack([exits // 2, exits], 1)
-    rule = Entropy(0.6)
-    return {
-        "full": lambda: run_full(model, tokens, execution),
-        "sequential": lambda: run_sequential(model, tokens, execution, rule),
-        "assigned": lambda: run_assigned(model, tokens, exits, execution),
-        "shared": lambda: run_assigned(model, tokens, exits, execution, answer="shared"),
-        "verified once": lambda: run_verified(model, tokens, exits[:, None], execution, rule),
-        "verified steps": lambda: run_verified(model, tokens, looks, execution, rule),
-        "tokens": lambda: run_token_exits(
-            model, tokens, TokenExits.of(torch.arange(50) % model.depth, model.depth), execution
-        ),
-        "cascade": lambda: run_cascade(model, model, tokens, execution, rule),
-    }
-
-
 @pytest.mark.parametrize("head", ["fastbert", "linear"])
 @pytest.mark.parametrize("protocol", ["modern", "paper"])
-@pytest.mark.parametrize("executor", ["ladder", "exact-k"])
 @pytest.mark.parametrize("sizes", SHAPES)
 def test_full_equals_torchs_flop_counter(
     make_model: Callable[..., MultiExitModel],
     make_tokens: Callable[..., TokenSet],
     sizes: str,
-    executor: str,
     protocol: str,
     head: str,
 ) -> None:
     """The executors' counts equal torch's for every executor, layout, head and shape."""
     model = make_model(labels=3, head=head, shape=SHAPES[sizes])
-    tokens = make_tokens(LENGTHS)
-    execution = Execution(batch_size=3, protocol=protocol, executor=executor, max_length=13)  # type: ignore[arg-type]
-    for name, run in runs(model, tokens, execution).items():
-        # On the CPU, torch counts scaled_dot_product_attention as zero except on the math path.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            work = run().work
-        assert model.cost().flops(work, "full") == counter.get_total_flops(), name
-        assert model.cost().flops(work, "linear") > 0
+    execution = Execution(batch_size=3, protocol=protocol, max_length=13)  # type: ignore[arg-type]
+    for name, run in every_executor(model, make_tokens(LENGTHS), execution).items():
+        counted, by_torch = counted_twice(model, run)
+        assert counted == by_torch > 0, name
 
 
 def test_parameters_are_counted_once(tiny_model: MultiExitModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from harness.contracts import OperatingPoint
 from harness.core.errors import ConfigError, MethodError
+from harness.engines import choice
 from harness.engines.int8 import Int8Linear
 from harness.results.run_folder import RunFolder
 from harness.running import profile
@@ -151,6 +153,26 @@ def test_what_a_method_cannot_use_fails_its_cells_before_training(
     assert (outcome.measured, outcome.failed, stage.fits) == (2, 1, ["one ag_news 0"])
     line = "ag_news slow-c fit: slow-c: engine 'compiled' cannot be, since this method always runs its blocks eager"
     assert line in capsys.readouterr().err
+
+
+def test_an_engine_that_cannot_run_here_fails_its_own_cells(
+    stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without its library, or on a CPU whose int8 sums are wrong, only the cells of that engine fail, with the reason."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+    def inexact() -> None:
+        raise MethodError("sums of int8 products are not exact on this CPU: use another engine")
+
+    monkeypatch.setattr(choice, "check_exact", inexact)
+    tables = {"two-onnx": {"like": "two", "engine": "onnx"}, "two-int8": {"like": "two", "engine": "int8"}}
+    outcome = Grid(having(grid_settings, tables, "one", "two-onnx", "two-int8", "two")).execute()
+    assert (outcome.measured, outcome.failed) == (4, 2)
+    said = capsys.readouterr().err
+    assert "two-onnx: engine 'onnx': it needs " in said and "pip install" in said
+    assert "two-int8: engine 'int8': sums of int8 products are not exact on this CPU" in said
+    failures = RunFolder.open(grid_settings.out).failures()
+    assert {one["cell"]["method"] for one in failures} == {"two-onnx", "two-int8"}
 
 
 @pytest.mark.parametrize(
