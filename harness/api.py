@@ -343,6 +343,7 @@ def _flat(result: Result) -> dict[str, Any]:
         **result.quality.model_dump(),
         **result.cost.model_dump(),
         **{name: getattr(result.speed, name, None) for name in _TIMES},
+        "samples_per_s_from_text": result.samples_per_s_from_text,
         **latency,
         "peak_memory_bytes": result.peak_memory_bytes,
         "disk_bytes": resources.disk_bytes if resources else None,

@@ -138,6 +138,22 @@ class Speed(StrictRecord):
     together: int = 1
 
 
+class Tokenising(StrictRecord):
+    """Wall time from raw texts to token ids on the device, which comes before the timed region of a cell.
+
+    Attributes:
+        seconds: of all n samples in order of arrival, median over passes.
+        passes: number of passes.
+        batch_size: texts in one call of the tokenizer, as many as the cell has samples in a batch.
+        threads: of the tokenizer, as many as the cell has.
+    """
+
+    seconds: float
+    passes: int
+    batch_size: int
+    threads: int
+
+
 class Latency(StrictRecord):
     """Seconds from ids to answers for single batches.
 
@@ -308,6 +324,7 @@ class Result(StrictRecord):
         quality: accuracy.
         cost: FLOPs, layers and parameters.
         speed: times; ``None`` if the cell was measured for accuracy and work only.
+        tokenising: time before them; the same of all cells that were timed in one run with one tokenizer. ``None``: not measured.
         training: cost of fitting; ``None`` if nothing was trained.
         checks: results of the built-in checks.
         peak_memory_bytes: on CUDA, the peak of the allocator.
@@ -329,6 +346,7 @@ class Result(StrictRecord):
     quality: Quality
     cost: Cost
     speed: Speed | None = None
+    tokenising: Tokenising | None = None
     training: Training | None
     checks: Checks
     exit_histogram: list[int] = Field(description="samples that answered from layer 1, 2, ..., depth")
@@ -355,6 +373,13 @@ class Result(StrictRecord):
     fingerprint: dict[str, Any]
 
     model_config = ConfigDict(populate_by_name=True)
+
+    @property
+    def samples_per_s_from_text(self) -> float | None:
+        """Samples/s with tokenising before every pass, one after the other; ``None`` if either was not timed."""
+        if self.speed is None or self.tokenising is None:
+            return None
+        return self.quality.n / (self.speed.seconds + self.tokenising.seconds)
 
 
 # Columns of samples/<cell>.parquet, one row per test sample in file order.

@@ -45,6 +45,7 @@ class Prepared:
         unknown: a remark on tokens that the tokenizer does not know; none if they are few.
         test_rows, train_rows: hashes of the test rows, and of those of train and dev (:func:`rows_digest`).
         unlabelled: the texts of ``task.unlabelled``.
+        raw_test: the texts of ``test``.
     """
 
     task: Task
@@ -56,6 +57,7 @@ class Prepared:
     test_rows: str = ""
     train_rows: str = ""
     unlabelled: UnlabelledTexts | None = None
+    raw_test: RawSplit | None = None
 
     @cached_property
     def unlabelled_rows(self) -> str:
@@ -260,4 +262,5 @@ def prepare(raw: RawDataset, backbone: Backbone, max_length: int) -> Prepared:
         test_rows=rows_digest(raw.test),
         train_rows=rows_digest(raw.train, raw.dev),
         unlabelled=raw.unlabelled,
+        raw_test=raw.test,
     )

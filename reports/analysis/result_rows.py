@@ -40,6 +40,7 @@ class SeedMeans:
     depth: float | None
     valid_token_ratio: float | None
     samples_per_s: float | None
+    samples_per_s_from_text: float | None
     seconds: float | None
     speedup: float | None
     train_seconds: float | None

@@ -10,7 +10,15 @@ from reports.analysis.view import Group, View
 from reports.notation.numbers import finite, flops_unit, plain, times, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable
-from reports.tables.shared_columns import IDENTITY, UNTIMED, UNTRAINED, dataset_table, identity_columns
+from reports.tables.shared_columns import (
+    IDENTITY,
+    UNTIMED,
+    UNTRAINED,
+    dataset_table,
+    from_text_column,
+    from_text_note,
+    identity_columns,
+)
 
 NO_LATENCY = "latency was not measured"
 _QUANTILES = ("p50", "p90", "p99")
@@ -43,6 +51,7 @@ def ownership_table(view: View, group: Group) -> Table[ResultRow]:
         Column("best_batch", "size", missing=NO_LATENCY, group=best, form=whole),
         *latency("best", best),
         Column("samples_per_s", "Samples/s", missing=UNTIMED, form=plain),
+        *from_text_column(rows),
         Column("tokens_per_s", "Tokens/s", missing="not timed, or not recorded by an older version", form=plain),
         Column("host_peak_bytes", "Host peak MiB", missing="the run did not record it", form=mib),
         Column("peak_memory_bytes", "CUDA peak MiB", missing="measured on CUDA only", form=mib),
@@ -56,7 +65,15 @@ def ownership_table(view: View, group: Group) -> Table[ResultRow]:
     csv = (
         *IDENTITY,
         *(name for name in values if name != "best_batch"),
-        *("best_batch", "samples_per_s", "tokens_per_s", "host_peak_bytes", "peak_memory_bytes", "joules_per_1000"),
+        *(
+            "best_batch",
+            "samples_per_s",
+            "samples_per_s_from_text",
+            "tokens_per_s",
+            "host_peak_bytes",
+            "peak_memory_bytes",
+            "joules_per_1000",
+        ),
         *("params", "disk_bytes", "train_seconds", "layer_passes", "passes_ratio", "train_flops", "marks"),
     )
     return dataset_table("ownership", "Cost of ownership", group, rows, columns, csv, _notes(rows), values=values)
@@ -82,7 +99,7 @@ def _per(divisor: float) -> Callable[[object], str]:
 
 
 def _notes(rows: Sequence[ResultRow]) -> list[str]:
-    notes = []
+    notes = from_text_note(rows)
     counts = [one.n for row in rows for one in (_single(row), _best(row)) if one is not None]
     if counts:
         text = (

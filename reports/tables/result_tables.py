@@ -36,6 +36,8 @@ from reports.tables.shared_columns import (
     UNTIMED,
     UNTRAINED,
     dataset_table,
+    from_text_column,
+    from_text_note,
     identity_columns,
     noise_notes,
     reference_names,
@@ -57,7 +59,7 @@ CSV = (
     "macro_f1",
     *("flops_linear", "ratio_linear", "flops_full", "ratio_full", "mean_layers", "ratio_layers", "mean_heads"),
     "answered_before",
-    *("timed", "samples_per_s", "samples_per_s_sd", "seconds", "rounds", "reference"),
+    *("timed", "samples_per_s", "samples_per_s_sd", "samples_per_s_from_text", "seconds", "rounds", "reference"),
     *("speedup", "speedup_sd", "speedup_p10", "speedup_p90", "noise_high"),
     *("kept", "params", "depth", "valid_token_ratio", "peak_memory_bytes", "train_seconds", "steps", "passes_ratio"),
     *("kept_epoch", "trained_in", "fit_threads", "threads", "dev_accuracy", "rounds_agree", "marks"),
@@ -90,6 +92,7 @@ def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[Result
         Column("mean_heads", "Heads a sample", missing=NO_LAYERS, form=fixed),
         *(timed if any(row.timed != row.seeds for row in rows) else []),
         Column("samples_per_s", "Samples/s", missing=UNTIMED, form=plain),
+        *from_text_column(rows),
         Column("speedup", "Speed-up (p10–p90)", _speedup, missing=why_no_speedup(rows)),
         NOISE,
     ]
@@ -122,7 +125,7 @@ def _result_notes(rows: Sequence[ResultRow]) -> list[str]:
         )
     if any(row.timed not in (0, row.seeds) for row in rows):
         notes.append("Times are means over the seeds that were timed; everything else is a mean over all seeds.")
-    notes += noise_notes(rows)
+    notes += [*from_text_note(rows), *noise_notes(rows)]
     if any(row.ratio_linear is None for row in rows):
         notes.append(f"{DASH} in brackets: {NO_REFERENCE}.")
     return notes

@@ -10,7 +10,7 @@ from reports.analysis.result_rows import ResultRow
 from reports.analysis.time_ratios import WHY_MISSING
 from reports.analysis.view import Group, View
 from reports.notation.marks import Marked, data_tag, file_tag, footnotes, marked
-from reports.notation.numbers import DASH, whole
+from reports.notation.numbers import DASH, plain, whole
 from reports.notation.table_formats import Column, Table
 
 M = TypeVar("M", bound=Marked)
@@ -86,6 +86,24 @@ def noise_notes(rows: Sequence[ResultRow]) -> list[str]:
     return [
         f"A/A noise: 10th to 90th percentile of the reference over itself in neighbouring rounds ({count} pairs, cells of a "
         "dataset pooled, both directions). A ratio inside this band is no evidence of a difference."
+    ]
+
+
+def from_text_column(rows: Sequence[ResultRow]) -> list[Column[ResultRow]]:
+    """Return the column of speed from raw text; none if no row has it, as in older results."""
+    if all(row.samples_per_s_from_text is None for row in rows):
+        return []
+    missing = "not timed, or measured by an older version"
+    return [Column("samples_per_s_from_text", "From text, samples/s", missing=missing, form=plain)]
+
+
+def from_text_note(rows: Sequence[ResultRow]) -> list[str]:
+    """Return the footnote on that column."""
+    if not from_text_column(rows):
+        return []
+    return [
+        "From text: samples/s with tokenising before every pass, in the same batches and on as many threads; samples/s and "
+        "speed-ups begin with ids on the device."
     ]
 
 

@@ -27,6 +27,7 @@ from harness.results.schema import (
     Result,
     Speed,
     SpeedupFactors,
+    Tokenising,
     Training,
 )
 
@@ -93,6 +94,7 @@ class Fabricator:
         depth: int = DEPTH,
         speed: dict[str, Any] | None = None,
         timed: bool = True,
+        tokenising: float | None = None,
         binding: dict[str, Any] | None = None,
         training: dict[str, Any] | None = None,
         params: dict[str, Any] | None = None,
@@ -167,6 +169,9 @@ class Fabricator:
             )
             if timed
             else None,
+            tokenising=None
+            if tokenising is None
+            else Tokenising(seconds=tokenising, passes=3, batch_size=32, threads=2),
             training=None
             if kind != "method"
             else Training(

@@ -19,6 +19,7 @@ from harness.measure.passes import Contender, Measured, measure_together, measur
 from harness.measure.resources import SavedState, lost_cores
 from harness.results.schema import Cell, Result
 from harness.running.binding import binding_of
+from harness.running.measuring.raw_text import tokenising_of
 from harness.running.record import build_result, sample_rows
 from harness.running.session import Session
 
@@ -98,6 +99,7 @@ class MethodCells:
         binding = binding_of(session, name, measured.speed.reference if measured.speed else None)
         notes = [*session.notes(name), *notes]
         result = build_result(cell, method, contender, measured, session.prepared, found, notes, binding, self.key)
+        result = result.model_copy(update={"tokenising": tokenising_of(session) if self.timed else None})
         rows = sample_rows(measured, session.prepared, self._depths)
         return MeasuredCell(result, rows, measured.predicting + found.predicting + asked)
 

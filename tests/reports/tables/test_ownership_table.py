@@ -6,6 +6,7 @@ import pytest
 
 from reports.analysis.view import build_view
 from reports.tables.ownership_table import ownership_table
+from reports.tables.result_tables import results_table
 
 
 def table_of(run):
@@ -69,3 +70,28 @@ def test_seeds_are_averaged(fabricate):
         run.cell("bert", seed=seed, latency=[(1, 200, 0.01 * (seed + 1), 0.03, 0.04)])
     table = table_of(run)
     assert [table.raw(row, "single_p50") for row in table.rows] == [pytest.approx(0.015)]
+
+
+def test_speed_from_raw_text_stands_beside_speed_from_ids(fabricate):
+    """200 samples in 2 s from ids and 0.5 s of tokenising are 80 samples/s from text; older rows have a dash and its reason."""
+    run = fabricate()
+    run.cell("bert", tokenising=0.5)
+    run.cell("fastbert", samples_per_s=200.0)
+    view = build_view(run.path)
+    for table in (ownership_table(view, view.groups[0]), results_table(view, view.groups[0])):
+        headings = [column.heading for column in table.columns]
+        place = headings.index("From text, samples/s")
+        assert headings[place - 1] == "Samples/s"
+        shown = {row[0]: row[place] for row in table.cells}
+        assert shown == {"bert": "80.0", "fastbert": "—"}
+        assert any("with tokenising before every pass" in note for note in table.notes)
+        assert any("measured by an older version" in note for note in table.notes)
+
+
+def test_runs_that_did_not_time_tokenising_have_no_such_column(fabricate):
+    """Tables of published results stay as they are."""
+    run = fabricate()
+    run.cell("bert")
+    table = table_of(run)
+    assert not [column for column in table.columns if "text" in column.heading]
+    assert not [note for note in table.notes if "tokenising" in note]
