@@ -21,6 +21,8 @@ from harness.core.files import cache_root, write_folder
 from harness.core.text_formats import read_json
 from harness.core.tokens import TokenSet
 from harness.encoder import checkpoint, miniature
+from harness.encoder.families.bert_family import BERT
+from harness.encoder.families.family import Family
 from harness.encoder.model import Encoder
 from harness.encoder.shape import KNOWN_SHAPES, EncoderShape
 
@@ -58,6 +60,7 @@ class Backbone:
         head: state of the checkpoint's masked-word head, if it has one (see
             :class:`~harness.encoder.checkpoint.Checkpoint`); not part of the fingerprint.
         tokenizer_fingerprint: content hash of the tokenizer's files; empty for a tokenizer that was made in memory.
+        family: of the checkpoint.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Backbone:
     device: str = "cpu"
     head: dict[str, Tensor] | None = None
     tokenizer_fingerprint: str = ""
+    family: Family = BERT
 
     @cached_property
     def fingerprint(self) -> str:
@@ -299,7 +303,7 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
         )
     state = {k: v.contiguous() for k, v in found.state.items()}
     words = checkpoint.tokenizer_content_of(folder)
-    return Backbone(shown_name(name), found.shape, state, tokenizer, device, found.head, words)
+    return Backbone(shown_name(name), found.shape, state, tokenizer, device, found.head, words, found.family)
 
 
 def shape_of(name: str) -> EncoderShape:

@@ -159,16 +159,17 @@ def head_from_hf(tensors: Mapping[str, Tensor], shape: EncoderShape, family: Fam
     return head if fits else None
 
 
-def to_hf(state: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
-    """Return the tensors of an encoder for ``transformers.BertModel``.
+def to_hf(state: Mapping[str, Tensor], family: Family = BERT) -> dict[str, Tensor]:
+    """Return the tensors of an encoder under a family's names, as a model of ``transformers`` has them.
 
     Args:
-        shape: of BERT's structure (:attr:`EncoderShape.is_bert`).
+        state: of an encoder that the family writes (:meth:`Family.writes`).
     """
-    assert shape.is_bert
     tensors = {}
     for name, value in state.items():
-        sources = BERT.sources(name)
+        sources = family.sources(name)
+        if name == "position.weight":
+            value = torch.cat([value.new_zeros(family.skipped, value.shape[1]), value])
         for source, part in zip(sources, value.chunk(len(sources)), strict=True):
             tensors[source] = part.clone() if len(sources) > 1 else part.contiguous()
     return tensors
@@ -315,5 +316,5 @@ def tokenizer_content_of(folder: Path) -> str:
 
 def write_folder(folder: Path, shape: EncoderShape, state: Mapping[str, Tensor]) -> None:
     """Write ``config.json`` and ``model.safetensors`` into an existing folder."""
-    (folder / "config.json").write_text(json.dumps(shape.to_hf(), indent=1), encoding="utf-8")
-    save_file(to_hf(state, shape), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(BERT.config(shape), indent=1), encoding="utf-8")
+    save_file(to_hf(state), folder / "model.safetensors", metadata={"format": "pt"})

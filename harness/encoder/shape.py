@@ -113,9 +113,9 @@ class EncoderShape:
         return 1 if self.shared else self.layers
 
     @property
-    def is_bert(self) -> bool:
-        """Whether the structure is BERT's; dimensions aside."""
-        return not set(DIFFERENCES) & set(self._said())
+    def differences(self) -> frozenset[str]:
+        """Those of :data:`DIFFERENCES` that there are."""
+        return frozenset(DIFFERENCES) & self._said().keys()
 
     def reach(self, layer: int) -> Reach | None:
         """Return what a token attends to in a layer; ``None`` for the whole text without rotary positions."""
@@ -129,31 +129,6 @@ class EncoderShape:
         windows = tuple(self.windows[layer] for layer in chosen) if self.windows else ()
         start = self.bare_start and chosen[0] == 0
         return replace(self, layers=len(chosen), windows=windows, bare_start=start)
-
-    def to_hf(self) -> dict[str, Any]:
-        """Return the ``config.json`` that ``transformers.BertModel`` reads.
-
-        Raises:
-            BackboneError: the structure is not BERT's.
-        """
-        if not self.is_bert:
-            raise BackboneError(f"{self} cannot be written as a BERT: choose a backbone whose layers are BERT's")
-        return {
-            "architectures": ["BertModel"],
-            "model_type": "bert",
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.width,
-            "num_attention_heads": self.heads,
-            "intermediate_size": self.intermediate,
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.max_positions,
-            "type_vocab_size": self.type_vocab,
-            "layer_norm_eps": self.norm_eps,
-            "hidden_act": self.activation,
-            "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
-            "pad_token_id": 0,
-        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, without differences from BERT that there are not."""

@@ -87,7 +87,7 @@ def _specification(model: MultiExitModel) -> Any:
     specs = needed("ctranslate2.specs", "ctranslate2")
     common = needed("ctranslate2.specs.common_spec", "ctranslate2")
     encoder, shape = model.encoder, model.encoder.shape
-    if not shape.is_bert:
+    if shape.differences:
         raise MethodError("ctranslate2 runs encoders of BERT's structure only: use onnx or openvino")
     typed = shape.type_vocab > 1
     body = specs.TransformerEncoderSpec(

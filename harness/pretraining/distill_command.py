@@ -21,8 +21,10 @@ import torch
 from harness import registry
 from harness.contracts import DistilsGenerally
 from harness.core import clock
-from harness.core.errors import ConfigError, MethodError, UnknownNameError
+from harness.core.errors import BackboneError, ConfigError, MethodError, UnknownNameError
 from harness.encoder.backbone import Backbone, content_of, load_backbone
+from harness.encoder.families.family import Family
+from harness.encoder.families.known_families import written_as
 from harness.pretraining import export, model_card, plan
 from harness.pretraining.evaluate import held_out_loss, perplexity
 from harness.pretraining.general_distillation import Distillation
@@ -57,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     device = plan.device_of(args)
     recipe = PretrainRecipe.from_options(args, **method.general_recipe)
     teacher = load_backbone(args.teacher, args.lang, device=device)
-    if not teacher.shape.is_bert:
-        raise ConfigError(
-            f"teacher '{teacher.name}' has layers or embeddings unlike BERT's, and students are written as a BERT: choose another"
-        )
+    try:
+        family = written_as(teacher.family, teacher.shape)
+    except BackboneError as error:
+        raise ConfigError(f"teacher '{teacher.name}' has no students that can be written: {error}") from error
     longest = teacher.shape.max_positions
     if args.length > longest:
         raise ConfigError(f"--length {args.length}: the teacher has only {longest} positions: choose a smaller length")
@@ -89,14 +91,19 @@ def run(args: argparse.Namespace) -> int:
     found = plan.carry_out(args, data, model, recipe, asked, work, device=device, compiled=False, began=began)
     if found is None:
         return plan.UNFINISHED
-    _finish(args, data, teacher, model, found[0])
+    _finish(args, data, teacher, model, found[0], family)
     return 0
 
 
 def _finish(
-    args: argparse.Namespace, data: shards.Shards, teacher: Backbone, model: Distillation, trainer: Trainer
+    args: argparse.Namespace,
+    data: shards.Shards,
+    teacher: Backbone,
+    model: Distillation,
+    trainer: Trainer,
+    family: Family,
 ) -> None:
-    """Round the weights to float16, evaluate them, and write the student's folder."""
+    """Round the weights to float16, evaluate them, and write the student's folder, as a model of a family."""
     recipe = trainer.recipe
     export.round_to_half(model)
     held: dict[str, Any] = {"loss": held_out_loss(model, data, share=recipe.mask_share)}
@@ -110,6 +117,8 @@ def _finish(
         "evaluation": held,
     }
     student = model.words or model.encoder
-    written = model_card.publish("student", args, trainer, data, student, shape, facts, one_segment=False)
+    written = model_card.publish(
+        "student", args, trainer, data, student, shape, facts, family=family, one_segment=False
+    )
     print(f"held-out loss: {'-' if held['loss'] is None else format(held['loss'], '.4f')}")
     print(written)

@@ -15,6 +15,7 @@ from harness.core.errors import ResultError
 from harness.core.files import write_atomic, write_json, write_text
 from harness.encoder import checkpoint
 from harness.encoder.families.bert_family import BERT
+from harness.encoder.families.family import Family
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
@@ -25,24 +26,27 @@ _HEADER = 64 * 2**10  # bytes; upper bound of a file's header
 INDEX = "model.safetensors.index.json"
 
 
-def tensors_of(model: MaskedWordModel | Encoder, shape: EncoderShape, *, one_segment: bool = True) -> dict[str, Tensor]:
+def tensors_of(
+    model: MaskedWordModel | Encoder, shape: EncoderShape, family: Family = BERT, *, one_segment: bool = True
+) -> dict[str, Tensor]:
     """Return all weights in float16 under the names of ``BertForMaskedLM``, or of ``BertModel`` without a masked-word head.
 
     The tied decoder is left out.
 
     Args:
+        family: whose names they get instead of BERT's.
         one_segment: no text was in the second segment, so that it is written as a copy of the first.
     """
-    encoder, prefix = (model, "") if isinstance(model, Encoder) else (model.encoder, "bert.")
+    encoder, prefix = (model, "") if isinstance(model, Encoder) else (model.encoder, family.prefix)
     state = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
     if one_segment:
         state["segment.weight"] = state["segment.weight"][:1].repeat(shape.type_vocab, 1)
-    found = {f"{prefix}{name}": value for name, value in checkpoint.to_hf(state, shape).items()}
+    found = {f"{prefix}{name}": value for name, value in checkpoint.to_hf(state, family).items()}
     if isinstance(model, MaskedWordModel):
         for part in ("dense", "norm"):
             for kind in ("weight", "bias"):
-                found[f"{BERT.head[part]}.{kind}"] = getattr(getattr(model, part), kind)
-        found[BERT.head["bias"]] = model.bias
+                found[f"{family.head[part]}.{kind}"] = getattr(getattr(model, part), kind)
+        found[family.head["bias"]] = model.bias
     return {name: value.detach().cpu().half().contiguous() for name, value in found.items()}
 
 
@@ -60,6 +64,7 @@ def write(
     tokenizer: Any,
     limit: int = PIECE,
     *,
+    family: Family = BERT,
     one_segment: bool = True,
 ) -> list[str]:
     """Write config, tokenizer and weights into an existing folder. The config is last: without it the folder is not valid.
@@ -67,6 +72,7 @@ def write(
     Args:
         shape: for the config, with the dropout for fine-tuning.
         limit: upper bound of the size of weight files, in bytes.
+        family: that the folder is of.
         one_segment: see :func:`tensors_of`.
 
     Returns:
@@ -75,7 +81,7 @@ def write(
     Raises:
         ResultError: the folder cannot be written.
     """
-    tensors = tensors_of(model, shape, one_segment=one_segment)
+    tensors = tensors_of(model, shape, family, one_segment=one_segment)
     split = split_torch_state_dict_into_shards(
         tensors, filename_pattern="model{suffix}.safetensors", max_shard_size=limit - _HEADER
     )
@@ -91,8 +97,8 @@ def write(
     except OSError as error:
         raise ResultError(f"cannot write {folder}: {error.strerror}: free space, then run again") from error
     # Stored in half precision to be small, but computed in float32 by default.
-    kind = "BertModel" if isinstance(model, Encoder) else "BertForMaskedLM"
-    config = {**shape.to_hf(), "architectures": [kind], "dtype": "float32", "tie_word_embeddings": True}
+    config = family.config(shape, "Model" if isinstance(model, Encoder) else "ForMaskedLM")
+    config |= {"dtype": "float32", "tie_word_embeddings": True}
     text = json.dumps(config, indent=1)
     write_text(folder / "config.json", text)
     return list(split.filename_to_tensors)

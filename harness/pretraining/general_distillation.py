@@ -109,6 +109,7 @@ class Distillation(nn.Module, ABC):
         def layers(encoder: Encoder) -> int:
             return encoder.depth * encoder.cost().flops(tally, "full")
 
-        width, vocab = self.encoder.shape.width, self.encoder.shape.vocab_size
+        shape = self.encoder.shape
         guesses = rows * budget(share, length) if self.words is not None else 0
-        return layers(self.teacher.encoder) + 3 * (layers(self.encoder) + 2 * guesses * width * (width + vocab))
+        decoder = 2 * guesses * (shape.embedding or shape.width) * (shape.width + shape.vocab_size)
+        return layers(self.teacher.encoder) + 3 * (layers(self.encoder) + decoder)

@@ -21,6 +21,7 @@ from harness.core.environment import environment_facts
 from harness.core.errors import ResultError
 from harness.core.files import fill_template, write_json, write_text
 from harness.core.text_formats import read_json
+from harness.encoder.families.family import Family
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import Encoder, parameters_of
 from harness.encoder.shape import EncoderShape
@@ -41,6 +42,7 @@ def publish(
     shape: EncoderShape,
     more: Mapping[str, Any],
     *,
+    family: Family,
     one_segment: bool,
 ) -> str:
     """Write the folder of a backbone or student: config, tokenizer, weights, facts and card.
@@ -50,6 +52,7 @@ def publish(
         model: as written.
         shape: for the config, with the dropout for fine-tuning.
         more: facts beside those that backbones and students share; those of the ``run`` are added to the shared ones.
+        family: that the folder is of.
         one_segment: see :func:`harness.pretraining.export.tensors_of`.
 
     Returns:
@@ -58,7 +61,7 @@ def publish(
     Raises:
         ResultError: the folder cannot be written.
     """
-    names = export.write(args.out, model, shape, data.tokenizer, one_segment=one_segment)
+    names = export.write(args.out, model, shape, data.tokenizer, family=family, one_segment=one_segment)
     machine, progress = environment_facts(), trainer.progress
     cpu = f"{machine['cpu']}, {machine['torch_threads']} threads"
     size = sum((args.out / name).stat().st_size for name in names)

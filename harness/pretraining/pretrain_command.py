@@ -21,6 +21,8 @@ from harness.core import clock
 from harness.core.errors import ConfigError, ResultError
 from harness.core.text_formats import read_json
 from harness.encoder.checkpoint import content_of
+from harness.encoder.families.bert_family import BERT
+from harness.encoder.families.family import Family
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.shape import EncoderShape
 from harness.pretraining import export, model_card, plan, start
@@ -51,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     assert work is not None
     shape = start.shape_for(args.layers, args.width, args.heads, args.intermediate, data.vocab_size, data.length)
+    origin = start.Origin.of(args.init_from, vocabulary.words(data.tokenizer)) if args.init_from else None
+    shape = origin.shaped(shape) if origin else shape
     model = start.fresh(shape, recipe.dropout, recipe.seed)
-    origin = start.take_from(model, args.init_from, vocabulary.words(data.tokenizer)) if args.init_from else None
+    taken = start.take_from(model, origin) if origin else None
     asked = {
         "shape": shape.to_dict(),
         **plan.asked(args, recipe, data),
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     found = plan.carry_out(args, data, model, recipe, asked, work, device=device, compiled=compiled, began=began)
     if found is None:
         return plan.UNFINISHED
-    _finish(args, data, shape, model, found[0], origin, found[1])
+    _finish(args, data, shape, model, found[0], taken, found[1], origin.family if origin else BERT)
     return 0
 
 
@@ -74,12 +78,14 @@ def _finish(
     trainer: Trainer,
     origin: dict[str, Any] | None,
     finished_before: bool,
+    family: Family,
 ) -> None:
     """Round the weights to float16, evaluate them, and write the backbone's folder.
 
     Args:
         origin: facts about the weights that training started from.
         finished_before: an earlier call finished the training, so that its facts about these weights still hold.
+        family: that the folder is of.
     """
     recipe, progress = trainer.recipe, trainer.progress
     export.round_to_half(model)
@@ -101,7 +107,9 @@ def _finish(
         "evaluation": held,
         "accuracy": before.get("accuracy", []),
     }
-    written = model_card.publish("backbone", args, trainer, data, model, shape, facts, one_segment=not second_used)
+    written = model_card.publish(
+        "backbone", args, trainer, data, model, shape, facts, family=family, one_segment=not second_used
+    )
     known = "-" if held["perplexity"] is None else "{perplexity:.2f} (from word frequencies alone: {by_frequency:.0f})"
     print(f"held-out perplexity: {known.format(**held)}")
     print(written)

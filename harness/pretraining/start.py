@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from harness.core.errors import BackboneError, ConfigError
 from harness.encoder import checkpoint
+from harness.encoder.checkpoint import Checkpoint
+from harness.encoder.families.bert_family import BERT
+from harness.encoder.families.family import Family
+from harness.encoder.families.known_families import written_as
 from harness.encoder.masked_words import MaskedWordModel
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
@@ -56,49 +60,84 @@ def _words(folder: Path) -> list[str] | None:
     return (folder / "vocab.txt").read_text(encoding="utf-8").splitlines() if "vocab.txt" in names else None
 
 
-def take_from(model: MaskedWordModel, folder: Path, words: list[str]) -> dict[str, Any]:
-    """Copy evenly spread layers of the backbone in ``folder``, some of them twice if it has fewer than ``model``.
+@dataclass(frozen=True)
+class Origin:
+    """The backbone of ``--init-from``.
 
-    If its vocabulary is ``words``, its embeddings and its masked-word head (if it has one) are copied, too.
+    Attributes:
+        name: of its folder.
+        checkpoint: what it holds.
+        same_words: its vocabulary is that of the shards.
+        family: of the model that starts from it.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    same_words: bool
+    family: Family
+
+    @classmethod
+    def of(cls, folder: Path, words: list[str]) -> Self:
+        """Read a folder.
+
+        Raises:
+            BackboneError: it cannot be read, or models of its structure are not written.
+        """
+        found = checkpoint.read(folder)
+        same = _words(folder) == words
+        try:
+            family = written_as(found.family, found.shape)
+        except BackboneError as error:
+            raise BackboneError(f"--init-from {folder}: {error}, or leave it out") from error
+        # RoBERTa's positions depend on the id of padding in its vocabulary; its structure is BERT's.
+        return cls(folder.resolve().name, found, same, family if same or found.shape.differences else BERT)
+
+    def shaped(self, shape: EncoderShape) -> EncoderShape:
+        """Return a shape with what another family than BERT fixes: segments, widths of embeddings, norms."""
+        theirs = self.checkpoint.shape
+        if self.family is BERT:
+            return shape
+        return replace(shape, embedding=theirs.embedding, type_vocab=theirs.type_vocab, norm_eps=theirs.norm_eps)
+
+
+def take_from(model: MaskedWordModel, origin: Origin) -> dict[str, Any]:
+    """Copy evenly spread layers of a backbone, some of them twice if it has fewer than ``model``.
+
+    If its vocabulary is that of the shards, its embeddings and its masked-word head (if it has one) are copied, too.
 
     Returns:
         Facts: its ``name``, the copied ``layers`` (from 0), and whether ``embeddings`` and ``head`` were copied.
 
     Raises:
-        BackboneError: the folder cannot be read, or has another width, inner width, number of heads or activation.
+        BackboneError: it has another width, inner width, number of heads or activation.
     """
-    found = checkpoint.read(folder)
-    theirs, state = found.shape, found.state
-    if not theirs.is_bert:
-        raise BackboneError(
-            f"--init-from {folder}: its structure is not BERT's: name another backbone, or leave it out"
-        )
+    theirs, state, head = origin.checkpoint.shape, origin.checkpoint.state, origin.checkpoint.head
     ours = model.encoder.shape
     for name in ("width", "heads", "intermediate", "activation"):
         if getattr(theirs, name) != getattr(ours, name):
             raise BackboneError(
-                f"--init-from {folder}: its {name} is {getattr(theirs, name)}, but this model's is {getattr(ours, name)}: use "
+                f"--init-from {origin.name}: its {name} is {getattr(theirs, name)}, but this model's is {getattr(ours, name)}: use "
                 "the same, or leave --init-from out"
             )
     chosen = spread(ours.layers, theirs.layers)
-    same = _words(folder) == words
     with torch.no_grad():
         for number, layer in enumerate(chosen):
             prefix = f"layers.{layer}."
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             model.encoder.layers[number].load_state_dict(own)
-        if same:
+        if origin.same_words:
             model.encoder.word.weight.copy_(state["word.weight"])
             known = min(ours.max_positions, theirs.max_positions)
             model.encoder.position.weight[:known] = state["position.weight"][:known]
             segments = state["segment.weight"]
             model.encoder.segment.weight[:] = segments[: ours.type_vocab] if len(segments) > 1 else segments[0]
-            model.encoder.norm.load_state_dict({kind: state[f"norm.{kind}"] for kind in ("weight", "bias")})
-            if found.head is not None:
-                model.load_state_dict({**model.state_dict(), **found.head})
+            rest = {name: value for name, value in state.items() if name.startswith(("norm.", "project."))}
+            model.encoder.load_state_dict({**model.encoder.state_dict(), **rest})
+            if head is not None:
+                model.load_state_dict({**model.state_dict(), **head})
     return {
-        "name": folder.resolve().name,
+        "name": origin.name,
         "layers": chosen,
-        "embeddings": same,
-        "head": same and found.head is not None,
+        "embeddings": origin.same_words,
+        "head": origin.same_words and head is not None,
     }

@@ -16,6 +16,7 @@ from harness.contracts import Compute, EngineName, Execution, Fitted, OperatingP
 from harness.core import clock
 from harness.core.tokens import TokenSet
 from harness.encoder.checkpoint import to_hf
+from harness.encoder.families.bert_family import BERT
 from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
@@ -48,8 +49,8 @@ class TransformersModel(WholeModel):
 
     def _start(self) -> None:
         encoder = self.model.encoder
-        self._encoder = BertModel(BertConfig(**encoder.shape.to_hf()), add_pooling_layer=False).eval()
-        self._encoder.load_state_dict(to_hf(encoder.state_dict(), encoder.shape))
+        self._encoder = BertModel(BertConfig(**BERT.config(encoder.shape)), add_pooling_layer=False).eval()
+        self._encoder.load_state_dict(to_hf(encoder.state_dict()))
 
     def _logits(self, ids: np.ndarray, segments: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         mask = torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64))

@@ -50,4 +50,5 @@ ALBERT = replace(
         "bias": "predictions.bias",
         "decoder": "predictions.decoder",
     },
+    architecture="",
 )

@@ -43,4 +43,5 @@ BERT = Family(
         "bias": "cls.predictions.bias",
         "decoder": "cls.predictions.decoder",
     },
+    architecture="Bert",
 )

@@ -38,4 +38,5 @@ DISTILBERT = replace(
         "bias": "vocab_projector.bias",
         "decoder": "vocab_projector",
     },
+    architecture="",
 )

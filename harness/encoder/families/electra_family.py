@@ -35,4 +35,7 @@ ELECTRA = replace(
         "decoder": "generator_lm_head",
     },
     head_activation="gelu",
+    architecture="Electra",
+    unlike_bert=frozenset({"embedding"}),
+    written=lambda shape: {"pad_token_id": 0, "embedding_size": shape.embedding or shape.width},
 )

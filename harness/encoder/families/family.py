@@ -36,6 +36,9 @@ class Family:
         parts: our names of a layer's other modules -> theirs.
         head: names of the masked-word head's modules ``dense`` and ``norm``, its ``bias`` and its ``decoder``.
         head_activation: of that head if it is not that of the layers.
+        architecture: names of the classes of ``transformers`` without what they are for; empty: models are not written like this.
+        unlike_bert: differences from BERT (:data:`harness.encoder.shape.DIFFERENCES`) that a written model may have.
+        written: returns what ``config.json`` has beside the dimensions.
     """
 
     name: str
@@ -52,6 +55,9 @@ class Family:
     differences: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_differences
     skipped: int = 0
     head_activation: str = ""
+    architecture: str = ""
+    unlike_bert: frozenset[str] = frozenset()
+    written: Callable[[EncoderShape], Mapping[str, Any]] = lambda shape: {"pad_token_id": 0}
 
     def shape(self, config: Mapping[str, Any]) -> EncoderShape:
         """Return the dimensions in a ``config.json`` of this family.
@@ -76,6 +82,22 @@ class Family:
             raise BackboneError(
                 f"config.json is not that of a {self.name} encoder ({error!r}): choose another checkpoint"
             ) from error
+
+    def writes(self, shape: EncoderShape) -> bool:
+        """Return whether a model of this shape can be written as one of this family."""
+        return bool(self.architecture) and shape.differences <= self.unlike_bert
+
+    def config(self, shape: EncoderShape, purpose: str = "Model") -> dict[str, Any]:
+        """Return the ``config.json`` of a model that is written (:meth:`writes`); :meth:`shape` reads the same shape from it.
+
+        Args:
+            purpose: end of the class's name in ``transformers``.
+        """
+        assert self.writes(shape)
+        sizes = {theirs: getattr(shape, ours) for ours, theirs in self.dimensions.items()}
+        sizes[self.dimensions["max_positions"]] += self.skipped
+        first = {"architectures": [f"{self.architecture}{purpose}"], "model_type": self.kind}
+        return {**first, **sizes, "attention_probs_dropout_prob": shape.dropout, **self.written(shape)}
 
     def sources(self, name: str) -> tuple[str, ...]:
         """Return the tensors that make up one of :class:`~harness.encoder.model.Encoder`, by name; none if it is zeros."""

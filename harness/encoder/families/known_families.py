@@ -13,6 +13,7 @@ from harness.encoder.families.electra_family import ELECTRA
 from harness.encoder.families.family import Family
 from harness.encoder.families.modernbert_family import MODERNBERT
 from harness.encoder.families.roberta_family import ROBERTA, XLM_R
+from harness.encoder.shape import EncoderShape
 
 FAMILIES: dict[str, Family] = {
     family.kind: family for family in (BERT, ROBERTA, XLM_R, ELECTRA, DISTILBERT, ALBERT, MODERNBERT)
@@ -33,6 +34,19 @@ def family_of(config: Any) -> Family:
             f"config.json has model_type {kind!r}, which is not known: choose a checkpoint of one of {', '.join(FAMILIES)}"
         )
     return FAMILIES[kind]
+
+
+def written_as(family: Family, shape: EncoderShape) -> Family:
+    """Return the family in whose form a model is written: its own, else BERT.
+
+    Raises:
+        BackboneError: it can be written in neither.
+    """
+    for one in (family, BERT):
+        if one.writes(shape):
+            return one
+    able = ", ".join(one.name for one in (BERT, ROBERTA, XLM_R, ELECTRA, DISTILBERT))
+    raise BackboneError(f"models of {family.name}'s structure are not written: choose one of {able}")
 
 
 def check_weights(family: Family, names: Mapping[str, Any]) -> None:

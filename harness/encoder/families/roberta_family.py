@@ -35,5 +35,7 @@ ROBERTA = replace(
     skipped=PADDING + 1,
     head={"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias", "decoder": "lm_head.decoder"},
     head_activation="gelu",
+    architecture="Roberta",
+    written=lambda shape: {"pad_token_id": PADDING, "bos_token_id": 0, "eos_token_id": 2},
 )
-XLM_R = replace(ROBERTA, name="XLM-R", kind="xlm-roberta")
+XLM_R = replace(ROBERTA, name="XLM-R", kind="xlm-roberta", architecture="XLMRoberta")

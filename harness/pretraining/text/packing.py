@@ -40,9 +40,9 @@ def full_pieces(ids: np.ndarray, length: int, special: Specials = _OWN) -> tuple
 
 def paired(first: np.ndarray, second: np.ndarray, length: int, special: Specials = _OWN) -> np.ndarray | None:
     """Return the ids of a pair between [CLS] and the last [SEP]; ``None`` if the pair does not fit into ``length`` tokens."""
-    if len(first) + len(second) + 3 > length:
+    if len(first) + len(second) + 2 + special.between > length:
         return None
-    return np.concatenate([first, np.array([special.sep], dtype=first.dtype), second])
+    return np.concatenate([first, np.full(special.between, special.sep, dtype=first.dtype), second])
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:

@@ -147,7 +147,7 @@ def write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, *, 
                 counts["documents"] += 1
                 counts["pairs"] += is_pair
                 counts["characters"] += sum(map(len, _texts(one)))
-                counts["tokens"] += len(ids) - is_pair  # its inner [SEP]
+                counts["tokens"] += len(ids) - is_pair * special.between  # without those separators
                 counts["unknown"] += int((ids == special.unk).sum())
     files = [file for writer in writers.values() for file in writer.close()]
     if not {"heldout"} < {file["kind"] for file in files}:

@@ -1,6 +1,7 @@
-"""WordPiece vocabularies, trained on a corpus or read from a folder, and the kind of every token for masking.
+"""Vocabularies, trained on a corpus or read from a folder, and the kind of every token for masking.
 
-As in BERT (arXiv 1810.04805), text is lower-cased, accents are stripped, and every Chinese character is a separate token.
+Those that are trained here are WordPiece as in BERT (arXiv 1810.04805): text is lower-cased, accents are stripped, and every
+Chinese character is a separate token. Those of backbones may be byte-level BPE or Unigram, too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from harness.encoder.backbone import Backbone
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))  # ids in vocabularies that are trained here
 LARGEST = 2**20  # far larger than any BERT vocabulary
+# Special tokens by their use, under the names that families give them.
+_NAMES = (("[PAD]", "<pad>"), ("[UNK]", "<unk>"), ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[MASK]", "<mask>"))
+_BEGINS = ("\u0120", "\u2581")  # before the first piece of a word, of byte-level BPE and of Unigram
 # Kinds of tokens.
 SPECIAL, WORD, CONTINUES, CHARACTER = range(4)
 # Number of characters with a token of their own: Latin scripts for English, all but rare characters for Chinese.
@@ -32,18 +36,29 @@ _ALPHABET = {"en": 1000, "zh": 8000}
 
 @dataclass(frozen=True)
 class Specials:
-    """Ids of the special tokens of a vocabulary."""
+    """Ids of the special tokens of a vocabulary.
+
+    Attributes:
+        between: separators between the texts of a pair.
+    """
 
     pad: int = PAD
     unk: int = UNK
     cls: int = CLS
     sep: int = SEP
     mask: int = MASK
+    between: int = 1
 
     @classmethod
     def of(cls, tokenizer: Any) -> Specials:
         """Return the ids in a tokenizer that has all special tokens."""
-        return cls(*(tokenizer.token_to_id(name) for name in SPECIALS))
+        of_pair = tokenizer.num_special_tokens_to_add(True)  # 0 without a rule for pairs
+        return cls(*map(tokenizer.token_to_id, special_names(tokenizer)), between=max(1, of_pair - 2))
+
+
+def special_names(tokenizer: Any) -> list[str]:
+    """Return the names of the special tokens, in the order of :data:`SPECIALS`; ``""`` for those that are missing."""
+    return [next((name for name in names if tokenizer.token_to_id(name) is not None), "") for names in _NAMES]
 
 
 def train(texts: Iterable[str], size: int, alphabet: int | None = None, least: int = 2) -> Tokenizer:
@@ -108,23 +123,26 @@ def words(tokenizer: Any) -> list[str]:
 
 
 def save(tokenizer: Any, folder: Path, longest: int) -> None:
-    """Write ``vocab.txt``, ``tokenizer.json`` and ``tokenizer_config.json`` into an existing folder."""
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words(tokenizer)), encoding="utf-8")
+    """Write ``tokenizer.json``, ``tokenizer_config.json`` and, of WordPiece, ``vocab.txt`` into an existing folder."""
     tokenizer.save(str(folder / "tokenizer.json"))
-    normalizer = json.loads(tokenizer.to_str()).get("normalizer") or {}
-    facts = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": normalizer.get("lowercase", True),
-        "strip_accents": normalizer.get("strip_accents"),
-        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
-        "model_max_length": longest,
-        **{f"{name[1:-1].lower()}_token": name for name in SPECIALS},
-    }
+    content = json.loads(tokenizer.to_str())
+    facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if content["model"]["type"] == "WordPiece":
+        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words(tokenizer)), encoding="utf-8")
+        normalizer = content.get("normalizer") or {}
+        facts = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": normalizer.get("lowercase", True),
+            "strip_accents": normalizer.get("strip_accents"),
+            "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+        }
+    names = zip(SPECIALS, special_names(tokenizer), strict=True)
+    facts |= {"model_max_length": longest, **{f"{use[1:-1].lower()}_token": name for use, name in names}}
     (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def load(folder: Path) -> Tokenizer:
-    """Load the tokenizer of a folder: one written by :func:`save`, or that of another BERT.
+    """Load the tokenizer of a folder: one written by :func:`save`, or that of another backbone.
 
     Raises:
         BackboneError: it is missing or damaged, lacks a special token, has gaps, or is larger than :data:`LARGEST`.
@@ -150,13 +168,13 @@ def of_backbone(backbone: Backbone) -> Tokenizer:
 
 
 def _usable(tokenizer: Tokenizer, name: str) -> Tokenizer:
-    lacking = [special for special in SPECIALS if tokenizer.token_to_id(special) is None]
+    lacking = [" or ".join(_NAMES[use]) for use, one in enumerate(special_names(tokenizer)) if not one]
     size = tokenizer.get_vocab_size()
     if lacking or size > LARGEST or max(tokenizer.get_vocab().values()) != size - 1:
+        fault = f"lacks {', '.join(lacking)}" if lacking else f"has {size} entries or gaps"
         raise BackboneError(
-            f"the vocabulary of {name} {f'lacks {chr(32).join(lacking)}' if lacking else f'has {size} entries or gaps'}; it needs "
-            f"{' '.join(SPECIALS)} and ids from 0 to at most {LARGEST - 1} without gaps: train a vocabulary, or choose another "
-            "backbone"
+            f"the vocabulary of {name} {fault}; it needs tokens for padding, unknown words, beginning, end and mask, and ids from "
+            f"0 to at most {LARGEST - 1} without gaps: train a vocabulary, or choose another backbone"
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -180,15 +198,20 @@ def _is_character(word: str) -> bool:
 
 
 def kinds(tokenizer: Any) -> np.ndarray:
-    """Return the kind of every token, uint8 [V]: special, start of a word, continuation ("##"), or Chinese character."""
-    found = [
-        SPECIAL
-        if word in SPECIALS
-        else CONTINUES
-        if word.startswith("##")
-        else CHARACTER
-        if _is_character(word)
-        else WORD
-        for word in words(tokenizer)
-    ]
-    return np.array(found, dtype=np.uint8)
+    """Return the kind of every token, uint8 [V]: special, start of a word, continuation, or Chinese characters."""
+    every, special = words(tokenizer), {*special_names(tokenizer)}
+    marks = [sum(word.startswith(mark) for word in every) for mark in ("##", *_BEGINS)]
+    marked = marks[0] >= max(
+        marks[1:]
+    )  # WordPiece marks the pieces that continue a word, the others those that begin one
+
+    def kind(word: str) -> int:
+        if word in special:
+            return SPECIAL
+        if marked:
+            return CONTINUES if word.startswith("##") else CHARACTER if _is_character(word) else WORD
+        if _is_character(word.lstrip("".join(_BEGINS))[:1]):
+            return CHARACTER
+        return WORD if word.startswith(_BEGINS) else CONTINUES
+
+    return np.array([kind(word) for word in every], dtype=np.uint8)

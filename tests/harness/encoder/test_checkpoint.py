@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from harness.core.errors import BackboneError
 from harness.encoder.checkpoint import from_hf, read, to_hf, write_folder
+from harness.encoder.families.bert_family import BERT
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 
@@ -42,7 +43,7 @@ def test_transformers_loads_our_folder(tmp_path: Path, tiny_shape: EncoderShape,
     model, info = BertModel.from_pretrained(tmp_path, add_pooling_layer=False, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    for name, tensor in to_hf(state, tiny_shape).items():
+    for name, tensor in to_hf(state).items():
         assert torch.equal(model.state_dict()[name], tensor)
     model.save_pretrained(tmp_path / "again")
     found = read(tmp_path / "again")
@@ -52,7 +53,7 @@ def test_transformers_loads_our_folder(tmp_path: Path, tiny_shape: EncoderShape,
 
 def test_task_checkpoints_in_shards_are_read(tmp_path: Path, tiny_shape: EncoderShape) -> None:
     """The encoder of a classifier is found in several files with "bert." before every name."""
-    model = BertForSequenceClassification(BertConfig(**tiny_shape.to_hf()))
+    model = BertForSequenceClassification(BertConfig(**BERT.config(tiny_shape)))
     model.save_pretrained(tmp_path, max_shard_size="8KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     state = read(tmp_path).state
@@ -62,7 +63,7 @@ def test_task_checkpoints_in_shards_are_read(tmp_path: Path, tiny_shape: Encoder
 def test_names_of_old_checkpoints(tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
     """Norms called gamma and beta, and a "bert." before all names, are read as the current names."""
     old = {}
-    for name, tensor in to_hf(state, tiny_shape).items():
+    for name, tensor in to_hf(state).items():
         name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         old["bert." + name] = tensor
     assert any(name.endswith("gamma") for name in old)
@@ -83,7 +84,7 @@ def test_half_precision_weights_become_float32(
 
 def test_a_missing_tensor_is_named(tiny_shape: EncoderShape, state: dict[str, Tensor]) -> None:
     """The message names the first missing tensor."""
-    tensors = to_hf(state, tiny_shape)
+    tensors = to_hf(state)
     del tensors["encoder.layer.2.output.dense.bias"]
     with pytest.raises(BackboneError, match=r"encoder\.layer\.2\.output\.dense\.bias"):
         from_hf(tensors, tiny_shape)
@@ -96,7 +97,7 @@ def test_weights_of_another_shape_are_rejected(
     """Weights that do not match their config are rejected, and the message has both sizes."""
     other = EncoderShape(**{**tiny_shape.to_dict(), **change})
     with pytest.raises(BackboneError, match="use the config of these weights"):
-        from_hf(to_hf(state, tiny_shape), other)
+        from_hf(to_hf(state), other)
 
 
 def _config(folder: Path, **change: object) -> None:

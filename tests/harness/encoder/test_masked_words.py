@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
+from harness.encoder.families.bert_family import BERT
 from harness.encoder.masked_words import ABSENT, MaskedWordModel, budget
 from harness.encoder.shape import EncoderShape
 from harness.pretraining import export, start
@@ -73,7 +74,7 @@ def test_full_rows_need_no_mask(model: MaskedWordModel) -> None:
 
 def test_the_model_equals_berts_masked_language_model(model: MaskedWordModel) -> None:
     """With the exported weights, transformers' model gives the same scores up to float16."""
-    config = BertConfig(**{k: v for k, v in SHAPE.to_hf().items() if k not in ("architectures", "model_type")})
+    config = BertConfig(**{k: v for k, v in BERT.config(SHAPE).items() if k not in ("architectures", "model_type")})
     theirs = BertForMaskedLM(config).eval()
     export.round_to_half(model)
     tensors = {name: value.float() for name, value in export.tensors_of(model, SHAPE).items()}

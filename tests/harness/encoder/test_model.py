@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel
 
 from harness.core.tokens import TokenSet
 from harness.encoder.checkpoint import from_hf
+from harness.encoder.families.bert_family import BERT
 from harness.encoder.layout import Layout
 from harness.encoder.model import Encoder, FastBertHead, LinearHead
 from harness.encoder.shape import EncoderShape
@@ -25,7 +26,7 @@ def both(sizes: tuple, activation: str) -> tuple[BertModel, Encoder]:
     layers, width, heads, intermediate, kinds, eps = sizes
     shape = EncoderShape(layers, width, heads, intermediate, 50, 16, kinds, eps, activation)
     torch.manual_seed(0)
-    theirs = BertModel(BertConfig(**shape.to_hf(), attn_implementation="eager"), add_pooling_layer=False).eval()
+    theirs = BertModel(BertConfig(**BERT.config(shape), attn_implementation="eager"), add_pooling_layer=False).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(0.0, 0.3)

@@ -43,7 +43,7 @@ def test_layers_and_embeddings_are_copied(teacher: Path) -> None:
     model = start.fresh(start.shape_for(3, 16, 2, None, 25, 12), 0.0, 0)
     drawn = model.encoder.position.weight.clone()
     taken = {"name": teacher.name, "layers": [0, 2, 5], "embeddings": True, "head": False}  # its folder has no head
-    assert start.take_from(model, teacher, WORDS) == taken
+    assert start.take_from(model, start.Origin.of(teacher, WORDS)) == taken
     state = checkpoint.read(teacher).state
     assert [layer.out.bias[0].item() for layer in model.encoder.layers] == [0, 2, 5]
     assert torch.equal(model.encoder.layers[1].qkv.weight, state["layers.2.qkv.weight"])
@@ -56,7 +56,7 @@ def test_another_vocabulary_copies_layers_only(teacher: Path) -> None:
     """Embeddings of another vocabulary are not copied."""
     model = start.fresh(start.shape_for(2, 16, 2, None, 25, 8), 0.0, 0)
     before = model.encoder.word.weight.clone()
-    taken = start.take_from(model, teacher, [*WORDS[:-1], "other"])
+    taken = start.take_from(model, start.Origin.of(teacher, [*WORDS[:-1], "other"]))
     assert taken["layers"] == [0, 5] and not taken["embeddings"] and not taken["head"]
     assert torch.equal(model.encoder.word.weight, before)
     assert model.encoder.layers[1].out.bias[0].item() == 5
@@ -67,7 +67,7 @@ def test_other_dimensions_are_refused(teacher: Path, width: int, heads: int, inn
     """Another width, inner width or number of heads is refused with its name."""
     model = start.fresh(start.shape_for(2, width, heads, inner, 25, 8), 0.0, 0)
     with pytest.raises(BackboneError, match="--init-from .*: its (width|heads|intermediate) is"):
-        start.take_from(model, teacher, WORDS)
+        start.take_from(model, start.Origin.of(teacher, WORDS))
 
 
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:

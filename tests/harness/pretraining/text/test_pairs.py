@@ -19,6 +19,7 @@ from baselines.distilled.distilbert import DistilBert
 from baselines.distilled.tinybert import TinyBert
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone, load_backbone
+from harness.encoder.families.bert_family import BERT
 from harness.encoder.masked_words import masked_word_model
 from harness.encoder.shape import EncoderShape
 from harness.pretraining import export, start
@@ -98,7 +99,7 @@ def test_pairs_have_the_states_of_bert() -> None:
     positions, pieces = places(ids)
     second = segments(ids)
     given = [torch.from_numpy(part) for part in (ids.astype(np.int64), positions, pieces, second)]
-    config = BertConfig(**{k: v for k, v in SHAPE.to_hf().items() if k not in ("architectures", "model_type")})
+    config = BertConfig(**{k: v for k, v in BERT.config(SHAPE).items() if k not in ("architectures", "model_type")})
     theirs = BertForMaskedLM(config).eval()
     written = export.tensors_of(model, SHAPE, one_segment=False)
     theirs.load_state_dict({name: value.float() for name, value in written.items()}, strict=False)
