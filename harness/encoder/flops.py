@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from harness.core.errors import ConfigError
 from harness.core.work import ModelCost, Tally, Work
+from harness.encoder.layout import Layout
 from harness.encoder.model import HEADS, PROJECTION, embedding_costs, layer_cost
 from harness.encoder.shape import EncoderShape
 
@@ -34,11 +37,11 @@ def closed_form(
     if not 1 <= seq_len <= shape.max_positions:
         raise ConfigError(f"--seq-len {seq_len} is outside 1..{shape.max_positions}, the positions of this backbone")
     classifier = HEADS[head](shape.width, labels)
-    work = Work()
+    work, layout = Work(), Layout(np.array([seq_len]), None, "cpu")
     if shape.embedding:
         work.add(f"{PROJECTION}.0", Tally(1, seq_len, seq_len))
     for index in range(depth):
-        work.add(f"layer.{index}", Tally(1, seq_len, seq_len, seq_len**2))
+        work.add(f"layer.{index}", layout.tally(reach=shape.reach(index)))
         if heads == "every" or index == depth - 1:
             work.add(f"head.{index}", Tally(1, seq_len, seq_len, seq_len))
     blocks = {"layer": layer_cost(shape), "head": classifier.cost(), **embedding_costs(shape)}

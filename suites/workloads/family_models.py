@@ -83,7 +83,7 @@ def exits_of(found: checkpoint.Checkpoint, labels: int = 3) -> MultiExitModel:
 def random_texts(lengths: Sequence[int], shape: EncoderShape) -> TokenSet:
     """Return random texts with segments that an encoder has; the second halves of texts are in the second one."""
     draw = np.random.default_rng(0)
-    ids = [draw.integers(FIRST, WORDS, size=length).tolist() for length in lengths]
+    ids = [draw.integers(FIRST, shape.vocab_size, size=length).tolist() for length in lengths]
     segments = [[int(place >= (length + 1) // 2) for place in range(length)] for length in lengths]
     return fitting(TokenSet.from_lists(ids, segments), shape)
 
@@ -120,5 +120,5 @@ def both_states(
         expected = theirs(ids, attention_mask=grid.long(), output_hidden_states=True, **given)
         rows = [layout.tokens(state) for state in encoder.states(tokens, layout)]
         scores = words.eval().scores(rows[-1])
-    ours = [*rows[:-1], encoder.final_norm(rows[-1])]  # transformers normalises the last ones only
+        ours = [*rows[:-1], encoder.final_norm(rows[-1])]  # transformers normalises the last ones only
     return [*ours, scores], [state[grid] for state in (*expected.hidden_states, expected.logits)]

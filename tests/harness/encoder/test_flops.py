@@ -69,16 +69,6 @@ def test_numbers_out_of_range_are_rejected(labels: int, seq_len: int, exit_layer
         closed_form(KNOWN_SHAPES["bert-base-uncased"], labels, seq_len, exit_layer=exit_layer)
 
 
-def test_the_closed_form_equals_a_pass_over_one_sample(
-    make_model: Callable[..., MultiExitModel], make_tokens: Callable[..., TokenSet], tiny_shape: EncoderShape
-) -> None:
-    """The closed form and a pass over one sample of that length give the same two numbers."""
-    model = make_model(labels=5)
-    work = run_full(model, make_tokens([9]), Execution()).work
-    expected = closed_form(tiny_shape, 5, 9)
-    assert expected == {kind: model.cost().flops(work, kind) for kind in ("linear", "full")}  # type: ignore[arg-type]
-
-
 SMALL = EncoderShape(layers=4, width=16, heads=2, intermediate=24, vocab_size=50, max_positions=16)
 SHAPES = {
     "a": SMALL,
@@ -97,6 +87,19 @@ SHAPES = {
     ),
 }
 LENGTHS = [5, 1, 12, 9, 12, 2, 7, 7]
+
+
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_the_closed_form_equals_a_pass_over_one_sample(
+    make_model: Callable[..., MultiExitModel], make_tokens: Callable[..., TokenSet], sizes: str
+) -> None:
+    """The closed form and a pass over one sample of that length give the same two numbers, also where windows save pairs."""
+    shape = replace(SHAPES[sizes], max_positions=99)
+    model = make_model(labels=5, shape=shape)
+    for length in (9, 99):
+        work = run_full(model, make_tokens([length]), Execution()).work
+        expected = closed_form(shape, 5, length)
+        assert expected == {kind: model.cost().flops(work, kind) for kind in ("linear", "full")}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("head", ["fastbert", "linear"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +30,7 @@ def test_blocks_hold_every_query_once_and_all_that_it_sees(longest: int, window:
         assert computed_pairs(longest, window) < longest**2 * 0.6
 
 
+@settings(max_examples=30)
 @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4), window=st.integers(1, 40), padded=st.booleans())
 def test_windows_give_what_masking_gives(lengths: list[int], window: int, padded: bool) -> None:
     """Texts of any lengths, packed or padded, get the states of all pairs with a mask, and as many pairs as are counted."""

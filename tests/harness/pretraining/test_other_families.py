@@ -110,7 +110,7 @@ def test_students_are_of_their_teachers_family(
     written = check_written(out, teacher)
     assert written.shape.layers == 2 and written.shape.embedding == teacher.shape.embedding
     card = json.loads((out / "distillation.json").read_text(encoding="utf-8"))
-    assert card["evaluation"]["words"]["guesses"] > 50
+    assert card["evaluation"]["words"]["guesses"] > 10
 
 
 @pytest.mark.parametrize("family", ["roberta", "electra"])
