@@ -55,8 +55,9 @@ class Run:
 
         Columns are the cell's coordinates (``dataset``, ``method``, ``point``, ``seed``, ...), ``kind`` and ``role``, accuracy
         with its 95 % interval (0..1), cost per sample (``flops_linear``, ``flops_full``, ``mean_layers``, ...), time
-        (``samples_per_s``, ``speedup`` over ``reference``, ...), latency of single samples in seconds, memory in bytes and
-        seconds of training. Values that were not measured are missing, such as times of cells that were not timed.
+        (``samples_per_s`` from ids, ``samples_per_s_from_text``, ``speedup`` over ``reference``, ...), latency of single samples
+        in seconds, memory in bytes and seconds of training. Values that were not measured are missing, such as times of cells
+        that were not timed.
         Embedded data is marked ``synthetic``.
 
         Raises:

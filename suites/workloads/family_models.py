@@ -25,7 +25,7 @@ FIRST = 3  # ids of words: RoBERTa takes 1 for padding
 _SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
 _DISTILBERT = {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 24}
 _ROBERTA = {**_SIZES, "type_vocab_size": 1, "pad_token_id": 1}
-_MODERNBERT = {**_SIZES, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1}
+_MODERNBERT = {**_SIZES, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 # Names of classes without "Config" and "ForMaskedLM", and what configs have beside words and positions.
 _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "bert": ("Bert", _SIZES),

@@ -39,7 +39,7 @@ def write(tmp_path: Path, text: str | bytes) -> str:
 
 @pytest.mark.parametrize("name", ["quick", "mini", "paper", "scratch", "rivals", "twelve-layers", "twelve"])
 def test_official_profiles_load(name: str, tmp_path: Path) -> None:
-    """Each is valid, is named after its file, measures its reference, and names existing methods only."""
+    """Each is valid, is named after its file, measures its reference, names existing methods only, and takes longer texts."""
     found = profile.load(name)
     data = tmp_path if found.source == "local" else None
     if data:
@@ -50,6 +50,9 @@ def test_official_profiles_load(name: str, tmp_path: Path) -> None:
     assert found.name == name
     assert name in profile.names()
     assert found.reference in found.methods
+    for length in (256, 512):
+        longer = make_settings(found, max_length=length)
+        assert {longer.of(dataset).execution.max_length for dataset in found.datasets} == {length}
 
 
 def test_a_profile_by_path(tmp_path: Path) -> None:
