@@ -60,7 +60,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "harness.pretraining": (("text",), (".",)),
     "geep": (("exit_table",), (".",)),
-    "baselines": (("full_depth", "distilled", "early_exit", "learned_exits", "controls"),),
+    "baselines": (("full_depth", "distilled", "early_exit", "learned_exits", "controls", "small_models"),),
     "suites": (("profiles", "workloads"), ("studies", "gate"), (".",)),
     "suites.studies": (("shared",), (".",)),
     "reports": (("notation",), ("analysis",), ("tables", "figures"), (".",)),

@@ -29,8 +29,11 @@ from harness.pretraining.general_distillation import Distillation, DistillationR
 from harness.toolkit.augmentation import augment
 from harness.toolkit.base_method import Teachers
 from harness.toolkit.distillation import (
+    Unlabelled,
     cosine_distance,
     fitted_teacher,
+    hard_loss,
+    rows_to_teach,
     soft_kl,
     spread_layers,
     states_and_logits,
@@ -65,6 +68,9 @@ class DistilBertSettings(DistilBertLossSettings, StudentSettings):
     alpha_hard: float = Field(2.0, ge=0, description="weight of the labels; of masked words in the released run")
     layer_map: Layers | None = Field(None, description="teacher layers to start from, rising; by default evenly spread")
     start: Literal["teacher", "backbone"] = Field("teacher", description="whose layers are copied")
+    unlabelled: Unlabelled = Field(
+        "no", description="whether the teacher also answers rows without labels; auto: if there are any"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -183,6 +189,10 @@ class DistilBert(StudentMethod[DistilBertSettings]):
     settings = DistilBertSettings
     shaping = ("layers", "layer_map")
 
+    def uses_unlabelled(self, config: Mapping[str, Any]) -> bool:
+        """Return whether the teacher answers rows without labels, too."""
+        return config.get("unlabelled", "no") != "no"
+
     def learn(
         self, own: DistilBertSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int
     ) -> FullDepth:
@@ -211,7 +221,9 @@ class DistilBert(StudentMethod[DistilBertSettings]):
         if copied and head == teacher.head_kind:
             student.teacher.load_state_dict(teacher.teacher.state_dict())
 
-        split, made = augment(task.train, backbone, own.augmentation, seed=seed, name=f"{task.name} {self.name}")
+        train = rows_to_teach(task, own.unlabelled, self.name) if taught else task.train
+        hard = F.cross_entropy if train is task.train else hard_loss
+        split, made = augment(train, backbone, own.augmentation, seed=seed, name=f"{task.name} {self.name}")
         last = [teacher.depth] if own.alpha_cos else []
         frozen = FrozenStates(teacher, split.tokens, last, own, name=f"{task.name} {self.name}")
         stored = frozen.store() if taught and own.epochs > 1 else None
@@ -222,7 +234,7 @@ class DistilBert(StudentMethod[DistilBertSettings]):
             said = frozen(tokens, layout)
             states, logits = states_and_logits(student, tokens, layout)
             total = own.alpha_ce * soft_kl(logits, said.answers, own.temperature)
-            total = total + own.alpha_hard * F.cross_entropy(logits.float(), labels)
+            total = total + own.alpha_hard * hard(logits.float(), labels)
             for place in last:
                 wanted = layout.tokens(said.states[place])
                 total = total + own.alpha_cos * cosine_distance(layout.tokens(states[-1]), wanted)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 from harness.toolkit.base_method import StagedMethod, Teachers
+from harness.toolkit.distillation import Unlabelled, rows_to_teach
 from harness.toolkit.fitted import FittedModel, SequentialExits
 from harness.toolkit.frozen.frozen_heads import FrozenHeads
 from harness.toolkit.method_settings import SpeedSettings
@@ -33,6 +34,10 @@ class FastBertSettings(SpeedSettings):
         "teacher-student", description="KL(p_t || p_s) as in the code, or KL(p_s || p_t) as in the paper"
     )
     teacher_dropout: bool = Field(False, description="true: the teacher answers with dropout, as released")
+    unlabelled: Unlabelled = Field(
+        "no",
+        description="whether step 2, which reads no label, also learns from rows without labels; auto: if there are any",
+    )
 
 
 def divergence(student: Tensor, teacher: Tensor, direction: Direction) -> Tensor:
@@ -59,6 +64,10 @@ class FastBert(StagedMethod[FastBertSettings]):
     settings = FastBertSettings
     fitted = SequentialExits
 
+    def uses_unlabelled(self, config: Mapping[str, Any]) -> bool:
+        """Return whether step 2 learns from rows without labels."""
+        return config.get("unlabelled", "no") != "no"
+
     def learn(
         self, own: FastBertSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int
     ) -> SequentialExits:
@@ -74,7 +83,8 @@ class FastBert(StagedMethod[FastBertSettings]):
         recipe = own.changed(
             epochs=own.distill_epochs, learning_rate=own.distill_learning_rate or 10 * own.learning_rate
         )
-        report = frozen.train(loss, task, recipe, seed, horizon, dropout=own.teacher_dropout)
+        rows = rows_to_teach(task, own.unlabelled, self.name)
+        report = frozen.train(loss, task, recipe, seed, horizon, dropout=own.teacher_dropout, rows=rows)
         return SequentialExits(frozen.model, report)
 
     def decide(self, own: FastBertSettings, weights: FittedModel, task: Task, seed: int) -> SequentialExits:

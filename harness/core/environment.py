@@ -38,6 +38,19 @@ def _memory() -> int | None:
         return None
 
 
+def memory_left(device: torch.device | str) -> int:
+    """Return the bytes of memory that a process can still have on a device.
+
+    On a CPU they are those that the system calls available, or all that it has where it does not say.
+    """
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
+    return _memory() or 2**63 - 1
+
+
 def usable_cores() -> int:
     """Return the cores that this process may use now: by its affinity, and by the quota of its container (cgroup v2)."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

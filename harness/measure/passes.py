@@ -40,6 +40,7 @@ class Measured:
         peak_memory_bytes: on CUDA, the peak of the allocator over the rounds.
         predicting: seconds inside methods (``predict`` and ``foresee``), warm-up and reference included.
         host_peak_bytes: peak memory of the process over the rounds; ``None`` if unknown.
+        reference_logits: of the reference in the first round, float32 [N, C] in file order; ``None`` without one.
         speedup_factors: of the round with the middle speed-up; ``None`` without a reference.
     """
 
@@ -51,6 +52,7 @@ class Measured:
     predicting: float
     speedup_factors: SpeedupFactors | None = None
     host_peak_bytes: int | None = None
+    reference_logits: np.ndarray | None = None
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
@@ -235,6 +237,7 @@ class _Series:
         self._labels: list[np.ndarray] = []
         self._phases: list[dict[str, float]] = []
         self._first: Predictions | None = None
+        self._reference_logits: np.ndarray | None = None
 
     def add(
         self, done: TimedPass, order: np.ndarray, reference: Contender | None = None, other: TimedPass | None = None
@@ -246,6 +249,8 @@ class _Series:
         self._phases.append({name: part / done.seconds for name, part in done.predictions.phases.items()})
         if reference is not None and other is not None:
             self._theirs.append(other.seconds)
+            if self._first is None:
+                self._reference_logits = other.predictions.logits
             self._pairs.append((_side(self.contender, done), _side(reference, other)))
         self._first = self._first or done.predictions
         label = np.empty(len(order), dtype=np.int64)
@@ -289,6 +294,7 @@ class _Series:
             self.predicting,
             _middle(self._pairs, ratios, len(tokens)),
             peaks.host,
+            self._reference_logits,
         )
 
 

@@ -214,6 +214,21 @@ class Resources(StrictRecord):
     joules_per_1000: float | None = None
 
 
+class Loyalty(StrictRecord):
+    """How much of the reference's behaviour a method has; of cells that were timed beside it.
+
+    Attributes:
+        reference: the method.
+        label_loyalty: share of samples with the reference's label, right or wrong (0..1).
+        probability_loyalty: mean over samples of 1 - sqrt(JS), with the Jensen-Shannon divergence of both distributions to base 2,
+            so that it is in 0..1 (Xu et al., EMNLP 2021, "Beyond preserved accuracy").
+    """
+
+    reference: str
+    label_loyalty: float
+    probability_loyalty: float
+
+
 class Overlaps(StrictRecord):
     """Numbers of rows with the same token ids.
 
@@ -331,6 +346,7 @@ class Result(StrictRecord):
         latency: of single samples; empty for controls and bounds.
         speedup_factors: the speed-up taken apart (stored as ``waterfall``).
         resources: memory, disk and energy (stored as ``footprint``).
+        loyalty: to the reference; ``None`` if the cell was not timed beside it.
         overlaps: rows that two splits share.
         notes: remarks on the data.
         fingerprint: machine and versions.
@@ -362,6 +378,7 @@ class Result(StrictRecord):
     resources: Resources | None = Field(
         default=None, validation_alias=AliasChoices("resources", "footprint"), serialization_alias="footprint"
     )
+    loyalty: Loyalty | None = None
     overlaps: Overlaps | None = None
     label_names: list[Label] = Field(default_factory=list, description="names of the classes, class 0 first")
     unseen_tokens: float | None = Field(default=None, description="share of test keys without a row in the exit table")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.spatial.distance import jensenshannon
+from scipy.special import softmax
 from sklearn.metrics import f1_score
 
 from harness.contracts import HasRole, HasTraining, Method, TrainingConditions, TrainingCost
@@ -25,6 +27,7 @@ from harness.results.schema import (
     Cell,
     Checks,
     Cost,
+    Loyalty,
     Quality,
     Result,
     Training,
@@ -42,6 +45,16 @@ def quality(predictions: np.ndarray, labels: np.ndarray) -> Quality:
         accuracy_high=high,
         macro_f1=float(f1_score(labels, predictions, average="macro", zero_division=0)),
         n=len(labels),
+    )
+
+
+def loyalty(logits: np.ndarray, reference: np.ndarray, name: str) -> Loyalty:
+    """Return how often and how closely answers are those of the reference (logits float32 [n, C] each)."""
+    p, q = (softmax(one.astype(np.float64), axis=1) for one in (logits, reference))
+    return Loyalty(
+        reference=name,
+        label_loyalty=float((logits.argmax(1) == reference.argmax(1)).mean()),
+        probability_loyalty=float(1 - np.nan_to_num(jensenshannon(p, q, base=2, axis=1)).mean()),
     )
 
 
@@ -120,6 +133,7 @@ def build_result(
         latency=diagnostics.latency,
         resources=diagnostics.resources,
         unseen_tokens=diagnostics.unseen_tokens,
+        loyalty=_loyalty(measured),
         overlaps=prepared.overlaps,
         label_names=prepared.label_names,
         notes=[*prepared.notes, *notes],
@@ -127,6 +141,13 @@ def build_result(
         key=key,
         fingerprint=environment_facts(),
     )
+
+
+def _loyalty(measured: Measured) -> Loyalty | None:
+    theirs, speed = measured.reference_logits, measured.speed
+    if theirs is None or speed is None or speed.reference is None:
+        return None
+    return loyalty(measured.predictions.logits, theirs, speed.reference)
 
 
 def depth_bits(answers: DepthAnswers, labels: np.ndarray) -> dict[str, np.ndarray]:

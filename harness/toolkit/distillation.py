@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from harness.contracts import Fitted
 from harness.core.errors import ConfigError
-from harness.core.tokens import TokenSet
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.layout import Layout, Scored
 from harness.encoder.local_attention import near
 from harness.encoder.model import Encoder, EncoderLayer
@@ -24,6 +24,8 @@ from harness.toolkit.fitted import FittedModel, FullDepth
 from harness.toolkit.method_settings import Head
 
 K = TypeVar("K")
+Unlabelled = Literal["auto", "yes", "no"]  # whether a teacher also answers rows without labels; auto: if there are any
+NO_LABEL = -1
 
 
 def teacher_of_kind(kind: type[K], teachers: Mapping[str, Fitted], name: str, needs: str, advice: str) -> K:
@@ -71,6 +73,32 @@ def fine_tuned(
     if head not in (None, fitted.model.head_kind):
         raise ConfigError(f"{method}: head '{head}' is not '{name}'s '{fitted.model.head_kind}': set both alike")
     return fitted
+
+
+def rows_to_teach(task: Task, unlabelled: Unlabelled, method: str) -> Split:
+    """Return the rows that a teacher answers: train, then rows without labels, whose label is :data:`NO_LABEL`.
+
+    Args:
+        method: for the error. It must declare :class:`~harness.contracts.UsesUnlabelled`, except for ``"no"``.
+
+    Raises:
+        ConfigError: rows without labels are wanted, and there are none.
+    """
+    more = None if unlabelled == "no" else task.unlabelled
+    if more is None or not len(more):
+        if unlabelled == "yes":
+            raise ConfigError(
+                f"{method}: unlabelled = \"yes\", but dataset '{task.name}' has no rows without labels: set --max-train below its "
+                "train rows (and --max-unlabelled above 0), or add a file unlabelled.csv to its folder"
+            )
+        return task.train
+    return Split(task.train.tokens.joined(more), torch.cat([task.train.labels, torch.full((len(more),), NO_LABEL)]))
+
+
+def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy with labels, mean over rows that have one; 0 if none has. Logits [B, C], labels int64 [B]."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="sum")
+    return total / (labels != NO_LABEL).sum().clamp(min=1)
 
 
 def states_and_logits(model: MultiExitModel, tokens: TokenSet, layout: Layout) -> tuple[list[Tensor], Tensor]:

@@ -35,6 +35,8 @@ class SeedMeans:
     flops_full: float | None
     params: float | None
     params_looked_up: float | None
+    label_loyalty: float | None
+    probability_loyalty: float | None
     mean_layers: float | None
     mean_heads: float | None
     depth: float | None
@@ -200,7 +202,7 @@ class ResultRow(SeedMeans):
 def _numbers(result: Result) -> dict[str, float | None]:
     """Return one result's value of everything in :data:`MEANS`."""
     found: dict[str, float | None] = dict.fromkeys(MEANS)
-    for part in (result, result.quality, result.cost, result.speed, result.resources):
+    for part in (result, result.quality, result.cost, result.speed, result.resources, result.loyalty):
         found.update({name: getattr(part, name) for name in MEANS if hasattr(part, name)})
     if not result.cost.depth:  # a model without layers
         found.update(dict.fromkeys(("depth", "mean_layers", "mean_heads")))

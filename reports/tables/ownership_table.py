@@ -1,4 +1,4 @@
-"""Cost of ownership of a method: latency, throughput, memory, energy, size, training."""
+"""What a method costs who owns it: latency, throughput, memory, energy, size, training; and how loyal it is to the reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from harness.results.schema import Latency
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
-from reports.notation.numbers import finite, flops_unit, plain, times, whole
+from reports.notation.numbers import finite, flops_unit, percent, plain, times, whole
 from reports.notation.table_formats import Column, Table
 from reports.tables.catalogue import DatasetTable
 from reports.tables.shared_columns import (
@@ -24,6 +24,8 @@ NO_LATENCY = "latency was not measured"
 _QUANTILES = ("p50", "p90", "p99")
 # With fewer batches the 99th percentile is one of the slowest, or lies between them.
 _ENOUGH = 100
+# Grams of CO2 equivalent a kWh: the mean of the world's electricity (IEA, Global Energy & CO2 Status Report 2019).
+GRAMS = 475
 Value = Callable[[ResultRow], object]
 
 
@@ -79,6 +81,52 @@ def ownership_table(view: View, group: Group) -> Table[ResultRow]:
     return dataset_table("ownership", "Cost of ownership", group, rows, columns, csv, _notes(rows), values=values)
 
 
+def loyalty_table(view: View, group: Group) -> Table[ResultRow]:
+    """Return how loyal every row of a dataset is to the reference, and what it takes: columns by which small models are chosen."""
+    rows = view.of(group)
+    mib, millions = _per(2**20), _per(1e6)
+    unsaid = "the method does not say it, or an older version did not record it"
+    alone = "not timed beside a reference, or an older version did not record it"
+    above = "Parameters M:"
+    divisor, unit = flops_unit(max((row.train_flops or 0.0 for row in rows), default=0.0))
+    values: dict[str, Value] = {"params_multiplied": _multiplied, "co2_grams": _co2}
+    energy = [Column[ResultRow]("co2_grams", "g CO2e per million", missing="energy was not measured", form=plain)]
+    columns = [
+        *identity_columns(view),
+        Column("accuracy", "Accuracy %", form=percent),
+        Column("label_loyalty", "Label loyalty %", missing=alone, form=percent),
+        Column("probability_loyalty", "Probability loyalty %", missing=alone, form=percent),
+        Column("samples_per_s", "Samples/s", missing=UNTIMED, form=plain),
+        Column("params_multiplied", "multiplied", missing=unsaid, group=above, form=millions),
+        Column("params_looked_up", "looked up", missing=unsaid, group=above, form=millions),
+        Column("disk_bytes", "On disk MiB", missing="the method stores nothing of its own", form=mib),
+        Column("host_peak_bytes", "Host peak MiB", missing="the run did not record it", form=mib),
+        Column("train_seconds", "Training s", missing=UNTRAINED, form=plain),
+        Column("train_flops", f"Training {unit}FLOPs", missing=UNTRAINED, form=_per(divisor)),
+        *(energy if any(finite(row.joules_per_1000) for row in rows) else []),
+    ]
+    notes = [
+        "Label loyalty: share of test samples with the reference's label, right or wrong. Probability loyalty: mean of "
+        "1 - sqrt(JS) between both distributions, base 2. Looked-up parameters are in tables of which an answer reads single "
+        "rows; all others are multiplied. Training includes that of a teacher."
+    ]
+    if any(finite(row.joules_per_1000) for row in rows):
+        notes.append(
+            f"CO2: the measured energy at {GRAMS} g a kWh, the world's mean (IEA 2019); that of training is not in it."
+        )
+    csv = (*IDENTITY, *(column.key for column in columns[len(identity_columns(view)) :]), "marks")
+    return dataset_table("loyalty", "Loyalty and size", group, rows, columns, csv, notes, values=values)
+
+
+def _multiplied(row: ResultRow) -> float | None:
+    return row.params - row.params_looked_up if finite(row.params) and finite(row.params_looked_up) else None
+
+
+def _co2(row: ResultRow) -> float | None:
+    """Return the grams of CO2 equivalent for a million samples."""
+    return row.joules_per_1000 * 1000 / 3.6e6 * GRAMS if finite(row.joules_per_1000) else None
+
+
 def _single(row: ResultRow) -> Latency | None:
     return row.latency.get(1)
 
@@ -120,4 +168,5 @@ TABLES = (
     DatasetTable(
         "ownership", 50, "Cost of ownership: latency, throughput, memory, energy, size, training", ownership_table
     ),
+    DatasetTable("loyalty", 55, "Loyalty to the reference, size and training", loyalty_table),
 )

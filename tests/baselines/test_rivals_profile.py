@@ -18,8 +18,9 @@ from harness.encoder.shape import EncoderShape
 from harness.running import profile
 from harness.running.profile import Profile
 
-# One row of each point is enough here, with one epoch per stage.
-SHORT = dict.fromkeys(("epochs", "distill_epochs", "intermediate_epochs", "ramp_epochs", "policy_epochs"), 1)
+# One row of each point is enough here, with one epoch per stage, and small tables of n-grams.
+STAGES = ("epochs", "distill_epochs", "intermediate_epochs", "ramp_epochs", "policy_epochs", "label_epochs")
+SHORT = {**dict.fromkeys(STAGES, 1), "rows": 8}
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from harness.results.schema import (
     Cost,
     Factor,
     Latency,
+    Loyalty,
     Overlaps,
     Quality,
     Resources,
@@ -101,6 +102,8 @@ class Fabricator:
         right_at: np.ndarray | None = None,
         right_before: np.ndarray | None = None,
         label_names: Sequence[str] = (),
+        looked_up: int | None = None,
+        loyal: tuple[float, float] | None = None,
         **cell: Any,
     ) -> Result:
         """Save one result with its samples.
@@ -149,6 +152,7 @@ class Fabricator:
                 mean_heads=heads,
                 depth=depth,
                 valid_token_ratio=0.97,
+                params_looked_up=looked_up,
             ),
             speed=Speed(
                 samples_per_s=samples_per_s,
@@ -191,6 +195,7 @@ class Fabricator:
             latency=[Latency(batch_size=b, n=count, p50=a, p90=c, p99=d) for b, count, a, c, d in latency],
             speedup_factors=self.waterfall(factors) if factors else None,
             resources=Resources(**footprint) if footprint else None,
+            loyalty=Loyalty(reference="bert", label_loyalty=loyal[0], probability_loyalty=loyal[1]) if loyal else None,
             overlaps=Overlaps(**overlaps) if overlaps else None,
             unseen_tokens=unseen_tokens,
             label_names=list(label_names),

@@ -71,6 +71,7 @@ class FrozenHeads:
         *,
         answers: bool = True,
         dropout: bool = False,
+        rows: Split | None = None,
     ) -> TrainingReport:
         """Train the new heads and return the cost of both steps; without a patience, the last epoch is kept, as published.
 
@@ -80,11 +81,13 @@ class FrozenHeads:
             horizon: as in :func:`train`.
             answers: whether the loss needs the last head's answers.
             dropout: run the frozen parts with dropout, in every epoch.
+            rows: to learn from; by default train.
         """
         model, name = self.model, f"{self.method} {task.name}"
+        rows = rows or task.train
         frozen = FrozenStates(
             model,
-            task.train.tokens,
+            rows.tokens,
             [exit_layer + 1 for exit_layer in model.exits],
             recipe,
             name=name,
@@ -104,7 +107,7 @@ class FrozenHeads:
         report = train(
             model,
             loss_of,
-            Split(frozen.rows, task.train.labels),
+            Split(frozen.rows, rows.labels),
             recipe,
             seed=seed,
             name=name,

@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.layout import Layout
 from harness.toolkit.base_method import Teachers
-from harness.toolkit.distillation import fine_tuned, soft_kl
+from harness.toolkit.distillation import Unlabelled, fine_tuned, hard_loss, rows_to_teach, soft_kl
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.frozen.frozen_states import FrozenStates
 from harness.toolkit.method_settings import MethodSettings, Recipe
@@ -25,7 +23,6 @@ from harness.toolkit.text_models.text_model import TextModel
 from harness.toolkit.text_models.text_pass import text_score
 from harness.toolkit.training import TrainingReport, total_cost, train
 
-NO_LABEL = -1
 # Of student and teacher logits [B, C]: a scalar.
 SoftLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,9 +38,8 @@ class TaughtSettings(MethodSettings):
     temperature: float = Field(1.0, gt=0, description="softens the probabilities of both with kl")
     alpha_soft: float = Field(1.0, ge=0, description="weight of the teacher's answers")
     alpha_hard: float = Field(0.0, ge=0, description="weight of labels beside them, for rows that have one")
-    unlabelled: Literal["auto", "yes", "no"] = Field(
-        "auto",
-        description="whether the teacher also answers rows without labels; auto: if there are any",
+    unlabelled: Unlabelled = Field(
+        "auto", description="whether the teacher also answers rows without labels; auto: if there are any"
     )
     label_epochs: int = Field(0, ge=0, description="epochs on labels alone afterwards; the better one on dev is kept")
     label_learning_rate: float | None = Field(None, gt=0, description="of these; by default learning_rate")
@@ -57,30 +53,6 @@ def needs_unlabelled(settings: type[TaughtSettings], config: Mapping[str, Any]) 
     """
     known = {name: config.get(name, settings.model_fields[name].default) for name in ("loss", "unlabelled")}
     return known["loss"] != "ce" and known["unlabelled"] != "no"
-
-
-def taught_rows(own: TaughtSettings, task: Task, method: str) -> tuple[TokenSet, Tensor]:
-    """Return the rows that the teacher answers, train first, and their labels: int64 [N], :data:`NO_LABEL` where there is none.
-
-    Raises:
-        ConfigError: rows without labels are wanted, and there are none.
-    """
-    tokens, labels = task.train.tokens, task.train.labels
-    more = None if own.unlabelled == "no" else task.unlabelled
-    if more is None or not len(more):
-        if own.unlabelled == "yes":
-            raise ConfigError(
-                f"{method}: unlabelled = \"yes\", but dataset '{task.name}' has no rows without labels: set --max-train below its "
-                "train rows (and --max-unlabelled above 0), or add a file unlabelled.csv to its folder"
-            )
-        return tokens, labels
-    return tokens.joined(more), torch.cat([labels, torch.full((len(more),), NO_LABEL)])
-
-
-def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy with labels, mean over rows that have one; 0 if none has. Logits [B, C], labels int64 [B]."""
-    total = F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="sum")
-    return total / (labels != NO_LABEL).sum().clamp(min=1)
 
 
 def soft_loss(own: TaughtSettings) -> SoftLoss:
@@ -124,7 +96,7 @@ def teach(
     if own.loss == "ce":
         return on_labels(own)
     tuned = fine_tuned(method, teachers)
-    first = _from_teacher(name, model, own, task, tuned, seed, soft or soft_loss(own), taught_rows(own, task, method))
+    first = _from_teacher(method, name, model, own, task, tuned, seed, soft or soft_loss(own))
     if not own.label_epochs:
         return first
     before = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -140,6 +112,7 @@ def teach(
 
 
 def _from_teacher(
+    method: str,
     name: str,
     model: TextModel,
     own: TaughtSettings,
@@ -147,10 +120,9 @@ def _from_teacher(
     tuned: FullDepth,
     seed: int,
     soft: SoftLoss,
-    taught: tuple[TokenSet, Tensor],
 ) -> TrainingReport:
-    rows, labels = taught
-    teacher = FrozenStates(tuned.model, rows, (), own, name=name)
+    rows = rows_to_teach(task, own.unlabelled, method)
+    teacher = FrozenStates(tuned.model, rows.tokens, (), own, name=name)
     stored = teacher.store()
 
     def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
@@ -158,6 +130,6 @@ def _from_teacher(
         found = own.alpha_soft * soft(logits, teacher(tokens, layout).answers)
         return found + own.alpha_hard * hard_loss(logits, labels) if own.alpha_hard else found
 
-    split = Split(teacher.rows, labels)
+    split = Split(teacher.rows, rows.labels)
     report = train(model, loss, split, own, seed=seed, name=name, evaluate=lambda: text_score(model, task.dev))
     return total_cost(tuned.training, stored, report)

@@ -15,7 +15,7 @@ from harness.core.tokens import Split, TokenSet
 from harness.core.work import BEFORE, Work
 from harness.measure.diagnostics import DepthAnswers
 from harness.results.schema import Training
-from harness.running.record import depth_bits, quality, sample_rows, training_conditions
+from harness.running.record import depth_bits, loyalty, quality, sample_rows, training_conditions
 from harness.toolkit.training import TrainingReport
 
 
@@ -85,3 +85,26 @@ def test_a_plug_in_need_not_report_conditions() -> None:
         seconds=1.0, steps=10, layer_passes=100, sample_passes=10, dev_scores=(), best_epoch=None, flops=0.0
     )
     assert training_conditions(required, 40) == {}
+
+
+def test_loyalty_by_hand() -> None:
+    """Same answers are fully loyal; certain and opposite ones not at all; the divergence of (1, 0) and (1/2, 1/2) is 0.311 bits."""
+    sure, other, undecided = np.float32([[99, 0]]), np.float32([[0, 99]]), np.float32([[0, 0]])
+    same = loyalty(np.vstack([sure, undecided]), np.vstack([sure, undecided]), "bert")
+    assert (same.reference, same.label_loyalty, same.probability_loyalty) == ("bert", 1, pytest.approx(1))
+    apart = loyalty(np.vstack([sure, sure]), np.vstack([other, other]), "bert")
+    assert (apart.label_loyalty, apart.probability_loyalty) == (0, pytest.approx(0))
+    half = loyalty(sure, undecided, "bert")
+    assert half.label_loyalty == 1 and half.probability_loyalty == pytest.approx(1 - 0.3112781**0.5)
+
+
+@given(st.integers(0, 2**31), st.floats(0.1, 30))
+def test_loyalty_is_symmetric_and_between_0_and_1(seed: int, scale: float) -> None:
+    """For any logits, and 1 only for equal distributions."""
+    draw = np.random.default_rng(seed)
+    one, other = (draw.normal(0, scale, (7, 4)).astype(np.float32) for _ in range(2))
+    found, back = loyalty(one, other, "bert"), loyalty(other, one, "bert")
+    assert 0 <= found.probability_loyalty < 1 and 0 <= found.label_loyalty <= 1
+    assert found.probability_loyalty == pytest.approx(back.probability_loyalty)
+    shifted = loyalty(one, one + 3, "bert")
+    assert shifted.probability_loyalty == pytest.approx(1, abs=1e-3)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from reports.analysis.view import build_view
-from reports.tables.ownership_table import ownership_table
-from reports.tables.result_tables import results_table
+from reports.figures.exit_figures import draw_exit_histograms
+from reports.tables.ownership_table import loyalty_table, ownership_table
+from reports.tables.result_tables import NO_LAYERS, results_table, summary_tables
 
 
 def table_of(run):
@@ -95,3 +96,40 @@ def test_runs_that_did_not_time_tokenising_have_no_such_column(fabricate):
     table = table_of(run)
     assert not [column for column in table.columns if "text" in column.heading]
     assert not [note for note in table.notes if "tokenising" in note]
+
+
+def test_loyalty_parameters_and_carbon(fabricate):
+    """Loyalty in percent, parameters split, and CO2 of the measured energy: 20 J a thousand are 5.56 Wh a million, 2.64 g."""
+    run = fabricate()
+    run.cell("bert", loyal=(1.0, 1.0), looked_up=400_000, footprint={"joules_per_1000": 20.0})
+    run.cell("other", loyal=(0.9, 0.75))
+    view = build_view(run.path)
+    table = loyalty_table(view, view.groups[0])
+    first, second = (dict(zip([one.heading for one in table.columns], cells, strict=True)) for cells in table.cells)
+    assert first["Label loyalty %"] == "100.0" and second["Probability loyalty %"] == "75.0"
+    assert (first["Parameters M: multiplied"], first["Parameters M: looked up"]) == ("0.600", "0.400")
+    assert second["Parameters M: multiplied"] == "—" and first["g CO2e per million"] == "2.64"
+    assert second["g CO2e per million"] == "—" and any("475 g a kWh" in note for note in table.notes)
+
+
+def test_without_measured_energy_there_is_no_carbon(fabricate):
+    """No column and no note estimate it."""
+    run = fabricate()
+    run.cell("bert", loyal=(1.0, 1.0))
+    view = build_view(run.path)
+    table = loyalty_table(view, view.groups[0])
+    assert not any("CO2" in one.heading for one in table.columns) and not any("CO2" in note for note in table.notes)
+
+
+def test_a_model_without_layers_has_dashes(fabricate):
+    """Layers, heads and exits are no numbers of such a row, with a reason, and it is in no figure of exits."""
+    run = fabricate()
+    run.cell("bert", n=50)
+    run.cell("dan", depth=0, layers=0, exits=[0] * 50, n=50, flops=1000.0, heads=0.0, training={"passes_ratio": None})
+    view = build_view(run.path)
+    for table in (summary_tables(view)[0], results_table(view, view.groups[0])):
+        cells = [cells for row, cells in zip(table.rows, table.cells, strict=True) if row.method == "dan"][0]
+        shown = dict(zip([one.heading for one in table.columns], cells, strict=True))
+        assert shown["Mean layers"] == shown["Heads a sample"] == "—" and "Before layer 1 %" not in shown
+        assert any("“Mean layers”" in note and NO_LAYERS in note for note in table.notes)
+    assert draw_exit_histograms(view, view.groups[0], {}) is None

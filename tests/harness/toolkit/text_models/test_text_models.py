@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from baselines.distilled.distilbert import DistilBert
+from baselines.early_exit.fastbert import FastBert
 from harness.contracts import Execution, Fitted, OperatingPoint, Predictions
 from harness.core.errors import ConfigError, MethodError, ResultError
 from harness.core.tokens import Split, Task, TokenSet
@@ -25,16 +27,14 @@ from harness.encoder.layout import Layout
 from harness.measure.passes import Contender, measure_untimed
 from harness.measure.validation import check_work
 from harness.toolkit.base_method import StagedMethod, Teachers
+from harness.toolkit.distillation import NO_LABEL, hard_loss, rows_to_teach
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.text_models.fitted_text import FittedText
 from harness.toolkit.text_models.table_optimizer import TableAdamW
 from harness.toolkit.text_models.teaching import (
-    NO_LABEL,
     TaughtSettings,
-    hard_loss,
     needs_unlabelled,
     soft_loss,
-    taught_rows,
     teach,
 )
 from harness.toolkit.text_models.text_model import TextLimits, TextModel
@@ -248,13 +248,13 @@ def test_wanted_rows_without_labels_that_are_not_there_are_refused(signal_task: 
     """An empty set is as none; ``auto`` does without, ``yes`` says how to get some; settings say whether they are read."""
     nothing = replace(signal_task, read_unlabelled=lambda: signal_task.train.tokens.select([]))
     for task in (signal_task, nothing):
-        rows, labels = taught_rows(TaughtSettings(), task, "words")
-        assert len(rows) == len(labels) == len(task.train)
+        assert rows_to_teach(task, "auto", "words") is task.train
         with pytest.raises(ConfigError, match='words: unlabelled = "yes", but dataset .signal. has no rows'):
-            taught_rows(TaughtSettings(unlabelled="yes"), task, "words")
-    rows, labels = taught_rows(TaughtSettings(), with_unlabelled, "words")
-    assert len(rows) == len(labels) == 96 + 40 and (labels[96:] == NO_LABEL).all()
-    assert torch.equal(rows.select([100]).ids, with_unlabelled.unlabelled.select([4]).ids)  # type: ignore[union-attr]
+            rows_to_teach(task, "yes", "words")
+    assert rows_to_teach(with_unlabelled, "no", "words") is with_unlabelled.train
+    rows = rows_to_teach(with_unlabelled, "auto", "words")
+    assert len(rows) == len(rows.labels) == 96 + 40 and (rows.labels[96:] == NO_LABEL).all()
+    assert torch.equal(rows.tokens.select([100]).ids, with_unlabelled.unlabelled.select([4]).ids)  # type: ignore[union-attr]
     reads = [needs_unlabelled(TaughtSettings, one) for one in ({}, {"unlabelled": "no"}, {"loss": "ce"})]
     assert reads == [True, False, False]
 
@@ -304,3 +304,20 @@ def test_training_flops_are_those_of_the_blocks(signal_task: Task) -> None:
         name="words",
     )
     assert report.flops == 3 * 2 * 96 * 2 * WIDTH * 3 and report.layer_passes == 0
+
+
+@pytest.mark.parametrize("method", [DistilBert(), FastBert()], ids=lambda one: one.name)
+def test_students_on_the_encoder_may_learn_from_rows_without_labels(
+    method: StagedMethod[Any], with_unlabelled: Task, small_backbone: Backbone, trained_bert: FullDepth
+) -> None:
+    """DistilBERT and FastBERT's step 2 read them where they are told to, and say so; otherwise they do not ask for them."""
+    passes = {}
+    for unlabelled in ("no", "yes"):
+        config = {"epochs": 1, "distill_epochs": 1, "unlabelled": unlabelled, "precision": "float32", "head": "linear"}
+        config = {key: value for key, value in config.items() if key in method.settings.model_fields}
+        asked = replace(with_unlabelled, read_unlabelled=lambda: 1 / 0) if unlabelled == "no" else with_unlabelled  # type: ignore[arg-type,return-value]
+        made = method.train_weights(asked, small_backbone, {"bert": trained_bert}, config=config, seed=0)
+        assert made.training is not None and trained_bert.training is not None
+        passes[unlabelled] = made.training.sample_passes - trained_bert.training.sample_passes
+        assert method.uses_unlabelled(config) == (unlabelled == "yes")  # type: ignore[attr-defined]
+    assert passes == {"no": 96, "yes": 96 + 40}
