@@ -26,7 +26,7 @@ from harness.cli.run_options import parser
 from harness.contracts import Execution, HasSettings
 from harness.core.settings import describe
 from harness.data.cards import Columns, DatasetCard
-from harness.results import schema
+from harness.results import sample_columns, schema
 from harness.results.search_record import SearchPlan
 from harness.running.measuring.timing import TimingSettings
 from harness.running.profile import EngineSettings, ExecutionSettings, Profile, RowSettings
@@ -238,12 +238,16 @@ def result_page() -> str:
         parts.append(f"## {model.__name__}\n\n{summary(model)}\n")
         parts.append(table(["key", "value", "default", "meaning"], fields(model)))
     parts.append("## Per-sample rows\n\nColumns of `samples/<cell>.parquet`, one row per test sample in file order.\n")
-    parts.append(table(["column", "content"], [[code(name), text] for name, text in schema.SAMPLE_COLUMNS.items()]))
+    parts.append(
+        table(["column", "content"], [[code(name), text] for name, text in sample_columns.SAMPLE_COLUMNS.items()])
+    )
     parts.append(
         "\nRows of a method that says what every exit would answer, such as `oracle`, have two more. They are bit masks: bit 0 "
         "stands for layer 1, and bits of layers that cannot answer are 0.\n"
     )
-    parts.append(table(["column", "content"], [[code(name), text] for name, text in schema.DEPTH_COLUMNS.items()]))
+    parts.append(
+        table(["column", "content"], [[code(name), text] for name, text in sample_columns.DEPTH_COLUMNS.items()])
+    )
     return "\n".join(parts)
 
 

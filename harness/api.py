@@ -28,7 +28,8 @@ from harness.regression import compare as regression
 from harness.results import packed_run
 from harness.results.packed_run import PackedRun
 from harness.results.run_folder import RunFolder
-from harness.results.schema import DEPTH_COLUMNS, Result, Speed
+from harness.results.sample_columns import DEPTH_COLUMNS
+from harness.results.schema import Result, Speed
 from harness.running import profile as profiles
 from harness.running.grid import Grid, GridOutcome
 from harness.running.profile import Profile
@@ -79,8 +80,8 @@ class Run:
         """Return one row per test sample and cell, for the cells that match all arguments given.
 
         Columns are ``dataset``, ``method``, ``point`` and ``seed``, then those of
-        :data:`harness.results.schema.SAMPLE_COLUMNS`: length, label, prediction, confidence, exit layer, ...
-        Cells of an oracle also have :data:`harness.results.schema.DEPTH_COLUMNS`, missing (``<NA>``) in other cells.
+        :data:`harness.results.sample_columns.SAMPLE_COLUMNS`: length, label, prediction, confidence, exit layer, ...
+        Cells of an oracle also have :data:`harness.results.sample_columns.DEPTH_COLUMNS`, missing (``<NA>``) in other cells.
 
         Raises:
             UnknownNameError: no cell of this run has that method, dataset, point or seed.

@@ -18,7 +18,8 @@ import pandas as pd
 
 from harness.core.command_line import exit_codes
 from harness.results.run_folder import RunFolder
-from harness.results.schema import SAMPLE_COLUMNS, Result
+from harness.results.sample_columns import SAMPLE_COLUMNS
+from harness.results.schema import Result
 from reports.build import write_report
 
 DEPTH = 12

@@ -15,7 +15,8 @@ from harness.core.tokens import TokenSet
 from harness.core.work import BEFORE
 from harness.measure.passes import Contender, precision, timed_pass
 from harness.measure.resources import SavedState, joules
-from harness.results.schema import MOST_LAYERS, Latency, Resources
+from harness.results.sample_columns import MOST_LAYERS
+from harness.results.schema import Latency, Resources
 
 CALLS = 100  # single samples that are timed
 BUDGET = 0.5  # seconds for all of them

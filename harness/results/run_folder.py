@@ -25,7 +25,8 @@ from harness.core.errors import ResultError, format_error
 from harness.core.files import write_atomic, write_json, write_text
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
-from harness.results.schema import DEPTH_COLUMNS, SAMPLE_COLUMNS, Cell, Result
+from harness.results.sample_columns import DEPTH_COLUMNS, SAMPLE_COLUMNS
+from harness.results.schema import Cell, Result
 from harness.results.stored import UNREADABLE, read_result, read_rows, samples_fault, stored_form
 
 _LONGEST = 500  # characters of a reason
@@ -166,9 +167,9 @@ class RunFolder:
         return sentences
 
     def samples(self, cell: Cell) -> pd.DataFrame:
-        """Return the per-sample rows of a cell, with the columns :data:`harness.results.schema.SAMPLE_COLUMNS`.
+        """Return the per-sample rows of a cell, with the columns :data:`harness.results.sample_columns.SAMPLE_COLUMNS`.
 
-        Some cells also have the columns :data:`harness.results.schema.DEPTH_COLUMNS`.
+        Some cells also have the columns :data:`harness.results.sample_columns.DEPTH_COLUMNS`.
 
         Raises:
             ResultError: the file is missing or unreadable.

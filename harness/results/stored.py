@@ -21,7 +21,8 @@ from pyarrow import parquet
 from harness.core.errors import ResultError
 from harness.core.names import clean_all
 from harness.core.text_formats import read_json
-from harness.results.schema import BEFORE_BIT, DEPTH_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Result
+from harness.results.sample_columns import BEFORE_BIT, DEPTH_COLUMNS, SAMPLE_COLUMNS
+from harness.results.schema import SCHEMA, Result
 
 CHECKSUMS = "checksums"
 # Everything that pyarrow raises for a file that is not intact.

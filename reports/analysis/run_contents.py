@@ -14,7 +14,8 @@ from harness.core.errors import ResultError
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
 from harness.results.run_folder import RunFolder
-from harness.results.schema import DEPTH_COLUMNS, Cell, Result
+from harness.results.sample_columns import DEPTH_COLUMNS
+from harness.results.schema import Cell, Result
 from harness.results.search_record import SearchRecord, Trial
 from harness.results.stored import read_result
 
@@ -261,7 +262,7 @@ class SampleReader:
     def read(self, cell: Cell) -> pd.DataFrame | None:
         """Return :data:`COLUMNS` indexed by test row, in its order; None where there is no usable file.
 
-        Rows of a cell that knows the answers of every exit also have :data:`harness.results.schema.DEPTH_COLUMNS`.
+        Rows of a cell that knows the answers of every exit also have :data:`harness.results.sample_columns.DEPTH_COLUMNS`.
         """
         if cell not in self._read:
             self._read[cell] = None if self.stripped else self._load(cell)

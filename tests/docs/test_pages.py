@@ -79,7 +79,8 @@ def test_generated_pages_follow_the_code(tmp_path: Path) -> None:
     """The generated reference has every command, option, profile key, stored field and registered method."""
     from harness import registry
     from harness.data.cards import DatasetCard
-    from harness.results.schema import SAMPLE_COLUMNS, Cell, Result
+    from harness.results.sample_columns import SAMPLE_COLUMNS
+    from harness.results.schema import Cell, Result
     from harness.running.profile import Profile
 
     generate = module("generate")

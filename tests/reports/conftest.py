@@ -12,9 +12,8 @@ import pandas as pd
 import pytest
 
 from harness.results.run_folder import RunFolder
+from harness.results.sample_columns import BEFORE_BIT, SAMPLE_COLUMNS
 from harness.results.schema import (
-    BEFORE_BIT,
-    SAMPLE_COLUMNS,
     Binding,
     Cell,
     Checks,

@@ -15,7 +15,8 @@ from harness.core.errors import ResultError
 from harness.core.files import write_atomic, write_json
 from harness.results import run_folder
 from harness.results.run_folder import RunFolder, stem
-from harness.results.schema import SAMPLE_COLUMNS, SCHEMA, Cell, Checks, Cost, Quality, Result, Speed
+from harness.results.sample_columns import SAMPLE_COLUMNS
+from harness.results.schema import SCHEMA, Cell, Checks, Cost, Quality, Result, Speed
 
 
 def make_cell(**change: object) -> Cell:
