@@ -63,9 +63,8 @@ class PackedCell(StrictRecord):
     spaced, which distinguish fits (:func:`same_fit`). ``depths``: base64 of the columns
     :data:`harness.results.sample_columns.DEPTH_COLUMNS` of cells that have them, one after the other: of every layer a bit per
     sample, eight per byte, and last, with ``depths_before``, what answers before layer 1. ``exits``: samples that answered from
-    layer 1, 2, ...; ``answered_before``: before layer 1. ``together``: cells beside the same passes of the reference. ``machine`` and
-    ``binding``: index into the lists of :class:`PackedRun`;
-    results of older versions have no binding.
+    layer 1, 2, ...; ``answered_before``: before layer 1. ``together``: cells beside the same passes of the reference.
+    ``machine`` and ``binding``: index into the lists of :class:`PackedRun`; results of older versions have no binding.
     """
 
     cell: Cell
