@@ -81,9 +81,14 @@ def ownership_table(view: View, group: Group) -> Table[ResultRow]:
     return dataset_table("ownership", "Cost of ownership", group, rows, columns, csv, _notes(rows), values=values)
 
 
-def loyalty_table(view: View, group: Group) -> Table[ResultRow]:
-    """Return how loyal every row of a dataset is to the reference, and what it takes: columns by which small models are chosen."""
+def loyalty_table(view: View, group: Group) -> Table[ResultRow] | None:
+    """Return how loyal every row of a dataset is to the reference, and what it takes: columns by which small models are chosen.
+
+    None for results of older versions, which have nothing of it.
+    """
     rows = view.of(group)
+    if not any(finite(row.label_loyalty) or finite(row.params_looked_up) for row in rows):
+        return None
     mib, millions = _per(2**20), _per(1e6)
     unsaid = "the method does not say it, or an older version did not record it"
     alone = "not timed beside a reference, or an older version did not record it"

@@ -105,6 +105,7 @@ def test_loyalty_parameters_and_carbon(fabricate):
     run.cell("other", loyal=(0.9, 0.75))
     view = build_view(run.path)
     table = loyalty_table(view, view.groups[0])
+    assert table is not None
     first, second = (dict(zip([one.heading for one in table.columns], cells, strict=True)) for cells in table.cells)
     assert first["Label loyalty %"] == "100.0" and second["Probability loyalty %"] == "75.0"
     assert (first["Parameters M: multiplied"], first["Parameters M: looked up"]) == ("0.600", "0.400")
@@ -118,6 +119,7 @@ def test_without_measured_energy_there_is_no_carbon(fabricate):
     run.cell("bert", loyal=(1.0, 1.0))
     view = build_view(run.path)
     table = loyalty_table(view, view.groups[0])
+    assert table is not None
     assert not any("CO2" in one.heading for one in table.columns) and not any("CO2" in note for note in table.notes)
 
 
@@ -133,3 +135,11 @@ def test_a_model_without_layers_has_dashes(fabricate):
         assert shown["Mean layers"] == shown["Heads a sample"] == "—" and "Before layer 1 %" not in shown
         assert any("“Mean layers”" in note and NO_LAYERS in note for note in table.notes)
     assert draw_exit_histograms(view, view.groups[0], {}) is None
+
+
+def test_older_results_have_no_table_of_loyalty(fabricate):
+    """Where neither loyalty nor looked-up parameters were recorded, there is nothing to show."""
+    run = fabricate()
+    run.cell("bert")
+    view = build_view(run.path)
+    assert loyalty_table(view, view.groups[0]) is None
