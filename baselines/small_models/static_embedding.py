@@ -130,7 +130,7 @@ def zipf_weights(ids: Tensor, vocab_size: int) -> Tensor:
     return torch.log1p(ranks)
 
 
-class Static(StagedMethod[StaticSettings, FittedStatic]):
+class StaticEmbedding(StagedMethod[StaticSettings, FittedStatic]):
     """Token vectors of the backbone, after PCA and weighted by Zipf's law, and a linear head on their mean (Model2Vec's recipe)."""
 
     name = "static"

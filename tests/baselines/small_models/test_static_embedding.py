@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from baselines.small_models.static_embedding import FittedStatic, MeanOfVectors, Static, token_outputs, zipf_weights
+from baselines.small_models.static_embedding import (
+    FittedStatic,
+    MeanOfVectors,
+    StaticEmbedding,
+    token_outputs,
+    zipf_weights,
+)
 from harness.contracts import Execution, Fitted, OperatingPoint
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
@@ -28,7 +34,7 @@ FULL = OperatingPoint("full")
 def static(signal_task: Task, small_backbone: Backbone) -> FittedStatic:
     """Fitted on labels, which needs no teacher."""
     config = {"width": 12, "batch_size": 8, "precision": "float32"}
-    return Static().fit(signal_task, small_backbone, {}, config=config, seed=0)
+    return StaticEmbedding().fit(signal_task, small_backbone, {}, config=config, seed=0)
 
 
 def test_it_learns(static: FittedStatic, unseen: Split) -> None:
@@ -106,4 +112,4 @@ def test_saved_and_loaded_it_answers_the_same(static: FittedStatic, unseen: Spli
 def test_more_directions_than_the_backbone_has_are_refused(signal_task: Task, small_backbone: Backbone) -> None:
     """The message has both numbers."""
     with pytest.raises(ConfigError, match="static: width = 17, but the vectors of small have 16: lower width"):
-        Static().fit(signal_task, small_backbone, {}, config={"width": 17}, seed=0)
+        StaticEmbedding().fit(signal_task, small_backbone, {}, config={"width": 17}, seed=0)
