@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.spatial.distance import jensenshannon
-from scipy.special import softmax
+from scipy.special import rel_entr, softmax
 from sklearn.metrics import f1_score
 
 from harness.contracts import HasRole, HasTraining, Method, TrainingConditions, TrainingCost
@@ -40,10 +39,11 @@ def quality(predictions: np.ndarray, labels: np.ndarray) -> Quality:
 def loyalty(logits: np.ndarray, reference: np.ndarray, name: str) -> Loyalty:
     """Return how often and how closely answers are those of the reference (logits float32 [n, C] each)."""
     p, q = (softmax(one.astype(np.float64), axis=1) for one in (logits, reference))
+    bits = (rel_entr(p, (p + q) / 2) + rel_entr(q, (p + q) / 2)).sum(1) / (2 * np.log(2))
     return Loyalty(
         reference=name,
         label_loyalty=float((logits.argmax(1) == reference.argmax(1)).mean()),
-        probability_loyalty=float(1 - np.nan_to_num(jensenshannon(p, q, base=2, axis=1)).mean()),
+        probability_loyalty=float(1 - np.sqrt(bits.clip(0, 1)).mean()),
     )
 
 
