@@ -24,9 +24,9 @@ CORE = (
     "tinybert",
     "fastbert",
     "geep",
-    "geep-warm",
-    "warm-verified",
-    "warm-random",
+    "geep-joint",
+    "joint-verified",
+    "joint-random",
 )
 
 
@@ -85,7 +85,7 @@ def test_every_trained_method_has_equally_many_valid_trials() -> None:
     assert (plan.datasets, plan.trials) == (other.datasets, other.trials)
     assert all(plan.own[name] == other.own[name] for name in {*plan.own} & {*other.own})
     trained = [name for name in twelve.fits(twelve.methods) if isinstance(twelve.method_of(name), LearnsInStages)]
-    assert {"distilbert-3l", "tinybert", "bert-truncated-3l", "geep-warm"} <= {*trained}
+    assert {"distilbert-3l", "tinybert", "bert-truncated-3l", "geep-joint"} <= {*trained}
     for name in trained:
         trials = plan.own.get(name, plan.trials)
         assert len({str(one) for one in trials}) == len(plan.trials) == 4
