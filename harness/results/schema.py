@@ -205,7 +205,7 @@ class Resources(StrictRecord):
 
     Attributes:
         disk_bytes: as stored, with the weights that it borrows from other methods.
-        host_peak_bytes: peak of the process during the passes; ``None`` if unknown.
+        host_peak_bytes: peak of the process during its own passes, other weights in memory included; ``None`` if unknown.
         joules_per_1000: energy for 1,000 samples; ``None`` without a counter.
     """
 
@@ -314,6 +314,8 @@ class Binding(StrictRecord):
         versions: of the code behind these fits. Two runs of different code may be compared, two cells of one table not.
         precision: in which these fits were trained, e.g. ``bfloat16``, or ``bfloat16/float32`` if they differ; ``None``: unknown.
         fit_threads: CPU threads of every fit, 0 on another device; ``None``: unknown.
+        settings: as ``fits``, of the settings alone, without content such as rows without labels: equal on all sets of one
+            profile; ``None``: unknown.
     """
 
     test_rows: str
@@ -326,6 +328,7 @@ class Binding(StrictRecord):
     versions: dict[str, str]
     precision: str | None = None
     fit_threads: int | None = None
+    settings: dict[str, str] | None = None
 
 
 class Result(StrictRecord):
@@ -342,7 +345,7 @@ class Result(StrictRecord):
         tokenising: time before them; the same of all cells that were timed in one run with one tokenizer. ``None``: not measured.
         training: cost of fitting; ``None`` if nothing was trained.
         checks: results of the built-in checks.
-        peak_memory_bytes: on CUDA, the peak of the allocator.
+        peak_memory_bytes: on CUDA, the peak of the allocator during its own passes, other weights in memory included.
         latency: of single samples; empty for controls and bounds.
         speedup_factors: the speed-up taken apart (stored as ``waterfall``).
         resources: memory, disk and energy (stored as ``footprint``).

@@ -38,4 +38,5 @@ def binding_of(session: Session, name: str, reference: str | None) -> Binding:
         },
         precision="/".join(sorted({settings.precision(one) for one in names})),
         fit_threads=settings.fit_threads,
+        settings={one: session.keys.settings_alone(one) for one in names},
     )

@@ -94,6 +94,50 @@ def find_belonging(run: RunFolder, results: Sequence[Result]) -> Belonging:
     return Belonging(names, apart, _unchecked(results))
 
 
+def unlike_sets(results: Sequence[Result]) -> list[str]:
+    """Return a sentence if sets were measured in different ways, although tables over all sets average them.
+
+    Rows, lengths and backbones may differ from set to set. Only what both sets have is compared.
+    """
+    lines = []
+    for synthetic, half in grouped(results, lambda one: one.synthetic).items():
+        first, *others = grouped(half, lambda one: one.cell.dataset).items()
+        base = _ways(first[1])
+        differ: dict[tuple[str, ...], list[str]] = {}
+        for dataset, same in others:
+            mine = _ways(same)
+            if words := tuple(name for name in base if name in mine and mine[name] != base[name]):
+                differ.setdefault(words, []).append(dataset)
+        parts = [
+            f"{' and '.join((first[0], *names))} differ in {', '.join(words[:_FEW])}"
+            + f" and {len(words) - _FEW} more" * (len(words) > _FEW)
+            for words, names in differ.items()
+        ]
+        if parts:
+            lines.append(
+                f"Tables over all{' synthetic' * synthetic} sets average cells that were not measured in the same way: "
+                f"{'; '.join(parts)}. To average like with like, run all sets again with the same settings and code."
+            )
+    return lines
+
+
+def _ways(results: Sequence[Result]) -> dict[str, frozenset[object]]:
+    """Return in words how cells were measured -> the values that they have; what is not recorded is left out."""
+    found: dict[str, set[object]] = {}
+    for result in results:
+        facts: dict[str, object] = {"threads while measuring": result.fingerprint.get("torch_threads")}
+        if (binding := result.binding) is not None:
+            facts |= {f"settings of {name}": value for name, value in (binding.settings or {}).items()}
+            facts |= {f"version of {name}": value for name, value in binding.versions.items()}
+            facts |= {f"precision of {result.cell.method}": binding.precision, "threads per fit": binding.fit_threads}
+            if binding.settings is None:
+                facts |= {f"training.{key} of {result.cell.method}": value for key, value in binding.training.items()}
+        for name, value in facts.items():
+            if value is not None:
+                found.setdefault(name, set()).add(value)
+    return {name: frozenset(values) for name, values in found.items()}
+
+
 def _evidence(run: RunFolder, result: Result) -> Evidence:
     labels = ""
     if result.binding is None and result.cell not in run.without_rows:

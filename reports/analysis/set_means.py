@@ -14,7 +14,7 @@ from harness.measure.statistics import spread
 from reports.analysis.cell_settings import grouped, values_of
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.verdicts.area_ranks import POOLED
-from reports.analysis.verdicts.equal_cost import FEWEST_SETS, LEAST_SETS, pools_of
+from reports.analysis.verdicts.equal_cost import FEWEST_SETS, LEAST_SETS, absent_from, pools_of
 from reports.notation.marks import together
 from reports.notation.numbers import finite
 
@@ -65,7 +65,7 @@ class SetMeans:
         data: real or synthetic.
         setting: values of the settings that the rows of the pool share, for telling pools apart.
         sets: labels of all sets of the pool, ``counted``: those that means are over.
-        absent: sets that the profile names and no row has.
+        absent: sets that the profile names, or that have rows, but none of this pool.
         missing: label of a set that does not count -> what was not measured there.
         rest: methods at points that take no part.
         methods: those that do.
@@ -101,8 +101,6 @@ def means_over_sets(rows: Sequence[ResultRow], expected: Sequence[str] = ()) -> 
         rows: rows of the view, with their marks.
         expected: datasets that the run should have.
     """
-    measured = {row.dataset for row in rows}
-    absent = tuple(name for name in expected if name not in measured)
     found = []
     for pool in pools_of([row for row in rows if finite(row.accuracy)]):
         labels = tuple(dict.fromkeys(row.label for row in pool))
@@ -123,7 +121,7 @@ def means_over_sets(rows: Sequence[ResultRow], expected: Sequence[str] = ()) -> 
                 setting=values_of(pool[0], POOLED),
                 sets=labels,
                 counted=counted,
-                absent=absent,
+                absent=absent_from(pool, rows, expected),
                 missing=lacking,
                 rest=tuple(f"{one.method} {one.point}" for one in wide if one not in part),
                 methods=tuple(_averaged(one, counted, references) for one in part) if counted else (),

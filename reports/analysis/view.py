@@ -18,7 +18,7 @@ from harness.core.names import clean
 from harness.results.run_folder import RunFolder
 from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_aside
 from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
-from reports.analysis.conditions import find_belonging
+from reports.analysis.conditions import find_belonging, unlike_sets
 from reports.analysis.curves import Curve, measure_curves
 from reports.analysis.depth_worth import DepthRow, depth_rows
 from reports.analysis.earned_marks import signs
@@ -115,7 +115,8 @@ class View:
         varying: settings that differ inside a group and are therefore shown as columns.
         fingerprint: (key, value) of the machine and versions.
         caveats: what a reader must know before using a number.
-        warnings: how many of them come first and must not be missed: cells that do not belong together, and results set aside.
+        warnings: how many of them come first and must not be missed: cells that do not belong together, sets that were not measured
+            in the same way, and results set aside.
         lost: cells that a dataset should have but has not, by its name as in files.
         variants: the variants among the methods.
         searches: settings that were tried for the methods before the run.
@@ -222,7 +223,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     rows = sorted(with_pace(with_noise(with_ratios(rows))), key=lambda row: (place[row.slug], *_order(row)))
     rows = _with_marks(rows, reader if samples else None)
     varying = varying_settings(rows)
-    warnings = [*belonging.apart, *set_aside(run)]
+    warnings = [*belonging.apart, *unlike_sets(results), *set_aside(run)]
     verdicts = compare_with_controls(rows, reader.read) if samples else []
     bounds = reachable(rows, reader.read) if samples else []
     families = read_families(run)

@@ -89,10 +89,17 @@ class FitKeys:
     def recipe(self, name: str) -> str:
         """Return a hash of the settings of one fit, without those that only choose operating points."""
         profile = self.settings.profile
-        full = profile.config(name)
-        config = {key: without_paths(value) for key, value in full.items() if key not in POINTS}
-        declared = self._declared_content(name, full)
-        return content_key(profile.identity(name), config, profile.named_content(name), *declared)
+        declared = self._declared_content(name, profile.config(name))
+        return content_key(*self._chosen(name), profile.named_content(name), *declared)
+
+    def settings_alone(self, name: str) -> str:
+        """Return :meth:`recipe` without the content of files and rows, which differs from set to set."""
+        return content_key(*self._chosen(name))
+
+    def _chosen(self, name: str) -> tuple[Any, dict[str, Any]]:
+        profile = self.settings.profile
+        config = {key: without_paths(value) for key, value in profile.config(name).items() if key not in POINTS}
+        return profile.identity(name), config
 
     def _declared_content(self, name: str, config: Mapping[str, Any]) -> list[str]:
         """Return the hashes of the backbone's word head and of the rows without labels, if these settings use them."""

@@ -138,7 +138,7 @@ class SetRanks:
         setting: values of the settings that the rows of the pool share, for telling pools apart.
         sets: labels of all sets of the pool.
         counted: those that means and ranks are over.
-        absent: sets that the profile names and no row has.
+        absent: sets that the profile names, or that have rows, but none of this pool.
         methods: the best average rank first, then those that take no part.
         p, critical_difference: of :func:`harness.measure.areas.average_ranks`; None without ranks.
     """
@@ -177,6 +177,13 @@ def pools_of(rows: Sequence[ResultRow]) -> list[list[ResultRow]]:
     return list(grouped(rows, lambda row: (row.data, values_of(row, POOLED))).values())
 
 
+def absent_from(pool: Sequence[ResultRow], rows: Iterable[ResultRow], expected: Iterable[str]) -> tuple[str, ...]:
+    """Return the datasets that should be in a pool and are not: those expected, and those of other pools of this kind of data."""
+    known = {row.dataset for row in pool}
+    others = [row.dataset for row in rows if row.synthetic == pool[0].synthetic]
+    return tuple(name for name in dict.fromkeys((*expected, *others)) if name not in known)
+
+
 def rank_over_sets(
     rows: Sequence[ResultRow], families: Mapping[str, str], expected: Sequence[str] = ()
 ) -> list[SetRanks]:
@@ -187,8 +194,6 @@ def rank_over_sets(
         families: :func:`reports.analysis.run_contents.read_families`.
         expected: datasets that the run should have.
     """
-    measured = {row.dataset for row in rows}
-    absent = tuple(name for name in expected if name not in measured)
     families = {name: base for name, base in families.items() if base in {row.method for row in rows}}
     found = []
     for pool in pools_of(rows):
@@ -208,7 +213,7 @@ def rank_over_sets(
                     setting=values_of(pool[0], POOLED),
                     sets=labels,
                     counted=(),
-                    absent=absent,
+                    absent=absent_from(pool, rows, expected),
                     methods=tuple(methods),
                 )
                 found.append(_ranked(one))

@@ -73,7 +73,7 @@ def coverage_notes(one: SetMeans) -> list[str]:
         f"{label} does not count in means, because it lacks {', '.join(names)}." for label, names in one.missing.items()
     ]
     if one.absent:
-        notes.append(f"Not measured in this run: {', '.join(one.absent)}.")
+        notes.append(f"Not measured in this run, or not under the conditions of these rows: {', '.join(one.absent)}.")
     if one.rest:
         notes.append(
             f"Measured on fewer than {100 * LEAST_SETS:g} % of the sets, and without means: {', '.join(one.rest)}."

@@ -80,7 +80,7 @@ def rank_notes(one: SetRanks) -> list[str]:
     for label, names in one.missing().items():
         notes.append(f"{label} does not count in means and ranks, because it lacks {', '.join(names)}.")
     if one.absent:
-        notes.append(f"Not measured in this run: {', '.join(one.absent)}.")
+        notes.append(f"Not measured in this run, or not under the conditions of these rows: {', '.join(one.absent)}.")
     rest = [method.name for method in one.methods if method.mean is None]
     if rest:
         notes.append(

@@ -167,3 +167,51 @@ def test_published_runs_stay_whole(published, tmp_path):
     results = run.results()
     assert len(results) == len(list((published / "results").iterdir())) and not run.broken
     assert find_belonging(run, results).apart == []
+
+
+UNLIKE = {
+    "other settings": ({"settings": {"geep": "other"}}, "differ in settings of geep."),
+    "other code": ({"versions": {"bert": "1.2"}}, "differ in version of bert."),
+    "another precision": ({"precision": "bfloat16"}, "differ in precision of bert, precision of geep."),
+    "training settings of older results": ({"settings": None, "training": {"epochs": "9"}}, "training.epochs of bert"),
+}
+ALIKE = {
+    "rows and lengths": {"train_rows": "fewer", "max_length": 32, "backbone": "of another language"},
+    "rows without labels": {"fits": {"bert": "as in the profile", "geep": "with other rows"}},
+}
+
+
+def two_sets(fabricate, change):
+    """Write two sets that are each measured in one way; ``change`` is that of the second one."""
+    run = fabricate()
+    given = {} if "settings" in change and change["settings"] is None else {"settings": {"geep": "as in the profile"}}
+    for dataset, own in (("ag_news", given), ("yahoo", given | change)):
+        run.cell("bert", dataset=dataset, binding=own)
+        run.cell("geep", "speed=0.5", dataset=dataset, layers=3, binding=own)
+    return build_view(run.path)
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_sets_measured_in_different_ways_are_named(fabricate, case):
+    """Each set belongs together, so means over sets are made; a caveat that must not be missed says what they mix."""
+    change, words = UNLIKE[case]
+    view = two_sets(fabricate, change)
+    assert [one.counted for one in view.set_means] == [("ag_news (synthetic)", "yahoo (synthetic)")]
+    assert view.warnings == 1 and words in view.caveats[0] and "ag_news and yahoo differ in" in view.caveats[0]
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_sets_may_differ_in_their_rows(fabricate, case):
+    """Rows, lengths, backbones and texts without labels are those of each set."""
+    assert two_sets(fabricate, ALIKE[case]).warnings == 0
+
+
+def test_a_set_under_other_conditions_is_named_where_it_does_not_count(fabricate):
+    """One stray cell gives all rows of its set conditions of their own; tables over sets say that the set is missing."""
+    run = fabricate()
+    for dataset in ("ag_news", "yahoo", "lcqmc"):
+        run.cell("bert", dataset=dataset)
+        run.cell("fastbert", "speed=0.5", dataset=dataset, layers=3)
+    run.cell("geep", "speed=0.5", dataset="yahoo", layers=3, binding={"max_length": 32})
+    view = build_view(run.path)
+    assert [one.absent for one in (*view.set_means, *view.ranks)] == [("yahoo",)] * 2

@@ -69,7 +69,10 @@ def test_missing_sets_are_named(run):
     """The set that the profile names and nobody measured stands in the notes of means and ranks."""
     view = build_view(run.path, samples=False)
     for table in (*mean_tables(view), *rank_tables(view)):
-        assert any(note == "Not measured in this run: weibo." for note in table.notes), table.name
+        assert any(
+            note == "Not measured in this run, or not under the conditions of these rows: weibo."
+            for note in table.notes
+        ), table.name
 
 
 def test_a_missing_time_is_a_dash(run):
