@@ -259,19 +259,18 @@ class Session:
                 check_executor(executor, name, fit)
             if engine is not None:
                 check_engine(engine, name, self.settings.device, type(fit))
-                fit = self._on_engine(engine, fit)
+                fit = on_engine(engine, fit, self.prepared.task.train.tokens)
             self._on_engines[name] = fit
         return self._on_engines[name]
 
-    def _on_engine(self, engine: EngineName, fit: Fitted) -> Fitted:
-        return on_engine(engine, fit, self.prepared.task.train.tokens)
-
     def saved_size(self, name: str, user: str) -> int:
-        """Return the bytes on disk of a method whose weights another one, ``user``, runs on its own engine."""
-        engine = self.settings.profile.engine(user)
-        if (name, engine) not in self._sizes:
+        """Return the bytes on disk of a method whose weights, its own or borrowed ones, ``user`` runs on its own engine."""
+        profile = self.settings.profile
+        if (name, engine := profile.engine(user)) not in self._sizes:
             fit = self.fit(name)
-            self._sizes[name, engine] = SavedState.of(fit if engine is None else self._on_engine(engine, fit)).size
+            state = SavedState.of(fit if engine is None else on_engine(engine, fit, self.prepared.task.train.tokens))
+            needs = () if state.weights else profile.method_of(name).needs
+            self._sizes[name, engine] = state.size + sum(self.saved_size(need, user) for need in needs)
         return self._sizes[name, engine]
 
     def _fit(self, name: str) -> Fitted:
