@@ -33,6 +33,7 @@ class CTranslate2(WholeModel):
     executor = "ctranslate2"
     extra = "ctranslate2"
     modules = ("ctranslate2",)
+    skips_padding = True
 
     compute_type: ClassVar[str] = "float32"
 

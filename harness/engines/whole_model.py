@@ -51,6 +51,7 @@ class WholeModel(FullDepth, ABC):
         extra: of this project, which installs the library.
         modules: of that extra.
         calibrates: conversion needs rows to choose scales from.
+        skips_padding: linear layers run on tokens alone; attention and the head do not.
         files: the converted model.
     """
 
@@ -59,6 +60,7 @@ class WholeModel(FullDepth, ABC):
     extra: ClassVar[str]
     modules: ClassVar[tuple[str, ...]]
     calibrates: ClassVar[bool] = False
+    skips_padding: ClassVar[bool] = False
 
     files: Files = field(default_factory=dict, repr=False)
 
@@ -132,8 +134,10 @@ class WholeModel(FullDepth, ABC):
                     layout = Layout(lengths, longest, tokens.device)
                     if self.model.encoder.shape.embedding:
                         work.add(f"{PROJECTION}.0", Tally(layout.count, layout.rows, layout.valid))
+                    layer = layout.tally()
+                    layer.tokens = layer.valid if self.skips_padding else layer.tokens
                     for index in range(depth):
-                        work.add(f"layer.{index}", layout.tally())
+                        work.add(f"layer.{index}", layer)
                     work.add(f"head.{depth - 1}", layout.tally("first"))
         exits = np.full(len(tokens), depth - 1, np.int16)
         return Predictions(logits, exits, work, phases=phases.seconds())

@@ -100,8 +100,12 @@ class Engine:
         return close(layer, active, context)
 
     def some_tally(self, index: int, attention: SomeQueries) -> Tally:
-        """Return what :meth:`run_some` executes for those rows; see :meth:`SomeQueries.left` for the others."""
+        """Return what :meth:`run_some` executes for those rows; see :meth:`left_tally` for the others."""
         return attention.tally(ragged=self._layer_ragged and attention.is_ragged(self._reach(index)))
+
+    def left_tally(self, attention: SomeQueries) -> Tally:
+        """Return what :meth:`run_some` executes for the rows that are keys and values only."""
+        return attention.left()
 
     def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
         """Run the head itself, in any memory."""
@@ -118,6 +122,13 @@ class PackedEngine(Engine):
     def layer_tally(self, index: int, layout: Layout) -> Tally:
         """Return what runs, the rows beyond the batch included."""
         return replace(super().layer_tally(index, layout), tokens=rounded(layout.rows, 1))
+
+    def some_tally(self, index: int, attention: SomeQueries) -> Tally:
+        return replace(super().some_tally(index, attention), tokens=rounded(attention.rows, 1))
+
+    def left_tally(self, attention: SomeQueries) -> Tally:
+        left = rounded(attention.layout.rows, 1) - rounded(attention.rows, 1)
+        return replace(super().left_tally(attention), tokens=left)
 
     def run_layer(self, index: int, hidden: Tensor, attention: Attention) -> Tensor:
         layer: Any = self.model.encoder.layers[index]

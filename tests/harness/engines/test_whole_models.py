@@ -76,6 +76,8 @@ def test_float_engines_give_berts_answers(
     assert (ours.work.rows("layer"), ours.work.rows("head")) == (5 * 40, 40)
     assert ours.exit_layer.tolist() == theirs.exit_layer.tolist()
     assert (fitted.cost, fitted.training) == (trained_bert.cost, trained_bert.training)
+    layer = ours.work.blocks["layer.0"]
+    assert (layer.tokens == layer.valid) == fitted.skips_padding == (engine == "ctranslate2")
 
 
 @pytest.mark.parametrize("engine", ["ctranslate2-int8"])

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from harness.contracts import Execution
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
+from harness.core.work import Work
+from harness.encoder.device_kernels.packed_linear import PackedLinear, can_pack
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
@@ -282,3 +284,30 @@ def test_cuda_gives_the_answers_of_the_cpu(
         half = Execution(batch_size=5, protocol=protocol, max_length=12, dtype="bfloat16", compute=compute)  # type: ignore[arg-type]
         found = run_token_exits(model, tokens, exits.to("cuda"), half)
         np.testing.assert_allclose(found.logits, expected.logits, rtol=0.3, atol=0.3)
+
+
+def test_packed_weights_run_what_is_counted(
+    tiny_model: MultiExitModel, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers of packed weights run on rows rounded up: the linear FLOPs of layers and of kept keys are those of all products."""
+    if not can_pack(torch.float32):
+        pytest.skip("this CPU runs no packed weights")
+    ran: list[int] = []
+
+    def counting(name: str) -> None:
+        plain = getattr(PackedLinear, name)
+
+        def run(self: PackedLinear, x: Tensor, *more: Any) -> Tensor:
+            ran.append(2 * len(x) * self._weight.numel())
+            return plain(self, x, *more)
+
+        monkeypatch.setattr(PackedLinear, name, run)
+
+    for name in ("forward", "activated", "plus"):
+        counting(name)
+    exits = TokenExits.of(torch.arange(WORDS) % DEPTH, DEPTH)
+    with torch.inference_mode():
+        found = run_token_exits(tiny_model, tokens, exits, Execution(batch_size=N, compute="packed"))
+    kinds = ("layer", "keys")
+    blocks = {name: tally for name, tally in found.work.blocks.items() if name.split(".")[0] in kinds}
+    assert tiny_model.cost().flops(Work(blocks), "linear") == sum(ran)
