@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,9 +37,9 @@ class Measured:
         speed: ``None`` if the cell was not timed.
         rounds_agree: share of samples with the same label in all rounds; ``None`` after a single one.
         foresees: the method looked exits up outside the timed region.
-        peak_memory_bytes: on CUDA, the peak of the allocator over the rounds.
+        peak_memory_bytes: on CUDA, the peak of the allocator over its own passes.
         predicting: seconds inside methods (``predict`` and ``foresee``), warm-up and reference included.
-        host_peak_bytes: peak memory of the process over the rounds; ``None`` if unknown.
+        host_peak_bytes: peak memory of the process over its own passes; ``None`` if unknown.
         reference_logits: of the reference in the first round, float32 [N, C] in file order; ``None`` without one.
         speedup_factors: of the round with the middle speed-up; ``None`` without a reference.
     """
@@ -152,22 +152,22 @@ def measure_together(
         check_work(done.predictions, series.contender.fitted.cost)
         series.predicting += done.seconds + done.foreseeing
     if reference is not None:
-        all_series[0].predicting += timed_pass(reference, max(warm, key=len)).seconds
-    with _Peaks(tokens.device) as peaks:
-        for number in range(rounds):
-            order = _order(len(tokens), number, rng)
-            shuffled = tokens if number == 0 else tokens.select(order)
-            other = timed_pass(reference, shuffled) if reference is not None and number % 2 == 0 else None
-            passes = {one: timed_pass(one.contender, shuffled) for one in all_series[:: -1 if number % 2 else 1]}
-            if reference is not None and number % 2 == 1:
-                other = timed_pass(reference, shuffled)
-            for series, done in passes.items():
-                series.add(done, order, reference, other)
-            all_series[0].predicting += other.seconds if other else 0.0
-            if tolerance and number % 2 == 1 and _standard_error(all_series) <= tolerance:
-                break
+        some = tokens.select(np.arange(_warm_up_rows(reference, tokens)))
+        all_series[0].predicting += timed_pass(reference, some).seconds
+    for number in range(rounds):
+        order = _order(len(tokens), number, rng)
+        shuffled = tokens if number == 0 else tokens.select(order)
+        other = timed_pass(reference, shuffled) if reference is not None and number % 2 == 0 else None
+        passes = {one: one.run(shuffled) for one in all_series[:: -1 if number % 2 else 1]}
+        if reference is not None and number % 2 == 1:
+            other = timed_pass(reference, shuffled)
+        for series, done in passes.items():
+            series.add(done, order, reference, other)
+        all_series[0].predicting += other.seconds if other else 0.0
+        if tolerance and number % 2 == 1 and _standard_error(all_series) <= tolerance:
+            break
     name = reference_name if reference is not None else None
-    return [series.measured(tokens, name, peaks, len(contenders)) for series in all_series]
+    return [series.measured(tokens, name, len(contenders)) for series in all_series]
 
 
 def measure_untimed(contender: Contender, tokens: TokenSet, *, rounds: int, seed: int) -> Measured:
@@ -179,11 +179,10 @@ def measure_untimed(contender: Contender, tokens: TokenSet, *, rounds: int, seed
         MethodError: the predictions violate the contract.
     """
     rng, series = np.random.default_rng(seed), _Series(contender)
-    with _Peaks(tokens.device) as peaks:
-        for number in range(rounds):
-            order = _order(len(tokens), number, rng)
-            series.add(timed_pass(contender, tokens if number == 0 else tokens.select(order)), order)
-    return replace(series.measured(tokens, None, peaks), speed=None)
+    for number in range(rounds):
+        order = _order(len(tokens), number, rng)
+        series.add(series.run(tokens if number == 0 else tokens.select(order)), order)
+    return replace(series.measured(tokens, None), speed=None)
 
 
 def _order(samples: int, number: int, rng: np.random.Generator) -> np.ndarray:
@@ -201,7 +200,7 @@ def _warm_up_rows(contender: Contender, tokens: TokenSet) -> int:
 
 
 class _Peaks:
-    """Peak memory inside a block.
+    """Peak memory inside some blocks, the largest of them.
 
     Attributes:
         device: on CUDA, bytes of the allocator.
@@ -211,18 +210,16 @@ class _Peaks:
     device: int | None = None
     host: int | None = None
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device if device.type == "cuda" else None
-
-    def __enter__(self) -> _Peaks:
-        if self._cuda is not None:
-            torch.cuda.reset_peak_memory_stats(self._cuda)
-        self._host_known = reset_host_peak()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.device = None if self._cuda is None else torch.cuda.max_memory_allocated(self._cuda)
-        self.host = host_peak() if self._host_known else None
+    @contextmanager
+    def __call__(self, device: torch.device) -> Iterator[None]:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        known = reset_host_peak()
+        yield
+        if device.type == "cuda":
+            self.device = max(self.device or 0, torch.cuda.max_memory_allocated(device))
+        if known and (peak := host_peak()) is not None:
+            self.host = max(self.host or 0, peak)
 
 
 class _Series:
@@ -238,6 +235,12 @@ class _Series:
         self._phases: list[dict[str, float]] = []
         self._first: Predictions | None = None
         self._reference_logits: np.ndarray | None = None
+        self._peaks = _Peaks()
+
+    def run(self, tokens: TokenSet) -> TimedPass:
+        """Run one pass, and note the memory that it takes beside what is there already."""
+        with self._peaks(tokens.device):
+            return timed_pass(self.contender, tokens)
 
     def add(
         self, done: TimedPass, order: np.ndarray, reference: Contender | None = None, other: TimedPass | None = None
@@ -261,7 +264,7 @@ class _Series:
         """Return the logarithms of the speed-ups, or of the times without a reference, float64 [rounds], up to their signs."""
         return np.log(self._own) - (np.log(self._theirs) if self._theirs else 0.0)
 
-    def measured(self, tokens: TokenSet, reference: str | None, peaks: _Peaks, together: int = 1) -> Measured:
+    def measured(self, tokens: TokenSet, reference: str | None, together: int = 1) -> Measured:
         assert self._first is not None
         p10, p50, p90 = np.quantile(self._own, _SHARES).tolist()
         ratios = [
@@ -290,10 +293,10 @@ class _Series:
             speed,
             float(same.mean()) if len(self._labels) > 1 else None,
             isinstance(self.contender.fitted, Foresees),
-            peaks.device,
+            self._peaks.device,
             self.predicting,
             _middle(self._pairs, ratios, len(tokens)),
-            peaks.host,
+            self._peaks.host,
             self._reference_logits,
         )
 

@@ -161,6 +161,11 @@ def _notes(rows: Sequence[ResultRow]) -> list[str]:
         if min(counts) < _ENOUGH:
             text += f"; quantiles of as few as {whole(min(counts))} batches, whose 99th percentile is among the slowest"
         notes.append(text + ".")
+    if any(finite(row.host_peak_bytes) or finite(row.peak_memory_bytes) for row in rows):
+        notes.append(
+            "Peaks are those of the whole process during passes of the row (in older results, of the reference, too). Weights of "
+            "other methods that it holds count, so that a small model may have a large peak: compare sizes on disk."
+        )
     if any(finite(row.train_flops) for row in rows):
         notes.append(
             "Training FLOPs are those of the layers, forward and backward, counted while fitting (linear convention). They include "

@@ -15,6 +15,7 @@ from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
 from harness.core.work import LayerCost, ModelCost, Tally, Work
 from harness.measure.passes import Contender, measure, measure_together, measure_untimed, timed_pass
+from harness.measure.resources import reset_host_peak
 
 ROUNDS = 5
 
@@ -309,3 +310,34 @@ def test_phases_add_up_by_name(time: Time) -> None:
         with phases(name):
             time.now += seconds
     assert phases.seconds() == {"layers": 2.5, "predict": 1.0}
+
+
+class Compiled(Fake):
+    """Makes code for every shape when it first occurs."""
+
+    compute = "compiled"
+
+
+def test_a_compiled_reference_warms_up_on_all_samples(time: Time, calls: list, samples: TokenSet) -> None:
+    """Its code for all shapes is made before the first round, even beside a method that needs one batch to warm up."""
+    own, bert = Fake("own", time, calls, [1] * 9), Compiled("bert", time, calls, [1] * 9)
+    measure(contender(own), samples, rounds=2, seed=0, reference=contender(bert), reference_name="bert")
+    assert [(name, len(words)) for name, words in calls[:2]] == [("own", 2), ("bert", 40)]
+
+
+class Large(Fake):
+    """Takes memory while it runs."""
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        assert np.ones(100 * 2**20, dtype=np.uint8).any()
+        return super().predict(tokens, at=at)
+
+
+def test_peaks_are_those_of_own_passes(calls: list, time: Time, samples: TokenSet) -> None:
+    """A small method does not get the peak of the reference, nor that of a method in the same rounds."""
+    if not reset_host_peak():
+        pytest.skip("this system cannot reset the peak")
+    small, large, bert = (contender(kind("x", time, calls, [1] * 9)) for kind in (Fake, Large, Large))
+    found = measure_together([small, large], samples, rounds=2, seed=0, reference=bert, reference_name="bert")
+    low, high = (one.host_peak_bytes for one in found)
+    assert low is not None and high is not None and high - low > 50 * 2**20
