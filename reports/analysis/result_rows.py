@@ -344,8 +344,10 @@ def _latency(every: Sequence[Latency]) -> dict[int, Latency]:
 def with_ratios(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Return the rows with FLOPs and layer ratios to the reference of the same run, matched on :data:`SAME_REFERENCE`."""
     found = []
+    timed = {values_of(row, ("slug", "conditions")): row.reference for row in rows if row.reference}
     for row in rows:
-        name = row.reference or FALLBACK_REFERENCE
+        # A row that was not timed does not name it, so its neighbours do.
+        name = row.reference or timed.get(values_of(row, ("slug", "conditions")), FALLBACK_REFERENCE)
         # Nearest setting first; among a reference's own points, its full depth.
         best = max(
             (

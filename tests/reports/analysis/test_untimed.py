@@ -114,3 +114,16 @@ def test_rows_of_a_slower_machine_are_marked(fabricate):
     assert shown(table, "geep")["Method"] == "geep ≈"
     assert any(note.startswith("≈ The machine was slower") for note in table.notes)
     assert to_latex(table).isascii()
+
+
+def test_a_row_without_times_has_the_reference_of_its_neighbours(fabricate):
+    """Its ratios refer to the reference of the run, also if that is not bert and bert was measured, too."""
+    run = fabricate()
+    run.cell("bert", reference="slim")
+    for method, layers in (("slim", 3), ("geep", 2)):
+        run.cell(method, layers=layers, reference="slim")
+
+    run.cell("control-random", kind="control", layers=1.5, timed=False)
+    found = rows(build_view(run.path))
+    assert found["control-random"].ratio_reference == "slim"
+    assert found["control-random"].ratio_linear == pytest.approx(2)
