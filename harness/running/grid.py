@@ -87,6 +87,7 @@ class Grid:
         self.outcome = GridOutcome()
         self.keys = ContentKeys(settings)
         self._result_keys: dict[str, str] = {}  # of the results that are stored at the start
+        self._alone: set[str] = set()  # those that were timed without a reference
         self._session: Session | None = None
         self._backbones: dict[tuple[str, str], Backbone] = {}  # of all sessions: each is loaded and hashed once
         self._checked: Session | None = None
@@ -108,7 +109,10 @@ class Grid:
     def execute_unlocked(self) -> GridOutcome:
         """Do the same for a caller that holds the lock of the run folder."""
         # Sets broken files aside, and rejects another schema before any work.
-        self._result_keys = {self.run.result_path(result.cell).stem: result.key for result in self.run.results()}
+        stored_results = {self.run.result_path(result.cell).stem: result for result in self.run.results()}
+        self._result_keys = {name: result.key for name, result in stored_results.items()}
+        if self.settings.profile.reference in self.settings.profile.methods:
+            self._alone = {name for name, one in stored_results.items() if one.speed and one.speed.reference is None}
         for message in self.run.broken:
             print(message, file=sys.stderr)
         write_json(self.run.path / "run.json", self._facts())
@@ -266,7 +270,7 @@ class Grid:
                 return None
         except MethodError:  # reported when the method is fitted
             return None
-        lost = {self.run.result_path(cell).stem for cell in self.run.without_rows}
+        lost = {*self._alone, *(self.run.result_path(cell).stem for cell in self.run.without_rows)}
         done = [(self.run.path / "results" / f"{name}.json").is_file() and name not in lost for name in plan.cells]
         return len(done) if all(done) else None
 
@@ -331,7 +335,8 @@ class Grid:
 
     def _is_kept(self, cell: Cell) -> bool:
         """Return whether a cell is finished, and count it then."""
-        if self.settings.fresh or not self.run.result_path(cell).is_file():
+        path = self.run.result_path(cell)
+        if self.settings.fresh or path.stem in self._alone or not path.is_file():
             return False
         if cell in self.run.without_rows:
             print(f"{self.run.without_rows[cell]}: its cell is measured again", file=sys.stderr)

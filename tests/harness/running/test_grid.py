@@ -425,3 +425,28 @@ def test_without_the_reference_there_is_no_speedup(stage: Any, settings: Setting
     settings = change(settings, datasets=["ag_news"], methods=["two"])
     run(settings)
     assert {(r.speed.reference, r.speed.speedup) for r in RunFolder.open(settings.out).results()} == {(None, None)}
+
+
+def test_borrowed_weights_count_on_disk_through_others(stage: Any, settings: Settings) -> None:
+    """A method that borrows from one that borrows itself has the weights behind both on disk."""
+    for name, lender in (("four", "one"), ("five", "four")):
+        fake = stage.add(name, lender)
+        bare = {"save": lambda self, folder: (folder / "points.json").write_text("[]", encoding="utf-8")}
+        fake.fitted = type("Borrowing", (fake.fitted,), bare)
+    settings = change(settings, methods=["one", "four", "five"], datasets=["ag_news"])
+    run(settings)
+    results = RunFolder.open(settings.out).results()
+    found = {one.cell.method: one.resources.disk_bytes or 0 for one in results if one.resources}
+    assert 0 < found["one"] < found["four"] < found["five"]
+
+
+def test_cells_without_a_speedup_are_measured_again_beside_the_reference(stage: Any, settings: Settings) -> None:
+    """Cells that were timed when the reference was left out get their speed-ups when it is there, and keep them later."""
+    settings = change(settings, datasets=["ag_news"])
+    alone, both = (change(settings, methods=names) for names in (["two"], ["one", "two"]))
+    assert counts(run(alone)) == (2, 0, 0)
+    assert counts(run(both)) == (4, 0, 0)
+    speeds = [one.speed.speedup for one in RunFolder.open(settings.out).results() if one.speed]
+    assert len(speeds) == 4 and None not in speeds
+    assert counts(run(both)) == (0, 4, 0)
+    assert counts(run(alone)) == (0, 2, 0)
