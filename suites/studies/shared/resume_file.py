@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,15 @@ from harness.core.errors import ResultError
 from harness.core.files import write_json
 from harness.core.text_formats import read_json
 
+# Parts of a fingerprint without which two measurements cannot be of the same code on the same machine.
+_SAME = ("commit", "versions", "cpu", "gpu", "torch_threads")
+
 
 class ResumeFile:
     """A JSON file with the settings, the parts measured so far by name, and at the end the results.
+
+    Its ``fingerprint`` is that of the last program that wrote it; ``earlier`` has those of other code or machines that measured
+    parts of it, and a line says so.
 
     Args:
         path: of the file; it is made when the first part is stored.
@@ -54,6 +61,17 @@ class ResumeFile:
                 f"{path} was made with other settings ({', '.join(named)}): choose another file with --out, or --fresh"
             )
         self._data["parts"] = found["parts"]
+        now = self._data["fingerprint"]
+        before = [*found.get("earlier", []), found.get("fingerprint", {})]
+        earlier = [one for one in before if any(one.get(name) != now.get(name) for name in _SAME)]
+        if earlier:
+            self._data["earlier"] = earlier
+            commits = ", ".join(dict.fromkeys(str(one.get("commit") or "unknown") for one in earlier))
+            print(
+                f"{path}: some of its {len(found['parts'])} parts were measured by other code or on another machine (commit "
+                f"{commits}): --fresh measures all of them again",
+                file=sys.stderr,
+            )
 
     def _found(self) -> dict[str, Any] | None:
         try:

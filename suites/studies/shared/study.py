@@ -240,7 +240,7 @@ def asked_for(settings: Settings, **options: Any) -> dict[str, Any]:
         **options,
         "key": content_key(
             CHASSIS_VERSION,
-            [(profile.identity(name), profile.method_of(name).version, profile.config(name)) for name in names],
+            [(profile.identity(name), profile.version(name), profile.config(name)) for name in names],
             [keys.identity(dataset) for dataset in profile.datasets],
             profile.model_dump(mode="json"),
             *[part for part in (named, backbones) if part],

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
+
+from harness import registry
 from harness.encoder import checkpoint
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 from harness.running.run_settings import make_settings
+from suites.studies.shared import resume_file
+from suites.studies.shared.resume_file import ResumeFile
 from suites.studies.shared.study import asked_for
 
 
@@ -26,3 +32,26 @@ def test_other_weights_in_the_same_folder_have_another_key(tmp_path: Path) -> No
     assert asked_for(settings)["key"] == first
     checkpoint.write_folder(tmp_path / "en", shape, Encoder(shape).state_dict())
     assert asked_for(settings)["key"] != first
+
+
+def test_weights_of_another_version_have_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts measured with weights of an older training are refused, as cells of it are measured again."""
+    settings = make_settings("quick", datasets=["ag_news"])
+    first = asked_for(settings)["key"]
+    monkeypatch.setattr(type(registry.get("geep")), "weights_version", 99)
+    assert asked_for(settings)["key"] != first
+
+
+def test_a_file_names_the_code_that_measured_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study that another version of the code goes on with says so, in its file and on the terminal; the same code does not."""
+    place = tmp_path / "study.json"
+    for commit, part in (("old", "a"), ("old", "b"), ("new", "c"), ("new", "d")):
+        monkeypatch.setattr(resume_file, "environment_facts", lambda commit=commit: {"commit": commit})
+        ResumeFile(place, "study", {}).store(part, 1)
+        said = capsys.readouterr().err
+        assert ("commit old" in said) == (commit == "new")
+    data = json.loads(place.read_text(encoding="utf-8"))
+    assert (list(data["parts"]), data["fingerprint"]) == (["a", "b", "c", "d"], {"commit": "new"})
+    assert data["earlier"] == [{"commit": "old"}]
