@@ -32,7 +32,8 @@ def area_tables(view: View) -> list[Table[AreaRank]]:
         notes = [
             f"Area: mean accuracy over budgets from {low} to {high} of the layers. A budget between two operating points of a "
             "method buys a mix of both; above its last point it buys that point, below its first one a mix of that point and of "
-            "guesses that take no layer. Every method has its own rule, its own choices on dev, and all of its points.",
+            "guesses that take no layer. Every method has its own rule, its own choices on dev, and all of its points at budgets; "
+            "points at speeds, which not all methods have, do not count.",
             "Sets weigh the same; a test row counts once, with the mean over its seeds. Intervals by stratified bootstrap of test "
             "rows: other rows of these sets for these fits, not other sets or seeds. The difference from the best and its power "
             "are those of one comparison; where intervals of ranks overlap, methods are not separated, which is not the same as "

@@ -1,9 +1,9 @@
 """Early exits by the area under their own curve of accuracy over mean layers, pooled over sets and seeds, with ranks.
 
 The area is the mean accuracy over budgets from :data:`BUDGETS` of the depth (:func:`harness.measure.areas.area_weights`), so it
-judges a method with its own rule and its own choices on dev. Methods without points at budgets are left out: their area would
-show where their points happen to lie. The unit is a test row, whose values under several seeds are averaged first; sets weigh
-equally.
+judges a method with its own rule and its own choices on dev. Only points at budgets count, which all of these methods have alike:
+others, such as those at speeds, would show where they happen to lie, and methods without points at budgets are left out. The
+unit is a test row, whose values under several seeds are averaged first; sets weigh equally.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AreaRank:
         setting: values of the settings that the rows of the pool share, for telling pools apart.
         sets: labels of the pooled sets; ``missing``: those of the pool in which it has no curve.
         left_out: methods of the pool that exit early, but have fewer than two points at budgets.
-        seeds: fewest seeds of a set; ``pairs``: test rows of all sets; ``points``: most operating points of a set.
+        seeds: fewest seeds of a set; ``pairs``: test rows of all sets; ``points``: most points at budgets of a set.
         area, low, high: mean over sets with its 95 % stratified bootstrap interval, 0..1.
         rank, rank_low, rank_high: among the methods with all sets, 1 is best; None for a method without.
         behind, behind_low, behind_high: area less that of the best method, paired, with its 95 % interval.
@@ -118,7 +118,8 @@ def _ranked(rows: Sequence[ResultRow], read: Reader) -> list[AreaRank]:
         if len({row.base for row in mine if row.base.startswith(BUDGET)}) > 1
     }
     left_out = tuple(sorted(f"{method} ({variant})" if variant else method for method, variant in early - budgeted))
-    rows = [row for row in rows if (row.method, row.variant) in early & budgeted]
+    able = [row for row in rows if (row.method, row.variant) in early & budgeted]
+    rows = [row for row in able if row.base.startswith(BUDGET)]
     lines = grouped(rows, lambda row: (row.method, row.variant, row.slug, row.executor, row.compute, row.engine))
     for (method, variant, slug, *_), mine in lines.items():
         if (method, variant) in curves and slug in curves[method, variant]:

@@ -91,3 +91,14 @@ def test_methods_without_budgets_are_named_and_not_compared(run):
     assert set(areas(run)) == {"early", "late"}
     (table,) = area_tables(build_view(run.path))
     assert any(note.startswith("Not compared") and note.endswith(": by speed.") for note in table.notes)
+
+
+def test_points_at_speeds_change_no_area(run):
+    """A method that has points at speeds in addition is judged by its points at budgets, as all others are."""
+    before = areas(run)
+    for dataset in ("ag_news", "yahoo"):
+        run.cell("late", "speed=0.5", dataset=dataset, layers=3, correct=right(0.99))
+    after = areas(run)
+    assert {name: (row.area, row.points) for name, row in after.items()} == {
+        name: (row.area, row.points) for name, row in before.items()
+    }
