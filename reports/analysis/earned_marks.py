@@ -13,7 +13,7 @@ def signs(row: ResultRow) -> str:
         "†": row.rounds_agree is not None and row.rounds_agree < 1,
         "‡": row.batches_agree is not None and row.batches_agree < 1,
         "§": row.state_unchanged is False,
-        "¤": too_different(row.engine, row.engine_agrees, row.engine_difference),
+        "¤": too_different(row.engine, row.engine_agrees, row.engine_difference, row.dtype),
         "¶": row.overlaps is not None and max(row.overlaps.train_test, row.overlaps.dev_test) > 0,
         "°": row.samples_missing,
         "#": row.partial,
