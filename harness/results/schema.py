@@ -63,8 +63,7 @@ class Quality(StrictRecord):
 
     Attributes:
         accuracy: share of correct test samples.
-        accuracy_low: lower end of the interval.
-        accuracy_high: upper end of the interval.
+        accuracy_low, accuracy_high: ends of the interval.
         macro_f1: mean F1 over the classes that occur.
         n: test samples.
     """
@@ -107,13 +106,11 @@ class Speed(StrictRecord):
     Attributes:
         samples_per_s: at the median pass.
         seconds: of all n samples, median over passes.
-        seconds_p10: 10th percentile over passes.
-        seconds_p90: 90th percentile over passes.
+        seconds_p10, seconds_p90: 10th and 90th percentile over passes.
         rounds: passes.
         reference: the method that the speed-up is relative to; ``None`` if the run has none.
         speedup: median over rounds of reference seconds / own seconds.
-        speedup_p10: 10th percentile over rounds.
-        speedup_p90: 90th percentile over rounds.
+        speedup_p10, speedup_p90: 10th and 90th percentile over rounds.
         phases: shares of the pass (0..1) by name.
         tokens_per_s: at the median pass.
         round_seconds: the single passes, round by round. Successive passes of one series differ by noise only, which is how the
@@ -160,9 +157,7 @@ class Latency(StrictRecord):
     Attributes:
         batch_size: samples in each.
         n: batches.
-        p50: median.
-        p90: 90th percentile.
-        p99: 99th percentile.
+        p50, p90, p99: median, 90th and 99th percentile.
     """
 
     batch_size: int
@@ -176,9 +171,8 @@ class Factor(StrictRecord):
     """One factor of a speed-up.
 
     Attributes:
-        name: of the factor.
         ratio: below 1 for a loss.
-        what: explains it.
+        name, what: of the factor, and its explanation.
     """
 
     name: str
@@ -233,8 +227,7 @@ class Overlaps(StrictRecord):
     """Numbers of rows with the same token ids.
 
     Attributes:
-        train_test: test rows that occur in train.
-        dev_test: test rows that occur in dev.
+        train_test, dev_test: test rows that occur in train, or in dev.
         train_dev: dev rows that occur in train.
         within_test: test rows that occur twice or more.
     """
@@ -314,8 +307,7 @@ class Binding(StrictRecord):
         versions: of the code behind these fits. Two runs of different code may be compared, two cells of one table not.
         precision: in which these fits were trained, e.g. ``bfloat16``, or ``bfloat16/float32`` if they differ; ``None``: unknown.
         fit_threads: CPU threads of every fit, 0 on another device; ``None``: unknown.
-        settings: as ``fits``, of the settings alone, without content such as rows without labels: equal on all sets of one
-            profile; ``None``: unknown.
+        settings: as ``fits``, without content of files and rows, so equal on all sets of one profile; ``None``: unknown.
     """
 
     test_rows: str
