@@ -41,15 +41,18 @@ TRAINING = ("train_flops", "train_ratio")
 NUMBERS = (*COSTS, *TESTED, *TRAINING)
 # Settings that all runs of a dataset must share.
 SETTING = ("source", "backbone", "protocol", "device", "dtype", "seed_list", "reference")
+# The same of their references: speed-ups over passes that ran otherwise cannot stand in one column.
+REFERENCE = ("order", "batch_size", "batch_tokens", "compute", "engine")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset: the first run that has it, its rows, what its cells share, and notes on the other runs."""
+    """One dataset: the first run that has it, its rows, what its cells share, how its reference ran, notes on others."""
 
     run: Path
     rows: pd.DataFrame
     bindings: tuple[Binding | None, ...]
+    ways: dict[str, str]
     notes: tuple[str, ...] = ()
 
 
@@ -145,15 +148,24 @@ def side_by_side(runs: Sequence[Path]) -> list[Table[SideRow]]:
             parts = found.setdefault(data, {})
             same = [one for one in results if one.cell.dataset == dataset and one.synthetic == (data == "synthetic")]
             own = rows[(rows["data"] == data) & (rows["dataset"] == dataset)]
-            part = Part(run, own, tuple(one.binding for one in same))
+            part = Part(run, own, tuple(one.binding for one in same), _ways(same))
             parts[dataset] = _joined(dataset, parts[dataset], part) if dataset in parts else part
     return [_table(parts, data == "synthetic") for data, parts in sorted(found.items())]
+
+
+def _ways(results: Sequence[Result]) -> dict[str, str]:
+    """Return how the passes ran that speed-ups refer to."""
+    names = {one.speed.reference for one in results if one.speed}
+    cells = [one.cell for one in results if one.cell.method in names]
+    return {name: ", ".join(sorted({str(getattr(cell, name)) for cell in cells})) for name in REFERENCE}
 
 
 def _joined(dataset: str, first: Part, second: Part) -> Part:
     """Return a dataset with the methods that only another run has."""
     both, others = f"{dataset} is in {first.run} and in {second.run}", second.rows
     here, there = _setting(first.rows), _setting(others)
+    here |= {f"{name} of the reference": value for name, value in first.ways.items()}
+    there |= {f"{name} of the reference": value for name, value in second.ways.items()}
     differ = [f"{name} {here[name]} and {there[name]}" for name in here if here[name] != there[name]]
     pairs = list(itertools.product(first.bindings, second.bindings))
     differ += dict.fromkeys(words for pair in pairs for words in differences(*pair, across_code=True))
@@ -169,7 +181,7 @@ def _joined(dataset: str, first: Part, second: Part) -> Part:
     trained = dict.fromkeys(words for pair in pairs for words in trained_otherwise(*pair))
     apart = [f"{dataset}: {first.run} and {second.run} differ in {', '.join(trained)}."] if trained else []
     bindings = (*first.bindings, *second.bindings)
-    return Part(first.run, pd.concat([first.rows, more]), bindings, (*first.notes, note, *apart))
+    return Part(first.run, pd.concat([first.rows, more]), bindings, first.ways, (*first.notes, note, *apart))
 
 
 def _setting(rows: pd.DataFrame) -> dict[str, object]:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.core.errors import ResultError
 from reports.build import write_report
 from reports.notation.table_formats import to_markdown
 from reports.side_by_side import main, side_by_side
@@ -171,3 +172,16 @@ def test_runs_that_do_not_belong_together_are_refused(
         error = capsys.readouterr().err
         assert error.startswith("side_by_side: ") and said in error and error.count("\n") == 1
     assert broken.read_text(encoding="utf-8") == "{"  # read, not moved
+
+
+@pytest.mark.parametrize(("way", "value"), [("compute", "packed"), ("batch_size", 1), ("engine", "onnx")])
+def test_speedups_over_a_reference_that_ran_otherwise_do_not_join(
+    runs: list[Path], fabricate: Callable[..., Any], way: str, value: object
+) -> None:
+    """The speed-up of a method over a faster bert is not comparable with speed-ups over a slower one."""
+    later = fabricate("later")
+    for method in ("bert", "tinybert"):
+        later.cell(method, dataset="first", correct=answers(200, 0), **{way: value})
+    write_report(later.path)
+    with pytest.raises(ResultError, match=f"{way} of the reference .* and {value}"):
+        side_by_side([*runs, later.path])
