@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -295,6 +296,7 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
     folder = _folder(name, language, progress=progress)
     found = checkpoint.read(folder)
     tokenizer = _tokenizer(folder)
+    _make_threads(tokenizer)
     size = 1 + max(tokenizer.get_vocab().values())
     if size > found.shape.vocab_size:
         raise BackboneError(
@@ -304,6 +306,19 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
     state = {k: v.contiguous() for k, v in found.state.items()}
     words = checkpoint.tokenizer_content_of(folder)
     return Backbone(shown_name(name), found.shape, state, tokenizer, device, found.head, words, found.family)
+
+
+def _make_threads(tokenizer: Any) -> None:
+    """Let the library of fast tokenizers make its threads, as many as torch has.
+
+    It makes them in the first parallel call of a process, by default one per core, and keeps their number. Tokenising is timed
+    beside passes on torch's threads, long after the first call.
+    """
+    given = "RAYON_NUM_THREADS" in os.environ
+    os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))
+    tokenizer(["a", "b"])
+    if not given:
+        del os.environ["RAYON_NUM_THREADS"]
 
 
 def shape_of(name: str) -> EncoderShape:

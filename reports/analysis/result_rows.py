@@ -17,8 +17,7 @@ from reports.analysis.time_ratios import Noise, mean_over_seeds, noise_band, slo
 from reports.notation.numbers import percent, ratio
 
 FALLBACK_REFERENCE = "bert"
-# What rows must share for the noise of their times to be one.
-SAME_NOISE = ("slug", "device", "conditions")
+SAME_NOISE = ("slug", "device", "conditions")  # what rows must share for the noise of their times to be one
 # What rows must share for passes of their reference to take the same time.
 SAME_PACE = ("slug", "device", "protocol", "order", "batch_size", "batch_tokens", "dtype", "conditions")
 
@@ -344,10 +343,9 @@ def _latency(every: Sequence[Latency]) -> dict[int, Latency]:
 def with_ratios(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Return the rows with FLOPs and layer ratios to the reference of the same run, matched on :data:`SAME_REFERENCE`."""
     found = []
-    timed = {values_of(row, ("slug", "conditions")): row.reference for row in rows if row.reference}
+    named = {(row.slug, row.conditions): row.reference for row in rows if row.reference}  # by rows that were timed
     for row in rows:
-        # A row that was not timed does not name it, so its neighbours do.
-        name = row.reference or timed.get(values_of(row, ("slug", "conditions")), FALLBACK_REFERENCE)
+        name = row.reference or named.get((row.slug, row.conditions), FALLBACK_REFERENCE)
         # Nearest setting first; among a reference's own points, its full depth.
         best = max(
             (

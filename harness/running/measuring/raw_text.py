@@ -44,7 +44,8 @@ def tokenising_of(session: Session) -> Tokenising | None:
 def tokenizer_threads(count: int) -> Iterator[None]:
     """Give fast tokenizers this many threads inside the block; outside, the settings of the process hold.
 
-    Their library makes its threads once, in the first parallel call of a process, and keeps their number.
+    Their library makes its threads once, in the first parallel call of a process, and keeps their number: loading a backbone made
+    as many as torch had.
     """
     given = {"TOKENIZERS_PARALLELISM": "true" if count > 1 else "false", "RAYON_NUM_THREADS": str(count)}
     before = {name: os.environ.get(name) for name in given}
@@ -73,8 +74,9 @@ def time_tokenising(
     Args:
         pairs: second texts.
         batch_size: texts in one call.
-        threads: of the tokenizer.
+        threads: of the tokenizer; one that is not fast has one.
     """
+    threads = threads if backbone.tokenizer.is_fast else 1
 
     def encode(first: int) -> None:
         part = slice(first, first + batch_size)
