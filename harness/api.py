@@ -24,15 +24,17 @@ import pandas as pd
 from harness import registry
 from harness.contracts import HasRole
 from harness.core.errors import ConfigError, MethodError, UnknownNameError, format_error
+from harness.deploy.exporting import Export, export
 from harness.regression import compare as regression
 from harness.results import packed_run
+from harness.results.flat_result import flat
 from harness.results.packed_run import PackedRun
 from harness.results.run_folder import RunFolder
 from harness.results.sample_columns import DEPTH_COLUMNS
-from harness.results.schema import Result, Speed
+from harness.results.schema import Result
 from harness.running import profile as profiles
 from harness.running.grid import Grid, GridOutcome
-from harness.running.profile import Profile
+from harness.running.profile import Override, Profile
 from harness.running.run_settings import Settings, make_settings
 
 # Columns of the short table that a notebook shows.
@@ -54,12 +56,11 @@ class Run:
     def results(self) -> pd.DataFrame:
         """Return one row per measured cell.
 
-        Columns are the cell's coordinates (``dataset``, ``method``, ``point``, ``seed``, ...), ``kind`` and ``role``, accuracy
-        with its 95 % interval (0..1), cost per sample (``flops_linear``, ``flops_full``, ``mean_layers``, ...), time
-        (``samples_per_s`` from ids, ``samples_per_s_from_text``, ``speedup`` over ``reference``, ...), latency of single samples
-        in seconds, memory in bytes and seconds of training. Values that were not measured are missing, such as times of cells
-        that were not timed.
-        Embedded data is marked ``synthetic``.
+        Columns are the cell's coordinates (``dataset``, ``method``, ``point``, ``seed``, ...) and ID (``cell``), ``kind``,
+        ``role``, accuracy with its 95 % interval (0..1), cost per sample (``flops_linear``, ``flops_full``,
+        ``mean_layers``, ...), time (``samples_per_s`` from ids, ``samples_per_s_from_text``, ``speedup`` over
+        ``reference``, ...), latency of single samples in seconds, memory in bytes and seconds of training. Values that were
+        not measured are missing, such as times of cells that were not timed. Embedded data is marked ``synthetic``.
 
         Raises:
             ResultError: the results have another schema version.
@@ -67,7 +68,7 @@ class Run:
         Example:
             >>> run.results().sort_values("speedup").groupby("method").last()  # doctest: +SKIP
         """
-        return pd.DataFrame([_flat(result) for result in self._results()])
+        return pd.DataFrame([flat(result) for result in self._results()])
 
     def samples(
         self,
@@ -115,6 +116,37 @@ class Run:
             ConfigError: no reporter is installed.
         """
         return Path(reporter("report")(self.path, progress=sys.stderr.isatty()))
+
+    def export(
+        self,
+        cell: str,
+        out: str | Path,
+        *,
+        data: str | Path | None = None,
+        backbone: str | Mapping[str, str] | None = None,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Export:
+        """Write a measured cell as a model for :func:`harness.load_classifier`, and compare its answers with the stored ones.
+
+        Args:
+            cell: its ID, in the column ``cell`` of :meth:`results`.
+            out: folder to write, which must not exist.
+            data, backbone, settings: as for :func:`run`, if they named folders: results hold no paths.
+
+        Raises:
+            GeepBenchError: the cell does not exist or cannot be exported, or its data, backbone or fit cannot be used.
+
+        Example:
+            >>> run.export(run.results()["cell"][0], "my-model").agreement.same  # doctest: +SKIP
+        """
+        return export(
+            self.path,
+            cell,
+            out,
+            data=None if data is None else Path(data),
+            backbones=_by_language(backbone),
+            overrides=_overrides(settings),
+        )
 
     def _results(self) -> list[Result]:
         folder = RunFolder.open(self.path)
@@ -194,13 +226,6 @@ def run(
     Example:
         >>> harness.run("quick", methods=["bert", "geep"], settings={"geep": {"epochs": 2}})  # doctest: +SKIP
     """
-    if isinstance(backbone, str):
-        backbone = {"en": backbone, "zh": backbone}
-    for table, own in (settings or {}).items():
-        if not isinstance(own, Mapping):
-            raise ConfigError(
-                f'settings = {{"{table}": {own!r}}}: give a table per method: {{"bert": {{"epochs": 2}}}}'
-            )
     chosen = make_settings(
         profile,
         out=None if out is None else Path(out),
@@ -208,8 +233,8 @@ def run(
         device=device,
         fresh=fresh,
         tuned=[Path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)],
-        overrides=[(table, key, value) for table, own in (settings or {}).items() for key, value in own.items()],
-        backbones=backbone,
+        overrides=_overrides(settings),
+        backbones=_by_language(backbone),
         execution=execution,
         datasets=_list(datasets),
         methods=_list(methods),
@@ -320,6 +345,25 @@ def reporter(name: str) -> Any:
     return points[name].load()
 
 
+def _by_language(backbone: str | Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """A backbone for both languages as one per language."""
+    return {"en": backbone, "zh": backbone} if isinstance(backbone, str) else backbone
+
+
+def _overrides(settings: Mapping[str, Mapping[str, Any]] | None) -> list[Override]:
+    """Settings by method as table, key and value.
+
+    Raises:
+        ConfigError: those of a method are no table.
+    """
+    for table, own in (settings or {}).items():
+        if not isinstance(own, Mapping):
+            raise ConfigError(
+                f'settings = {{"{table}": {own!r}}}: give a table per method: {{"bert": {{"epochs": 2}}}}'
+            )
+    return [(table, key, value) for table, own in (settings or {}).items() for key, value in own.items()]
+
+
 def _list(value: Any) -> list[Any] | None:
     """A single name or number as a list."""
     return None if value is None else [value] if isinstance(value, str | int) else list(value)
@@ -327,31 +371,3 @@ def _list(value: Any) -> list[Any] | None:
 
 def _packed(source: Run | str | Path) -> PackedRun:
     return packed_run.load(source.path if isinstance(source, Run) else Path(source))
-
-
-_TIMES = [
-    name for name in Speed.model_fields if name not in ("phases", "round_seconds", "reference_seconds", "together")
-]
-
-
-def _flat(result: Result) -> dict[str, Any]:
-    cell, training, resources = result.cell, result.training, result.resources
-    latency = {f"latency_{name}": getattr(one, name) for one in result.latency[:1] for name in ("p50", "p90", "p99")}
-    first = {name: getattr(cell, name) for name in ("dataset", "method", "point", "seed")}
-    return {
-        **first,
-        "kind": result.kind,
-        "role": result.role,
-        **result.quality.model_dump(),
-        **result.cost.model_dump(),
-        **{name: getattr(result.speed, name, None) for name in _TIMES},
-        "samples_per_s_from_text": result.samples_per_s_from_text,
-        **latency,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "disk_bytes": resources.disk_bytes if resources else None,
-        "training_seconds": training.seconds if training else None,
-        "training_flops": training.flops if training else None,
-        "language": result.language,
-        "synthetic": result.synthetic,
-        **{name: value for name, value in cell.model_dump().items() if name not in first},
-    }

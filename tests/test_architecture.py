@@ -55,6 +55,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("measure", "toolkit"),
         ("engines",),
         ("running", "regression", "pretraining"),
+        ("deploy",),
         ("api",),
         ("cli",),
     ),

@@ -1,4 +1,4 @@
-"""``geep-bench``: run, report, compare, pack, list, flops, pretrain, distill.
+"""``geep-bench``: run, report, compare, pack, export, predict, list, flops, pretrain, distill.
 
 Commands import what they need when they are called, so that ``--help`` is quick.
 """
@@ -89,6 +89,32 @@ def _pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from harness.deploy.exporting import export
+    from harness.deploy.hub_upload import push_to_hub
+
+    made = export(args.run, args.cell, args.out, data=args.data, backbones=args.backbone, overrides=args.set)
+    if made.onnx:
+        print(f"no ONNX graph: {made.onnx}", file=sys.stderr)
+    if not made.agreement.same:
+        print("the model does not give all answers of its cell; its card says so", file=sys.stderr)
+    print(f"stored answers: {made.agreement}")
+    print(f"model: {made.folder}")
+    if args.push_to_hub:
+        print(f"uploaded: {push_to_hub(made.folder, args.push_to_hub, private=not args.public)}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from harness import load_classifier
+    from harness.deploy.predicting import predict_file
+
+    classify = load_classifier(args.model, device=args.device, batch_size=args.batch_size)
+    done = predict_file(classify, args.texts, args.out, skip_empty=args.skip_empty)
+    print(f"answers: {args.out} ({done.rows:,} rows, {done.new:,} of them now)")
+    return 0
+
+
 def _list(args: argparse.Namespace) -> int:
     from harness.core.terminal_table import terminal_table
 
@@ -161,6 +187,8 @@ COMMANDS = {
     "report": _report,
     "compare": _compare,
     "pack": _pack,
+    "export": _export,
+    "predict": _predict,
     "list": _list,
     "flops": _flops,
     "pretrain": _pretrain,

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness import __version__
 from harness.cli.argument_types import OneLineParser, names, path, whole_number
+from harness.cli.deploy_options import EXPORT, PREDICT, add_export_options, add_predict_options
 from harness.cli.raw_text_options import DISTILL, PRETRAIN, add_distill_options, add_pretrain_options
 from harness.core.text_formats import parse_toml
 
@@ -16,6 +17,8 @@ EXAMPLES = """examples:
   geep-bench run --profile quick --methods bert,geep --datasets lcqmc --seeds 0,1,2
   geep-bench report runs/quick                        make the report of a run folder again
   geep-bench compare runs/before runs/after --gate
+  geep-bench export runs/quick --cell ID --out my-model
+  geep-bench predict my-model --in texts.csv --out answers.csv
   geep-bench list methods
   geep-bench flops --backbone bert-base-uncased --labels 2 --seq-len 128 --json
   geep-bench pretrain --corpus wiki.txt.zst --lang en --minutes 60 --out my-backbone
@@ -182,6 +185,18 @@ def parser() -> argparse.ArgumentParser:
     packing.add_argument("run", type=path, metavar="RUN", help="run folder")
     packing.add_argument("file", type=path, metavar="FILE", help="packed run to write")
 
+    raw = argparse.RawDescriptionHelpFormatter
+    add_export_options(
+        commands.add_parser("export", help="write a measured cell as a model", description=EXPORT, formatter_class=raw),
+        backbones,
+        setting,
+    )
+    add_predict_options(
+        commands.add_parser(
+            "predict", help="answer a file of texts with an exported model", description=PREDICT, formatter_class=raw
+        )
+    )
+
     listing = commands.add_parser("list", help="list methods, datasets, backbones or profiles")
     listing.add_argument("what", choices=("methods", "datasets", "backbones", "profiles"), help="what to list")
     listing.add_argument(
@@ -202,7 +217,6 @@ def parser() -> argparse.ArgumentParser:
     )
     flops.add_argument("--json", action="store_true", help="print one JSON object")
 
-    raw = argparse.RawDescriptionHelpFormatter
     add_pretrain_options(
         commands.add_parser(
             "pretrain", help="pretrain a backbone on raw text", description=PRETRAIN, formatter_class=raw

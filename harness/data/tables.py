@@ -110,7 +110,8 @@ def read_table(path: Path, wanted: Sequence[str], *, plain: bool = False) -> Tex
     return _columns(path, *_tsv_rows(path, text, plain), wanted)
 
 
-def _unique(names: Sequence[str], where: str) -> None:
+def unique_names(names: Sequence[str], where: str) -> None:
+    """Check that no two columns share a name; raises :class:`DataError`."""
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     if repeated:
         raise DataError(f"{where}: two columns are called '{repeated[0]}': rename or delete one of them")
@@ -118,12 +119,13 @@ def _unique(names: Sequence[str], where: str) -> None:
 
 def _columns(path: Path, rows: list[Row], quotes: Quotes, wanted: Sequence[str]) -> TextTable:
     names = rows.pop(0)
-    _unique(names, f"{path} line 1")
+    unique_names(names, f"{path} line 1")
     places = {name: names.index(name) for name in wanted if name in names}
     return TextTable(names, {name: [row[place] for row in rows] for name, place in places.items()}, quotes=quotes)
 
 
-def _wrong_fields(path: Path, line: int, row: Row, header: Row, separator: str) -> DataError:
+def wrong_fields(path: Path, line: int, row: Row, header: Row, separator: str) -> DataError:
+    """Return the error of a row with more or fewer fields than the header."""
     name = {"\t": "tab", ",": "comma"}[separator]
     if len(row) < len(header):
         mend = "fill the missing fields, or delete the line"
@@ -155,7 +157,7 @@ def _csv_rows(path: Path, text: str, separator: str) -> list[Row]:
         if row is None:
             return rows
         if rows and len(row) != len(rows[0]):
-            raise _wrong_fields(path, line, row, rows[0], separator)
+            raise wrong_fields(path, line, row, rows[0], separator)
         rows.append(row)
 
 
@@ -176,7 +178,7 @@ def _tsv_rows(path: Path, text: str, plain: bool) -> tuple[list[Row], Quotes]:
         quoted = []
     if wrong is not None:
         if not quoted or _joins_rows(rows, quoted):
-            raise _wrong_fields(path, wrong + 1, rows[wrong], rows[0], "\t")
+            raise wrong_fields(path, wrong + 1, rows[wrong], rows[0], "\t")
         return quoted, Quotes.CSV
     # Every line is a row already: quotes that would join lines are part of texts.
     if len(quoted) != len(rows) or quoted == rows:
@@ -232,19 +234,29 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """Return the object in a line of JSON.
+
+    Raises:
+        DataError: it is not JSON, or no object.
+    """
+    try:
+        row = json.loads(line, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{where}: not JSON ({first_line(error)}): write one object per line, with each key once"
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: not a JSON object: write {{"text": ..., "label": ...}}')
+    return row
+
+
 def _read_jsonl(path: Path, text: str, wanted: Sequence[str]) -> TextTable:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path} line {number}: not JSON ({first_line(error)}): write one object per line, with each key once"
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(f'{path} line {number}: not a JSON object: write {{"text": ..., "label": ...}}')
+        row = json_object(line, f"{path} line {number}")
         for name in wanted:
             if isinstance(value := row.get(name), str) and (half := _SURROGATE.search(value)):
                 raise DataError(
@@ -259,7 +271,7 @@ def _read_parquet(path: Path, packed: bool, wanted: Sequence[str]) -> TextTable:
     source = pa.BufferReader(gzip.decompress(path.read_bytes())) if packed else path
     with pq.ParquetFile(source) as file:
         schema = file.schema_arrow
-        _unique(schema.names, str(path))
+        unique_names(schema.names, str(path))
         table = file.read(columns=[name for name in wanted if name in schema.names])
     columns = {name: table.column(name).to_pylist() for name in wanted if name in table.column_names}
     return TextTable(schema.names, columns, _class_names((schema.metadata or {}).get(b"huggingface")))

@@ -244,7 +244,7 @@ def _check_tokenizer_class(folder: Path) -> None:
         )
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a folder as transformers does.
 
     Raises:
@@ -295,7 +295,7 @@ def load_backbone(name: str, language: str, *, device: str = "cpu", progress: bo
     """
     folder = _folder(name, language, progress=progress)
     found = checkpoint.read(folder)
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     _make_threads(tokenizer)
     size = 1 + max(tokenizer.get_vocab().values())
     if size > found.shape.vocab_size:

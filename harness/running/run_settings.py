@@ -71,18 +71,21 @@ class Settings:
 
     @property
     def compute(self) -> Compute:
-        chosen, protocol = self.profile.execution.compute, self.profile.execution.protocol
-        if chosen != "auto":
-            return chosen
-        if self.device == "cpu":
-            return "packed" if can_pack(DTYPES[self.dtype]) else "eager"
-        # CUDA graphs can hold the attention kernel for packed rows in half precision only.
-        return "graphs" if self.dtype == "bfloat16" or protocol == "paper" else "eager"
+        chosen = self.profile.execution.compute
+        return usual_compute(self.device, self.dtype, self.profile.execution.protocol) if chosen == "auto" else chosen
 
     @property
     def execution(self) -> Execution:
         given = self.profile.execution.model_dump() | {"dtype": self.dtype, "compute": self.compute}
         return Execution(max_length=self.profile.max_length, **given)
+
+
+def usual_compute(device: str, dtype: DType, protocol: str) -> Compute:
+    """Return how blocks run on a device unless settings say otherwise."""
+    if device == "cpu":
+        return "packed" if can_pack(DTYPES[dtype]) else "eager"
+    # CUDA graphs can hold the attention kernel for packed rows in half precision only.
+    return "graphs" if dtype == "bfloat16" or protocol == "paper" else "eager"
 
 
 def make_settings(

@@ -75,7 +75,7 @@ class Session:
         self._unusable: str | None = None  # why data or backbone cannot be loaded
 
     @cached_property
-    def _raw(self) -> Any:
+    def raw(self) -> Any:
         profile = self.settings.profile
         return load_raw(
             self.dataset,
@@ -101,7 +101,7 @@ class Session:
 
     @cached_property
     def _language(self) -> str:
-        return str(self._raw.language)
+        return str(self.raw.language)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -129,7 +129,7 @@ class Session:
         if self._unusable is not None:  # it would fail again
             raise MethodError(self._unusable)
         try:
-            found = prepare(self._raw, self.backbone, self.settings.profile.max_length)
+            found = prepare(self.raw, self.backbone, self.settings.profile.max_length)
         except Exception as error:
             self._unusable = format_error(error)
             raise
@@ -150,7 +150,7 @@ class Session:
     def with_seed(self, seed: int) -> Session:
         """Return a session of the same data and backbone with another seed; what is loaded is not loaded again."""
         other = Session(self._given, self.dataset, seed, quiet=True, backbones=self._backbones)
-        vars(other).update({part: vars(self)[part] for part in ("_raw", "backbone", "prepared") if part in vars(self)})
+        vars(other).update({part: vars(self)[part] for part in ("raw", "backbone", "prepared") if part in vars(self)})
         return other
 
     def check(self) -> None:
@@ -165,7 +165,7 @@ class Session:
         if self.settings.source == "embedded" and named == {EMBEDDED}:
             check_length(EMBEDDED, shape_of(EMBEDDED), self.settings.profile.max_length)
             return
-        raw, backbone = self._raw, self.backbone
+        raw, backbone = self.raw, self.backbone
         self._tell(raw.remarks)
         check_length(self.backbone_name, backbone.shape, self.settings.profile.max_length)
         for split in (raw.train, raw.dev, raw.test):

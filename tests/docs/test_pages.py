@@ -87,7 +87,7 @@ def test_generated_pages_follow_the_code(tmp_path: Path) -> None:
     assert generate.main([str(tmp_path)]) == 0
     pages = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.md")}
     assert {f"docs/reference/{name}" for name in pages} == GENERATED
-    for command in ("run", "report", "compare", "pack", "list", "flops", "pretrain", "distill"):
+    for command in ("run", "report", "compare", "pack", "export", "predict", "list", "flops", "pretrain", "distill"):
         assert f"\n## `{command}`" in pages["command-line.md"]
     for option in ("--profile P", "--gate", "--minutes M", "--dtype {auto,float32,bfloat16}"):
         assert f"`{option}`" in pages["command-line.md"]

@@ -206,7 +206,7 @@ def test_vocabularies_without_merges_are_refused(tmp_path: Path) -> None:
     """transformers would silently make a tokenizer without words of a vocab.json alone."""
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(BackboneError, match=r"vocab\.json and merges\.txt"):
-        module._tokenizer(tmp_path)
+        module.load_tokenizer(tmp_path)
 
 
 def test_pickled_weights_stay_refused(folder_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Which cell of a run is exported, and whether it can be."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import pandas as pd
+
+from harness.core.errors import ConfigError, ResultError
+from harness.results.run_folder import RunFolder, stem
+from harness.results.schema import Result
+
+# Controls with these roles rank all samples of a call against each other before any of them runs.
+WHOLE_SET = ("constant-depth", "random-exits", "length-exits")
+_NEAR, _SHOWN = 0.2, 4
+
+
+@dataclass(frozen=True)
+class ChosenCell:
+    """A cell to export.
+
+    Attributes:
+        name: its ID (:func:`harness.results.run_folder.stem`).
+        result: its measurement.
+        rows: its stored answers, one row per test sample.
+    """
+
+    name: str
+    result: Result
+    rows: pd.DataFrame
+
+
+def choose_cell(run: RunFolder, name: str) -> ChosenCell:
+    """Return the cell with an ID: the name of its file in ``RUN/results``, or the last eight characters of that.
+
+    Raises:
+        ResultError: there is no such cell, or its rows cannot be read.
+        ConfigError: the cell cannot be exported.
+    """
+    results = {stem(result.cell): result for result in run.results()}
+    name = name.strip().removesuffix(".json")
+    found = [one for one in results if name == one or (len(name) == 8 and one.endswith(f"--{name}"))]
+    if len(found) != 1:
+        raise ResultError(_unknown(run, name, list(results)))
+    result = results[found[0]]
+    if reason := _refusal(result):
+        raise ConfigError(f"cell {found[0]} cannot be exported: {reason}")
+    return ChosenCell(found[0], result, run.samples(result.cell))
+
+
+def _unknown(run: RunFolder, name: str, known: list[str]) -> str:
+    # Without the hashes, which no one remembers.
+    readable = {one.rpartition("--")[0]: one for one in known}
+    sought = name if name in readable else name.rpartition("--")[0] or name
+    near = difflib.get_close_matches(sought, readable, n=_SHOWN, cutoff=_NEAR)
+    hint = f"did you mean {' or '.join(readable[one] for one in near)}? " if near else ""
+    return f"no cell '{name}' in {run.path}: {hint}its {len(known)} cells are the files in {run.path / 'results'}"
+
+
+def _refusal(result: Result) -> str:
+    """Return why a cell cannot be exported; empty if it can."""
+    if result.kind == "bound":
+        return "it is a bound, which knows answers beforehand that no program can know: choose a cell of kind method"
+    if result.role in WHOLE_SET:
+        return (
+            "it is a control that looks at all samples before it answers the first: choose a cell of kind method, or of "
+            "another control"
+        )
+    if result.binding is None:
+        return "it was measured by a version that did not record what it depends on: measure it again"
+    return ""
