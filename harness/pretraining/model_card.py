@@ -70,6 +70,7 @@ def publish(
         **{name: data.facts[name] for name in ("language", "sources", "train")},
         "licence": args.licence,
         "about": args.about,
+        "family": {"name": family.name, "kind": family.kind},
         "shape": shape.to_dict(),
         "parameters": parameters_of(model),
         "bytes": size,

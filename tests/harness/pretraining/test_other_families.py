@@ -111,6 +111,8 @@ def test_students_are_of_their_teachers_family(
     assert written.shape.layers == 2 and written.shape.embedding == teacher.shape.embedding
     card = json.loads((out / "distillation.json").read_text(encoding="utf-8"))
     assert card["evaluation"]["words"]["guesses"] > 10
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert f"{family}, distillation" in text and f"on raw text: {teacher.family.name} of 2 layers" in text
 
 
 @pytest.mark.parametrize("family", ["roberta", "electra"])
@@ -188,3 +190,13 @@ def test_words_begin_at_their_marks(family: str, teachers: Callable[[str], Path]
         expected = vocabulary.WORD if word[0] in "\u0120\u2581" else vocabulary.CONTINUES
         assert kind == (vocabulary.SPECIAL if word in NAMES else expected), word
     assert len({*vocabulary.kinds(tokenizer).tolist()}) == 3
+
+
+def test_chinese_pieces_of_unigram_are_characters() -> None:
+    """Chinese text has no marks between words, so that pieces of it are masked in runs, as characters are."""
+    pieces = [*NAMES, "\u2581", "\u2581the", "s", "\u5c71", "\u5c71\u6c34", "\u2581\u82b1"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
+    named = dict(zip(vocabulary.words(tokenizer), vocabulary.kinds(tokenizer).tolist(), strict=True))
+    assert {named[piece] for piece in NAMES} == {vocabulary.SPECIAL}
+    assert [named[piece] for piece in pieces[5:8]] == [vocabulary.WORD, vocabulary.WORD, vocabulary.CONTINUES]
+    assert {named[piece] for piece in pieces[8:]} == {vocabulary.CHARACTER}
