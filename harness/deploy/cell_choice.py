@@ -62,7 +62,7 @@ def _refusal(result: Result) -> str:
     """Return why a cell cannot be exported; empty if it can."""
     if result.kind == "bound":
         return "it is a bound, which knows answers beforehand that no program can know: choose a cell of kind method"
-    if result.role in WHOLE_SET:
+    if result.role in WHOLE_SET or (result.kind == "control" and result.role is None):  # older results state no role
         return (
             "it is a control that looks at all samples before it answers the first: choose a cell of kind method, or of "
             "another control"

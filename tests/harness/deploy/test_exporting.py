@@ -28,7 +28,7 @@ MORE = (
 )
 
 
-SINGLE_EXIT = ("bert", "bert-int8", "bert-onnx", "distilbert", "hashee")
+VARIED = ("geep", "geep-zero")  # samples of these small fits leave at several layers
 
 
 def check_stored_answers(run: Any, made: Any, method: str) -> None:
@@ -39,7 +39,7 @@ def check_stored_answers(run: Any, made: Any, method: str) -> None:
     np.testing.assert_array_equal(found.probabilities.argmax(1), rows["prediction"])
     np.testing.assert_array_equal(found.exit_layers, rows["exit_layer"])
     np.testing.assert_array_equal(found.probabilities.max(1), rows["confidence"])
-    assert method in SINGLE_EXIT or len(set(found.exit_layers)) > 1
+    assert method not in VARIED or len(set(found.exit_layers)) > 1
     assert found.labels == [("no", "maybe", "yes")[label] for label in rows["prediction"]]
     assert made.agreement.same and made.agreement.largest == 0 and not made.facts.refitted
 
