@@ -114,7 +114,7 @@ def load_classifier(folder: Path | str, *, device: str | None = None, batch_size
         execution = replace(execution, batch_size=batch_size)
     backbone = Backbone(facts.backbone, facts.shape, {}, load_tokenizer(folder / TOKENIZER), device=device)
     fitted = read_fits(folder, facts, backbone)
-    if engine in WHOLE:
+    if engine is not None and engine in WHOLE:
         assert isinstance(fitted, FullDepth)
         files = {path.name: path.read_bytes() for path in sorted((folder / ENGINE).iterdir())}
         fitted = WHOLE[engine](fitted.model, fitted.training, files)

@@ -146,6 +146,7 @@ def test_other_answers_are_said(
     assert "39 of 40 labels" in (made.folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_pairs(make_run: Callable[..., Any], same_cache: None, tmp_path: Path) -> None:
     """A model of pairs needs both texts, and tells them apart."""
     run = make_run("fastbert", pairs=True)

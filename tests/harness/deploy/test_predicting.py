@@ -77,7 +77,7 @@ def test_answers_are_those_of_the_classifier(tmp_path: Path) -> None:
     assert (tmp_path / "out.csv").read_bytes() == before
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(st.integers(0, 14), st.lists(st.integers(0, 4), max_size=4), st.integers(0, 60))
 def test_killed_and_resumed(tmp_path: Path, count: int, stops: list[int], torn: int) -> None:
     """However often it is killed, also while a group is half written, the answers end up as those of one undisturbed call."""

@@ -30,7 +30,7 @@ def rows(path: Path, paired: bool = False, start: ReadPlace | None = None) -> li
         return [tuple(row) for row in reader]  # type: ignore[misc]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=9), st.data(), st.sampled_from(["\n", "\r\n"]))
 def test_rows_and_places(tmp_path: Path, texts: list[tuple[str, str]], data: st.DataObject, end: str) -> None:
     """Quotes, commas and line breaks inside texts are read as elsewhere; from any place, reading goes on with the next row."""
