@@ -8,7 +8,7 @@ labels then replaces masked language modelling, and embeddings, alternate layers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -222,7 +222,7 @@ class DistilBert(StudentMethod[DistilBertSettings]):
             student.teacher.load_state_dict(teacher.teacher.state_dict())
 
         train = rows_to_teach(task, own.unlabelled, self.name) if taught else task.train
-        hard = F.cross_entropy if train is task.train else hard_loss
+        hard: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy if train is task.train else hard_loss
         split, made = augment(train, backbone, own.augmentation, seed=seed, name=f"{task.name} {self.name}")
         last = [teacher.depth] if own.alpha_cos else []
         frozen = FrozenStates(teacher, split.tokens, last, own, name=f"{task.name} {self.name}")

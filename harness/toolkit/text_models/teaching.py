@@ -36,7 +36,7 @@ class TaughtSettings(MethodSettings):
         "does not run",
     )
     temperature: float = Field(1.0, gt=0, description="softens the probabilities of both with kl")
-    alpha_soft: float = Field(1.0, ge=0, description="weight of the teacher's answers")
+    alpha_soft: float = Field(1.0, gt=0, description="weight of the teacher's answers")
     alpha_hard: float = Field(0.0, ge=0, description="weight of labels beside them, for rows that have one")
     unlabelled: Unlabelled = Field(
         "auto", description="whether the teacher also answers rows without labels; auto: if there are any"
