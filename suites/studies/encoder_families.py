@@ -57,7 +57,7 @@ def measure(name: str, length: int) -> dict[str, Any]:
     with_exits = exits_of(found)
     flops = {}
     for protocol in ("modern", "paper"):
-        execution = Execution(batch_size=3, protocol=protocol, max_length=length)  # type: ignore[arg-type]
+        execution = Execution(batch_size=3, protocol=protocol, max_length=length)
         for way, run in every_executor(with_exits, tokens, execution).items():
             flops[f"{way}, {protocol}"] = counted_twice(with_exits, run)
     return {"family": name, "differences": worst[:-1], "words": worst[-1], "flops": flops}

@@ -53,7 +53,8 @@ class Specials:
     def of(cls, tokenizer: Any) -> Specials:
         """Return the ids in a tokenizer that has all special tokens."""
         of_pair = tokenizer.num_special_tokens_to_add(True)  # 0 without a rule for pairs
-        return cls(*map(tokenizer.token_to_id, special_names(tokenizer)), between=max(1, of_pair - 2))
+        pad, unk, first, sep, mask = map(tokenizer.token_to_id, special_names(tokenizer))
+        return cls(pad, unk, first, sep, mask, between=max(1, of_pair - 2))
 
 
 def special_names(tokenizer: Any) -> list[str]:
