@@ -143,6 +143,7 @@ class Layout:
         self._root: Layout | None = None
         self._turns: dict[tuple[float, int], Turns] = {}
         self._near: dict[int, Tensor] = {}
+        self._tallies: dict[tuple[str, bool, Reach | None, int], Tally] = {}
         self._prefixes: WeakValueDictionary[int, Layout] = WeakValueDictionary()
 
     @property
@@ -159,6 +160,12 @@ class Layout:
         if self.pad_to:
             return np.arange(self.count + 1, dtype=np.int64) * self.pad_to
         return running_sums(self.lengths)
+
+    @cached_property
+    def first_rows(self) -> list[int]:
+        """:attr:`starts` as plain numbers."""
+        found: list[int] = self.starts.tolist()
+        return found
 
     @cached_property
     def offsets(self) -> Tensor:
@@ -276,23 +283,31 @@ class Layout:
         keys_values = self.grid(kv, 2, heads)
         return attend_grid((query.view(self.count, heads, 1, -1), *keys_values), self.mask, dropout)
 
-    def tally(self, queries: str = "all", *, ragged: bool = False, reach: Reach | None = None) -> Tally:
-        """Return what one block over this batch executes.
+    def tally(
+        self, queries: str = "all", *, ragged: bool = False, reach: Reach | None = None, rows: int | None = None
+    ) -> Tally:
+        """Return what one block over this batch executes; the same object whenever it is the same.
 
         Args:
             queries: ``"first"`` for a head that queries from [CLS] only.
             ragged: attention runs over each sample's own tokens, not on a grid.
             reach: what a token attends to. Of what is outside, the ragged kernel computes nothing, a grid the rest of its blocks.
+            rows: on which linear layers run; by default those of the batch.
         """
+        key = (queries, ragged, reach, self.rows if rows is None else rows)
+        if key not in self._tallies:
+            self._tallies[key] = Tally(self.count, key[-1], self.valid, self._pairs(queries, ragged, reach))
+        return self._tallies[key]
+
+    def _pairs(self, queries: str, ragged: bool, reach: Reach | None) -> int:
+        """Return the query-key pairs of :meth:`tally`."""
         if ragged and reach is not None and reach.window:
-            pairs = sum(reach.pairs(int(length)) for length in self.lengths)
-        elif ragged:
-            pairs = int((self.lengths**2).sum()) if queries == "all" else self.valid
-        elif reach is not None and not reach.within(self.longest):
-            pairs = self.count * computed_pairs(self.longest, reach.window)
-        else:
-            pairs = self.count * self.longest * (self.longest if queries == "all" else 1)
-        return Tally(self.count, self.rows, self.valid, pairs)
+            return sum(reach.pairs(int(length)) for length in self.lengths)
+        if ragged:
+            return int((self.lengths**2).sum()) if queries == "all" else self.valid
+        if reach is not None and not reach.within(self.longest):
+            return self.count * computed_pairs(self.longest, reach.window)
+        return self.count * self.longest * (self.longest if queries == "all" else 1)
 
     def prefix(self, count: int) -> Layout:
         """Return the layout of the first ``count`` samples; their hidden states are ``h[: layout.rows]``."""

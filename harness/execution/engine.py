@@ -12,8 +12,8 @@ from torch import Tensor
 
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally
-from harness.encoder.device_kernels import varlen
-from harness.encoder.device_kernels.packed_linear import outputs_of
+from harness.encoder.device_kernels import text_by_text, varlen
+from harness.encoder.device_kernels.packed_linear import closing, outputs_of
 from harness.encoder.layout import Attention, Layout
 from harness.encoder.model import EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
@@ -119,9 +119,23 @@ class PackedEngine(Engine):
     So layers run on rows rounded up. The rows beyond the batch hold any values; nothing reads what becomes of them.
     """
 
+    def __init__(self, model: MultiExitModel) -> None:
+        super().__init__(model)
+        self._layers: list[Any] = list(model.encoder.layers)  # as finding one takes a while
+        self._closing = [closing(layer) for layer in self._layers]
+        self._dtype, self._width = model.encoder.word.weight.dtype, model.encoder.shape.width
+
+    def _by_text(self, layout: Layout, reach: Reach | None) -> bool:
+        """Return whether attention runs text by text."""
+        if layout.pad_to or reach is not None:
+            return False
+        size = (layout.count, layout.valid, layout.longest)
+        return text_by_text.fits(layout.device, self._dtype, self._width, *size)
+
     def layer_tally(self, index: int, layout: Layout) -> Tally:
         """Return what runs, the rows beyond the batch included."""
-        return replace(super().layer_tally(index, layout), tokens=rounded(layout.rows, 1))
+        reach = self._layers[index].reach
+        return layout.tally(ragged=self._by_text(layout, reach), reach=reach, rows=rounded(layout.rows, 1))
 
     def some_tally(self, index: int, attention: SomeQueries) -> Tally:
         return replace(super().some_tally(index, attention), tokens=rounded(attention.rows, 1))
@@ -130,16 +144,19 @@ class PackedEngine(Engine):
         left = rounded(attention.layout.rows, 1) - rounded(attention.rows, 1)
         return replace(super().left_tally(attention), tokens=left)
 
-    def run_layer(self, index: int, hidden: Tensor, attention: Attention) -> Tensor:
-        layer: Any = self.model.encoder.layers[index]
+    def layer(self, index: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
+        layer = self._layers[index]
         rows, size = len(hidden), rounded(len(hidden), 1)
         wide = _extended(hidden, size)
-        context = attention.attend(layer.qkv(layer.read(wide))[:rows], layer.heads, 0.0, layer.reach)
-        new: Tensor = layer.close(wide, _extended(context, size))
-        return new[:rows]
+        qkv = layer.qkv(layer.read(wide))
+        if self._by_text(layout, layer.reach):
+            context = text_by_text.attend(qkv, layer.heads, layout.first_rows)
+        else:
+            context = _extended(layout.attend(qkv[:rows], layer.heads, 0.0, layer.reach), size)
+        return self._closing[index](wide, context)[:rows]
 
     def run_some(self, index: int, active: Tensor, hidden: Tensor, attention: SomeQueries) -> Tensor:
-        layer: Any = self.model.encoder.layers[index]
+        layer = self._layers[index]
         width, rows, count = hidden.shape[1], len(hidden), len(active)
         few, wide = _extended(active, rounded(count, 1)), _extended(hidden, rounded(rows, 1))
         query = outputs_of(layer.qkv, layer.read(few), slice(None, width))[:count]

@@ -1,1 +1,1 @@
-"""Operations that a kind of device has a fast kernel for, and whether it has: attention on CUDA, linear layers on a CPU."""
+"""Operations that a kind of device has fast kernels for, and whether it has: attention, and linear layers on a CPU."""
