@@ -32,9 +32,9 @@ ACTIVATION = {"none": "GELU", "tanh": "GELUTanh", "relu": "RELU"}
 def _library(module: str = _LIBRARY) -> Any:
     """Import the library, or a module of it, with its own copy of OpenMP.
 
-    It would find the names of torch's copy first, which then counts the threads of both. With more threads than CPUs, the
-    threads of both no longer wait for each other awake, and all that torch and CTranslate2 run in this process is slower from
-    then on: batches of one text at 6 layers of width 384, on two cores, 15.1 ms instead of 9.4 in torch, 17.7 instead of 13.7 here.
+    It would find the names of torch's copy first, which then counts the threads of both. With more threads than CPUs they no
+    longer wait for each other awake, and both libraries are slower in this process from then on: with batches of one text (six
+    layers of width 384, two cores) torch took 1.5 times OpenVINO's time in the same rounds, and 1.2 times with a copy of its own.
     """
     if _LIBRARY in sys.modules or not hasattr(os, "RTLD_DEEPBIND"):  # glibc's
         return needed(module, _LIBRARY)
