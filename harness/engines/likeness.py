@@ -14,13 +14,14 @@ from harness.measure.passes import Contender, timed_pass
 
 @dataclass(frozen=True)
 class Likeness:
-    """For the first two see :class:`harness.results.schema.Checks`.
+    """For the first three see :class:`harness.results.schema.Checks`.
 
     Attributes:
         seconds: of the pass without the engine.
     """
 
     agree: float
+    same_exits: float
     difference: float | None
     seconds: float
 
@@ -41,4 +42,4 @@ def likeness(found: Predictions, fit: Fitted, point: OperatingPoint, tokens: Tok
     ours, theirs = (torch.from_numpy(one.logits).softmax(-1).numpy() for one in (found, plain))
     same = found.exit_layer == plain.exit_layer
     difference = float(np.abs(ours[same] - theirs[same]).max()) if same.any() else None
-    return Likeness(agree, difference, done.seconds + done.foreseeing)
+    return Likeness(agree, float(same.mean()), difference, done.seconds + done.foreseeing)

@@ -52,6 +52,7 @@ class Diagnostics:
     unseen_tokens: float | None = None
     predicting: float = 0.0
     engine_agrees: float | None = None
+    engine_exits: float | None = None
     engine_difference: float | None = None
 
 

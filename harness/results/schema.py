@@ -279,6 +279,7 @@ class Checks(StrictRecord):
         state_unchanged: the weights of the method are the same, bit for bit, after testing.
         syncs: synchronising calls in one pass on CUDA, without its copies.
         engine_agrees: share with the same label as the same fit in float32, for methods with an engine of their own.
+        engine_exits: share that left at the same layer as there.
         engine_difference: largest difference of a class probability to it, over samples that left at the same layer.
     """
 
@@ -287,6 +288,7 @@ class Checks(StrictRecord):
     state_unchanged: bool | None = None
     syncs: int | None = None
     engine_agrees: float | None = None
+    engine_exits: float | None = None
     engine_difference: float | None = None
 
 

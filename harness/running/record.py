@@ -113,6 +113,7 @@ def build_result(
             state_unchanged=diagnostics.state_unchanged,
             syncs=diagnostics.syncs,
             engine_agrees=diagnostics.engine_agrees,
+            engine_exits=diagnostics.engine_exits,
             engine_difference=diagnostics.engine_difference,
         ),
         exit_histogram=np.bincount(exits[exits != BEFORE], minlength=cost.depth).tolist(),

@@ -75,7 +75,7 @@ class ResultRow(SeedMeans):
         speedup_p10, speedup_p90: the envelope over seeds, so that an average never looks steadier than its parts.
         timed: seeds that were timed; times, speed-ups and latency are means over these, all others over all seeds.
         n, rounds, rounds_agree, batches_agree, state_unchanged, syncs, overlaps: the worst over seeds; None where not checked.
-        engine_agrees, engine_difference: the same.
+        engine_agrees, engine_exits, engine_difference: the same.
         left_out: whether a mean leaves out values that are not finite.
         factors: factors of the speed-up, geometric means over seeds.
         latency: batch size -> quantiles in seconds, means over seeds, and the fewest batches behind them.
@@ -136,6 +136,7 @@ class ResultRow(SeedMeans):
     state_unchanged: bool | None
     syncs: int | None
     engine_agrees: float | None
+    engine_exits: float | None
     engine_difference: float | None
     overlaps: Overlaps | None
     left_out: bool
@@ -274,6 +275,7 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
         state_unchanged=all(unchanged) if unchanged else None,
         syncs=_worst(max, checks, "syncs"),
         engine_agrees=_worst(min, checks, "engine_agrees"),
+        engine_exits=_worst(min, checks, "engine_exits"),
         engine_difference=_worst(max, checks, "engine_difference"),
         overlaps=_most([result.overlaps for result in same if result.overlaps is not None]),
         left_out=any(value is not None and not math.isfinite(value) for one in every for value in one.values()),

@@ -40,6 +40,7 @@ class CheckRow(ResultRow):
 
 _ENGINE: tuple[Column[CheckRow], ...] = (
     Column("engine_agrees", "Same label as without the engine %", missing="no engine of its own", form=percent2),
+    Column("engine_exits", "Same exit as without the engine %", missing="no engine of its own", form=percent2),
     Column("engine_difference", "Largest difference of a probability", missing="no engine of its own", form=plain),
 )
 
@@ -75,6 +76,7 @@ def _worst(same: Sequence[ResultRow]) -> CheckRow:
         "state_unchanged": all(unchanged) if unchanged else None,
         "syncs": max((row.syncs for row in same if row.syncs is not None), default=None),
         "engine_agrees": min((row.engine_agrees for row in same if row.engine_agrees is not None), default=None),
+        "engine_exits": min((row.engine_exits for row in same if row.engine_exits is not None), default=None),
         "engine_difference": max(
             (row.engine_difference for row in same if row.engine_difference is not None), default=None
         ),

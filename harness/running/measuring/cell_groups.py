@@ -92,7 +92,13 @@ class MethodCells:
             if after is not None and session.settings.profile.engine(name) is not None:
                 like = likeness(measured.predictions, session.fit(name), contender.point, tokens)
                 seconds = found.predicting + like.seconds
-                found = replace(found, engine_agrees=like.agree, engine_difference=like.difference, predicting=seconds)
+                found = replace(
+                    found,
+                    engine_agrees=like.agree,
+                    engine_exits=like.same_exits,
+                    engine_difference=like.difference,
+                    predicting=seconds,
+                )
             start = clock.now()
             self._depths = self._depths or depth_answers(contender, tokens)
             asked = clock.now() - start

@@ -134,9 +134,10 @@ def test_answers_of_an_engine_are_shown_beside_those_without_it(fabricate):
         ("int8", "onnx-int8", 0.98, 0.2),
         ("bad-int8", "onnx-int8", 0.97, 0.2),
     ):
-        run.cell(name, engine=engine, checks={"engine_agrees": agree, "engine_difference": difference})
+        checks = {"engine_agrees": agree, "engine_exits": 0.75, "engine_difference": difference}
+        run.cell(name, engine=engine, checks=checks)
     view = build_view(run.path)
     assert {row.method for row in view.rows if "¤" in row.marks} == {"far", "bad-int8"}
     (table,) = checks_tables(view)
-    shown = {cells[1].split()[0]: cells[-3:-1] for cells in table.cells}
-    assert shown["far"] == ["100.00", "0.00200"] and shown["bert"] == ["—", "—"]
+    shown = {cells[1].split()[0]: cells[-4:-1] for cells in table.cells}
+    assert shown["far"] == ["100.00", "75.00", "0.00200"] and shown["bert"] == ["—", "—", "—"]
