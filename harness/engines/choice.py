@@ -17,9 +17,10 @@ import torch
 from harness.contracts import ASSIGNED, BY_RULE, EngineName, Execution, Fitted
 from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
+from harness.encoder.device_kernels.int8_linear import CallLinear, Int8Linear
 from harness.encoder.multi_exit import MultiExitModel
 from harness.engines.ctranslate2_encoder import CTranslate2, CTranslate2Int8
-from harness.engines.int8 import CallLinear, Int8Linear, check_exact, quantised
+from harness.engines.int8 import check_exact, quantised
 from harness.engines.onnx_graph import OnnxGraph, OnnxInt8
 from harness.engines.openvino_graph import OpenVino, OpenVinoInt8
 from harness.engines.whole_model import WholeModel
@@ -36,16 +37,18 @@ WHOLE: Mapping[EngineName, type[WholeModel]] = {
     "ctranslate2": CTranslate2,
     "ctranslate2-int8": CTranslate2Int8,
 }
-# What an engine replaces in the run's execution. The kernel of int8-call cannot be compiled.
+# What an engine replaces in the run's execution. Rows of int8-call share a scale, so there must be none beyond the batch.
 CHANGES: Mapping[EngineName, Mapping[str, Any]] = {
     "eager": {"compute": "eager"},
     "packed": {"compute": "packed"},
     "compiled": {"compute": "compiled"},
     "bfloat16": {"dtype": "bfloat16"},
-    "int8": {"dtype": "float32"},
+    "int8": {"dtype": "float32", "compute": "packed"},
     "int8-call": {"dtype": "float32", "compute": "eager"},
     **{name: {"dtype": "float32", "compute": "eager"} for name in WHOLE},
 }
+# Raised when answers or times of an engine change, so that its cells are measured again. Since 2: heads in float32.
+VERSIONS: dict[EngineName, int] = {"bfloat16": 2, "int8": 2, "int8-call": 2}
 LINEAR: Mapping[EngineName, type[Int8Linear]] = {"int8": Int8Linear, "int8-call": CallLinear}
 CPU_ONLY = ("packed", *LINEAR, *WHOLE)
 CALIBRATION = 128  # training rows
@@ -63,6 +66,11 @@ def execution_on(engine: EngineName | None, given: Execution, executor: str | No
     if executor in KEYS:
         changes[KEYS[executor]] = executor
     return replace(given, **changes)
+
+
+def engine_key(engine: EngineName) -> str:
+    """Return what the keys of cells have for an engine: its name, and its version from 2 on."""
+    return f"{engine} {VERSIONS[engine]}" if engine in VERSIONS else engine
 
 
 def check_executor(executor: ExecutorName, name: str, fitted: Any) -> None:

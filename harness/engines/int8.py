@@ -1,107 +1,42 @@
-"""Linear layers in int8, quantised after training without data: the usual first step on a CPU.
+"""Encoder layers in int8, quantised after training without data: the usual first step on a CPU.
 
-Weights are rounded to int8 with a scale per output, activations at run time, and the products are integer products.
-Embeddings, norms, softmax, gates and everything else stay in float32. The two engines differ in how activations are scaled:
+Embeddings, norms, softmax, heads, gates and everything else stay in float32: answers and exit rules are computed as without the
+engine, on hidden states with rounding errors. The two engines differ in how activations are scaled:
 
 ``int8``
     each row by its own largest value, so that rows are independent. float32 noise of other batch shapes can still change a
-    rounding now and then.
+    rounding now and then. Runs on few numbers of rows, as packed weights do.
 ``int8-call``
     all rows of a call together, in seven bits, by the fused kernel of torch's ``quantize_dynamic`` (deprecated since torch
-    2.10), with a scale per output. This is faster, but an answer depends on the other rows of the batch; the check of batch
-    sizes marks the row if labels change.
+    2.10), with a scale per output. An answer depends on the other rows of the batch; the check of batch sizes marks the row
+    if labels change.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.core.errors import MethodError
+from harness.encoder.device_kernels.int8_linear import STEPS, Int8Linear
+from harness.encoder.device_kernels.packed_linear import can_pack
 from harness.encoder.multi_exit import MultiExitModel
-
-STEPS = 127  # of int8 on either side of 0; -128 is not used, so that the range is symmetric
-SMALLEST = 1e-12  # range of rows, and of weights of an output, that are all 0
-
-
-def steps(values: Tensor) -> Tensor:
-    """Return the step between two integers for each row: [rows, n] -> [rows, 1]."""
-    return values.abs().amax(1, keepdim=True).clamp_min_(SMALLEST) / STEPS
-
-
-class Int8Linear(nn.Module):
-    """``x W^T + b`` with W in int8 [out, in] and x, row by row, rounded to int8; [rows, in] -> [rows, out].
-
-    Sums of integers are exact, so a row's result does not depend on the other rows. ``in`` is at least 2: torch 2.13 computes
-    wrong products over a single column.
-    """
-
-    scale: Tensor
-
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.register_buffer("scale", scale)
-        self._parts: dict[tuple[int | None, int | None], Int8Linear] = {}
-
-    @classmethod
-    def of(cls, linear: nn.Linear) -> Int8Linear:
-        """Quantise a linear layer, which stays as it is."""
-        weight = linear.weight.detach()
-        scale = steps(weight)
-        bias = None if linear.bias is None else linear.bias.detach().clone()
-        return cls((weight / scale).round().to(torch.int8), scale[:, 0], bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = steps(x)
-        products = torch._int_mm((x / scale).round_().to(torch.int8), self.weight.t())  # int32 [rows, out]
-        found = products.float().mul_(scale).mul_(self.scale)
-        return found if self.bias is None else found.add_(self.bias)
-
-    def part(self, outputs: slice) -> Int8Linear:
-        """Return the layer of some outputs: views of the weights, made on first use."""
-        key = (outputs.start, outputs.stop)
-        if key not in self._parts:
-            bias = None if self.bias is None else self.bias[outputs]
-            self._parts[key] = type(self)(self.weight[outputs], self.scale[outputs], bias)
-        return self._parts[key]
-
-
-class CallLinear(Int8Linear):
-    """The same weights; all rows of a call have one scale. Uses the kernel of torch's ``quantize_dynamic``."""
-
-    _packed: Any = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self._packed is None:  # packed on first use
-            zeros = torch.zeros(len(self.scale), dtype=torch.int64)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # quantised tensors are deprecated
-                weight = torch._make_per_channel_quantized_tensor(self.weight, self.scale.double(), zeros, 0)
-                self._packed = torch.ops.quantized.linear_prepack(weight, self.bias)
-        # Seven bits for activations, as in torch, so that CPUs that add two products in 16 bits do not overflow.
-        found: Tensor = torch.ops.quantized.linear_dynamic(x, self._packed, True)
-        return found
-
 
 _quantised: WeakKeyDictionary[MultiExitModel, dict[type[Int8Linear], MultiExitModel]] = WeakKeyDictionary()
 
 
 def quantised(model: MultiExitModel, kind: type[Int8Linear] = Int8Linear) -> MultiExitModel:
-    """Return the trained model with every linear layer in int8, heads included.
+    """Return the trained model with the linear layers of its encoder in int8.
 
     All other weights are shared with ``model``, which stays as it is. Methods with one model share its int8 form.
     """
     kept = _quantised.setdefault(model, {})
     if kind not in kept:
         new = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-        for module in list(new.modules()):
+        for module in list(new.encoder.layers.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(module, name, kind.of(child))
@@ -113,8 +48,12 @@ def check_exact() -> None:
     """Check that sums of int8 products are exact. Old CPUs without VNNI may add them in 16 bits, which overflow.
 
     Raises:
-        MethodError: large products are wrong.
+        MethodError: large products are wrong, or this torch has no kernel for them.
     """
+    if not can_pack(torch.float32):
+        raise MethodError("it needs a build of torch with oneDNN: use another engine on this machine")
     ends = torch.full((32, 64), STEPS, dtype=torch.int8)
-    if not all(bool((torch._int_mm(ends, sign * ends.t()) == sign * 64 * STEPS**2).all()) for sign in (1, -1)):
-        raise MethodError("products of int8 are not exact on this CPU: use another engine on this machine")
+    for sign in (1, -1):
+        layer, x = Int8Linear(sign * ends, torch.ones(32), None), torch.full((32, 64), float(STEPS))
+        if not bool((layer(x) == sign * 64 * STEPS**2).all()):
+            raise MethodError("products of int8 are not exact on this CPU: use another engine on this machine")

@@ -165,6 +165,10 @@ class PackedEngine(Engine):
         new: Tensor = layer.close(few, _extended(context, len(few)))
         return new[:count]
 
+    def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
+        """Run the head in float32, whatever type the layers have."""
+        return self.model.student(exit_layer)(hidden.float(), attention)
+
 
 def _extended(x: Tensor, size: int) -> Tensor:
     """Return the rows [n, width] with further ones up to ``size``: those behind them in memory if there are any, else a copy."""

@@ -17,13 +17,14 @@ import torch
 from harness.contracts import Compute, Execution
 from harness.core.errors import ConfigError
 from harness.encoder.device_kernels import varlen
+from harness.encoder.device_kernels.host_memory import keep_freed_memory
 from harness.encoder.device_kernels.packed_linear import can_pack, packed
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.engine import DTYPES, Engine, PackedEngine
 from harness.execution.graphs import Bounds, GraphEngine
 
 GRAPH_DEVICES = ("cuda",)
-# Heads are small products over few rows, for which packing wins nothing.
+# Heads are small products over few rows, for which packing wins nothing, and stay in float32 then: exit rules read them.
 LAYERS = "encoder.layers"
 RECORDED = 2  # engines with graphs that are kept per model
 
@@ -74,7 +75,7 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
     key = (dtype, compiled, bounds, pack)
     if key not in kept.engines:
         if (dtype, pack) not in kept.copies:
-            plain = model if own and pack else model_copy(model, dtype)
+            plain = model if own and pack else model_copy(model, dtype, heads=torch.float32 if pack else dtype)
             kept.copies[dtype, pack] = packed(plain, LAYERS) if pack else plain
         ours = kept.copies[dtype, pack]
         # Buffers and graphs take memory; a sweep over batch sizes only needs the most recent ones.
@@ -90,14 +91,23 @@ def singly(compute: Compute) -> Compute:
     return "packed" if compute == "packed" else "eager"
 
 
-def model_copy(model: MultiExitModel, dtype: torch.dtype) -> MultiExitModel:
-    """Return a copy of the model with weights of another type, for inference."""
+def model_copy(model: MultiExitModel, dtype: torch.dtype, *, heads: torch.dtype | None = None) -> MultiExitModel:
+    """Return a copy of the model with weights of another type, for inference.
+
+    Args:
+        heads: type of the heads; by default as all others.
+    """
     with torch.inference_mode(False):
-        return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        new = copy.deepcopy(model).eval().requires_grad_(False)
+        new.encoder.to(dtype)
+        for part in (new.students, new.teacher):
+            part.to(heads or dtype)
+        return new
 
 
 def _made(model: MultiExitModel, bounds: Bounds | None, *, compiled: bool, pack: bool) -> Engine:
     if pack:
+        keep_freed_memory()
         return PackedEngine(model)
     return GraphEngine(model, bounds, compiled=compiled) if bounds else Engine(model, compiled=compiled)
 

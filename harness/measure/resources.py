@@ -16,6 +16,7 @@ import torch
 from harness.contracts import Fitted
 from harness.core import clock
 from harness.core.errors import DeviceError
+from harness.encoder.device_kernels.host_memory import release_freed_memory
 
 WEIGHTS = (".safetensors", ".onnx", ".bin")
 WINDOW = 2.0  # seconds; NVML updates its energy counter about ten times a second
@@ -52,6 +53,7 @@ class SavedState:
 
 def reset_host_peak() -> bool:
     """Reset the peak memory of the process; return ``False`` if the system cannot (only Linux can)."""
+    release_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

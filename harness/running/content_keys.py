@@ -7,6 +7,7 @@ from functools import cache
 
 from harness.core.files import content_key
 from harness.encoder.backbone import EMBEDDED, content_of, shown_name
+from harness.engines.choice import engine_key
 from harness.running.fits.fit_keys import CHASSIS_VERSION
 from harness.running.run_settings import Settings
 from harness.running.task import language_of, source_identity, unlabelled_identity
@@ -48,7 +49,7 @@ class ContentKeys:
         settings = self.settings.of(dataset)
         profile = settings.profile
         names = profile.fits([method, profile.reference])
-        engines = {name: engine for name in (method, profile.reference) if (engine := profile.engine(name))}
+        engines = {name: engine_key(engine) for name in (method, profile.reference) if (engine := profile.engine(name))}
         executors = {name: way for name in (method, profile.reference) if (way := profile.executor(name))}
         offsets = {name: offset for name in names if (offset := profile.seed_offset(name))}
         named = {name: content for name in names if (content := profile.named_content(name)) is not None}

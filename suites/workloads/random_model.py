@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from geep.exit_table import ExitTable
-from harness.contracts import Compute, DType, Execution, Predictions
+from harness.contracts import Compute, DType, EngineName, Execution, Predictions
 from harness.core.clock import Phases
 from harness.core.tokens import TokenSet
 from harness.encoder.backbone import shape_of
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
+from harness.engines.choice import LINEAR, execution_on
+from harness.engines.int8 import quantised
 from harness.execution.arrangement import sort_by_exit
 from harness.execution.executors import exit_logits, run_assigned, run_full
 from harness.execution.exit_rules import Entropy, normalised_entropy
@@ -95,6 +97,7 @@ class ExecutorWorkload:
     Attributes:
         shape: name of a backbone's shape, or the shape itself.
         length: tokens of every sample; ``None`` for realistic lengths.
+        engine: of torch, that runs the blocks; ``None``: as the execution says. See :meth:`on`.
     """
 
     shape: str | EncoderShape
@@ -103,12 +106,21 @@ class ExecutorWorkload:
     dtype: DType
     length: int | None = None
     seed: int = 0
+    engine: EngineName | None = None
+
+    def on(self, engine: EngineName) -> ExecutorWorkload:
+        """Return the same samples, weights and exits on an engine of torch. Exits that a rule finds are the engine's own."""
+        new = replace(self, engine=engine)
+        model = quantised(self.model, LINEAR[engine]) if engine in LINEAR else self.model
+        vars(new).update(tokens=self.tokens, model=model, exits=self.exits, table=self.table)
+        return new
 
     def execution(
         self, batch_size: int, compute: Compute = "eager", window: int = 0, batch_tokens: int = 0
     ) -> Execution:
         """Return execution settings; samples are sorted by length."""
-        return Execution(batch_size, window=window, dtype=self.dtype, compute=compute, batch_tokens=batch_tokens)
+        chosen = Execution(batch_size, window=window, dtype=self.dtype, compute=compute, batch_tokens=batch_tokens)
+        return execution_on(self.engine, chosen)
 
     @property
     def _shape(self) -> EncoderShape:

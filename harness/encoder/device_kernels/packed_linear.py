@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.encoder.device_kernels.host_memory import use_huge_pages
+from harness.encoder.device_kernels.int8_linear import Int8Linear
 
 Model = TypeVar("Model", bound=nn.Module)
 # Activations by their name in torch's gelu: (name, variant) in oneDNN.
@@ -78,8 +79,8 @@ def activated(linear: nn.Module, x: Tensor, activation: str) -> Tensor:
 
 
 def plus(linear: nn.Module, x: Tensor, residual: Tensor, drop: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return ``residual + drop(linear(x))``, in one kernel if the layer can; packed layers are for inference, without dropout."""
-    return linear.plus(x, residual) if isinstance(linear, PackedLinear) else residual + drop(linear(x))
+    """Return ``residual + drop(linear(x))``, in place if the layer can: those for inference, without dropout."""
+    return linear.plus(x, residual) if isinstance(linear, PackedLinear | Int8Linear) else residual + drop(linear(x))
 
 
 def closing(layer: Any) -> Callable[[Tensor, Tensor], Tensor]:

@@ -11,8 +11,8 @@ from baselines.early_exit.fastbert_faithful import ReleasedLoop
 from geep.method import FittedGeep
 from harness.contracts import EngineName, Execution, WholeModelEngine
 from harness.core.errors import MethodError
+from harness.encoder.device_kernels.int8_linear import Int8Linear
 from harness.engines.choice import CHANGES, check_engine, execution_on, on_engine
-from harness.engines.int8 import Int8Linear
 from harness.toolkit.fitted import FullDepth
 
 
@@ -27,7 +27,7 @@ def test_an_engine_changes_what_it_names_and_nothing_else() -> None:
         "packed": ("bfloat16", "packed"),
         "compiled": ("bfloat16", "compiled"),
         "bfloat16": ("bfloat16", "compiled"),
-        "int8": ("float32", "compiled"),
+        "int8": ("float32", "packed"),
         "int8-call": ("float32", "eager"),
         **dict.fromkeys(get_args(WholeModelEngine), ("float32", "eager")),
     }
@@ -81,6 +81,6 @@ def test_only_int8_changes_the_model(trained_bert: FullDepth, trained_geep: Fitt
     assert isinstance(found, FittedGeep)
     assert found.points is trained_geep.points and found.tables is trained_geep.tables
     assert any(isinstance(module, Int8Linear) for module in found.model.modules())
-    assert all(isinstance(head.label, Int8Linear) for head in found.model.students.values())  # type: ignore[union-attr]
+    assert found.model.teacher.label.weight is trained_geep.model.teacher.label.weight  # heads are shared
     assert not any(isinstance(module, Int8Linear) for module in trained_geep.model.modules())
     assert torch.is_floating_point(next(trained_geep.model.parameters()))

@@ -43,9 +43,9 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     made: list[torch.dtype] = []
     real = engines.model_copy
 
-    def model_copy(model: MultiExitModel, dtype: torch.dtype) -> MultiExitModel:
+    def model_copy(model: MultiExitModel, dtype: torch.dtype, **more: Any) -> MultiExitModel:
         made.append(dtype)
-        return real(model, dtype)
+        return real(model, dtype, **more)
 
     monkeypatch.setattr(engines, "model_copy", model_copy)
     return made

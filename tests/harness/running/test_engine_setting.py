@@ -14,8 +14,8 @@ from torch import nn
 
 from harness.contracts import OperatingPoint
 from harness.core.errors import ConfigError, MethodError
+from harness.encoder.device_kernels.int8_linear import Int8Linear
 from harness.engines import choice
-from harness.engines.int8 import Int8Linear
 from harness.results.run_folder import RunFolder
 from harness.running import profile
 from harness.running.content_keys import ContentKeys
@@ -76,6 +76,7 @@ def test_an_engine_is_also_set_for_a_method_itself(stage: Any, grid_settings: Se
     assert (likeness["one"].engine_agrees, likeness["one"].engine_difference) == (None, None)
     agree, difference = likeness["two"].engine_agrees, likeness["two"].engine_difference
     assert agree is not None and agree > 0.8
+    assert (likeness["one"].engine_exits, likeness["two"].engine_exits) == (None, 1.0)
     assert difference is not None and 0 < difference < 0.2
 
 
@@ -104,6 +105,22 @@ def test_keys_of_fits_do_not_know_engines(stage: Any, grid_settings: Settings, m
     cells = ContentKeys(having(grid_settings, TABLES))
     cells.identity = lambda dataset: "identity"  # type: ignore[assignment]
     assert len({cells.of("ag_news", name) for name in ("two", "two-int8", "two-eager")}) == 3
+
+
+def test_cells_follow_what_an_engine_computes(
+    stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells of an engine whose answers or times have changed since are measured again, and no other ones."""
+
+    def keys() -> dict[str, str]:
+        cells = ContentKeys(having(grid_settings, TABLES))
+        cells.identity = lambda dataset: "identity"  # type: ignore[assignment]
+        return {name: cells.of("ag_news", name) for name in ("two", "two-int8", "two-eager")}
+
+    before = keys()
+    monkeypatch.setitem(choice.VERSIONS, "int8", 99)
+    after = keys()
+    assert [name for name, key in before.items() if after[name] != key] == ["two-int8"]
 
 
 def test_teachers_are_the_float_fits(stage: Any, grid_settings: Settings) -> None:

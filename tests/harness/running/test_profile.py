@@ -37,7 +37,7 @@ def write(tmp_path: Path, text: str | bytes) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["quick", "mini", "paper", "scratch", "rivals", "twelve-layers", "twelve"])
+@pytest.mark.parametrize("name", ["quick", "mini", "paper", "scratch", "rivals", "twelve-layers", "twelve", "low-bits"])
 def test_official_profiles_load(name: str, tmp_path: Path) -> None:
     """Each is valid, is named after its file, measures its reference, names existing methods only, and takes longer texts."""
     found = profile.load(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,22 @@ def test_all_executors_answer_as_with_plain_weights(tiny_model: MultiExitModel, 
     ]
     for run in runs:
         torch.testing.assert_close(torch.as_tensor(run(PACKED)), torch.as_tensor(run(plain)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU has no bfloat16 products")
+def test_heads_stay_in_float32(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
+    """Layers in bfloat16 have heads in float32, whose answers are theirs on the rounded states."""
+    model = make_model()
+    made = engine_for(model, replace(PACKED, dtype="bfloat16")).model
+    assert {weight.dtype for weight in made.encoder.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in (*made.students.parameters(), *made.teacher.parameters())} == {torch.float32}
+    plain = engine_for(model, Execution(dtype="bfloat16")).model
+    assert {weight.dtype for weight in plain.parameters()} == {torch.bfloat16}
+    found, exact = (
+        run_full(model, tokens, how).logits for how in (replace(PACKED, dtype="bfloat16"), Execution(batch_size=5))
+    )
+    assert not torch.equal(torch.as_tensor(found).bfloat16().float(), torch.as_tensor(found)), "not rounded themselves"
+    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(exact), rtol=5e-2, atol=5e-2)
 
 
 def test_new_weights_are_packed_again(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
