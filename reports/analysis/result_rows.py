@@ -74,10 +74,8 @@ class ResultRow(SeedMeans):
         accuracy_seeds_low, accuracy_seeds_high: 95 % interval of the mean accuracy over seeds, cut at 0 and 1.
         speedup_p10, speedup_p90: the envelope over seeds, so that an average never looks steadier than its parts.
         timed: seeds that were timed; times, speed-ups and latency are means over these, all others over all seeds.
-        n, rounds, rounds_agree, batches_agree, state_unchanged, syncs, overlaps: the worst over seeds; None where not checked.
-        engine_agrees, engine_exits, engine_difference: the same.
-        left_out: whether a mean leaves out values that are not finite.
-        factors: factors of the speed-up, geometric means over seeds.
+        n, rounds, rounds_agree, ..., engine_difference, overlaps: the worst over seeds; None where not checked.
+        left_out, factors: whether a mean leaves out values that are not finite; of the speed-up, geometric means over seeds.
         latency: batch size -> quantiles in seconds, means over seeds, and the fewest batches behind them.
         round_seconds, reference_seconds: single passes, one list per seed.
         together: most cells that were timed beside the same passes of the reference, 1 for none.
