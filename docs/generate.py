@@ -231,7 +231,7 @@ def result_page() -> str:
     models = [
         model
         for model in vars(schema).values()
-        if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == schema.__name__
+        if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__.startswith("harness.results.")
     ]
     models = sorted((model for model in models if model.model_fields), key=lambda model: model is not schema.Result)
     for model in models:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from harness import __version__
 from harness.core.files import fill_template, write_folder
+from reports.analysis.caveats import caveats_by_place
+from reports.analysis.decision.decision_words import ALL_SETS, allowed, basis_text, sentences, verdict
 from reports.analysis.verdicts.verdict_words import headlines
 from reports.analysis.view import View, build_view
 from reports.figures.dataset_figures import draw_figures, draw_run_figures
@@ -64,7 +66,16 @@ Figures = Mapping[str, Sequence[Drawing]]  # slug -> figures of this dataset
 
 def _context(view: View, contents: Contents, figures: Figures) -> dict[str, object]:
     kinds = {row.method: row.kind for row in view.rows}
+    labels = {group.slug: group.label for group in view.groups}
+    general, checks, own = caveats_by_place(view.caveats[view.warnings :], labels)
     return {
+        "answers": [(one.label or ALL_SETS, verdict(one), sentences(one), one.confirmed) for one in view.decisions],
+        "asked": allowed(view.decisions[0].asked) if view.decisions else "",
+        "bases": list(dict.fromkeys(map(basis_text, view.decisions))),
+        "warnings": view.caveats[: view.warnings],
+        "caveats": general,
+        "check_caveats": checks,
+        "caveats_of": own,
         "view": view,
         "contents": contents,
         "figures": figures,

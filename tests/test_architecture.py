@@ -69,7 +69,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cell_settings", "roles", "run_contents"),
         ("time_ratios",),
         ("result_rows",),
-        ("verdicts",),
+        ("decision", "verdicts"),
         (".",),
     ),
 }

@@ -1,4 +1,4 @@
-"""``geep-bench``: run, report, compare, pack, export, predict, list, flops, pretrain, distill.
+"""``geep-bench``: run, report, choose, compare, pack, export, predict, list, flops, pretrain, distill.
 
 Commands import what they need when they are called, so that ``--help`` is quick.
 """
@@ -68,6 +68,20 @@ def _report(args: argparse.Namespace) -> int:
     print(api.reporter("summary")(args.run))
     print(f"report: {page}")
     return 0
+
+
+def _choose(args: argparse.Namespace) -> int:
+    from harness import api
+
+    found = api.reporter("choice")(
+        args.run,
+        max_loss=args.max_loss,
+        confidence=args.confidence,
+        max_p99=None if args.max_p99_ms is None else args.max_p99_ms / 1000,
+        max_bytes=None if args.max_mb is None else args.max_mb * 1e6,
+    )
+    print(found.text, end="")
+    return 0 if found.complete else 1
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -185,6 +199,7 @@ def _distill(args: argparse.Namespace) -> int:
 COMMANDS = {
     "run": _run,
     "report": _report,
+    "choose": _choose,
     "compare": _compare,
     "pack": _pack,
     "export": _export,

@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   geep-bench run --profile mini --data my-data --backbone en=my-backbone --datasets ag_news
   geep-bench run --profile quick --methods bert,geep --datasets lcqmc --seeds 0,1,2
   geep-bench report runs/quick                        make the report of a run folder again
+  geep-bench choose runs/quick --max-loss 1.0         what to deploy, with the evidence
   geep-bench compare runs/before runs/after --gate
   geep-bench export runs/quick --cell ID --out my-model
   geep-bench predict my-model --in texts.csv --out answers.csv
@@ -25,7 +26,7 @@ EXAMPLES = """examples:
   geep-bench distill distilbert --teacher my-backbone --corpus wiki.txt.zst --lang en --layers 6 --out my-student
 
 Run the same command again to resume; finished cells are not run again (unless --fresh).
-Exit codes: 0 done; 1 cells failed or, with compare --gate, got worse or are missing;
+Exit codes: 0 done; 1 cells failed, with compare --gate, got worse or are missing, or choose found none;
 2 invalid input (the message says how to correct it)."""
 
 
@@ -45,6 +46,23 @@ def _share(text: str) -> float:
     if not 0 <= number <= 100:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
     return number / 100
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return number
+
+
+def _confidence(text: str) -> float:
+    number = _above_zero(text)
+    if not 0.5 <= number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0.5 to below 1, such as 0.95")
+    return number
 
 
 def backbones(text: str) -> dict[str, str]:
@@ -160,6 +178,38 @@ def parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="make the report of a run folder again")
     report.add_argument("run", type=path, metavar="RUN", help="run folder")
+
+    choosing = commands.add_parser(
+        "choose",
+        help="name the fastest cell that is not worse than the reference",
+        description="Name the fastest method and operating point that is not worse than the reference by more than the allowed "
+        "loss, per dataset and over all: chosen on dev, confirmed once on test. Exit code 1: for some dataset no cell keeps to "
+        "the bounds, or none that does is shown to lose less.",
+    )
+    choosing.add_argument("run", type=path, metavar="RUN", help="run folder")
+    choosing.add_argument(
+        "--max-loss",
+        type=_share,
+        default=0.01,
+        metavar="POINTS",
+        help="points of accuracy that may be lost against the reference; default 1",
+    )
+    choosing.add_argument(
+        "--max-p99-ms",
+        type=_above_zero,
+        metavar="MS",
+        help="99 %% of calls with a single sample take at most this long",
+    )
+    choosing.add_argument(
+        "--max-mb", type=_above_zero, metavar="MB", help="on disk, with weights of other methods that it uses"
+    )
+    choosing.add_argument(
+        "--confidence",
+        type=_confidence,
+        default=0.95,
+        metavar="C",
+        help="of the statement that less is lost; default 0.95",
+    )
 
     comparing = commands.add_parser(
         "compare",

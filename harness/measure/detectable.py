@@ -90,3 +90,36 @@ def detectable_by_mcnemar(n: int, discordant: int, alpha: float = 0.05, power: f
     if missing(1.0) < 0:
         return None
     return float(brentq(missing, 1e-9, 1.0, xtol=1e-5))
+
+
+def chance_of_showing(difference: float, seen_se: float, next_se: float, margin: float, alpha: float = 0.05) -> float:
+    """Return the probability that new samples show "worse by less than ``margin``", given what was seen on other ones.
+
+    The predictive power of a non-inferiority test: the bound on the new samples is ``new difference - z_(1-alpha) next_se``,
+    and the new difference is normal around the seen one, with both variances. Source: Spiegelhalter, Freedman & Blackburn 1986,
+    "Monitoring clinical trials: conditional or predictive power?", with a flat prior.
+
+    Args:
+        difference: in accuracy on the samples seen, 0..1.
+        seen_se, next_se: standard errors of the difference on the samples seen, and on the new ones; above 0.
+    """
+    above = difference + margin - float(norm.ppf(1 - alpha)) * next_se
+    return float(norm.cdf(above / sqrt(seen_se**2 + next_se**2)))
+
+
+def times_as_many(
+    difference: float, se: float, margin: float, alpha: float = 0.05, power: float = POWER
+) -> float | None:
+    """Return how many times as many samples would show "worse by less than ``margin``" if the true difference is this one.
+
+    Inverts :func:`provable_margin`: the standard error falls with the root of the number of samples (Lachin 1981).
+
+    Args:
+        se: standard error of the difference on the samples so far.
+
+    Returns:
+        None if no number would, since the difference is not within the margin.
+    """
+    if difference <= -margin:
+        return None
+    return (provable_margin(se, alpha, power) / (difference + margin)) ** 2

@@ -3,6 +3,7 @@
 Accuracies, shares and their differences are 0..1, never percent.
 
 * one accuracy: :func:`bootstrap_interval`; several seeds: :func:`spread`
+* whether probabilities can be believed: :func:`calibration_error`
 * accuracy against cost: :func:`area_under_curve`, :func:`score_at_matched_cost`
 * two accuracies on the same samples: :mod:`harness.measure.paired_tests`; many tests: :mod:`harness.measure.many_tests`
 * what a test could have found: :mod:`harness.measure.detectable`; exits by chance: :mod:`harness.measure.expected_exits`
@@ -33,6 +34,21 @@ def bootstrap_interval(correct: np.ndarray, level: float = 0.95) -> tuple[float,
     tail = (1 - level) / 2
     low, high = binom.ppf([tail, 1 - tail], n, p) / n
     return float(low), float(high)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Return the expected calibration error (ECE): mean over samples of |accuracy - mean confidence| of their bin, 0..1.
+
+    Source: Naeini, Cooper & Hauskrecht 2015 (AAAI); 15 bins of equal width as in Guo et al. 2017 (ICML). It depends on the bins,
+    and chance alone makes it larger than 0: with 1,000 samples by about 0.02.
+
+    Args:
+        confidence: float [n], probability of the predicted class, n >= 1.
+        correct: bool [n].
+    """
+    place = np.minimum((np.asarray(confidence, dtype=np.float64) * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(place, weights=np.asarray(correct, dtype=np.float64) - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(place))
 
 
 class Spread(NamedTuple):

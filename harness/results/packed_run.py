@@ -25,9 +25,11 @@ from harness.core.errors import ResultError
 from harness.core.files import write_text
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
+from harness.results.answer_bits import from_bits, to_bits
 from harness.results.run_folder import RunFolder, failed_cell
 from harness.results.sample_columns import BEFORE_BIT, DEPTH_COLUMNS
-from harness.results.schema import SCHEMA, Binding, Cell, Result, StrictRecord
+from harness.results.schema import SCHEMA, Binding, Cell, Result
+from harness.results.strict_record import StrictRecord
 
 PACKED = 1  # version; raise it with any change of meaning
 SKETCHED = 64  # samples whose confidence is kept
@@ -109,8 +111,10 @@ class PackedCell(StrictRecord):
         """
         if self.bits is None:
             return None
-        raw = self._decode(self.bits, (self.n + 7) // 8)
-        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=self.n).astype(bool)
+        try:
+            return from_bits(self.bits, self.n)
+        except ValueError as error:
+            raise ValueError(f"{self.cell.method} {self.cell.point}: {error}") from error
 
     @cached_property
     def sketched(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -231,7 +235,7 @@ def _pack_cell(result: Result, samples: pd.DataFrame | None, machine: int, bindi
         rows = samples[["index", "label"]].to_numpy(dtype="<i8")
         some = samples.iloc[np.linspace(0, len(samples) - 1, min(len(samples), SKETCHED)).round().astype(int)]
         kept = {
-            "bits": _base64(np.packbits(samples["correct"].to_numpy(dtype=bool))),
+            "bits": to_bits(samples["correct"].to_numpy(dtype=bool)),
             "sketch": _base64(some["confidence"].to_numpy(dtype="<f4")),
             "sketch_exits": _base64(some["exit_layer"].to_numpy(dtype=np.uint8)),
             "rows": hashlib.sha256(rows.tobytes("F")).hexdigest()[:16],  # column by column

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from harness.core.names import FolderLabel, Label, StoredName
+from harness.results.answer_bits import AnswerBits
+from harness.results.strict_record import StrictRecord
 
 SCHEMA = 1
-
-
-class StrictRecord(BaseModel):
-    """A frozen record that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Cell(StrictRecord):
@@ -66,6 +62,7 @@ class Quality(StrictRecord):
         accuracy_low, accuracy_high: ends of the interval.
         macro_f1: mean F1 over the classes that occur.
         n: test samples.
+        calibration_error: expected one (:func:`harness.measure.statistics.calibration_error`); ``None``: an older result.
     """
 
     accuracy: float
@@ -73,6 +70,7 @@ class Quality(StrictRecord):
     accuracy_high: float
     macro_f1: float
     n: int
+    calibration_error: float | None = None
 
 
 class Cost(StrictRecord):
@@ -346,6 +344,7 @@ class Result(StrictRecord):
         loyalty: to the reference; ``None`` if the cell was not timed beside it.
         overlaps: rows that two splits share.
         notes: remarks on the data.
+        answers: which rows of dev and test are right; ``None`` for controls and bounds, and in results of older versions.
         fingerprint: machine and versions.
     """
 
@@ -380,6 +379,7 @@ class Result(StrictRecord):
     label_names: list[Label] = Field(default_factory=list, description="names of the classes, class 0 first")
     unseen_tokens: float | None = Field(default=None, description="share of test keys without a row in the exit table")
     notes: list[str] = Field(default_factory=list)
+    answers: AnswerBits | None = None
     binding: Binding | None = Field(default=None, description="None: measured before results had one")
     key: str = Field(
         default="", description="content key of settings, data and weights; empty: measured before results had one"

@@ -16,7 +16,7 @@ from harness.core.errors import ResultError
 from harness.core.names import Name
 from harness.core.settings import StrictSettings
 from harness.core.text_formats import read_json
-from harness.results.schema import StrictRecord
+from harness.results.strict_record import StrictRecord
 
 SUITE = "search"
 MOST_FITS = 12  # of one method in a search, over all datasets

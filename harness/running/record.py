@@ -11,20 +11,25 @@ import torch
 from scipy.special import rel_entr, softmax
 from sklearn.metrics import f1_score
 
-from harness.contracts import HasRole, HasTraining, Method, TrainingConditions, TrainingCost
+from harness.contracts import HasRole, HasTraining, Method, Predictions, TrainingConditions, TrainingCost
 from harness.core.environment import environment_facts
 from harness.core.errors import MethodError
 from harness.core.work import BEFORE
 from harness.measure.diagnostics import DepthAnswers, Diagnostics
 from harness.measure.passes import Contender, Measured
-from harness.measure.statistics import bootstrap_interval
+from harness.measure.statistics import bootstrap_interval, calibration_error
+from harness.results.answer_bits import to_bits
 from harness.results.sample_columns import BEFORE_BIT, DEPTH_COLUMNS
-from harness.results.schema import SCHEMA, Binding, Cell, Checks, Cost, Loyalty, Quality, Result, Training
+from harness.results.schema import SCHEMA, AnswerBits, Binding, Cell, Checks, Cost, Loyalty, Quality, Result, Training
 from harness.running.task import Prepared
 
 
-def quality(predictions: np.ndarray, labels: np.ndarray) -> Quality:
-    """Return accuracy with its interval, and macro F1 over the classes that occur (int64 [n] each)."""
+def quality(predictions: np.ndarray, labels: np.ndarray, confidence: np.ndarray | None = None) -> Quality:
+    """Return accuracy with its interval, and macro F1 over the classes that occur (int64 [n] each).
+
+    Args:
+        confidence: probability of the predictions, float [n], for the calibration error.
+    """
     correct = predictions == labels
     low, high = bootstrap_interval(correct)
     return Quality(
@@ -33,6 +38,7 @@ def quality(predictions: np.ndarray, labels: np.ndarray) -> Quality:
         accuracy_high=high,
         macro_f1=float(f1_score(labels, predictions, average="macro", zero_division=0)),
         n=len(labels),
+        calibration_error=None if confidence is None else calibration_error(confidence, correct),
     )
 
 
@@ -47,6 +53,18 @@ def loyalty(logits: np.ndarray, reference: np.ndarray, name: str) -> Loyalty:
     )
 
 
+def confidence_of(predictions: Predictions) -> np.ndarray:
+    """Return the softmax probability of the predicted class, float32 [n]."""
+    return np.asarray(torch.from_numpy(predictions.logits).softmax(-1).numpy().max(1), dtype=np.float32)
+
+
+def answer_bits(predictions: Predictions, prepared: Prepared, dev: Predictions) -> AnswerBits:
+    """Return which rows are right, from the predictions for test and for dev."""
+    splits = ((predictions, prepared.test), (dev, prepared.task.dev))
+    test, on_dev = (to_bits(said.logits.argmax(1) == split.labels.numpy()) for said, split in splits)
+    return AnswerBits(dev=on_dev, dev_rows=len(prepared.task.dev), test=test)
+
+
 def build_result(
     cell: Cell,
     method: Method,
@@ -57,11 +75,13 @@ def build_result(
     notes: Sequence[str],
     binding: Binding,
     key: str,
+    dev: Predictions | None = None,
 ) -> Result:
     """Return the stored form of one measurement.
 
     Args:
         notes: on what this method learns from, in addition to those on the dataset.
+        dev: predictions for the dev rows, of methods.
 
     Raises:
         MethodError: the logits do not have the task's classes.
@@ -94,7 +114,7 @@ def build_result(
         synthetic=cell.source == "embedded",
         language=prepared.task.language,
         params=dict(contender.point.params),
-        quality=quality(predictions.logits.argmax(1), prepared.test.labels.numpy()),
+        quality=quality(predictions.logits.argmax(1), prepared.test.labels.numpy(), confidence_of(predictions)),
         cost=Cost(
             flops_linear=cost.flops(work, "linear") / n,
             flops_full=cost.flops(work, "full") / n,
@@ -127,6 +147,7 @@ def build_result(
         overlaps=prepared.overlaps,
         label_names=prepared.label_names,
         notes=[*prepared.notes, *notes],
+        answers=None if dev is None else answer_bits(predictions, prepared, dev),
         binding=binding,
         key=key,
         fingerprint=environment_facts(),
@@ -176,7 +197,6 @@ def sample_rows(measured: Measured, prepared: Prepared, depths: DepthAnswers | N
         depths: what every exit would answer, which gives the columns :data:`harness.results.sample_columns.DEPTH_COLUMNS`.
     """
     predictions, labels = measured.predictions, prepared.test.labels.numpy()
-    probabilities = torch.from_numpy(predictions.logits).softmax(-1).numpy()
     label = predictions.logits.argmax(1)
     predicted = np.zeros(len(labels), np.int16)
     if (given := predictions.predicted_exit) is not None:
@@ -188,7 +208,7 @@ def sample_rows(measured: Measured, prepared: Prepared, depths: DepthAnswers | N
             "label": labels,
             "prediction": label.astype(np.int64),
             "correct": label == labels,
-            "confidence": probabilities.max(1).astype(np.float32),
+            "confidence": confidence_of(predictions),
             "exit_layer": (predictions.exit_layer + 1).astype(np.int16),
             "predicted_exit": predicted.astype(np.int16),
             "difficulty": prepared.difficulty.astype(np.int8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -221,3 +222,30 @@ def _failures(run: RunFolder, results: Sequence[Result]) -> list[str]:
         where = " / ".join(str(cell.get(key, "?")) for key in ("dataset", "method", "point"))
         lines.append(f"Failed and missing: {where}, seed {cell.get('seed', '?')}: {str(reason)[:_LONGEST_REASON]}")
     return lines
+
+
+def caveats_by_place(
+    caveats: Sequence[str], labels: Mapping[str, str]
+) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Return the caveats that concern the whole run, those about checks, and those about one dataset.
+
+    Args:
+        caveats: of :func:`gather_caveats`.
+        labels: slug of a dataset -> its label.
+    """
+    general: list[str] = []
+    checks: list[str] = []
+    own: dict[str, list[str]] = {slug: [] for slug in labels}
+    for caveat in caveats:
+        about = [slug for slug, label in labels.items() if _concerns(caveat, label)]
+        if any(caveat.startswith(what) for what in _CHECKS.values()):
+            checks.append(caveat)
+        elif len(about) == 1:
+            own[about[0]].append(caveat)
+        else:
+            general.append(caveat)
+    return general, checks, own
+
+
+def _concerns(caveat: str, label: str) -> bool:
+    return caveat.startswith(f"{label}: ") or re.search(rf" on {re.escape(label)}(?![\w-])", caveat) is not None

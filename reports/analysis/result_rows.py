@@ -30,6 +30,7 @@ class SeedMeans:
     accuracy_low: float | None
     accuracy_high: float | None
     macro_f1: float | None
+    calibration_error: float | None
     flops_linear: float | None
     flops_full: float | None
     params: float | None
@@ -85,8 +86,7 @@ class ResultRow(SeedMeans):
         phases: shares of a pass, means over seeds.
         slug, label: of the dataset, for file names and for readers.
         is_reference, ratio_reference, reference_depth: the reference of the same run, if there is one.
-        ratio_linear, ratio_full, ratio_layers: cost of the reference over that of the row.
-        kept: speed-up over ``ratio_linear``.
+        ratio_linear, ratio_full, ratio_layers: cost of the reference over the row's; kept: speed-up over ``ratio_linear``.
         noise: A/A band of the dataset on this device.
         trained_in, fit_threads: precision and threads of training, as text; empty where nothing was trained or recorded.
         threads: CPU threads while measuring; None where not recorded.

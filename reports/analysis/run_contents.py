@@ -237,7 +237,7 @@ def _needs(given: object) -> str:
 
 
 # What a report computes from rows; "index" is the row of the test split.
-COLUMNS = ("label", "prediction", "correct", "exit_layer", "predicted_exit", "difficulty")
+COLUMNS = ("label", "prediction", "correct", "confidence", "exit_layer", "predicted_exit", "difficulty")
 Reader = Callable[[Cell], "pd.DataFrame | None"]
 
 

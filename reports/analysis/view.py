@@ -9,17 +9,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple, TypeVar
 
 import pandas as pd
 
 from harness.core.errors import ResultError
 from harness.core.names import clean
+from harness.measure.statistics import calibration_error
 from harness.results.run_folder import RunFolder
 from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_aside
 from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
 from reports.analysis.conditions import find_belonging, unlike_sets
 from reports.analysis.curves import Curve, measure_curves
+from reports.analysis.decision.answer_loss import StoredAnswers
+from reports.analysis.decision.choice import Decision, Requirements, decide
 from reports.analysis.depth_worth import DepthRow, depth_rows
 from reports.analysis.earned_marks import signs
 from reports.analysis.result_rows import ResultRow, average_over_seeds, with_noise, with_pace, with_ratios
@@ -120,6 +124,7 @@ class View:
         lost: cells that a dataset should have but has not, by its name as in files.
         variants: the variants among the methods.
         searches: settings that were tried for the methods before the run.
+        decisions: which cell to deploy, for all sets together and for every set.
     """
 
     name: str
@@ -148,6 +153,7 @@ class View:
     lost: dict[str, list[str]]
     variants: list[VariantRow]
     searches: list[SearchRow]
+    decisions: list[Decision]
 
     @property
     def synthetic(self) -> bool:
@@ -195,12 +201,13 @@ def file_slug(text: str) -> str:
     return safe.encode()[:120].decode(errors="ignore")
 
 
-def build_view(run_path: Path | str, *, samples: bool = True) -> View:
+def build_view(run_path: Path | str, *, samples: bool = True, asked: Requirements | None = None) -> View:
     """Read a run folder.
 
     Args:
         run_path: the run folder.
         samples: also read the per-sample rows, for difficulty and paired tests.
+        asked: what a cell to deploy must keep to; also read rows that older results need for that.
 
     Raises:
         ResultError: no run there, no results in it, or results of another schema version.
@@ -252,6 +259,9 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         lost=lost_cells(run, results),
         variants=read_variants(run, {row.method for row in rows}),
         searches=read_searches(run),
+        decisions=decide(
+            rows, StoredAnswers(results, reader.read if samples or asked else None), asked or Requirements()
+        ),
         warnings=len(warnings),
         caveats=[
             *warnings,
@@ -310,8 +320,17 @@ def _with_marks(rows: Sequence[ResultRow], reader: SampleReader | None) -> list[
     for row in rows:
         missing = reader and not reader.stripped and any(reader.read(cell) is None for cell in row.cells)
         row = replace(row, samples_missing=bool(missing), partial=row.left_out or row.seeds < seeds[row.slug])
+        if row.calibration_error is None and reader:
+            row = replace(row, calibration_error=_calibration(row, reader))
         found.append(replace(row, marks=signs(row)))
     return found
+
+
+def _calibration(row: ResultRow, reader: SampleReader) -> float | None:
+    """Return the calibration error of results that were stored before they had one, mean over seeds; None without rows."""
+    frames = [frame for cell in row.cells if (frame := reader.read(cell)) is not None]
+    found = [calibration_error(one["confidence"].to_numpy(), one["correct"].to_numpy()) for one in frames]
+    return fmean(found) if found else None
 
 
 def _difficulty(rows: Sequence[ResultRow], reader: SampleReader) -> list[DifficultyRow]:

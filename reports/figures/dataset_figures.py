@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from reports.analysis.cell_settings import grouped
 from reports.analysis.view import Group, View, file_slug, of_group
+from reports.figures.answer_figure import draw_answers, draw_families
 from reports.figures.area_figure import draw_areas
 from reports.figures.drawing import STYLE, Drawing, Look, looks
 from reports.figures.exit_figures import draw_exit_histograms, draw_heat_maps
@@ -17,8 +18,8 @@ from reports.figures.rank_figure import draw_ranks
 
 
 def draw_run_figures(view: View) -> list[Drawing]:
-    """Return the figures about all datasets together."""
-    return [*draw_figures_over_sets(view), *_drawn(view, draw_areas)]
+    """Return the figures about all datasets together, and the one that the report opens with."""
+    return [*_drawn(view, draw_answers), *draw_figures_over_sets(view), *_drawn(view, draw_areas)]
 
 
 def draw_figures_over_sets(view: View) -> list[Drawing]:
@@ -46,6 +47,7 @@ def draw_figures(view: View, group: Group) -> list[Drawing]:
         drawings = [
             draw_pareto(view, group, chosen, "flops_linear"),
             draw_pareto(view, group, chosen, "samples_per_s"),
+            draw_families(view, group, chosen),
             draw_exit_histograms(view, group, chosen),
         ]
     found = [drawing for drawing in drawings if drawing is not None]

@@ -48,11 +48,7 @@ def _draw(view: View, means: SetMeans, chosen: Mapping[str, Look], extra: str) -
     from matplotlib.figure import Figure
 
     panels = {label: _points_of_set(view, means, label) for label in means.sets if label in means.references}
-    average = [
-        Point(next(iter(mean.rows.values())), mean.speedup, -mean.lost, -mean.lost, -mean.lost)
-        for mean in means.methods
-        if mean.kind == "method" and finite(mean.speedup) and finite(mean.lost)
-    ]
+    average = average_points(means)
     every = [*average, *(point for mine in panels.values() for point in mine)]
     shown = [name for name in chosen if any(point.row.method == name for point in every)]
     lines = max(2, math.ceil((len(panels) + _LARGE * _LARGE) / _COLUMNS))
@@ -61,7 +57,7 @@ def _draw(view: View, means: SetMeans, chosen: Mapping[str, Look], extra: str) -
     figure = Figure(figsize=(_WIDTH, height))
     FigureCanvasAgg(figure)
     wide = (_WIDTH - _LEFT - 0.1 - (_COLUMNS - 1) * _GAP) / _COLUMNS
-    limits = _limits(every)
+    limits = limits_of(every)
 
     def place(column: int, line: int, size: int) -> Axes:
         left = _LEFT + column * (wide + _GAP)
@@ -79,12 +75,12 @@ def _draw(view: View, means: SetMeans, chosen: Mapping[str, Look], extra: str) -
         axes.tick_params(labelleft=column == 0 or (column == _LARGE and line < _LARGE))
         drawn.append((axes, *_title(view, label, depths.get(label)), mine, 5.4))
     for number, (axes, title, note, mine, size) in enumerate(drawn):
-        _panel(axes, mine, chosen, limits, large=number == 0)
+        draw_panel(axes, mine, chosen, limits, large=number == 0)
         axes.set_title(title, fontsize=9 if number == 0 else 7.5, pad=3)
         if note:
             axes.text(1.0, 1.02, note, transform=axes.transAxes, fontsize=5.5, ha="right", va="bottom", color=GREYS[0])
-        _label(axes, mine, chosen, size, large=number == 0)
-        spots += _spots(figure, axes, mine, "mean" if number == 0 else title, height)
+        label_best(axes, mine, chosen, size, large=number == 0)
+        spots += spots_of(figure, axes, mine, "mean" if number == 0 else title, height)
     _common(figure, height, shown, chosen, legend)
     text = TITLE + data_tag(means.synthetic)
     figure.text(_LEFT / _WIDTH, 1 - 0.2 / height, text, fontsize=10.5, ha="left", va="baseline")
@@ -96,6 +92,15 @@ def _draw(view: View, means: SetMeans, chosen: Mapping[str, Look], extra: str) -
         "means and summary."
     )
     return render(figure, f"losses{extra}{file_tag(means.synthetic)}", text, description, role="losses", spots=spots)
+
+
+def average_points(means: SetMeans) -> list[Point]:
+    """Return the methods' points on average over sets: speed-up, and the change of accuracy against the reference."""
+    return [
+        Point(next(iter(mean.rows.values())), mean.speedup, -mean.lost, -mean.lost, -mean.lost)
+        for mean in means.methods
+        if mean.kind == "method" and finite(mean.speedup) and finite(mean.lost)
+    ]
 
 
 def _points_of_set(view: View, means: SetMeans, label: str) -> list[Point]:
@@ -115,7 +120,7 @@ def _title(view: View, label: str, depth: DepthRow | None) -> tuple[str, str]:
     return names[label], note
 
 
-def _limits(every: Sequence[Point]) -> tuple[float, float, float, float]:
+def limits_of(every: Sequence[Point]) -> tuple[float, float, float, float]:
     """Return the common limits: speed-up, and change of accuracy in points."""
     fast = [point.cost for point in every] or [1.0]
     change = [100 * max(point.accuracy, -_LOSS_TO_SHOW) for point in every] or [0.0]
@@ -127,7 +132,7 @@ def _limits(every: Sequence[Point]) -> tuple[float, float, float, float]:
     )
 
 
-def _panel(
+def draw_panel(
     axes: Axes,
     mine: Sequence[Point],
     chosen: Mapping[str, Look],
@@ -135,6 +140,7 @@ def _panel(
     *,
     large: bool,
 ) -> None:
+    """Draw the points of one panel; those that another one dominates are pale."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log")
@@ -193,7 +199,7 @@ def _panel(
             )
 
 
-def _label(axes: Axes, mine: Sequence[Point], chosen: Mapping[str, Look], size: float, *, large: bool) -> None:
+def label_best(axes: Axes, mine: Sequence[Point], chosen: Mapping[str, Look], size: float, *, large: bool) -> None:
     """Label the points that no other method dominates, equal ones once; small panels name a method at its fastest one only."""
     at = frontier(mine, "speedup")  # fastest first
     once = {(mine[i].cost, mine[i].accuracy): i for i in reversed(at)}
@@ -254,7 +260,8 @@ def _common(figure: Figure, height: float, shown: Sequence[str], chosen: Mapping
     )
 
 
-def _spots(figure: Figure, axes: Axes, mine: Sequence[Point], where: str, height: float) -> list[Spot]:
+def spots_of(figure: Figure, axes: Axes, mine: Sequence[Point], where: str, height: float) -> list[Spot]:
+    """Return the description of every point, beside its place in a figure of this height, in inches."""
     if not mine:
         return []
     pixels = axes.transData.transform([(p.cost, 100 * p.accuracy) for p in mine])

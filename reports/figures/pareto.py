@@ -117,14 +117,15 @@ def draw_pareto(view: View, group: Group, chosen: Mapping[str, Look], cost: Cost
     bands = [(p.cost, p.row.noise) for p in points if p.row.is_reference and cost == "samples_per_s"]
     noise = [(middle * band.low, middle * band.high) for middle, band in bands if band]
     entries = {(key[0], key[2]) if chosen[key[0]].line == "--" else key for key in lines}
-    legend_rows = math.ceil((len(entries) + bool(noise) + 1) / 2)
+    crowded = len(entries) > CROWD
+    # So many names are no help beside small multiples by family; the points that matter are labelled.
+    legend_rows = 0 if crowded else math.ceil((len(entries) + bool(noise) + 1) / 2)
     height = 4.2 + 0.16 * legend_rows
     figure, axes = new_figure(6.0, height)
     axes.set_position((0.11, (0.16 * legend_rows + 0.55) / height, 0.86, 3.3 / height))
     labels: list[Label] = []
     named: set[str] = set()
     best = [points[at] for at in frontier(points, cost)]
-    crowded = len(entries) > CROWD
     if len(best) > 1:
         x, y = [p.cost for p in best], [100 * p.accuracy for p in best]
         axes.plot(x, y, color=INK, alpha=0.18, lw=3, drawstyle="steps-post", zorder=1, label="not dominated")
@@ -154,7 +155,7 @@ def draw_pareto(view: View, group: Group, chosen: Mapping[str, Look], cost: Cost
         labels += _cut(axes, points, chosen, floor)
     axes.set_ylabel("accuracy %, 95 % interval")
     axes.set_title(title)
-    if lines:
+    if lines and not crowded:
         # Below the axes, in the space that the height includes for it.
         spacing: dict[str, Any] = {
             "handlelength": 2.4,

@@ -57,6 +57,7 @@ CSV = (
     *IDENTITY,
     *("accuracy", "accuracy_sd", "accuracy_seeds_low", "accuracy_seeds_high", "accuracy_low", "accuracy_high"),
     "macro_f1",
+    "calibration_error",
     *("flops_linear", "ratio_linear", "flops_full", "ratio_full", "mean_layers", "ratio_layers", "mean_heads"),
     "answered_before",
     *("timed", "samples_per_s", "samples_per_s_sd", "samples_per_s_from_text", "seconds", "rounds", "reference"),
@@ -71,6 +72,8 @@ def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[Result
     full, full_unit = flops_unit(max((row.flops_full or 0.0 for row in rows), default=0.0))
     none = f"every sample runs at least one layer, or {NO_LAYERS}"
     before = [Column[ResultRow]("answered_before", "Before layer 1 %", missing=none, form=percent)]
+    unknown = "measured before results had it, and without per-sample rows"
+    calibration = [Column[ResultRow]("calibration_error", "ECE %", missing=unknown, form=percent)]
     timed = [Column[ResultRow]("timed", "Seeds timed", lambda row: f"{row.timed} of {row.seeds}")]
     seeds = [Column("accuracy_sd", "± (seeds; 95 % of their mean)", _over_seeds, missing="one seed only")]
 
@@ -80,6 +83,7 @@ def _result_columns(view: View, rows: Sequence[ResultRow]) -> list[Column[Result
     return [
         Column("accuracy", "Accuracy % (95 % interval)", _accuracy),
         *(seeds if max(row.seeds for row in view.rows) > 1 else []),
+        *(calibration if any(finite(row.calibration_error) for row in rows) else []),
         Column("steps", "Training steps", missing=UNTRAINED, form=whole),
         Column(
             "flops_linear",
@@ -116,6 +120,11 @@ def _result_notes(rows: Sequence[ResultRow]) -> list[str]:
         f"FLOPs per sample, as executed. Ratios and speed-up: {reference_names(rows)} of the same run over the row; "
         "speed-up is wall time, median over rounds."
     ]
+    if any(finite(row.calibration_error) for row in rows):
+        notes.append(
+            "ECE: expected calibration error of the softmax probability of the answer, 15 bins (Guo et al., ICML 2017), test rows; "
+            "lower is better, and chance alone gives about 2 % on 1,000 rows."
+        )
     seeds = sorted({row.seeds for row in rows})
     if max(seeds) > 1:
         notes.append(

@@ -248,6 +248,19 @@ def test_nothing_overflows(browser, page, width):
     assert browser.ask("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+def test_the_recommendation_needs_no_scrolling(browser, page, width, height):
+    """On a phone and on a desktop the first screen has a recommendation for every dataset; the figure has readable text."""
+    browser.open(page, width)
+    told = "[...document.querySelectorAll('#answer .told li')]"
+    assert browser.ask(f"{told}.map(t => t.textContent.split(':')[0])") == ["weibo", "a_b & <c> (synthetic)"]
+    assert browser.ask(f"Math.max(...{told}.map(t => t.getBoundingClientRect().bottom))") < height
+    figure = "document.querySelector('#answer figure svg text')"
+    assert browser.ask(f"{figure}.getBoundingClientRect().height") > 7
+    if width > 1000:
+        assert browser.ask("document.querySelector('#answer figure svg').getBoundingClientRect().bottom") < height
+
+
 def test_navigation_reaches_every_section(desk):
     """Each link of the contents scrolls its section to the top."""
     for link in desk.ask("[...document.querySelectorAll('nav a')].map(a => a.getAttribute('href'))"):

@@ -15,7 +15,7 @@ from harness.core.environment import usable_cores
 from harness.core.errors import is_fatal
 from harness.engines.likeness import likeness
 from harness.measure.diagnostics import DepthAnswers, depth_answers, diagnose
-from harness.measure.passes import Contender, Measured, measure_together, measure_untimed
+from harness.measure.passes import Contender, Measured, measure_together, measure_untimed, timed_pass
 from harness.measure.resources import SavedState, lost_cores
 from harness.results.schema import Cell, Result
 from harness.running.binding import binding_of
@@ -67,7 +67,7 @@ class MethodCells:
     def finish(
         self, cell: Cell, contender: Contender, measured: Measured, after: SavedState | None, notes: Sequence[str]
     ) -> MeasuredCell:
-        """Run the diagnostics of a cell, and return its result.
+        """Run the diagnostics of a cell and, of a method, a pass over dev for later choices; return its result.
 
         Args:
             after: state of the method after its passes; ``None`` if the cell is not checked.
@@ -101,10 +101,13 @@ class MethodCells:
                 )
             start = clock.now()
             self._depths = self._depths or depth_answers(contender, tokens)
+            dev = None
+            if method.kind == "method" and not measured.foresees:
+                dev = timed_pass(contender, session.prepared.task.dev.tokens).predictions
             asked = clock.now() - start
         binding = binding_of(session, name, measured.speed.reference if measured.speed else None)
         notes = [*session.notes(name), *notes]
-        result = build_result(cell, method, contender, measured, session.prepared, found, notes, binding, self.key)
+        result = build_result(cell, method, contender, measured, session.prepared, found, notes, binding, self.key, dev)
         result = result.model_copy(update={"tokenising": tokenising_of(session) if self.timed else None})
         rows = sample_rows(measured, session.prepared, self._depths)
         return MeasuredCell(result, rows, measured.predicting + found.predicting + asked)

@@ -5,12 +5,14 @@ With three rounds, each cell by itself, the default, a cell of a method takes pe
 =================  ============  =========  ==========  ============================================
 cells              own passes    reference  full depth  single samples
 =================  ============  =========  ==========  ============================================
-method, control    3 a point     3 a point  0           up to 0.5 s a point; controls and bounds none
+method             4 a point     3 a point  0           up to 0.5 s a point
+control            3 a point     3 a point  0           none
 bound              3 a point     3 a point  3 + 1       none
-not timed          1 a point     0          0 (bound 2)  up to 0.5 s once, in seeds that are checked
+not timed          2 a point     0          0 (bound 2)  up to 0.5 s once, in seeds that are checked
 =================  ============  =========  ==========  ============================================
 
-A checked cell of a method with an engine takes one more own pass, without the engine.
+One of the own passes of a method is over the dev rows; it is counted as one over test. Controls and bounds that are not timed
+take 1 a point. A checked cell of a method with an engine takes one more own pass, without the engine.
 
 With ``share_reference``, 3 passes of the reference serve eight points or more; ``tolerance`` lets the rounds end after 2.
 """
@@ -96,9 +98,11 @@ def count_passes(
     full = int(bound or answers_at_depths)
     if not timing.times(method, seed):
         checked = timing.checks(seed)
-        own = points + checked
+        own = points * (1 + (kind == "method")) + checked
         return PassCounts(own, 0, full + own * bound, int(checked and kind == "method"))
     most = rounds if all_rounds or not timing.tolerance else min(rounds, 2)
     groups = points / TOGETHER if timing.share_reference else points
     own = most * points
+    if kind == "method":
+        own += points  # over the dev rows
     return PassCounts(own, most * groups, full + own * bound, points * (kind == "method"))

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from harness.measure.detectable import detectable_by_mcnemar, detectable_mean, mcnemar_power, provable_margin
+from harness.measure.detectable import (
+    chance_of_showing,
+    detectable_by_mcnemar,
+    detectable_mean,
+    mcnemar_power,
+    provable_margin,
+    times_as_many,
+)
 from harness.measure.paired_tests import mcnemar
 
 
@@ -56,3 +63,21 @@ def test_more_rows_find_less_and_stricter_levels_find_more(n: int, share: float)
     more, stricter = detectable_by_mcnemar(4 * n, 4 * discordant), detectable_by_mcnemar(n, discordant, alpha=0.005)
     assert more is not None and more < found
     assert stricter is None or stricter > found
+
+
+def test_the_chance_to_show_a_margin_is_that_of_simulation() -> None:
+    """A true difference drawn around the seen one, then a new one around the true one, passes the bound as often as computed."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(-0.004, 0.005, 200_000)
+    shown = rng.normal(true, 0.006) - norm.ppf(0.95) * 0.006 > -0.015
+    assert chance_of_showing(-0.004, 0.005, 0.006, 0.015) == pytest.approx(shown.mean(), abs=0.005)
+
+
+@given(st.floats(-0.009, 0.02), st.floats(0.001, 0.05))
+def test_so_many_more_rows_have_the_stated_power(difference: float, se: float) -> None:
+    """With that many rows, the bound is above the margin with 80 % probability; a difference beyond the margin has no number."""
+    ratio = times_as_many(difference, se, 0.01)
+    assert ratio is not None
+    then = se / ratio**0.5
+    assert norm.cdf((difference + 0.01) / then - norm.ppf(0.95)) == pytest.approx(0.8)
+    assert times_as_many(-0.01, se, 0.01) is None

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, ttest_1samp
 
-from harness.measure.statistics import area_under_curve, bootstrap_interval, score_at_matched_cost, spread
+from harness.measure.statistics import (
+    area_under_curve,
+    bootstrap_interval,
+    calibration_error,
+    score_at_matched_cost,
+    spread,
+)
 
 shares = st.floats(0, 1)
 
@@ -96,3 +102,11 @@ def test_the_baseline_scores_zero_against_itself(points: list[tuple[float, float
     for cost, accuracy in points:
         best[cost] = max(accuracy, best.get(cost, 0.0))
     assert score_at_matched_cost([*best], [*best.values()], [*best], [*best.values()]).score == pytest.approx(0)
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: 0.9 sure and 3 of 4 right, 0.6 sure and 1 of 1 right: (4 x 0.15 + 1 x 0.4) / 5; certainty has a bin, too."""
+    confidence = np.array([0.9, 0.9, 0.9, 0.9, 0.6])
+    correct = np.array([True, True, True, False, True])
+    assert calibration_error(confidence, correct) == pytest.approx((4 * 0.15 + 0.4) / 5)
+    assert calibration_error(np.array([1.0, 1.0]), np.array([True, False])) == pytest.approx(0.5)

@@ -14,8 +14,9 @@ from harness.contracts import Predictions
 from harness.core.tokens import Split, TokenSet
 from harness.core.work import BEFORE, Work
 from harness.measure.diagnostics import DepthAnswers
+from harness.results.answer_bits import from_bits
 from harness.results.schema import Training
-from harness.running.record import depth_bits, loyalty, quality, sample_rows, training_conditions
+from harness.running.record import answer_bits, depth_bits, loyalty, quality, sample_rows, training_conditions
 from harness.toolkit.training import TrainingReport
 
 
@@ -108,3 +109,21 @@ def test_loyalty_is_symmetric_and_between_0_and_1(seed: int, scale: float) -> No
     assert found.probability_loyalty == pytest.approx(back.probability_loyalty)
     shifted = loyalty(one, one + 3, "bert")
     assert shifted.probability_loyalty == pytest.approx(1, abs=1e-3)
+
+
+def test_a_result_knows_which_rows_of_dev_and_test_are_right() -> None:
+    """The bits of both splits are those of the predictions, in file order, for row counts that fill no byte."""
+
+    def split(labels: list[int]) -> Split:
+        return Split(TokenSet.from_lists([[1]] * len(labels)), torch.tensor(labels))
+
+    def said(labels: list[int]) -> Predictions:
+        return Predictions(np.eye(2, dtype=np.float32)[labels], np.zeros(len(labels), np.int16), Work())
+
+    prepared = SimpleNamespace(task=SimpleNamespace(dev=split([0, 1, 1])), test=split([1] * 11))
+    found = answer_bits(said([1] * 5 + [0] * 6), prepared, said([0, 0, 1]))  # type: ignore[arg-type]
+    assert found.dev_rows == 3
+    assert from_bits(found.dev, 3).tolist() == [True, False, True]
+    assert from_bits(found.test, 11).tolist() == [True] * 5 + [False] * 6
+    with pytest.raises(ValueError, match="do not fit"):
+        from_bits(found.test, 17)

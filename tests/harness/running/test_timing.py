@@ -15,6 +15,7 @@ from harness.core.errors import UnknownNameError
 from harness.core.tokens import TokenSet
 from harness.measure import diagnostics
 from harness.regression.compare import compare
+from harness.results.answer_bits import from_bits
 from harness.results.packed_run import pack
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Result
@@ -55,6 +56,9 @@ def test_other_seeds_and_methods_have_answers_but_no_time(stage: Any, settings: 
     for (method, _, seed), result in results(settings).items():
         assert result.quality.n == sum(result.exit_histogram)
         assert result.cost.flops_linear > 0
+        assert result.answers is not None and result.quality.calibration_error is not None
+        rows = RunFolder.open(settings.out).samples(result.cell)["correct"]
+        assert from_bits(result.answers.test, len(rows)).tolist() == rows.tolist()
         if seed == 0 and method != "three":
             assert result.speed is not None
             assert (result.speed.reference, result.speed.rounds, len(result.latency)) == ("one", 2, 1)
@@ -120,18 +124,18 @@ def test_shared_passes_of_the_reference_are_few(stage: Any, settings: Settings) 
 
 
 def test_passes_by_hand() -> None:
-    """Three rounds of four points: 12 own passes and 12 of the reference; of shared ones half as many as rounds."""
+    """Three rounds of four points: 12 own passes, 4 over dev and 12 of the reference; of shared ones half as many as rounds."""
     default, lean = (
         TimingSettings(),
         TimingSettings(share_reference=True, tolerance=0.02, seeds=[0], untimed=["control"]),
     )
-    assert count_passes(default, 3, "geep", 1, 4) == PassCounts(12, 12, 0, 4)
+    assert count_passes(default, 3, "geep", 1, 4) == PassCounts(16, 12, 0, 4)
     assert count_passes(default, 3, "oracle", 0, 1, kind="bound") == PassCounts(3, 3, 4, 0)
-    assert count_passes(lean, 3, "geep", 0, 4) == PassCounts(12, 1.5, 0, 4)
-    assert count_passes(lean, 3, "geep", 0, 4, all_rounds=False) == PassCounts(8, 1, 0, 4)
-    assert count_passes(lean, 3, "geep", 1, 4) == PassCounts(4, 0, 0, 0)
+    assert count_passes(lean, 3, "geep", 0, 4) == PassCounts(16, 1.5, 0, 4)
+    assert count_passes(lean, 3, "geep", 0, 4, all_rounds=False) == PassCounts(12, 1, 0, 4)
+    assert count_passes(lean, 3, "geep", 1, 4) == PassCounts(8, 0, 0, 0)
     assert count_passes(lean, 3, "control", 0, 4, kind="control") == PassCounts(5, 0, 0, 0)
-    assert count_passes(lean, 3, "zero", 1, 4, answers_at_depths=True) == PassCounts(4, 0, 1, 0)
+    assert count_passes(lean, 3, "zero", 1, 4, answers_at_depths=True) == PassCounts(8, 0, 1, 0)
     assert PassCounts(8, 2, 1, 4).seconds(10.0, 0.5) == pytest.approx(72.0)
 
 
