@@ -82,10 +82,8 @@ def test_a_run_without_its_reference(fabricate, capsys):
 )
 def test_invalid_limits(run, capsys, options):
     """A limit out of range is refused."""
-    with pytest.raises(SystemExit) as stopped:
-        main(["choose", str(run.path), *options])
-    assert stopped.value.code == 2
-    assert options[0] in capsys.readouterr().err
+    code, _, error = choose(capsys, run.path, *options)
+    assert code == 2 and options[0] in error
 
 
 def test_the_report_gives_the_same_answer(run):

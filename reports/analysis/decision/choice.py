@@ -264,7 +264,8 @@ def _decide(
         able = [one for one in able if one.time < min(one.noise, 1.0)]
     worst_time = 1.0 if about.reference_meets else max(one.time for one in candidates)
     if basis == ACCURACIES:
-        close = [one for one in able if (_gap(one, reference) or -1.0) >= -asked.max_loss]
+        gaps = [(one, _gap(one, reference)) for one in able]
+        close = [one for one, gap in gaps if gap is not None and gap >= -asked.max_loss]
         ranked = sorted(close, key=lambda one: one.time)
         return replace(about, ranking=tuple(ranked), runner_up=ranked[0] if ranked else None)
     judged = [_judged(one, reference, seen, basis, asked, worst_time) for one in able]
