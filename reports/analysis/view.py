@@ -23,7 +23,7 @@ from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of,
 from reports.analysis.conditions import find_belonging, unlike_sets
 from reports.analysis.curves import Curve, measure_curves
 from reports.analysis.decision.answer_loss import StoredAnswers
-from reports.analysis.decision.choice import Decision, Requirements, decide
+from reports.analysis.decision.deciding import Decision, Requirements, decide
 from reports.analysis.depth_worth import DepthRow, depth_rows
 from reports.analysis.earned_marks import signs
 from reports.analysis.result_rows import ResultRow, average_over_seeds, with_noise, with_pace, with_ratios

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from reports.analysis.decision.choice import Decision
+from reports.analysis.decision.deciding import Decision
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.view import Group, View
 from reports.figures.drawing import GREYS, INK, Drawing, Look, new_figure, render

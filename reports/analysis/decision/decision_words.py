@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from reports.analysis.decision.answer_loss import Loss
-from reports.analysis.decision.choice import ACCURACIES, HALVES, Candidate, Decision, Requirements
+from reports.analysis.decision.deciding import ACCURACIES, HALVES, Decision, Deployable, Requirements
 from reports.notation.numbers import DASH, finite, fixed, plain, points, times, whole
 
 ALL_SETS = "All sets together"
 
 
-def faster(one: Candidate, reference: Candidate) -> str:
+def faster(one: Deployable, reference: Deployable) -> str:
     """Return how fast a cell is beside the reference."""
     return f"{times(1 / one.time)} as fast as {reference.name}"
 
@@ -62,12 +62,12 @@ def reasons(one: Decision) -> list[str]:
     return [f"dev rules out every {out}; nearest is {nearest.name}: {faster(nearest, one.reference)}{dev}"]
 
 
-def _bounds(one: Candidate) -> str:
+def _bounds(one: Deployable) -> str:
     p99 = f"p99 {plain(1000 * one.p99)} ms" if finite(one.p99) else "no known p99"
     return f"{p99} and {plain(one.size / 1e6)} MB" if finite(one.size) else f"{p99} and no known size"
 
 
-def _accuracies(one: Candidate, reference: Candidate) -> str:
+def _accuracies(one: Deployable, reference: Deployable) -> str:
     gap = None if None in (one.accuracy, reference.accuracy) else (one.accuracy or 0.0) - (reference.accuracy or 0.0)
     return f"{points(gap)} points on test"
 
@@ -110,7 +110,7 @@ def basis_text(one: Decision) -> str:
     return "Chosen on dev, confirmed once on test."
 
 
-def cells_of(one: Candidate, asked: Requirements) -> list[str]:
+def cells_of(one: Deployable, asked: Requirements) -> list[str]:
     """Return the numbers of a candidate for a table: speed, p99, MB, dev, its bound, and the chance to be confirmed."""
     dev = one.dev
     return [

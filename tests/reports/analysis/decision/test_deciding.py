@@ -13,7 +13,7 @@ import pytest
 from harness.results.answer_bits import to_bits
 from harness.results.schema import AnswerBits, Cell, Checks, Cost, Latency, Quality, Resources, Result, Speed
 from reports.analysis.decision.answer_loss import StoredAnswers, loss_of
-from reports.analysis.decision.choice import ACCURACIES, DEV, HALVES, Decision, Requirements, decide
+from reports.analysis.decision.deciding import ACCURACIES, DEV, HALVES, Decision, Requirements, decide
 from reports.analysis.decision.decision_words import headline
 from reports.analysis.result_rows import average_over_seeds, with_ratios
 

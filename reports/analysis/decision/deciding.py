@@ -49,7 +49,7 @@ class Requirements:
     def alpha(self) -> float:
         return 1 - self.confidence
 
-    def meets(self, one: Candidate) -> bool:
+    def meets(self, one: Deployable) -> bool:
         """Return whether a cell is known to keep to the bounds on latency and size."""
         return all(
             most is None or (value is not None and value <= most)
@@ -58,7 +58,7 @@ class Requirements:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Deployable:
     """A method at an operating point, on one set or on several.
 
     Attributes:
@@ -121,19 +121,19 @@ class Decision:
     sets: tuple[str, ...]
     asked: Requirements
     basis: str
-    reference: Candidate
+    reference: Deployable
     reference_meets: bool
-    chosen: Candidate | None = None
+    chosen: Deployable | None = None
     test: Loss | None = None
     confirmed: bool = False
-    runner_up: Candidate | None = None
-    ranking: tuple[Candidate, ...] = ()
-    nearest: Candidate | None = None
+    runner_up: Deployable | None = None
+    ranking: tuple[Deployable, ...] = ()
+    nearest: Deployable | None = None
     more_rows: int | None = None
     left_out: int = 0
 
     @property
-    def recommended(self) -> Candidate | None:
+    def recommended(self) -> Deployable | None:
         """The cell to deploy: the confirmed one, else the reference; None where that does not keep to the bounds either."""
         if self.confirmed:
             return self.chosen
@@ -170,7 +170,7 @@ def _seconds(row: ResultRow, references: Sequence[ResultRow]) -> float | None:
     return row.seconds if finite(row.seconds) and row.seconds > 0 else None
 
 
-def _candidates(label: str, rows: Sequence[ResultRow]) -> list[Candidate]:
+def _candidates(label: str, rows: Sequence[ResultRow]) -> list[Deployable]:
     """Return the timed methods of a set, each at its best batch size, the reference first; none without a timed reference."""
     timed = [row for row in rows if row.kind == "method" and row.timed]
     full = max((row for row in timed if row.is_reference), key=lambda row: row.mean_layers or 0.0, default=None)
@@ -178,7 +178,7 @@ def _candidates(label: str, rows: Sequence[ResultRow]) -> list[Candidate]:
         return []
     able = [row for row in timed if values_of(row, SAME_REFERENCE) == values_of(full, SAME_REFERENCE)]
     references = [row for row in able if row.is_reference]
-    found: list[Candidate] = []
+    found: list[Deployable] = []
     unit = min((time for row in references if (time := _seconds(row, references))), default=None)
     if unit is None:
         return []
@@ -192,9 +192,9 @@ def _candidates(label: str, rows: Sequence[ResultRow]) -> list[Candidate]:
     return [replace(first, time=1.0), *(one for one in found if one not in own)]
 
 
-def _candidate(label: str, row: ResultRow, time: float) -> Candidate:
+def _candidate(label: str, row: ResultRow, time: float) -> Deployable:
     calls = row.latency[min(row.latency)] if row.latency else None
-    return Candidate(
+    return Deployable(
         method=row.method,
         point=row.point,
         engine=row.engine,
@@ -206,10 +206,10 @@ def _candidate(label: str, row: ResultRow, time: float) -> Candidate:
     )
 
 
-def _over_sets(sets: dict[str, list[Candidate]]) -> list[Candidate]:
+def _over_sets(sets: dict[str, list[Deployable]]) -> list[Deployable]:
     """Return the candidates that all sets have, the reference first; none where sets have different references."""
 
-    def key(one: Candidate) -> tuple[object, ...]:
+    def key(one: Deployable) -> tuple[object, ...]:
         row = next(iter(one.rows.values()))
         return (one.method, one.point, *values_of(row, _SAME_WAY))
 
@@ -232,7 +232,7 @@ def _over_sets(sets: dict[str, list[Candidate]]) -> list[Candidate]:
     return [first[0], *(one for one in found if one is not first[0])] if len(leads) == 1 and first else []
 
 
-def _strata(one: Candidate, reference: Candidate, answers: Answers) -> list[np.ndarray] | None:
+def _strata(one: Deployable, reference: Deployable, answers: Answers) -> list[np.ndarray] | None:
     """Return the differences to the reference on every set; None where one is not known."""
     found = [differences(row, reference.rows[label], answers) for label, row in one.rows.items()]
     return None if any(rows is None for rows in found) else [rows for rows in found if rows is not None]
@@ -242,7 +242,7 @@ def _decide(
     label: str,
     synthetic: bool,
     sets: Sequence[str],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Deployable],
     stored: StoredAnswers,
     asked: Requirements,
 ) -> Decision:
@@ -287,7 +287,7 @@ def _decide(
     return replace(about, chosen=chosen, test=test, confirmed=confirmed, runner_up=runner_up, more_rows=more)
 
 
-def _basis(reference: Candidate, stored: StoredAnswers) -> tuple[str, Answers, Answers]:
+def _basis(reference: Deployable, stored: StoredAnswers) -> tuple[str, Answers, Answers]:
     """Return what is known of the answers of the reference, and where to choose and where to confirm."""
 
     def known(answers: Answers) -> bool:
@@ -299,13 +299,13 @@ def _basis(reference: Candidate, stored: StoredAnswers) -> tuple[str, Answers, A
 
 
 def _judged(
-    one: Candidate,
-    reference: Candidate,
+    one: Deployable,
+    reference: Deployable,
     seen: Answers,
     basis: str,
     asked: Requirements,
     worst_time: float,
-) -> Candidate:
+) -> Deployable:
     """Return a candidate with its loss on dev, the chance that test confirms it, and its expected saving."""
     strata = _strata(one, reference, seen)
     if strata is None:
@@ -319,14 +319,14 @@ def _judged(
     return replace(one, dev=loss, chance=chance, saving=chance * (worst_time - one.time))
 
 
-def _gap(one: Candidate, reference: Candidate) -> float | None:
+def _gap(one: Deployable, reference: Deployable) -> float | None:
     """Return the difference in accuracy on all test rows."""
     if one.accuracy is None or reference.accuracy is None:
         return None
     return one.accuracy - reference.accuracy
 
 
-def _excess(one: Candidate, asked: Requirements) -> float:
+def _excess(one: Deployable, asked: Requirements) -> float:
     """Return by how many times a cell exceeds the bounds at most; infinity where that is not known."""
     bounds = ((asked.max_p99, one.p99), (asked.max_bytes, one.size))
     return max(float("inf") if value is None else value / most for most, value in bounds if most is not None)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from harness.core.errors import ResultError
 from harness.core.terminal_table import terminal_table
 from harness.results.run_folder import stem
-from reports.analysis.decision.choice import Decision, Requirements
+from reports.analysis.decision.deciding import Decision, Requirements
 from reports.analysis.decision.decision_words import ALL_SETS, allowed, basis_text, cells_of, headline
 from reports.analysis.view import View, build_view
 from reports.notation.numbers import DASH, points
