@@ -23,7 +23,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.transfer import HostCopy
 from harness.execution.arrangement import cut
-from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
+from harness.execution.run_pass import BatchRun, LeaveRule, Pass, inference, interleave
 
 # Samples whose hidden states are kept until the host knows which stay; bounds the memory of the second pass.
 CHUNK = 1024
@@ -54,12 +54,13 @@ def run_verified(
     with inference(model):
         run = Pass(model, tokens, execution, looks, phases)
         stop = model.depth - 1 if end is None else end
-        run.refuse_unless_answered(model.answers, stop)
+        run.check_heads(model.answers, stop)
         targets = run.columns.copy()
         targets[:, 1:] = np.minimum(targets[:, 1:], stop)
         with run.phases("layers"):
             interleave(
-                (partial(_climb, run, first, last, targets, leaves, stop) for first, last in _chunks(run)), run.device
+                (partial(_run_chunk, run, first, last, targets, leaves, stop) for first, last in _chunks(run)),
+                run.device,
             )
         return run.predictions()
 
@@ -89,7 +90,9 @@ class _Parked(_Group):
     sure: Tensor
 
 
-def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveRule, end: int, lane: int) -> Climb:
+def _run_chunk(
+    run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveRule, end: int, lane: int
+) -> BatchRun:
     """Run one chunk: first looks from the embeddings, then round after round for the unsure samples.
 
     Whatever is needed after a wait is copied, so all chunks can share one lane and its graphs.

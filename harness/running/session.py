@@ -29,7 +29,7 @@ from harness.core.names import LONGEST_FILE_NAME, check_label, clean
 from harness.core.tokens import Task
 from harness.encoder.backbone import EMBEDDED, Backbone, check_length, load_backbone, shape_of
 from harness.engines.choice import check_engine, check_executor, execution_on, on_engine
-from harness.execution.engines import singly
+from harness.execution.engine_cache import without_compiler
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
 from harness.measure.validation import checked_fit, checked_points
@@ -379,7 +379,7 @@ class Session:
         engine = self.settings.profile.engine(name)
         compute = fitted.compute if isinstance(fitted, HasCompute) else None
         if compute == "eager" and engine is None:
-            compute = singly(given.compute)
+            compute = without_compiler(given.compute)
         return Cell(
             method=name,
             dataset=self.dataset,

@@ -17,7 +17,7 @@ from harness.contracts import Fitted
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.layout import Layout, Scored
-from harness.encoder.local_attention import near
+from harness.encoder.local_attention import in_window
 from harness.encoder.model import Encoder, EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.fitted import FittedModel, FullDepth
@@ -162,7 +162,7 @@ def layer_pairs(encoder: Encoder, index: int, layout: Scored) -> Tensor:
     longest = pairs.shape[-1]
     if reach is None or reach.within(longest):
         return pairs
-    return pairs & near(torch.arange(longest, device=pairs.device), longest, reach.window)
+    return pairs & in_window(torch.arange(longest, device=pairs.device), longest, reach.window)
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -20,7 +20,7 @@ from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.exit_rules import ExitRule
 from harness.execution.regrouping.waiting_samples import WaitingGroup, WaitingLine
-from harness.execution.run_pass import Climb, Pass, StartClimb, inference, interleave
+from harness.execution.run_pass import BatchRun, Pass, StartBatch, inference, interleave
 from harness.execution.sequential import run_sequential
 
 
@@ -63,10 +63,10 @@ class _Rebatching:
         answers = run.model.answers
         self._heads = [at for place, at in enumerate(answers[:-1]) if rule.asks(place)] + [answers[-1]]
         self._lines = [WaitingLine(run.execution) for _ in self._heads[1:]]
-        self._flying: list[int] = []  # stages of the batches that are under way
+        self._in_flight: list[int] = []  # stages of the running batches
 
-    def starts(self) -> Iterator[StartClimb | None]:
-        """Yield what to start next, whenever asked; ``None`` if that depends on the batches that are under way."""
+    def starts(self) -> Iterator[StartBatch | None]:
+        """Yield what to start next, whenever asked; ``None`` if that depends on the running batches."""
         for first, last in self._run.batches():
             yield from self._full_batches()
             yield partial(self._begin, first, last)
@@ -74,26 +74,26 @@ class _Rebatching:
             yield from self._full_batches()
             waiting = [stage for stage, line in enumerate(self._lines, 1) if line.count]
             # A batch further up may still bring samples along.
-            if waiting and min(self._flying, default=waiting[0]) >= waiting[0]:
+            if waiting and min(self._in_flight, default=waiting[0]) >= waiting[0]:
                 yield self._continue(waiting[0])
             else:
                 yield None
 
-    def _full_batches(self) -> Iterator[StartClimb]:
+    def _full_batches(self) -> Iterator[StartBatch]:
         while full := [stage for stage, line in enumerate(self._lines, 1) if line.full()]:
             yield self._continue(full[-1])
 
-    def _continue(self, stage: int) -> StartClimb:
-        return partial(self._climb, stage, self._lines[stage - 1].take())
+    def _continue(self, stage: int) -> StartBatch:
+        return partial(self._run_stages, stage, self._lines[stage - 1].take())
 
-    def _begin(self, first: int, last: int, lane: int) -> Climb:
+    def _begin(self, first: int, last: int, lane: int) -> BatchRun:
         """Run a new batch through the first stage."""
         hidden, layout = self._run.begin(first, last, lane)
         memory = self._rule.begin(last - first, self._run.device)
-        return self._climb(0, WaitingGroup(np.arange(first, last), hidden, layout, memory), lane)
+        return self._run_stages(0, WaitingGroup(np.arange(first, last), hidden, layout, memory), lane)
 
-    def _climb(self, stage: int, group: WaitingGroup, lane: int) -> Climb:
-        """Run a batch through a stage, and further as long as nobody leaves and nobody waits in front of it."""
+    def _run_stages(self, stage: int, group: WaitingGroup, lane: int) -> BatchRun:
+        """Run a batch through a stage, and on as long as no sample leaves and none waits before the next stage."""
         run, rule = self._run, self._rule
         samples, hidden, layout, memory = group.samples, group.hidden, group.layout, group.memory
         where = slice(int(samples[0]), int(samples[-1]) + 1) if stage == 0 else samples
@@ -111,9 +111,9 @@ class _Rebatching:
             doubt = None if rule.gate is None else run.gate(head, rule.gate, hidden, layout)
             record("decide", Tally(len(logits)))
             leaves, memory = rule.look(run.model.answers.index(head), logits, doubt, memory)
-            self._flying.append(stage)
+            self._in_flight.append(stage)
             stay = ~(yield transfer.download(leaves))
-            self._flying.remove(stage)
+            self._in_flight.remove(stage)
             if not stay.any():
                 return
             line = self._lines[stage]
