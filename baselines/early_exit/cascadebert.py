@@ -255,9 +255,9 @@ def chosen_points(fitted: Cascade, dev: Split, budgets: Sequence[float], *, cali
     temperature = fitted_temperature(small, dev.labels) if calibrate else 1.0
     sure = confidence(small, temperature).numpy()
     right_small, right_whole = ((logits.argmax(-1) == dev.labels).numpy() for logits in (small, whole))
-    able = candidates(sure, right_small, right_whole, fitted.small.depth, fitted.model.depth)
+    tried = candidates(sure, right_small, right_whole, fitted.small.depth, fitted.model.depth)
     return points_at_budgets(
-        able,
+        tried,
         budgets,
         fitted.model.depth,
         len(dev),

@@ -291,7 +291,7 @@ class Checks(StrictRecord):
 
 
 class Binding(StrictRecord):
-    """What two cells must have in common to be paired or averaged; compared by :mod:`harness.results.belonging`.
+    """What two cells must have in common to be paired or averaged; compared by :mod:`harness.results.comparability`.
 
     Everything else that must be equal, such as batch size and dtype, is a coordinate of :class:`Cell`.
 

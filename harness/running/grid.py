@@ -34,7 +34,7 @@ from harness.running.fits.fit_plan import FitJob
 from harness.running.fits.fit_pool import FitPool
 from harness.running.fits.fit_store import warn_of_old_fits
 from harness.running.measuring.cell_groups import MethodCells, PlannedCell, measure_cells
-from harness.running.measuring.timing import TOGETHER
+from harness.running.measuring.timing import LEAST_TOGETHER
 from harness.running.run_lock import run_lock
 from harness.running.run_settings import Settings, validate_settings
 from harness.running.session import NOT_LOADED, Session
@@ -302,7 +302,7 @@ class Grid:
         planned = [PlannedCell(method, *one, check=number == 0) for number, one in enumerate(todo)]
         if method.timed and self.settings.profile.timing.share_reference:
             self._waiting += planned
-            if len(self._waiting) >= TOGETHER:
+            if len(self._waiting) >= LEAST_TOGETHER:
                 self._measure_waiting(bar)
         else:
             for one in planned:

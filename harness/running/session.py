@@ -287,7 +287,7 @@ class Session:
                 return method.choose(weights, task, config=config, seed=self.keys.seed_of(name))
 
         shared = self._weights_folder(name) if isinstance(method, LearnsInStages) else None
-        with self.naming(name):
+        with self.naming_errors(name):
             return self._load_or_make(name, self._folder(name), teachers, make, shared)
 
     def weights(self, name: str) -> Fitted:
@@ -353,7 +353,7 @@ class Session:
             MethodError: they do not follow the contract.
         """
         fit = self.fit(name)
-        with self.naming(name):
+        with self.naming_errors(name):
             return checked_points(fit.operating_points(self.prepared.task.dev))
 
     def contender(self, name: str, point: OperatingPoint) -> Contender:
@@ -363,7 +363,7 @@ class Session:
         return Contender(self.fitted(name), replace(point, execution=execution))
 
     @contextmanager
-    def naming(self, name: str) -> Iterator[None]:
+    def naming_errors(self, name: str) -> Iterator[None]:
         """Add a variant's name to errors from inside: the code knows only the name of the variant's base."""
         try:
             yield

@@ -18,11 +18,11 @@ from harness.core.names import clean
 from harness.results.run_folder import RunFolder
 from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_aside
 from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
-from reports.analysis.conditions import find_belonging, unlike_sets
+from reports.analysis.conditions import find_conditions, unlike_sets
 from reports.analysis.curves import Curve, measure_curves
 from reports.analysis.depth_worth import DepthRow, depth_rows
-from reports.analysis.earned_marks import signs
 from reports.analysis.result_rows import ResultRow, average_over_seeds, with_noise, with_pace, with_ratios
+from reports.analysis.row_marks import marks_of
 from reports.analysis.run_contents import (
     SampleReader,
     SearchRow,
@@ -210,8 +210,8 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     if not results:
         raise ResultError(_explain_empty(run))
     reader = SampleReader(run, results)
-    belonging = find_belonging(run, results)
-    rows = average_over_seeds(results, belonging.names)
+    conditions = find_conditions(run, results)
+    rows = average_over_seeds(results, conditions.names)
     groups = _groups(rows)
     by_name = {(group.dataset, group.synthetic): group for group in groups}
     rows = [
@@ -223,7 +223,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
     rows = sorted(with_pace(with_noise(with_ratios(rows))), key=lambda row: (place[row.slug], *_order(row)))
     rows = _with_marks(rows, reader if samples else None)
     varying = varying_settings(rows)
-    warnings = [*belonging.apart, *unlike_sets(results), *set_aside(run)]
+    warnings = [*conditions.apart, *unlike_sets(results), *set_aside(run)]
     verdicts = compare_with_controls(rows, reader.read) if samples else []
     bounds = reachable(rows, reader.read) if samples else []
     families = read_families(run)
@@ -256,7 +256,7 @@ def build_view(run_path: Path | str, *, samples: bool = True) -> View:
         caveats=[
             *warnings,
             *gather_caveats(run, results, rows, reader.problems if samples else (), doubts),
-            *belonging.unchecked,
+            *conditions.unchecked,
         ],
     )
 
@@ -310,7 +310,7 @@ def _with_marks(rows: Sequence[ResultRow], reader: SampleReader | None) -> list[
     for row in rows:
         missing = reader and not reader.stripped and any(reader.read(cell) is None for cell in row.cells)
         row = replace(row, samples_missing=bool(missing), partial=row.left_out or row.seeds < seeds[row.slug])
-        found.append(replace(row, marks=signs(row)))
+        found.append(replace(row, marks=marks_of(row)))
     return found
 
 

@@ -140,7 +140,7 @@ def test_cells_share_the_passes_of_the_reference(
     stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch, least: int, groups: int
 ) -> None:
     """With share_reference methods wait until there are enough cells, those of another seed never mix, and none is forgotten."""
-    monkeypatch.setattr(grid, "TOGETHER", least)
+    monkeypatch.setattr(grid, "LEAST_TOGETHER", least)
     settings = timing(settings, TOGETHER)
     assert run(settings).measured == 12
     speeds = {key: one.speed for key, one in results(settings).items() if one.speed}

@@ -11,7 +11,7 @@ import pytest
 
 from harness.data import splits
 from harness.data.splits import RawSplit
-from harness.results.belonging import differences
+from harness.results.comparability import differences
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Binding
 from harness.running import session
