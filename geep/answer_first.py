@@ -155,7 +155,7 @@ class FittedZero(ChosenPoints):
 class GeepZero(BaseMethod[GeepZeroSettings]):
     """A table of labels answers what it is sure of before layer 1; the others run as GEEP runs them. Trains nothing.
 
-    A variant may put another method in the place of ``geep``, such as ``geep-look1``: it then runs the others.
+    A variant may replace ``geep`` by another method, such as ``geep-look1``, which then runs the others.
     """
 
     name = "geep-zero"

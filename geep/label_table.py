@@ -1,4 +1,4 @@
-"""A table of labels: what the words of a text alone say about its class, as the last head of a model would answer.
+"""A table of labels: the class of a text from its words alone, distilled from the answers of a model's last head.
 
 Keys are single tokens and bigrams, as in GEEP's exit table, and the rows hold label columns (:mod:`geep.exit_table.columns`): a
 small n-gram model, distilled from the answers of the last head. The mean of the rows of a sample's keys is its posterior, and

@@ -1,4 +1,4 @@
-"""GEEP as the paper describes it: one-step training, exit table, predicted exits, sorted batches. Settings have our variants."""
+"""GEEP as the paper describes it: one-step training, exit table, predicted exits, sorted batches. Our variants are settings."""
 
 from __future__ import annotations
 

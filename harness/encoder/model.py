@@ -91,7 +91,7 @@ class EncoderLayer(nn.Module):
 
 
 class LayerStack(nn.ModuleList):
-    """The layers of an encoder in the order in which they run: the one layer so many times if all share its weights."""
+    """The layers of an encoder in the order in which they run. If all share weights, one layer is repeated."""
 
     repeats = 1
 
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
         return self.word.weight.device
 
     def tables(self) -> dict[str, nn.Embedding]:
-        """Return the embedding tables that there are, by name."""
+        """Return the existing embedding tables by name."""
         every = {"word": self.word, "position": self.position, "segment": self.segment}
         return {name: table for name, table in every.items() if table is not None}
 

@@ -52,7 +52,7 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Int8Linear:
-        """Quantise a linear layer, which stays as it is."""
+        """Return a quantised copy of a linear layer."""
         weight = linear.weight.detach()
         scale = steps(weight)
         bias = None if linear.bias is None else linear.bias.detach().clone()

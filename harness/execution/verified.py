@@ -119,15 +119,15 @@ def _run_chunk(
                     parked += _look(run, some, depth, ends[:ready], leaves)
                 if ready < len(ends):
                     hidden, layout = group.layout.slice(group.hidden, ready, len(ends))
-                    nobody = torch.zeros(len(ends) - ready, dtype=torch.bool, device=hidden.device)
+                    none_leave = torch.zeros(len(ends) - ready, dtype=torch.bool, device=hidden.device)
                     blank = torch.zeros(len(ends) - ready, run.model.labels, device=hidden.device)
-                    parked.append(_Parked(group.samples[ready:], hidden, layout, depth, blank, nobody))
+                    parked.append(_Parked(group.samples[ready:], hidden, layout, depth, blank, none_leave))
     if parked:
         _release(run, parked, (yield _verdicts(parked)), end)
 
 
 def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveRule) -> list[_Parked]:
-    """Run samples that stand after layer ``depth`` to their ``ends`` (not rising) and apply the head there."""
+    """Run samples from after layer ``depth`` to their ``ends`` (not rising) and apply the head there."""
     parked = []
     for index, ended, hidden, layout in run.ladder(group.hidden, group.layout, ends, depth + 1):
         logits = run.keep(run.head(index, hidden, layout))

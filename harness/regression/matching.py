@@ -1,4 +1,4 @@
-"""Which cells of two runs are compared: those that both have and that belong together. All others of base are gaps."""
+"""Which cells of two runs are compared: those that both have, under equal conditions. All others of base are gaps."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class ExecutionSettings(StrictSettings):
 
 
 class EngineSettings(StrictSettings):
-    """The keys that any table ``method`` may have beside the settings of its method."""
+    """Keys that any table ``method`` may have, in addition to the settings of the method."""
 
     engine: EngineName | None = Field(None, description="what the method runs on; by default as the execution says")
     executor: ExecutorName | None = Field(
@@ -200,7 +200,7 @@ class Profile(StrictSettings):
         return variants.run_setting(self.method, name, variants.SEED_OFFSET) or 0
 
     def with_rows_of(self, dataset: str) -> Profile:
-        """Return the profile with the rows and lengths of a dataset in the place of its common ones."""
+        """Return the profile with the rows and lengths of one dataset instead of the common ones."""
         own = self.rows.get(dataset)
         return self if own is None else self.model_copy(update=own.without(()))
 

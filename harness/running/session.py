@@ -70,7 +70,7 @@ class Session:
         self._fits: dict[str, Fitted] = {}
         self._on_engines: dict[str, Fitted] = {}
         self._failed: dict[str, str] = {}
-        self._renewed: set[Path] = set()  # folders that were deleted to be made afresh
+        self._renewed: set[Path] = set()  # folders that were deleted to be made again
         self._sizes: dict[tuple[str, EngineName | None], int] = {}
         self._unusable: str | None = None  # why data or backbone cannot be loaded
 
@@ -148,7 +148,7 @@ class Session:
             print(clean(f"{self.dataset}: {remark}"), file=sys.stderr)
 
     def with_seed(self, seed: int) -> Session:
-        """Return a session of the same data and backbone with another seed; what is loaded is not loaded again."""
+        """Return a session of the same data and backbone with another seed; loaded data is shared."""
         other = Session(self._given, self.dataset, seed, quiet=True, backbones=self._backbones)
         vars(other).update({part: vars(self)[part] for part in ("raw", "backbone", "prepared") if part in vars(self)})
         return other

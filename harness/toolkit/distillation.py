@@ -32,7 +32,7 @@ def teacher_of_kind(kind: type[K], teachers: Mapping[str, Fitted], name: str, ne
     """Return a teacher.
 
     Args:
-        needs: for the error: who needs what, e.g. ``"geep-verified needs the method 'geep' of this project"``.
+        needs: for the error message, e.g. ``"geep-verified needs the method 'geep' of this project"``.
         advice: for the error.
 
     Raises:

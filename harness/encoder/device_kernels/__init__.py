@@ -1,1 +1,1 @@
-"""Operations that a kind of device has a fast kernel for, and whether it has: attention on CUDA, linear layers on a CPU."""
+"""Fast kernels of some devices, and checks for them: attention on CUDA, linear layers on a CPU."""

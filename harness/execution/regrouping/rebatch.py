@@ -1,9 +1,9 @@
-"""Sequential exit in batches that stay full: survivors of several batches wait behind a head and go on together.
+"""Sequential exit in batches that stay full: samples that stay after a head wait there, and continue together with others.
 
 Early-exit servers do this against shrinking batches: E3 (Iyer et al., SOSP 2024) splits a model into blocks and keeps the batch
-size constant from block to block; DREX (Liu et al., arXiv 2512.15705) holds the requests that go on in a buffer and regroups
+size constant from block to block; DREX (Liu et al., arXiv 2512.15705) holds the requests that continue in a buffer and regroups
 them at every exit. It is the strongest rival of sorting by predicted exits. Batches are nearly as large as there, but the host
-still has to read, after every head, who stays.
+still has to read, after every head, which samples stay.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run_rebatched(model: MultiExitModel, tokens: TokenSet, execution: Execution,
     Samples leave a line in the order in which they came. With batches of at most B samples and A heads, fewer than (A - 1) B
     samples wait, and the memory that they need, hidden states and rows of the rule's memory, is bounded by that. After every
     head but the last, the host receives one bool per sample of the batch, which it has to wait for; on CUDA, another batch
-    computes meanwhile. Who stays is picked out with one copy on the device, and joined with others with another one.
+    computes meanwhile. Samples that stay are gathered with one copy on the device, and joined with others with a second one.
     """
     with inference(model):
         run = Pass(model, tokens, execution)
@@ -73,7 +73,7 @@ class _Rebatching:
         while True:
             yield from self._full_batches()
             waiting = [stage for stage, line in enumerate(self._lines, 1) if line.count]
-            # A batch further up may still bring samples along.
+            # A running batch at an earlier stage may still add samples.
             if waiting and min(self._in_flight, default=waiting[0]) >= waiting[0]:
                 yield self._continue(waiting[0])
             else:

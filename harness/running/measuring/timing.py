@@ -42,7 +42,7 @@ class TimingSettings(StrictSettings):
         return self.checks(seed) and method not in self.untimed
 
     def key(self, method: str, seed: int) -> list[Any]:
-        """Return what of this the cells of a method depend on (JSON); empty for the defaults."""
+        """Return the part of these settings that the cells of a method depend on (JSON); empty for the defaults."""
         if not self.times(method, seed):
             return [{"timed": False, "checked": self.checks(seed)}]
         ways = self.model_dump(include={"share_reference", "tolerance"}, exclude_defaults=True)
