@@ -15,10 +15,10 @@ from harness.data.labels import rows_of
 from harness.data.unlabelled import MOST_UNLABELLED, RawTexts, UnlabelledTexts, draw_unlabelled
 
 SPLITS = ("train", "dev", "test")
-DEV_ROWS = 1000  # thresholds are chosen on dev: this many rows are kept where the share of train allows it
-DEV_SHARE = (
-    0.5  # dev has at most this many rows for one of train: a method that chooses on dev has seen its labels, too
-)
+# Thresholds are chosen on dev, so this many rows are kept if the share of train allows it.
+DEV_ROWS = 1000
+# Dev rows per train row, at most: a method that chooses on dev has seen its labels, too.
+DEV_SHARE = 0.5
 _SHOWN = 5
 _MANY_CLASSES = 1000
 
