@@ -50,7 +50,7 @@ def test_a_missing_dev_split_is_carved(folder):
     assert any("dev is 10 % of train" in note for note in data.notes)
 
 
-def test_pairs(folder):
+def test_a_column_text_pair_makes_pairs(folder):
     """A column text_pair makes samples pairs; it must be in all splits."""
     rows = [(*row, "other") for row in ROWS]
     for split in ("train", "dev", "test"):
@@ -88,7 +88,7 @@ def test_unusual_texts_load(folder):
     assert len(data.test) == 1
 
 
-def test_language(folder):
+def test_the_language_is_guessed_from_the_characters(folder):
     """The language of an unknown dataset is guessed from its characters unless its card states it."""
     assert load_local(folder, "toy").language == "en"
     assert guess_language(["这家酒店很好", "ok"]) == "zh"

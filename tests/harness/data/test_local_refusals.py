@@ -32,7 +32,7 @@ def test_two_files_for_one_split(folder):
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
 @pytest.mark.parametrize("column", ["text", "label"])
-def test_missing_column(tmp_path, form, column):
+def test_a_missing_column_is_named(tmp_path, form, column):
     """An error about a missing column lists the existing columns."""
     for split in ("train", "dev", "test"):
         write(tmp_path / "toy" / f"{split}.{form}", table().rename(columns={column: "other"}))
@@ -79,7 +79,7 @@ def test_unseen_test_label(folder):
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl"])
-def test_empty_file(folder, form):
+def test_an_empty_file_is_refused(folder, form):
     """A file of zero bytes is refused in any format."""
     (folder / "toy" / "test.csv").unlink()
     (folder / "toy" / f"test.{form}").write_bytes(b"")
@@ -87,7 +87,7 @@ def test_empty_file(folder, form):
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])
-def test_header_only(folder, form):
+def test_a_table_without_rows_is_refused(folder, form):
     """A table without rows is refused."""
     (folder / "toy" / "test.csv").unlink()
     write(folder / "toy" / f"test.{form}", table([]))
@@ -95,7 +95,7 @@ def test_header_only(folder, form):
 
 
 @pytest.mark.parametrize("empty", ["", "   ", None])
-def test_empty_texts(folder, empty):
+def test_empty_texts_are_refused(folder, empty):
     """Empty, blank and missing texts are refused with their rows."""
     (folder / "toy" / "train.csv").unlink()
     write(folder / "toy" / "train.parquet", table([("a", 0), (empty, 1), (empty, 1)]))
@@ -155,7 +155,7 @@ def test_broken_csv(folder):
         ("label_names = ['a\\u001b']".replace("'", '"'), "a label cannot contain the control character"),
     ],
 )
-def test_bad_card(folder, text, message):
+def test_an_invalid_card_is_refused(folder, text, message):
     """An invalid card.toml is refused with file, key and allowed values."""
     (folder / "toy" / "card.toml").write_text(text)
     refused(folder, message)
