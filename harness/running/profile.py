@@ -71,7 +71,7 @@ class EngineSettings(StrictSettings):
         None,
         description="how its samples run: `ladder` or `exact-k`, `shrink` or `rebatch`; by default as the execution says",
     )
-    seeds: list[Seed] | None = Field(None, description="of the run's seeds, those it is measured with; by default all")
+    seeds: list[Seed] | None = Field(None, description="the seeds of the run with which it is measured; by default all")
     seed_offset: int | None = Field(
         None,
         ge=0,
