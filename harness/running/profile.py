@@ -271,7 +271,10 @@ class Profile(StrictSettings):
             except GeepBenchError:  # reported when the method is looked up for the run
                 continue
             given: list[tuple[type[BaseModel], Any]] = [
-                (EngineSettings, {key: variants.run_setting(self.method, name, key) for key in EngineSettings.model_fields})
+                (
+                    EngineSettings,
+                    {key: variants.run_setting(self.method, name, key) for key in EngineSettings.model_fields},
+                )
             ]
             # A plug-in may use the name "settings" for something else than a model.
             if isinstance(method, HasSettings) and isinstance(method.settings, type):
