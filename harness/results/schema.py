@@ -113,8 +113,7 @@ class Speed(StrictRecord):
         speedup_p10, speedup_p90: 10th and 90th percentile over rounds.
         phases: shares of the pass (0..1) by name.
         tokens_per_s: at the median pass.
-        round_seconds: seconds of each pass. Successive passes of one method differ by noise only, from which the noise of a
-            speed-up is estimated.
+        round_seconds: seconds of each pass; successive passes differ by noise only, which gives the noise of a speed-up.
         reference_seconds: the same for the reference.
         together: number of cells that share these passes of the reference.
     """
@@ -302,8 +301,7 @@ class Binding(StrictRecord):
         max_length: tokens per sample.
         training: settings that the profile gives to all methods and that this method uses, as JSON text.
         own: names of the method's own settings; methods may differ in them.
-        fits: method -> hash of its settings, for every fit behind the cell: the method's own, those that it learns from, and
-            the reference's. Seeds are left out.
+        fits: method -> hash of its settings, seeds aside: the method's own, those that it learns from, and the reference's.
         versions: versions of the code of these fits. Two runs may differ in them, two cells of one table may not.
         precision: in which these fits were trained, e.g. ``bfloat16``, or ``bfloat16/float32`` if they differ; ``None``: unknown.
         fit_threads: CPU threads of every fit, 0 on another device; ``None``: unknown.
@@ -379,9 +377,7 @@ class Result(StrictRecord):
     unseen_tokens: float | None = Field(default=None, description="share of test keys without a row in the exit table")
     notes: list[str] = Field(default_factory=list)
     binding: Binding | None = Field(default=None, description="None: measured before results had one")
-    key: str = Field(
-        default="", description="content key of settings, data and weights; empty: measured before results had one"
-    )
+    key: str = Field(default="", description="content key of settings, data and weights; empty in older results")
     fingerprint: dict[str, Any]
 
     model_config = ConfigDict(populate_by_name=True)

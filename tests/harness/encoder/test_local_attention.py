@@ -48,9 +48,9 @@ def test_windows_give_what_masking_gives(lengths: list[int], window: int, padded
 
 
 def _turned(layout: Layout, qkv: torch.Tensor, heads: int, reach: Reach) -> torch.Tensor:
-    from harness.encoder.layout import turned
+    from harness.encoder.layout import rotated
 
-    return turned(qkv, layout.turns(reach.base, 8 // heads), 16)
+    return rotated(qkv, layout.rotary_angles(reach.base, 8 // heads), 16)
 
 
 @pytest.mark.parametrize("narrow", [lambda keys: slice(keys.start, keys.stop - 1), lambda keys: keys])
