@@ -83,8 +83,8 @@ class Engine:
         """Run the layer itself, in any memory."""
         layer: Any = self.model.encoder.layers[index]
         # The compiler specialises on sizes 0 and 1, so a single row would be compiled separately.
-        close = self._after_attention if len(hidden) > 1 else EncoderLayer.after_attention
-        return close(layer, hidden, layer.run_attention(hidden, attention))
+        after_attention = self._after_attention if len(hidden) > 1 else EncoderLayer.after_attention
+        return after_attention(layer, hidden, layer.run_attention(hidden, attention))
 
     def run_some(self, index: int, active: Tensor, hidden: Tensor, attention: SomeQueries) -> Tensor:
         """Run layer ``index`` for some rows that attend to all: active [A, width], hidden [rows, width] -> [A, width].
@@ -96,8 +96,8 @@ class Engine:
         query = outputs_of(layer.qkv, layer.attention_input(active), slice(None, width))
         keys_values = outputs_of(layer.qkv, layer.attention_input(hidden), slice(width, None))
         context = attention.attend(query, keys_values, layer.heads, layer.reach)
-        close = self._after_attention if len(active) > 1 else EncoderLayer.after_attention
-        return close(layer, active, context)
+        after_attention = self._after_attention if len(active) > 1 else EncoderLayer.after_attention
+        return after_attention(layer, active, context)
 
     def some_tally(self, index: int, attention: SomeQueries) -> Tally:
         """Return what :meth:`run_some` executes for those rows; see :meth:`left_tally` for the others."""
