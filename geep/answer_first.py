@@ -13,7 +13,7 @@ from pydantic import Field
 
 from geep.exit_table.keys import MAX_NGRAM
 from geep.exit_table.rows import COUNT_LIMIT
-from geep.label_table import NOBODY, PARTS, PERCENT, LabelTable
+from geep.label_table import PERCENT, UNREACHABLE, VOTES, LabelTable
 from geep.method import TUNING
 from harness.contracts import OperatingPoint, Predictions, Role
 from harness.core.clock import Phases
@@ -42,16 +42,16 @@ class GeepZeroSettings(SpeedBudgetSettings):
     )
     most_rows: int = Field(10_000, ge=1, description="rows without labels that fill the table, at most")
     ngram: int = Field(2, ge=1, le=MAX_NGRAM, description="longest key, in tokens")
-    min_count: int = Field(2, ge=1, le=COUNT_LIMIT // PARTS - 1, description="samples that a key needs for its own row")
+    min_count: int = Field(2, ge=1, le=COUNT_LIMIT // VOTES - 1, description="samples that a key needs for its own row")
     smoothing: int = Field(
-        4, ge=0, le=COUNT_LIMIT // PARTS - 1, description="weight of the row of all samples in every row"
+        4, ge=0, le=COUNT_LIMIT // VOTES - 1, description="weight of the row of all samples in every row"
     )
 
 
-def as_sure_as_full(margins: np.ndarray, right: np.ndarray, right_full: np.ndarray) -> int:
-    """Return the smallest margin whose answers are as good as full depth, at most one standard error less accurate.
+def smallest_safe_margin(margins: np.ndarray, right: np.ndarray, right_full: np.ndarray) -> int:
+    """Return the smallest margin from which on the answers are at most one standard error less accurate than full depth.
 
-    The error is that of the paired difference over the answered samples. :data:`~geep.label_table.NOBODY` if no margin is.
+    The error is that of the paired difference over the answered samples. :data:`~geep.label_table.UNREACHABLE` if no margin is.
 
     Args:
         margins: int64 [N]; negative ones are never answered.
@@ -60,14 +60,14 @@ def as_sure_as_full(margins: np.ndarray, right: np.ndarray, right_full: np.ndarr
     order = np.argsort(-margins, kind="stable")
     order = order[margins[order] >= 0]
     if not len(order):
-        return NOBODY
+        return UNREACHABLE
     change = right[order].astype(np.float64) - right_full[order]
     count = np.arange(1, len(order) + 1)
     mean = change.cumsum() / count
     error = np.sqrt(np.maximum((change**2).cumsum() / count - mean**2, 0) / count)
     whole = np.append(np.diff(margins[order]) != 0, True)  # equal margins are answered together
     good = np.flatnonzero(whole & (mean >= -error - 1e-12))
-    return int(margins[order[good[-1]]]) if len(good) else NOBODY
+    return int(margins[order[good[-1]]]) if len(good) else UNREACHABLE
 
 
 def label_rows(own: GeepZeroSettings, task: Task) -> list[TokenSet]:
@@ -155,7 +155,7 @@ class FittedZero(ChosenPoints):
 class GeepZero(BaseMethod[GeepZeroSettings]):
     """A table of labels answers what it is sure of before layer 1; the others run as GEEP runs them. Trains nothing.
 
-    A variant may put another method in the place of ``geep``, such as ``geep-look1``: it then runs the others.
+    A variant may replace ``geep`` by another method, such as ``geep-look1``, which then runs the others.
     """
 
     name = "geep-zero"
@@ -178,8 +178,8 @@ class GeepZero(BaseMethod[GeepZeroSettings]):
         posterior, margins = (part.cpu() for part in table.posterior(dev.tokens))
         (table.temperature,) = calibrate(PERCENT * posterior[None], labels)
         full = torch.from_numpy(run_full(model, dev.tokens, TUNING).logits)
-        sides = [(said.argmax(-1) == labels).numpy() for said in (posterior, full)]
-        margin = as_sure_as_full(margins.numpy(), *sides)
+        sides = [(answers.argmax(-1) == labels).numpy() for answers in (posterior, full)]
+        margin = smallest_safe_margin(margins.numpy(), *sides)
         fitted = FittedZero(model, None, others=others, table=table)
         tried: list[Tried] = []
         for point in others.operating_points(dev):
@@ -191,7 +191,7 @@ class GeepZero(BaseMethod[GeepZeroSettings]):
                 figures = {"dev_mean_layers": one.layers, "dev_accuracy": one.accuracy}
                 fitted.points.append(OperatingPoint(point.name, {**one.settings, **figures}))
             at = np.unique(np.quantile(margins.numpy(), SHARES, method="higher").clip(min=0))
-            tried += [ran(int(one)) for one in (*at, NOBODY)]
+            tried += [ran(int(one)) for one in (*at, UNREACHABLE)]
         fitted.points += points_at_budgets(tried, own.budgets, model.depth, len(dev), lambda one: one.settings)
         return fitted
 

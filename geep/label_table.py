@@ -1,4 +1,4 @@
-"""A table of labels: what the words of a text alone say about its class, as the last head of a model would answer.
+"""A table of labels: the class of a text from its words alone, distilled from the answers of a model's last head.
 
 Keys are single tokens and bigrams, as in GEEP's exit table, and the rows hold label columns (:mod:`geep.exit_table.columns`): a
 small n-gram model, distilled from the answers of the last head. The mean of the rows of a sample's keys is its posterior, and
@@ -26,25 +26,25 @@ from harness.core.text_formats import read_json
 from harness.core.tokens import TokenSet
 from harness.execution.run_pass import Answered
 
-PARTS = 8  # marks that a sample makes, dealt to the classes by their probability
-NOBODY = SCALE + 1  # a margin that no sample reaches
+VOTES = 8  # of a sample, divided among the classes by their probability
+UNREACHABLE = SCALE + 1  # a margin that no sample reaches
 PERCENT = 100.0  # what temperatures are relative to, because they are bounded
 FACTS = "labels.json"
 
 
-def soft_marks(logits: Tensor, parts: int = PARTS) -> Tensor:
-    """Deal ``parts`` marks of each sample to the classes by their probability, by largest remainders: int64 [parts, N].
+def soft_votes(logits: Tensor, votes: int = VOTES) -> Tensor:
+    """Divide the votes of each sample among the classes by their probability, by largest remainders: int64 [votes, N].
 
     Args:
         logits: [N, C].
     """
-    shares = logits.double().softmax(-1) * parts
+    shares = logits.double().softmax(-1) * votes
     counts = shares.floor().long()
-    left = parts - counts.sum(1, keepdim=True)
+    left = votes - counts.sum(1, keepdim=True)
     rank = (shares - counts).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     counts += rank < left
     classes = torch.arange(logits.shape[1]).repeat(len(logits))
-    return torch.repeat_interleave(classes, counts.flatten()).view(len(logits), parts).T.contiguous()
+    return torch.repeat_interleave(classes, counts.flatten()).view(len(logits), votes).T.contiguous()
 
 
 class LabelTable:
@@ -81,9 +81,9 @@ class LabelTable:
         """
         table = ExitTable(TableColumns(labels=parts[0][1].shape[1]), ngram, backend)
         for tokens, logits in parts:
-            for marks in soft_marks(logits):
-                table.insert(tokens, marks)
-        table.freeze(min_count=min_count * PARTS, smoothing=smoothing * PARTS)
+            for votes in soft_votes(logits):
+                table.insert(tokens, votes)
+        table.freeze(min_count=min_count * VOTES, smoothing=smoothing * VOTES)
         return cls(table)
 
     def posterior(self, tokens: TokenSet) -> tuple[Tensor, Tensor]:

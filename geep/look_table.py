@@ -146,12 +146,12 @@ class LookTable:
         """
         seen, lengths = logits[answers.index(look)], lengths.cpu()
         cut = Bins.of(normalised_entropy(seen).numpy(), lengths.numpy(), logits.shape[-1], bins, buckets)
-        said = logits.argmax(-1)
+        predicted = logits.argmax(-1)
         # A layer without a head never agrees. It loses against the look, which is shallower, so no sample gets it.
         agrees = torch.zeros(logits.shape[1], answers[-1] + 1 - look, dtype=torch.bool)
-        for answer, labels in zip(answers, said, strict=True):
+        for answer, labels in zip(answers, predicted, strict=True):
             if answer >= look:
-                agrees[:, answer - look] = labels == said[-1]
+                agrees[:, answer - look] = labels == predicted[-1]
         table = ExitTable(TableColumns(agreement=agrees.shape[1]), backend=backend)
         table.insert(cut.keys(seen, lengths, cut.to(seen.device)), agrees)
         table.freeze(min_count=1, smoothing=smoothing)

@@ -1,4 +1,4 @@
-"""GEEP as the paper describes it: one-step training, exit table, predicted exits, sorted batches. Settings have our variants."""
+"""GEEP as the paper describes it: one-step training, exit table, predicted exits, sorted batches. Our variants are settings."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ class FittedGeep(AssignedExits):
     tables: dict[float, ExitTable] = field(default_factory=dict)
     crossed: Tensor | None = None
     holdout: float = 0.0
-    _heard: dict[tuple[int, Answer], tuple[TokenSet, Tensor]] = field(default_factory=dict, repr=False)
+    _logits: dict[tuple[int, Answer], tuple[TokenSet, Tensor]] = field(default_factory=dict, repr=False)
 
-    def hear(self, tokens: TokenSet, answer: Answer = "student") -> Tensor:
-        """Return the logits of every exit for these samples, [A, N, C]; kept, as other choices for the weights ask for the same."""
+    def exit_logits(self, tokens: TokenSet, answer: Answer = "student") -> Tensor:
+        """Return the logits of every exit for these samples, [A, N, C]; kept, because other choices need them again."""
         key = (id(tokens), answer)
-        if key not in self._heard:
-            self._heard[key] = tokens, exit_logits(self.model, tokens, TUNING, answer=answer)
-        return self._heard[key][1]
+        if key not in self._logits:
+            self._logits[key] = tokens, exit_logits(self.model, tokens, TUNING, answer=answer)
+        return self._logits[key][1]
 
     def table_at(self, at: OperatingPoint) -> ExitTable:
         """Return the table of a point; one without a speed is that of agreement, which all speeds share."""
@@ -215,11 +215,12 @@ class Geep(StagedMethod[GeepSettings]):
         _, table_rows = choose_rows(task, own, seed)
         assert isinstance(weights, FittedGeep)
         dev = task.dev.tokens
-        observed = weights.crossed if own.crossed else weights.hear(table_rows)
+        observed = weights.crossed if own.crossed else weights.exit_logits(table_rows)
         assert observed is not None, "folds are part of the key of weights"
         answers: tuple[Answer, ...] = ("student", "shared")
         views = {
-            answer: DevView.of(weights.hear(dev, answer), task.dev.labels, model.answers, depth) for answer in answers
+            answer: DevView.of(weights.exit_logits(dev, answer), task.dev.labels, model.answers, depth)
+            for answer in answers
         }
         view = views["student"]
         counting = {"ngram": own.ngram, "min_count": own.min_count, "smoothing": own.smoothing}
@@ -227,9 +228,9 @@ class Geep(StagedMethod[GeepSettings]):
         at_budgets: dict[float | None, Assignments] = {}
         if own.rule == "expected":
             table = agreement_table(table_rows, observed, model.answers, depth, **counting)
-            able = with_prices(table, dev, model.answers)
+            candidates = with_prices(table, dev, model.answers)
             fitted.tables = dict.fromkeys(own.speeds, table)
-            at_speeds, at_budgets = dict.fromkeys(own.speeds, able), {None: able}
+            at_speeds, at_budgets = dict.fromkeys(own.speeds, candidates), {None: candidates}
         else:
             # Where entropies lie above all speeds, their tables predict full depth only, which meets no budget.
             for speed in dict.fromkeys((*own.speeds, *budget_speeds(view, own.budgets))):
@@ -244,14 +245,14 @@ class Geep(StagedMethod[GeepSettings]):
                 at_budgets[speed] = at_speeds[speed] + with_cuts(table, dev, model.answers, mixes)
         for speed in own.speeds:  # other tables are for budgets alone
             for answer, its_view in views.items():
-                able, budget = at_speeds[speed], view.sequential_layers(speed)
-                best, layers, accuracy = nearest(able.exits, its_view, budget, extra=int(answer == "shared"))
+                candidates, budget = at_speeds[speed], view.sequential_layers(speed)
+                best, layers, accuracy = nearest(candidates.exits, its_view, budget, extra=int(answer == "shared"))
                 fitted.points.append(
                     OperatingPoint(
                         speed_name(speed) + ("/shared" if answer == "shared" else ""),
                         {
                             "speed": speed,
-                            **able.settings[best],
+                            **candidates.settings[best],
                             "answer": answer,
                             "dev_mean_layers": layers,
                             "dev_accuracy": accuracy,

@@ -180,13 +180,13 @@ class GeepLook(BaseMethod[GeepLookSettings]):
         logits = exit_logits(model, task.dev.tokens, TUNING)
         view = DevView.of(logits, task.dev.labels, model.answers, model.depth)
         seen = logits[model.answers.index(look)], task.dev.tokens.lengths.cpu()
-        able = priced(table.exits(*seen, PRICES).numpy(), view)
+        candidates = priced(table.exits(*seen, PRICES).numpy(), view)
         fitted = FittedLook(model, None, table=table)
         for speed in own.speeds:
-            one = nearest(view.sequential_layers(speed), able)
+            one = nearest(view.sequential_layers(speed), candidates)
             figures = {"dev_mean_layers": one.layers, "dev_accuracy": one.accuracy}
             fitted.points.append(OperatingPoint(speed_name(speed), {"speed": speed, **one.params, **figures}))
-        fitted.points += points_at_budgets(able, own.budgets, model.depth, len(task.dev), lambda one: one.params)
+        fitted.points += points_at_budgets(candidates, own.budgets, model.depth, len(task.dev), lambda one: one.params)
         return fitted
 
     def load(self, folder: Path, task: Task, backbone: Backbone, teachers: Teachers) -> FittedLook:

@@ -60,9 +60,9 @@ def agreement_table(
         logits: [A, N, C] of every answering layer, the last layer among them.
         answers: the A layer indices.
     """
-    said = logits.argmax(-1)
+    predicted = logits.argmax(-1)
     agrees = torch.zeros(len(tokens), depth, dtype=torch.bool)
-    agrees[:, torch.tensor(answers)] = (said == said[-1]).T.cpu()
+    agrees[:, torch.tensor(answers)] = (predicted == predicted[-1]).T.cpu()
     table = ExitTable(TableColumns(agreement=depth), ngram=ngram)
     table.insert(tokens, agrees)
     table.freeze(min_count=min_count, smoothing=smoothing)
@@ -90,11 +90,11 @@ class DevView:
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, answers: tuple[int, ...], depth: int) -> DevView:
         """Build from logits [A, N, C] and gold labels [N]."""
-        said = logits.argmax(-1)
+        predicted = logits.argmax(-1)
         return cls(
             np.array(answers),
-            (said == labels).numpy(),
-            (said == said[-1]).numpy(),
+            (predicted == labels).numpy(),
+            (predicted == predicted[-1]).numpy(),
             normalised_entropy(logits).numpy(),
             depth,
         )
@@ -142,19 +142,19 @@ def budget_speeds(view: DevView, budgets: Sequence[float]) -> list[float]:
 
 
 def budget_points(
-    able: Mapping[float | None, Assignments], view: DevView, budgets: Sequence[float]
+    by_table: Mapping[float | None, Assignments], view: DevView, budgets: Sequence[float]
 ) -> list[OperatingPoint]:
     """Return a point per budget: of all tables and settings the pair that uses it best (:mod:`harness.toolkit.budgets`).
 
     Students answer. The shared answer costs one more layer and is measured at the speeds.
 
     Args:
-        able: candidates per table, by its speed; ``None``: of a table without a speed.
+        by_table: candidates per table, by its speed; ``None`` for a table without a speed.
         view: the students' answers.
         budgets: shares of the depth.
     """
     pairs = []
-    for speed, candidates in able.items():
+    for speed, candidates in by_table.items():
         named = {} if speed is None else {"speed": speed}
         outcomes = zip(candidates.settings, *(part.tolist() for part in view.outcomes(candidates.exits)), strict=True)
         for number, (settings, layers, accuracy) in enumerate(outcomes):

@@ -1,4 +1,4 @@
-"""Assignment rules as a setting: per rule, what dev can choose from, and how a chosen point becomes exits.
+"""Assignment rules as a setting: per rule, the candidates among which dev chooses, and how a chosen point becomes exits.
 
 * ``quantile`` (Li et al. 2024): the q-quantile of the summed distributions; q is chosen.
 * ``cuts`` (ours): samples ordered by the expected exit of the table; the cut points are chosen so that dev has a wanted
@@ -34,7 +34,7 @@ HISTOGRAMS = 256  # of the sequential exit, tried at most
 
 @dataclass(frozen=True)
 class Assignments:
-    """What one table can do on dev.
+    """The candidates of one table and rule, with their exits on dev.
 
     Attributes:
         settings: parameters of an operating point, per candidate.

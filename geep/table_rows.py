@@ -1,4 +1,4 @@
-"""The rows whose exits fill the exit tables: those that the model learns from, or others that it has not seen."""
+"""The rows whose exits fill the exit tables: those that the model is trained on, or others that it has not seen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.core.tokens import Split, Task, TokenSet
 
 
 class TableSettings(StrictSettings):
-    """Settings that choose these rows. The model is surer of rows that it has learnt from, so they exit earlier."""
+    """Settings that choose these rows. A model is more confident on its training rows, so they exit earlier than new ones."""
 
     table_rows: Literal["train", "holdout", "unlabelled", "cross_fitted"] = Field(
         "train",

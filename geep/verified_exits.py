@@ -230,13 +230,13 @@ class GeepVerified(BaseMethod[GeepVerifiedSettings]):
         at_speeds = {point.params["speed"] for point in geep.points if "budget" not in point.params}
         for speed, table in geep.tables.items():
             for mode in own.modes:
-                able = choices(table, task.dev.tokens, view, speed, mode)
+                candidates = choices(table, task.dev.tokens, view, speed, mode)
                 params = {"speed": speed, "mode": mode}
                 if speed in at_speeds:
-                    chosen = best_within(SLACK * view.sequential_layers(speed), able)
+                    chosen = best_within(SLACK * view.sequential_layers(speed), candidates)
                     fitted.points.append(OperatingPoint(f"{speed_name(speed)}/{mode}", {**params, **asdict(chosen)}))
                 for budget in own.budgets:
-                    one = best_within(budget * view.depth, able)
+                    one = best_within(budget * view.depth, candidates)
                     figures = (one.threshold, one.dev_mean_layers, one.dev_accuracy)
                     pool.append(Tried(*figures, {**params, **asdict(one)}))
         fitted.points += points_at_budgets(pool, own.budgets, view.depth, len(task.dev), lambda one: one.settings)

@@ -244,8 +244,8 @@ class LearnsInStages(Protocol):
 
     Attributes:
         choices: names of the settings that training does not depend on. All others are part of the key of the weights.
-        weights_version: raised, from 1, whenever a change of code changes what ``train_weights`` returns; ``version`` then
-            stays, since it is raised for changes of ``choose`` and trains nothing again.
+        weights_version: raised, from 1, whenever a change of code changes what ``train_weights`` returns. ``version`` is raised
+            for changes of ``choose``, which need no training.
     """
 
     choices: frozenset[str]
@@ -263,14 +263,14 @@ class LearnsInStages(Protocol):
         """Train, as ``fit`` does. The result need not have operating points; ``load`` reads what it saves.
 
         Args:
-            teachers: as for ``fit``, but those that learn in stages are what their own ``train_weights`` returned: a method
-                that learns from another one's choices has only one stage.
+            teachers: as for ``fit``, but those that learn in stages are what their own ``train_weights`` returned, without
+                choices. A method that learns from another one's choices must therefore not learn in stages.
             config: all settings, so that wrong ones are refused before training.
         """
         ...
 
     def choose(self, weights: Fitted, task: Task, *, config: Mapping[str, Any], seed: int) -> Fitted:
-        """Return the fitted method around ``weights``, which stay as they are; called with any values of ``choices``."""
+        """Return the fitted method around ``weights``, which must not change; called with any values of ``choices``."""
         ...
 
 
@@ -341,7 +341,7 @@ class HasExecutor(Protocol):
 
 @runtime_checkable
 class HasCompute(Protocol):
-    """A fitted method that may run its blocks in a way of its own.
+    """A fitted method that may override how its blocks are run.
 
     Attributes:
         compute: replaces the run's choice (see :class:`Execution`); ``None``: as the run says.
@@ -374,7 +374,7 @@ class TrainingCost(Protocol):
 
 @runtime_checkable
 class TrainingConditions(Protocol):
-    """What the cost of fitting may say in addition, see :class:`harness.toolkit.training.TrainingReport`.
+    """What a :class:`TrainingCost` may state in addition, see :class:`harness.toolkit.training.TrainingReport`.
 
     Attributes:
         epochs: that were allowed; 0 if unknown.

@@ -23,11 +23,11 @@ import pandas as pd
 from harness.core.command_line import exit_codes
 from harness.core.errors import ResultError
 from harness.core.names import from_csv
-from harness.results.belonging import differences, trained_otherwise
+from harness.results.comparability import differences, training_differences
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Binding, Result
 from harness.results.stored import read_result
-from reports.analysis.conditions import find_belonging
+from reports.analysis.conditions import find_conditions
 from reports.notation.marks import data_tag, file_tag, footnotes, marked
 from reports.notation.numbers import DASH, finite, fixed, p_value, percent, points, span, times, whole
 from reports.notation.table_formats import Column, Table, to_markdown, write_tables
@@ -120,7 +120,7 @@ def _results(run: Path) -> list[Result]:
             found.append(read_result(path).result)
         except (OSError, ValueError) as error:
             raise ResultError(f"cannot read {path}: repair the run with 'geep-bench report {run}'") from error
-    if apart := find_belonging(RunFolder(run), found).apart:
+    if apart := find_conditions(RunFolder(run), found).apart:
         raise ResultError(f"{run}: {apart[0]}")
     return found
 
@@ -178,7 +178,7 @@ def _joined(dataset: str, first: Part, second: Part) -> Part:
         raise ResultError(f"{both}, which has no other methods: give one of them")
     names = ", ".join(dict.fromkeys(more["method"]))
     note = f"{dataset}: measured in another run, beside the same {more['reference'].iloc[0]} timed again: {names}."
-    trained = dict.fromkeys(words for pair in pairs for words in trained_otherwise(*pair))
+    trained = dict.fromkeys(words for pair in pairs for words in training_differences(*pair))
     apart = [f"{dataset}: {first.run} and {second.run} differ in {', '.join(trained)}."] if trained else []
     bindings = (*first.bindings, *second.bindings)
     return Part(first.run, pd.concat([first.rows, more]), bindings, first.ways, (*first.notes, note, *apart))

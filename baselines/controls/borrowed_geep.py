@@ -1,4 +1,4 @@
-"""What all controls share: they run GEEP's model at GEEP's operating points, with exits from another source.
+"""Base of all controls: they run GEEP's model at GEEP's operating points, with exits from another source.
 
 Points have GEEP's names, so that rows compare at (nearly) equal mean layers. GEEP's points at speeds whose answer is the
 shared one, and not that of a student head, are not mirrored.
@@ -32,7 +32,7 @@ def mirrored(geep: AssignedExits, dev: Split) -> list[OperatingPoint]:
 
 @dataclass
 class BorrowedGeep(BorrowedModel):
-    """GEEP's model, without anything of its own.
+    """GEEP's model, run with other exits.
 
     Attributes:
         geep: where model, points and histograms of exits come from.
@@ -54,7 +54,7 @@ class BorrowedGeep(BorrowedModel):
 
 
 class GeepControl(BorrowingMethod[S]):
-    """A simple alternative to GEEP's predictor, on the same weights; GEEP is worth its cost only if it is better."""
+    """A simple alternative to GEEP's predictor, on the same weights. The predictor is useful only if it is better."""
 
     role: Role
     kind: Kind = "control"

@@ -1,4 +1,4 @@
-"""Control: constant depth with the same heads, as good as two depths can be mixed."""
+"""Control: constant depth with the same heads, as the best mix of two depths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from baselines.controls.borrowed_geep import BorrowedGeep, GeepControl, mirrored
-from baselines.controls.random_exits import content_hash, deal
+from baselines.controls.random_exits import content_hash, exits_by_rank
 from harness.contracts import OperatingPoint, Role
 from harness.core.tokens import Split, TokenSet
 from harness.toolkit.fitted import AssignedExits
@@ -36,7 +36,7 @@ def concave_hull(depths: Sequence[int], right: Sequence[int]) -> list[int]:
 
 
 class ConstantDepth(BorrowedGeep, AssignedExits):
-    """A mix of two constant depths that runs GEEP's mean layers of dev: the best that needs no look at a sample.
+    """A mix of two constant depths that runs GEEP's mean layers of dev: the best choice that ignores the samples.
 
     The two depths are the neighbours of GEEP's mean layers on the concave hull of dev accuracy over constant depths. A hash
     of the content decides which samples have the deeper one, so that a sample's exit does not depend on the order.
@@ -62,11 +62,11 @@ class ConstantDepth(BorrowedGeep, AssignedExits):
         exits = torch.full((len(tokens),), at.params["shallow"] - 1, dtype=torch.int16, device=tokens.device)
         deeper = round(at.params["share"] * len(tokens))
         exits[len(tokens) - deeper :] = at.params["deep"] - 1
-        return deal(exits, content_hash(tokens))
+        return exits_by_rank(exits, content_hash(tokens))
 
 
 class ConstantControl(GeepControl):
-    """Every sample exits at one of two layers, whatever it says, with GEEP's heads."""
+    """Every sample exits at one of two layers, independent of its text, with GEEP's heads."""
 
     name = "control-constant"
     version = 2

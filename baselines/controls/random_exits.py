@@ -1,4 +1,4 @@
-"""Control: random exits with GEEP's histogram; and the base of controls that give GEEP's exits to other samples."""
+"""Control: random exits with GEEP's histogram; and the base of controls that permute GEEP's exits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.toolkit.fitted import AssignedExits
 
 def content_hash(tokens: TokenSet) -> Tensor:
     """Return a pseudo-random number per sample from its ids alone, int64 [N]: the same in any order of samples."""
-    total = len(tokens.ids)  # given explicitly, so that the device need not be asked
+    total = len(tokens.ids)  # given explicitly, so that the host need not wait for the device
     starts = torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths, output_size=total)
     place = torch.arange(total, device=tokens.device) - starts
     # The position is part of the hash, so that permuted words differ. Shifts between the products, as a polynomial of
@@ -29,7 +29,7 @@ def content_hash(tokens: TokenSet) -> Tensor:
     return sums.index_add_(0, owner, mixed) * 48271 % 2147483647
 
 
-def deal(exits: Tensor, rank: Tensor) -> Tensor:
+def exits_by_rank(exits: Tensor, rank: Tensor) -> Tensor:
     """Return exits [N], given in rising order, by sample: the k-th sample by ``rank`` (int64 [N]) has the k-th exit."""
     return torch.empty_like(exits).index_copy_(0, rank.argsort(stable=True), exits)
 
@@ -42,7 +42,7 @@ class RankedExits(BorrowedGeep, AssignedExits):
         """Return a sort key per sample, int64 [N]."""
 
     def assign(self, tokens: TokenSet, *, at: OperatingPoint) -> Tensor:
-        return deal(self.geep.assign(tokens, at=at).sort().values, self.rank(tokens))
+        return exits_by_rank(self.geep.assign(tokens, at=at).sort().values, self.rank(tokens))
 
 
 class RandomExits(RankedExits):

@@ -49,7 +49,7 @@ from harness.toolkit.training import total_cost
 class DistilBertLossSettings(StrictSettings):
     """Settings of both losses. The defaults are the released run's: temperature 2, weights 5 : 2 : 1."""
 
-    layers: int | None = Field(None, ge=1, description="of the student; by default half of the teacher's")
+    layers: int | None = Field(None, ge=1, description="layers of the student; by default half of the teacher's")
     temperature: float = Field(2.0, gt=0, description="softens the answers of both in the loss")
     alpha_ce: float = Field(5.0, ge=0, description="weight of the teacher's soft answers")
     alpha_cos: float = Field(1.0, ge=0, description="weight of the cosine of the last hidden states")

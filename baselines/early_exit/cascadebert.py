@@ -41,9 +41,11 @@ class CascadeBertSettings(BudgetSettings):
 
     epochs: int = Field(5, ge=1, description="passes over the train split")
     batch_size: int = Field(16, ge=1, description="samples per step")
-    layers: int | None = Field(None, ge=1, description="of the small model; by default a sixth of the whole one's")
-    margin: float = Field(0.5, ge=0, le=1, description="of the ranking loss, in confidence")
-    weight: float = Field(0.5, ge=0, description="of the ranking loss")
+    layers: int | None = Field(
+        None, ge=1, description="layers of the small model; by default a sixth of the whole one's"
+    )
+    margin: float = Field(0.5, ge=0, le=1, description="margin of the ranking loss, in confidence")
+    weight: float = Field(0.5, ge=0, description="weight of the ranking loss")
     difficulty: Literal["small", "bert"] = Field("small", description="whose mistakes make a sample hard")
     folds: int = Field(5, ge=2, description="folds for difficulty = small")
     calibrate: bool = Field(False, description="true: fit a temperature on dev")
@@ -181,7 +183,7 @@ def wrong(model: MultiExitModel, tokens: TokenSet, labels: Tensor) -> Tensor:
 class CascadeBert(StagedMethod[CascadeBertSettings]):
     """A small model answers if its largest probability is above a threshold; the fine-tuned ``bert`` runs for the rest.
 
-    The small model is fine-tuned with its own head and with the difficulty-aware ranking loss: easy samples shall be
+    The small model is fine-tuned with its own head and with the difficulty-aware ranking loss: easy samples should be
     answered with more confidence than hard ones, by a margin. The head is of the teacher's kind.
 
     Two things differ from the paper. Its small model was pretrained at its size; this one starts from the first layers of
@@ -255,9 +257,9 @@ def chosen_points(fitted: Cascade, dev: Split, budgets: Sequence[float], *, cali
     temperature = fitted_temperature(small, dev.labels) if calibrate else 1.0
     sure = confidence(small, temperature).numpy()
     right_small, right_whole = ((logits.argmax(-1) == dev.labels).numpy() for logits in (small, whole))
-    able = candidates(sure, right_small, right_whole, fitted.small.depth, fitted.model.depth)
+    tried = candidates(sure, right_small, right_whole, fitted.small.depth, fitted.model.depth)
     return points_at_budgets(
-        able,
+        tried,
         budgets,
         fitted.model.depth,
         len(dev),

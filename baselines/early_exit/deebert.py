@@ -24,7 +24,9 @@ class DeeBertSettings(BudgetSettings):
     """Settings of DeeBERT."""
 
     ramp_epochs: int | None = Field(None, ge=1, description="epochs of the ramps; by default as epochs")
-    ramp_learning_rate: float | None = Field(None, gt=0, description="of the ramps; by default as learning_rate")
+    ramp_learning_rate: float | None = Field(
+        None, gt=0, description="learning rate of the ramps; by default as learning_rate"
+    )
     encoder_dropout: bool = Field(
         True,
         description="dropout below the ramps, as released; false: the frozen encoder runs once, not in every epoch",

@@ -41,8 +41,10 @@ class HashEESettings(MethodSettings):
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
     head: Head = Field("fastbert", description="kind of classifier head")
     hash: Literal["frequency", "mi", "random", "clustered"] = Field("frequency", description="how ids get buckets")
-    layers: int | None = Field(None, ge=1, description="of the backbone, from the bottom; by default all")
-    buckets: int | None = Field(None, ge=1, description="of tokens; by default 6, or as many as there are exits")
+    layers: int | None = Field(None, ge=1, description="layers of the backbone, from the bottom; by default all")
+    buckets: int | None = Field(
+        None, ge=1, description="buckets of tokens; by default 6, or as many as there are exits"
+    )
     first_exit: int = Field(1, ge=1, description="layer, counted from 1, after which the first bucket exits")
 
     @property

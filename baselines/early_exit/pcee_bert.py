@@ -15,7 +15,7 @@ Scheme = Literal["asc", "desc", "uniform"]
 class PceeBertSettings(JointSettings):
     """Settings of PCEE-BERT."""
 
-    weights: Scheme = Field("asc", description="of the exits' losses: 1 .. A, A .. 1, or all 1")
+    weights: Scheme = Field("asc", description="weights of the exits' losses: 1 .. A, A .. 1, or all 1")
 
 
 def exit_weights(scheme: Scheme, exits: int) -> list[int]:

@@ -16,7 +16,9 @@ PUBLISHED = (0, 3, 5)  # early exits in BERT-base's 12 layers
 class RightToolSettings(JointSettings):
     """Settings of The Right Tool."""
 
-    layers: Layers | None = Field(None, description="of the early exits, each once; by default the paper's, scaled")
+    layers: Layers | None = Field(
+        None, description="layers of the early exits, each once; by default the paper's, scaled"
+    )
 
     @field_validator("layers")
     @classmethod

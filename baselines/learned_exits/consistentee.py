@@ -30,10 +30,12 @@ class ConsistentEESettings(BudgetSettings):
 
     policy_epochs: int | None = Field(None, ge=1, description="epochs of the policy alone; by default as epochs")
     policy_learning_rate: float | None = Field(
-        None, gt=0, description="of the policy alone; by default 10 x learning_rate"
+        None, gt=0, description="learning rate of the policy alone; by default 10 x learning_rate"
     )
-    price: float = Field(0.24, ge=0, description="of running all layers for an easy sample, in nats of cross-entropy")
-    rollouts: int = Field(8, ge=2, description="exits that are drawn per sample and step")
+    price: float = Field(
+        0.24, ge=0, description="price of running all layers for an easy sample, in nats of cross-entropy"
+    )
+    rollouts: int = Field(8, ge=2, description="exits that are sampled per training sample and step")
 
 
 def memorised_place(correct: Tensor) -> Tensor:

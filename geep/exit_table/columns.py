@@ -84,7 +84,7 @@ class TableColumns:
 
     @property
     def starts(self) -> int:
-        """A bit for every column at which cumulative counts start anew: the first of exclusive ones, and all others."""
+        """A bit for every column at which cumulative counts restart: the first of exclusive ones, and all others."""
         return sum(
             1 << column
             for _, columns, exclusive in self.groups

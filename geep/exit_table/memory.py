@@ -44,7 +44,7 @@ def in_a_line(error: Exception) -> str:
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """Turn out-of-memory errors of torch into :class:`OutOfMemory`."""
     try:
         yield

@@ -61,9 +61,17 @@ def _seconds(text: str) -> float:
 def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``geep-bench pretrain``."""
     data = _add_data(parser, language_required=False)
-    data.add_argument("--shards-only", action="store_true", help="make the shards and stop")
-    data.add_argument("--vocab", type=whole_number(1), default=20_000, metavar="N", help="WordPieces; default 20000")
-    data.add_argument("--vocab-from", type=path, metavar="DIR", help="use the vocabulary of this folder instead")
+    data.add_argument("--shards-only", action="store_true", help="write the token ids and stop")
+    data.add_argument(
+        "--vocab",
+        type=whole_number(1),
+        default=20_000,
+        metavar="N",
+        help="size of the WordPiece vocabulary; default 20000",
+    )
+    data.add_argument(
+        "--vocab-from", type=path, metavar="DIR", help="use the vocabulary of this folder instead of a new one"
+    )
 
     shape = parser.add_argument_group("model")
     shape.add_argument("--layers", type=whole_number(1), default=12, metavar="N", help="default 12")
@@ -95,15 +103,30 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     _add_data(parser, language_required=True)
 
     student = parser.add_argument_group("student", "defaults are the method's, as published")
-    student.add_argument("--layers", type=whole_number(1), metavar="N", help="of the student")
-    student.add_argument("--width", type=whole_number(1), metavar="N", help="tinybert")
-    student.add_argument("--intermediate", type=whole_number(1), metavar="N", help="tinybert")
-    student.add_argument("--temperature", type=float, metavar="T", help="distilbert: of soft words; default 2")
-    student.add_argument("--alpha-ce", type=float, metavar="A", help="distilbert: weight of soft words; default 5")
-    student.add_argument("--alpha-mlm", type=float, metavar="A", help="distilbert: weight of masked words; default 2")
-    student.add_argument("--alpha-cos", type=float, metavar="A", help="distilbert: weight of the cosine; default 1")
+    student.add_argument("--layers", type=whole_number(1), metavar="N", help="layers of the student")
+    student.add_argument("--width", type=whole_number(1), metavar="N", help="tinybert: width of the student")
     student.add_argument(
-        "--soft-on", choices=("all", "masked"), help="distilbert: tokens with soft words to learn; default all"
+        "--intermediate", type=whole_number(1), metavar="N", help="tinybert: width of its inner layers"
+    )
+    student.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="distilbert: of the teacher's and the student's softmax; default 2",
+    )
+    student.add_argument(
+        "--alpha-ce", type=float, metavar="A", help="distilbert: weight of the loss against the teacher; default 5"
+    )
+    student.add_argument(
+        "--alpha-mlm", type=float, metavar="A", help="distilbert: weight of the masked-word loss; default 2"
+    )
+    student.add_argument(
+        "--alpha-cos", type=float, metavar="A", help="distilbert: weight of the cosine loss; default 1"
+    )
+    student.add_argument(
+        "--soft-on",
+        choices=("all", "masked"),
+        help="distilbert: tokens on which the student learns from the teacher; default all",
     )
 
     _add_amount(parser)
@@ -117,12 +140,12 @@ def _add_data(parser: argparse.ArgumentParser, *, language_required: bool) -> ar
         "--corpus", type=paths, metavar="FILE,FILE", help=".txt (.gz, .zst), or .parquet/.csv/.tsv/.jsonl with text"
     )
     data.add_argument(
-        "--lang", choices=("en", "zh"), required=language_required, help="language of the corpus; needed to make shards"
+        "--lang", choices=("en", "zh"), required=language_required, help="language of the corpus; needed with --corpus"
     )
     data.add_argument(
-        "--shards", type=path, metavar="DIR", help="token ids: read from this folder, or written there first"
+        "--shards", type=path, metavar="DIR", help="folder of token ids: read if it exists, else written first"
     )
-    data.add_argument("--length", type=length, default=128, metavar="T", help="tokens of a row; default 128")
+    data.add_argument("--length", type=length, default=128, metavar="T", help="tokens per row; default 128")
     data.add_argument("--about", default="", metavar="TEXT", help="for the model card: source and owner of the texts")
     data.add_argument("--licence", default="", metavar="ID", help="for the model card, e.g. cc-by-sa-4.0")
     return data
@@ -135,7 +158,7 @@ def _add_amount(parser: argparse.ArgumentParser) -> None:
     )
     amount.add_argument("--tokens", type=positive_number, metavar="N", help="as many steps as N tokens need, e.g. 1e9")
     amount.add_argument(
-        "--minutes", type=positive_number, metavar="M", help="as many steps as fit, by the measured rate"
+        "--minutes", type=positive_number, metavar="M", help="as many steps as fit into M minutes, by the measured rate"
     )
 
 
@@ -143,20 +166,20 @@ def _add_recipe(
     parser: argparse.ArgumentParser, defaults: Mapping[str, Any], title: str | None = None
 ) -> argparse._ArgumentGroup:
     recipe = parser.add_argument_group("recipe", title)
-    recipe.add_argument("--rows", type=int, metavar="N", help="rows on the device at a time; default 256")
-    recipe.add_argument("--accumulate", type=int, metavar="N", help="such batches per step; default 1")
+    recipe.add_argument("--rows", type=int, metavar="N", help="rows per batch; default 256")
+    recipe.add_argument("--accumulate", type=int, metavar="N", help="batches per optimiser step; default 1")
     recipe.add_argument("--learning-rate", type=float, metavar="R", help="peak learning rate")
-    recipe.add_argument("--warmup", type=float, metavar="S", help="share of the steps")
-    recipe.add_argument("--weight-decay", type=float, metavar="W", help="of AdamW")
+    recipe.add_argument("--warmup", type=float, metavar="S", help="warm-up, as a share of the steps")
+    recipe.add_argument("--weight-decay", type=float, metavar="W", help="weight decay of AdamW")
     recipe.add_argument("--clip", type=float, metavar="G", help="largest norm of the gradient")
     recipe.add_argument("--mask-share", type=float, metavar="S", help="share of the tokens to mask; default 0.15")
-    recipe.add_argument("--dropout", type=float, metavar="P", help="while training")
+    recipe.add_argument("--dropout", type=float, metavar="P", help="dropout while training")
     recipe.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
-        help="of training; auto: bfloat16 where the hardware has it",
+        help="of matrix products; auto: bfloat16 where the hardware has it",
     )
-    recipe.add_argument("--seed", type=int, metavar="N", help="of weights, texts and masks")
+    recipe.add_argument("--seed", type=int, metavar="N", help="seed of weights, order and masks")
     for action in recipe._group_actions:
         if action.dest in defaults:
             action.default = defaults[action.dest]
@@ -168,11 +191,13 @@ def _add_recipe(
 def _add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=path, metavar="DIR", help="folder of the resulting model")
-    run.add_argument("--work", type=path, metavar="DIR", help="folder of shards and states; default OUT/training")
+    run.add_argument(
+        "--work", type=path, metavar="DIR", help="folder of token ids and training states; default OUT/training"
+    )
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a device")
     run.add_argument(
-        "--save-every", type=_seconds, default=60.0, metavar="S", help="seconds between states; 0: every step"
+        "--save-every", type=_seconds, default=60.0, metavar="S", help="seconds between stored states; 0: every step"
     )
     run.add_argument("--stop-after", type=positive_number, metavar="M", help="save the state and stop after M minutes")
-    run.add_argument("--fresh", action="store_true", help="delete the states and start again (shards are kept)")
+    run.add_argument("--fresh", action="store_true", help="delete the states and start again (token ids are kept)")
     return run

@@ -97,8 +97,8 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
     run.add_argument(
         "--profile", default="quick", metavar="P", help="name (see 'list profiles') or TOML file; default quick"
     )
-    run.add_argument("--methods", type=names, metavar="a,b", help="measure these methods only")
-    run.add_argument("--datasets", type=names, metavar="x,y", help="on these datasets only")
+    run.add_argument("--methods", type=names, metavar="a,b", help="methods to measure")
+    run.add_argument("--datasets", type=names, metavar="x,y", help="datasets to measure them on")
     run.add_argument(
         "--data", type=path, metavar="DIR", help="local data: DIR/<name>/{train,dev,test}.{parquet,csv,tsv,jsonl}"
     )
@@ -111,18 +111,21 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         action="append",
         default=[],
         metavar="M.KEY=VALUE",
-        help="a setting of a method, or of all with M = training; M.like=NAME makes a variant, which is measured, too; repeatable",
+        help="set KEY in the profile's table [method.M], or for all methods in [training] with M = training; M.like=NAME defines "
+        "a variant, which is measured, too; repeatable",
     )
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a device")
     run.add_argument("--batch-size", type=whole_number(1), metavar="N", help="samples per batch")
     run.add_argument(
-        "--batch-tokens", type=whole_number(1), metavar="N", help="most tokens of a batch, padding included"
+        "--batch-tokens", type=whole_number(1), metavar="N", help="at most N tokens per batch, padding included"
     )
-    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="type of weights and hidden states")
+    run.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), help="number type of weights and hidden states"
+    )
     run.add_argument(
         "--compute",
         choices=("auto", "eager", "packed", "compiled", "graphs", "compiled-graphs"),
-        help="how blocks are run; auto: CUDA graphs on a device, packed weights on a CPU",
+        help="how layers and heads are run; auto: CUDA graphs on a GPU, packed weights on a CPU",
     )
     run.add_argument("--seeds", type=_seeds, metavar="0,1", help="training seeds")
     run.add_argument("--max-train", type=whole_number(1), metavar="N", help="at most N train rows (stratified, seed 0)")
@@ -140,21 +143,21 @@ def add_run_options(run: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         "--workers",
         type=whole_number(1),
         metavar="N",
-        help="fit in N processes (on a CPU), each on 1/N of the threads unless --fit-threads says otherwise; with --fit-only, "
-        "methods of all datasets and seeds side by side",
+        help="fit in N processes (CPU only), each with 1/N of the threads unless --fit-threads is given; with --fit-only, methods "
+        "of all datasets and seeds in parallel",
     )
-    run.add_argument("--fit-threads", type=whole_number(1), metavar="N", help="threads of every fit (on a CPU)")
+    run.add_argument("--fit-threads", type=whole_number(1), metavar="N", help="threads of every fit (CPU only)")
     run.add_argument(
         "--tuned",
         type=path,
         action="append",
         default=[],
         metavar="FILE",
-        help="train with the winners of a search (suites.studies.search), and store it with the results; repeatable",
+        help="train with the best settings of a search (suites.studies.search), which is stored with the results; repeatable",
     )
     run.add_argument("--out", type=path, metavar="DIR", help="run folder; default runs/<profile>")
     run.add_argument("--fit-only", action="store_true", help="fit and cache only; measure later, on a quiet machine")
-    run.add_argument("--fresh", action="store_true", help="fit and measure again what exists already")
+    run.add_argument("--fresh", action="store_true", help="fit and measure everything again")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -168,12 +171,17 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"geep-bench {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
 
-    run = commands.add_parser("run", help="fit, measure and report", description="Fit, measure and report.")
+    run = commands.add_parser(
+        "run",
+        help="fit, measure and report",
+        description="Fit the methods of a profile, measure them on its datasets, and write a report. Options replace values of "
+        "the profile.",
+    )
     add_run_options(run)
     run.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what is cached and stored, and about how long the rest takes, after a probe of a minute; start nothing",
+        help="print what is cached and stored, and estimate the time of the rest (probes for about a minute); start nothing",
     )
 
     report = commands.add_parser("report", help="make the report of a run folder again")
@@ -225,10 +233,13 @@ def parser() -> argparse.ArgumentParser:
         "--margin",
         type=_share,
         metavar="POINTS",
-        help="accuracy that may be lost beyond chance; default 0.5, and 3 between different machines",
+        help="points of accuracy that may be lost; default 0.5, and 3 between different machines",
     )
     comparing.add_argument(
-        "--slower", type=_share, metavar="PERCENT", help="time that may be added, relative to the reference; default 5"
+        "--slower",
+        type=_share,
+        metavar="PERCENT",
+        help="slow-down relative to the reference that is allowed; default 5",
     )
 
     packing = commands.add_parser("pack", help="pack a run into one small file, as a reference for compare")

@@ -1,4 +1,4 @@
-"""Digests of files and folders: keys that follow content instead of paths, and seals that reveal damaged files."""
+"""Digests of files and folders: keys that follow content instead of paths, and checksums ("seals") that reveal damaged files."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Return whether the run must end because nothing more can be stored. Other errors concern their own cells only."""
+    """Return whether the run must end because nothing more can be stored. Other errors only fail their own cells."""
     return isinstance(error, WriteError) or is_disk_full(error)
 
 

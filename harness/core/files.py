@@ -176,7 +176,7 @@ def write_json(path: Path, data: Any) -> None:
 def fill_template(
     module: str, name: str, facts: dict[str, Any], *, escape: bool = False, **filters: Callable[..., Any]
 ) -> str:
-    """Fill the Jinja template ``name``, which lies in the folder ``templates`` beside a module.
+    """Fill the Jinja template ``name`` of the folder ``templates`` next to a module.
 
     Args:
         module: its ``__file__``.

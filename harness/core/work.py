@@ -26,7 +26,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-# Exit of a sample that is answered before layer 1: it runs no layer, no head and no embedding, and is in no tally.
+# Exit layer of a sample that is answered before layer 1. It runs no embedding, layer or head, so no tally counts it.
 BEFORE = -1
 Convention = Literal["linear", "full"]
 # Shares of samples are rounded to multiples of this, so that their sums are exact in any order.
@@ -61,7 +61,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that a pass asked its device for.
+    """One operation that a pass requested from its device.
 
     Attributes:
         what: a block (``"layer.0"``), or ``"embed"``, ``"gather"`` (hidden states picked out), ``"join"`` (those of several
@@ -215,7 +215,7 @@ class LinearHeadCost:
 
 @dataclass(frozen=True)
 class GateCost:
-    """Linear layers on the state of [CLS] that decide about an exit, with so many weights in all."""
+    """Linear layers on the state of [CLS] that decide about an exit; ``weights`` is their total number of weights."""
 
     weights: int
 

@@ -25,7 +25,7 @@ class NumberedLabels:
 
     Attributes:
         labels: int64 [N] by split.
-        names: of the classes, in the order of their numbers; empty if nobody names them.
+        names: of the classes, in the order of their numbers; empty if no file names them.
         by_name: whether the table holds names rather than the numbers themselves.
     """
 
@@ -104,7 +104,7 @@ def number_labels(
         values: by split; with ``"train"``.
         places: file or hub split of each, for messages.
         names: of the classes, in their order.
-        names_from: who says so, e.g. ``"card.toml"``.
+        names_from: where the names come from, e.g. ``"card.toml"``.
         offset: subtracted from numbers, which may count from 1.
 
     Raises:

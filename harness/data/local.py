@@ -186,7 +186,7 @@ def available(folder: Path) -> list[str]:
 def _class_names(
     own: LocalCard, tables: dict[str, TextTable], paths: dict[str, str], name: str
 ) -> tuple[tuple[str, ...], str]:
-    """Return the names of the classes and who says so: card.toml, the Parquet files or the built-in card, in this order."""
+    """Return the names of the classes and their source: card.toml, the Parquet files or the built-in card, in this order."""
     if own.label_names:
         return own.label_names, "card.toml"
     said = {split: table.class_names for split, table in tables.items() if table.class_names}
@@ -234,7 +234,7 @@ def _read_unlabelled(paths: list[Path], *, plain: bool) -> tuple[UnlabelledTexts
 
 
 def _remarks(place: Path, others: list[str], own: LocalCard, names_from: str) -> list[str]:
-    """Return what to tell about tables that are not read, and about a built-in card that describes the folder."""
+    """Return remarks on tables that are not read, and on a built-in card that describes the folder."""
     found = []
     if others:
         known = ", ".join((*SPLITS, *_DEV_NAMES[1:], UNLABELLED))

@@ -15,10 +15,10 @@ from harness.data.labels import rows_of
 from harness.data.unlabelled import MOST_UNLABELLED, RawTexts, UnlabelledTexts, draw_unlabelled
 
 SPLITS = ("train", "dev", "test")
-DEV_ROWS = 1000  # thresholds are chosen on dev: this many rows are kept where the share of train allows it
-DEV_SHARE = (
-    0.5  # dev has at most this many rows for one of train: a method that chooses on dev has seen its labels, too
-)
+# Thresholds are chosen on dev, so this many rows are kept if the share of train allows it.
+DEV_ROWS = 1000
+# Dev rows per train row, at most: a method that chooses on dev has seen its labels, too.
+DEV_SHARE = 0.5
 _SHOWN = 5
 _MANY_CLASSES = 1000
 
@@ -57,7 +57,7 @@ class RawDataset:
         source: ``"embedded"``, ``"local"`` or ``"hub"``.
         unlabelled: texts without labels; until the dataset is limited, only those of its own file.
         notes: facts that readers of results need, e.g. that dev was carved from train.
-        remarks: what to tell whoever starts a run, e.g. that a file is not read.
+        remarks: messages for the user who starts a run, e.g. that a file is not read.
     """
 
     name: str
@@ -94,7 +94,7 @@ def count_labels(train: RawSplit, where: str, expected: int | None = None, names
 
     Args:
         expected: C if it is known beforehand. Then train may lack classes, as small samples of many classes do.
-        names_from: who says so.
+        names_from: where the names come from.
 
     Raises:
         DataError: labels are negative, leave gaps, are constant, exceed ``expected``, or are ids of rows.
@@ -185,7 +185,7 @@ def assemble(
         places: file or hub split of each, for messages.
         label_names: ``None`` to count the classes of train and use their numbers as names.
         why_carved: ends the note about a carved split.
-        names_from: who names the classes, for messages.
+        names_from: where the names come from, for messages.
         unlabelled: texts without labels, from a file whose place is ``places["unlabelled"]``.
 
     Raises:
@@ -254,7 +254,7 @@ def limit_dataset(
     dev_share: float = DEV_SHARE,
     max_unlabelled: int = MOST_UNLABELLED,
 ) -> RawDataset:
-    """Return the dataset with at most so many rows of train, test and dev, and at most so many texts without labels.
+    """Return the dataset with limits on the rows of train, test and dev, and on the texts without labels.
 
     These are the rows of train that are left out, and those of the dataset's own file; never a row of dev or test, not even
     of those that the limits leave out (:func:`harness.data.unlabelled.draw_unlabelled`).

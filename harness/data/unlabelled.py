@@ -57,7 +57,7 @@ def draw_unlabelled(
     repeated rows and those of ``known`` are dropped.
 
     Args:
-        beyond: int64 [M], the rows of ``train`` that nobody trains on.
+        beyond: int64 [M], the rows of ``train`` that are not trained on.
         own: the texts of the dataset's own file, if it has one.
         known: rows that must not occur: those of train, dev and test.
         most: maximum number of rows; 0 for none.

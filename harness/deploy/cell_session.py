@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from harness.contracts import OperatingPoint
 from harness.core.errors import ConfigError, DeviceError, ResultError, first_line
 from harness.core.text_formats import read_json
-from harness.results.belonging import differences
+from harness.results.comparability import differences
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Cell, Result
 from harness.running.binding import binding_of

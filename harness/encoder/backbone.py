@@ -338,7 +338,7 @@ def shape_of(name: str) -> EncoderShape:
 
 
 def check_length(name: str, shape: EncoderShape, max_length: int) -> None:
-    """Check that a backbone can read texts of so many tokens.
+    """Check that a backbone has enough positions for texts of ``max_length`` tokens.
 
     Raises:
         BackboneError: it has fewer positions.

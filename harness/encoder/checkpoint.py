@@ -300,7 +300,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def content_of(folder: Path) -> str:
-    """Return 16 hex digits that change with config, weights or tokenizer of a folder, and with nothing else.
+    """Return a hash (16 hex digits) of config, weights and tokenizer of a folder, and of nothing else.
 
     Raises:
         BackboneError: a file is missing.

@@ -22,7 +22,7 @@ from harness.core.errors import ConfigError
 from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.device_kernels import varlen
-from harness.encoder.local_attention import attend_near, computed_pairs, near
+from harness.encoder.local_attention import attend_in_window, computed_pairs, in_window
 from harness.encoder.shape import Reach
 
 
@@ -87,22 +87,18 @@ def attention_scores(query_key: tuple[Tensor, ...]) -> Tensor:
     return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
 
 
-Turns = tuple[Tensor, Tensor]  # cosines and sines of the angles by which rotary positions turn rows, float32 [rows, d]
+RotaryAngles = tuple[Tensor, Tensor]  # cosines and sines of rotary position embeddings, float32 [rows, d]
 
 
-def turns(positions: Tensor, base: float, width: int) -> Turns:
-    """Return the angles of rotary positions (integers [rows]) for heads of this width, as in transformers."""
+def rotary_angles(positions: Tensor, base: float, width: int) -> RotaryAngles:
+    """Return the rotary angles at ``positions`` (integers [rows]) for heads of this width, as in transformers."""
     rates = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)
     angles = (positions[:, None].float() * rates).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
-def turned(x: Tensor, angles: Turns, columns: int) -> Tensor:
-    """Turn the first columns (queries, keys) of rows by their positions: [rows, n D] -> [rows, n D].
-
-    Args:
-        columns: how many.
-    """
+def rotated(x: Tensor, angles: RotaryAngles, columns: int) -> Tensor:
+    """Rotate the first ``columns`` columns (queries, keys) of every row by its angles: [rows, n D] -> [rows, n D]."""
     cos, sin = (part[:, None] for part in angles)
     heads = x[:, :columns].unflatten(1, (-1, cos.shape[-1]))
     one, other = heads.chunk(2, -1)
@@ -141,8 +137,8 @@ class Layout:
         self._given = offsets
         # No reference cycles (no own root, weak prefixes), so that device memory is freed at once.
         self._root: Layout | None = None
-        self._turns: dict[tuple[float, int], Turns] = {}
-        self._near: dict[int, Tensor] = {}
+        self._angles: dict[tuple[float, int], RotaryAngles] = {}
+        self._in_window: dict[int, Tensor] = {}
         self._tallies: dict[tuple[str, bool, Reach | None, int], Tally] = {}
         self._prefixes: WeakValueDictionary[int, Layout] = WeakValueDictionary()
 
@@ -207,26 +203,26 @@ class Layout:
         sizes = self.offsets[1:] - self.offsets[:-1]
         return rows - torch.repeat_interleave(self.offsets[:-1], sizes, output_size=self.rows)
 
-    def turns(self, base: float, width: int) -> Turns:
-        """Return the angles of rotary positions of all rows, for heads of this width."""
+    def rotary_angles(self, base: float, width: int) -> RotaryAngles:
+        """Return the rotary angles of all rows, for heads of this width."""
         key = (base, width)
-        if key not in self._turns:
+        if key not in self._angles:
             whole = self._root
-            self._turns[key] = (
-                turns(self.places, base, width)
+            self._angles[key] = (
+                rotary_angles(self.places, base, width)
                 if whole is None
-                else tuple(part[: self.rows] for part in whole.turns(*key))  # type: ignore[assignment]
+                else tuple(part[: self.rows] for part in whole.rotary_angles(*key))  # type: ignore[assignment]
             )
-        return self._turns[key]
+        return self._angles[key]
 
     def seen(self, reach: Reach | None) -> Tensor | None:
         """Return :attr:`mask`, limited to the window: bool [B or 1, 1, T or 1, T]; ``None`` if all keys may be attended."""
         if reach is None or reach.within(self.longest):
             return self.mask
-        if reach.window not in self._near:
+        if reach.window not in self._in_window:
             places = torch.arange(self.longest, device=self.device)[None, None]
-            self._near[reach.window] = near(places, self.longest, reach.window, self.mask)
-        return self._near[reach.window]
+            self._in_window[reach.window] = in_window(places, self.longest, reach.window, self.mask)
+        return self._in_window[reach.window]
 
     @cached_property
     def pairs(self) -> Tensor:
@@ -259,21 +255,21 @@ class Layout:
         """Self-attention within every sample: [rows, 3 D] -> [rows, D]; see :class:`SelfAttention`."""
         width = qkv.shape[1] // 3
         if reach is not None:
-            qkv = turned(qkv, self.turns(reach.base, width // heads), 2 * width)
+            qkv = rotated(qkv, self.rotary_angles(reach.base, width // heads), 2 * width)
         if not self.pad_to and varlen.fits(qkv.device, qkv.dtype, width // heads, dropout):
             return varlen.attend(qkv, heads, self.bounds, self.longest, window_of(reach))
         parts, seen = self.grid(qkv, 3, heads), self.seen(reach)
         if reach is None or reach.within(self.longest) or seen is None:
             out = attend_grid(parts, seen, dropout)
         else:
-            out = attend_near(parts, reach.window, seen, dropout)
+            out = attend_in_window(parts, reach.window, seen, dropout)
         return out if self._to_grid is None else out.index_select(0, self._from_grid)
 
     def scores(self, query_key: Tensor, heads: int, reach: Reach | None = None) -> Tensor:
         """Return scaled attention scores before softmax, unmasked: [rows, 2 D] -> [B, heads, T, T]; see :attr:`pairs`."""
         if reach is not None:
             width = query_key.shape[1]
-            query_key = turned(query_key, self.turns(reach.base, width // (2 * heads)), width)
+            query_key = rotated(query_key, self.rotary_angles(reach.base, width // (2 * heads)), width)
         return attention_scores(self.grid(query_key, 2, heads))
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:

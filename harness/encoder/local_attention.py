@@ -13,8 +13,8 @@ from torch.nn import functional as F
 _LEAST = 32  # queries of a block: smaller ones compute fewer pairs, but need more calls
 
 
-def near(places: Tensor, longest: int, window: int, mask: Tensor | None = None) -> Tensor:
-    """Return the keys in the window of queries at ``places`` (integers [..., Q]) of their texts: bool [..., Q, T].
+def in_window(places: Tensor, longest: int, window: int, mask: Tensor | None = None) -> Tensor:
+    """Return which of T keys lie in the window of queries at ``places`` (integers [..., Q]): bool [..., Q, T].
 
     Args:
         mask: bool, broadcast to that, true where keys are tokens. Padding sees itself at least, as attention over nothing is NaN.
@@ -35,11 +35,11 @@ def blocks(longest: int, window: int) -> list[tuple[slice, slice]]:
 
 
 def computed_pairs(longest: int, window: int) -> int:
-    """Return the query-key pairs that :func:`attend_near` computes for one text."""
+    """Return the query-key pairs that :func:`attend_in_window` computes for one text."""
     return sum((q.stop - q.start) * (k.stop - k.start) for q, k in blocks(longest, window))
 
 
-def attend_near(qkv: tuple[Tensor, ...], window: int, seen: Tensor, dropout: float = 0.0) -> Tensor:
+def attend_in_window(qkv: tuple[Tensor, ...], window: int, seen: Tensor, dropout: float = 0.0) -> Tensor:
     """Attend within a window: q, k and v [B, H, T, d] -> [B * T, H * d].
 
     Args:

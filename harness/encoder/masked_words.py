@@ -132,7 +132,7 @@ class MaskedWordModel(nn.Module):
 
 
 def guessing_loss(model: MaskedWordModel, hidden: Tensor, where: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy (nats) of masked tokens, from hidden states [n, D]; 0 if nothing is masked."""
+    """Return the mean cross-entropy (nats) of masked tokens, from hidden states [n, D]; 0 without masked tokens."""
     # If nothing is masked, the sum is 0 and so is the loss.
     count = (labels != ABSENT).sum().clamp(min=1)
     logits = model.scores(hidden.index_select(0, where))

@@ -191,7 +191,7 @@ class _Pretrained(nn.Module):
         wire(self.encoder, torch.Generator().manual_seed(seed))
 
     def twin(self) -> _Pretrained:
-        """Return a copy that shares the weights and has gradients of its own."""
+        """Return a copy that shares the weights but has its own gradients."""
         twin = copy.deepcopy(self)
         for ours, theirs in zip(twin.parameters(), self.parameters(), strict=True):
             ours.data = theirs.data

@@ -57,18 +57,18 @@ class EncoderLayer(nn.Module):
 
     def forward(self, hidden: Tensor, layout: SelfAttention) -> Tensor:
         """[rows, width] -> [rows, width]."""
-        return self.close(hidden, self.attended(hidden, layout))
+        return self.after_attention(hidden, self.run_attention(hidden, layout))
 
-    def read(self, hidden: Tensor) -> Tensor:
-        """Return what attention reads of states: [rows, width] -> [rows, width]."""
+    def attention_input(self, hidden: Tensor) -> Tensor:
+        """Return the input of attention, normalised in a pre-norm layer: [rows, width] -> [rows, width]."""
         return self.norm_attention(hidden) if self.norm_first else hidden
 
-    def attended(self, hidden: Tensor, layout: SelfAttention) -> Tensor:
+    def run_attention(self, hidden: Tensor, layout: SelfAttention) -> Tensor:
         """Run attention: [rows, width] -> [rows, width]."""
         dropout = self.dropout if self.training else 0.0
-        return layout.attend(self.qkv(self.read(hidden)), self.heads, dropout, self.reach)
+        return layout.attend(self.qkv(self.attention_input(hidden)), self.heads, dropout, self.reach)
 
-    def close(self, hidden: Tensor, context: Tensor) -> Tensor:
+    def after_attention(self, hidden: Tensor, context: Tensor) -> Tensor:
         """Run everything after attention, row by row: hidden and context [rows, width] -> [rows, width]."""
         hidden = plus(self.out, context, hidden, self._drop)
         hidden = hidden if self.norm_first else self.norm_attention(hidden)
@@ -87,11 +87,11 @@ class EncoderLayer(nn.Module):
         For attention distillation. Projects query and key again, so that :meth:`forward` need not keep them.
         """
         wanted = slice(2 * self.out.in_features)
-        return layout.scores(outputs_of(self.qkv, self.read(hidden), wanted), self.heads, self.reach)
+        return layout.scores(outputs_of(self.qkv, self.attention_input(hidden), wanted), self.heads, self.reach)
 
 
 class LayerStack(nn.ModuleList):
-    """The layers of an encoder in the order in which they run: the one layer so many times if all share its weights."""
+    """The layers of an encoder in the order in which they run. If all share weights, one layer is repeated."""
 
     repeats = 1
 
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
         return self.word.weight.device
 
     def tables(self) -> dict[str, nn.Embedding]:
-        """Return the embedding tables that there are, by name."""
+        """Return the existing embedding tables by name."""
         every = {"word": self.word, "position": self.position, "segment": self.segment}
         return {name: table for name, table in every.items() if table is not None}
 

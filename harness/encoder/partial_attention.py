@@ -11,8 +11,8 @@ from torch import Tensor
 from harness.core.work import SHARE, Tally
 from harness.encoder import transfer
 from harness.encoder.device_kernels import varlen
-from harness.encoder.layout import Layout, attend_grid, running_sums, turned
-from harness.encoder.local_attention import near
+from harness.encoder.layout import Layout, attend_grid, rotated, running_sums
+from harness.encoder.local_attention import in_window
 from harness.encoder.shape import Reach
 
 
@@ -68,9 +68,9 @@ class SomeQueries:
         """Attend from every query to all tokens of its sample, or to those near it: query [A, D], kv [rows, 2 D] -> [A, D]."""
         layout, width = self.layout, query.shape[1]
         if reach is not None:
-            angles = layout.turns(reach.base, width // heads)
-            query = turned(query, (angles[0][self.index], angles[1][self.index]), width)
-            kv = turned(kv, angles, width)
+            angles = layout.rotary_angles(reach.base, width // heads)
+            query = rotated(query, (angles[0][self.index], angles[1][self.index]), width)
+            kv = rotated(kv, angles, width)
         if self.is_ragged(reach) and varlen.fits(kv.device, kv.dtype, width // heads):
             return varlen.attend_some(query, kv, heads, self.bounds, layout.bounds, self.longest, layout.longest)
         k, v = layout.grid(kv, 2, heads)
@@ -92,7 +92,7 @@ class SomeQueries:
         places = layout.places[self.index]
         if self._to_grid is not None:
             places = places[self._to_grid]
-        return near(places.view(layout.count, 1, self.longest), layout.longest, reach.window, layout.mask)
+        return in_window(places.view(layout.count, 1, self.longest), layout.longest, reach.window, layout.mask)
 
     def tally(self, *, ragged: bool) -> Tally:
         """Return what a layer executes for the queries; every sample counts by its share of tokens.

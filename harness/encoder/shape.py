@@ -131,7 +131,7 @@ class EncoderShape:
         return replace(self, layers=len(chosen), windows=windows, bare_start=start)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, without differences from BERT that there are not."""
+        """Return the fields; those that equal BERT's are left out."""
         return {name: value for name, value in asdict(self).items() if name in self._said()}
 
 

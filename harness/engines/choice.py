@@ -61,7 +61,7 @@ KEYS = {way: key for key, ways in EXECUTORS.values() for way in ways}
 
 
 def execution_on(engine: EngineName | None, given: Execution, executor: str | None = None) -> Execution:
-    """Return the run's execution with the changes of an engine and with another executor; ``None``: as it is."""
+    """Return the run's execution with the changes of an engine and with another executor; ``None`` changes nothing."""
     changes = {} if engine is None else dict(CHANGES[engine])
     if executor in KEYS:
         changes[KEYS[executor]] = executor
@@ -133,7 +133,7 @@ def _refusal(engine: EngineName, kind: type) -> str | None:
 
 
 def on_engine(engine: EngineName, fitted: Fitted, train: TokenSet | None = None) -> Fitted:
-    """Return a fitted method whose models run on an engine; the given one stays as it is.
+    """Return a fitted method whose models run on an engine; the given one does not change.
 
     The changes of :func:`execution_on` are left to the caller.
 

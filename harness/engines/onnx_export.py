@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.encoder.layout import turned, turns
-from harness.encoder.local_attention import near
+from harness.encoder.layout import rotary_angles, rotated
+from harness.encoder.local_attention import in_window
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import Reach
 
@@ -42,9 +42,9 @@ class PaddedGrid:
         bias = self._bias
         if reach is not None:
             width, places = qkv.shape[1] // 3, torch.arange(self.longest)
-            qkv = turned(qkv, turns(places.repeat(self.count), reach.base, width // heads), 2 * width)
+            qkv = rotated(qkv, rotary_angles(places.repeat(self.count), reach.base, width // heads), 2 * width)
             if reach.window:
-                bias = self._bias_of(near(places[None, None], self.longest, reach.window, self._mask))
+                bias = self._bias_of(in_window(places[None, None], self.longest, reach.window, self._mask))
         q, k, v = self._parts(qkv, 3, heads)
         out = self._attend(q, k, v, bias)
         return out.transpose(1, 2).reshape(self.count * self.longest, -1)

@@ -22,8 +22,8 @@ from harness.encoder import transfer
 from harness.encoder.layout import running_sums
 from harness.execution.schedule import schedule, schedule_on_device
 
-# Devices whose values the host can read without waiting, so that sorting needs no bounds.
-AT_HAND = ("cpu",)
+# Devices whose values the host reads without waiting, so sorting needs no bounds.
+HOST_DEVICES = ("cpu",)
 
 
 class Readable(Protocol):
@@ -136,7 +136,7 @@ def sort_by_exit(exits: Tensor, lengths: Tensor, execution: Execution, depth: in
     """
     record("sort", Tally(len(exits)))
     by_length = lengths if execution.order == "length" else torch.zeros_like(lengths)
-    if exits.device.type in AT_HAND:
+    if exits.device.type in HOST_DEVICES:
         return schedule(exits.clamp(min=0), by_length, window=execution.window)
     # Bounds replace reading the values; samples outside them still run, only out of order.
     longest = execution.max_length if execution.order == "length" else 0

@@ -16,7 +16,7 @@ from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.arrangement import cut, windows
 from harness.execution.exit_rules import confidence
-from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
+from harness.execution.run_pass import BatchRun, LeaveRule, Pass, inference, interleave
 
 
 def confidence_rule(threshold: float, temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
@@ -46,13 +46,13 @@ def run_cascade(
         run = Pass(small, tokens, execution)
         with run.phases("layers"):
             interleave(
-                (partial(_window, run, whole, leaves, *ends) for ends in windows(len(tokens), execution.window)),
+                (partial(_run_window, run, whole, leaves, *ends) for ends in windows(len(tokens), execution.window)),
                 run.device,
             )
         return run.predictions()
 
 
-def _window(run: Pass, whole: MultiExitModel, leaves: LeaveRule, begin: int, end: int, lane: int) -> Climb:
+def _run_window(run: Pass, whole: MultiExitModel, leaves: LeaveRule, begin: int, end: int, lane: int) -> BatchRun:
     """Run samples ``begin`` .. ``end - 1``. Only answers outlive a batch, so all batches share one lane."""
     if begin == end:
         return

@@ -46,7 +46,7 @@ class Engine:
 
     def __init__(self, model: MultiExitModel, *, compiled: bool = False) -> None:
         self.model = model
-        self._close = compiled_close() if compiled else EncoderLayer.close
+        self._after_attention = compiled_after_attention() if compiled else EncoderLayer.after_attention
         weight = model.encoder.word.weight
         # The cost of attention over packed rows depends on the kernel in use.
         self._layer_ragged = varlen.fits(weight.device, weight.dtype, model.encoder.shape.head_width)
@@ -83,8 +83,8 @@ class Engine:
         """Run the layer itself, in any memory."""
         layer: Any = self.model.encoder.layers[index]
         # The compiler specialises on sizes 0 and 1, so a single row would be compiled separately.
-        close = self._close if len(hidden) > 1 else EncoderLayer.close
-        return close(layer, hidden, layer.attended(hidden, attention))
+        after_attention = self._after_attention if len(hidden) > 1 else EncoderLayer.after_attention
+        return after_attention(layer, hidden, layer.run_attention(hidden, attention))
 
     def run_some(self, index: int, active: Tensor, hidden: Tensor, attention: SomeQueries) -> Tensor:
         """Run layer ``index`` for some rows that attend to all: active [A, width], hidden [rows, width] -> [A, width].
@@ -93,11 +93,11 @@ class Engine:
         """
         layer: Any = self.model.encoder.layers[index]
         width = hidden.shape[1]
-        query = outputs_of(layer.qkv, layer.read(active), slice(None, width))
-        keys_values = outputs_of(layer.qkv, layer.read(hidden), slice(width, None))
+        query = outputs_of(layer.qkv, layer.attention_input(active), slice(None, width))
+        keys_values = outputs_of(layer.qkv, layer.attention_input(hidden), slice(width, None))
         context = attention.attend(query, keys_values, layer.heads, layer.reach)
-        close = self._close if len(active) > 1 else EncoderLayer.close
-        return close(layer, active, context)
+        after_attention = self._after_attention if len(active) > 1 else EncoderLayer.after_attention
+        return after_attention(layer, active, context)
 
     def some_tally(self, index: int, attention: SomeQueries) -> Tally:
         """Return what :meth:`run_some` executes for those rows; see :meth:`left_tally` for the others."""
@@ -148,7 +148,7 @@ class PackedEngine(Engine):
         layer = self._layers[index]
         rows, size = len(hidden), rounded(len(hidden), 1)
         wide = _extended(hidden, size)
-        qkv = layer.qkv(layer.read(wide))
+        qkv = layer.qkv(layer.attention_input(wide))
         if self._by_text(layout, layer.reach):
             context = text_by_text.attend(qkv, layer.heads, layout.first_rows)
         else:
@@ -159,10 +159,10 @@ class PackedEngine(Engine):
         layer = self._layers[index]
         width, rows, count = hidden.shape[1], len(hidden), len(active)
         few, wide = _extended(active, rounded(count, 1)), _extended(hidden, rounded(rows, 1))
-        query = outputs_of(layer.qkv, layer.read(few), slice(None, width))[:count]
-        keys_values = outputs_of(layer.qkv, layer.read(wide), slice(width, None))[:rows]
+        query = outputs_of(layer.qkv, layer.attention_input(few), slice(None, width))[:count]
+        keys_values = outputs_of(layer.qkv, layer.attention_input(wide), slice(width, None))[:rows]
         context = attention.attend(query, keys_values, layer.heads, layer.reach)
-        new: Tensor = layer.close(few, _extended(context, len(few)))
+        new: Tensor = layer.after_attention(few, _extended(context, len(few)))
         return new[:count]
 
     def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
@@ -183,10 +183,10 @@ def _extended(x: Tensor, size: int) -> Tensor:
 
 
 @cache
-def compiled_close() -> Callable[[EncoderLayer, Tensor, Tensor], Tensor]:
-    """Return :meth:`EncoderLayer.close` compiled once: weights are inputs, and the number of rows is dynamic."""
+def compiled_after_attention() -> Callable[[EncoderLayer, Tensor, Tensor], Tensor]:
+    """Return :meth:`EncoderLayer.after_attention` compiled once: weights are inputs, and the number of rows is dynamic."""
     import torch._dynamo.config as settings
 
     settings.recompile_limit = max(settings.recompile_limit, _GRAPHS)
     own_compiler_caches()
-    return torch.compile(EncoderLayer.close, dynamic=True, fullgraph=True)
+    return torch.compile(EncoderLayer.after_attention, dynamic=True, fullgraph=True)

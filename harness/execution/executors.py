@@ -78,14 +78,14 @@ def run_assigned(
     """
     with inference(model):
         run = Pass(model, tokens, execution, exits[:, None], phases, answered)
-        run.refuse_unless_answered(model.answers if answer == "student" else range(model.depth))
+        run.check_heads(model.answers if answer == "student" else range(model.depth))
         with run.phases("layers"):
             for first, last in exit_batches(run.columns[:, 0], run.lengths, execution, run.windows()):
-                climb(run, first, last, answer)
+                run_ladder_batch(run, first, last, answer)
         return run.predictions()
 
 
-def climb(run: Pass, first: int, last: int, answer: Answer) -> None:
+def run_ladder_batch(run: Pass, first: int, last: int, answer: Answer) -> None:
     """Run one batch of :func:`run_assigned`, a ladder."""
     final = run.model.depth - 1
     for index, ended, hidden, layout in run.ladder(*run.begin(first, last), run.columns[first:last, 0]):

@@ -181,7 +181,7 @@ class QExit(ThresholdRule):
     gate: HaltingGate
 
     def _halted(self, state: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """Return the probability of having halted, [B], and the memory: the state, and the probability of going on."""
+        """Return the probability of having halted, [B], and the memory: the state, and the probability of not having halted."""
         before, going_on = memory or (torch.zeros_like(state), torch.ones(len(state), device=state.device))
         going_on = going_on * (-self.gate.logit(state, before)).sigmoid()
         return 1 - going_on, (state, going_on)

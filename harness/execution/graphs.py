@@ -22,8 +22,8 @@ from harness.contracts import Execution
 from harness.core.tokens import TokenSet
 from harness.core.work import Tally
 from harness.encoder.device_kernels import varlen
-from harness.encoder.layout import Attention, Layout, attend_grid, split_heads, turned, turns, window_of
-from harness.encoder.local_attention import near
+from harness.encoder.layout import Attention, Layout, attend_grid, rotary_angles, rotated, split_heads, window_of
+from harness.encoder.local_attention import in_window
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import Reach
 from harness.execution.engine import SIDE, Engine, rounded
@@ -108,10 +108,10 @@ class CudaRecorder:
         return graph.replay
 
 
-def _turned_in(qkv: Tensor, places: Tensor, heads: int, reach: Reach) -> Tensor:
-    """Turn queries and keys of rows at ``places`` (integers [rows]) of their samples."""
+def _rotated_at(qkv: Tensor, places: Tensor, heads: int, reach: Reach) -> Tensor:
+    """Apply rotary positions to queries and keys of rows at ``places`` (integers [rows]) of their samples."""
     width = qkv.shape[1] // 3
-    return turned(qkv, turns(places, reach.base, width // heads), 2 * width)
+    return rotated(qkv, rotary_angles(places, reach.base, width // heads), 2 * width)
 
 
 class _PackedAttention:
@@ -130,7 +130,7 @@ class _PackedAttention:
             rows = torch.arange(self._rows, dtype=torch.int32, device=qkv.device)
             # Rows beyond the batch are never read, so any place will do.
             starts = self._bounds[torch.searchsorted(self._bounds, rows, right=True, out_int32=True) - 1]
-            qkv = _turned_in(qkv, rows - starts, heads, reach)
+            qkv = _rotated_at(qkv, rows - starts, heads, reach)
         return varlen.attend(qkv, heads, self._bounds, self._longest, window_of(reach))
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
@@ -154,9 +154,9 @@ class _PaddedAttention:
         mask = self._mask
         if reach is not None:
             places = torch.arange(self._pad_to, device=qkv.device)
-            qkv = _turned_in(qkv, places.repeat(self._count), heads, reach)
+            qkv = _rotated_at(qkv, places.repeat(self._count), heads, reach)
             if not reach.within(self._pad_to):
-                mask = near(places, self._pad_to, reach.window, mask)
+                mask = in_window(places, self._pad_to, reach.window, mask)
         return attend_grid(split_heads(qkv, self._count, self._pad_to, 3, heads), mask)
 
     def attend_first(self, query: Tensor, kv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:

@@ -28,14 +28,14 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.transfer import HostCopy
 from harness.execution.arrangement import Arranged, arrange, cut
 from harness.execution.engine import SIDE
-from harness.execution.engines import engine_for
+from harness.execution.engine_cache import engine_for
 
 LeaveRule = Callable[[Tensor], Tensor]
 Answer = Literal["student", "shared"]
-# A batch in flight: yields copies to the host that it has to wait for.
-Climb = Generator[HostCopy, np.ndarray, None]
-# Starts a batch in the lane whose number it receives.
-StartClimb = Callable[[int], Climb]
+# Runs one batch; yields each copy to the host that it has to wait for, and receives the values.
+BatchRun = Generator[HostCopy, np.ndarray, None]
+# Starts a batch in the lane with this number.
+StartBatch = Callable[[int], BatchRun]
 # Batches in flight at a time, per device type; one where there is nothing to wait for.
 IN_FLIGHT = {"cuda": 2}
 
@@ -219,7 +219,7 @@ class Pass:
             self.phases.seconds(),
         )
 
-    def refuse_unless_answered(self, allowed: Iterable[int], *more: int) -> None:
+    def check_heads(self, allowed: Iterable[int], *more: int) -> None:
         """Check that every exit or look is at a layer with a head.
 
         Raises:
@@ -231,28 +231,28 @@ class Pass:
             raise ConfigError(f"no trained head after layer index {sorted(unknown)}: heads are at {known}")
 
 
-def interleave(climbs: Iterable[StartClimb | None], device: torch.device) -> None:
-    """Run batches that decide on the way; while one waits for its copy to the host, work of another is queued.
+def interleave(batches: Iterable[StartBatch | None], device: torch.device) -> None:
+    """Run batches that need decisions of the host; while one waits for its copy, work of another is queued.
 
     Args:
-        climbs: asked for the next batch whenever a lane is free. ``None``: there is none unless a batch under way makes one.
+        batches: asked for the next batch whenever a lane is free; ``None`` if only a running batch can produce one.
     """
-    todo, free = iter(climbs), list(range(IN_FLIGHT.get(device.type, 1)))
-    flying: deque[tuple[Climb, int, HostCopy]] = deque()
+    todo, free = iter(batches), list(range(IN_FLIGHT.get(device.type, 1)))
+    in_flight: deque[tuple[BatchRun, int, HostCopy]] = deque()
 
-    def advance(climb: Climb, lane: int, arrived: np.ndarray | None) -> None:
+    def advance(run: BatchRun, lane: int, arrived: np.ndarray | None) -> None:
         try:
-            copy = next(climb) if arrived is None else climb.send(arrived)
+            copy = next(run) if arrived is None else run.send(arrived)
         except StopIteration:
             free.append(lane)
         else:
-            flying.append((climb, lane, copy))
+            in_flight.append((run, lane, copy))
 
     while True:
         while free and (make := next(todo, None)) is not None:
             lane = free.pop()
             advance(make(lane), lane, None)
-        if not flying:
+        if not in_flight:
             return
-        climb, lane, copy = flying.popleft()
-        advance(climb, lane, copy.wait())
+        run, lane, copy = in_flight.popleft()
+        advance(run, lane, copy.wait())

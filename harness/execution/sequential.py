@@ -17,9 +17,9 @@ from harness.core.tokens import TokenSet
 from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
-from harness.execution.engines import singly
+from harness.execution.engine_cache import without_compiler
 from harness.execution.exit_rules import ExitRule
-from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
+from harness.execution.run_pass import BatchRun, LeaveRule, Pass, inference, interleave
 
 
 def run_sequential(model: MultiExitModel, tokens: TokenSet, execution: Execution, rule: ExitRule) -> Predictions:
@@ -35,7 +35,7 @@ def run_sequential(model: MultiExitModel, tokens: TokenSet, execution: Execution
         return run.predictions()
 
 
-def _shrink(run: Pass, rule: ExitRule, first: int, last: int, lane: int) -> Climb:
+def _shrink(run: Pass, rule: ExitRule, first: int, last: int, lane: int) -> BatchRun:
     """Run one batch of :func:`run_sequential`."""
     hidden, layout = run.begin(first, last, lane)
     memory = rule.begin(last - first, run.device)
@@ -74,7 +74,7 @@ def run_faithful(model: MultiExitModel, tokens: TokenSet, execution: Execution, 
     methods, and the answers are those of :func:`run_sequential`.
     """
     with inference(model):
-        run = Pass(model, tokens, replace(execution, compute=singly(execution.compute)))
+        run = Pass(model, tokens, replace(execution, compute=without_compiler(execution.compute)))
         with run.phases("layers"):
             for first, last in run.batches():
                 _shrink_faithfully(run, leaves, first, last)

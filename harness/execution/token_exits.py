@@ -142,11 +142,11 @@ def run_token_exits(
         with run.phases("layers"):
             places = exits.places(run.arranged.tokens)
             for first, last in run.batches():
-                _climb(run, first, last, exits, places)
+                _run_batch(run, first, last, exits, places)
         return replace(run.predictions(), predicted_exit=None)
 
 
-def _climb(run: Pass, first: int, last: int, exits: TokenExits, places: Tensor) -> None:
+def _run_batch(run: Pass, first: int, last: int, exits: TokenExits, places: Tensor) -> None:
     """Run one batch of :func:`run_token_exits`."""
     final = run.model.depth - 1
     hidden, layout = run.begin(first, last)

@@ -23,7 +23,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.transfer import HostCopy
 from harness.execution.arrangement import cut
-from harness.execution.run_pass import Climb, LeaveRule, Pass, inference, interleave
+from harness.execution.run_pass import BatchRun, LeaveRule, Pass, inference, interleave
 
 # Samples whose hidden states are kept until the host knows which stay; bounds the memory of the second pass.
 CHUNK = 1024
@@ -54,12 +54,13 @@ def run_verified(
     with inference(model):
         run = Pass(model, tokens, execution, looks, phases)
         stop = model.depth - 1 if end is None else end
-        run.refuse_unless_answered(model.answers, stop)
+        run.check_heads(model.answers, stop)
         targets = run.columns.copy()
         targets[:, 1:] = np.minimum(targets[:, 1:], stop)
         with run.phases("layers"):
             interleave(
-                (partial(_climb, run, first, last, targets, leaves, stop) for first, last in _chunks(run)), run.device
+                (partial(_run_chunk, run, first, last, targets, leaves, stop) for first, last in _chunks(run)),
+                run.device,
             )
         return run.predictions()
 
@@ -89,7 +90,9 @@ class _Parked(_Group):
     sure: Tensor
 
 
-def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveRule, end: int, lane: int) -> Climb:
+def _run_chunk(
+    run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveRule, end: int, lane: int
+) -> BatchRun:
     """Run one chunk: first looks from the embeddings, then round after round for the unsure samples.
 
     Whatever is needed after a wait is copied, so all chunks can share one lane and its graphs.
@@ -116,15 +119,15 @@ def _climb(run: Pass, first: int, last: int, targets: np.ndarray, leaves: LeaveR
                     parked += _look(run, some, depth, ends[:ready], leaves)
                 if ready < len(ends):
                     hidden, layout = group.layout.slice(group.hidden, ready, len(ends))
-                    nobody = torch.zeros(len(ends) - ready, dtype=torch.bool, device=hidden.device)
+                    none_leave = torch.zeros(len(ends) - ready, dtype=torch.bool, device=hidden.device)
                     blank = torch.zeros(len(ends) - ready, run.model.labels, device=hidden.device)
-                    parked.append(_Parked(group.samples[ready:], hidden, layout, depth, blank, nobody))
+                    parked.append(_Parked(group.samples[ready:], hidden, layout, depth, blank, none_leave))
     if parked:
         _release(run, parked, (yield _verdicts(parked)), end)
 
 
 def _look(run: Pass, group: _Group, depth: int, ends: np.ndarray, leaves: LeaveRule) -> list[_Parked]:
-    """Run samples that stand after layer ``depth`` to their ``ends`` (not rising) and apply the head there."""
+    """Run samples from after layer ``depth`` to their ``ends`` (not rising) and apply the head there."""
     parked = []
     for index, ended, hidden, layout in run.ladder(group.hidden, group.layout, ends, depth + 1):
         logits = run.keep(run.head(index, hidden, layout))

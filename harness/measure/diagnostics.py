@@ -103,7 +103,7 @@ def diagnose(
 
 
 def depth_answers(contender: Contender, tokens: TokenSet) -> DepthAnswers | None:
-    """Return what every exit would answer; ``None`` for methods that do not say it.
+    """Return what every exit would answer; ``None`` for methods without this capability.
 
     Raises:
         MethodError: the answers violate the contract, or belong to a model of more layers than can be stored.

@@ -22,7 +22,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def least_p(discordant: int, *, two_sided: bool = True) -> float:
-    """Return the least p-value that an exact McNemar test (or sign test) with so many discordant samples can have.
+    """Return the least p-value that an exact McNemar test (or sign test) can have with this number of discordant samples.
 
     All samples on one side have probability 2^-d; a two-sided test counts both sides, and without a discordant sample it is 1.
     """

@@ -7,8 +7,8 @@ bit on one CPU; the confidences show whether two fits are the same (``same_fit``
 significant exact one-sided McNemar test on the same test rows, over all cells together (``holm_testable``), *and* a loss above
 a margin. **Times** are in :mod:`harness.regression.times`.
 
-Cells are compared only if they belong together (:mod:`harness.results.belonging`; the code may differ). What is missing, damaged or
-cannot be compared is a **gap**, and a gate with gaps does not pass: it would not know.
+Cells are compared only under equal conditions (:mod:`harness.results.comparability`); only the version of the code may differ. What
+is missing, damaged or cannot be compared is a **gap**. A gate with gaps does not pass, because it cannot know what got worse.
 
 The accuracy test asks whether *these two fits* differ on such rows. It does not cover seeds: after retraining with other
 rounding, two equally good fits differ. The wider margin between machines allows for that.
@@ -36,7 +36,7 @@ from harness.regression.matching import (
     several,
 )
 from harness.regression.times import MethodTime, TimeChange, Timed, judge_times
-from harness.results.belonging import other_settings, trained_otherwise
+from harness.results.comparability import other_settings, training_differences
 from harness.results.packed_run import PackedCell, PackedRun, same_fit
 from harness.results.schema import Cell
 
@@ -199,7 +199,7 @@ def _repeats(base: PackedRun, new: PackedRun, old: PackedCell, young: PackedCell
     machine = base.machine(old)
     same_way = all(getattr(old.cell, name) == getattr(young.cell, name) for name in MACHINE)
     known = machine.known and machine == new.machine(young) and same_way and old.cell.device == "cpu"
-    return known and not trained_otherwise(base.binding(old), new.binding(young), known=True)
+    return known and not training_differences(base.binding(old), new.binding(young), known=True)
 
 
 def _change(base: PackedRun, new: PackedRun, olds: Sequence[PackedCell], youngs: Sequence[PackedCell]) -> Change:
@@ -319,7 +319,7 @@ def _remarks(
             f"{name} has other settings in {new.name} than in {base.name}: cells that depend on it: {settings.count(name)}"
         )
     trained = Counter(
-        words for one, other in pairs for words in trained_otherwise(base.binding(one), new.binding(other))
+        words for one, other in pairs for words in training_differences(base.binding(one), new.binding(other))
     )
     remarks += [
         f"{count} cells of {base.name} and {new.name} differ in {words}, so their weights may differ"

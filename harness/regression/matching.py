@@ -1,4 +1,4 @@
-"""Which cells of two runs are compared: those that both have and that belong together. All others of base are gaps."""
+"""Which cells of two runs are compared: those that both have, under equal conditions. All others of base are gaps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from harness.results.belonging import differences, measured_otherwise
+from harness.results.comparability import differences, thread_differences
 from harness.results.packed_run import PackedCell, PackedRun
 from harness.results.schema import Cell
 
@@ -106,7 +106,7 @@ def cell_differences(
     Args:
         code: the version of the code must be equal, too, and so must threads.
     """
-    if code and (found := measured_otherwise(base.machine(old).torch_threads, new.machine(young).torch_threads)):
+    if code and (found := thread_differences(base.machine(old).torch_threads, new.machine(young).torch_threads)):
         return found
     bindings = base.binding(old), new.binding(young)
     if None not in bindings and (found := differences(*bindings, across_code=not code)):

@@ -24,17 +24,17 @@ class Cell(StrictRecord):
         dataset: its name.
         source: where the data came from.
         backbone: name of the encoder.
-        seed: of training.
+        seed: training seed.
         point: operating point, e.g. ``speed=0.5``.
         protocol: ``paper`` or ``modern`` (see the execution settings of a profile).
         order: how samples were sorted, ``arrival`` or ``length``.
-        executor: how exits were run.
-        batch_size: samples.
+        executor: how batches were made and samples left.
+        batch_size: samples per batch.
         device: ``cpu`` or ``cuda``.
-        dtype: of the predictions, as the run's execution says.
-        compute: eager, compiled, or in CUDA graphs.
-        batch_tokens: tokens that a batch may have at most; 0 without such a limit.
-        engine: what this method ran on instead (:mod:`harness.engines`); ``None``: as ``dtype`` and ``compute`` say.
+        dtype: number type of weights and hidden states.
+        compute: how blocks were run, e.g. ``eager``, ``packed``, ``graphs``.
+        batch_tokens: maximum number of tokens per batch; 0 without such a limit.
+        engine: engine of the method (:mod:`harness.engines`), which replaces ``dtype`` and ``compute``; ``None`` without one.
     """
 
     method: StoredName
@@ -103,18 +103,17 @@ class Speed(StrictRecord):
 
     Attributes:
         samples_per_s: at the median pass.
-        seconds: of all n samples, median over passes.
+        seconds: wall time of all n samples, median over passes.
         seconds_p10, seconds_p90: 10th and 90th percentile over passes.
-        rounds: passes.
+        rounds: number of passes.
         reference: the method that the speed-up is relative to; ``None`` if the run has none.
         speedup: median over rounds of reference seconds / own seconds.
         speedup_p10, speedup_p90: 10th and 90th percentile over rounds.
         phases: shares of the pass (0..1) by name.
         tokens_per_s: at the median pass.
-        round_seconds: the single passes, round by round. Successive passes of one series differ by noise only, which is how the
-            noise of a speed-up is estimated.
-        reference_seconds: the same of the reference.
-        together: cells that were timed in the same rounds, beside the same passes of the reference.
+        round_seconds: seconds of each pass; successive passes differ by noise only, which gives the noise of a speed-up.
+        reference_seconds: the same for the reference.
+        together: number of cells that share these passes of the reference.
     """
 
     samples_per_s: float
@@ -153,8 +152,8 @@ class Latency(StrictRecord):
     """Seconds from ids to answers for single batches.
 
     Attributes:
-        batch_size: samples in each.
-        n: batches.
+        batch_size: samples per batch.
+        n: number of batches.
         p50, p90, p99: median, 90th and 99th percentile.
     """
 
@@ -169,8 +168,8 @@ class Factor(StrictRecord):
     """One factor of a speed-up.
 
     Attributes:
-        ratio: below 1 for a loss.
-        name, what: of the factor, and its explanation.
+        ratio: its size; below 1 for a loss.
+        name, what: its name, and an explanation.
     """
 
     name: str
@@ -196,7 +195,7 @@ class Resources(StrictRecord):
     """Resources of a fitted method.
 
     Attributes:
-        disk_bytes: as stored, with the weights that it borrows from other methods.
+        disk_bytes: bytes of its files, with the weights that it uses of other methods.
         host_peak_bytes: peak of the process during its own passes, other weights in memory included; ``None`` if unknown.
         joules_per_1000: energy for 1,000 samples; ``None`` without a counter.
     """
@@ -276,9 +275,9 @@ class Checks(StrictRecord):
         batches_agree: share with the same label at batch size 1 (1.0 is right).
         state_unchanged: the weights of the method are the same, bit for bit, after testing.
         syncs: synchronising calls in one pass on CUDA, without its copies.
-        engine_agrees: share with the same label as the same fit in float32, for methods with an engine of their own.
-        engine_exits: share that left at the same layer as there.
-        engine_difference: largest difference of a class probability to it, over samples that left at the same layer.
+        engine_agrees: share of samples with the same label as the same fit in float32; for methods with an ``engine``.
+        engine_exits: share of samples that left at the same layer as there.
+        engine_difference: largest difference of a class probability to that fit, over samples with the same exit layer.
     """
 
     rounds_agree: float | None = None
@@ -291,7 +290,7 @@ class Checks(StrictRecord):
 
 
 class Binding(StrictRecord):
-    """What two cells must have in common to be paired or averaged; compared by :mod:`harness.results.belonging`.
+    """What two cells must have in common to be paired or averaged; compared by :mod:`harness.results.comparability`.
 
     Everything else that must be equal, such as batch size and dtype, is a coordinate of :class:`Cell`.
 
@@ -301,10 +300,9 @@ class Binding(StrictRecord):
         backbone: hash of the backbone's content; empty for the embedded one, which ``versions`` covers.
         max_length: tokens per sample.
         training: settings that the profile gives to all methods and that this method uses, as JSON text.
-        own: names of the settings that the method has for itself; methods may differ in them.
-        fits: method -> hash of its settings, for every fit behind the cell: the method's own, those that it learns from, and
-            the reference's. Seeds are left out.
-        versions: of the code behind these fits. Two runs of different code may be compared, two cells of one table not.
+        own: names of the method's own settings; methods may differ in them.
+        fits: method -> hash of its settings, seeds aside: the method's own, those that it learns from, and the reference's.
+        versions: versions of the code of these fits. Two runs may differ in them, two cells of one table may not.
         precision: in which these fits were trained, e.g. ``bfloat16``, or ``bfloat16/float32`` if they differ; ``None``: unknown.
         fit_threads: CPU threads of every fit, 0 on another device; ``None``: unknown.
         settings: as ``fits``, without content of files and rows, so equal on all sets of one profile; ``None``: unknown.
@@ -329,8 +327,8 @@ class Result(StrictRecord):
     Attributes:
         schema_: number of this schema.
         cell: what was measured.
-        kind: of the row.
-        language: of the dataset.
+        kind: ``method``, ``control`` or ``bound``.
+        language: language of the dataset.
         quality: accuracy.
         cost: FLOPs, layers and parameters.
         speed: times; ``None`` if the cell was measured for accuracy and work only.
@@ -381,9 +379,7 @@ class Result(StrictRecord):
     notes: list[str] = Field(default_factory=list)
     answers: AnswerBits | None = None
     binding: Binding | None = Field(default=None, description="None: measured before results had one")
-    key: str = Field(
-        default="", description="content key of settings, data and weights; empty: measured before results had one"
-    )
+    key: str = Field(default="", description="content key of settings, data and weights; empty in older results")
     fingerprint: dict[str, Any]
 
     model_config = ConfigDict(populate_by_name=True)

@@ -22,7 +22,7 @@ class CollapsedExit(NamedTuple):
 
 
 def kept_the_last_epoch(training: Training) -> bool:
-    """Return whether the best epoch is the last allowed one; false where the last one is kept by rule, or nothing is known."""
+    """Return whether the best epoch is the last allowed one; false if the last one is kept by rule, or if that is unknown."""
     return training.best_epoch is not None and training.best_epoch == training.epochs
 
 

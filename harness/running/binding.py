@@ -1,4 +1,4 @@
-"""What the cells of a method must share with all others that they are compared with."""
+"""The binding of a cell: everything that must be equal before it may be compared with another one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from harness.running.session import Session
 
 
 def binding_of(session: Session, name: str, reference: str | None) -> Binding:
-    """Return what a method's cells share with all others that they may be compared with.
+    """Return what must be equal in all cells that the cells of a method may be compared with.
 
     Args:
-        reference: the method that its speed-ups refer to, if it was measured beside one.
+        reference: the method that its speed-ups refer to; ``None`` without one.
     """
     settings, prepared, backbone = session.settings, session.prepared, session.backbone
     profile = settings.profile
@@ -33,7 +33,7 @@ def binding_of(session: Session, name: str, reference: str | None) -> Binding:
         fits={one: session.keys.recipe(one) for one in names},
         versions={
             **{one: f"{CHASSIS_VERSION}.{profile.version(one)}" for one in names},
-            # Its weights are pretrained here, and may differ in the last digits from machine to machine.
+            # The content is not hashed: its weights are pretrained here, and last digits may differ from machine to machine.
             **({"the embedded backbone": miniature.recipe_key()} if embedded else {}),
         },
         precision="/".join(sorted({settings.precision(one) for one in names})),

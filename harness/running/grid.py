@@ -1,4 +1,4 @@
-"""From a profile to cells: finished cells stay; missing ones are fitted, measured and stored, one at a time.
+"""The grid of cells of a run: finished cells are kept, missing ones are fitted, measured and stored.
 
 ``plan/<dataset>--<method>--seed<k>.json`` in the run folder lists the cells of a fitted method and the content key of the
 settings and data that they came from. A run that finds its plans and all results does not even load the data.
@@ -34,7 +34,7 @@ from harness.running.fits.fit_plan import FitJob
 from harness.running.fits.fit_pool import FitPool
 from harness.running.fits.fit_store import warn_of_old_fits
 from harness.running.measuring.cell_groups import MethodCells, PlannedCell, measure_cells
-from harness.running.measuring.timing import TOGETHER
+from harness.running.measuring.timing import LEAST_TOGETHER
 from harness.running.run_lock import run_lock
 from harness.running.run_settings import Settings, validate_settings
 from harness.running.session import NOT_LOADED, Session
@@ -167,7 +167,7 @@ class Grid:
         return stored
 
     def fit(self) -> GridOutcome:
-        """Fit all methods and the methods they need into the cache; measure nothing.
+        """Fit all methods and those that they need into the cache, without measuring.
 
         Raises:
             GeepBenchError: the input cannot be used; finished fits stay.
@@ -275,7 +275,7 @@ class Grid:
         return len(done) if all(done) else None
 
     def _measure(self, session: Session, name: str, bar: Any, progress: str) -> None:
-        """Fit one method, and measure those of its cells that are missing or let them wait for others of this session."""
+        """Fit one method, then measure its missing cells; with a shared reference, they may wait for cells of other methods."""
         plan = CellPlan.read(self.run, session.dataset, name, session.seed)
         key = ""
         try:
@@ -302,7 +302,7 @@ class Grid:
         planned = [PlannedCell(method, *one, check=number == 0) for number, one in enumerate(todo)]
         if method.timed and self.settings.profile.timing.share_reference:
             self._waiting += planned
-            if len(self._waiting) >= TOGETHER:
+            if len(self._waiting) >= LEAST_TOGETHER:
                 self._measure_waiting(bar)
         else:
             for one in planned:

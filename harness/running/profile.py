@@ -64,14 +64,14 @@ class ExecutionSettings(StrictSettings):
 
 
 class EngineSettings(StrictSettings):
-    """The keys that any table ``method`` may have beside the settings of its method."""
+    """Keys that any table ``method`` may have, in addition to the settings of the method."""
 
     engine: EngineName | None = Field(None, description="what the method runs on; by default as the execution says")
     executor: ExecutorName | None = Field(
         None,
         description="how its samples run: `ladder` or `exact-k`, `shrink` or `rebatch`; by default as the execution says",
     )
-    seeds: list[Seed] | None = Field(None, description="of the run's seeds, those it is measured with; by default all")
+    seeds: list[Seed] | None = Field(None, description="the seeds of the run with which it is measured; by default all")
     seed_offset: int | None = Field(
         None,
         ge=0,
@@ -182,25 +182,25 @@ class Profile(StrictSettings):
 
     def engine(self, name: str) -> EngineName | None:
         """Return the engine that is set for a method or variant; ``None``: as the execution says."""
-        chosen: EngineName | None = variants.runs_on(self.method, name, "engine")
+        chosen: EngineName | None = variants.run_setting(self.method, name, "engine")
         return chosen
 
     def executor(self, name: str) -> ExecutorName | None:
         """Return the executor that is set for a method or variant; ``None``: as the execution says."""
-        chosen: ExecutorName | None = variants.runs_on(self.method, name, "executor")
+        chosen: ExecutorName | None = variants.run_setting(self.method, name, "executor")
         return chosen
 
     def seeds_of(self, name: str) -> list[int]:
         """Return the seeds of the run with which a method or variant is measured."""
-        chosen = variants.runs_on(self.method, name, "seeds")
+        chosen = variants.run_setting(self.method, name, "seeds")
         return self.seeds if chosen is None else [seed for seed in self.seeds if seed in chosen]
 
     def seed_offset(self, name: str) -> int:
         """Return what is added to the seed of the run when a method or variant is fitted."""
-        return variants.runs_on(self.method, name, variants.SEED_OFFSET) or 0
+        return variants.run_setting(self.method, name, variants.SEED_OFFSET) or 0
 
     def with_rows_of(self, dataset: str) -> Profile:
-        """Return the profile with the rows and lengths of a dataset in the place of its common ones."""
+        """Return the profile with the rows and lengths of one dataset instead of the common ones."""
         own = self.rows.get(dataset)
         return self if own is None else self.model_copy(update=own.without(()))
 
@@ -271,7 +271,10 @@ class Profile(StrictSettings):
             except GeepBenchError:  # reported when the method is looked up for the run
                 continue
             given: list[tuple[type[BaseModel], Any]] = [
-                (EngineSettings, {key: variants.runs_on(self.method, name, key) for key in EngineSettings.model_fields})
+                (
+                    EngineSettings,
+                    {key: variants.run_setting(self.method, name, key) for key in EngineSettings.model_fields},
+                )
             ]
             # A plug-in may use the name "settings" for something else than a model.
             if isinstance(method, HasSettings) and isinstance(method.settings, type):

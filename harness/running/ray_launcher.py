@@ -45,7 +45,7 @@ def launch(settings: Settings) -> GridOutcome:
     """Run all parts on the cluster that ``$RAY_ADDRESS`` names, or on this machine; return the summed outcome.
 
     All data and backbones are loaded here before the first part starts. A part that ends otherwise than by its own cells, e.g.
-    because its machine was lost, counts as one failure; the others go on, and the same command again measures what is missing.
+    because its machine was lost, counts as one failure; the others continue, and the same command again measures what is missing.
 
     Raises:
         GeepBenchError: an input cannot be used, another run uses the folder, nothing more can be written, or Ray is not installed.

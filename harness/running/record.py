@@ -178,7 +178,7 @@ def depth_bits(answers: DepthAnswers, labels: np.ndarray) -> dict[str, np.ndarra
 
 
 def training_conditions(report: TrainingCost, dev_rows: int) -> dict[str, Any]:
-    """Return under which conditions a fit was trained, as far as its method says so."""
+    """Return the conditions under which a fit was trained, as far as its method states them."""
     if not isinstance(report, TrainingConditions):
         return {}
     return {

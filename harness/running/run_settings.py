@@ -57,7 +57,7 @@ class Settings:
 
     @property
     def fit_threads(self) -> int:
-        """Threads of every fit on a CPU; 0 on another device, where they change nothing."""
+        """Threads of every fit on a CPU; 0 on another device, where they have no effect."""
         profile = self.profile
         if self.device != "cpu":
             return 0

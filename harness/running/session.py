@@ -29,7 +29,7 @@ from harness.core.names import LONGEST_FILE_NAME, check_label, clean
 from harness.core.tokens import Task
 from harness.encoder.backbone import EMBEDDED, Backbone, check_length, load_backbone, shape_of
 from harness.engines.choice import check_engine, check_executor, execution_on, on_engine
-from harness.execution.engines import singly
+from harness.execution.engine_cache import without_compiler
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
 from harness.measure.validation import checked_fit, checked_points
@@ -70,7 +70,7 @@ class Session:
         self._fits: dict[str, Fitted] = {}
         self._on_engines: dict[str, Fitted] = {}
         self._failed: dict[str, str] = {}
-        self._renewed: set[Path] = set()  # folders that were deleted to be made afresh
+        self._renewed: set[Path] = set()  # folders that were deleted to be made again
         self._sizes: dict[tuple[str, EngineName | None], int] = {}
         self._unusable: str | None = None  # why data or backbone cannot be loaded
 
@@ -148,7 +148,7 @@ class Session:
             print(clean(f"{self.dataset}: {remark}"), file=sys.stderr)
 
     def with_seed(self, seed: int) -> Session:
-        """Return a session of the same data and backbone with another seed; what is loaded is not loaded again."""
+        """Return a session of the same data and backbone with another seed; loaded data is shared."""
         other = Session(self._given, self.dataset, seed, quiet=True, backbones=self._backbones)
         vars(other).update({part: vars(self)[part] for part in ("raw", "backbone", "prepared") if part in vars(self)})
         return other
@@ -287,7 +287,7 @@ class Session:
                 return method.choose(weights, task, config=config, seed=self.keys.seed_of(name))
 
         shared = self._weights_folder(name) if isinstance(method, LearnsInStages) else None
-        with self.naming(name):
+        with self.naming_errors(name):
             return self._load_or_make(name, self._folder(name), teachers, make, shared)
 
     def weights(self, name: str) -> Fitted:
@@ -353,7 +353,7 @@ class Session:
             MethodError: they do not follow the contract.
         """
         fit = self.fit(name)
-        with self.naming(name):
+        with self.naming_errors(name):
             return checked_points(fit.operating_points(self.prepared.task.dev))
 
     def contender(self, name: str, point: OperatingPoint) -> Contender:
@@ -363,7 +363,7 @@ class Session:
         return Contender(self.fitted(name), replace(point, execution=execution))
 
     @contextmanager
-    def naming(self, name: str) -> Iterator[None]:
+    def naming_errors(self, name: str) -> Iterator[None]:
         """Add a variant's name to errors from inside: the code knows only the name of the variant's base."""
         try:
             yield
@@ -379,7 +379,7 @@ class Session:
         engine = self.settings.profile.engine(name)
         compute = fitted.compute if isinstance(fitted, HasCompute) else None
         if compute == "eager" and engine is None:
-            compute = singly(given.compute)
+            compute = without_compiler(given.compute)
         return Cell(
             method=name,
             dataset=self.dataset,

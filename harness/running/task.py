@@ -92,7 +92,7 @@ def load_raw(
     dev_share: float = DEV_SHARE,
     max_unlabelled: int = MOST_UNLABELLED,
 ) -> RawDataset:
-    """Load a dataset from one of the three sources, cut to at most so many rows (:func:`harness.data.splits.limit_dataset`).
+    """Load a dataset from one of the three sources, limited as :func:`harness.data.splits.limit_dataset` does.
 
     Raises:
         GeepBenchError: it cannot be loaded.

@@ -34,8 +34,9 @@ from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 
 RESERVED = ("like", "needs")
-RUNS = ("engine", "executor", "seeds")  # say how and how often a fit runs, so they are no settings of the method
-SEED_OFFSET = "seed_offset"  # says with which seed it is made: no setting of the method either
+# How, and with which seeds, a fit runs: keys of the run, not settings of the method.
+RUN_SETTINGS = ("engine", "executor", "seeds")
+SEED_OFFSET = "seed_offset"  # changes the seed of the fit: no setting of the method either
 # Optional capabilities (:mod:`harness.contracts`) that a variant has if its base has them.
 INHERITED = (
     "role",
@@ -134,14 +135,14 @@ def settings(tables: Tables, name: str) -> dict[str, Any]:
     for one in reversed(lineage(tables, name)):
         table = tables.get(one, {})
         merged |= {key: value for key, value in table.items() if not is_variant(tables, one) or key not in RESERVED}
-    return {key: value for key, value in merged.items() if key not in (*RUNS, SEED_OFFSET)}
+    return {key: value for key, value in merged.items() if key not in (*RUN_SETTINGS, SEED_OFFSET)}
 
 
-def runs_on(tables: Tables, name: str, key: str) -> Any:
+def run_setting(tables: Tables, name: str, key: str) -> Any:
     """Return engine, executor, seeds or seed offset of a method or variant: its own or its nearest base's, ``None`` for the run's.
 
     Args:
-        key: one of :data:`RUNS`, or :data:`SEED_OFFSET`.
+        key: one of :data:`RUN_SETTINGS`, or :data:`SEED_OFFSET`.
 
     Raises:
         ConfigError: as :func:`lineage`.
@@ -155,7 +156,9 @@ def fit_of(tables: Tables, name: str) -> str:
     Raises:
         ConfigError: as :func:`lineage`.
     """
-    return next(one for one in lineage(tables, name) if not {"like"} < {*tables.get(one, {})} <= {"like", *RUNS})
+    return next(
+        one for one in lineage(tables, name) if not {"like"} < {*tables.get(one, {})} <= {"like", *RUN_SETTINGS}
+    )
 
 
 def method_of(tables: Tables, name: str) -> Method:

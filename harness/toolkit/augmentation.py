@@ -171,7 +171,7 @@ def neighbours(table: Tensor, words: list[tuple[int, ...]], candidates: Tensor, 
 def predicted(
     model: MaskedWordModel, tokens: TokenSet, places: np.ndarray, candidates: Tensor, most: int, *, mask: int, name: str
 ) -> np.ndarray:
-    """Return the most probable candidates in the place of tokens; one token is masked at a time.
+    """Return the most probable replacements of tokens; one token is masked at a time.
 
     Args:
         model: in eval mode, on the device of ``tokens``.

@@ -1,4 +1,4 @@
-"""Base classes of methods: what a method has beyond its idea, so that its file states only the idea."""
+"""Base classes of methods. They hold what all methods share, so that a method's file states only its idea."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class StagedMethod(BaseMethod[S, F]):
     weights_version = 1
 
     def decide(self, own: S, weights: F, task: Task, seed: int) -> F:
-        """Choose on ``task.dev`` for what :meth:`learn` returned; by default there is nothing to choose."""
+        """Choose on ``task.dev`` for what :meth:`learn` returned; by default, choose nothing."""
         return weights
 
     def fit(self, task: Task, backbone: Backbone, teachers: Teachers, *, config: Mapping[str, Any], seed: int) -> F:

@@ -17,7 +17,7 @@ from harness.contracts import Fitted
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.layout import Layout, Scored
-from harness.encoder.local_attention import near
+from harness.encoder.local_attention import in_window
 from harness.encoder.model import Encoder, EncoderLayer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.fitted import FittedModel, FullDepth
@@ -32,7 +32,7 @@ def teacher_of_kind(kind: type[K], teachers: Mapping[str, Fitted], name: str, ne
     """Return a teacher.
 
     Args:
-        needs: for the error: who needs what, e.g. ``"geep-verified needs the method 'geep' of this project"``.
+        needs: for the error message, e.g. ``"geep-verified needs the method 'geep' of this project"``.
         advice: for the error.
 
     Raises:
@@ -162,7 +162,7 @@ def layer_pairs(encoder: Encoder, index: int, layout: Scored) -> Tensor:
     longest = pairs.shape[-1]
     if reach is None or reach.within(longest):
         return pairs
-    return pairs & near(torch.arange(longest, device=pairs.device), longest, reach.window)
+    return pairs & in_window(torch.arange(longest, device=pairs.device), longest, reach.window)
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Joint training of all exits of one model: what the methods of this family share.
+"""Joint training of all exits of one model, shared by the methods of this family.
 
 A method states its loss over the exits (:meth:`JointMethod.combine`), where its exits are, whether it trains a gate, and
 which epoch it keeps. This module does the rest: losses per exit, gradient equilibrium, the dev score, and tuning of the
@@ -31,7 +31,7 @@ from harness.toolkit.training import LossFn, train
 
 
 class JointSettings(BudgetSettings):
-    """Settings of jointly trained exits. Every exit has a head of its own."""
+    """Settings of jointly trained exits. Every exit has its own head."""
 
     head: Head = Field("linear", description="kind of classifier head; linear is BERT's pooler and classifier")
 

@@ -59,7 +59,7 @@ class Recipe(StrictSettings):
     clip: float = Field(1.0, gt=0, allow_inf_nan=True, description="largest norm of the gradient")
     head_rate: float = Field(1.0, gt=0, description="factor on the learning rate of heads")
     precision: Precision = Field(
-        "auto", description="of matrix products; auto: bfloat16 if the device has it in hardware"
+        "auto", description="number type of matrix products; auto: bfloat16 if the device has it in hardware"
     )
 
     @field_validator("patience")

@@ -24,7 +24,7 @@ from harness.toolkit.training import LossFn, TrainingReport, train
 class StudentSettings(MethodSettings):
     """Settings of a method that trains a student of ``bert``."""
 
-    layers: int | None = Field(None, ge=1, description="of the student")
+    layers: int | None = Field(None, ge=1, description="layers of the student")
     student: str | dict[str, str] = Field(
         "", description="folder or hub id to start from, or a table with one per language"
     )

@@ -28,7 +28,7 @@ LossFn = Callable[[TokenSet, Layout, Tensor], Tensor]
 
 @runtime_checkable
 class CountsSteps(Protocol):
-    """Optional, of a loss: it depends on the number of the step, from 0, which training sets when it goes on after a kill."""
+    """Optional, of a loss that depends on the number of the step, from 0; training sets it when it resumes after a kill."""
 
     step: int
 
@@ -254,7 +254,7 @@ def train(
     if (ended := state.report) is not None:
         model.eval()
         return TrainingReport.of(ended)
-    # What follows goes on where a fit that was killed had been (harness.toolkit.resume).
+    # Resume where a killed fit stopped (harness.toolkit.resume).
     facts, best = state.resume(optimizer, generator)
     scores = [DevScore(score, tuple(exits)) for score, exits in facts.get("scores", ())]
     epoch, best_epoch, done = facts.get("epoch", 0), facts.get("best_epoch", 0), facts.get("done", 0)

@@ -1,4 +1,4 @@
-"""Which cells of a run belong together. Others are shown in rows of their own, and are never paired or averaged."""
+"""Which cells of a run were measured under equal conditions. Others get separate rows and are never paired or averaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from string import ascii_uppercase
 import numpy as np
 
 from harness.core.errors import ResultError
-from harness.results.belonging import differences, measured_otherwise
+from harness.results.comparability import differences, thread_differences
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Binding, Cell, Result
 from reports.analysis.cell_settings import grouped
@@ -41,29 +41,29 @@ class Evidence:
             found.append(f"number of test rows ({self.n} and {other.n})")
         elif self.labels and other.labels and self.labels != other.labels:
             found.append("labels or lengths of the test rows")
-        return found + measured_otherwise(self.threads, other.threads)
+        return found + thread_differences(self.threads, other.threads)
 
 
 @dataclass
-class Together:
+class ComparableCells:
     """Cells of one dataset that may be compared with each other; ``name`` is empty if they are all of its cells."""
 
     name: str = ""
     cells: list[Cell] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
 
-    def takes(self, one: Evidence) -> bool:
+    def accepts(self, one: Evidence) -> bool:
         return all(not one.differences(mine) for mine in self.evidence)
 
 
 @dataclass(frozen=True)
-class Belonging:
-    """The cells of a run by what they belong to.
+class Conditions:
+    """The cells of a run, grouped by the conditions under which they were measured.
 
     Attributes:
         names: cell -> the name of its group, unique in its dataset; empty if the dataset has one group only.
         apart: a sentence for each dataset with several groups.
-        unchecked: a sentence if results from before fingerprints could not be checked.
+        unchecked: a sentence if results have no fingerprints, so that conditions could not be checked.
     """
 
     names: dict[Cell, str]
@@ -71,17 +71,17 @@ class Belonging:
     unchecked: list[str]
 
 
-def find_belonging(run: RunFolder, results: Sequence[Result]) -> Belonging:
-    """Return which results of a run belong together: each joins the first group whose results all fit to it."""
+def find_conditions(run: RunFolder, results: Sequence[Result]) -> Conditions:
+    """Group the results of a run: each joins the first group with which it can be compared."""
     names: dict[Cell, str] = {}
     apart = []
     for (dataset, synthetic), same in grouped(results, lambda one: (one.cell.dataset, one.synthetic)).items():
-        groups: list[Together] = []
+        groups: list[ComparableCells] = []
         for result in same:
             evidence = _evidence(run, result)
-            group = next((group for group in groups if group.takes(evidence)), None)
+            group = next((group for group in groups if group.accepts(evidence)), None)
             if group is None:
-                groups.append(group := Together())
+                groups.append(group := ComparableCells())
             group.cells.append(result.cell)
             if evidence not in group.evidence:
                 group.evidence.append(evidence)
@@ -91,7 +91,7 @@ def find_belonging(run: RunFolder, results: Sequence[Result]) -> Belonging:
                 group.name = ascii_uppercase[number] if number < len(ascii_uppercase) else str(number + 1)
             apart.append(_sentence(f"{dataset} (synthetic)" if synthetic else dataset, groups))
         names |= {cell: group.name for group in groups for cell in group.cells}
-    return Belonging(names, apart, _unchecked(results))
+    return Conditions(names, apart, _unchecked(results))
 
 
 def unlike_sets(results: Sequence[Result]) -> list[str]:
@@ -149,7 +149,7 @@ def _evidence(run: RunFolder, result: Result) -> Evidence:
     return Evidence(result.quality.n, result.binding, labels, result.fingerprint.get("torch_threads"))
 
 
-def _sentence(label: str, groups: Sequence[Together]) -> str:
+def _sentence(label: str, groups: Sequence[ComparableCells]) -> str:
     """Return which groups a dataset has, and what each of the others differs in from the first."""
     parts = [f"{group.name} has {_methods(group)}" for group in groups]
     first = groups[0].evidence
@@ -164,7 +164,7 @@ def _sentence(label: str, groups: Sequence[Together]) -> str:
     )
 
 
-def _methods(group: Together) -> str:
+def _methods(group: ComparableCells) -> str:
     methods = list(dict.fromkeys(cell.method for cell in group.cells))
     shown = ", ".join(methods[:_FEW]) + (f" and {len(methods) - _FEW} more" if len(methods) > _FEW else "")
     seeds = sorted({cell.seed for cell in group.cells})

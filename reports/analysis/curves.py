@@ -50,14 +50,14 @@ def measure_curves(rows: Sequence[ResultRow], varying: Sequence[str]) -> list[Cu
         varying: settings that tell rows of a dataset apart.
     """
     shared = ["slug", *(name for name in varying if name != "executor")]
-    able = [
+    eligible = [
         row
         for row in rows
         if row.kind != "bound" and finite(row.accuracy) and finite(row.flops_linear) and row.flops_linear > 0
     ]
-    conditions = grouped(able, lambda row: values_of(row, shared))
+    conditions = grouped(eligible, lambda row: values_of(row, shared))
     found = []
-    for mine in grouped(able, lambda row: values_of(row, ("slug", "method", "variant", *varying))).values():
+    for mine in grouped(eligible, lambda row: values_of(row, ("slug", "method", "variant", *varying))).values():
         same = conditions[values_of(mine[0], shared)]
         name = min((row.method for row in same if row.role == CONSTANT), default=None)
         baseline = [row for row in same if row.method == name]

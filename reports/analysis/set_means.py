@@ -1,6 +1,6 @@
 """Every method at every operating point, on average over sets: accuracy, what it loses against the reference, cost and speed-up.
 
-Sets weigh the same. Means are over the sets that all methods have; who lacks too many of them has no mean, and is named.
+Sets have equal weight. Means are over the sets that all methods have; a method that lacks too many has no mean, and is named.
 """
 
 from __future__ import annotations

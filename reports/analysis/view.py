@@ -20,13 +20,13 @@ from harness.measure.statistics import calibration_error
 from harness.results.run_folder import RunFolder
 from reports.analysis.caveats import fingerprint_facts, gather_caveats, set_aside
 from reports.analysis.cell_settings import ROW_SETTING, shared_facts, values_of, varying_settings
-from reports.analysis.conditions import find_belonging, unlike_sets
+from reports.analysis.conditions import find_conditions, unlike_sets
 from reports.analysis.curves import Curve, measure_curves
 from reports.analysis.decision.answer_loss import StoredAnswers
 from reports.analysis.decision.deciding import Decision, Requirements, decide
 from reports.analysis.depth_worth import DepthRow, depth_rows
-from reports.analysis.earned_marks import signs
 from reports.analysis.result_rows import ResultRow, average_over_seeds, with_noise, with_pace, with_ratios
+from reports.analysis.row_marks import marks_of
 from reports.analysis.run_contents import (
     SampleReader,
     SearchRow,
@@ -217,8 +217,8 @@ def build_view(run_path: Path | str, *, samples: bool = True, asked: Requirement
     if not results:
         raise ResultError(_explain_empty(run))
     reader = SampleReader(run, results)
-    belonging = find_belonging(run, results)
-    rows = average_over_seeds(results, belonging.names)
+    conditions = find_conditions(run, results)
+    rows = average_over_seeds(results, conditions.names)
     groups = _groups(rows)
     by_name = {(group.dataset, group.synthetic): group for group in groups}
     rows = [
@@ -230,7 +230,7 @@ def build_view(run_path: Path | str, *, samples: bool = True, asked: Requirement
     rows = sorted(with_pace(with_noise(with_ratios(rows))), key=lambda row: (place[row.slug], *_order(row)))
     rows = _with_marks(rows, reader if samples else None)
     varying = varying_settings(rows)
-    warnings = [*belonging.apart, *unlike_sets(results), *set_aside(run)]
+    warnings = [*conditions.apart, *unlike_sets(results), *set_aside(run)]
     verdicts = compare_with_controls(rows, reader.read) if samples else []
     bounds = reachable(rows, reader.read) if samples else []
     families = read_families(run)
@@ -266,7 +266,7 @@ def build_view(run_path: Path | str, *, samples: bool = True, asked: Requirement
         caveats=[
             *warnings,
             *gather_caveats(run, results, rows, reader.problems if samples else (), doubts),
-            *belonging.unchecked,
+            *conditions.unchecked,
         ],
     )
 
@@ -322,7 +322,7 @@ def _with_marks(rows: Sequence[ResultRow], reader: SampleReader | None) -> list[
         row = replace(row, samples_missing=bool(missing), partial=row.left_out or row.seeds < seeds[row.slug])
         if row.calibration_error is None and reader:
             row = replace(row, calibration_error=_calibration(row, reader))
-        found.append(replace(row, marks=signs(row)))
+        found.append(replace(row, marks=marks_of(row)))
     return found
 
 

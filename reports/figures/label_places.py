@@ -1,4 +1,4 @@
-"""Where the labels of points stand, so that they cover neither points nor each other."""
+"""Places of the labels of points, so that they cover neither points nor each other."""
 
 from __future__ import annotations
 

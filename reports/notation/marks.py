@@ -25,7 +25,7 @@ class Mark:
     Attributes:
         sign: the character behind the name.
         note: the footnote.
-        share: attribute of the marked rows whose lowest value belongs into the note, at ``{lowest}``.
+        share: attribute whose lowest value over the marked rows is filled into the note at ``{lowest}``.
     """
 
     sign: str

@@ -122,13 +122,13 @@ def before_table(view: View, group: Group) -> Table[BeforeRow] | None:
     rows = of_group(view.before, group)
     if not rows:
         return None
-    nobody = "no sample was answered before layer 1"
+    nothing_answered = "no sample was answered before layer 1"
     columns: list[Column[BeforeRow]] = [
         *(METHOD, POINT),
         *setting_columns(view),
         Column("share", "Answered before layer 1 %", form=percent),
-        Column("accuracy_before", "Accuracy there %", missing=nobody, form=percent),
-        Column("accuracy_full", "Full depth there %", missing=nobody, form=percent),
+        Column("accuracy_before", "Accuracy there %", missing=nothing_answered, form=percent),
+        Column("accuracy_full", "Full depth there %", missing=nothing_answered, form=percent),
         Column(
             "gain",
             "Change over all samples, points (95 %)",

@@ -101,10 +101,10 @@ def features(model: MultiExitModel, tokens: TokenSet, first: Tensor, edges: np.n
 
 def threshold_at(entropies: Tensor, answers: Sequence[int], layers: float) -> float:
     """Return the threshold at which samples run nearest to so many mean layers; ``entropies``: [A, N], normalised."""
-    able = candidate_thresholds(entropies[:-1].numpy(), (0.0, 1.0), most=THRESHOLDS)
-    places = replay(Entropy(torch.from_numpy(able)[:, None]), entropies)
+    thresholds = candidate_thresholds(entropies[:-1].numpy(), (0.0, 1.0), most=THRESHOLDS)
+    places = replay(Entropy(torch.from_numpy(thresholds)[:, None]), entropies)
     means = (torch.tensor(answers) + 1)[places].double().mean(1).numpy()
-    return float(able[np.abs(means - layers).argmin()])
+    return float(thresholds[np.abs(means - layers).argmin()])
 
 
 def predicted(

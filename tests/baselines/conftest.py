@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
+from harness.execution.executors import exit_logits
+from harness.toolkit.dev_scores import EVALUATION
 from harness.toolkit.fitted import FullDepth
+from harness.toolkit.training import TrainingReport
 
 
 def _split(count: int, seed: int, labels: int) -> Split:
@@ -64,3 +68,25 @@ def like_teacher(random_task: Task) -> Callable[[FullDepth], Task]:
         return replace(random_task, train=split, dev=split)
 
     return relabelled
+
+
+@pytest.fixture
+def fit_both_ways(
+    signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, unseen: Split
+) -> Callable[..., tuple[TrainingReport, TrainingReport]]:
+    """Fit a method with the stored states of its frozen model, then without; both give the same logits."""
+
+    def fit_twice(
+        method: type[Any], config: dict[str, Any], stop_storing: Callable[[], None], tolerance: float
+    ) -> tuple[TrainingReport, TrainingReport]:
+        def fit() -> Any:
+            return method().fit(signal_task, small_backbone, {"bert": trained_bert}, config=config, seed=0)
+
+        stored = fit()
+        stop_storing()
+        live = fit()
+        logits = [exit_logits(one.model, unseen.tokens, EVALUATION) for one in (stored, live)]
+        torch.testing.assert_close(*logits, atol=tolerance, rtol=tolerance)
+        return stored.training, live.training
+
+    return fit_twice

@@ -128,7 +128,7 @@ def test_in_a_fit_that_was_killed(
 
 
 @pytest.mark.parametrize("kind", PRETRAINED)
-def test_in_pretraining(
+def test_damaged_files_of_pretraining_are_named(
     kind: str, place: Any, pretrained: Any, tried: Callable[[str], None], refused: Callable[[Any], str], draw: Random
 ) -> None:
     """The same command again gives the same weights; where a file has to go first, the message names it."""

@@ -29,7 +29,7 @@ def test_during_a_run(
 
 
 @pytest.mark.parametrize("point", range(1, 4))
-def test_during_pretraining(
+def test_a_full_disk_ends_pretraining_with_one_line(
     point: int, small_disk: Any, pretrained: Any, tried: Callable[[str], None], refused: Callable[[Any], str]
 ) -> None:
     """Pretraining ends with one line; with more space the same command gives the same weights."""

@@ -39,7 +39,7 @@ def test_one_run_folder(
 
 @pytest.mark.parametrize("pids", PIDS)
 @pytest.mark.parametrize("number", range(2))
-def test_one_cache(
+def test_two_runs_fill_one_cache(
     number: int, pids: str, place: Any, survives: Callable[..., None], tried: Callable[[str], None], draw: Random
 ) -> None:
     """Two runs that fill one cache at the same time both end well, with the same answers."""

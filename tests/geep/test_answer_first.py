@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geep.answer_first import FittedZero, GeepZero, as_sure_as_full
-from geep.label_table import NOBODY
+from geep.answer_first import FittedZero, GeepZero, smallest_safe_margin
+from geep.label_table import UNREACHABLE
 from geep.method import FittedGeep
 from geep.one_look import GeepLook
 from harness.contracts import AnswersAtDepths, CountsKeyHits, Execution, OperatingPoint, UsesUnlabelled
@@ -85,7 +85,7 @@ def test_answered_samples_run_nothing_and_the_others_as_before(
         check_work(found, fitted.cost)
 
 
-@pytest.mark.parametrize("margin", [0, NOBODY])
+@pytest.mark.parametrize("margin", [0, UNREACHABLE])
 def test_everybody_or_nobody(geep_first: FittedZero, look_first: FittedZero, unseen: Split, margin: int) -> None:
     """Without any sample left nothing runs, and the contract holds; without any answered it is the other method."""
     for fitted in (geep_first, look_first):
@@ -155,17 +155,17 @@ def test_the_margin_answers_as_many_as_full_depth_allows(rows: list[tuple[int, b
         change = (right.astype(float) - full)[margins >= margin]
         return bool(len(change)) and change.mean() + change.std() / np.sqrt(len(change)) >= -1e-9
 
-    chosen = as_sure_as_full(margins, right.astype(bool), full.astype(bool))
+    chosen = smallest_safe_margin(margins, right.astype(bool), full.astype(bool))
     expected = [margin for margin in sorted({*margins.tolist()}) if margin >= 0 and allowed(margin)]
-    assert chosen == (expected[0] if expected else NOBODY)
+    assert chosen == (expected[0] if expected else UNREACHABLE)
 
 
 def test_a_table_that_is_never_as_good_answers_nobody() -> None:
     """Where every answer of the table is wrong and full depth is right, no margin is chosen."""
     always = np.ones(9, dtype=bool)
-    assert as_sure_as_full(np.arange(9), ~always, always) == NOBODY
-    assert as_sure_as_full(np.arange(9), always, always) == 0
-    assert as_sure_as_full(np.full(9, -1), always, always) == NOBODY  # texts without any key
+    assert smallest_safe_margin(np.arange(9), ~always, always) == UNREACHABLE
+    assert smallest_safe_margin(np.arange(9), always, always) == 0
+    assert smallest_safe_margin(np.full(9, -1), always, always) == UNREACHABLE  # texts without any key
 
 
 def test_rows_that_fill_the_table(

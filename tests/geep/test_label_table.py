@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from geep import label_table
 from geep.exit_table.rows import SCALE
-from geep.label_table import NOBODY, PARTS, LabelTable, soft_marks
+from geep.label_table import UNREACHABLE, VOTES, LabelTable, soft_votes
 from harness.core.errors import ConfigError
 from harness.core.tokens import TokenSet
 
@@ -42,33 +42,33 @@ def posterior_by_hand(
         grams = [(a,) for a in ids] + list(zip(ids[:-1], ids[1:], strict=True))
         return [gram for gram in grams if 0 not in gram]
 
-    marks = soft_marks(logits).numpy()
+    votes = soft_votes(logits).numpy()
     counts: dict[tuple[int, ...], np.ndarray] = {}
     for sample, ids in enumerate(train):
         for gram in keys(ids):
             counts.setdefault(gram, np.zeros(logits.shape[1]))
-            np.add.at(counts[gram], marks[:, sample], 1)
-    prior = np.bincount(marks.flatten(), minlength=logits.shape[1]) / marks.size
+            np.add.at(counts[gram], votes[:, sample], 1)
+    prior = np.bincount(votes.flatten(), minlength=logits.shape[1]) / votes.size
 
     def row(gram: tuple[int, ...]) -> np.ndarray:
         seen = counts.get(gram, np.zeros(1))
-        if seen.sum() < min_count * PARTS:
+        if seen.sum() < min_count * VOTES:
             return prior
-        return (seen + smoothing * PARTS * prior) / (seen.sum() + smoothing * PARTS)
+        return (seen + smoothing * VOTES * prior) / (seen.sum() + smoothing * VOTES)
 
     found = [row(gram) for gram in keys(text)]
     return np.mean(found, axis=0) if found else None
 
 
 @given(st.integers(1, 9), st.integers(2, 6), st.integers(0, 99))
-def test_marks_follow_the_probabilities(count: int, classes: int, seed: int) -> None:
-    """Every sample makes all its marks, and each class gets its share of them, rounded up or down."""
+def test_votes_follow_the_probabilities(count: int, classes: int, seed: int) -> None:
+    """Every sample gives all its votes, and each class gets its share of them, rounded up or down."""
     logits = heads(count, seed, classes)
-    marks = soft_marks(logits)
-    assert marks.shape == (PARTS, count)
-    shares = PARTS * logits.double().softmax(-1)
+    votes = soft_votes(logits)
+    assert votes.shape == (VOTES, count)
+    shares = VOTES * logits.double().softmax(-1)
     for sample in range(count):
-        found = torch.bincount(marks[:, sample], minlength=classes)
+        found = torch.bincount(votes[:, sample], minlength=classes)
         assert ((found - shares[sample]).abs() < 1).all()
 
 
@@ -98,7 +98,7 @@ def check(module: ModuleType) -> None:
     assert answered.logits.argmax(1).tolist() == posterior.argmax(1).tolist()
     table.temperature = 20.0
     np.testing.assert_allclose(table.answered(samples(texts), 0).logits, 5 * posterior, rtol=1e-6)
-    assert not table.answered(samples(texts), module.NOBODY).sure.any()
+    assert not table.answered(samples(texts), module.UNREACHABLE).sure.any()
 
 
 def test_rows_and_margins_are_as_described() -> None:
@@ -107,12 +107,12 @@ def test_rows_and_margins_are_as_described() -> None:
 
 
 BUGS = {
-    "hard labels": ("soft_marks(logits)", "logits.argmax(-1).repeat(PARTS, 1)"),
+    "hard labels": ("soft_votes(logits)", "logits.argmax(-1).repeat(VOTES, 1)"),
     "remainders to the smallest": ("descending=True, stable=True", "stable=True"),
-    "the first part only": ("for marks in soft_marks(logits):", "for marks in soft_marks(logits)[:1]:"),
-    "samples dealt as parts": (".view(len(logits), parts).T.contiguous()", ".view(parts, len(logits)).contiguous()"),
-    "counts of marks, not samples": ("min_count=min_count * PARTS", "min_count=min_count"),
-    "smoothing by marks": ("smoothing=smoothing * PARTS", "smoothing=smoothing"),
+    "the first part only": ("for votes in soft_votes(logits):", "for votes in soft_votes(logits)[:1]:"),
+    "samples and votes swapped": (".view(len(logits), votes).T.contiguous()", ".view(votes, len(logits)).contiguous()"),
+    "counts of votes, not samples": ("min_count=min_count * VOTES", "min_count=min_count"),
+    "smoothing by votes": ("smoothing=smoothing * VOTES", "smoothing=smoothing"),
     "single tokens only": ("TableColumns(labels=parts[0][1].shape[1]), ngram", "TableColumns(labels=parts[0][1].shape[1]), 1"),
     "long texts are surer": ("(best[:, 0] - best[:, 1]) // keys.clamp(min=1)", "(best[:, 0] - best[:, 1])"),
     "the best alone": ("best[:, 0] - best[:, 1]", "best[:, 0]"),
@@ -120,7 +120,7 @@ BUGS = {
     "above the threshold only": ("margins >= margin", "margins > margin"),
     "unsure samples are answered": ("margins >= margin", "margins < margin"),
     "temperature upside down": ("PERCENT / self.temperature", "PERCENT * self.temperature"),
-    "a margin that can be reached": ("NOBODY = SCALE + 1", "NOBODY = 0"),
+    "a margin that can be reached": ("UNREACHABLE = SCALE + 1", "UNREACHABLE = 0"),
 }  # fmt: skip
 
 
@@ -185,4 +185,4 @@ def test_nobody_reaches_the_highest_margin() -> None:
         [(samples([[1]] * 4), heads(4) * 0 + torch.tensor([90.0, 0, 0]))], ngram=1, min_count=1, smoothing=0
     )
     assert table.posterior(samples([[1, 1]]))[1].tolist() == [SCALE]
-    assert not table.answered(samples([[1, 1]]), NOBODY).sure.any()
+    assert not table.answered(samples([[1, 1]]), UNREACHABLE).sure.any()

@@ -74,8 +74,8 @@ def by_hand(
 
 def dearest(row: list[int], look: int, price: int) -> int:
     """Return the exit with a head and the smallest loss of agreement plus price, in exact fractions."""
-    able = [answer for answer in ANSWERS if answer >= look]
-    return min(able, key=lambda k: (1 - Fraction(row[k - look], row[-1]) + Fraction(price * (k - look), UNIT), k))
+    candidates = [answer for answer in ANSWERS if answer >= look]
+    return min(candidates, key=lambda k: (1 - Fraction(row[k - look], row[-1]) + Fraction(price * (k - look), UNIT), k))
 
 
 def compare(
@@ -202,9 +202,9 @@ def test_a_saved_table_gives_the_same_exits(tmp_path: Path) -> None:
 
 
 BUGS = {
-    "agreement with the first head": ("labels == said[-1]", "labels == said[0]"),
+    "agreement with the first head": ("labels == predicted[-1]", "labels == predicted[0]"),
     "exits before the look have a column": ("agrees[:, answer - look] =", "agrees[:, answer - answers[0]] ="),
-    "exits by place": ("zip(answers, said, strict=True)", "zip(range(look, 9), said[answers.index(look) :])"),
+    "exits by place": ("zip(answers, predicted, strict=True)", "zip(range(look, 9), predicted[answers.index(look) :])"),
     "the entropy of the last head": ("logits[answers.index(look)], lengths.cpu()", "logits[-1], lengths.cpu()"),
     "classes share keys": ("entropy * self.classes + logits.argmax(-1)", "entropy + logits.argmax(-1)"),
     "bins and classes share keys": ("answer + bins,", "answer,"),

@@ -226,12 +226,12 @@ def test_speeds_that_no_sample_meets_run_to_the_end(
 
 def test_the_nearest_layers_are_chosen() -> None:
     """Of two equally near candidates, the one that agrees more often is taken."""
-    able = [
+    candidates = [
         PricedLayers(price, layers, 0.5, agrees) for price, layers, agrees in ((1, 4, 0.9), (2, 2, 0.7), (3, 2, 0.8))
     ]
-    assert nearest(3.0, able).threshold == 1
-    assert nearest(2.9, able).threshold == 3
-    assert nearest(0.0, able).threshold == 3
+    assert nearest(3.0, candidates).threshold == 1
+    assert nearest(2.9, candidates).threshold == 3
+    assert nearest(0.0, candidates).threshold == 3
 
 
 def test_exits_are_those_of_the_table(looked: FittedLook, unseen: Split) -> None:

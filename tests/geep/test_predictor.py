@@ -106,8 +106,8 @@ def test_every_table_and_quantile_is_a_candidate(first: tuple[np.ndarray, DevVie
     other = np.sort(np.array([0, 1, 2, 4])[np.random.default_rng(len(exits)).integers(0, 4, exits.shape)], axis=1)
     predicted = {0.3: exits, 0.6: other.astype(np.int16)}
     quantiles = [{"quantile": quantile} for quantile in QUANTILES]
-    able = {speed: Assignments(quantiles, found) for speed, found in predicted.items()}
-    (point,) = budget_points(able, view, [budget])
+    candidates = {speed: Assignments(quantiles, found) for speed, found in predicted.items()}
+    (point,) = budget_points(candidates, view, [budget])
     pairs = {}
     for speed, found in predicted.items():
         for column, quantile in enumerate(QUANTILES):
@@ -116,11 +116,14 @@ def test_every_table_and_quantile_is_a_candidate(first: tuple[np.ndarray, DevVie
             pairs[speed, quantile] = (float(np.mean(chosen)) + 1, float(np.mean(right)))
     mine = pairs[point.params["speed"], point.params["quantile"]]
     assert mine == pytest.approx((point.params["dev_mean_layers"], point.params["dev_accuracy"]))
-    able = [pair for pair in pairs.values() if pair[0] <= 5 * budget]
-    if not able:
+    candidates = [pair for pair in pairs.values() if pair[0] <= 5 * budget]
+    if not candidates:
         assert mine[0] == min(layers for layers, _ in pairs.values()) and "over_budget" in point.params
         return
-    best = max(accuracy for _, accuracy in able)
+    best = max(accuracy for _, accuracy in candidates)
     lowest = best - np.sqrt(best * (1 - best) / len(exits))
     assert mine[1] >= lowest - 1e-6
-    assert mine[0] >= max(layers for layers, accuracy in able if accuracy >= lowest + 1e-6 or accuracy == best) - 1e-9
+    assert (
+        mine[0]
+        >= max(layers for layers, accuracy in candidates if accuracy >= lowest + 1e-6 or accuracy == best) - 1e-9
+    )

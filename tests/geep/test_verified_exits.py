@@ -150,7 +150,7 @@ def test_steps_agree_at_least_as_often_as_the_sequential_exit(
 def test_points_at_budgets_use_them(scattered_verified: FittedVerified, view: DevView, signal_task: Task) -> None:
     """A point is within its budget if any choice is, and within one standard error of the best of every table and mode."""
     tokens = signal_task.dev.tokens
-    able = [
+    candidates = [
         choices(table, tokens, view, speed, mode)
         for speed, table in scattered_verified.tables.items()
         for mode in MODES
@@ -161,7 +161,9 @@ def test_points_at_budgets_use_them(scattered_verified: FittedVerified, view: De
     assert layers == sorted(layers)
     for point, mean in zip(points, layers, strict=True):
         limit = 5 * point.params["budget"]
-        rivals = [one for one in (best_within(limit, some) for some in able) if one.dev_mean_layers <= limit + 1e-9]
+        rivals = [
+            one for one in (best_within(limit, some) for some in candidates) if one.dev_mean_layers <= limit + 1e-9
+        ]
         assert (mean <= limit + 1e-9) is bool(rivals) is ("over_budget" not in point.params)
         best = max((one.dev_accuracy for one in rivals), default=0.0)
         assert point.params["dev_accuracy"] >= best - np.sqrt(best * (1 - best) / 48) - 1e-6

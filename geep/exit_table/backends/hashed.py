@@ -19,7 +19,7 @@ from torch import Tensor
 from geep.exit_table.backends.interface import KeyHits
 from geep.exit_table.columns import TableColumns
 from geep.exit_table.keys import ID_BITS, PackedKeys, bad_id, token_key
-from geep.exit_table.memory import OutOfMemory, in_a_line, memory_told, ran_out
+from geep.exit_table.memory import OutOfMemory, in_a_line, memory_errors, ran_out
 from geep.exit_table.rules import Rule
 from harness.core.errors import ConfigError, DeviceError
 from harness.kernels import Launcher, Source
@@ -77,7 +77,7 @@ class HashedBackend:
         self._used = 0  # slots of the hash table with a key
         self._taken_back = False  # an insert was undone, so some of these keys may have no count
         capacity = FIRST_CAPACITY if capacity is None else capacity
-        with memory_told():
+        with memory_errors():
             self._keys = self._filled(capacity, EMPTY, torch.int64)
             self._counts = self._filled(capacity * columns.width, 0, torch.int32)
             self._dense = self._filled(0, 0, torch.int32)  # [ids, W], flat
@@ -91,7 +91,7 @@ class HashedBackend:
         self._settings: dict[Rule, Tensor] = {}
 
     def insert(self, packed: PackedKeys, marks: Tensor) -> None:
-        with memory_told():
+        with memory_errors():
             packed = packed.to(self.launcher.device)
             marks = marks.to(self.launcher.device).contiguous()
             ids, offsets = packed.ids.contiguous(), packed.offsets.contiguous()
@@ -131,7 +131,7 @@ class HashedBackend:
                 raise
 
     def absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        with memory_told():
+        with memory_errors():
             device = self.launcher.device
             dense = int(np.searchsorted(keys, token_key(self._dense_ids)))
             wide = self._dense
@@ -167,7 +167,7 @@ class HashedBackend:
 
     def freeze(self, prior: np.ndarray, min_count: int, smoothing: int) -> None:
         try:
-            with memory_told():
+            with memory_errors():
                 self._freeze(prior, min_count, smoothing)
         except OutOfMemory:
             self._slots = self._dense_slots = self._no_slots  # a second attempt needs their memory
@@ -205,13 +205,13 @@ class HashedBackend:
         self._used, self._taken_back = len(filled), False
 
     def sums(self, packed: PackedKeys) -> tuple[Tensor, KeyHits]:
-        with memory_told():
+        with memory_errors():
             sums = torch.empty(len(packed), self._width, dtype=torch.int64, device=self.launcher.device)
             tally = self._query(packed, sums, None, None)
             return sums.to(packed.ids.device), tally
 
     def exits(self, packed: PackedKeys, rule: Rule) -> tuple[Tensor, KeyHits]:
-        with memory_told():
+        with memory_errors():
             if rule not in self._settings:
                 _remember(self._settings, rule, self._on_device(rule.settings))
             exits = torch.empty(len(packed), len(rule.settings), dtype=torch.int16, device=self.launcher.device)

@@ -93,7 +93,7 @@ def closing(layer: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """
     parts = (layer.out, layer.up, layer.down)
     if layer.norm_first or layer.gated or not all(isinstance(part, PackedLinear) for part in parts):
-        found: Callable[[Tensor, Tensor], Tensor] = layer.close
+        found: Callable[[Tensor, Tensor], Tensor] = layer.after_attention
         return found
     out, up, down = parts
     between, last, activation = _norm(layer.norm_attention), _norm(layer.norm_output), layer.activation

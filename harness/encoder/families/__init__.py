@@ -1,1 +1,1 @@
-"""What differs between families of encoders: one short description each. The code that runs them is one; no file runs any."""
+"""What differs between families of encoders: one short description each. One encoder runs all of them."""

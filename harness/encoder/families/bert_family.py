@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019, arXiv 1810.04805): what all other families are compared with."""
+"""BERT (Devlin et al. 2019, arXiv 1810.04805): all other families are described by their differences to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a description of a family says: names in ``config.json`` and of tensors, and where its structure differs from BERT's."""
+"""The description of a family: names in ``config.json``, names of tensors, and where its structure differs from BERT's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The families that there are, and which one a checkpoint is of."""
+"""All known families, and which one a checkpoint belongs to."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Executors that put samples into new batches on the way, when more is known about them."""
+"""Executors that form new batches during a pass, when more is known about the samples."""

@@ -2,7 +2,7 @@
 
 All samples run to the look in batches of similar length. Exits are then decided on the device, and samples are sorted again as
 exits known beforehand are (:mod:`harness.execution.schedule`). The host learns the order and the exits with one copy, the only
-one besides those of every executor. From there on the samples climb a ladder, so that no sample runs more than two heads.
+one besides those of every executor. From there on they run as a ladder, so no sample runs more than two heads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.arrangement import cut, sort_by_exit
 from harness.execution.executors import exit_batches
-from harness.execution.run_pass import Answered, Climb, Pass, inference, interleave
+from harness.execution.run_pass import Answered, BatchRun, Pass, inference, interleave
 
 # Returns the exits of samples after the look, layer indices, int16 [B], from its logits [B, C] and the lengths, int64 [B].
 Decide = Callable[[Tensor, Tensor], Tensor]
@@ -62,7 +62,7 @@ def run_look_once(
         )
     with inference(model):
         run = Pass(model, tokens, execution, phases=phases, answered=answered)
-        interleave((partial(_climb, run, look, decide, batches) for batches in _chunks(run)), run.device)
+        interleave((partial(_run_chunk, run, look, decide, batches) for batches in _chunks(run)), run.device)
         found = run.predictions()
         return replace(found, predicted_exit=found.exit_layer)
 
@@ -84,7 +84,7 @@ def _chunks(run: Pass) -> Iterator[list[tuple[int, int]]]:
             yield chunk
 
 
-def _climb(run: Pass, look: int, decide: Decide, batches: list[tuple[int, int]], lane: int) -> Climb:
+def _run_chunk(run: Pass, look: int, decide: Decide, batches: list[tuple[int, int]], lane: int) -> BatchRun:
     """Run one chunk. Hidden states are copied before the wait, so all chunks can share one lane and its graphs."""
     first, last = batches[0][0], batches[-1][1]
     offsets = run.arranged.batch(first, last)[0].offsets
@@ -98,7 +98,7 @@ def _climb(run: Pass, look: int, decide: Decide, batches: list[tuple[int, int]],
     with run.phases("schedule"):
         plan = _plan(run, exits, whole)
     order, ends = yield plan
-    _refuse_unless_ahead(run.model, look, ends)
+    _check_exits(run.model, look, ends)
     with run.phases("layers"):
         _to_the_exits(run, look, first, whole, states, order, ends)
 
@@ -141,7 +141,7 @@ def _plan(run: Pass, exits: Tensor, whole: Layout) -> transfer.HostCopy:
     return transfer.download(torch.stack([order.int(), exits[order].int()]))
 
 
-def _refuse_unless_ahead(model: MultiExitModel, look: int, ends: np.ndarray) -> None:
+def _check_exits(model: MultiExitModel, look: int, ends: np.ndarray) -> None:
     known = [answer for answer in model.answers if answer >= look]
     unknown = sorted(set(np.unique(ends).tolist()) - set(known))
     if unknown:

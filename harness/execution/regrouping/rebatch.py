@@ -1,9 +1,9 @@
-"""Sequential exit in batches that stay full: survivors of several batches wait behind a head and go on together.
+"""Sequential exit in batches that stay full: samples that stay after a head wait there, and continue together with others.
 
 Early-exit servers do this against shrinking batches: E3 (Iyer et al., SOSP 2024) splits a model into blocks and keeps the batch
-size constant from block to block; DREX (Liu et al., arXiv 2512.15705) holds the requests that go on in a buffer and regroups
+size constant from block to block; DREX (Liu et al., arXiv 2512.15705) holds the requests that continue in a buffer and regroups
 them at every exit. It is the strongest rival of sorting by predicted exits. Batches are nearly as large as there, but the host
-still has to read, after every head, who stays.
+still has to read, after every head, which samples stay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.exit_rules import ExitRule
 from harness.execution.regrouping.waiting_samples import WaitingGroup, WaitingLine
-from harness.execution.run_pass import Climb, Pass, StartClimb, inference, interleave
+from harness.execution.run_pass import BatchRun, Pass, StartBatch, inference, interleave
 from harness.execution.sequential import run_sequential
 
 
@@ -37,7 +37,7 @@ def run_rebatched(model: MultiExitModel, tokens: TokenSet, execution: Execution,
     Samples leave a line in the order in which they came. With batches of at most B samples and A heads, fewer than (A - 1) B
     samples wait, and the memory that they need, hidden states and rows of the rule's memory, is bounded by that. After every
     head but the last, the host receives one bool per sample of the batch, which it has to wait for; on CUDA, another batch
-    computes meanwhile. Who stays is picked out with one copy on the device, and joined with others with another one.
+    computes meanwhile. Samples that stay are gathered with one copy on the device, and joined with others with a second one.
     """
     with inference(model):
         run = Pass(model, tokens, execution)
@@ -63,37 +63,37 @@ class _Rebatching:
         answers = run.model.answers
         self._heads = [at for place, at in enumerate(answers[:-1]) if rule.asks(place)] + [answers[-1]]
         self._lines = [WaitingLine(run.execution) for _ in self._heads[1:]]
-        self._flying: list[int] = []  # stages of the batches that are under way
+        self._in_flight: list[int] = []  # stages of the running batches
 
-    def starts(self) -> Iterator[StartClimb | None]:
-        """Yield what to start next, whenever asked; ``None`` if that depends on the batches that are under way."""
+    def starts(self) -> Iterator[StartBatch | None]:
+        """Yield what to start next, whenever asked; ``None`` if that depends on the running batches."""
         for first, last in self._run.batches():
             yield from self._full_batches()
             yield partial(self._begin, first, last)
         while True:
             yield from self._full_batches()
             waiting = [stage for stage, line in enumerate(self._lines, 1) if line.count]
-            # A batch further up may still bring samples along.
-            if waiting and min(self._flying, default=waiting[0]) >= waiting[0]:
+            # A running batch at an earlier stage may still add samples.
+            if waiting and min(self._in_flight, default=waiting[0]) >= waiting[0]:
                 yield self._continue(waiting[0])
             else:
                 yield None
 
-    def _full_batches(self) -> Iterator[StartClimb]:
+    def _full_batches(self) -> Iterator[StartBatch]:
         while full := [stage for stage, line in enumerate(self._lines, 1) if line.full()]:
             yield self._continue(full[-1])
 
-    def _continue(self, stage: int) -> StartClimb:
-        return partial(self._climb, stage, self._lines[stage - 1].take())
+    def _continue(self, stage: int) -> StartBatch:
+        return partial(self._run_stages, stage, self._lines[stage - 1].take())
 
-    def _begin(self, first: int, last: int, lane: int) -> Climb:
+    def _begin(self, first: int, last: int, lane: int) -> BatchRun:
         """Run a new batch through the first stage."""
         hidden, layout = self._run.begin(first, last, lane)
         memory = self._rule.begin(last - first, self._run.device)
-        return self._climb(0, WaitingGroup(np.arange(first, last), hidden, layout, memory), lane)
+        return self._run_stages(0, WaitingGroup(np.arange(first, last), hidden, layout, memory), lane)
 
-    def _climb(self, stage: int, group: WaitingGroup, lane: int) -> Climb:
-        """Run a batch through a stage, and further as long as nobody leaves and nobody waits in front of it."""
+    def _run_stages(self, stage: int, group: WaitingGroup, lane: int) -> BatchRun:
+        """Run a batch through a stage, and on as long as no sample leaves and none waits before the next stage."""
         run, rule = self._run, self._rule
         samples, hidden, layout, memory = group.samples, group.hidden, group.layout, group.memory
         where = slice(int(samples[0]), int(samples[-1]) + 1) if stage == 0 else samples
@@ -111,9 +111,9 @@ class _Rebatching:
             doubt = None if rule.gate is None else run.gate(head, rule.gate, hidden, layout)
             record("decide", Tally(len(logits)))
             leaves, memory = rule.look(run.model.answers.index(head), logits, doubt, memory)
-            self._flying.append(stage)
+            self._in_flight.append(stage)
             stay = ~(yield transfer.download(leaves))
-            self._flying.remove(stage)
+            self._in_flight.remove(stage)
             if not stay.any():
                 return
             line = self._lines[stage]

@@ -18,7 +18,7 @@ from harness.execution.exit_rules import Memory
 
 @dataclass
 class WaitingGroup:
-    """Samples that stay after the same head, and all they need to go on.
+    """Samples that stay after the same head, and all that is needed to continue them.
 
     Attributes:
         samples: int64 [B] on the host, places in running order.
@@ -54,7 +54,7 @@ class WaitingGroup:
 
 
 class WaitingLine:
-    """Samples in front of the same layers; who came first leaves first.
+    """Samples that wait for the same layers; first come, first served.
 
     As groups arrive in running order, neighbours have similar lengths if the execution sorts by length.
     """

@@ -32,7 +32,7 @@ _ROWS = 32
 
 
 def probe(session: Session, seconds: float) -> RowTimes:
-    """Time training and prediction of one row at full depth, on batches of this dataset, for about so many seconds."""
+    """Time training and prediction of one row at full depth, on batches of this dataset, for about this many seconds."""
     settings, task, backbone = session.settings, session.prepared.task, session.backbone
     model = MultiExitModel(backbone.encoder(), task.num_labels).to(backbone.device)
     lengths = task.train.tokens.lengths.cpu()

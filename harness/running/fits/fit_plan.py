@@ -152,7 +152,7 @@ class TimeLeft(Generic[K]):
         self._expected = self._took = 0.0
 
     def after(self, name: K, took: float) -> float:
-        """Note that a fit ended after so many seconds; return the seconds that are left for all others together."""
+        """Note that a fit ended after this many seconds; return the estimated seconds for all remaining ones."""
         self._expected += self._todo.pop(name)
         self._took += took
         return sum(self._todo.values()) * self._took / max(self._expected, 1e-9) / self._at_a_time

@@ -38,7 +38,7 @@ class FitPool:
         settings: the run. Its profile says how many workers there are; they start when there is something to fit.
 
     Attributes:
-        is_used: whether there are workers: more than one process is asked for, on a CPU, and nothing is fitted afresh.
+        is_used: whether there are workers: on a CPU, with more than one process, and without ``--fresh``.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -100,7 +100,7 @@ class FitPool:
         return worker
 
     def fit(self, session: Session, methods: Sequence[str]) -> None:
-        """Fit ``methods``, and what they need, into the cache; what is there already is left alone.
+        """Fit ``methods``, and what they need, into the cache; existing fits stay.
 
         Does nothing without workers. Failures are printed; the caller fits these methods itself and handles the error.
 

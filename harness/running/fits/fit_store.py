@@ -21,7 +21,7 @@ _UNFINISHED = "unfinished"  # folder of the cache, with the trainings of fits th
 
 
 def unfinished(folder: Path) -> Path:
-    """Return the folder for the trainings of a fit, from which it goes on if it is killed."""
+    """Return the folder of the training states of a fit, from which a killed fit resumes."""
     return folder.parent.parent / _UNFINISHED / folder.name
 
 

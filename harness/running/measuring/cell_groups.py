@@ -60,7 +60,7 @@ class MethodCells:
 
     def start(self, point: OperatingPoint) -> Contender:
         """Return the method at a point; note its state before its first pass."""
-        with self.session.naming(self.name):
+        with self.session.naming_errors(self.name):
             self._before = self._before or self.saved_state()
             return self.session.contender(self.name, point)
 
@@ -76,7 +76,7 @@ class MethodCells:
         assert self._before is not None
         session, name, before = self.session, self.name, self._before
         method, tokens = session.settings.profile.method_of(name), session.prepared.test.tokens
-        with session.naming(name):
+        with session.naming_errors(name):
             found = diagnose(
                 contender,
                 tokens,
@@ -161,7 +161,7 @@ def _measure(planned: Sequence[PlannedCell], reference: Callable[[], Contender |
     beside = reference() if first.timed else None
     contenders = [one.method.start(one.point) for one in planned]
     cores = usable_cores()
-    with session.naming(first.name) if len(planned) == 1 else nullcontext():
+    with session.naming_errors(first.name) if len(planned) == 1 else nullcontext():
         if first.timed:
             found = measure_together(
                 contenders,

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from harness.contracts import Kind, NamesPoints
 from harness.measure.diagnostics import BUDGET
-from harness.running.measuring.timing import TOGETHER, TimingSettings
+from harness.running.measuring.timing import LEAST_TOGETHER, TimingSettings
 from harness.running.profile import Profile
 
 
@@ -101,7 +101,7 @@ def count_passes(
         own = points * (1 + (kind == "method")) + checked
         return PassCounts(own, 0, full + own * bound, int(checked and kind == "method"))
     most = rounds if all_rounds or not timing.tolerance else min(rounds, 2)
-    groups = points / TOGETHER if timing.share_reference else points
+    groups = points / LEAST_TOGETHER if timing.share_reference else points
     own = most * points
     if kind == "method":
         own += points  # over the dev rows

@@ -9,7 +9,7 @@ from pydantic import Field
 from harness.core.names import Name
 from harness.core.settings import StrictSettings
 
-TOGETHER = 8  # cells that are timed in the same rounds, at least, as far as a set and seed has them
+LEAST_TOGETHER = 8  # cells that share rounds, unless a dataset and seed has fewer
 
 
 class TimingSettings(StrictSettings):
@@ -20,10 +20,10 @@ class TimingSettings(StrictSettings):
 
     Attributes:
         seeds: training seeds whose cells are timed and checked for order, batch size and state; by default all.
-        untimed: methods whose cells are not timed, such as controls whose time says nothing new. At their first point a second
-            pass checks the order, so that it, the batch size and the state are still checked once for every method.
-        share_reference: time at least eight cells of a set and seed, points of one or several methods, in the same rounds, next
-            to one pass of the reference in each round.
+        untimed: methods whose cells are not timed, such as controls. Order, batch size and state are still checked once for
+            every method: at its first point, with a second pass.
+        share_reference: time at least eight cells of a dataset and seed in the same rounds, with one pass of the reference per
+            round.
         tolerance: stop the rounds, after an even number of them, when the standard error of a speed-up, pooled over the cells of
             these rounds, is at most this share; 0 for all ``rounds``.
     """
@@ -42,7 +42,7 @@ class TimingSettings(StrictSettings):
         return self.checks(seed) and method not in self.untimed
 
     def key(self, method: str, seed: int) -> list[Any]:
-        """Return what of this the cells of a method depend on (JSON); empty for the defaults."""
+        """Return the part of these settings that the cells of a method depend on (JSON); empty for the defaults."""
         if not self.times(method, seed):
             return [{"timed": False, "checked": self.checks(seed)}]
         ways = self.model_dump(include={"share_reference", "tolerance"}, exclude_defaults=True)

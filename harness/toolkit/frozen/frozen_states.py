@@ -24,7 +24,7 @@ _BATCH = 64  # rows
 
 @dataclass(frozen=True)
 class NumberedRows(TokenSet):
-    """Samples that know which rows they are of the set that they were selected from.
+    """Samples with their row numbers in the set from which they were selected.
 
     Attributes:
         numbers: int64 [N], on their device.
@@ -46,8 +46,8 @@ class NumberedRows(TokenSet):
         )
 
 
-class Said(NamedTuple):
-    """What a frozen model says about a batch.
+class FrozenOutput(NamedTuple):
+    """Hidden states and answers of a frozen model for a batch.
 
     Attributes:
         states: h^i [rows, width] by i; 0 for embeddings.
@@ -66,7 +66,7 @@ class FrozenStates:
     :meth:`store` computes all of them in one pass; batches of :attr:`rows` then read them. States are stored in the precision of
     matrix products in training, to which a head's first layer rounds them anyway. Rows are computed in batches of similar length,
     which differ from those of training, so numbers may differ in the last digits from those of a model that runs in every epoch.
-    Without :meth:`store`, where there is no room, and for samples of another set, batches are computed when they are asked for.
+    Without :meth:`store`, without room for the states, and for samples of another set, batches are computed when they are needed.
 
     Attributes:
         rows: the samples of the set, to train on.
@@ -77,7 +77,7 @@ class FrozenStates:
         recipe: of the training.
         first_only: whether only the states of first tokens ([CLS]) are read.
         answers: whether the answers are read.
-        dropout: whether the model has dropout, and says something else each time it is asked: nothing is stored.
+        dropout: whether the model runs with dropout, so that its output differs from call to call: nothing is stored.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class FrozenStates:
                     self._states[places.index(place), rows] = kept
         return TrainingReport(clock.now() - begin, 0, passes.count, 0, flops=passes.flops)
 
-    def __call__(self, tokens: TokenSet, layout: Layout, places: Sequence[int] | None = None) -> Said:
-        """Return what the model says about a batch.
+    def __call__(self, tokens: TokenSet, layout: Layout, places: Sequence[int] | None = None) -> FrozenOutput:
+        """Return states and answers of a batch.
 
         Args:
             tokens: selected from :attr:`rows`, or others.
@@ -145,7 +145,7 @@ class FrozenStates:
         """
         wanted = self.places if places is None else tuple(places)
         if not isinstance(tokens, NumberedRows):
-            return Said(*self._run(tokens, layout, wanted, self._answering), layout)
+            return FrozenOutput(*self._run(tokens, layout, wanted, self._answering), layout)
         missing, answering = wanted if self._states is None else (), self._answering and self._answers is None
         states, answers = dict[int, Tensor](), tokens.ids.new_empty(0)
         if missing or answering:
@@ -161,7 +161,7 @@ class FrozenStates:
                 inside = torch.arange(layout.longest, device=layout.device)
                 index = (index[:, None] + inside.minimum(tokens.lengths[:, None] - 1)).view(-1)
             states = {place: self._states[self.places.index(place)].index_select(0, index) for place in wanted}
-        return Said(states, answers, layout)
+        return FrozenOutput(states, answers, layout)
 
     @torch.no_grad()
     def _run(

@@ -1,1 +1,1 @@
-"""States of trainings on disk, from which a fit that was killed goes on."""
+"""States of trainings on disk, from which a killed fit resumes."""

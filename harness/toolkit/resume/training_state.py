@@ -1,4 +1,4 @@
-"""The trainings of one fit on disk: one that is killed goes on after its last stored epoch, with the same result bit for bit.
+"""Training states of one fit on disk: a killed training resumes after its last stored epoch, with the same result bit for bit.
 
 A training's file has the trained parameters, those of the best epoch, the optimiser's moments, the states of the random
 generators and, as JSON, what else the loop knows. Trainings are numbered in the order in which a fit makes them, which its settings
@@ -42,7 +42,7 @@ _fit: ContextVar[_Fit | None] = ContextVar("_fit", default=None)
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Store the trainings inside the block in a folder, at most one state a minute, and go on with those that are there.
+    """Store the states of trainings inside the block in a folder, at most one a minute, and resume from stored ones.
 
     The folder stays: :func:`forget` it when their result is stored.
     """

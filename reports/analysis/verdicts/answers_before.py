@@ -1,4 +1,4 @@
-"""Samples that a row answers before layer 1: how many, and how well, beside full depth of the same weights on the same samples."""
+"""Samples that a row answers before layer 1: how many, and how accurately, compared with full depth on the same samples."""
 
 from __future__ import annotations
 

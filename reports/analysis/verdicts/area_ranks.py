@@ -99,9 +99,11 @@ def rank_areas(rows: Sequence[ResultRow], read: Reader) -> list[AreaRank]:
         rows: rows of the view, with their marks.
         read: per-sample rows of a cell.
     """
-    able = [row for row in rows if row.kind in ("method", "control") and finite(row.mean_layers) and finite(row.depth)]
+    eligible = [
+        row for row in rows if row.kind in ("method", "control") and finite(row.mean_layers) and finite(row.depth)
+    ]
     found: list[AreaRank] = []
-    for same in grouped(able, lambda row: (row.data, values_of(row, POOLED))).values():
+    for same in grouped(eligible, lambda row: (row.data, values_of(row, POOLED))).values():
         found += _ranked(same, read)
     return found
 

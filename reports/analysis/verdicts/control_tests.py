@@ -1,4 +1,4 @@
-"""Methods that predict exits against what needs no look at the text, on the same weights and at equal mean layers.
+"""Methods that predict exits against controls that ignore the text, on the same weights and at equal mean layers.
 
 Every row is judged by accuracy and by agreement with full depth, against
 

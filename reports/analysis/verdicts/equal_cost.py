@@ -91,9 +91,9 @@ def lines_of(rows: Iterable[ResultRow], families: Mapping[str, str]) -> Lines:
         rows: of one pool.
         families: method -> the method whose line it belongs to.
     """
-    able = [row for row in rows if row.kind == "method" and finite(row.accuracy)]
+    eligible = [row for row in rows if row.kind == "method" and finite(row.accuracy)]
     found: dict[Name, dict[str, list[ResultRow]]] = {}
-    for same in grouped(able, lambda row: (row.method, row.variant, row.label)).values():
+    for same in grouped(eligible, lambda row: (row.method, row.variant, row.label)).values():
         # The same method, run in another way, gives the same answers: the first way counts.
         first = values_of(same[0], _WAY)
         mine = [row for row in same if values_of(row, _WAY) == first]
@@ -203,8 +203,8 @@ def rank_over_sets(
             continue
         baselines = lines.get((ELUE_BASELINE, ""), {})
         for endpoint in ENDPOINTS:
-            able = [(name, by_set) for name, by_set in lines.items() if _is_cheaper(by_set.values(), endpoint)]
-            methods = [_on_sets(name, by_set, labels, endpoint, baselines) for name, by_set in able]
+            eligible = [(name, by_set) for name, by_set in lines.items() if _is_cheaper(by_set.values(), endpoint)]
+            methods = [_on_sets(name, by_set, labels, endpoint, baselines) for name, by_set in eligible]
             methods = [one for one in methods if any(value is not None for value in one.values.values())]
             if methods:
                 one = SetRanks(

@@ -130,9 +130,9 @@ def compare_with_rivals(
 def _rival_of(row: ResultRow, rival: str, rows: Sequence[ResultRow]) -> ResultRow | None:
     """Return the rival's row that ``row`` is compared with."""
     alike = [name for name in SAME if name not in ("compute", "engine")]
-    able = [other for other in rows if other.method == rival and values_of(other, alike) == values_of(row, alike)]
-    near = [other for other in able if other.point in (row.point, row.base)]
-    settings = [other for other in able if "=" in other.point]
+    eligible = [other for other in rows if other.method == rival and values_of(other, alike) == values_of(row, alike)]
+    near = [other for other in eligible if other.point in (row.point, row.base)]
+    settings = [other for other in eligible if "=" in other.point]
 
     def same_way(other: ResultRow) -> tuple[bool, bool, bool]:
         return other.engine == row.engine, other.compute == row.compute, other.executor == row.executor
@@ -143,7 +143,7 @@ def _rival_of(row: ResultRow, rival: str, rows: Sequence[ResultRow]) -> ResultRo
     if near:
         return max(near, key=lambda other: (other.point == row.point, same_way(other), accuracy(other)))
     if "=" not in row.base or not settings:
-        return max(able, key=lambda one: (one.engine == row.engine, accuracy(one), same_way(one)), default=None)
+        return max(eligible, key=lambda one: (one.engine == row.engine, accuracy(one), same_way(one)), default=None)
     mean = row.mean_layers
     if any(other.point.partition("=")[0] == row.base.partition("=")[0] for other in settings) or not mean:
         return None  # the rival was not measured at this very speed

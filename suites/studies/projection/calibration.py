@@ -1,4 +1,4 @@
-"""Micro-benchmarks that measure a device card on the machine at hand: single operations, never an executor or a model.
+"""Micro-benchmarks that measure a device card on this machine: single operations, never an executor or a model.
 
 Each sweep measures all operations once, and a constant is the median over sweeps. The speed of a CPU changes by tens of percent
 from second to second where others use the machine, so each measurement is taken relative to a fixed product timed around it

@@ -67,7 +67,7 @@ def calibrate(args: argparse.Namespace) -> int:
         part = f"{dtype} {number}"
         if part not in stored:
             if slice_.over:
-                print(f"{NAME}: time is over; run the same command again to go on")
+                print(f"{NAME}: time is over; run the same command again to resume")
                 return 0
             stored.store(part, calibrations[dtype].sweep())
     table = card_table(args.device, {d: [stored[f"{d} {n}"] for n in range(args.rounds)] for d in dtypes}, calibrations)
@@ -133,7 +133,7 @@ def check(args: argparse.Namespace) -> int:
                     if part in stored:
                         continue
                     if slice_.over:
-                        print(f"{NAME}: time is over; run the same command again to go on")
+                        print(f"{NAME}: time is over; run the same command again to resume")
                         return 0
                     seen, spent = _timed(workload, name, execution, reference)
                     if f"{where} {name} steps" not in stored:
@@ -313,7 +313,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device(), help="to calibrate or to check")
     parser.add_argument("--threads", type=count, metavar="N", help="threads of torch; default: torch's")
     parser.add_argument(
-        "--seconds", type=positive_number, metavar="S", help="stop after this time; the same command goes on"
+        "--seconds",
+        type=positive_number,
+        metavar="S",
+        help="stop after this time; run the same command again to resume",
     )
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     parser.add_argument("--out", type=path_type, metavar="JSON", help="results; with --check, also what to resume from")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from baselines.distilled import tinybert
-from baselines.distilled.distilbert import DistilBert
-from baselines.distilled.tinybert import TinyBert
 from harness.contracts import Execution
 from harness.core.errors import BackboneError, ConfigError
 from harness.core.tokens import Task
 from harness.encoder import checkpoint, miniature
 from harness.encoder.backbone import Backbone
-from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.running.profile import Profile
@@ -31,69 +26,7 @@ from harness.running.run_settings import Settings
 from harness.running.session import Session
 from harness.toolkit import student_start
 from harness.toolkit.fitted import FullDepth
-from harness.toolkit.training import TrainingReport
-
-QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 12, "learning_rate": 1e-3, "precision": "float32"}
-STAGES: dict[str, Any] = {**QUICK, "intermediate_epochs": 2}
-COST = TrainingReport(seconds=1.0, steps=10, layer_passes=1000, sample_passes=100)
-METHODS = {"distilbert": (DistilBert(), QUICK), "tinybert": (TinyBert(), STAGES)}
-
-
-def drawn(shape: EncoderShape, seed: int) -> Encoder:
-    torch.manual_seed(seed)
-    encoder = Encoder(shape)
-    for parameter in encoder.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return encoder
-
-
-@pytest.fixture
-def backbone() -> Backbone:
-    """Six layers of width 16, four heads, random weights, with a tokenizer."""
-    tokenizer = miniature.tokenizer("en")
-    shape = EncoderShape(6, 16, 4, 24, len(tokenizer), 12)
-    return Backbone("base", shape, {k: v.clone() for k, v in drawn(shape, 0).state_dict().items()}, tokenizer)
-
-
-@pytest.fixture
-def teacher(backbone: Backbone) -> FullDepth:
-    """Return a teacher that differs from its backbone, and its cost."""
-    model = MultiExitModel(drawn(backbone.shape, 5), 3)
-    return FullDepth(model.eval(), COST)
-
-
-@pytest.fixture
-def student(backbone: Backbone, tmp_path: Path) -> Callable[..., str]:
-    """Return a function that writes a student's folder, by default with two layers of the backbone's width."""
-
-    def write(language: str = "en", name: str = "student", **change: Any) -> str:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        shape = replace(backbone.shape, **{"layers": 2, **change})
-        checkpoint.write_folder(folder, shape, drawn(shape, 7).state_dict())
-        miniature.tokenizer(language).save_pretrained(folder)
-        return str(folder)
-
-    return write
-
-
-def fit(method: str, task: Task, backbone: Backbone, teacher: FullDepth, **config: Any) -> FullDepth:
-    one, quick = METHODS[method]
-    return one.fit(task, backbone, {"bert": teacher}, config={**quick, **config}, seed=0)
-
-
-def untouched(monkeypatch: pytest.MonkeyPatch) -> list[MultiExitModel]:
-    """Return students at their start: training is replaced by a function that collects them."""
-    seen: list[Any] = []
-
-    def caught(model: Any, *_: Any, **__: Any) -> TrainingReport:
-        seen.append(model)
-        return TrainingReport(0.0, 0, 0, 0)
-
-    for module in (student_start, tinybert):
-        monkeypatch.setattr(module, "train", caught)
-    return seen
+from tests.baselines.distilled.conftest import METHODS, drawn, fit, untouched
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -283,140 +216,6 @@ def test_a_student_per_language(
         fit(method, random_task, backbone, teacher, student={other: folder})
     with pytest.raises(ConfigError, match="student = .*3.* is not allowed"):
         fit(method, random_task, backbone, teacher, student={random_task.language: 3})
-
-
-def test_a_narrower_student_learns_without_the_cosine(
-    backbone: Backbone, random_task: Task, teacher: FullDepth, student: Callable[..., str]
-) -> None:
-    """With alpha_cos = 0 the student may be narrower than the teacher."""
-    fitted = fit("distilbert", random_task, backbone, teacher, student=student(width=8), alpha_cos=0)
-    assert fitted.model.encoder.shape.width == 8
-
-
-class _Deaf(torch.nn.Module):
-    """A teacher that must not be called."""
-
-    def forward(self, *_: Any) -> Any:
-        raise AssertionError("the teacher was asked")
-
-
-EPOCHS = {"distilbert": 1, "tinybert": 3}  # of all stages
-LABELS = {"distilbert": {"alpha_ce": 0, "alpha_cos": 0}, "tinybert": {"labels_only": True}}
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("given_student", [False, True])
-def test_labels_alone_use_the_same_student_and_no_teacher(
-    method: str,
-    given_student: bool,
-    backbone: Backbone,
-    random_task: Task,
-    teacher: FullDepth,
-    student: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The start is the same, the teacher is never run, and if it gave no weights its cost is not included."""
-    config = {"student": student()} if given_student else {}
-    with monkeypatch.context() as patch:
-        seen = untouched(patch)
-        for extra in ({}, LABELS[method]):
-            fit(method, random_task, backbone, teacher, **config, **extra)
-        full, alone = seen[-2].state_dict(), seen[-1].state_dict()
-    assert full.keys() == alone.keys() and all(torch.equal(full[name], alone[name]) for name in full)
-    for layer in range(6):
-        teacher.model.encoder.layers[layer] = _Deaf() if given_student else teacher.model.encoder.layers[layer]
-    if not given_student:  # its layers are copied, so they must exist
-        monkeypatch.setattr(teacher.model, "teacher", teacher.model.teacher)
-        monkeypatch.setattr(teacher.model.encoder, "states", _Deaf().forward)
-    fitted = fit(method, random_task, backbone, teacher, **config, **LABELS[method])
-    assert fitted.training is not None
-    depth = fitted.cost.depth
-    assert fitted.training.layer_passes == EPOCHS[method] * 24 * depth + (0 if given_student else 1000)
-    assert fitted.training.sample_passes == EPOCHS[method] * 24 + (0 if given_student else 100)
-
-
-def test_layers_may_come_from_the_backbone(
-    backbone: Backbone, random_task: Task, teacher: FullDepth, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With start = backbone, evenly spread layers and embeddings are the pretrained backbone's, and the head is new."""
-    untouched(monkeypatch)
-    model = fit("distilbert", random_task, backbone, teacher, start="backbone").model
-    for new, old in enumerate((0, 3, 5)):
-        assert torch.equal(model.encoder.layers[new].up.weight, backbone.state[f"layers.{old}.up.weight"])
-    assert torch.equal(model.encoder.word.weight, backbone.state["word.weight"])
-    assert not torch.equal(model.teacher.label.weight, teacher.model.teacher.label.weight)
-
-
-@pytest.mark.parametrize(
-    ("config", "counted"), [({"start": "backbone"}, True), ({"start": "backbone", **LABELS["distilbert"]}, False)]
-)
-def test_an_unused_teacher_costs_nothing(
-    config: dict[str, Any], counted: bool, backbone: Backbone, random_task: Task, teacher: FullDepth
-) -> None:
-    """If the teacher gives neither weights nor answers, its training is not part of the student's cost."""
-    fitted = fit("distilbert", random_task, backbone, teacher, **config)
-    assert fitted.training is not None
-    assert fitted.training.layer_passes == 24 * 3 + (1000 + 24 * 6 if counted else 0)
-
-
-@pytest.mark.parametrize("layers", [1, 3, 6])
-def test_any_fraction_of_the_teacher(layers: int, backbone: Backbone, random_task: Task, teacher: FullDepth) -> None:
-    """The student may have one layer, half of them, or all."""
-    assert fit("distilbert", random_task, backbone, teacher, layers=layers).cost.depth == layers
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_augmented_text_is_counted(method: str, backbone: Backbone, random_task: Task, teacher: FullDepth) -> None:
-    """With two copies every epoch of every stage and the teacher's pass have three times as many samples; dev does not change."""
-    fitted = fit(method, random_task, backbone, teacher, augment=2)
-    assert fitted.training is not None
-    stages = 1 if method == "distilbert" else 3
-    depth = fitted.cost.depth
-    assert fitted.training.layer_passes == 1000 + 3 * 24 * (stages * depth + 6)
-    assert fitted.training.sample_passes == 100 + stages * 3 * 24
-
-
-def test_hard_labels_are_added_to_the_soft_ones(
-    backbone: Backbone, random_task: Task, teacher: FullDepth, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With alpha_hard = 0.7 the prediction loss is the soft cross-entropy plus 0.7 times that of the labels."""
-    from harness.encoder.layout import Layout
-
-    losses: list[Any] = []
-
-    def caught(model: Any, loss_fn: Any, *_: Any, **__: Any) -> TrainingReport:
-        model.eval()
-        losses.append((model, loss_fn))
-        return TrainingReport(0.0, 0, 0, 0)
-
-    for module in (student_start, tinybert):
-        monkeypatch.setattr(module, "train", caught)
-    tokens, labels = random_task.train.tokens.select(range(5)), random_task.train.labels[:5]
-    layout = Layout(tokens.lengths.numpy(), None, "cpu")
-    values = []
-    for config in ({}, {"alpha_hard": 0.7}, {"labels_only": True}):
-        fit("tinybert", random_task, backbone, teacher, **config)
-        values.append(losses[-1][1](tokens, layout, labels).item())
-    *_, last = losses[-1][0].encoder.states(tokens, layout)
-    logits = losses[-1][0].teacher(last, layout)
-    picked = [-logits[i].log_softmax(-1)[labels[i]].item() for i in range(5)]
-    assert values[2] == pytest.approx(sum(picked) / 5, rel=1e-5)
-    assert values[1] == pytest.approx(values[0] + 0.7 * values[2], rel=1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("augment", [0, 1])
-def test_labels_alone_get_the_steps_of_the_method(
-    method: str, augment: int, random_task: Task, teacher: FullDepth, backbone: Backbone
-) -> None:
-    """The student on labels alone takes as many steps as the whole method: all stages, augmented copies included."""
-    config = {"augment": augment}
-    teacher.training = None
-    both = fit(method, random_task, backbone, teacher, **config).training
-    alone = fit(method, random_task, backbone, teacher, **config, **LABELS[method]).training
-    assert both is not None and alone is not None
-    steps = EPOCHS[method] * math.ceil(len(random_task.train) * (1 + augment) / QUICK["batch_size"])
-    assert alone.steps == both.steps == steps
 
 
 def _session(backbone: Backbone, tmp_path: Path, **method: Any) -> Session:

@@ -129,7 +129,7 @@ def test_batches_equal_batch_1(
 
 
 @pytest.mark.parametrize("method", FAMILY)
-def test_it_learns(method: type[Any], fit: Fit, signal_task: Task) -> None:
+def test_it_beats_guessing_on_dev(method: type[Any], fit: Fit, signal_task: Task) -> None:
     """After some epochs the larger budget beats guessing (a third) by far on dev."""
     fitted = fit(method, epochs=6)
     assert fitted.points[-1].params["dev_accuracy"] > 0.6

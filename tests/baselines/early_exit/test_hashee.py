@@ -169,7 +169,7 @@ def test_exits_apply_in_training(signal_task: Task, small_backbone: Backbone, mo
     assert found.item() == pytest.approx(torch.nn.functional.cross_entropy(said, labels).item(), rel=1e-4)
 
 
-def test_learns(fitted: HashedExits, signal_task: Task) -> None:
+def test_it_beats_guessing_on_dev(fitted: HashedExits, signal_task: Task) -> None:
     """It becomes better than guessing, keeps its best dev epoch, and costs five layer passes per sample and epoch."""
     assert fitted.training is not None
     assert max(fitted.training.dev_scores) > 0.5

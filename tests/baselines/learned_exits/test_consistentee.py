@@ -72,7 +72,9 @@ def test_the_policy_learns_where_a_head_is_right() -> None:
     assert p[0, 0] > 0.8 and p[2, 1] > 0.8
 
 
-def test_stages(pabee: RuleExits, signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_is_trained_before_all_together(
+    pabee: RuleExits, signal_task: Task, small_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """First the policy alone, then all; both start from copies of pabee's weights, and labels say how hard a sample is."""
     stages: list[dict[str, Any]] = []
 

@@ -106,7 +106,7 @@ def test_every_word_is_in_the_vocabulary(twins):
             assert set(words(text.replace("|", ""), language)) <= set(vocabulary(language))
 
 
-def test_lengths(twins):
+def test_samples_are_short_and_differ_in_length(twins):
     """Samples are short enough for quick runs and differ in length."""
     for twin in twins.values():
         pairs = twin.train.pairs or [""] * len(twin.train)
@@ -137,7 +137,7 @@ def test_counting_words_solves_easy_samples_only(name):
     assert right[test.difficulty == 2].mean() < 0.58
 
 
-def test_unknown_twin():
+def test_an_unknown_dataset_is_refused():
     """An unknown dataset is refused."""
     with pytest.raises(UnknownNameError):
         load_embedded("agnews")

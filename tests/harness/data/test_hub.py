@@ -93,7 +93,7 @@ def test_no_faithful_copy(name):
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), FileNotFoundError("404"), RuntimeError()])
-def test_unreachable(serve, error):
+def test_errors_of_the_hub_are_one_line(serve, error):
     """Every error of the library becomes one line with advice."""
     serve(error)
     with pytest.raises(DataError, match="cannot be loaded.*--data DIR") as caught:
@@ -101,7 +101,7 @@ def test_unreachable(serve, error):
     assert "\n" not in str(caught.value)
 
 
-def test_library_missing(monkeypatch):
+def test_a_missing_library_is_named(monkeypatch):
     """Without the package, the message says what to install."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="pip install datasets"):

@@ -60,7 +60,7 @@ def test_what_is_no_label(bad: Any, shown: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
 
 
-def test_names() -> None:
+def test_names_are_numbered_in_sorted_order() -> None:
     """Names are sorted, or in a given order; booleans are names; white space around a name does not count."""
     assert numbered(["pos", "neg ", "pos"]) == ([1, 0, 1], ("neg", "pos"))
     assert numbered(["pos", "neg"], names=("pos", "mixed", "neg")) == ([0, 2], ("pos", "mixed", "neg"))

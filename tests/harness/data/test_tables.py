@@ -56,7 +56,7 @@ pressed = settings(max_examples=60, suppress_health_check=[HealthCheck.function_
 
 @pressed
 @given(rows_of(PLAIN), st.sampled_from(["\n", "\r\n"]))
-def test_plain_tsv(tmp_path: Path, rows: list[tuple[str, int, str]], end: str) -> None:
+def test_quotes_of_plain_tsv_are_characters(tmp_path: Path, rows: list[tuple[str, int, str]], end: str) -> None:
     """In plain TSV a line is a row and quotes are characters.
 
     Only a file that is also exactly what a program for CSV would have written is read as such, and says so.
@@ -77,7 +77,7 @@ def test_plain_tsv(tmp_path: Path, rows: list[tuple[str, int, str]], end: str) -
     st.sampled_from(["\n", "\r\n"]),
     st.booleans(),
 )
-def test_quoted_tables(
+def test_quoted_tables_are_read_back(
     tmp_path: Path, rows: list[tuple[str, int, str]], separator: str, kind: int, end: str, packed: bool
 ) -> None:
     """CSV, and TSV with the quoting of CSV, are read back, whichever fields are quoted, and also packed."""
@@ -94,7 +94,9 @@ def test_quoted_tables(
 
 @pressed
 @given(rows_of(TEXTS), st.booleans(), st.booleans())
-def test_json_lines(tmp_path: Path, rows: list[tuple[str, int, str]], ascii_only: bool, mark: bool) -> None:
+def test_json_lines_are_read_back(
+    tmp_path: Path, rows: list[tuple[str, int, str]], ascii_only: bool, mark: bool
+) -> None:
     """JSON lines are read back with escapes or without, and with a byte order mark or without."""
     lines = [
         json.dumps({"text": text, "label": label, "text_pair": pair}, ensure_ascii=ascii_only)
@@ -105,7 +107,7 @@ def test_json_lines(tmp_path: Path, rows: list[tuple[str, int, str]], ascii_only
 
 @settings(pressed, max_examples=20)
 @given(rows_of(TEXTS), st.booleans())
-def test_parquet(tmp_path: Path, rows: list[tuple[str, int, str]], packed: bool) -> None:
+def test_parquet_is_read_back(tmp_path: Path, rows: list[tuple[str, int, str]], packed: bool) -> None:
     """Parquet is read back, also packed with gzip."""
     buffer = io.BytesIO()
     pd.DataFrame(rows, columns=["text", "label", "text_pair"]).to_parquet(buffer)

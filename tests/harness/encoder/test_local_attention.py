@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.encoder import local_attention
 from harness.encoder.layout import Layout, attend_grid
-from harness.encoder.local_attention import attend_near, blocks, computed_pairs, near
+from harness.encoder.local_attention import attend_in_window, blocks, computed_pairs, in_window
 from harness.encoder.shape import Reach
 
 
@@ -43,14 +43,14 @@ def test_windows_give_what_masking_gives(lengths: list[int], window: int, padded
     for start, length in zip(layout.starts, lengths, strict=False):
         alone = Layout(np.array([length]), None, "cpu")
         parts = alone.grid(_turned(alone, qkv[start : start + length], heads, reach), 3, heads)
-        every = attend_grid(parts, near(torch.arange(length)[None, None], length, window))
+        every = attend_grid(parts, in_window(torch.arange(length)[None, None], length, window))
         torch.testing.assert_close(found[start : start + length], every, atol=1e-5, rtol=1e-4)
 
 
 def _turned(layout: Layout, qkv: torch.Tensor, heads: int, reach: Reach) -> torch.Tensor:
-    from harness.encoder.layout import turned
+    from harness.encoder.layout import rotated
 
-    return turned(qkv, layout.turns(reach.base, 8 // heads), 16)
+    return rotated(qkv, layout.rotary_angles(reach.base, 8 // heads), 16)
 
 
 @pytest.mark.parametrize("narrow", [lambda keys: slice(keys.start, keys.stop - 1), lambda keys: keys])
@@ -59,6 +59,6 @@ def test_a_block_that_misses_a_key_is_seen(narrow: Callable[[slice], slice], mon
     right = blocks(100, 20)
     monkeypatch.setattr(local_attention, "blocks", lambda *_: [(rows, narrow(keys)) for rows, keys in right])
     parts = torch.randn(3, 1, 1, 100, 8, generator=torch.Generator().manual_seed(1)).unbind(0)
-    seen = near(torch.arange(100)[None, None], 100, 20)
-    same = torch.allclose(attend_near(parts, 20, seen), attend_grid(parts, seen), atol=1e-5)
+    seen = in_window(torch.arange(100)[None, None], 100, 20)
+    same = torch.allclose(attend_in_window(parts, 20, seen), attend_grid(parts, seen), atol=1e-5)
     assert same == (narrow(slice(0, 5)).stop == 5)

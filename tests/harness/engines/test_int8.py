@@ -108,7 +108,7 @@ def test_layers_are_int8_and_the_fit_does_not_change(on_int8: FullDepth, trained
     assert on_int8.model.encoder.word.weight is trained_bert.model.encoder.word.weight
 
 
-def test_size(on_int8: FullDepth, trained_bert: FullDepth) -> None:
+def test_int8_weights_take_a_quarter_of_the_bytes(on_int8: FullDepth, trained_bert: FullDepth) -> None:
     """As stored, int8 weights of layers take a quarter of the bytes."""
     ours, theirs = SavedState.of(on_int8), SavedState.of(trained_bert)
     linear = [m for m in trained_bert.model.encoder.layers.modules() if isinstance(m, nn.Linear)]

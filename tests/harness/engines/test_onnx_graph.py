@@ -103,7 +103,9 @@ def test_batches_equal_batch_1(
     same_however_run(exported, FULL, data.draw(executions), data.draw(st.permutations(range(40))))
 
 
-def test_size(exported: OnnxGraph, trained_bert: FullDepth, tmp_path: Path) -> None:
+def test_a_stored_graph_has_about_the_size_of_its_fit(
+    exported: OnnxGraph, trained_bert: FullDepth, tmp_path: Path
+) -> None:
     """As stored, the graph has about the size of the fit, and holds no path of this machine."""
     exported.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [GRAPH]

@@ -150,7 +150,9 @@ def test_batches_equal_batch_1(
 
 
 @pytest.mark.parametrize("engine", ["ctranslate2", "ctranslate2-int8", "openvino", "openvino-int8", "onnx-int8"])
-def test_size(engine: EngineName, on: Callable[[EngineName], WholeModel], tmp_path: Path) -> None:
+def test_a_stored_model_has_about_the_size_of_its_weights(
+    engine: EngineName, on: Callable[[EngineName], WholeModel], tmp_path: Path
+) -> None:
     """As stored, a converted model has about the size of its weights, and no path of this machine."""
     fitted = on(engine)
     fitted.save(tmp_path)

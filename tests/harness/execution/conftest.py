@@ -22,7 +22,7 @@ from harness.execution import (
     arrangement,
     cascade,
     engine,
-    engines,
+    engine_cache,
     executors,
     graphs,
     run_pass,
@@ -41,7 +41,7 @@ CHASSIS = (
     partial_attention,
     engine,
     graphs,
-    engines,
+    engine_cache,
     run_pass,
     executors,
     sequential,
@@ -165,11 +165,11 @@ def _pretend(patch: pytest.MonkeyPatch) -> Kernel:
     patch.setattr(varlen, "DEVICES", ("cpu",))
     patch.setattr(varlen, "HALF", (torch.float32,))
     patch.setattr("torch.nn.attention.varlen.varlen_attn", _kernel)
-    patch.setattr(arrangement, "AT_HAND", ())
-    patch.setattr(engines, "GRAPH_DEVICES", ("cpu",))
+    patch.setattr(arrangement, "HOST_DEVICES", ())
+    patch.setattr(engine_cache, "GRAPH_DEVICES", ("cpu",))
     patch.setattr(graphs, "CudaRecorder", TapeRecorder)
     patch.setitem(run_pass.IN_FLIGHT, "cpu", run_pass.IN_FLIGHT["cuda"])
-    engines._prepared.clear()
+    engine_cache._prepared.clear()
     _kernel.pairs = _kernel.recorded = 0
     return _kernel
 
@@ -184,7 +184,7 @@ def pretend_cuda() -> Callable[[pytest.MonkeyPatch], Kernel]:
 def like_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Make executors treat the CPU like CUDA, in float32."""
     yield _pretend(monkeypatch)
-    engines._prepared.clear()
+    engine_cache._prepared.clear()
 
 
 @pytest.fixture(scope="session")

@@ -135,8 +135,8 @@ def compare(put: Callable[[], None] | None, model: MultiExitModel, tokens: Token
         put()
     torch.set_num_threads(1)
     sure = torch.arange(N) % 4 == 1
-    for at_hand in (("cpu",), ()):
-        run_pass.arrange.__globals__["AT_HAND"] = at_hand
+    for host_devices in (("cpu",), ()):
+        run_pass.arrange.__globals__["HOST_DEVICES"] = host_devices
         for execution in (CHECKED, replace(CHECKED, window=0, executor="exact-k")):
             try:
                 check(model, tokens, execution, sure)

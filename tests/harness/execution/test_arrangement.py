@@ -86,14 +86,14 @@ def expected_order(given_samples: Samples, execution: Execution) -> list[int]:
     return sorted(range(len(given_samples.ids)), key=key)
 
 
-@pytest.mark.parametrize("at_hand", [("cpu",), ()])
+@pytest.mark.parametrize("host_devices", [("cpu",), ()])
 @QUICK
 @given(samples(), EXECUTIONS)
 def test_samples_keep_their_values_in_order(
-    monkeypatch: pytest.MonkeyPatch, at_hand: tuple[str, ...], given_samples: Samples, execution: Execution
+    monkeypatch: pytest.MonkeyPatch, host_devices: tuple[str, ...], given_samples: Samples, execution: Execution
 ) -> None:
     """The order is sorted within windows and stable, and every sample keeps its ids, segments, positions and columns."""
-    monkeypatch.setattr(module, "AT_HAND", at_hand)
+    monkeypatch.setattr(module, "HOST_DEVICES", host_devices)
     found, tokens = given_samples.arrange(execution), given_samples.tokens
     assert found.order.tolist() == expected_order(given_samples, execution)
     assert found.lengths.tolist() == [len(given_samples.ids[i]) for i in found.order]
@@ -183,7 +183,7 @@ def test_windows_follow_each_other() -> None:
 
 def test_lengths_beyond_the_bounds_only_change_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device, a text longer than ``max_length`` sorts as if it had that length and still runs packed."""
-    monkeypatch.setattr(module, "AT_HAND", ())
+    monkeypatch.setattr(module, "HOST_DEVICES", ())
     tokens = TokenSet.from_lists([[1] * size for size in (3, 9, 16, 2)])
     assert arrange(tokens, Execution(max_length=8), SHAPE).order.tolist() == [1, 2, 0, 3]
     assert arrange(tokens, Execution(max_length=16), SHAPE).order.tolist() == [2, 1, 0, 3]

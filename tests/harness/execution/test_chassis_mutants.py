@@ -111,8 +111,8 @@ def check_order(world: World) -> None:
     """Samples are complete, sorted within windows, and cut into batches within the limits."""
     tokens, lengths = world.tokens, world.tokens.lengths.tolist()
     for execution in (*EXECUTIONS, *CUTS):
-        for at_hand in (("cpu",), ()):
-            arrangement.AT_HAND = at_hand
+        for host_devices in (("cpu",), ()):
+            arrangement.HOST_DEVICES = host_devices
             found = arrangement.arrange(tokens, execution, SHAPE, torch.from_numpy(LOOKS))
             by_length = execution.order == "length"
             window = execution.window or N
@@ -291,7 +291,7 @@ BUGS = {
         "padded lengths are not updated": ("self._lengths[: root.count].copy_(root.offsets[1:] - root.offsets[:-1])", "pass"),
         "the mask covers padding only": (
             "(every < lengths[:count, None].clamp(min=1))", "(every < pad_to + 0 * lengths[:count, None])"),
-        "heads run in the climbing lane": ("            lane = SIDE  #", "            pass  #"),
+        "heads run in the lane of their batch": ("            lane = SIDE  #", "            pass  #"),
         "kept tensors are not copied": ("return tensor.clone()", "return tensor"),
         "graphs of one layer for all": ('(lane, "layer", index, rows)', '(lane, "layer", 0, rows)'),
         "graphs of one lane for all": ('(lane, "layer", index, rows)', '(0, "layer", index, rows)'),
@@ -310,7 +310,7 @@ BUGS = {
             '        if key[-1] != self.__dict__.setdefault("last", key[-1]):\n            self._graphs[key]()'),
         "unused rows not counted": ("np.minimum(layout.root.starts, rows)", "np.minimum(layout.starts, rows)"),
     },
-    "execution.engines": {
+    "execution.engine_cache": {
         "old weights": ("if kept is None or kept.weights != weights:", "if kept is None:"),
     },
     "execution.run_pass": {
@@ -321,7 +321,7 @@ BUGS = {
         "answers are sorted twice": ("out[self.arranged.order] = values", "out = values[self.arranged.order]"),
         "one buffer for two interleaved batches": ("advance(make(lane), lane, None)", "advance(make(0), lane, None)"),
         "lanes are not freed": ("            free.append(lane)\n", "            pass\n"),
-        "the shared layer in the climbing lane": (
+        "the shared layer in the lane of its batch": (
             "self.layer(last, hidden, layout, SIDE)", "self.layer(last, hidden, layout)"),
         "exiting samples run one more layer": ("int((ends >= index).sum())", "int((ends >= index - 1).sum())"),
         "continuing samples are answered": (

@@ -21,7 +21,7 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.encoder.transfer import download, upload
 from harness.execution.cascade import run_cascade
-from harness.execution.engines import engine_for
+from harness.execution.engine_cache import engine_for
 from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Entropy, Learned, Patience, PatienceSimilarity, Policy, QExit
 from harness.execution.graphs import GraphEngine

@@ -27,7 +27,7 @@ from harness.encoder.device_kernels import varlen
 from harness.encoder.model import Encoder, ExitGate, ExitPolicy, HaltingGate
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.execution import engines, graphs, run_pass
+from harness.execution import engine_cache, graphs, run_pass
 from harness.execution.cascade import run_cascade
 from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import (
@@ -178,9 +178,9 @@ def no_values(monkeypatch: pytest.MonkeyPatch, copies: list[np.ndarray]) -> Iter
         patch.setattr(transfer, "download", download)
         patch.setattr(transfer, "upload", upload)
         patch.setattr(varlen, "DEVICES", ("meta",))
-        patch.setattr(engines, "GRAPH_DEVICES", ("meta",))
+        patch.setattr(engine_cache, "GRAPH_DEVICES", ("meta",))
         patch.setitem(run_pass.IN_FLIGHT, "meta", run_pass.IN_FLIGHT["cuda"])
-        patch.setattr(engines, "model_copy", without_values)
+        patch.setattr(engine_cache, "model_copy", without_values)
         patch.setattr(graphs, "CudaRecorder", Twice)
         patch.setattr(graphs, "begins_at", lambda part, whole: False)
         with OneDevice():
@@ -209,7 +209,7 @@ def test_no_value_is_read_during_a_pass(
     there = replace(execution, dtype=dtype, compute=compute)
     twin, far, its_exits = without_values(model), tokens.to("meta"), exits.to("meta")
     refused = compute == "graphs" and dtype == "float32" and protocol == "modern"
-    engines.say_no_graphs.cache_clear()
+    engine_cache.warn_without_graphs.cache_clear()
     warned = (
         pytest.warns(UserWarning, match="no CUDA graphs for packed batches of float32") if refused else nullcontext()
     )

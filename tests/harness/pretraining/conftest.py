@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import resource
 import signal
@@ -10,9 +11,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from harness.cli.main import parser
-from harness.pretraining import loop, pretrain_command
+from harness.pretraining import loop, pretrain_command, snapshot
 from harness.pretraining.text import corpus, shards
 from harness.pretraining.text.shards import Shards
 
@@ -104,3 +107,24 @@ def _no_space() -> Iterator[None]:
 def full_disk() -> Callable[[], AbstractContextManager[None]]:
     """Limit files to 100 bytes, so that writes fail in the middle as on a full disk."""
     return _no_space
+
+
+Pretrain = Callable[..., int]
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    lines = (out / "training" / "curve.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """Return the newest state, with moments, in float32."""
+    return load_file(snapshot.files(out / "training")[-1])
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert curve(one) == curve(other)
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()

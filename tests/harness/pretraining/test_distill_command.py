@@ -334,7 +334,7 @@ def test_a_teacher_without_a_head(distil: Distil, tmp_path: Path) -> None:
         ("tinybrt", [], UnknownNameError, "did you mean tinybert"),
     ],
 )
-def test_bad_input(
+def test_bad_input_is_refused_in_one_line(
     method: str, options: list[str], error: type[Exception], said: str, distil: Distil, tmp_path: Path
 ) -> None:
     """An error is one line with what, where and how to correct it, and nothing is written."""

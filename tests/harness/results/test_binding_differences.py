@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.results.belonging import NO_FINGERPRINT, differences, measured_otherwise, trained_otherwise
+from harness.results.comparability import NO_FINGERPRINT, differences, thread_differences, training_differences
 from harness.results.schema import Binding
 
 FEW = st.sampled_from(["a", "b"])
@@ -50,7 +50,7 @@ def test_every_shared_setting_counts(one: Binding, other: Binding) -> None:
 def test_precision_and_threads_of_training_count(one: Binding, other: Binding) -> None:
     """Inside a run both must be equal; across runs precision must, where both recorded it. What differs is always named."""
     inside, across = (" ".join(differences(one, other, across_code=code)) for code in (False, True))
-    named = " ".join(trained_otherwise(one, other))
+    named = " ".join(training_differences(one, other))
     for words, key in (("precision of training", "precision"), ("threads per fit", "fit_threads")):
         ours, theirs = getattr(one, key), getattr(other, key)
         assert (words in inside) == (words in named) == (ours != theirs)
@@ -75,6 +75,6 @@ def test_words_for_what_differs() -> None:
         "precision of training (float32 and not recorded)",
         "threads per fit (not recorded and 2)",
     ]
-    assert trained_otherwise(one, other, known=True) == []
-    assert measured_otherwise(1, 2) == ["threads while measuring (1 and 2)"]
-    assert measured_otherwise(1, 1) == measured_otherwise(None, 2) == []
+    assert training_differences(one, other, known=True) == []
+    assert thread_differences(1, 2) == ["threads while measuring (1 and 2)"]
+    assert thread_differences(1, 1) == thread_differences(None, 2) == []

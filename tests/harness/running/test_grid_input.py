@@ -26,13 +26,9 @@ from harness.core.errors import (
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 from harness.results.run_folder import RunFolder
-from harness.running.grid import Grid, GridOutcome
+from harness.running.grid import Grid
 from harness.running.run_settings import Settings
-
-
-@pytest.fixture
-def settings(grid_settings: Settings) -> Settings:
-    return grid_settings
+from tests.harness.running.conftest import change, counts, run
 
 
 @pytest.fixture
@@ -42,18 +38,6 @@ def backbones(tmp_path: Path, make_backbone: Callable[..., Backbone]) -> dict[st
     folder.mkdir()
     checkpoint.write_folder(folder, made.shape, made.state)
     return {"en": str(folder), "zh": str(folder)}
-
-
-def change(settings: Settings, **profile: Any) -> Settings:
-    return replace(settings, profile=settings.profile.model_copy(update=profile))
-
-
-def run(settings: Settings) -> GridOutcome:
-    return Grid(settings).execute()
-
-
-def counts(outcome: GridOutcome) -> tuple[int, int, int]:
-    return outcome.measured, outcome.kept, outcome.failed
 
 
 def write_local(folder: Path, text: str, rows: int = 20) -> Path:

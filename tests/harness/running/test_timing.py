@@ -21,10 +21,11 @@ from harness.results.run_folder import RunFolder
 from harness.results.schema import Result
 from harness.running import grid
 from harness.running.content_keys import ContentKeys
-from harness.running.grid import Grid, GridOutcome
+from harness.running.grid import Grid
 from harness.running.measuring.pass_counts import PassCounts, count_passes
 from harness.running.measuring.timing import TimingSettings
 from harness.running.run_settings import Settings
+from tests.harness.running.conftest import run
 
 SOME = TimingSettings(seeds=[0], untimed=["three"])
 TOGETHER = TimingSettings(share_reference=True)
@@ -39,10 +40,6 @@ def settings(grid_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settin
 
 def timing(settings: Settings, chosen: TimingSettings, **profile: Any) -> Settings:
     return replace(settings, profile=settings.profile.model_copy(update={"timing": chosen, **profile}))
-
-
-def run(settings: Settings) -> GridOutcome:
-    return Grid(settings).execute()
 
 
 def results(settings: Settings) -> dict[tuple[str, str, int], Result]:
@@ -144,7 +141,7 @@ def test_cells_share_the_passes_of_the_reference(
     stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch, least: int, groups: int
 ) -> None:
     """With share_reference methods wait until there are enough cells, those of another seed never mix, and none is forgotten."""
-    monkeypatch.setattr(grid, "TOGETHER", least)
+    monkeypatch.setattr(grid, "LEAST_TOGETHER", least)
     settings = timing(settings, TOGETHER)
     assert run(settings).measured == 12
     speeds = {key: one.speed for key, one in results(settings).items() if one.speed}

@@ -26,6 +26,7 @@ from harness.running.grid import Grid
 from harness.running.run_settings import Settings
 from harness.running.session import Session
 from harness.running.task import prepare
+from tests.harness.running.conftest import change
 
 WORDS = [word for word in vocabulary("en") if word.isalpha()][:6]
 
@@ -49,10 +50,6 @@ def reader(stage: Any, name: str, *needs: str, declares: bool) -> list[int | Non
 def settings(stage: Any, grid_settings: Settings) -> Settings:
     """One dataset with 20 of its 30 train rows, for two fakes."""
     return change(grid_settings, datasets=["ag_news"], methods=["one", "two"], max_train=20)
-
-
-def change(settings: Settings, **profile: Any) -> Settings:
-    return replace(settings, profile=settings.profile.model_copy(update=profile))
 
 
 def run(settings: Settings) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.results.run_folder import RunFolder
-from reports.analysis.conditions import find_belonging
+from reports.analysis.conditions import find_conditions
 from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.terminal import summary
@@ -166,7 +166,7 @@ def test_published_runs_stay_whole(published, tmp_path):
     run = RunFolder.open(shutil.copytree(published / "results", tmp_path / "run" / "results").parent)
     results = run.results()
     assert len(results) == len(list((published / "results").iterdir())) and not run.broken
-    assert find_belonging(run, results).apart == []
+    assert find_conditions(run, results).apart == []
 
 
 UNLIKE = {

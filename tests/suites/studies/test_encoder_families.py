@@ -33,13 +33,15 @@ def test_long_texts_run_on_every_executor(tmp_path: Path, capsys: pytest.Capture
 def test_a_fault_is_named(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Pairs that are not counted, or positions that are not turned, end the study with exit code 1 and their names."""
+    """Pairs that are not counted, or positions that are not rotated, end the study with exit code 1 and their names."""
     if fault == "counts":
         tally = Layout.tally
         monkeypatch.setattr(Layout, "tally", lambda self, queries="all", *, ragged=False, reach=None: tally(self))
     else:
-        turns = Layout.turns
-        monkeypatch.setattr(Layout, "turns", lambda self, *size: tuple(map(torch.ones_like, turns(self, *size))))
+        angles = Layout.rotary_angles
+        monkeypatch.setattr(
+            Layout, "rotary_angles", lambda self, *size: tuple(map(torch.ones_like, angles(self, *size)))
+        )
     command = ["--families", "modernbert", "--length", "80", "--out", str(tmp_path / "families.json")]
     assert encoder_families.main(command) == 1
     named = "full, modern" if fault == "counts" else "h1, h2"

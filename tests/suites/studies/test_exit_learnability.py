@@ -75,7 +75,7 @@ def test_measures_by_hand() -> None:
     assert same["explained"] == [0, 0, 0] and same["chance"] == 1
 
 
-def test_power() -> None:
+def test_what_a_number_of_rows_could_have_found() -> None:
     """2,000 rows find a correlation of .063, which explains .4 %; a constant prediction has no power to state."""
     assert study.detectable_share(2000) == pytest.approx(0.0626**2, rel=0.01)
     found = {"mean": 0.0, "low": 0.0, "high": 0.0, "detectable": 0.0}

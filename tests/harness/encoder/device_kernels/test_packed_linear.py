@@ -17,7 +17,7 @@ from harness.core.tokens import TokenSet
 from harness.encoder.device_kernels.packed_linear import PackedLinear, activated, can_pack, packed, plus
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import ACTIVATIONS
-from harness.execution.engines import LAYERS, engine_for
+from harness.execution.engine_cache import LAYERS, engine_for
 from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_faithful, run_sequential

@@ -16,7 +16,7 @@ from harness.encoder.backbone import Backbone
 from harness.encoder.model import LinearHead
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.frozen import frozen_states
-from harness.toolkit.frozen.frozen_states import FrozenStates, NumberedRows, Said
+from harness.toolkit.frozen.frozen_states import FrozenOutput, FrozenStates, NumberedRows
 from harness.toolkit.method_settings import Recipe
 from harness.toolkit.training import LayerPasses, training_layout
 
@@ -50,7 +50,7 @@ def live(make: Make) -> FrozenStates:
     return make()
 
 
-def ask(frozen: FrozenStates, rows: Any, **more: Any) -> Said:
+def ask(frozen: FrozenStates, rows: Any, **more: Any) -> FrozenOutput:
     batch = frozen.rows.select(rows)
     return frozen(batch, training_layout(batch), **more)
 

@@ -11,27 +11,19 @@ import pytest
 
 from harness.data import splits
 from harness.data.splits import RawSplit
-from harness.results.belonging import differences
+from harness.results.comparability import differences
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Binding
 from harness.running import session
-from harness.running.grid import Grid, GridOutcome
 from harness.running.run_settings import Settings
 from harness.running.task import rows_digest
+from tests.harness.running.conftest import change, run
 
 
 @pytest.fixture
 def settings(grid_settings: Settings) -> Settings:
     """One dataset."""
     return change(grid_settings, datasets=["ag_news"])
-
-
-def change(settings: Settings, **profile: Any) -> Settings:
-    return replace(settings, profile=settings.profile.model_copy(update=profile))
-
-
-def run(settings: Settings) -> GridOutcome:
-    return Grid(settings).execute()
 
 
 def bindings(settings: Settings) -> dict[str, Binding]:

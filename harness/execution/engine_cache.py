@@ -86,8 +86,8 @@ def engine_for(model: MultiExitModel, execution: Execution, longest: int = 1) ->
     return kept.engines[key]
 
 
-def singly(compute: Compute) -> Compute:
-    """Return how a method runs its blocks that always launches them one by one, without a compiler or graphs."""
+def without_compiler(compute: Compute) -> Compute:
+    """Return the compute mode of a method that launches its blocks one by one, without a compiler or graphs."""
     return "packed" if compute == "packed" else "eager"
 
 
@@ -125,12 +125,12 @@ def _can_record(model: MultiExitModel, execution: Execution, dtype: torch.dtype)
     widths = (model.encoder.shape.head_width, model.teacher.head_width)
     if execution.protocol == "paper" or all(varlen.fits(device, dtype, width) for width in widths):
         return True
-    say_no_graphs(execution.dtype, widths)
+    warn_without_graphs(execution.dtype, widths)
     return False
 
 
 @cache
-def say_no_graphs(dtype: str, widths: tuple[int, int]) -> None:
+def warn_without_graphs(dtype: str, widths: tuple[int, int]) -> None:
     """Warn once per process, whatever warning filters change meanwhile."""
     warnings.warn(
         f"no CUDA graphs for packed batches of {dtype} with heads {widths} wide: running without them", stacklevel=4

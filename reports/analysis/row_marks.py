@@ -1,4 +1,4 @@
-"""The marks that a row earns by its checks."""
+"""The marks of a row: which checks it failed, and which caveats apply."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from reports.analysis.result_rows import ResultRow
 from reports.notation.marks import MARKS
 
 
-def signs(row: ResultRow) -> str:
-    """Return the marks that a row earns, in the order of :data:`reports.notation.marks.MARKS`."""
-    earned = {
+def marks_of(row: ResultRow) -> str:
+    """Return the marks of a row, in the order of :data:`reports.notation.marks.MARKS`."""
+    applies = {
         "†": row.rounds_agree is not None and row.rounds_agree < 1,
         "‡": row.batches_agree is not None and row.batches_agree < 1,
         "§": row.state_unchanged is False,
@@ -21,4 +21,4 @@ def signs(row: ResultRow) -> str:
         "‖": bool(row.collapsed),
         "≈": row.slow,
     }
-    return "".join(mark.sign for mark in MARKS if earned[mark.sign])
+    return "".join(mark.sign for mark in MARKS if applies[mark.sign])

@@ -1,4 +1,4 @@
-"""Whether two cells belong together: only then may they be paired or averaged."""
+"""Whether two cells were measured under equal conditions. Only then may they be paired or averaged."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _PLAIN = {
     "backbone": "content of the backbone",
 }
 # How fits were trained; results of earlier versions do not say. Another number of threads adds in another order, which changes
-# weights as much as another machine does: two runs may differ in it, two cells of one table not.
+# weights as much as another machine does. Two runs may differ in it, but two cells of one table may not.
 _TRAINED = {"precision": "precision of training", "fit_threads": "threads per fit"}
 _AS_ON_ANOTHER_MACHINE = {"fit_threads"}
 
 
 def differences(one: Binding | None, other: Binding | None, *, across_code: bool = False) -> list[str]:
-    """Return what two cells differ in although it must be equal, in words; empty if they belong together.
+    """Return in words what two cells differ in although it must be equal; empty if they can be compared.
 
-    Two results from before fingerprints existed differ in nothing that is known. Such a result and a newer one always differ.
+    Two results without fingerprints (earlier versions) have no known difference. A result without and one with always differ.
 
     Args:
         across_code: the cells come from two runs, which may have been measured by different code and with other settings of
@@ -49,12 +49,12 @@ def differences(one: Binding | None, other: Binding | None, *, across_code: bool
     return found
 
 
-def measured_otherwise(one: int | None, other: int | None) -> list[str]:
+def thread_differences(one: int | None, other: int | None) -> list[str]:
     """Return in words that two cells were measured on different numbers of threads, if both are known."""
     return [] if one == other or None in (one, other) else [_both("threads while measuring", one, other)]
 
 
-def trained_otherwise(one: Binding | None, other: Binding | None, *, known: bool = False) -> list[str]:
+def training_differences(one: Binding | None, other: Binding | None, *, known: bool = False) -> list[str]:
     """Return in words what two cells differ in of precision and threads of their fits; ``known``: only what both recorded."""
     return [] if one is None or other is None else list(_trained(one, other, known=known).values())
 

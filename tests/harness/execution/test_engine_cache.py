@@ -26,8 +26,8 @@ from harness.encoder.device_kernels import varlen
 from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.execution import engine, engines
-from harness.execution.engines import engine_for
+from harness.execution import engine, engine_cache
+from harness.execution.engine_cache import engine_for
 from harness.execution.executors import run_assigned, run_full
 from harness.execution.exit_rules import Entropy
 from harness.execution.sequential import run_sequential
@@ -41,13 +41,13 @@ EXITS = torch.arange(N, dtype=torch.int16) % DEPTH
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """Record the types of all model copies."""
     made: list[torch.dtype] = []
-    real = engines.model_copy
+    real = engine_cache.model_copy
 
     def model_copy(model: MultiExitModel, dtype: torch.dtype, **more: Any) -> MultiExitModel:
         made.append(dtype)
         return real(model, dtype, **more)
 
-    monkeypatch.setattr(engines, "model_copy", model_copy)
+    monkeypatch.setattr(engine_cache, "model_copy", model_copy)
     return made
 
 
@@ -56,11 +56,11 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Reset the compiler; it traces and guards but generates no code, which would be slow."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     with torch._dynamo.config.patch(recompile_limit=8):
-        engine.compiled_close.cache_clear()
+        engine.compiled_after_attention.cache_clear()
         torch._dynamo.reset()
         counters.clear()
         yield
-        engine.compiled_close.cache_clear()
+        engine.compiled_after_attention.cache_clear()
         torch._dynamo.reset()
 
 
@@ -108,7 +108,7 @@ def test_a_process_may_use_many_widths(
 def test_compiled_blocks_equal_eager_ones(make_model: Callable[..., MultiExitModel], tokens: TokenSet) -> None:
     """Generated code gives the same logits up to rounding."""
     torch._dynamo.reset()
-    engine.compiled_close.cache_clear()
+    engine.compiled_after_attention.cache_clear()
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7)
     before = compiled()
     for found, expected in zip(
@@ -219,7 +219,7 @@ def test_models_are_freed(
     monkeypatch.setattr(varlen, "HALF", (torch.float32, torch.bfloat16))
     model = make_model(shape=SHAPE)
     run_full(model, tokens, Execution(batch_size=7, dtype=dtype, compute=compute))
-    kept = [weakref.ref(made) for one in engines._prepared.values() for made in one.engines.values()]
+    kept = [weakref.ref(made) for one in engine_cache._prepared.values() for made in one.engines.values()]
     assert bool(kept) == (dtype == "bfloat16" or "graphs" in compute or compute == "packed")
     gone = weakref.ref(model)
     del model
@@ -256,10 +256,10 @@ def test_only_the_last_buffers_are_kept(
 ) -> None:
     """Every batch size has its own buffers and graphs; those of the last two sizes are kept."""
     model = make_model(shape=SHAPE)
-    made = [engines.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (1, 2, 3)]
-    again = [engines.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (3, 2)]
+    made = [engine_cache.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (1, 2, 3)]
+    again = [engine_cache.engine_for(model, Execution(batch_size=size, compute="graphs"), 12) for size in (3, 2)]
     assert again == [made[2], made[1]]
-    assert engines.engine_for(model, Execution(batch_size=1, compute="graphs"), 12) is not made[0]
+    assert engine_cache.engine_for(model, Execution(batch_size=1, compute="graphs"), 12) is not made[0]
 
 
 def test_layouts_are_freed_at_once(tokens: TokenSet) -> None:
@@ -305,7 +305,7 @@ def test_packed_float32_runs_without_graphs_and_warns_once(
 ) -> None:
     """Three passes warn once, even with all warnings enabled, and the answers are the same."""
     monkeypatch.setattr(varlen, "HALF", ())
-    engines.say_no_graphs.cache_clear()
+    engine_cache.warn_without_graphs.cache_clear()
     model, execution = make_model(shape=SHAPE), Execution(batch_size=7)
     expected = run_full(model, tokens, execution).logits
     with warnings.catch_warnings(record=True) as text:
