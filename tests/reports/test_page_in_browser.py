@@ -230,8 +230,13 @@ def test_points_have_a_description(desk):
     spots = desk.ask(f"[...{first}].map(t => t.textContent)")
     assert len(spots) == len(set(spots)) >= 20
     assert all("accuracy" in text and "speed-up" in text for text in spots)
-    desk.click(".spot")
-    assert desk.ask("document.querySelector('.spot').closest('figure').querySelector('.said').textContent") in spots
+    desk.click("section[data-group] .figures .spot")
+    assert (
+        desk.ask(
+            "document.querySelector('section[data-group] .figures .spot').closest('figure').querySelector('.said').textContent"
+        )
+        in spots
+    )
 
 
 def test_the_page_loads_nothing(desk, page):

@@ -67,7 +67,7 @@ class MethodCells:
     def finish(
         self, cell: Cell, contender: Contender, measured: Measured, after: SavedState | None, notes: Sequence[str]
     ) -> MeasuredCell:
-        """Run the diagnostics of a cell and, of a method, a pass over dev for later choices; return its result.
+        """Run the diagnostics of a cell and, if it is timed and so can be chosen later, a pass over dev; return its result.
 
         Args:
             after: state of the method after its passes; ``None`` if the cell is not checked.
@@ -102,7 +102,7 @@ class MethodCells:
             start = clock.now()
             self._depths = self._depths or depth_answers(contender, tokens)
             dev = None
-            if method.kind == "method" and not measured.foresees:
+            if self.timed and method.kind == "method" and not measured.foresees:
                 dev = timed_pass(contender, session.prepared.task.dev.tokens).predictions
             asked = clock.now() - start
         binding = binding_of(session, name, measured.speed.reference if measured.speed else None)

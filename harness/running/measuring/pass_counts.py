@@ -8,11 +8,11 @@ cells              own passes    reference  full depth  single samples
 method             4 a point     3 a point  0           up to 0.5 s a point
 control            3 a point     3 a point  0           none
 bound              3 a point     3 a point  3 + 1       none
-not timed          2 a point     0          0 (bound 2)  up to 0.5 s once, in seeds that are checked
+not timed          1 a point     0          0 (bound 2)  up to 0.5 s once, in seeds that are checked
 =================  ============  =========  ==========  ============================================
 
-One of the own passes of a method is over the dev rows; it is counted as one over test. Controls and bounds that are not timed
-take 1 a point. A checked cell of a method with an engine takes one more own pass, without the engine.
+One of the own passes of a timed method is over the dev rows; it is counted as one over test. A checked cell of a method with an
+engine takes one more own pass, without the engine.
 
 With ``share_reference``, 3 passes of the reference serve eight points or more; ``tolerance`` lets the rounds end after 2.
 """
@@ -98,7 +98,7 @@ def count_passes(
     full = int(bound or answers_at_depths)
     if not timing.times(method, seed):
         checked = timing.checks(seed)
-        own = points * (1 + (kind == "method")) + checked
+        own = points + checked
         return PassCounts(own, 0, full + own * bound, int(checked and kind == "method"))
     most = rounds if all_rounds or not timing.tolerance else min(rounds, 2)
     groups = points / LEAST_TOGETHER if timing.share_reference else points

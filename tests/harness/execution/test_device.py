@@ -149,7 +149,9 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     return seen
 
 
-def without_values(model: MultiExitModel, dtype: torch.dtype = torch.float32) -> MultiExitModel:
+def without_values(
+    model: MultiExitModel, dtype: torch.dtype = torch.float32, *, heads: torch.dtype | None = None
+) -> MultiExitModel:
     """Return a model of the same shape on the device without values."""
     twin = MultiExitModel(Encoder(SHAPE), model.labels, model.exits, model.head_kind)
     for module in twin.modules():

@@ -303,7 +303,7 @@ def test_packed_weights_run_what_is_counted(
 
         monkeypatch.setattr(PackedLinear, name, run)
 
-    for name in ("forward", "activated", "plus"):
+    for name in ("forward", "activated"):
         counting(name)
     exits = TokenExits.of(torch.arange(WORDS) % DEPTH, DEPTH)
     with torch.inference_mode():

@@ -134,7 +134,8 @@ def test_noise_alone_gives_no_alarm(make_cell: Maker, make_packed: Runner, seed:
         )
 
     found = compare(run(), run())
-    assert len(found.alarms) <= 1
+    of_cells = [alarm for alarm in found.alarms if " over " not in alarm]  # one may reach the mean over its sets, too
+    assert len(of_cells) <= 1
     assert all(c.time.low <= c.time.ratio <= c.time.high for c in found.changes if c.time is not None)
 
 

@@ -116,7 +116,7 @@ def test_cells_whose_key_followed_the_path_are_measured_again(
 ) -> None:
     """Nothing shows with which weights they were measured; they can be read until then."""
     with monkeypatch.context() as old:  # results of that version had no key
-        old.setattr(cell_groups, "build_result", lambda *facts: build_result(*facts[:-1], ""))
+        old.setattr(cell_groups, "build_result", lambda *facts: build_result(*facts[:-2], "", facts[-1]))
         run(settings)
     for path in (settings.out / "plan").iterdir():
         write_json(path, {**json.loads(path.read_text()), "key": "0123456789abcdef"})

@@ -23,6 +23,7 @@ from harness.results.run_folder import RunFolder
 from harness.running.binding import binding_of
 from harness.running.content_keys import ContentKeys
 from harness.running.grid import Grid
+from harness.running.measuring import cell_groups
 from harness.running.run_settings import Settings
 from harness.running.session import Session
 from harness.running.task import prepare
@@ -147,6 +148,7 @@ def test_nothing_is_tokenised_for_nobody(stage: Any, settings: Settings, monkeyp
         return encode(self, texts, *parts, **named)
 
     monkeypatch.setattr(Backbone, "encode", count)
+    monkeypatch.setattr(cell_groups, "tokenising_of", lambda session: None)  # tokenises the test texts to take its time
     run(settings)
     assert encoded == [20, 10, 12]
     reader(stage, "two", declares=True)

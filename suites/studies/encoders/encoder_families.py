@@ -2,8 +2,8 @@
 
 ::
 
-    python -m suites.studies.encoder_families
-    python -m suites.studies.encoder_families --families modernbert --length 512
+    python -m suites.studies.encoders.encoder_families
+    python -m suites.studies.encoders.encoder_families --families modernbert --length 512
 
 Models are small and have random weights. States after the embeddings and after every layer are compared, packed and padded. Then a
 model with a head after every layer runs through all executors, packed and padded, and FLOPs counted by the executor are compared

@@ -2,8 +2,8 @@
 
 ::
 
-    python -m suites.studies.low_bits --out low-bits.json
-    python -m suites.studies.low_bits --shapes 12x384 --engines packed,int8 --samples 64 --rounds 2
+    python -m suites.studies.encoders.low_bits --out low-bits.json
+    python -m suites.studies.encoders.low_bits --shapes 12x384 --engines packed,int8 --samples 64 --rounds 2
 
 Weights and ids are random, lengths realistic, and heads set so that samples exit at every layer, as in ``executor_speed``. Engines
 run the same weights and samples. ``ladder``, ``exact-k``, ``verified`` and ``look1`` run to the exits found in float32; ``shrink``

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.encoder.layout import Layout
-from suites.studies import encoder_families
+from suites.studies.encoders import encoder_families
 from suites.workloads.family_models import FAMILY_MODELS
 
 

@@ -10,7 +10,7 @@ import torch
 
 from harness.encoder.device_kernels.packed_linear import can_pack
 from harness.encoder.shape import EncoderShape
-from suites.studies import low_bits
+from suites.studies.encoders import low_bits
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch has no packed weights")
 
@@ -43,5 +43,5 @@ def test_an_engine_that_cannot_run_here_is_named(
 ) -> None:
     """It is refused before anything is measured."""
     monkeypatch.setattr("harness.engines.int8.can_pack", lambda dtype: False)
-    assert low_bits.main(["--engines", "int8"]) == 1
+    assert low_bits.main(["--engines", "int8"]) == 2
     assert "low_bits: engine 'int8': it needs a build of torch with oneDNN" in capsys.readouterr().err

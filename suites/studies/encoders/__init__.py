@@ -1,0 +1,1 @@
+"""Studies of encoders: every family against `transformers`, and layers on few bits."""
