@@ -157,8 +157,10 @@ def measure_together(
     for number in range(rounds):
         order = _order(len(tokens), number, rng)
         shuffled = tokens if number == 0 else tokens.select(order)
+        if number == 0:
+            reset_host_peak()  # for the reference as for the others
         other = timed_pass(reference, shuffled) if reference is not None and number % 2 == 0 else None
-        passes = {one: one.run(shuffled) for one in all_series[:: -1 if number % 2 else 1]}
+        passes = {one: one.run(shuffled, watch=number == 0) for one in all_series[:: -1 if number % 2 else 1]}
         if reference is not None and number % 2 == 1:
             other = timed_pass(reference, shuffled)
         for series, done in passes.items():
@@ -181,7 +183,7 @@ def measure_untimed(contender: Contender, tokens: TokenSet, *, rounds: int, seed
     rng, series = np.random.default_rng(seed), _Series(contender)
     for number in range(rounds):
         order = _order(len(tokens), number, rng)
-        series.add(series.run(tokens if number == 0 else tokens.select(order)), order)
+        series.add(series.run(tokens if number == 0 else tokens.select(order), watch=number == 0), order)
     return replace(series.measured(tokens, None), speed=None)
 
 
@@ -237,9 +239,14 @@ class _Series:
         self._reference_logits: np.ndarray | None = None
         self._peaks = _Peaks()
 
-    def run(self, tokens: TokenSet) -> TimedPass:
-        """Run one pass, and note the memory that it takes beside what is there already."""
-        with self._peaks(tokens.device):
+    def run(self, tokens: TokenSet, *, watch: bool) -> TimedPass:
+        """Run one pass.
+
+        Args:
+            watch: note the memory that it takes beside what is there already. Freed memory is given back before, so that the
+                pass has to get it from the system, which takes time: in the first round only, and there for the reference, too.
+        """
+        with self._peaks(tokens.device) if watch else nullcontext():
             return timed_pass(self.contender, tokens)
 
     def add(

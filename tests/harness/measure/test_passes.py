@@ -14,6 +14,7 @@ from harness.core import clock
 from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
 from harness.core.work import LayerCost, ModelCost, Tally, Work
+from harness.measure import passes
 from harness.measure.passes import Contender, measure, measure_together, measure_untimed, timed_pass
 from harness.measure.resources import reset_host_peak
 
@@ -341,3 +342,14 @@ def test_peaks_are_those_of_own_passes(calls: list, time: Time, samples: TokenSe
     found = measure_together([small, large], samples, rounds=2, seed=0, reference=bert, reference_name="bert")
     low, high = (one.host_peak_bytes for one in found)
     assert low is not None and high is not None and high - low > 50 * 2**20
+
+
+def test_freed_memory_is_given_back_for_all_sides_alike(
+    calls: list, time: Time, samples: TokenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes the next pass slower: it happens before first passes, and before those of the reference, too."""
+    monkeypatch.setattr(passes, "reset_host_peak", lambda: calls.append(("given back", [])) is None)
+    one, two, bert = (contender(Fake(name, time, calls, [1] * 9)) for name in ("one", "two", "bert"))
+    measure_together([one, two], samples, rounds=3, seed=0, reference=bert, reference_name="bert")
+    first = ["given back", "bert", "given back", "one", "given back", "two"]
+    assert [name for name, _ in calls] == ["one", "two", "bert", *first, "two", "one", "bert", "bert", "one", "two"]
