@@ -82,8 +82,7 @@ class FittedModel:
     def save(self, folder: Path) -> None:
         """Write model and training report into an existing folder."""
         self.model.save(folder)
-        report = None if self.training is None else asdict(self.training)
-        (folder / "training.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        save_training(folder, self.training)
 
     @classmethod
     def load(cls, folder: Path, device: str) -> Self:
@@ -101,12 +100,24 @@ def load_model(folder: Path, device: str) -> tuple[MultiExitModel, TrainingRepor
     Raises:
         ResultError: a file is missing or damaged.
     """
-    model = MultiExitModel.load(folder, device)
+    return MultiExitModel.load(folder, device), read_training(folder)
+
+
+def save_training(folder: Path, report: TrainingReport | None) -> None:
+    """Write what training cost into the folder of a fit."""
+    facts = None if report is None else asdict(report)
+    (folder / "training.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def read_training(folder: Path) -> TrainingReport | None:
+    """Read what :func:`save_training` wrote.
+
+    Raises:
+        ResultError: the file is missing or damaged.
+    """
     with reading(folder):
         facts: dict[str, Any] | None = read_json(folder / "training.json")
-        if facts is None:
-            return model, None
-        return model, TrainingReport.of(facts)
+        return None if facts is None else TrainingReport.of(facts)
 
 
 class BorrowedModel(FittedModel):

@@ -109,7 +109,7 @@ def make_backbone() -> Callable[..., Backbone]:
 
 
 HERE = Machine(cpu="a CPU", cores=2, torch_threads=2, torch="2.13")
-_CELL = {
+CELL = {
     "method": "geep",
     "dataset": "ag_news",
     "source": "embedded",
@@ -127,7 +127,7 @@ _CELL = {
 
 def packed_cell(correct: Sequence[bool] | None = None, **change: Any) -> PackedCell:
     """Return a cell of 400 samples, 90 % of them right, with the given coordinates and fields."""
-    coordinates = {name: change.pop(name, value) for name, value in _CELL.items()}
+    coordinates = {name: change.pop(name, value) for name, value in CELL.items()}
     coordinates |= {name: change.pop(name) for name in ("compute", "batch_tokens") if name in change}
     right = np.arange(400) >= 40 if correct is None else np.asarray(correct, dtype=bool)
     facts: dict[str, Any] = {

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
 from harness.contracts import Compute, OperatingPoint, Predictions
-from harness.core.text_formats import read_json
 from harness.core.tokens import Split, TokenSet
 from harness.core.work import ModelCost
-from harness.toolkit.fitted import reading
+from harness.toolkit.fitted import read_training, save_training
 from harness.toolkit.text_models.text_model import TextModel
 from harness.toolkit.text_models.text_pass import run_text
 from harness.toolkit.training import TrainingReport
@@ -49,8 +47,7 @@ class FittedText:
     def save(self, folder: Path) -> None:
         """Write model and training report into an existing folder."""
         self.model.save(folder)
-        report = None if self.training is None else asdict(self.training)
-        (folder / "training.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        save_training(folder, self.training)
 
     @classmethod
     def load(cls, folder: Path, device: str) -> Self:
@@ -59,7 +56,4 @@ class FittedText:
         Raises:
             ResultError: a file is missing or damaged.
         """
-        model = cls.kind.load(folder, device)
-        with reading(folder):
-            facts = read_json(folder / "training.json")
-            return cls(model, None if facts is None else TrainingReport.of(facts))
+        return cls(cls.kind.load(folder, device), read_training(folder))

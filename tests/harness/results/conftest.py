@@ -12,24 +12,11 @@ import pytest
 from harness.results.run_folder import RunFolder
 from harness.results.sample_columns import SAMPLE_COLUMNS
 from harness.results.schema import Cell, Checks, Cost, Quality, Result, Speed
+from tests.harness.conftest import CELL
 
 
 def make_cell(**change: object) -> Cell:
-    facts: dict = {
-        "method": "bert",
-        "dataset": "ag_news",
-        "source": "local",
-        "backbone": "tiny",
-        "seed": 0,
-        "point": "full",
-        "protocol": "modern",
-        "order": "length",
-        "executor": "own",
-        "batch_size": 8,
-        "device": "cpu",
-        "dtype": "float32",
-    }
-    return Cell(**{**facts, **change})
+    return Cell(**{**CELL, "method": "bert", "source": "local", **change})
 
 
 def make_result(cell: Cell) -> Result:

@@ -17,7 +17,8 @@ from harness.core.errors import ResultError
 from harness.results.packed_run import PackedCell, PackedRun, load, machine_of, pack, same_fit, write
 from harness.results.run_folder import RunFolder, failed_cell
 from harness.results.sample_columns import BEFORE_BIT, DEPTH_COLUMNS, SAMPLE_COLUMNS
-from harness.results.schema import Cell, Checks, Cost, Quality, Result, Speed
+from harness.results.schema import Checks, Cost, Quality, Result, Speed
+from tests.harness.results.conftest import make_cell
 
 FINGERPRINT = {
     "cpu": "a CPU",
@@ -32,23 +33,9 @@ FINGERPRINT = {
 def save(run: RunFolder, right: np.ndarray, **change: Any) -> Result:
     """Store one cell with these answers."""
     n = len(right)
-    facts: dict[str, Any] = {
-        "method": "bert",
-        "dataset": "ag_news",
-        "source": "local",
-        "backbone": "tiny",
-        "seed": 0,
-        "point": "full",
-        "protocol": "modern",
-        "order": "length",
-        "executor": "own",
-        "batch_size": 8,
-        "device": "cpu",
-        "dtype": "float32",
-    }
     share = float(right.mean())
     result = Result(
-        cell=Cell(**{**facts, **change}),
+        cell=make_cell(**change),
         kind="method",
         synthetic=False,
         language="en",
