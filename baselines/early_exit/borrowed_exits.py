@@ -63,7 +63,7 @@ class RuleOnWeights(BaseMethod[B], Generic[B]):
                 f"method '{self.name}' uses the weights of one method, not of {len(teachers)}: name one in its needs"
             )
         ((name, source),) = teachers.items()
-        if not isinstance(source, FittedModel):
+        if not isinstance(source, FittedModel) or not source.is_stack:
             raise ConfigError(
                 f"method '{self.name}' cannot use the weights of '{name}', a {type(source).__name__}: "
                 "name a method that runs on this project's encoder"

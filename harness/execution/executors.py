@@ -8,9 +8,10 @@ On CUDA the host waits twice: for the execution order, and for the answers. Deci
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import log
 
 import numpy as np
 import torch
@@ -33,6 +34,35 @@ def run_full(model: MultiExitModel, tokens: TokenSet, execution: Execution) -> P
         with run.phases("layers"):
             for first, last in run.batches():
                 run.run_to_the_end(first, last)
+        return run.predictions()
+
+
+def run_branches(
+    model: MultiExitModel, tokens: TokenSet, execution: Execution, shared: int, ends: Sequence[range]
+) -> Predictions:
+    """Run the first ``shared`` layers, then each end from their states; the answer is the mean of the ends' probabilities.
+
+    Logits are the logarithm of that mean.
+
+    Args:
+        ends: layer indices of every end that runs; its last layer has a head.
+    """
+    with inference(model):
+        run = Pass(model, tokens, execution)
+        with run.phases("layers"):
+            for first, last in run.batches():
+                split, layout = run.begin(first, last)
+                for index in range(shared):
+                    split = run.layer(index, split, layout)
+                split = run.keep(split)
+                said = []
+                for end in ends:
+                    hidden = split
+                    for index in end:
+                        hidden = run.layer(index, hidden, layout)
+                    said.append(run.keep(run.head(end[-1], hidden, layout)).log_softmax(-1))
+                mean = torch.stack(said).logsumexp(0) - log(len(said)) if len(said) > 1 else said[0]
+                run.answer(slice(first, last), mean, ends[-1][-1])
         return run.predictions()
 
 

@@ -51,7 +51,7 @@ def fitted_teacher(teachers: Mapping[str, Fitted], name: str = "bert") -> Fitted
         ConfigError: there is no such teacher, or it has no :class:`MultiExitModel`.
     """
     fitted = teachers.get(name)
-    if not isinstance(fitted, FittedModel):
+    if not isinstance(fitted, FittedModel) or not fitted.is_stack:
         raise ConfigError(
             f"teacher '{name}' is {type(fitted).__name__}, not a model of this project's encoder: add one to the method's needs"
         )

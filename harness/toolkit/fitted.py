@@ -67,9 +67,11 @@ class FittedModel:
         training: ``None`` for methods that only borrow another's model.
         executor: name of the executor, as stored with results.
         compute: how its blocks run, whatever the run's setting is; ``None``: as the run's setting is.
+        is_stack: whether the layers of its model run one after another; if not, only its own executor may run it.
     """
 
     executor: ClassVar[str] = "own"
+    is_stack: ClassVar[bool] = True
     compute: ClassVar[Compute | None] = None
 
     model: MultiExitModel

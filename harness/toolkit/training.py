@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -48,6 +48,16 @@ class DevScore(NamedTuple):
     exits: tuple[float, ...]
 
 
+class Costs(NamedTuple):
+    """The costs of one training or pass, as in :class:`TrainingReport`; their wall time tells stages apart."""
+
+    seconds: float
+    steps: int
+    layer_passes: int
+    sample_passes: int
+    flops: float
+
+
 @dataclass(frozen=True)
 class TrainingReport:
     """What training cost, and its scores on dev.
@@ -63,6 +73,7 @@ class TrainingReport:
         exit_scores: dev accuracy of every answering layer with the weights that were kept; empty if unknown.
         precision: of matrix products, ``"float32"`` or ``"bfloat16"``; empty if unknown.
         threads: that torch had; 0 if unknown.
+        stages: the single trainings and passes that a sum (:func:`total_cost`) consists of; empty for one of them.
         flops: of the layers, forward and backward, in the convention ``linear``, padding included; 0 if an older
             version did not count them.
     """
@@ -78,11 +89,18 @@ class TrainingReport:
     exit_scores: tuple[float, ...] = ()
     precision: str = ""
     threads: int = 0
+    stages: tuple[Costs, ...] = ()
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
         """Return the report that was stored as JSON."""
-        return cls(**{**stored, **{key: tuple(stored.get(key, ())) for key in ("dev_scores", "exit_scores")}})
+        lists = {key: tuple(stored.get(key, ())) for key in ("dev_scores", "exit_scores")}
+        return cls(**{**stored, **lists, "stages": tuple(Costs(*each) for each in stored.get("stages", ()))})
+
+    @property
+    def costs(self) -> Costs:
+        """The costs alone."""
+        return Costs(self.seconds, self.steps, self.layer_passes, self.sample_passes, self.flops)
 
     def __add__(self, other: TrainingReport) -> TrainingReport:
         """Add the costs of two stages; epochs, scores, precision and threads are those of the later one.
@@ -105,9 +123,15 @@ class TrainingReport:
         )
 
 
-def total_cost(*stages: TrainingReport | None) -> TrainingReport:
-    """Add the costs of stages, in order; those that are ``None`` cost nothing. The last one is never ``None``."""
-    return reduce(operator.add, [stage for stage in stages if stage is not None])
+def total_cost(*reports: TrainingReport | None) -> TrainingReport:
+    """Add costs, in order; ``None`` costs nothing, and the last report is never ``None``.
+
+    A stage that several reports include is counted once: the teacher that several assistants have in common.
+    """
+    known = [report for report in reports if report is not None]
+    stages = dict.fromkeys(stage for report in known for stage in report.stages or [report.costs])
+    total = reduce(operator.add, [TrainingReport(*stage[:4], flops=stage.flops) for stage in stages])
+    return replace(known[-1], **total.costs._asdict(), stages=tuple(stages) if len(stages) > 1 else ())
 
 
 def rate_at(step: int, steps: int, warm: int) -> float:

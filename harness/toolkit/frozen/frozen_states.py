@@ -99,6 +99,11 @@ class FrozenStates:
         self._starts = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)  # first row of a sample
         self._answers: Tensor | None = None
 
+    @property
+    def stored_answers(self) -> Tensor | None:
+        """Answers of all rows, float32 [N, C]; ``None`` unless :meth:`store` computed them."""
+        return self._answers
+
     def store(self) -> TrainingReport | None:
         """Compute and store what is read, and return the cost; ``None`` if nothing can be stored."""
         tokens, model = self.rows, self.model

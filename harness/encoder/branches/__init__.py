@@ -1,0 +1,1 @@
+"""Layers that stand beside each other: several continue from the same states."""
