@@ -40,7 +40,7 @@ from harness.toolkit.distillation import (
 )
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.frozen.frozen_states import FrozenStates
-from harness.toolkit.student_start import StudentMethod, StudentSettings
+from harness.toolkit.student_start import StudentMethod, StudentSettings, leading_directions
 from harness.toolkit.training import total_cost, train
 
 # A whole number, or a share of the teacher's width.
@@ -97,19 +97,6 @@ def student_shape(
         intermediate = teacher.intermediate if width == teacher.width else round(width * 1200 / 312)
     taught_by = [layer - 1 for layer in uniform_map(teacher.layers, layers)[1:]]
     return replace(teacher.of_layers(taught_by), width=width, intermediate=intermediate)
-
-
-@torch.no_grad()
-def leading_directions(teacher: Encoder, width: int) -> Tensor:
-    """Return the orthonormal directions [teacher width, width] that keep most of the word embeddings; at equal width the
-    identity."""
-    word = F.linear(teacher.word.weight, teacher.project.weight) if teacher.shape.embedding else teacher.word.weight
-    word = word.double().cpu()
-    if width == teacher.shape.width:
-        basis = torch.eye(width)
-    else:
-        basis = torch.linalg.eigh(word.T @ word).eigenvectors.flip(1)[:, :width].float()
-    return basis.to(teacher.device)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from harness.toolkit.text_models.bags import mean_of_rows
 from harness.toolkit.text_models.fitted_text import FittedText
 from harness.toolkit.text_models.teaching import TaughtSettings, needs_unlabelled, teach
 from harness.toolkit.text_models.text_model import TextLimits, TextModel
+from harness.toolkit.text_models.two_texts import compared, text_bounds
 from harness.toolkit.training import LayerPasses, TrainingReport, total_cost
 
 WIDTH = 256
@@ -74,15 +75,11 @@ class MeanOfVectors(TextModel):
         self.register_buffer("rows", rows, persistent=False)
 
     def forward(self, tokens: TokenSet, layout: Layout) -> Tensor:
-        starts = tokens.offsets[:-1]
-        if self.pairs:  # every sample is two bags: its first segment, then its second
-            before = torch.cumsum(tokens.segments.long(), 0)[tokens.offsets[1:] - 1]
-            second = before.diff(prepend=before.new_zeros(1))
-            starts = torch.stack([starts, tokens.offsets[1:] - second], 1).view(-1)
+        # Of a pair, every sample is two bags: its first segment, then its second.
+        starts = text_bounds(tokens)[:-1] if self.pairs else tokens.offsets[:-1]
         mean = mean_of_rows(self.table.weight, self.rows.index_select(0, tokens.ids), starts, self.limits.vocab_size)
         if self.pairs:
-            u, v = mean.view(-1, 2, self.width).unbind(1)
-            mean = torch.cat([u, v, (u - v).abs(), u * v], 1)
+            mean = compared(mean)
         logits: Tensor = self.label(mean)
         return logits
 

@@ -1,16 +1,21 @@
-"""What methods with a student share: settings, pretrained students, augmented data and the last stage of training."""
+"""What methods with a student share: settings, pretrained students, word vectors to start from, augmented data and the last
+stage of training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Generic
 
+import torch
 from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import TypeVar
 
 from harness.core.errors import ConfigError
 from harness.core.tokens import Split, Task
 from harness.encoder.backbone import Backbone, content_of, load_backbone
+from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.toolkit.augmentation import Augmentation
@@ -21,14 +26,9 @@ from harness.toolkit.method_settings import MethodSettings
 from harness.toolkit.training import LossFn, TrainingReport, train
 
 
-class StudentSettings(MethodSettings):
-    """Settings of a method that trains a student of ``bert``."""
+class AugmentSettings(MethodSettings):
+    """Settings of a method whose train rows may be augmented."""
 
-    layers: int | None = Field(None, ge=1, description="layers of the student")
-    student: str | dict[str, str] = Field(
-        "", description="folder or hub id to start from, or a table with one per language"
-    )
-    temperature: float = Field(1.0, gt=0, description="softens the answers of both in the loss")
     augment: int = Field(0, ge=0, description="augmented copies of every train sample")
     augment_p: float = Field(0.4, gt=0, le=1, description="probability that a word is replaced in a copy")
     augment_candidates: int = Field(15, ge=1, description="candidates to replace a word by")
@@ -38,7 +38,40 @@ class StudentSettings(MethodSettings):
         return Augmentation(self.augment, self.augment_p, self.augment_candidates)
 
 
-T = TypeVar("T", bound=StudentSettings, default=StudentSettings)
+class StartSettings(AugmentSettings):
+    """Settings of a method that may train a pretrained student."""
+
+    student: str | dict[str, str] = Field(
+        "", description="folder or hub id to start from, or a table with one per language"
+    )
+
+
+class StudentSettings(StartSettings):
+    """Settings of a method that trains a student of ``bert``."""
+
+    layers: int | None = Field(None, ge=1, description="layers of the student")
+    temperature: float = Field(1.0, gt=0, description="softens the answers of both in the loss")
+
+
+@torch.no_grad()
+def leading_directions(teacher: Encoder, width: int) -> Tensor:
+    """Return the orthonormal directions [teacher width, width] that keep most of the word embeddings.
+
+    At equal width they are the identity; a larger width has zeros in addition.
+    """
+    if width >= teacher.shape.width:
+        return torch.eye(teacher.shape.width, width).to(teacher.device)
+    word = own_words(teacher).double().cpu()
+    return torch.linalg.eigh(word.T @ word).eigenvectors.flip(1)[:, :width].float().to(teacher.device)
+
+
+def own_words(encoder: Encoder) -> Tensor:
+    """Return the word vectors of an encoder at the width of its layers: float32 [V, width]."""
+    table = encoder.word.weight
+    return F.linear(table, encoder.project.weight) if encoder.shape.embedding else table
+
+
+T = TypeVar("T", bound=StartSettings, default=StudentSettings)
 
 
 class StudentMethod(StagedMethod[T], Generic[T]):
@@ -69,8 +102,11 @@ class StudentMethod(StagedMethod[T], Generic[T]):
         """Return whether augmentation may use the backbone's masked-word head."""
         return self.read(config).augment > 0
 
-    def pretrained(self, own: T, teacher: EncoderShape, backbone: Backbone, task: Task) -> Backbone | None:
+    def pretrained(self, own: T, teacher: EncoderShape | None, backbone: Backbone, task: Task) -> Backbone | None:
         """Load the pretrained student that the settings name; ``None`` if they name none.
+
+        Args:
+            teacher: the student is no larger; ``None`` for a student of any size.
 
         Raises:
             ConfigError: there is none for the task's language, or it does not fit: another vocabulary, more layers or a
@@ -97,9 +133,10 @@ class StudentMethod(StagedMethod[T], Generic[T]):
                 f"{where} another vocabulary than the teacher's backbone '{backbone.name}', so that token ids differ: "
                 "choose a student made from that backbone"
             )
+        most_of = found.shape if teacher is None else teacher
         for what, size, most in (
-            ("layers", found.shape.layers, teacher.layers),
-            ("width", found.shape.width, teacher.width),
+            ("layers", found.shape.layers, most_of.layers),
+            ("width", found.shape.width, most_of.width),
         ):
             if size > most:
                 raise ConfigError(f"{where} {what} {size}, its teacher {most}: choose a student that is no larger")

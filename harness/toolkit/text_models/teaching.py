@@ -14,17 +14,28 @@ from torch.nn import functional as F
 
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.layout import Layout
+from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import Teachers
-from harness.toolkit.distillation import Unlabelled, fine_tuned, hard_loss, rows_to_teach, soft_kl
+from harness.toolkit.dev_scores import full_depth_score
+from harness.toolkit.distillation import (
+    Unlabelled,
+    fine_tuned,
+    hard_loss,
+    rows_to_teach,
+    soft_kl,
+    states_and_logits,
+)
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.frozen.frozen_states import FrozenStates
 from harness.toolkit.method_settings import MethodSettings, Recipe
 from harness.toolkit.text_models.text_model import TextModel
 from harness.toolkit.text_models.text_pass import text_score
-from harness.toolkit.training import TrainingReport, total_cost, train
+from harness.toolkit.training import DevScore, TrainingReport, total_cost, train
 
 # Of student and teacher logits [B, C]: a scalar.
 SoftLoss = Callable[[Tensor, Tensor], Tensor]
+# More rows, which follow those of a split, and what making them cost.
+MoreRows = Callable[[Split], tuple[Split, TrainingReport | None]]
 
 
 class TaughtSettings(MethodSettings):
@@ -62,14 +73,32 @@ def soft_loss(own: TaughtSettings) -> SoftLoss:
     return lambda student, teacher: soft_kl(student, teacher, own.temperature)
 
 
+def no_more(split: Split) -> tuple[Split, TrainingReport | None]:
+    """Return a split as it is (:data:`MoreRows`)."""
+    return split, None
+
+
+def _answer(model: TextModel | MultiExitModel, tokens: TokenSet, layout: Layout) -> Tensor:
+    """Return logits [B, C]; those of the last head of an encoder."""
+    if isinstance(model, MultiExitModel):
+        return states_and_logits(model, tokens, layout)[1]
+    logits: Tensor = model(tokens, layout)
+    return logits
+
+
+def _score(model: TextModel | MultiExitModel, dev: Split) -> DevScore:
+    return full_depth_score(model, dev) if isinstance(model, MultiExitModel) else text_score(model, dev)
+
+
 def teach(
     method: str,
-    model: TextModel,
+    model: TextModel | MultiExitModel,
     own: TaughtSettings,
     task: Task,
     teachers: Teachers,
     seed: int,
     soft: SoftLoss | None = None,
+    more: MoreRows = no_more,
 ) -> TrainingReport:
     """Train a model in place and return what that cost, the teacher's own training and its answers included.
 
@@ -78,25 +107,28 @@ def teach(
     2. ``label_epochs`` epochs of cross-entropy on train, not after ce; whichever stage is better on dev is kept.
 
     Args:
+        model: a small encoder learns as one without Transformer layers does.
         soft: replaces :func:`soft_loss`.
+        more: adds augmented rows to those of the first stage.
 
     Raises:
         ConfigError: the teacher is of another kind, or rows without labels are wanted and there are none.
     """
     name = f"{method} {task.name}"
 
-    def on_labels(recipe: Recipe, stage: str = "") -> TrainingReport:
+    def on_labels(rows: Split, recipe: Recipe, stage: str = "") -> TrainingReport:
         def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-            return hard_loss(model(tokens, layout), labels)
+            return hard_loss(_answer(model, tokens, layout), labels)
 
-        return train(
-            model, loss, task.train, recipe, seed=seed, name=name + stage, evaluate=lambda: text_score(model, task.dev)
-        )
+        return train(model, loss, rows, recipe, seed=seed, name=name + stage, evaluate=lambda: _score(model, task.dev))
 
     if own.loss == "ce":
-        return on_labels(own)
+        rows, made = more(task.train)
+        return total_cost(made, on_labels(rows, own))
     tuned = fine_tuned(method, teachers)
-    first = _from_teacher(method, name, model, own, task, tuned, seed, soft or soft_loss(own))
+    rows, made = more(rows_to_teach(task, own.unlabelled, method))
+    taught = _from_teacher(name, model, own, rows, task.dev, tuned, seed, soft or soft_loss(own))
+    first = total_cost(tuned.training, made, taught)
     if not own.label_epochs:
         return first
     before = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -104,7 +136,7 @@ def teach(
     recipe = own.changed(epochs=own.label_epochs, learning_rate=own.label_learning_rate).model_copy(
         update={"patience": patience}
     )
-    second = on_labels(recipe, ", labels")
+    second = on_labels(task.train, recipe, ", labels")
     if max(second.dev_scores) < max(first.dev_scores):
         model.load_state_dict(before)
         return total_cost(second, first)
@@ -112,24 +144,23 @@ def teach(
 
 
 def _from_teacher(
-    method: str,
     name: str,
-    model: TextModel,
+    model: TextModel | MultiExitModel,
     own: TaughtSettings,
-    task: Task,
+    rows: Split,
+    dev: Split,
     tuned: FullDepth,
     seed: int,
     soft: SoftLoss,
 ) -> TrainingReport:
-    rows = rows_to_teach(task, own.unlabelled, method)
     teacher = FrozenStates(tuned.model, rows.tokens, (), own, name=name)
     stored = teacher.store()
 
     def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-        logits = model(tokens, layout)
+        logits = _answer(model, tokens, layout)
         found = own.alpha_soft * soft(logits, teacher(tokens, layout).answers)
         return found + own.alpha_hard * hard_loss(logits, labels) if own.alpha_hard else found
 
     split = Split(teacher.rows, rows.labels)
-    report = train(model, loss, split, own, seed=seed, name=name, evaluate=lambda: text_score(model, task.dev))
-    return total_cost(tuned.training, stored, report)
+    report = train(model, loss, split, own, seed=seed, name=name, evaluate=lambda: _score(model, dev))
+    return total_cost(stored, report)
