@@ -1,8 +1,8 @@
 """Small BERTs (Turc et al. 2019, arXiv 1908.08962), as the students of Nityasya et al. (2201.00558): from scratch or from a folder.
 
 As published: shapes of BERT-Tiny (2 layers of width 128), BERT-Mini (4 x 256) and BERT-Small (4 x 512), heads of width 64, an inner
-width of four times the width; the pretrained ones are google/bert_uncased_L-2_H-128_A-2 and so on (``student``). The teacher is the
-fine-tuned ``bert``.
+width of four times the width; the pretrained ones are google/bert_uncased_L-2_H-128_A-2 and so on (``student``, which must have the
+backbone's vocabulary). The teacher is the fine-tuned ``bert``.
 
 Our interpretation: without ``student``, nothing is pretrained. Embeddings then start from the backbone's, projected on the leading
 directions of its word vectors as TinyBERT's do, and layers at random; if the student is wider than the backbone, zeros fill the

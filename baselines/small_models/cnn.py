@@ -1,12 +1,13 @@
 """Filters over word vectors (Kim, EMNLP 2014, arXiv 1408.5882), as one of the students of Nityasya et al. (2201.00558).
 
-As published (recalled; no code was read): filters of 3, 4 and 5 words with 100 maps each, ReLU, the largest value over the
-text, dropout 0.5, a label layer; texts are padded with zeros on both sides, so that windows may begin before the first word and
-end after the last.
+Read in the released code (yoonkim/CNN_sentence): filters of 3, 4 and 5 words with 100 maps each, ReLU, the largest value over the
+text, dropout 0.5, a label layer; four zeros before a text and after it, so that windows may begin before the first word and end
+after the last.
 
 Our interpretation: words are word pieces with [CLS] and [SEP], whose vectors start from the backbone's, instead of word2vec; all
-of them are trained; AdamW instead of AdaDelta, without a limit on the norm of label weights; two texts are read one by one and
-compared as Tang et al.'s LSTM does (:mod:`baselines.small_models.bilstm`); the teacher and augmented rows are as there.
+of them are trained; AdamW instead of AdaDelta, without a limit on the norm of label weights; no text is padded to the longest; two
+texts are read one by one and compared as Tang et al.'s LSTM does (:mod:`baselines.small_models.bilstm`); the teacher and augmented
+rows are as there.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def test_labels_alone_never_run_the_teacher(signal_task: Task, small_backbone: B
 
 
 def test_embeddings_start_from_the_backbones(small_backbone: Backbone) -> None:
-    """A wider student has them and zeros; a narrower one keeps the products of its vectors nearly; at random they differ."""
+    """A wider student has their columns, and zeros beside them."""
     wide = small_backbone.encoder().word.weight.detach()
     student = Encoder(MicroBert().shape(small_backbone.shape))
     start_tables(student, small_backbone)
