@@ -30,11 +30,12 @@ from harness.toolkit.dev_scores import EVALUATION
 from harness.toolkit.distillation import Unlabelled, fitted_teacher, hard_loss, rows_to_teach, soft_kl, take_layers
 from harness.toolkit.method_settings import MethodSettings
 from harness.toolkit.teachers.branched import BranchedTraining, Branches, FittedBranches
+from harness.toolkit.teachers.loss_schedule import Scheduled, ScheduleSettings, without_patience
 from harness.toolkit.teachers.teacher_answers import TeacherAnswers
 from harness.toolkit.training import DevScore, total_cost, train
 
 
-class CerberusSettings(MethodSettings):
+class CerberusSettings(ScheduleSettings, MethodSettings):
     """Settings of CERBERUS. Loss of an end: ``(1 - alpha) T^2 KL(teacher_T || end_T) + alpha CE(labels)``."""
 
     shared_layers: int | None = Field(None, ge=1, description="layers of the shared body; by default half of bert's")
@@ -135,11 +136,17 @@ class Cerberus(StagedMethod[CerberusSettings, FittedBranches]):
             known = rows is task.train
             return ends_loss(ends, answers, labels, own.alpha, own.temperature, all_labelled=known)
 
+        def at(tokens: TokenSet, layout: Layout, labels: Tensor, time: float) -> Tensor:
+            ends, answers = network(tokens, layout), taught(tokens)
+            turns = (answers[number % len(answers)] for number in range(len(ends)))
+            losses = [own.changing_loss(end, one, labels, time) for end, one in zip(ends, turns, strict=True)]
+            return torch.stack(losses).sum()
+
         report = train(
             network,
-            loss,
+            Scheduled(at, len(rows), own) if own.scheduled else loss,
             Split(taught.rows, rows.labels),
-            own,
+            without_patience(own) if own.scheduled else own,
             seed=seed,
             name=f"{task.name} {self.name}",
             evaluate=lambda: pooled_score(fitted, task.dev),

@@ -43,6 +43,7 @@ from harness.toolkit.fitted import FullDepth
 from harness.toolkit.frozen.frozen_states import FrozenStates
 from harness.toolkit.method_settings import Layers
 from harness.toolkit.student_start import StudentMethod, StudentSettings
+from harness.toolkit.teachers.loss_schedule import Scheduled
 from harness.toolkit.training import total_cost
 
 
@@ -182,7 +183,7 @@ class DistilBert(StudentMethod[DistilBertSettings]):
 
     ``alpha_ce T^2 KL(teacher_T || student_T) + alpha_hard CE(labels) + alpha_cos (1 - cos(last hidden states))``. With
     ``alpha_ce = alpha_cos = 0`` it learns from labels alone, and the teacher is not run. The head is by default of the
-    teacher's kind, and starts from the teacher's if the layers do. The best dev epoch is kept.
+    teacher's kind, and starts from the teacher's if the layers do. The best dev epoch is kept. A ``schedule`` replaces the loss.
     """
 
     name = "distilbert"
@@ -201,14 +202,19 @@ class DistilBert(StudentMethod[DistilBertSettings]):
         given = self.pretrained(own, teacher.encoder.shape, backbone, task)
         if given is not None and own.start != "teacher":
             raise ConfigError("distilbert: start and student both say where layers come from: leave one out")
-        if given is not None and own.alpha_cos and given.shape.width != teacher.encoder.shape.width:
+        if (
+            given is not None
+            and own.alpha_cos
+            and not own.scheduled
+            and given.shape.width != teacher.encoder.shape.width
+        ):
             raise ConfigError(
                 f"distilbert: student '{given.name}' is {given.shape.width} wide, its teacher "
                 f"{teacher.encoder.shape.width}, and the cosine loss compares their states: set alpha_cos = 0, or choose "
                 "a student of equal width"
             )
         copied = given is None and own.start == "teacher"
-        taught = own.alpha_ce > 0 or own.alpha_cos > 0
+        taught = own.scheduled or own.alpha_ce > 0 or own.alpha_cos > 0
 
         torch.manual_seed(seed)
         if given is not None:
@@ -224,7 +230,7 @@ class DistilBert(StudentMethod[DistilBertSettings]):
         train = rows_to_teach(task, own.unlabelled, self.name) if taught else task.train
         hard: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy if train is task.train else hard_loss
         split, made = augment(train, backbone, own.augmentation, seed=seed, name=f"{task.name} {self.name}")
-        last = [teacher.depth] if own.alpha_cos else []
+        last = [teacher.depth] if own.alpha_cos and not own.scheduled else []
         frozen = FrozenStates(teacher, split.tokens, last, own, name=f"{task.name} {self.name}")
         stored = frozen.store() if taught and own.epochs > 1 else None
 
@@ -240,7 +246,12 @@ class DistilBert(StudentMethod[DistilBertSettings]):
                 total = total + own.alpha_cos * cosine_distance(layout.tokens(states[-1]), wanted)
             return total
 
-        report = self.train_student(student, loss, Split(frozen.rows, split.labels), own, task, seed, tuned)
+        def at(tokens: TokenSet, layout: Layout, labels: Tensor, time: float) -> Tensor:
+            said = frozen(tokens, layout).answers
+            return own.changing_loss(states_and_logits(student, tokens, layout)[1], said, labels, time)
+
+        chosen_loss = Scheduled(at, len(split), own) if own.scheduled else loss
+        report = self.train_student(student, chosen_loss, Split(frozen.rows, split.labels), own, task, seed, tuned)
         # The teacher is part of the cost of a student that uses it.
         return FullDepth(student, total_cost(tuned.training if copied or taught else None, made, stored, report))
 

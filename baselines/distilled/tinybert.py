@@ -41,6 +41,7 @@ from harness.toolkit.distillation import (
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.frozen.frozen_states import FrozenStates
 from harness.toolkit.student_start import StudentMethod, StudentSettings, leading_directions
+from harness.toolkit.teachers.loss_schedule import Scheduled
 from harness.toolkit.training import total_cost, train
 
 # A whole number, or a share of the teacher's width.
@@ -225,7 +226,8 @@ class TinyBert(StudentMethod[TinyBertSettings]):
     Stage 1 is :class:`Imitation`; stage 2 minimises the soft cross-entropy against the teacher and keeps the best dev epoch,
     without labels unless ``alpha_hard`` is set. With ``labels_only`` there is no stage 1 and no teacher: the student learns labels
     for the epochs of both stages, so that a comparison with it shows what the teacher is worth, not more steps. The head is by
-    default of the teacher's kind. Both stages decay the learning rate; the released code keeps stage 1's constant.
+    default of the teacher's kind. Both stages decay the learning rate; the released code keeps stage 1's constant. A ``schedule``
+    replaces the loss of stage 2.
     """
 
     name = "tinybert"
@@ -274,8 +276,13 @@ class TinyBert(StudentMethod[TinyBertSettings]):
             loss = soft_cross_entropy(logits, soft, own.temperature)
             return loss + hard * F.cross_entropy(logits.float(), labels) if hard else loss
 
+        def at(tokens: TokenSet, layout: Layout, labels: Tensor, time: float) -> Tensor:
+            soft = frozen(tokens, layout, places=()).answers
+            return own.changing_loss(states_and_logits(student, tokens, layout)[1], soft, labels, time)
+
         last = own.changed(epochs=own.epochs + own.intermediate_epochs) if own.labels_only else own
-        stage_2 = self.train_student(student, answers, rows, last, task, seed, tuned, " prediction")
+        predicted = Scheduled(at, len(rows), last) if own.scheduled else answers
+        stage_2 = self.train_student(student, predicted, rows, last, task, seed, tuned, " prediction")
         # The teacher is part of the cost of a student that uses it.
         teaching = None if own.labels_only and given is not None else tuned.training
         return FullDepth(student, total_cost(teaching, made, stored, stage_1, stage_2))

@@ -23,6 +23,7 @@ from harness.toolkit.base_method import StagedMethod
 from harness.toolkit.dev_scores import full_depth_score
 from harness.toolkit.fitted import FittedModel, FullDepth
 from harness.toolkit.method_settings import MethodSettings
+from harness.toolkit.teachers.loss_schedule import ScheduleSettings, without_patience
 from harness.toolkit.training import LossFn, TrainingReport, train
 
 
@@ -46,7 +47,7 @@ class StartSettings(AugmentSettings):
     )
 
 
-class StudentSettings(StartSettings):
+class StudentSettings(ScheduleSettings, StartSettings):
     """Settings of a method that trains a student of ``bert``."""
 
     layers: int | None = Field(None, ge=1, description="layers of the student")
@@ -158,6 +159,8 @@ class StudentMethod(StagedMethod[T], Generic[T]):
         stage: str = "",
     ) -> TrainingReport:
         """Train a student and keep its best epoch on dev; the teacher's layer passes are counted."""
+        if own.scheduled:
+            own = without_patience(own)
         return train(
             student,
             loss,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -89,7 +89,7 @@ class TrainingReport:
     exit_scores: tuple[float, ...] = ()
     precision: str = ""
     threads: int = 0
-    stages: tuple[Costs, ...] = ()
+    stages: tuple[Costs, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class _SideBySide(nn.Module):
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.parts = tuple(parts)
+        self.parts: tuple[Any, ...] = tuple(parts)
 
     def stacked(self, name: str) -> Tensor | None:
         """Return the weights (or biases) of all parts: [k, ...]; ``None`` if they have none."""
@@ -51,8 +52,7 @@ class SideBySideNorm(_SideBySide):
     def forward(self, x: Tensor) -> Tensor:
         weights, biases = self.stacked("weight"), self.stacked("bias")
         assert weights is not None
-        eps: float = self.parts[0].eps  # type: ignore[assignment]
-        normal = F.layer_norm(self.shares(x), x.shape[-1:], eps=eps) * weights[:, None]
+        normal = F.layer_norm(self.shares(x), x.shape[-1:], eps=self.parts[0].eps) * weights[:, None]
         return (normal if biases is None else normal + biases[:, None]).flatten(0, 1)
 
 

@@ -31,7 +31,6 @@ class TeacherAnswers:
         names: of the teachers, in the order of their answers.
         rows: the samples, numbered; batches of them are taught.
         logits: float32 [T, N, C] on the device of the samples.
-        cost: of the trainings of all teachers, a shared one counted once, and of the answers.
 
     Raises:
         ConfigError: a teacher has other labels, another vocabulary or several operating points.
@@ -48,20 +47,31 @@ class TeacherAnswers:
     ) -> None:
         self.rows = NumberedRows.of(tokens)
         self.names = tuple(sorted(teachers))
-        said, costs = [], []
+        self._teachers, self._task, self._recipe, self._method = teachers, task, recipe, method
+        self._costs: list[TrainingReport | None] = []
         for name in self.names:
-            fitted = teachers[name]
-            _check_words(method, name, fitted, backbone)
-            logits, cost = _answers(method, name, fitted, tokens, task, recipe)
-            if logits.shape[1] != task.num_labels:
+            _check_words(method, name, teachers[name], backbone)
+            self._costs.append(getattr(teachers[name], "training", None))
+        self.logits = self.of(tokens)
+
+    @property
+    def cost(self) -> TrainingReport:
+        """Cost of the trainings of all teachers, of which a shared one counts once, and of the answers so far."""
+        return total_cost(*self._costs)
+
+    def of(self, tokens: TokenSet) -> Tensor:
+        """Compute the answers for other samples: [T, M, C]."""
+        said = []
+        for name in self.names:
+            logits, cost = _answers(self._method, name, self._teachers[name], tokens, self._task, self._recipe)
+            if logits.shape[1] != self._task.num_labels:
                 raise ConfigError(
-                    f"{method}: teacher '{name}' has {logits.shape[1]} labels, the dataset {task.num_labels}: name teachers that "
-                    "were trained on its labels"
+                    f"{self._method}: teacher '{name}' has {logits.shape[1]} labels, the dataset {self._task.num_labels}: name "
+                    "teachers that were trained on its labels"
                 )
             said.append(logits)
-            costs += [getattr(fitted, "training", None), cost]
-        self.logits = torch.stack(said)
-        self.cost: TrainingReport = total_cost(*costs)
+            self._costs.append(cost)
+        return torch.stack(said)
 
     def __call__(self, tokens: TokenSet) -> Tensor:
         """Return the answers for a batch selected from :attr:`rows`: [T, B, C]."""

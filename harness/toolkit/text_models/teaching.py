@@ -28,6 +28,7 @@ from harness.toolkit.distillation import (
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.frozen.frozen_states import FrozenStates
 from harness.toolkit.method_settings import MethodSettings, Recipe
+from harness.toolkit.teachers.loss_schedule import Scheduled, ScheduleSettings, without_patience
 from harness.toolkit.text_models.text_model import TextModel
 from harness.toolkit.text_models.text_pass import text_score
 from harness.toolkit.training import DevScore, TrainingReport, total_cost, train
@@ -38,7 +39,7 @@ SoftLoss = Callable[[Tensor, Tensor], Tensor]
 MoreRows = Callable[[Split], tuple[Split, TrainingReport | None]]
 
 
-class TaughtSettings(MethodSettings):
+class TaughtSettings(ScheduleSettings, MethodSettings):
     """Settings of a small model that a teacher may teach. ``epochs`` and ``learning_rate`` are those of the first stage."""
 
     loss: Literal["kl", "mse", "ce"] = Field(
@@ -161,6 +162,11 @@ def _from_teacher(
         found = own.alpha_soft * soft(logits, teacher(tokens, layout).answers)
         return found + own.alpha_hard * hard_loss(logits, labels) if own.alpha_hard else found
 
+    def at(tokens: TokenSet, layout: Layout, labels: Tensor, time: float) -> Tensor:
+        return own.changing_loss(_answer(model, tokens, layout), teacher(tokens, layout).answers, labels, time)
+
     split = Split(teacher.rows, rows.labels)
-    report = train(model, loss, split, own, seed=seed, name=name, evaluate=lambda: _score(model, dev))
+    recipe = without_patience(own) if own.scheduled else own
+    chosen = Scheduled(at, len(split), own) if own.scheduled else loss
+    report = train(model, chosen, split, recipe, seed=seed, name=name, evaluate=lambda: _score(model, dev))
     return total_cost(stored, report)

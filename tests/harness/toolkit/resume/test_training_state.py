@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from baselines.distilled.distilbert import DistilBert
 from baselines.distilled.tinybert import TinyBert
 from baselines.early_exit.berxit import Berxit
 from baselines.early_exit.deebert import DeeBert
@@ -36,7 +37,10 @@ CONFIG = {
     "patience": 2,
     "precision": "float32",
 }
-STAGES: dict[str, Mapping[str, Any]] = {"tinybert": {"intermediate_epochs": 2}}
+STAGES: dict[str, Mapping[str, Any]] = {
+    "tinybert": {"intermediate_epochs": 2},
+    "distilbert": {"schedule": "continuation", "margin": 0.0},
+}
 
 
 class Killed(BaseException):
@@ -109,7 +113,9 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield seen
 
 
-@pytest.mark.parametrize("method", [Bert(), TinyBert(), DeeBert(), Berxit(), Geep()], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "method", [Bert(), TinyBert(), DistilBert(), DeeBert(), Berxit(), Geep()], ids=lambda one: one.name
+)
 def test_a_fit_that_is_killed_after_every_epoch_is_the_same(
     method: StagedMethod[Any],
     signal_task: Task,
