@@ -32,18 +32,19 @@ def attend(qkv: Tensor, heads: int, starts: Sequence[int]) -> Tensor:
     """Self-attention within every text, for inference: [rows, 3 D] -> [rows, D].
 
     Args:
-        qkv: its queries are scaled in place.
         starts: first row of every text, and the row after the last text. Rows from there on become zeros.
     """
     rows, width = len(qkv), qkv.shape[1] // 3
-    qkv[:, :width] *= (width // heads) ** -0.5
+    scale = (width // heads) ** -0.5
     q, k, v = qkv.view(rows, 3, heads, -1).permute(1, 2, 0, 3).unbind(0)  # [H, rows, d] each
     k = k.transpose(1, 2)
-    out = qkv.new_empty(rows, width)
+    out, nothing = qkv.new_empty(rows, width), qkv.new_empty(1)
     places = out.view(rows, heads, -1).transpose(0, 1)
     for first, last in pairwise(starts):
         count = last - first
-        scores = torch.bmm(q.narrow(1, first, count), k.narrow(2, first, count))  # [H, T, T]
+        scores = torch.baddbmm(  # scaled inside the product, [H, T, T]
+            nothing, q.narrow(1, first, count), k.narrow(2, first, count), beta=0, alpha=scale
+        )
         context = torch.bmm(scores.softmax(-1), v.narrow(1, first, count))  # [H, T, d]
         places.narrow(1, first, count).copy_(context)
     if starts[-1] < rows:

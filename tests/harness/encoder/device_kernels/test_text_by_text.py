@@ -75,5 +75,6 @@ def test_packed_layers_attend_text_by_text(
         np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
         assert np.array_equal(found.exit_layer, expected.exit_layer)
         layers = [tally for name, tally in found.work.blocks.items() if name.startswith("layer.")]
-        products = counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
+        counts = counter.get_flop_counts()["Global"]
+        products = counts[torch.ops.aten.bmm] + counts[torch.ops.aten.baddbmm]
         assert products == 4 * tiny_model.encoder.shape.width * sum(tally.pairs for tally in layers)
