@@ -74,7 +74,18 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 MOST_MODULES = 12  # in a room, its __init__ and __main__ aside
-HEAVY = ("cupy", "datasets", "ray", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "ctranslate2")
+HEAVY = (
+    "cupy",
+    "datasets",
+    "ray",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "ctranslate2",
+    "mlperf_loadgen",
+)
 
 
 def shown(path: Path) -> str:

@@ -13,7 +13,7 @@ from harness.results.schema import Result
 
 # Controls with these roles rank all samples of a call against each other before any of them runs.
 WHOLE_SET = ("constant-depth", "random-exits", "length-exits")
-_NEAR, _SHOWN = 0.2, 4
+_NEAR, _SHOWN = 0.75, 4
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,24 @@ def choose_cell(run: RunFolder, name: str) -> ChosenCell:
 
 
 def _unknown(run: RunFolder, name: str, known: list[str]) -> str:
-    # Without the hashes, which no one remembers.
-    readable = {one.rpartition("--")[0]: one for one in known}
-    sought = name if name in readable else name.rpartition("--")[0] or name
-    near = difflib.get_close_matches(sought, readable, n=_SHOWN, cutoff=_NEAR)
-    hint = f"did you mean {' or '.join(readable[one] for one in near)}? " if near else ""
+    near = sorted((one for one in known if _alike(name, one)), key=lambda one: -_alike(name, one))[:_SHOWN]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"no cell '{name}' in {run.path}: {hint}its {len(known)} cells are the files in {run.path / 'results'}"
+
+
+def _alike(name: str, cell: str) -> float:
+    """Return how much a name is like that of a cell, from its dataset or its method on; 0 if any part is not.
+
+    The hash at the end does not count: no one remembers it.
+    """
+    parts = cell.split("--")[:-1]
+    given = name.split("--")[: len(parts)]
+
+    def like(parts: list[str]) -> float:
+        ratios = [difflib.SequenceMatcher(None, *pair).ratio() for pair in zip(given, parts, strict=False)]
+        return sum(ratios) if len(given) <= len(parts) and min(ratios) >= _NEAR else 0.0
+
+    return max(like(parts), like(parts[1:]))
 
 
 def _refusal(result: Result) -> str:

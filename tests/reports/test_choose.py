@@ -53,10 +53,12 @@ def test_bounds_that_nothing_keeps_to(run, capsys):
     assert choose(capsys, run.path, "--max-mb", "60", "--max-p99-ms", "30")[0] == 0
 
 
-def test_no_loss_allowed_keeps_the_reference(run, capsys):
-    """Few rows cannot show that nothing is lost, so the reference is kept, which is a recommendation."""
+def test_an_open_decision_is_not_one_for_the_reference(run, capsys):
+    """Few rows cannot show that nothing is lost: this is not called keeping the reference, which is only safe until then."""
     code, out, _ = choose(capsys, run.path, "--max-loss", "0.1")
-    assert code == 0 and "keep bert" in out
+    assert code == 0 and "keep bert" not in out
+    assert "not decided whether same budget=0.5 may replace bert" in out
+    assert "until then, bert is the safe choice" in out and "cell: ag_news--bert--" in out
 
 
 def test_runs_that_cannot_be_used(fabricate, tmp_path, capsys):

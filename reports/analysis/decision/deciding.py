@@ -133,6 +133,15 @@ class Decision:
     left_out: int = 0
 
     @property
+    def undecided(self) -> Deployable | None:
+        """The cell that more evidence may confirm; None where the decision is final."""
+        if self.confirmed or self.nearest is not None:
+            return None
+        if self.chosen is not None:
+            return self.chosen if self.test is None or self.more_rows is not None else None
+        return self.runner_up if self.basis == ACCURACIES else None
+
+    @property
     def recommended(self) -> Deployable | None:
         """The cell to deploy: the confirmed one, else the reference; None where that does not keep to the bounds either."""
         if self.confirmed:

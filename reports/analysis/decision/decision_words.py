@@ -34,6 +34,8 @@ def verdict(one: Decision) -> str:
     """Return what to deploy, in a few words."""
     if one.confirmed and one.chosen:
         return f"use {one.chosen.name}"
+    if one.undecided is not None and one.reference_meets:
+        return f"not decided whether {one.undecided.name} may replace {one.reference.name}"
     return f"keep {one.reference.name}" if one.reference_meets else "nothing can be recommended"
 
 
@@ -55,7 +57,8 @@ def reasons(one: Decision) -> list[str]:
     if one.basis == ACCURACIES:
         lost = _accuracies(nearest, one.reference)
         return [
-            f"not decided: this run has no answers by row. Nearest is {nearest.name}: {faster(nearest, one.reference)}, {lost}"
+            f"this run has no answers by row, which could decide. Nearest is {nearest.name}: "
+            f"{faster(nearest, one.reference)}, {lost}"
         ]
     dev = f", {loss_text(nearest.dev, one.asked)}" if nearest.dev else ""
     out = "faster cell" if one.reference_meets else "cell that keeps to the bounds"
@@ -75,7 +78,8 @@ def _accuracies(one: Deployable, reference: Deployable) -> str:
 def _more(one: Decision) -> str:
     if one.more_rows is None:
         return "more rows would hardly help: it lost more on test than is allowed"
-    return f"about {whole(one.more_rows)} more test rows would decide, if the loss stays as it is"
+    until = f"; until then, {one.reference.name} is the safe choice" if one.reference_meets else ""
+    return f"about {whole(one.more_rows)} more test rows would decide, if the loss stays as it is{until}"
 
 
 def _runner_up(one: Decision) -> list[str]:

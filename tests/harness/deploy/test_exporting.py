@@ -214,6 +214,10 @@ def test_cells_that_cannot_be_exported(measured: Any, same_cache: None, tmp_path
     refused(wrong, "no cell 'mine--fasbert", "did you mean", name("fastbert"))
     refused("geep", "no cell 'geep'", "did you mean mine--geep--")
     refused(f"{name('geep')[:-1]}x", name("geep"))
+    for unrelated in ("none", "1a2b3c4d", name("geep").replace("geep", "zebra"), name("geep").replace("mine", "yelp")):
+        with pytest.raises(GeepBenchError) as caught:
+            export(measured.path, unrelated, tmp_path / "model")
+        assert "did you mean" not in str(caught.value), caught.value
     refused(name("geep"), "give its folder with --data DIR", data=None)
     refused(name("geep"), "neither a folder here", backbones={"en": str(measured.backbone.parent / "other")})
     refused(name("fastbert"), "other training.epochs (1 and 2)", overrides=[("training", "epochs", 2)])

@@ -6,6 +6,9 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,3 +239,43 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
         tracemalloc.stop()
     assert len(read(tmp_path / "out.csv")) == 200_000
     assert max(peaks[10:]) < 1.1 * max(peaks[1:10])
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from harness.cli.main import main
+code = main(sys.argv[1:])
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
+def test_ten_times_as_many_rows_killed_and_resumed(exported: Callable[[str], Any], tmp_path: Path) -> None:
+    """A process of a real model that is killed halfway is resumed: each row once, in the memory that a tenth of them takes."""
+    model = exported("fastbert").folder
+
+    def start(rows: int, out: Path) -> subprocess.Popen[str]:
+        texts = write(tmp_path / f"{rows}.csv", [f"good film {number % 7}" for number in range(rows)])
+        command = [sys.executable, "-c", CHILD, "predict", str(model), "--in", str(texts), "--out", str(out)]
+        return subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True)
+
+    def peak(process: subprocess.Popen[str]) -> int:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        return int(said.split()[-1])
+
+    few, many = 10_000, 100_000
+    small = peak(start(few, tmp_path / "few.csv"))
+    out, note = tmp_path / "many.csv", tmp_path / "many.csv.progress.json"
+    killed = start(many, out)
+    while killed.poll() is None and not (note.is_file() and json.loads(note.read_text())["input"]["rows"] > many // 2):
+        time.sleep(0.02)
+    killed.kill()
+    killed.communicate()
+    assert many // 2 < len(read(out)) < many, "it ended before it was killed"
+    large = peak(start(many, out))
+    assert [int(row["row"]) for row in read(out)] == list(range(1, many + 1))
+    assert large < 1.1 * small
