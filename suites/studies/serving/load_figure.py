@@ -29,8 +29,9 @@ def load_figure(rows: Sequence[Mapping[str, Any]], bound: float) -> str:
     drawn = [(label, rule, [row for row in curve if row["keeps_up"]]) for label, rule, curve in curves(rows)]
     rules = list(dict.fromkeys(rule for _, rule, _ in drawn))
     labels = list(dict.fromkeys(label for label, _, _ in drawn))
-    style = {"svg.fonttype": "none", "svg.hashsalt": "geep-bench", "text.parse_math": False, "font.size": 9}
-    with mpl.rc_context(style):
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "geep-bench", "text.parse_math": False, "font.size": 9}
+    ):
         figure = Figure(figsize=(1.2 + 3.2 * len(rules), 6.6), layout="constrained")
         figure.suptitle(f"{dataset_title(rows[0])}: latency under load, measured (marks) and computed (dotted)")
         panels = figure.subplots(2, len(rules), sharex=True, sharey=True, squeeze=False)

@@ -26,7 +26,7 @@ from suites.studies.serving.query_server import QueryServer, ServedQueries
 Scenario = Literal["Offline", "Server", "SingleStream"]
 _DETAIL = "mlperf_log_detail.txt"
 _MARK = ":::MLLOG "
-_LATENCIES = ("mean", "50.00_percentile", "90.00_percentile", "99.00_percentile")
+_LATENCIES = {"mean": "mean", **{f"p{share}": f"{share}.00_percentile" for share in (50, 90, 99)}}
 _COMPLETED: dict[Scenario, str] = {
     "Offline": "result_samples_per_second",
     "Server": "result_completed_samples_per_sec",
@@ -179,8 +179,8 @@ def _measured(folder: Path, test: LoadTest, served: ServedQueries) -> LoadMeasur
         # Offline is one query with all samples.
         counted = int(facts["result_query_count"]) * (issued if test.scenario == "Offline" else 1)
         found = LoadMeasured(
-            issued,
-            *(facts[f"result_{name}_latency_ns"] / 1e9 for name in _LATENCIES),
+            queries=issued,
+            **{name: facts[f"result_{key}_latency_ns"] / 1e9 for name, key in _LATENCIES.items()},
             completed_per_s=float(facts[_COMPLETED[test.scenario]]),
             scheduled_per_s=float(facts.get("result_scheduled_samples_per_sec", 0.0)),
             served=served,

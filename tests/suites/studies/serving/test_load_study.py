@@ -63,10 +63,11 @@ def test_the_highest_rate_is_searched_stored_and_shown(
     before = len(fake.tests)
     assert main(options, out) == 0
     assert capsys.readouterr().out == said and len(fake.tests) == before
-    assert main([*options, "--p99-ms", "1", "--refine", "0"], out) == 1  # other bounds need no new tests
+    # Another bound needs no new tests.
+    assert main(options, out, "--windows", "0", "--p99-ms", "1", "--refine", "0") == 1
     found = capsys.readouterr().out
     assert "no method keeps p99 within 1.00 ms: the best is bert, up to 8, with 10.0 ms at 100/s" in found
-    assert main([*options, "--seconds", "9"], out) == 2
+    assert main(options, out, "--seconds", "9") == 2
     assert "other settings (seconds)" in capsys.readouterr().err
 
 
@@ -75,7 +76,7 @@ def test_default_rates_are_shares_of_the_references_offline_throughput(
 ) -> None:
     """They begin at a quarter of it; a stopped run keeps its tests and goes on; a method that cannot keep up has no more rates."""
     out = tmp_path / "serving.json"
-    options = [*toy_options, "--windows", "0", "--methods", "bert", "--refine", "0"]
+    options = ["--windows", "0", "--methods", "bert", "--refine", "0"]
     whole, left = load_study.run_test, [4]
 
     def stops(*args: Any) -> Any:
@@ -86,9 +87,9 @@ def test_default_rates_are_shares_of_the_references_offline_throughput(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load_study, "run_test", stops)
-        assert main(options, out) == 130
+        assert main(toy_options, out, *options) == 130
     tests = len(fake.tests)
-    assert main(options, out) == 0
+    assert main(toy_options, out, *options) == 0
     rates = [rate for scenario, rate in fake.tests if scenario == "Server" and rate < 1e6]
     assert rates == [100, 200, 300, 400, 600, 800] and tests == 5
     assert "600/s" in capsys.readouterr().out
@@ -108,7 +109,7 @@ def test_bad_input_is_one_line(
     toy_options: list[str], wrong: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bad input gives one line and exit code 2."""
-    assert main([*toy_options, "--methods", "bert", *wrong], tmp_path / "serving.json") == 2
+    assert main(toy_options, tmp_path / "serving.json", "--methods", "bert", *wrong) == 2
     error = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("serving: ")]
     assert len(error) == 1 and said in error[0]
 
