@@ -28,6 +28,7 @@ from harness.core.settings import describe
 from harness.data.cards import Columns, DatasetCard
 from harness.results import sample_columns, schema
 from harness.results.search_record import SearchPlan
+from harness.running.fit_resources import FitResources
 from harness.running.measuring.timing import TimingSettings
 from harness.running.profile import EngineSettings, ExecutionSettings, Profile, RowSettings
 from harness.toolkit.method_settings import MethodSettings
@@ -185,6 +186,9 @@ def profile_page() -> str:
             "## Tables `[rows.NAME]` { #rowsettings }\n",
             summary(RowSettings) + "\n",
             table(head, fields(RowSettings)),
+            "## Tables `[resources.NAME]` { #fitresources }\n",
+            summary(FitResources) + " [Many machines](../how-to/many-machines.md) explains them.\n",
+            table(head, fields(FitResources)),
             "## Table `[search]` { #searchplan }\n",
             summary(SearchPlan) + " [Equal search](../explanation/fair-comparison.md#equal-search) explains it.\n",
             table(head, fields(SearchPlan)),

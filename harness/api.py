@@ -33,6 +33,9 @@ from harness.results.run_folder import RunFolder
 from harness.results.sample_columns import DEPTH_COLUMNS
 from harness.results.schema import Result
 from harness.running import profile as profiles
+from harness.running.cluster.cluster_run import ClusterRun
+from harness.running.cluster.preflight import ClusterOptions
+from harness.running.cluster.ray_nodes import ray_cluster
 from harness.running.grid import Grid, GridOutcome
 from harness.running.profile import Override, Profile
 from harness.running.run_settings import Settings, make_settings
@@ -251,10 +254,19 @@ def run(
     return execute(chosen, fit_only=fit_only)
 
 
-def execute(settings: Settings, *, fit_only: bool = False) -> Run:
-    """Carry out complete settings, see :func:`run`."""
+def execute(settings: Settings, *, fit_only: bool = False, cluster: ClusterOptions | None = None) -> Run:
+    """Carry out complete settings, see :func:`run`; on a cluster, if there is one."""
+    if cluster is not None:
+        with ray_cluster(cluster.address) as nodes:
+            return Run(settings.out, ClusterRun(settings, cluster, nodes).execute(fit_only=fit_only))
     grid = Grid(settings)
     return Run(settings.out, grid.fit() if fit_only else grid.execute())
+
+
+def forecast_on(settings: Settings, cluster: ClusterOptions) -> str:
+    """Return what a run on a cluster would do, as text; nothing is fitted or measured."""
+    with ray_cluster(cluster.address) as nodes:
+        return ClusterRun(settings, cluster, nodes).forecast()
 
 
 def open_run(path: str | Path) -> Run:

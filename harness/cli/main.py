@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.cli.cluster_options import cluster_options
 from harness.cli.run_options import parser
 from harness.core.command_line import exit_codes
 
@@ -38,12 +39,16 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def _run(args: argparse.Namespace) -> int:
     from harness import api
 
+    cluster = cluster_options(args)
+    if args.dry_run and cluster is not None:
+        print(api.forecast_on(settings_of(args), cluster), end="")
+        return 0
     if args.dry_run:
         from harness.running.fits.dry_run import forecast
 
         print(forecast(settings_of(args)), end="")
         return 0
-    run = api.execute(settings_of(args), fit_only=args.fit_only)
+    run = api.execute(settings_of(args), fit_only=args.fit_only, cluster=cluster)
     outcome = run.outcome
     assert outcome is not None
     if args.fit_only:

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness import __version__
 from harness.cli.argument_types import OneLineParser, names, path, whole_number
+from harness.cli.cluster_options import add_cluster_options
 from harness.cli.deploy_options import EXPORT, PREDICT, add_export_options, add_predict_options
 from harness.cli.raw_text_options import DISTILL, PRETRAIN, add_distill_options, add_pretrain_options
 from harness.core.text_formats import parse_toml
@@ -183,6 +184,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print what is cached and stored, and estimate the time of the rest (probes for about a minute); start nothing",
     )
+
+    add_cluster_options(run)
 
     report = commands.add_parser("report", help="make the report of a run folder again")
     report.add_argument("run", type=path, metavar="RUN", help="run folder")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +17,8 @@ from typing import Any
 import torch
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together, and the period that they refer to
+ON_CLUSTER = "GEEP_BENCH_ON_CLUSTER"  # set where a run has several nodes, so that results say which one measured them
+COMMIT = "GEEP_BENCH_COMMIT"  # commit of code that was sent to a node, which has no checkout of it
 PACKAGES = (
     *("geep-bench", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "cupy-cuda13x"),
     *("onnxruntime", "openvino", "nncf", "ctranslate2"),  # engines
@@ -60,11 +64,11 @@ def usable_cores() -> int:
     return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit of this checkout, with ``+`` if files differ from it; ``None`` outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
-        return None
+        return os.environ.get(COMMIT)
     try:
         ask = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
         return subprocess.run(ask, capture_output=True, encoding="utf-8", check=True, timeout=10).stdout.strip()
@@ -82,7 +86,13 @@ def _version(package: str) -> str | None:
 def environment_facts() -> dict[str, Any]:
     """Return the facts that decide whether two timings are comparable; no user name, host name or path."""
     # Both may change during a run: a fit has other threads than a pass, and a machine may lose cores.
-    return {**_lasting_facts(), "usable_cores": usable_cores(), "torch_threads": torch.get_num_threads()}
+    facts = {**_lasting_facts(), "usable_cores": usable_cores(), "torch_threads": torch.get_num_threads()}
+    return {**facts, **({"node": node_name()} if os.environ.get(ON_CLUSTER) else {})}
+
+
+def node_name() -> str:
+    """Return a name for this machine that differs from those of others and does not show its host name."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 @cache
@@ -95,7 +105,7 @@ def _lasting_facts() -> dict[str, Any]:
         "memory_bytes": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "gpu": None,
     }

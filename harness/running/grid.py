@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -78,10 +78,14 @@ def progress_line(result: Result) -> str:
 
 
 class Grid:
-    """All cells of a run."""
+    """All cells of a run.
 
-    def __init__(self, settings: Settings) -> None:
-        validate_settings(settings)
+    Args:
+        elsewhere: nodes fit and measure them; this object only knows the run folder.
+    """
+
+    def __init__(self, settings: Settings, *, elsewhere: bool = False) -> None:
+        validate_settings(settings, elsewhere=elsewhere)
         self.settings = settings
         self.run = RunFolder.create(settings.out)
         self.outcome = GridOutcome()
@@ -92,6 +96,7 @@ class Grid:
         self._backbones: dict[tuple[str, str], Backbone] = {}  # of all sessions: each is loaded and hashed once
         self._checked: Session | None = None
         self._waiting: list[PlannedCell] = []
+        self._after_cells: Callable[[], object] = lambda: None
         self._fitted_ahead = False  # all missing methods of the session are fitted
 
     def execute(self) -> GridOutcome:
@@ -104,10 +109,18 @@ class Grid:
                 cells stay.
         """
         with run_lock(self.run.path):
-            return self.execute_unlocked()
+            return self.execute_part(write_facts=True)
 
-    def execute_unlocked(self) -> GridOutcome:
-        """Do the same for a caller that holds the lock of the run folder."""
+    def execute_part(
+        self, *, write_facts: bool = False, after_cells: Callable[[], object] = lambda: None
+    ) -> GridOutcome:
+        """Do the same for a caller that holds the lock of the run folder.
+
+        Args:
+            write_facts: write ``run.json``; not for one of several parts of a run.
+            after_cells: called after cells were stored, when nothing is timed.
+        """
+        self._after_cells = after_cells
         # Sets broken files aside, and rejects another schema before any work.
         stored_results = {self.run.result_path(result.cell).stem: result for result in self.run.results()}
         self._result_keys = {name: result.key for name, result in stored_results.items()}
@@ -115,7 +128,8 @@ class Grid:
             self._alone = {name for name, one in stored_results.items() if one.speed and one.speed.reference is None}
         for message in self.run.broken:
             print(message, file=sys.stderr)
-        write_json(self.run.path / "run.json", self._facts())
+        if write_facts:
+            self.write_facts()
         stored = self.check()
         self._announce(stored)
         with FitPool(self.settings) as pool, tqdm(total=len(stored), desc="run", unit="method", disable=None) as bar:
@@ -144,7 +158,7 @@ class Grid:
         stored: dict[Job, int | None] = {}
         missing: dict[str, Session] = {}
         errors: dict[str, GeepBenchError] = {}
-        for dataset, seed, method in self._jobs():
+        for dataset, seed, method in self.jobs():
             try:
                 stored[dataset, seed, method] = self._stored(dataset, method, seed)
             except GeepBenchError as error:
@@ -189,10 +203,11 @@ class Grid:
                 except Exception as error:
                     if is_fatal(error):
                         raise
-                    self._failed(self.open_session(dataset, seed).cell(method, OperatingPoint("fit")), error)
+                    self.record_failure(self.open_session(dataset, seed).cell(method, OperatingPoint("fit")), error)
         return self.outcome
 
-    def _jobs(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[Job]:
+        """Yield the dataset, seed and method of everything that is measured."""
         profile = self.settings.profile
         jobs = itertools.product(profile.datasets, profile.seeds, profile.methods)
         return (job for job in jobs if job[1] in profile.seeds_of(job[2]))
@@ -223,7 +238,7 @@ class Grid:
         session = self.open_session(dataset, seed)
         if not self._fitted_ahead:
             self._fitted_ahead = self.outcome.measured > 0
-            methods = [job[2] for job in self._jobs() if job[:2] == (dataset, seed)] if self._fitted_ahead else [method]
+            methods = [job[2] for job in self.jobs() if job[:2] == (dataset, seed)] if self._fitted_ahead else [method]
             try:
                 pool.fit(session, [one for one in methods if self._stored(dataset, one, seed) is None])
             except Exception as error:
@@ -232,8 +247,8 @@ class Grid:
                 print(f"{dataset}: nothing is fitted ahead: {format_error(error)}", file=sys.stderr)
         return session
 
-    def _facts(self) -> dict[str, Any]:
-        """Return the settings for ``run.json``, with folders reduced to their names."""
+    def write_facts(self) -> None:
+        """Write the settings to ``run.json``, with folders reduced to their names."""
         settings = self.settings
         facts = settings.profile.model_dump(mode="json")
         tables = [facts["backbones"], *facts["method"].values()]
@@ -245,7 +260,7 @@ class Grid:
             table.update({key: folder.name for key, folder in folders.items() if folder.is_dir()})
         run = {"profile": facts, "source": settings.source, "device": settings.device, "dtype": settings.dtype}
         searches = [search.model_dump(mode="json") for search in settings.tuned]
-        return {**run, "searches": searches} if searches else run
+        write_json(self.run.path / "run.json", {**run, "searches": searches} if searches else run)
 
     def _announce(self, jobs: Iterable[tuple[str, int, str]]) -> None:
         """Print how many stored cells do not belong to these settings, data and weights, and are therefore measured again."""
@@ -287,7 +302,7 @@ class Grid:
                 raise
             if key not in ("", plan.key):
                 self._forget(self._others(plan.cells, key))
-            self._failed(session.cell(name, OperatingPoint("fit")), error)
+            self.record_failure(session.cell(name, OperatingPoint("fit")), error)
             return
         placeholder = session.cell(name, OperatingPoint("fit"))
         for backbone in (placeholder.backbone, NOT_LOADED):
@@ -325,13 +340,14 @@ class Grid:
             except Exception as error:
                 if is_fatal(error):
                     raise
-                self._failed(one.cell, error)
+                self.record_failure(one.cell, error)
                 continue
             self.run.forget_failure(one.cell)
             self.outcome.measured += 1
             self.outcome.predicting += found.predicting
             bar.write(f"{one.method.progress} {progress_line(found.result)}", file=sys.stderr)
         self.outcome.seconds += clock.now() - start
+        self._after_cells()
 
     def _is_kept(self, cell: Cell) -> bool:
         """Return whether a cell is finished, and count it then."""
@@ -352,7 +368,7 @@ class Grid:
         for name in names:
             self.run.forget_result(name)
 
-    def _failed(self, cell: Cell, error: Exception) -> None:
+    def record_failure(self, cell: Cell, error: Exception) -> None:
         """Record and print an error of a method.
 
         Raises:

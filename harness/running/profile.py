@@ -35,6 +35,7 @@ from harness.data.unlabelled import MOST_UNLABELLED
 from harness.engines.choice import ExecutorName
 from harness.results.search_record import SearchPlan
 from harness.running import variants
+from harness.running.fit_resources import FitResources
 from harness.running.measuring.timing import TimingSettings
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -122,6 +123,7 @@ class Profile(StrictSettings):
         training: hyper-parameters for every method (see :class:`harness.toolkit.method_settings.Recipe`), ``head``.
         compare: method -> other methods that the report compares it with, in addition to its standard ones.
         search: trials for training settings; a run does not read them.
+        resources: method, or ``default`` -> what its fits reserve on a node of a cluster; results do not depend on it.
         method: settings per method, which override ``training``; with ``like``, a variant (:mod:`harness.running.variants`);
             ``engine`` says what it runs on (:mod:`harness.engines`), ``executor`` how its samples run, ``seeds`` which of the
             seeds it has.
@@ -151,6 +153,7 @@ class Profile(StrictSettings):
     training: dict[str, Any] = Field(default_factory=dict)
     compare: dict[Name, list[Name]] = Field(default_factory=dict)
     search: SearchPlan | None = None
+    resources: dict[Name, FitResources] = Field(default_factory=dict)
     method: dict[Name, dict[str, Any]] = Field(default_factory=dict)
 
     # For error messages only: the name or path it was loaded by, and the settings that override the file's.

@@ -139,8 +139,11 @@ def make_settings(
     return Settings(merged, folder, data, device or default_device(), fresh, searches)
 
 
-def validate_settings(settings: Settings) -> None:
+def validate_settings(settings: Settings, *, elsewhere: bool = False) -> None:
     """Validate names, settings of methods, device and folders before anything expensive starts.
+
+    Args:
+        elsewhere: other machines fit and measure, so this one needs no device.
 
     Raises:
         GeepBenchError: something does not exist or is invalid; problems of names and of settings are reported together.
@@ -173,7 +176,7 @@ def validate_settings(settings: Settings) -> None:
     if settings.source == "local" and settings.data is None:
         raise ConfigError(f"profile '{profile.name}' measures real data: give its folder with --data DIR")
     check_names(profile.datasets, settings.source, settings.data)
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    if settings.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise DeviceError("--device cuda: this machine has no usable CUDA device: omit --device, or use --device cpu")
     if settings.compute == "packed" and settings.device != "cpu":
         raise ConfigError("compute = 'packed' is for a CPU: choose auto, or use --device cpu")

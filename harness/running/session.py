@@ -45,9 +45,7 @@ _TRIED = 8  # rows of a split that are tokenised to check the tokenizer
 
 
 class Session:
-    """One dataset with one seed: its data, its backbone, and the methods fitted on it so far.
-
-    Everything is loaded when it is first needed, so that a session whose cells are all finished costs nothing.
+    """One dataset with one seed: data, backbone and the methods fitted on it so far, each loaded when it is first needed.
 
     Args:
         quiet: print no remarks; those of the first seed in the main process suffice.
@@ -69,10 +67,10 @@ class Session:
         self._quiet = quiet or seed != settings.profile.seeds[0]
         self._fits: dict[str, Fitted] = {}
         self._on_engines: dict[str, Fitted] = {}
-        self._failed: dict[str, str] = {}
+        self.failed: dict[str, str] = {}  # fits that cannot be made, with the reason
         self._renewed: set[Path] = set()  # folders that were deleted to be made again
         self._sizes: dict[tuple[str, EngineName | None], int] = {}
-        self._unusable: str | None = None  # why data or backbone cannot be loaded
+        self.unusable: str | None = None  # why data or backbone cannot be loaded
 
     @cached_property
     def raw(self) -> Any:
@@ -126,12 +124,12 @@ class Session:
 
     @cached_property
     def prepared(self) -> Prepared:
-        if self._unusable is not None:  # it would fail again
-            raise MethodError(self._unusable)
+        if self.unusable is not None:  # it would fail again
+            raise MethodError(self.unusable)
         try:
             found = prepare(self.raw, self.backbone, self.settings.profile.max_length)
         except Exception as error:
-            self._unusable = format_error(error)
+            self.unusable = format_error(error)
             raise
         if not self._quiet:
             self._tell(found.unknown)
@@ -154,9 +152,7 @@ class Session:
         return other
 
     def check(self) -> None:
-        """Load the data and the backbone, print remarks on the data, and tokenise a few rows of each split.
-
-        Embedded ones are not loaded.
+        """Load the data and the backbone unless they are embedded, print remarks on the data, tokenise a few rows of each split.
 
         Raises:
             GeepBenchError: the data or the backbone cannot be used.
@@ -191,6 +187,10 @@ class Session:
     def _weights_folder(self, name: str) -> Path:
         return cache_root() / WEIGHTS / f"{self.dataset}--{self.weights_key(name)}"
 
+    def cache_folders(self, name: str) -> list[Path]:
+        """Return the folders of the cache that the fit of a method may have."""
+        return [self._weights_folder(name), self._folder(name)]
+
     def is_cached(self, name: str) -> bool:
         """Return whether a fit of this method with these settings and data is in the cache."""
         return self._folder(name).is_dir()
@@ -221,12 +221,12 @@ class Session:
         name = self.settings.profile.fit_of(name)
         if name in self._fits:
             return self._fits[name]
-        if name in self._failed:  # the same fit would fail again
-            raise MethodError(self._failed[name])
+        if name in self.failed:  # the same fit would fail again
+            raise MethodError(self.failed[name])
         try:
             self._fits[name] = self._fit(name)
         except Exception as error:
-            self._failed[name] = format_error(error)
+            self.failed[name] = format_error(error)
             raise
         return self._fits[name]
 
@@ -384,7 +384,7 @@ class Session:
             method=name,
             dataset=self.dataset,
             source=self.settings.source,  # type: ignore[arg-type]  # one of the three by construction
-            backbone=self.backbone.name if self._unusable is None else NOT_LOADED,
+            backbone=self.backbone.name if self.unusable is None else NOT_LOADED,
             seed=self.seed,
             point=point.name,
             protocol=given.protocol,

@@ -35,7 +35,7 @@ WARM = (
     "harness.cli.main",
     "harness.api",
     "harness.pretraining.pretrain_command",
-    "harness.running.ray_launcher",
+    "harness.running.cluster.cluster_run",
     "reports.build",
     "reports.terminal",
     "matplotlib.backends.backend_agg",

@@ -1,9 +1,8 @@
-"""Which fits are missing, in which order they are made, and how long they still take."""
+"""Which fits are missing, what each of them needs, and how long they still take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -76,61 +75,6 @@ def missing_fits(session: Session, methods: Iterable[str]) -> MissingFits:
         job(name): [job(need) for need in needed if need in needs and need != name] for name, needed in needs.items()
     }
     return MissingFits(found, set(map(job, choosing)), failed)
-
-
-def fit_in_order(
-    names: Sequence[K],
-    needs: Mapping[K, Iterable[K]],
-    fit: Callable[[K], str | None],
-    at_a_time: int,
-    stop: Callable[[], None] = lambda: None,
-    seconds: Mapping[K, float] | None = None,
-) -> dict[K, str]:
-    """Call ``fit`` for every name, at most ``at_a_time`` at once, each after the fits that it needs.
-
-    A fit that needs a failed one is skipped. Of those that may start, the one goes first after which most is left to do: its
-    own seconds and the longest chain of fits that wait for it. Long fits at the end would leave processes idle.
-
-    Args:
-        names: fits, each after those that it needs.
-        needs: for each fit, those that it learns from.
-        fit: returns why a fit failed, or ``None``.
-        stop: ends the fits that run now; called before an error or an interrupt is passed on.
-        seconds: of fits, as far as known; 1 for others.
-
-    Returns:
-        The failures, with their reasons.
-
-    Raises:
-        Exception: what ``fit`` raised.
-    """
-    todo, done, failed = list(names), set[K](), dict[K, str]()
-    left: dict[K, float] = {}
-    for name in reversed(names):
-        after = max((left[other] for other in left if name in needs[other]), default=0.0)
-        left[name] = after + (seconds or {}).get(name, 1.0)
-    todo.sort(key=lambda name: -left[name])
-    running: dict[Future[str | None], K] = {}
-    with ThreadPoolExecutor(at_a_time) as threads:
-        try:
-            while todo or running:
-                for name in [name for name in todo if set(needs[name]) & failed.keys()]:
-                    todo.remove(name)
-                    failed[name] = "it learns from a method that failed"
-                ready = [name for name in todo if done.issuperset(needs[name])]
-                for name in ready[: at_a_time - len(running)]:
-                    todo.remove(name)
-                    running[threads.submit(fit, name)] = name
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    name, reason = running.pop(future), future.result()
-                    if reason is None:
-                        done.add(name)
-                    else:
-                        failed[name] = reason
-        except BaseException:
-            stop()  # otherwise the block would wait for the fits to end, which may take hours
-            raise
-    return failed
 
 
 def shown_time(seconds: float) -> str:

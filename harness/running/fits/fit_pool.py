@@ -7,32 +7,27 @@ cells is measured, so that nothing else runs while passes are timed.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from queue import SimpleQueue
-from threading import Lock
 from types import TracebackType
-from typing import Any
 
-from harness.core import clock
-from harness.core.errors import MethodError, WriteError, is_fatal
-from harness.running.fits.fit_plan import FitJob, MissingFits, TimeLeft, fit_in_order, missing_fits, shown_time
+from harness.core.errors import MethodError, is_fatal
+from harness.running.fits.fit_maker import first_message
+from harness.running.fits.fit_plan import FitJob, MissingFits, TimeLeft, missing_fits, shown_time
 from harness.running.fits.fit_times import FitTimes
 from harness.running.run_settings import Settings
+from harness.running.scheduling.scheduler import Event, Scheduler
+from harness.running.scheduling.work_items import WorkItem
+from harness.running.scheduling.worker_processes import WorkerProcesses
 from harness.running.session import Session
 
 
 class FitPool:
     """Worker processes that fit methods into the cache; closed at the end of a ``with`` block.
 
-    A worker (``python -m harness.running.fits.fit_worker``) reads one JSON line per fit and answers with one. One that ends, for
-    example because the memory is full, fails its fit, and another one takes its place. If nothing more can be written, the run
-    ends.
+    A worker (``python -m harness.running.fits.fit_worker``) reads one JSON line per fit and answers with one. A fit whose worker
+    ends, for example because the memory is full, is tried again in another one, a few times; then it fails. If nothing more can be
+    written, the run ends.
 
     Args:
         settings: the run. Its profile says how many workers there are; they start when there is something to fit.
@@ -44,11 +39,10 @@ class FitPool:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.processes = settings, settings.profile.workers
         self.is_used = self.processes > 1 and settings.device == "cpu" and not settings.fresh
-        self._stopped = False
-        self._printing = Lock()
-        self._tracebacks: dict[FitJob, str] = {}
-        self._workers: list[subprocess.Popen[str]] = []
-        self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        threads = settings.fit_threads
+        self._workers = WorkerProcesses(
+            "harness.running.fits.fit_worker", first_message(settings), self.processes, threads
+        )
         self._seconds: dict[str, float] = {}  # of the latest fit of each method
 
     def __enter__(self) -> FitPool:
@@ -57,47 +51,13 @@ class FitPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in self._workers:
-            assert worker.stdin is not None
-            with suppress(BrokenPipeError):  # a worker that died has closed it
-                worker.stdin.close()
         if kind is not None:
-            self.stop()
-        for worker in self._workers:
-            worker.wait()
-
-    def stop(self) -> None:
-        """End the workers now."""
-        self._stopped = True
-        for worker in self._workers:
-            worker.terminate()
+            self._workers.stop()
+        self._workers.close()
 
     def start(self, workers: int) -> None:
         """Start workers up to this number; they import what they need while this process does something else."""
-        while len(self._workers) < workers:
-            self._idle.put(self._start_one())
-
-    def _start_one(self) -> subprocess.Popen[str]:
-        settings, threads = self.settings, self.settings.fit_threads
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "harness.running.fits.fit_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            process_group=0,  # Ctrl+C reaches this process only, which then ends the workers
-            env={**environment, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"},
-        )
-        self._workers.append(worker)
-        first = {
-            "profile": settings.profile.model_copy(update={"fit_threads": threads}).model_dump(mode="json"),
-            "data": None if settings.data is None else str(settings.data.resolve()),
-            "device": settings.device,
-            "threads": threads,
-        }
-        self._send(worker, first)
-        return worker
+        self._workers.start_processes(workers)
 
     def fit(self, session: Session, methods: Sequence[str]) -> None:
         """Fit ``methods``, and what they need, into the cache; existing fits stay.
@@ -164,47 +124,29 @@ class FitPool:
         if not missing:
             return {}
         self.start(min(self.processes, len(missing)))
-        left = TimeLeft(seconds, self.processes)
+        left, failed = TimeLeft(seconds, self.processes), dict[FitJob, MethodError]()
 
-        def ask(job: FitJob) -> str | None:
-            worker, start = self._idle.get(), clock.now()
-            try:
-                facts = self._send(worker, job._asdict(), answer=True)
-            finally:
-                if worker.poll() is not None and not self._stopped:
-                    self._workers.remove(worker)
-                    worker = self._start_one()
-                self._idle.put(worker)
-            took, reason = clock.now() - start, facts.get("reason")
-            self._seconds[job.method] = took
-            self._tracebacks[job] = facts.get("traceback", "")
-            with self._printing:
-                done = f"fitted in {shown_time(took)}" if reason is None else f"failed after {shown_time(took)}"
-                print(f"{job}: {done}; about {shown_time(left.after(job, took))} left for all fits", file=sys.stderr)
-            return reason
+        def tell(event: Event) -> None:
+            job, took = event.item.key, shown_time(event.seconds)
+            if event.kind == "lost":
+                print(f"{job}: {event.reason}; trying again", file=sys.stderr)
+            if event.kind == "failed":
+                failed[job] = MethodError(event.reason)
+                if trace := event.answer.get("traceback"):
+                    failed[job].add_note(trace)
+            if event.kind == "done" or (event.kind == "failed" and event.node):
+                self._seconds[job.method] = event.seconds
+                done = f"fitted in {took}" if event.kind == "done" else f"failed after {took}"
+                left_now = shown_time(left.after(job, event.seconds))
+                print(f"{job}: {done}; about {left_now} left for all fits", file=sys.stderr)
 
-        failed: dict[FitJob, MethodError] = {}
-        for job, reason in fit_in_order(list(missing), missing, ask, self.processes, self.stop, seconds).items():
-            failed[job] = MethodError(reason)
-            if trace := self._tracebacks.get(job):
-                failed[job].add_note(trace)
+        Scheduler(self._workers, tell).run(work_of(missing, seconds))
         return failed
 
-    @staticmethod
-    def _send(worker: subprocess.Popen[str], message: Mapping[str, object], *, answer: bool = False) -> dict[str, Any]:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        try:
-            worker.stdin.write(json.dumps(message) + "\n")
-            worker.stdin.flush()
-            line = worker.stdout.readline() if answer else "{}\n"
-        except BrokenPipeError:
-            line = ""
-        if not line.endswith("\n"):
-            code = worker.wait()
-            ending = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            return {"reason": f"its worker process was ended {ending}; if the memory is full, use fewer --workers"}
-        facts: dict[str, Any] = json.loads(line)
-        if facts.get("fatal"):
-            raise WriteError(facts["reason"])
-        return facts
+
+def work_of(missing: Mapping[FitJob, Sequence[FitJob]], seconds: Mapping[FitJob, float]) -> list[WorkItem]:
+    """Return fits as tasks of one worker each."""
+    return [
+        WorkItem(job, needs=tuple(needs), seconds=seconds[job], place=job.dataset, message=job._asdict())
+        for job, needs in missing.items()
+    ]

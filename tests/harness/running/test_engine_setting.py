@@ -19,7 +19,7 @@ from harness.engines import choice
 from harness.results.run_folder import RunFolder
 from harness.running import profile
 from harness.running.content_keys import ContentKeys
-from harness.running.fits import fit_keys, fit_pool
+from harness.running.fits import fit_keys
 from harness.running.fits.fit_pool import FitPool
 from harness.running.grid import Grid
 from harness.running.run_settings import Settings, make_settings, validate_settings
@@ -213,11 +213,11 @@ def test_workers_fit_once_and_nothing_that_cannot_run(
     """Engines of one fit are one job, teachers are named by their fits, and a refused engine is no job."""
     asked: dict[str, list[str]] = {}
 
-    def note(names: Any, needs: Any, *_: Any) -> dict[str, str]:
+    def note(pool: FitPool, needs: Any, seconds: Any) -> dict[str, str]:
         asked.update({job.method: [need.method for need in found] for job, found in needs.items()})
         return {}
 
-    monkeypatch.setattr(fit_pool, "fit_in_order", note)
+    monkeypatch.setattr(FitPool, "_carry_out", note)
     monkeypatch.setattr(FitPool, "start", lambda self, workers: None)
     slow = type("SlowFitted", (stage.add("two").fitted,), {"compute": "eager"})
     stage.add("slow", fitted=slow)

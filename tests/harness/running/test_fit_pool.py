@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +11,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from harness.cli.main import main
 from harness.core.errors import MethodError, WriteError
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 from harness.results.run_folder import RunFolder
-from harness.running.fits.fit_plan import FitJob, TimeLeft, fit_in_order, shown_time
+from harness.running.fits import fit_pool
+from harness.running.fits.fit_plan import FitJob, TimeLeft, shown_time
 from harness.running.fits.fit_pool import FitPool
 from harness.running.fits.fit_store import FITS
 from harness.running.grid import Grid
 from harness.running.profile import Profile
 from harness.running.run_settings import Settings
+from harness.running.scheduling.scheduler import Event, Scheduler
+from harness.running.scheduling.simulation import SimulatedNodes
+from harness.running.scheduling.work_items import Node, WorkItem
+from harness.running.scheduling.worker_processes import WorkerProcesses
 from harness.running.session import Session
 
 PROFILE = """
@@ -54,50 +53,6 @@ seeds = [0]
 like = "geep"
 table_rows = "unlabelled"
 """
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> tuple[dict[str, list[str]], set[str], int]:
-    """Draw methods with their needs, failing methods, and the number of parallel fits."""
-    count = draw(st.integers(1, 8))
-    names = [f"m{number}" for number in range(count)]
-    needs = {
-        name: draw(st.lists(st.sampled_from(names[:at]), unique=True) if at else st.just([]))
-        for at, name in enumerate(names)
-    }
-    failing = set(draw(st.lists(st.sampled_from(names), unique=True, max_size=2)))
-    return needs, failing, draw(st.integers(1, 3))
-
-
-@given(graphs())
-@settings(max_examples=60)
-def test_every_method_is_fitted_once_after_its_needs(graph: tuple[dict[str, list[str]], set[str], int]) -> None:
-    """With any failures and limit, a method whose need failed is skipped and reported."""
-    needs, failing, at_a_time = graph
-    lock, fitted, running, most = threading.Lock(), list[str](), set[str](), 0
-
-    def fit(name: str) -> str | None:
-        nonlocal most
-        with lock:
-            assert set(needs[name]) <= set(fitted)
-            running.add(name)
-            most = max(most, len(running))
-        with lock:
-            running.remove(name)
-            if name in failing:
-                return "on purpose"
-            fitted.append(name)
-            return None
-
-    failed = fit_in_order(list(needs), needs, fit, at_a_time)
-    spoilt: set[str] = set()
-    for name in needs:
-        if name in failing or spoilt & set(needs[name]):
-            spoilt.add(name)
-    assert set(failed) == spoilt
-    assert sorted(fitted) == sorted(set(needs) - spoilt)
-    assert most <= at_a_time
-    assert all(failed[name] == "on purpose" for name in spoilt & failing if not spoilt & set(needs[name]))
 
 
 def fits(cache: Path) -> dict[str, bytes]:
@@ -191,13 +146,21 @@ def test_a_failing_fit_fails_its_own_cells(
     """Fits of all sets and seeds go to the workers, longest chains first; a failure is recorded for what depends on it."""
     asked: list[FitJob] = []
 
-    def send(worker: Any, message: dict[str, Any], *, answer: bool = False) -> dict[str, Any]:
-        asked.append(FitJob(**message))
-        wrong = message["dataset"] == "lcqmc" and message["method"] == "one"
-        return {"reason": "on purpose", "traceback": "Traceback: here"} if wrong else {}
+    class Answering(SimulatedNodes):
+        """Workers that fit nothing, one of whose fits fails."""
 
-    monkeypatch.setattr(FitPool, "_send", staticmethod(send))
-    monkeypatch.setattr(FitPool, "_start_one", lambda self: self._workers.append(Worker()) or self._workers[-1])
+        def start_processes(self, count: int) -> None:
+            """They are there already."""
+
+        def close(self) -> None:
+            """They need not be ended."""
+
+        def answer(self, key: FitJob) -> dict[str, Any]:
+            asked.append(key)
+            wrong = key.dataset == "lcqmc" and key.method == "one"
+            return {"reason": "on purpose", "traceback": "Traceback: here"} if wrong else {}
+
+    monkeypatch.setattr(fit_pool, "WorkerProcesses", lambda *_: Answering([Node("here", 2)]))
     tables = {"two": {"seeds": [0]}, "one-int8": {"like": "one", "engine": "int8"}}
     methods = [*grid_settings.profile.methods, "one-int8"]
     changes = {"workers": 2, "seeds": [0, 1], "method": tables, "methods": methods}
@@ -213,26 +176,20 @@ def test_a_failing_fit_fails_its_own_cells(
     assert "ag_news two seed 0: fitted in" in capfd.readouterr().err
 
 
-class Worker:
-    """Stands for a process that runs."""
-
-    def __init__(self) -> None:
-        self.stdin = io.StringIO()
-
-    def poll(self) -> None:
-        """It never ends."""
-
-    def wait(self) -> int:
-        return 0
-
-
-def test_a_worker_that_ends_fails_its_fit() -> None:
-    """The reason names the signal, here that of a full memory."""
-    code = "import os, signal; input(); os.kill(os.getpid(), signal.SIGKILL)"
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes) as worker:
-        facts = FitPool._send(worker, {"method": "bert"}, answer=True)
-    assert "SIGKILL" in facts["reason"] and "--workers" in facts["reason"]
+def test_a_worker_that_ends_loses_its_fit_and_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason names the signal, here that of a full memory; the next attempt has a new process."""
+    (tmp_path / "dying_once.py").write_text(
+        "import os, signal, sys\ninput()\nfor line in sys.stdin:\n"
+        "    if not os.path.exists('died'):\n        open('died', 'w')\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    print('{}', flush=True)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    workers, events = WorkerProcesses("dying_once", {}, 1, 1), list[Event]()
+    assert Scheduler(workers, events.append, back_off=0.0).run([WorkItem("bert")]) == {}
+    workers.close()
+    assert [event.kind for event in events] == ["started", "lost", "started", "done"]
+    assert "SIGKILL" in events[1].reason and "--workers" in events[1].reason
 
 
 def test_time_left_follows_what_fits_took() -> None:
@@ -242,17 +199,6 @@ def test_time_left_follows_what_fits_took() -> None:
     assert left.after("c", 10.0) == pytest.approx(30 * (30 / 30) / 2)
     assert left.after("b", 1.0) == 0
     assert [shown_time(seconds) for seconds in (9, 600, 9000)] == ["9 s", "10 min", "2.5 h"]
-
-
-def test_longest_chains_start_first() -> None:
-    """Of the fits that may start, the one with the longest chain of fits after it starts, by the seconds of earlier ones."""
-    needs = {"bert": [], "short": ["bert"], "long": ["bert"], "geep": [], "control": ["geep"]}
-    order: list[str] = []
-    fit_in_order(list(needs), needs, lambda name: order.append(name), 1)
-    assert order == ["bert", "geep", "short", "long", "control"]
-    order.clear()
-    fit_in_order(list(needs), needs, lambda name: order.append(name), 1, seconds={"long": 9.0, "geep": 5.0})
-    assert order == ["bert", "long", "geep", "short", "control"]
 
 
 class Noting:
@@ -270,7 +216,7 @@ def test_the_first_method_is_fitted_alone(tmp_path: Path) -> None:
     methods = ["bert", "fastbert", "geep"]
     chosen = Profile(title="tiny", source="embedded", datasets=["ag_news", "lcqmc"], methods=methods, workers=2)
     grid, pool = Grid(Settings(chosen, tmp_path)), Noting()
-    for dataset, seed, method in grid._jobs():
+    for dataset, seed, method in grid.jobs():
         grid._session_of(dataset, seed, method, pool)  # type: ignore[arg-type]
         grid.outcome.measured += method != "bert" or dataset == "lcqmc"  # bert fails on the first dataset
     assert pool.asked == [

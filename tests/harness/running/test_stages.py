@@ -23,7 +23,6 @@ from geep.method import Geep
 from harness import registry
 from harness.contracts import Fitted, LearnsInStages
 from harness.running.content_keys import ContentKeys
-from harness.running.fits import fit_pool
 from harness.running.fits.fit_pool import FitPool
 from harness.running.fits.fit_store import FITS, WEIGHTS
 from harness.running.run_settings import Settings
@@ -286,11 +285,11 @@ def test_workers_train_equal_weights_once(
     """A variant that differs in choices waits for the method that trains its weights."""
     asked: dict[str, list[str]] = {}
 
-    def note(names: Any, needs: Any, *_: Any) -> dict[str, str]:
+    def note(pool: FitPool, needs: Any, seconds: Any) -> dict[str, str]:
         asked.update({job.method: [need.method for need in found] for job, found in needs.items()})
         return {}
 
-    monkeypatch.setattr(fit_pool, "fit_in_order", note)
+    monkeypatch.setattr(FitPool, "_carry_out", note)
     monkeypatch.setattr(FitPool, "start", lambda self, workers: None)
     tables = {"geep-two": {"like": "geep", "ngram": 2}, "geep-long": {"like": "geep", "epochs": 2}}
     session = session_of(tables)
