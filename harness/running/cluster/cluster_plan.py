@@ -12,7 +12,7 @@ from harness.running.scheduling.simulation import makespan
 from harness.running.scheduling.work_items import Node, WorkItem
 
 
-class Part(NamedTuple):
+class RunPart(NamedTuple):
     """One dataset and seed."""
 
     dataset: str
@@ -38,13 +38,13 @@ class ClusterPlan:
     """
 
     kept: int = 0
-    methods: dict[Part, list[str]] = field(default_factory=dict)
+    methods: dict[RunPart, list[str]] = field(default_factory=dict)
     needs: dict[FitJob, list[FitJob]] = field(default_factory=dict)
     seconds: dict[FitJob, float] = field(default_factory=dict)
     recorded: set[FitJob] = field(default_factory=set)
     failed: dict[FitJob, str] = field(default_factory=dict)
     fits: int = 0
-    broken: dict[Part, str] = field(default_factory=dict)
+    broken: dict[RunPart, str] = field(default_factory=dict)
 
 
 def shown_forecast(

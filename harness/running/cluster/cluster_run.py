@@ -17,7 +17,7 @@ from harness.core.files import write_text
 from harness.results.run_folder import RunFolder
 from harness.running.cell_plan import CellPlan
 from harness.running.cluster.checked_nodes import CheckedNodes
-from harness.running.cluster.cluster_plan import ClusterPlan, Part, shown_forecast
+from harness.running.cluster.cluster_plan import ClusterPlan, RunPart, shown_forecast
 from harness.running.cluster.file_store import FileStore, RunMirror
 from harness.running.cluster.preflight import CheckedCluster, ClusterOptions, check_cluster, seen_files
 from harness.running.fit_resources import reserved
@@ -127,7 +127,7 @@ class ClusterRun:
             else:
                 self._mirror.push()
 
-    def _message(self, work: str, part: Part, **more: Any) -> dict[str, Any]:
+    def _message(self, work: str, part: RunPart, **more: Any) -> dict[str, Any]:
         return {
             "work": work,
             "run": self._cluster.message,
@@ -170,7 +170,7 @@ class ClusterRun:
             guesses.update({job(name): (time, known) for name, time, known in found["seconds"]})
             plan.failed |= {job(name): reason for name, reason in found["failed"].items()}
 
-        parts = list(dict.fromkeys(Part(dataset, seed) for dataset, seed, _ in self._grid.jobs()))
+        parts = list(dict.fromkeys(RunPart(dataset, seed) for dataset, seed, _ in self._grid.jobs()))
         need = reserved(self._settings.profile.resources, "", self._settings.device, self._settings.fit_threads)
         items = [
             WorkItem(
@@ -194,10 +194,10 @@ class ClusterRun:
 
     def _items(self, plan: ClusterPlan, fit_only: bool) -> list[WorkItem]:
         """Return fits, then measurements, each of which comes after the fits of its dataset and seed."""
-        settings, items, fits = self._settings, list[WorkItem](), dict[Part, list[FitJob]]()
-        self._failures: dict[Part, dict[str, str]] = {}
+        settings, items, fits = self._settings, list[WorkItem](), dict[RunPart, list[FitJob]]()
+        self._failures: dict[RunPart, dict[str, str]] = {}
         for job, needs in plan.needs.items():
-            part = Part(*job[:2])
+            part = RunPart(*job[:2])
             fits.setdefault(part, []).append(job)
             need = reserved(settings.profile.resources, job.method, settings.device, settings.fit_threads)
             items.append(
@@ -245,12 +245,12 @@ class ClusterRun:
             if event.kind == "lost":
                 print(f"{key}: {event.reason}{where}; trying again", file=sys.stderr)
             if event.kind == "failed" and isinstance(key, FitJob):
-                self._failures.setdefault(Part(*key[:2]), {})[key.method] = event.reason
+                self._failures.setdefault(RunPart(*key[:2]), {})[key.method] = event.reason
             if event.kind in ("done", "failed"):
                 ended += 1
-                if isinstance(key, Part):
+                if isinstance(key, RunPart):
                     self._measured(key, plan.methods[key], event)
-                did = "measured" if isinstance(key, Part) else "fitted"
+                did = "measured" if isinstance(key, RunPart) else "fitted"
                 how = f"{did} in" if event.kind == "done" else f"failed ({event.reason}) after"
                 rest = shown_time(left.after(key, event.seconds))
                 running = self._running(scheduler)
@@ -273,10 +273,10 @@ class ClusterRun:
         more = f" and {len(now) - 4} more" if len(now) > 4 else ""
         return f"; running: {', '.join(now[:4])}{more}" if now else ""
 
-    def _methods(self, part: Part) -> list[str]:
+    def _methods(self, part: RunPart) -> list[str]:
         return [job[2] for job in self._grid.jobs() if job[:2] == part]
 
-    def _measured(self, part: Part, methods: list[str], event: Event) -> None:
+    def _measured(self, part: RunPart, methods: list[str], event: Event) -> None:
         """Count what a measurement did; record a failure for each method without cells if it was lost."""
         if event.kind == "done":
             for name, value in event.answer["outcome"].items():
@@ -297,7 +297,7 @@ class ClusterRun:
             if not done or not all(done):
                 self._record(part, name, event.reason)
 
-    def _record(self, part: Part, method: str, reason: str) -> None:
+    def _record(self, part: RunPart, method: str, reason: str) -> None:
         """Record that a method has no cells."""
         session = Session(self._settings, *part)
         session.unusable = reason  # so that its backbone need not be loaded for its name
