@@ -19,7 +19,6 @@ from harness.core import clock
 from harness.core.errors import ConfigError, first_line
 from harness.running.scheduling.work_items import Ended, Node, WorkItem
 
-PACKAGES = ("harness", "geep", "baselines", "suites", "reports")
 _AUTOMATIC = ("CPU", "GPU", "memory", "object_store_memory")
 
 
@@ -33,7 +32,8 @@ def _ray() -> Any:
 
 def send_code(folder: Path) -> None:
     """Copy the project's packages and its entry points into a folder that Ray gives to all nodes."""
-    for name in PACKAGES:
+    installed = distribution("geep-bench")
+    for name in (installed.read_text("top_level.txt") or "").split():
         spec = find_spec(name)
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(f"package '{name}' of geep-bench is not installed here: install geep-bench again")
@@ -42,7 +42,6 @@ def send_code(folder: Path) -> None:
             folder / name,
             ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "published"),
         )
-    installed = distribution("geep-bench")
     facts = folder / f"geep_bench-{installed.version}.dist-info"
     facts.mkdir()
     for file in ("METADATA", "entry_points.txt"):
