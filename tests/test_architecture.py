@@ -61,7 +61,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "harness.pretraining": (("text",), (".",)),
     "geep": (("exit_table",), (".",)),
-    "baselines": (("full_depth", "distilled", "early_exit", "learned_exits", "controls", "small_models"),),
+    "baselines": (("full_depth", "distilled", "early_exit", "learned_exits", "controls", "small_models", "pruned"),),
     "suites": (("profiles", "workloads"), ("studies", "gate"), (".",)),
     "suites.studies": (("shared",), (".",)),
     "reports": (("notation",), ("analysis",), ("tables", "figures"), (".",)),

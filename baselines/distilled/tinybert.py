@@ -239,6 +239,11 @@ class TinyBert(StudentMethod[TinyBertSettings]):
         tuned = fitted_teacher(teachers)
         teacher, hard = tuned.model, own.alpha_hard
         wide = teacher.encoder.shape
+        if wide.sizes:
+            raise ConfigError(
+                f"{self.name}: attention is compared head by head, and its teacher is pruned, with other heads in each layer: name "
+                "an unpruned teacher"
+            )
         given = self.pretrained(own, wide, backbone, task)
 
         torch.manual_seed(seed)

@@ -146,20 +146,23 @@ class BlockCost(Protocol):
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A Transformer layer: four ``width x width`` projections and a feed-forward of ``intermediate``.
+    """A Transformer layer: four ``width x attention`` projections and a feed-forward of ``intermediate``.
 
     Attributes:
         ups: matrices from ``width`` to ``intermediate``; 2 in gated layers.
+        attention: width of all heads together; ``None``: as wide as the layer.
     """
 
     width: int
     intermediate: int
     ups: int = 1
+    attention: int | None = None
 
     def flops(self, tally: Tally, convention: Convention) -> int:
-        linear = 2 * tally.tokens * (4 * self.width**2 + (1 + self.ups) * self.width * self.intermediate)
+        attention = self.width if self.attention is None else self.attention
+        linear = 2 * tally.tokens * self.width * (4 * attention + (1 + self.ups) * self.intermediate)
         # Scores (Q K^T) and the weighted sum of V: 2 x width each per pair.
-        return linear if convention == "linear" else linear + 4 * self.width * tally.pairs
+        return linear if convention == "linear" else linear + 4 * attention * tally.pairs
 
 
 @dataclass(frozen=True)
@@ -175,12 +178,17 @@ class ProjectionCost:
 
 @dataclass(frozen=True)
 class KeyValueCost:
-    """Keys and values of tokens that have exited and are still attended to: two ``width x width`` projections."""
+    """Keys and values of tokens that have exited and are still attended to: two ``width x attention`` projections.
+
+    Attributes:
+        attention: as in :class:`LayerCost`.
+    """
 
     width: int
+    attention: int | None = None
 
     def flops(self, tally: Tally, convention: Convention) -> int:
-        return 4 * self.width**2 * tally.tokens
+        return 4 * self.width * (self.width if self.attention is None else self.attention) * tally.tokens
 
 
 @dataclass(frozen=True)
@@ -202,15 +210,20 @@ class FastBertHeadCost:
 
 @dataclass(frozen=True)
 class LinearHeadCost:
-    """A dense layer of the encoder's width and a label layer, both on [CLS]."""
+    """A dense layer and a label layer, both on [CLS].
+
+    Attributes:
+        inner: outputs of the dense layer; ``None``: the encoder's width.
+    """
 
     width: int
     labels: int
+    inner: int | None = None
 
     def flops(self, tally: Tally, convention: Convention) -> int:
-        rows = int(tally.rows)
-        dense = 2 * self.width**2 * rows
-        return dense if convention == "linear" else dense + 2 * self.width * self.labels * rows
+        rows, inner = int(tally.rows), self.width if self.inner is None else self.inner
+        dense = 2 * self.width * inner * rows
+        return dense if convention == "linear" else dense + 2 * inner * self.labels * rows
 
 
 @dataclass(frozen=True)

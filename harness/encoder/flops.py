@@ -7,8 +7,8 @@ import numpy as np
 from harness.core.errors import ConfigError
 from harness.core.work import ModelCost, Tally, Work
 from harness.encoder.layout import Layout
-from harness.encoder.model import HEADS, PROJECTION, embedding_costs, layer_cost
-from harness.encoder.shape import EncoderShape
+from harness.encoder.model import HEADS, PROJECTION, embedding_costs
+from harness.encoder.shape import EncoderShape, layer_cost
 
 
 def closed_form(
@@ -36,7 +36,8 @@ def closed_form(
         raise ConfigError(f"--labels {labels}: a classifier has at least 2")
     if not 1 <= seq_len <= shape.max_positions:
         raise ConfigError(f"--seq-len {seq_len} is outside 1..{shape.max_positions}, the positions of this backbone")
-    classifier = HEADS[head](shape.width, labels)
+    unpruned = HEADS[head](shape.unpruned_width or shape.width, labels)
+    classifier = HEADS[head](shape.width, labels, unpruned.inner)
     work, layout = Work(), Layout(np.array([seq_len]), None, "cpu")
     if shape.embedding:
         work.add(f"{PROJECTION}.0", Tally(1, seq_len, seq_len))
@@ -44,6 +45,7 @@ def closed_form(
         work.add(f"layer.{index}", layout.tally(reach=shape.reach(index)))
         if heads == "every" or index == depth - 1:
             work.add(f"head.{index}", Tally(1, seq_len, seq_len, seq_len))
-    blocks = {"layer": layer_cost(shape), "head": classifier.cost(), **embedding_costs(shape)}
+    layers = {f"layer.{index}": layer_cost(shape, index) for index in range(depth)}
+    blocks = {**layers, "head": classifier.cost(), **embedding_costs(shape)}
     cost = ModelCost(blocks, shape.layers, 0)
     return {"linear": cost.flops(work, "linear"), "full": cost.flops(work, "full")}

@@ -7,7 +7,9 @@ differs in other families is data in :class:`~harness.encoder.shape.EncoderShape
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -18,12 +20,18 @@ from harness.core.tokens import TokenSet
 from harness.core.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost, ProjectionCost
 from harness.encoder.device_kernels.packed_linear import activate, activated, outputs_of, plus
 from harness.encoder.layout import Attention, Layout, Scored, SelfAttention
-from harness.encoder.shape import ACTIVATIONS, EncoderShape
+from harness.encoder.shape import ACTIVATIONS, EncoderShape, layer_cost
 
 
 def layer_norm(shape: EncoderShape, width: int) -> nn.LayerNorm:
     """Return a norm of the encoder's kind."""
     return nn.LayerNorm(width, eps=shape.norm_eps, bias=shape.biases)
+
+
+def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
+    """Return a linear layer, without a warning if it has no inputs or no outputs."""
+    with warnings.catch_warnings(action="ignore") if 0 in (inputs, outputs) else nullcontext():
+        return nn.Linear(inputs, outputs, bias=bias)
 
 
 PROJECTION = "projection"  # kind of block: embeddings to the width of the layers
@@ -39,18 +47,18 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, shape: EncoderShape, index: int = 0) -> None:
         super().__init__()
-        width = shape.width
-        self.heads, self.reach = shape.heads, shape.reach(index)
+        width, size = shape.width, shape.size(index)
+        self.heads, self.attention, self.reach = size.heads, size.attention, shape.reach(index)
         self.dropout = shape.dropout
         self.activation = ACTIVATIONS[shape.activation]
         self.norm_first, self.gated = shape.norm_first, shape.gated
-        self.qkv = nn.Linear(width, 3 * width, bias=shape.biases)
-        self.out = nn.Linear(width, width, bias=shape.biases)
+        self.qkv = linear(width, 3 * size.attention, bias=shape.biases)
+        self.out = linear(size.attention, width, bias=shape.biases)
         self.norm_attention = nn.Identity() if shape.bare_start and index == 0 else layer_norm(shape, width)
-        self.up = nn.Linear(width, (1 + shape.gated) * shape.intermediate, bias=shape.biases)
-        self.down = nn.Linear(shape.intermediate, width, bias=shape.biases)
+        self.up = linear(width, (1 + shape.gated) * size.intermediate, bias=shape.biases)
+        self.down = linear(size.intermediate, width, bias=shape.biases)
         self.norm_output = layer_norm(shape, width)
-        self.cost = layer_cost(shape)
+        self.cost = layer_cost(shape, index)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -64,12 +72,14 @@ class EncoderLayer(nn.Module):
         return self.norm_attention(hidden) if self.norm_first else hidden
 
     def run_attention(self, hidden: Tensor, layout: SelfAttention) -> Tensor:
-        """Run attention: [rows, width] -> [rows, width]."""
+        """Run attention: [rows, width] -> [rows, width of all heads]."""
+        if not self.heads:
+            return hidden.new_empty(len(hidden), 0)
         dropout = self.dropout if self.training else 0.0
         return layout.attend(self.qkv(self.attention_input(hidden)), self.heads, dropout, self.reach)
 
     def after_attention(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """Run everything after attention, row by row: hidden and context [rows, width] -> [rows, width]."""
+        """Run everything after attention, row by row: hidden, and context [rows, width of all heads] -> [rows, width]."""
         hidden = plus(self.out, context, hidden, self._drop)
         hidden = hidden if self.norm_first else self.norm_attention(hidden)
         read = self.norm_output(hidden) if self.norm_first else hidden
@@ -86,7 +96,7 @@ class EncoderLayer(nn.Module):
 
         For attention distillation. Projects query and key again, so that :meth:`forward` need not keep them.
         """
-        wanted = slice(2 * self.out.in_features)
+        wanted = slice(2 * self.attention)
         return layout.scores(outputs_of(self.qkv, self.attention_input(hidden), wanted), self.heads, self.reach)
 
 
@@ -199,13 +209,8 @@ class Encoder(nn.Module):
             yield hidden
 
     def cost(self) -> LayerCost:
-        """Cost of one layer."""
+        """Cost of one layer, of the first one if they are unlike."""
         return layer_cost(self.shape)
-
-
-def layer_cost(shape: EncoderShape) -> LayerCost:
-    """Return the cost of one layer of an encoder."""
-    return LayerCost(shape.width, shape.intermediate, 1 + shape.gated)
 
 
 def embedding_costs(shape: EncoderShape) -> dict[str, BlockCost]:
@@ -262,11 +267,11 @@ class LinearHead(nn.Module):
 
     head_width = 0  # no attention
 
-    def __init__(self, width: int, labels: int, dropout: float = 0.1) -> None:
+    def __init__(self, width: int, labels: int, inner: int | None = None, dropout: float = 0.1) -> None:
         super().__init__()
-        self.width, self.labels, self.dropout = width, labels, dropout
-        self.dense = nn.Linear(width, width)
-        self.label = nn.Linear(width, labels)
+        self.width, self.labels, self.inner, self.dropout = width, labels, inner or width, dropout
+        self.dense = nn.Linear(width, self.inner)
+        self.label = nn.Linear(self.inner, labels)
         self.norm: nn.Module = nn.Identity()
         init_head(self, width)
 
@@ -276,7 +281,7 @@ class LinearHead(nn.Module):
         return self.label(F.dropout(x, self.dropout, self.training))
 
     def cost(self) -> BlockCost:
-        return LinearHeadCost(self.width, self.labels)
+        return LinearHeadCost(self.width, self.labels, self.inner)
 
 
 class Gate(nn.Module):

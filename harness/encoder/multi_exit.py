@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from harness.core.errors import ConfigError, ResultError
 from harness.core.text_formats import read_json
-from harness.core.work import KeyValueCost, ModelCost
+from harness.core.work import BlockCost, KeyValueCost, ModelCost
 from harness.encoder.layout import Layout
 from harness.encoder.model import HEADS, Encoder, FastBertHead, LinearHead, embedding_costs, parameters_of
-from harness.encoder.shape import EncoderShape
+from harness.encoder.shape import EncoderShape, layer_cost
 
 
 class MultiExitModel(nn.Module):
@@ -44,9 +44,11 @@ class MultiExitModel(nn.Module):
             )
         self.labels, self.head_kind, self.exits = labels, head, tuple(sorted(exits))
         self.encoder = encoder
-        make = HEADS[head]
-        self.students = nn.ModuleDict({str(e): make(encoder.shape.width, labels) for e in self.exits})
-        self.teacher = make(encoder.shape.width, labels)
+        make, width, unpruned = HEADS[head], encoder.shape.width, encoder.shape.unpruned_width
+        # Heads on pruned states keep their inner width, so that they can be those of the unpruned model.
+        inner = make(unpruned, labels).inner if unpruned else None
+        self.students = nn.ModuleDict({str(e): make(width, labels, inner) for e in self.exits})
+        self.teacher = make(width, labels, inner)
         if encoder.shape.norm_first:
             for answering in (*self.students.values(), self.teacher):
                 answering.norm = copy.deepcopy(encoder.final_norm)
@@ -73,12 +75,13 @@ class MultiExitModel(nn.Module):
 
     def cost(self) -> ModelCost:
         """Return FLOPs per block and the parameters, of all heads, as inference needs all of them."""
-        blocks = {
-            "layer": self.encoder.cost(),
-            "head": self.teacher.cost(),
-            "keys": KeyValueCost(self.encoder.shape.width),
-            **embedding_costs(self.encoder.shape),
-        }
+        shape = self.encoder.shape
+        layers: dict[str, BlockCost] = {"layer": self.encoder.cost(), "keys": KeyValueCost(shape.width)}
+        if shape.sizes:
+            sizes = enumerate(shape.sizes)
+            layers = {f"layer.{index}": layer_cost(shape, index) for index in range(self.depth)}
+            layers |= {f"keys.{index}": KeyValueCost(shape.width, size.attention) for index, size in sizes}
+        blocks = {**layers, "head": self.teacher.cost(), **embedding_costs(shape)}
         tables = parameters_of(*self.encoder.tables().values())
         return ModelCost(blocks, depth=self.depth, params=parameters_of(self), looked_up=tables)
 

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from harness.core.errors import BackboneError
+from harness.core.work import LayerCost
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "relu": "relu"}
 # Fields that say where an encoder differs from BERT. They are shown and stored only where it does, so that keys of earlier
 # results stay valid.
-DIFFERENCES = ("embedding", "shared", "norm_first", "bare_start", "gated", "biases", "rotary", "windows")
+DIFFERENCES = (
+    "embedding",
+    "shared",
+    "norm_first",
+    "bare_start",
+    "gated",
+    "biases",
+    "rotary",
+    "windows",
+    "sizes",
+    "unpruned_width",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,19 @@ class Reach:
         return length * (2 * self.window + 1) - self.window * (self.window + 1)
 
 
+class LayerSize(NamedTuple):
+    """Sizes of one layer: its attention heads, the width of each of them, and its inner units. 0: there is no such part."""
+
+    heads: int
+    head_width: int
+    intermediate: int
+
+    @property
+    def attention(self) -> int:
+        """Width of all heads together, that of queries, keys and values each."""
+        return self.heads * self.head_width
+
+
 @dataclass(frozen=True, repr=False)
 class EncoderShape:
     """Dimensions of an encoder; names as in Hugging Face's ``BertConfig`` where those are clear.
@@ -55,6 +80,8 @@ class EncoderShape:
         rotary: bases of the rotary positions, of layers that attend to the whole text and of those with a window; empty: the
             encoder has position embeddings.
         windows: for each layer, tokens on either side that a token attends to, 0 for all; empty: all, in every layer.
+        sizes: of every layer, if structured pruning made them unlike; empty: all as ``heads``, ``width`` and ``intermediate`` say.
+        unpruned_width: the width before pruning, to which heads belong; 0 if it was not pruned.
     """
 
     layers: int
@@ -75,11 +102,18 @@ class EncoderShape:
     biases: bool = True
     rotary: tuple[float, ...] = ()
     windows: tuple[int, ...] = ()
+    sizes: tuple[LayerSize, ...] = ()
+    unpruned_width: int = 0
 
     def __post_init__(self) -> None:
         if min(self.layers, self.width, self.heads, self.intermediate, self.vocab_size, self.max_positions) < 1:
             raise BackboneError(f"encoder shape {self} has a dimension below 1: correct the checkpoint's config.json")
-        if self.width % self.heads:
+        object.__setattr__(self, "sizes", tuple(LayerSize(*size) for size in self.sizes))  # lists in stored models
+        if self.sizes and (len(self.sizes) != self.layers or min(map(min, self.sizes)) < 0):
+            raise BackboneError(
+                f"sizes {self.sizes} do not fit {self.layers} layers: give heads, head width and inner units of each"
+            )
+        if self.width % self.heads and not self.sizes:
             raise BackboneError(
                 f"width {self.width} is not divisible by {self.heads} attention heads: correct the checkpoint's config.json"
             )
@@ -104,8 +138,8 @@ class EncoderShape:
 
     @property
     def head_width(self) -> int:
-        """Width of one attention head."""
-        return self.width // self.heads
+        """Width of one attention head; of the widest one if layers are unlike."""
+        return max(size.head_width for size in self.sizes) if self.sizes else self.width // self.heads
 
     @property
     def blocks(self) -> int:
@@ -116,6 +150,10 @@ class EncoderShape:
     def differences(self) -> frozenset[str]:
         """Those of :data:`DIFFERENCES` that there are."""
         return frozenset(DIFFERENCES) & self._said().keys()
+
+    def size(self, layer: int) -> LayerSize:
+        """Return the sizes of a layer."""
+        return self.sizes[layer] if self.sizes else LayerSize(self.heads, self.head_width, self.intermediate)
 
     def reach(self, layer: int) -> Reach | None:
         """Return what a token attends to in a layer; ``None`` for the whole text without rotary positions."""
@@ -128,11 +166,18 @@ class EncoderShape:
         """Return the shape of an encoder of some of the layers, in that order."""
         windows = tuple(self.windows[layer] for layer in chosen) if self.windows else ()
         start = self.bare_start and chosen[0] == 0
-        return replace(self, layers=len(chosen), windows=windows, bare_start=start)
+        sizes = tuple(self.sizes[layer] for layer in chosen) if self.sizes else ()
+        return replace(self, layers=len(chosen), windows=windows, bare_start=start, sizes=sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields; those that equal BERT's are left out."""
         return {name: value for name, value in asdict(self).items() if name in self._said()}
+
+
+def layer_cost(shape: EncoderShape, layer: int = 0) -> LayerCost:
+    """Return the cost of a layer of an encoder."""
+    size = shape.size(layer)
+    return LayerCost(shape.width, size.intermediate, 1 + shape.gated, size.attention if shape.sizes else None)
 
 
 def _bert(layers: int, width: int, vocab_size: int = 30522) -> EncoderShape:

@@ -38,7 +38,7 @@ def quantised(model: MultiExitModel, kind: type[Int8Linear] = Int8Linear) -> Mul
         new = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
         for module in list(new.encoder.layers.modules()):
             for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
+                if isinstance(child, nn.Linear) and child.weight.numel():  # of pruned layers, nothing may be left
                     setattr(module, name, kind.of(child))
         kept[kind] = new.eval()
     return kept[kind]

@@ -47,6 +47,8 @@ class Engine:
     def __init__(self, model: MultiExitModel, *, compiled: bool = False) -> None:
         self.model = model
         self._after_attention = compiled_after_attention() if compiled else EncoderLayer.after_attention
+        if compiled and model.encoder.shape.sizes:
+            _allow_more_versions(model.depth)
         weight = model.encoder.word.weight
         # The cost of attention over packed rows depends on the kernel in use.
         self._layer_ragged = varlen.fits(weight.device, weight.dtype, model.encoder.shape.head_width)
@@ -92,10 +94,7 @@ class Engine:
         A depends on the data, so this is always launched eagerly, also if whole layers are graphs.
         """
         layer: Any = self.model.encoder.layers[index]
-        width = hidden.shape[1]
-        query = outputs_of(layer.qkv, layer.attention_input(active), slice(None, width))
-        keys_values = outputs_of(layer.qkv, layer.attention_input(hidden), slice(width, None))
-        context = attention.attend(query, keys_values, layer.heads, layer.reach)
+        context = _attend_some(layer, active, hidden, attention, len(active), len(hidden))
         after_attention = self._after_attention if len(active) > 1 else EncoderLayer.after_attention
         return after_attention(layer, active, context)
 
@@ -148,6 +147,8 @@ class PackedEngine(Engine):
         layer = self._layers[index]
         rows, size = len(hidden), rounded(len(hidden), 1)
         wide = _extended(hidden, size)
+        if not layer.heads:  # pruned
+            return self._closing[index](wide, hidden.new_empty(size, 0))[:rows]
         qkv = layer.qkv(layer.attention_input(wide))
         if self._by_text(layout, layer.reach):
             context = text_by_text.attend(qkv, layer.heads, layout.first_rows)
@@ -157,17 +158,24 @@ class PackedEngine(Engine):
 
     def run_some(self, index: int, active: Tensor, hidden: Tensor, attention: SomeQueries) -> Tensor:
         layer = self._layers[index]
-        width, rows, count = hidden.shape[1], len(hidden), len(active)
+        rows, count = len(hidden), len(active)
         few, wide = _extended(active, rounded(count, 1)), _extended(hidden, rounded(rows, 1))
-        query = outputs_of(layer.qkv, layer.attention_input(few), slice(None, width))[:count]
-        keys_values = outputs_of(layer.qkv, layer.attention_input(wide), slice(width, None))[:rows]
-        context = attention.attend(query, keys_values, layer.heads, layer.reach)
+        context = _attend_some(layer, few, wide, attention, count, rows)
         new: Tensor = layer.after_attention(few, _extended(context, len(few)))
         return new[:count]
 
     def run_head(self, exit_layer: int, hidden: Tensor, attention: Attention) -> Tensor:
         """Run the head in float32, whatever type the layers have."""
         return self.model.student(exit_layer)(hidden.float(), attention)
+
+
+def _attend_some(layer: Any, active: Tensor, hidden: Tensor, attention: SomeQueries, count: int, rows: int) -> Tensor:
+    """Run attention of a layer for the first ``count`` rows of ``active`` over the first ``rows`` of ``hidden``: [count, D]."""
+    if not layer.heads:  # pruned
+        return active.new_empty(count, 0)
+    query = outputs_of(layer.qkv, layer.attention_input(active), slice(None, layer.attention))[:count]
+    keys_values = outputs_of(layer.qkv, layer.attention_input(hidden), slice(layer.attention, None))[:rows]
+    return attention.attend(query, keys_values, layer.heads, layer.reach)
 
 
 def _extended(x: Tensor, size: int) -> Tensor:
@@ -180,6 +188,14 @@ def _extended(x: Tensor, size: int) -> Tensor:
     wide = x.new_zeros(size, width)
     wide[: len(x)] = x
     return wide
+
+
+def _allow_more_versions(count: int) -> None:
+    """Allow the compiler more versions: layers of a pruned model are of unlike sizes, and each is compiled on its own."""
+    import torch._dynamo.config as settings
+
+    settings.recompile_limit += count
+    settings.accumulated_recompile_limit += count
 
 
 @cache

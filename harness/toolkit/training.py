@@ -33,6 +33,13 @@ class CountsSteps(Protocol):
     step: int
 
 
+@runtime_checkable
+class OwnRate(Protocol):
+    """Optional, of a module: the constant learning rate of its parameters, which have no weight decay and no clipping."""
+
+    own_rate: float
+
+
 _ROUND_TO = 4  # tokens
 
 
@@ -187,17 +194,30 @@ def shuffled_batches(tokens: TokenSet, batch_size: int, generator: torch.Generat
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Group trainable parameters by (head or not, decayed or not); norms and biases (one-dimensional) have no decay.
 
-    Tables with sparse gradients are a group of their own.
+    Tables with sparse gradients are a group of their own, and so is each module with a rate of its own.
     """
     kinds = FastBertHead | LinearHead | Gate
     heads = {p for module in model.modules() if isinstance(module, kinds) for p in module.parameters()}
     tables = sparse_tables(model)
     groups = [{"params": tables, "lr": recipe.learning_rate, "weight_decay": 0.0, "sparse": True}] if tables else []
     for is_head, rate in ((False, recipe.learning_rate), (True, recipe.learning_rate * recipe.head_rate)):
-        ours = [p for p in clipped_parameters(model) if p.requires_grad and (p in heads) == is_head]
+        ours = [p for p in _clipped(model) if p.requires_grad and (p in heads) == is_head]
         groups.append({"params": [p for p in ours if p.dim() > 1], "lr": rate, "weight_decay": recipe.weight_decay})
         groups.append({"params": [p for p in ours if p.dim() <= 1], "lr": rate, "weight_decay": 0.0})
+    for module in _with_own_rate(model):
+        own = {"params": list(module.parameters()), "lr": module.own_rate, "weight_decay": 0.0}
+        groups.append({**own, "constant": True})
     return groups
+
+
+def _with_own_rate(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, OwnRate)]
+
+
+def _clipped(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters whose gradients are clipped: all but sparse tables and those of modules with their own rate."""
+    apart = {parameter for module in _with_own_rate(model) for parameter in module.parameters()}
+    return [parameter for parameter in clipped_parameters(model) if parameter not in apart]
 
 
 def training_layout(batch: TokenSet) -> Layout:
@@ -238,6 +258,7 @@ def train(
     keep: Literal["best", "last"] = "best",
     teachers: Sequence[nn.Module] = (),
     horizon: int | None = None,
+    first_kept: int = 1,
 ) -> TrainingReport:
     """Minimise ``loss_fn(tokens, layout, labels)`` over ``split``.
 
@@ -250,6 +271,8 @@ def train(
             keep the last ones, and evaluate these only. With ``recipe.patience``, the best ones are always kept.
         teachers: frozen modules that ``loss_fn`` runs; their layer passes are counted, too.
         horizon: steps of the learning-rate schedule, warm-up included; the rate is 0 after them. Default: all steps.
+        first_kept: the first epoch, counted from 1, that may be kept. Earlier ones are not evaluated, and patience starts there: a
+            model that is being pruned is not yet as small as it has to be.
 
     Raises:
         ConfigError: the loss became NaN or infinite (the message names the step), or the patience is longer than the epochs.
@@ -271,8 +294,12 @@ def train(
     warm = max(1, round(recipe.warmup * scheduled))
     adam = TableAdamW if sparse_tables(model) else torch.optim.AdamW
     optimizer = adam(parameter_groups(model, recipe), fused=True)
-    clipped = clipped_parameters(model)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, scheduled, warm))
+    clipped = _clipped(model)
+    factors = [
+        (lambda step: 1.0) if group.get("constant") else (lambda step: rate_at(step, scheduled, warm))
+        for group in optimizer.param_groups
+    ]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     precision = resolved_precision(recipe.precision, device)
     state = TrainingState(model, device, {"name": name, "seed": seed, "steps": steps, **recipe.model_dump(mode="json")})
     if (ended := state.report) is not None:
@@ -284,8 +311,8 @@ def train(
     epoch, best_epoch, done = facts.get("epoch", 0), facts.get("best_epoch", 0), facts.get("done", 0)
     if done:
         schedule.last_epoch = done
-        for group, rate in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
-            group["lr"] = rate * rate_at(done, scheduled, warm)
+        for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, factors, strict=True):
+            group["lr"] = rate * factor(done)
         if isinstance(loss_fn, CountsSteps):
             loss_fn.step = done
     start = now() - facts.get("seconds", 0.0)
@@ -318,7 +345,7 @@ def train(
                             f"{name}: the loss is not finite at step {done} of {steps}: lower learning_rate"
                         )
                     bar.set_postfix(loss=f"{loss.item():.3f}")
-            if evaluate is not None and (keep == "best" or epoch == recipe.epochs):
+            if evaluate is not None and epoch >= first_kept and (keep == "best" or epoch == recipe.epochs):
                 model.eval()
                 before = passes.count, passes.flops
                 scores.append(evaluate())
@@ -335,7 +362,7 @@ def train(
     if best is not None:
         model.load_state_dict(best)
     model.eval()
-    kept = scores[best_epoch - 1] if best is not None else scores[-1] if scores else None
+    kept = scores[best_epoch - first_kept] if best is not None else scores[-1] if scores else None
     report = TrainingReport(
         seconds=now() - start,
         steps=done,

@@ -19,7 +19,15 @@ from harness.running import profile
 from harness.running.profile import Profile
 
 # One row of each point is enough here, with one epoch per stage, and small tables of n-grams.
-STAGES = ("epochs", "distill_epochs", "intermediate_epochs", "ramp_epochs", "policy_epochs", "label_epochs")
+STAGES = (
+    "epochs",
+    "prune_epochs",
+    "distill_epochs",
+    "intermediate_epochs",
+    "ramp_epochs",
+    "policy_epochs",
+    "label_epochs",
+)
 SHORT = {**dict.fromkeys(STAGES, 1), "rows": 8}
 
 

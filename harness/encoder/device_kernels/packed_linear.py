@@ -128,6 +128,6 @@ def packed(model: Model, *submodules: str) -> Model:
         new = copy.deepcopy(model, {id(weight): weight for weight in (*model.parameters(), *model.buffers())})
         for module in [module for name in submodules for module in new.get_submodule(name).modules()]:
             for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
+                if isinstance(child, nn.Linear) and child.weight.numel():  # of pruned layers, nothing may be left
                     setattr(module, name, PackedLinear(child.weight, child.bias))
         return new.eval()
