@@ -117,6 +117,10 @@ class Cerberus(StagedMethod[CerberusSettings, FittedBranches]):
         first = fitted_teacher(teachers).model
         if first.encoder.shape.shared:
             raise ConfigError(f"{self.name}: all layers of '{backbone.name}' share weights, so that ends cannot differ")
+        if first.encoder.shape.sizes:
+            raise ConfigError(
+                f"{self.name}: its first teacher is pruned, and ends need layers of one size: name another"
+            )
         branches = branches_of(own, first.depth, len(teachers))
         rows = rows_to_teach(task, own.unlabelled, self.name)
         taught = TeacherAnswers(teachers, rows.tokens, task, backbone, own, self.name)

@@ -129,8 +129,7 @@ class Grain(PruningMethod[GrainSettings]):
 
     Not as released: the student starts from the fine-tuned teacher (``start = "backbone"``: as released), embeddings are not
     factorised (looking rows up takes no product), clipping includes the projections, and masks are final only at ``prune_until``,
-    where the density is reached exactly. The density counts weights of units, as published. After compaction, all heads of a layer
-    have the width of its widest one, so that one call runs them; FLOPs count what runs.
+    where the density is reached exactly. The density counts weights of units, as published.
     """
 
     name = "grain"

@@ -146,21 +146,24 @@ class BlockCost(Protocol):
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A Transformer layer: four ``width x attention`` projections and a feed-forward of ``intermediate``.
+    """A Transformer layer: four ``width x width`` projections and a feed-forward of ``intermediate``.
 
     Attributes:
         ups: matrices from ``width`` to ``intermediate``; 2 in gated layers.
-        attention: width of all heads together; ``None``: as wide as the layer.
+        attention: width of all heads in attention; ``None``: as wide as the layer.
+        projected: dimensions of all heads' queries, keys, values and results; ``None``: four times the width.
     """
 
     width: int
     intermediate: int
     ups: int = 1
     attention: int | None = None
+    projected: int | None = None
 
     def flops(self, tally: Tally, convention: Convention) -> int:
         attention = self.width if self.attention is None else self.attention
-        linear = 2 * tally.tokens * self.width * (4 * attention + (1 + self.ups) * self.intermediate)
+        projected = 4 * self.width if self.projected is None else self.projected
+        linear = 2 * tally.tokens * self.width * (projected + (1 + self.ups) * self.intermediate)
         # Scores (Q K^T) and the weighted sum of V: 2 x width each per pair.
         return linear if convention == "linear" else linear + 4 * attention * tally.pairs
 
@@ -178,17 +181,17 @@ class ProjectionCost:
 
 @dataclass(frozen=True)
 class KeyValueCost:
-    """Keys and values of tokens that have exited and are still attended to: two ``width x attention`` projections.
+    """Keys and values of tokens that have exited and are still attended to: two ``width x width`` projections.
 
     Attributes:
-        attention: as in :class:`LayerCost`.
+        projected: dimensions of all heads' keys and values; ``None``: twice the width.
     """
 
     width: int
-    attention: int | None = None
+    projected: int | None = None
 
     def flops(self, tally: Tally, convention: Convention) -> int:
-        return 4 * self.width * (self.width if self.attention is None else self.attention) * tally.tokens
+        return 2 * self.width * (2 * self.width if self.projected is None else self.projected) * tally.tokens
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ differs in other families is data in :class:`~harness.encoder.shape.EncoderShape
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -20,18 +18,13 @@ from harness.core.tokens import TokenSet
 from harness.core.work import BlockCost, FastBertHeadCost, GateCost, LayerCost, LinearHeadCost, ProjectionCost
 from harness.encoder.device_kernels.packed_linear import activate, activated, outputs_of, plus
 from harness.encoder.layout import Attention, Layout, Scored, SelfAttention
+from harness.encoder.pruning.spread_heads import linear, projections
 from harness.encoder.shape import ACTIVATIONS, EncoderShape, layer_cost
 
 
 def layer_norm(shape: EncoderShape, width: int) -> nn.LayerNorm:
     """Return a norm of the encoder's kind."""
     return nn.LayerNorm(width, eps=shape.norm_eps, bias=shape.biases)
-
-
-def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
-    """Return a linear layer, without a warning if it has no inputs or no outputs."""
-    with warnings.catch_warnings(action="ignore") if 0 in (inputs, outputs) else nullcontext():
-        return nn.Linear(inputs, outputs, bias=bias)
 
 
 PROJECTION = "projection"  # kind of block: embeddings to the width of the layers
@@ -52,8 +45,7 @@ class EncoderLayer(nn.Module):
         self.dropout = shape.dropout
         self.activation = ACTIVATIONS[shape.activation]
         self.norm_first, self.gated = shape.norm_first, shape.gated
-        self.qkv = linear(width, 3 * size.attention, bias=shape.biases)
-        self.out = linear(size.attention, width, bias=shape.biases)
+        self.qkv, self.out = projections(width, size, bias=shape.biases)
         self.norm_attention = nn.Identity() if shape.bare_start and index == 0 else layer_norm(shape, width)
         self.up = linear(width, (1 + shape.gated) * size.intermediate, bias=shape.biases)
         self.down = linear(size.intermediate, width, bias=shape.biases)

@@ -78,9 +78,9 @@ class MultiExitModel(nn.Module):
         shape = self.encoder.shape
         layers: dict[str, BlockCost] = {"layer": self.encoder.cost(), "keys": KeyValueCost(shape.width)}
         if shape.sizes:
-            sizes = enumerate(shape.sizes)
             layers = {f"layer.{index}": layer_cost(shape, index) for index in range(self.depth)}
-            layers |= {f"keys.{index}": KeyValueCost(shape.width, size.attention) for index, size in sizes}
+            for index, size in enumerate(shape.sizes):
+                layers[f"keys.{index}"] = KeyValueCost(shape.width, sum(size.queries) + sum(size.values))
         blocks = {**layers, "head": self.teacher.cost(), **embedding_costs(shape)}
         tables = parameters_of(*self.encoder.tables().values())
         return ModelCost(blocks, depth=self.depth, params=parameters_of(self), looked_up=tables)

@@ -50,16 +50,37 @@ class Reach:
 
 
 class LayerSize(NamedTuple):
-    """Sizes of one layer: its attention heads, the width of each of them, and its inner units. 0: there is no such part."""
+    """Sizes of one layer.
 
-    heads: int
-    head_width: int
+    Attributes:
+        queries: dimensions of the queries and keys of every head; empty without attention.
+        values: dimensions of the values of every head.
+        intermediate: inner units; 0 without an inner layer.
+    """
+
+    queries: tuple[int, ...]
+    values: tuple[int, ...]
     intermediate: int
 
     @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return len(self.values)
+
+    @property
+    def head_width(self) -> int:
+        """Width of the widest head, of queries or values; 0 without heads."""
+        return max((*self.queries, *self.values), default=0)
+
+    @property
     def attention(self) -> int:
-        """Width of all heads together, that of queries, keys and values each."""
+        """Width of all heads together in attention, where all are as wide as the widest one."""
         return self.heads * self.head_width
+
+    @property
+    def even(self) -> bool:
+        """Whether all heads are equally wide, so that their projections are a matrix."""
+        return sum(self.queries) == sum(self.values) == self.attention
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,11 +129,14 @@ class EncoderShape:
     def __post_init__(self) -> None:
         if min(self.layers, self.width, self.heads, self.intermediate, self.vocab_size, self.max_positions) < 1:
             raise BackboneError(f"encoder shape {self} has a dimension below 1: correct the checkpoint's config.json")
-        object.__setattr__(self, "sizes", tuple(LayerSize(*size) for size in self.sizes))  # lists in stored models
-        if self.sizes and (len(self.sizes) != self.layers or min(map(min, self.sizes)) < 0):
-            raise BackboneError(
-                f"sizes {self.sizes} do not fit {self.layers} layers: give heads, head width and inner units of each"
-            )
+        if self.sizes:
+            object.__setattr__(self, "sizes", tuple(LayerSize(tuple(q), tuple(v), n) for q, v, n in self.sizes))
+            if len(self.sizes) != self.layers or any(
+                len(q) != len(v) or min(*q, *v, n, 0) < 0 for q, v, n in self.sizes
+            ):
+                raise BackboneError(
+                    f"sizes {self.sizes} do not fit {self.layers} layers: give queries, values and inner units of each"
+                )
         if self.width % self.heads and not self.sizes:
             raise BackboneError(
                 f"width {self.width} is not divisible by {self.heads} attention heads: correct the checkpoint's config.json"
@@ -153,7 +177,10 @@ class EncoderShape:
 
     def size(self, layer: int) -> LayerSize:
         """Return the sizes of a layer."""
-        return self.sizes[layer] if self.sizes else LayerSize(self.heads, self.head_width, self.intermediate)
+        if self.sizes:
+            return self.sizes[layer]
+        heads = (self.head_width,) * self.heads
+        return LayerSize(heads, heads, self.intermediate)
 
     def reach(self, layer: int) -> Reach | None:
         """Return what a token attends to in a layer; ``None`` for the whole text without rotary positions."""
@@ -177,7 +204,8 @@ class EncoderShape:
 def layer_cost(shape: EncoderShape, layer: int = 0) -> LayerCost:
     """Return the cost of a layer of an encoder."""
     size = shape.size(layer)
-    return LayerCost(shape.width, size.intermediate, 1 + shape.gated, size.attention if shape.sizes else None)
+    pruned = (size.attention, 2 * (sum(size.queries) + sum(size.values))) if shape.sizes else (None, None)
+    return LayerCost(shape.width, size.intermediate, 1 + shape.gated, *pruned)
 
 
 def _bert(layers: int, width: int, vocab_size: int = 30522) -> EncoderShape:

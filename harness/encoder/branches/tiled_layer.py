@@ -66,7 +66,7 @@ class TiledLayer(EncoderLayer):
     def __init__(self, layers: Sequence[EncoderLayer]) -> None:
         nn.Module.__init__(self)
         first = layers[0]
-        for name in ("heads", "reach", "dropout", "activation", "norm_first", "gated", "cost"):
+        for name in ("heads", "attention", "reach", "dropout", "activation", "norm_first", "gated", "cost"):
             setattr(self, name, getattr(first, name))
 
         def beside(name: str, kind: Callable[[Sequence[nn.Module]], nn.Module]) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,29 +58,28 @@ def _copy_norm(new: nn.LayerNorm, old: nn.LayerNorm, kept: Tensor, factor: Tenso
     new.bias.copy_(old.bias[kept] * factor)
 
 
-def _copy_layer(new: nn.Module, old: nn.Module, mask: LayerMasks, kept: Tensor, factor: Tensor, usual: int) -> None:
+def _copy_layer(new: Any, old: Any, mask: LayerMasks, kept: Tensor, factor: Tensor, usual: int) -> None:
     """Fill one layer; ``usual`` is the original width of its heads."""
-    heads, width = mask.kept_heads.nonzero().squeeze(1).tolist(), mask.size().head_width
-    # Rows of the linear layers as [queries, keys, values][head][dimension]; missing dimensions stay zero, which adds nothing.
-    for linear in (new.qkv, new.out, new.up, new.down):
-        linear.weight.zero_()
-        linear.bias.zero_()
+    size = mask.size()
     weight, bias = old.qkv.weight.view(3, -1, usual, old.qkv.in_features), old.qkv.bias.view(3, -1, usual)
-    out = old.out.weight.view(old.out.out_features, -1, usual)[kept]
-    if heads:
-        rows, shifts = new.qkv.weight.view(3, len(heads), width, -1), new.qkv.bias.view(3, len(heads), width)
-        columns = new.out.weight.view(len(kept), len(heads), width)
-    for place, head in enumerate(heads):
-        for part, units in enumerate((mask.query[head], mask.query[head], mask.value[head])):
-            dims = units.nonzero().squeeze(1)
-            # Masks apply to queries and values; keys are as they were.
-            scale = (units[dims] * (width / usual) ** 0.5, torch.ones_like(units[dims]), units[dims])[part]
-            rows[part, place, : len(dims)] = weight[part, head, dims][:, kept] * scale[:, None]
-            shifts[part, place, : len(dims)] = bias[part, head, dims] * scale
-        dims = mask.value[head].nonzero().squeeze(1)
-        columns[:, place, : len(dims)] = out[:, head, dims] * _gate(mask.attention) * factor[:, None]
+    columns = old.out.weight.view(old.out.out_features, -1, usual)
+    ours, out = (getattr(part, "linear", part) for part in (new.qkv, new.out))
+    # Masks apply to queries and values; keys are as they were.
+    rescaled = mask.query * (size.head_width / usual) ** 0.5
+    rows, shifts, results = [], [], []
+    for part, factors in enumerate((rescaled, torch.ones_like(mask.query), mask.value)):
+        for head in mask.kept_heads.nonzero().squeeze(1).tolist():
+            dims = (mask.value if part == 2 else mask.query)[head].nonzero().squeeze(1)
+            rows.append(weight[part, head, dims][:, kept] * factors[head, dims, None])
+            shifts.append(bias[part, head, dims] * factors[head, dims])
+            if part == 2:
+                results.append(columns[kept][:, head, dims])
+    if rows:
+        ours.weight.copy_(torch.cat(rows))
+        ours.bias.copy_(torch.cat(shifts))
+        out.weight.copy_(torch.cat(results, 1) * _gate(mask.attention) * factor[:, None])
+    out.bias.copy_(old.out.bias[kept] * _gate(mask.attention) * factor)
     inner = mask.kept_inner.nonzero().squeeze(1)
-    new.out.bias.copy_(old.out.bias[kept] * _gate(mask.attention) * factor)
     new.up.weight.copy_(old.up.weight[inner][:, kept])
     new.up.bias.copy_(old.up.bias[inner])
     new.down.weight.copy_(old.down.weight[kept][:, inner] * mask.inner[inner] * _gate(mask.output) * factor[:, None])

@@ -45,14 +45,10 @@ class LayerMasks:
         return kept if self.output is None else kept & (self.output != 0)
 
     def size(self) -> LayerSize:
-        """Return the sizes of the layer without what is removed.
-
-        All heads of a layer get the width of its widest one, of queries or values, so that one call runs all of them.
-        """
+        """Return the sizes of the layer without what is removed."""
         heads = self.kept_heads
-        count = int(heads.sum())
-        widths = torch.maximum((self.query != 0).sum(1), (self.value != 0).sum(1))[heads]
-        return LayerSize(count, int(widths.max()) if count else 0, int(self.kept_inner.sum()))
+        queries, values = ((mask[heads] != 0).sum(1).tolist() for mask in (self.query, self.value))
+        return LayerSize(tuple(queries), tuple(values), int(self.kept_inner.sum()))
 
 
 @dataclass(frozen=True)

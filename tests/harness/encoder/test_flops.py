@@ -85,7 +85,12 @@ SHAPES = {
         rotary=(1e5, 1e4),
         windows=(0, 2, 2, 0),
     ),
-    "unlike layers": replace(SMALL, width=14, unpruned_width=16, sizes=((2, 7, 24), (0, 0, 5), (1, 3, 0), (2, 8, 1))),
+    "unlike layers": replace(
+        SMALL,
+        width=14,
+        unpruned_width=16,
+        sizes=(((7, 7), (7, 7), 24), ((), (), 5), ((2,), (3,), 0), ((0, 8), (8, 1), 1)),
+    ),
 }
 LENGTHS = [5, 1, 12, 9, 12, 2, 7, 7]
 

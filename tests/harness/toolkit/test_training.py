@@ -283,3 +283,48 @@ def test_flops_include_forward_and_backward(model: MultiExitModel, toy: Split) -
     assert flops(4) == 2 * 4 * once
     with torch.no_grad():
         assert flops(3) == 3 * once
+
+
+def test_a_module_with_its_own_rate_has_it_in_every_step(
+    model: MultiExitModel, toy: Split, rates: list[list[float]]
+) -> None:
+    """Its rate is constant, others rise and fall; its gradients are not clipped, and those of others are as without it."""
+
+    class Apart(torch.nn.Module):
+        own_rate = 0.5
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(2, 2))
+
+    plain = copy.deepcopy(model)
+    train(plain, loss_of(plain), toy, RECIPE.changed(epochs=2), seed=0, name="toy")
+    groups = len(rates[0])
+    rates.clear()
+    apart, own = Apart(), loss_of(model)
+    both = torch.nn.ModuleList([model, apart])
+    train(
+        both, lambda *batch: own(*batch) + 1e6 * apart.weight.sum(), toy, RECIPE.changed(epochs=2), seed=0, name="toy"
+    )
+    assert {step[-1] for step in rates} == {0.5} and len(rates[0]) == groups + 1
+    assert len({step[0] for step in rates}) == 8
+    torch.testing.assert_close(apart.weight.detach(), torch.full((2, 2), -0.5 * 8))
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_early_epochs_may_be_left_out(model: MultiExitModel, toy: Split) -> None:
+    """From ``first_kept`` on, epochs are scored, patience counts, and the best of these is kept, numbered from the first."""
+    scores = iter([0.9, 0.5, 0.6])
+    recipe = RECIPE.changed(epochs=9, patience=2)
+    report = train(
+        model,
+        loss_of(model),
+        toy,
+        recipe,
+        seed=0,
+        name="toy",
+        evaluate=lambda: DevScore(score := next(scores), (score,)),
+        first_kept=4,
+    )
+    assert (report.best_epoch, report.dev_scores, report.exit_scores) == (4, (0.9, 0.5, 0.6), (0.9,))
+    assert report.steps == 6 * 4

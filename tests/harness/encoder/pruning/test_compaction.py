@@ -22,7 +22,7 @@ from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.pruning.compaction import compacted
 from harness.encoder.pruning.masked_pass import MaskedPasses
 from harness.encoder.pruning.unit_masks import EncoderMasks, LayerMasks, check_prunable
-from harness.encoder.shape import EncoderShape, LayerSize
+from harness.encoder.shape import EncoderShape
 from harness.engines.choice import on_engine
 from harness.execution.executors import exit_logits
 from harness.execution.exit_rules import Entropy, normalised_entropy
@@ -99,20 +99,26 @@ def small() -> MultiExitModel:
 
 
 def test_layers_have_sizes_of_their_own_and_say_what_is_gone(small: MultiExitModel) -> None:
-    """A head without values goes with its queries; heads of a layer are as wide as the widest; what is gone is named."""
-    assert small.encoder.shape.sizes == (LayerSize(2, 4, 6), LayerSize(0, 0, 10), LayerSize(3, 4, 0))
+    """A head without values goes with its queries; heads keep their own dimensions; what is gone is named."""
+    sizes = small.encoder.shape.sizes
+    assert sizes == (((1, 4), (4, 4), 6), ((), (), 10), ((4, 4, 4), (4, 4, 2), 0))
+    assert [(size.heads, size.head_width, size.even) for size in sizes] == [(2, 4, False), (0, 0, True), (3, 4, False)]
     assert list(some_masks().gone()) == ["attention of layer 2", "inner units of layer 3"]
-    assert small.encoder.layers[1].qkv.weight.shape == (0, 12)
+    assert [layer.qkv.weight.shape[0] for layer in small.encoder.layers] == [2 * 5 + 8, 0, 2 * 12 + 10]
 
 
 def test_costs_are_those_of_what_is_left(small: MultiExitModel) -> None:
-    """Multiply-accumulates of a layer are 4 x width x heads' width + 2 x width x inner units, per token."""
+    """Multiply-accumulates of a layer are width x (2 per dimension of queries and of values + 2 per inner unit), per token."""
     cost, tally = small.cost(), Tally(1, 5, 5, 25)
     linear = [cost.of(f"layer.{index}").flops(tally, "linear") // 2 for index in range(3)]
-    assert linear == [5 * 12 * (4 * 8 + 2 * 6), 5 * 12 * (2 * 10), 5 * 12 * (4 * 12)]
+    assert linear == [5 * 12 * 2 * (5 + 8 + 6), 5 * 12 * 2 * 10, 5 * 12 * 2 * (12 + 10)]
     whole = LayerCost(12, 10).flops(tally, "full")
     assert [whole - cost.of(f"layer.{i}").flops(tally, "full") > 0 for i in range(3)] == [True] * 3
-    assert cost.of("keys.1").flops(tally, "full") == 0
+    assert [cost.of(f"keys.{i}").flops(tally, "full") for i in range(3)] == [
+        2 * 5 * 12 * (5 + 8),
+        0,
+        2 * 5 * 12 * (12 + 10),
+    ]
     assert cost.params == sum(parameter.numel() for parameter in small.parameters())
 
 
@@ -172,5 +178,6 @@ def test_what_cannot_be_pruned_is_refused() -> None:
         check_prunable(compacted(model_of(), some_masks()).encoder.shape, "bert", "grain")
     with pytest.raises(ConfigError, match="differs in gated"):
         check_prunable(EncoderShape(2, 8, 2, 8, 40, gated=True), "x", "grain")
-    with pytest.raises(BackboneError, match="do not fit 2 layers"):
-        EncoderShape(2, 8, 2, 8, 40, sizes=((1, 2, 3),))
+    for sizes in ([[[2], [2], 3]], [[[2], [2, 2], 3]] * 2, [[[2], [-1], 3]] * 2):
+        with pytest.raises(BackboneError, match="do not fit 2 layers"):
+            EncoderShape(2, 8, 2, 8, 40, sizes=sizes)  # type: ignore[arg-type]
