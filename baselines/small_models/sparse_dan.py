@@ -21,8 +21,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.core.environment import memory_left
-from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.core.work import BlockCost, MatrixCost, SumCost, Tally
 from harness.encoder.backbone import Backbone
@@ -30,13 +28,13 @@ from harness.encoder.layout import Layout
 from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.text_models.bags import mean_of_rows
 from harness.toolkit.text_models.fitted_text import FittedText
+from harness.toolkit.text_models.table_optimizer import check_room
 from harness.toolkit.text_models.teaching import SoftLoss, TaughtSettings, needs_unlabelled, teach
 from harness.toolkit.text_models.text_model import TextLimits, TextModel
 
 # Odd 64-bit numbers: the multiplier of Knuth's MMIX generator, and 2^64 over the golden ratio (Fibonacci hashing).
 MULTIPLIER, GOLDEN = 6364136223846793005, -7046029254386353131
 NOTHING = 0  # row of the table that stands for no n-gram
-COPIES = 5  # of the table while it is trained: weights, two moments, the best epoch, and those before the last stage
 
 
 class SparseDanSettings(TaughtSettings):
@@ -178,12 +176,8 @@ class SparseDan(StagedMethod[SparseDanSettings, FittedSparseDan]):
     def learn(
         self, own: SparseDanSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int
     ) -> FittedSparseDan:
-        size, room = COPIES * 4 * own.width * 2**own.rows, memory_left(backbone.device)
-        if size > room:
-            raise ConfigError(
-                f"{self.name}: training a table of {2**own.rows:,} rows (rows = {own.rows}) and width {own.width} needs "
-                f"{size / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are left: lower rows or width"
-            )
+        what = f"{self.name}: training a table of {2**own.rows:,} rows (rows = {own.rows}) and width {own.width}"
+        check_room(what, own.width * 2**own.rows, backbone.device, "lower rows or width")
         torch.manual_seed(seed)
         shape = own.model_dump(include={"rows", "width", "ngrams", "dropout", "feature_dropout"})
         model = HashedNgrams(TextLimits.of(task, backbone), task.num_labels, **shape).to(backbone.device)

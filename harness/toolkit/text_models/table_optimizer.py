@@ -8,6 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.core.environment import memory_left
+from harness.core.errors import ConfigError
+
+COPIES = 5  # of a table while it is trained: weights, two moments, the best epoch, and those before the last stage
+
+
+def check_room(what: str, parameters: int, device: str, advice: str) -> None:
+    """Check that a device has the memory to train a float32 table of so many parameters.
+
+    Args:
+        what: method and table, for the error.
+        advice: how to make it smaller, for the error.
+
+    Raises:
+        ConfigError: it is larger; nothing was made yet.
+    """
+    size, room = COPIES * 4 * parameters, memory_left(device)
+    if size > room:
+        raise ConfigError(f"{what} needs {size / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are left: {advice}")
+
 
 def sparse_tables(model: nn.Module) -> list[nn.Parameter]:
     """Return the trained tables of a model whose gradients are sparse (``nn.EmbeddingBag(sparse=True)``)."""

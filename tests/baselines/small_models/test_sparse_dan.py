@@ -228,7 +228,7 @@ def test_a_table_larger_than_memory_is_refused(
     signal_task: Task, small_backbone: Backbone, trained_bert: FullDepth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is made of it, and the message says what it needs and what to lower."""
-    monkeypatch.setattr("baselines.small_models.sparse_dan.memory_left", lambda device: 2**30)
+    monkeypatch.setattr("harness.toolkit.text_models.table_optimizer.memory_left", lambda device: 2**30)
     message = r"training a table of 1,048,576 rows \(rows = 20\) and width 256 needs 5\.0 GiB, and 1\.0 GiB are left"
     with pytest.raises(ConfigError, match=message):
         SparseDan().fit(signal_task, small_backbone, {"bert": trained_bert}, config={"rows": 20}, seed=0)

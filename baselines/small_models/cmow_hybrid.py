@@ -1,0 +1,215 @@
+"""CMOW/CBOW-Hybrid, bidirectional (Galke et al., IJCNN 2022, arXiv 2109.08449): products of matrices and a sum of vectors.
+
+Read in the released code (lgalke/cross-architecture-distillation): every token has a matrix for the forward product
+M_1 M_2 .. M_n, one of a separate table for the backward product M'_n .. M'_1, and a vector. Matrices start as the identity plus
+N(0, 0.01), vectors as N(0, 0.01); there is no norm and no activation. A text is [sum of vectors; forward; backward], special
+tokens included; padding is the identity. The texts of a pair are one sequence (``joint``), or two whose representations are
+combined: ``hadamard`` u v, ``concat`` [u; v], ``diffcat`` [u; v; |u - v|]. "SBERT-like" in the release is ``diffcat`` for
+classes, with dropout; its cosine is for regression only. The loss to the teacher weighs 0.9, labels 0.1.
+
+Our interpretation: products run as a balanced tree, not one after another; dropout acts on the representation of a text and in
+the classifier, not on matrices, where a few tokens would leave nothing of the identity; one hidden layer, as the classifier of
+the released runs has two with a norm, and that of its configurations none (``hidden = 0``); temperature 2 instead of 10; tables
+are trained by row (SparseAdam). Without ``student`` there was no general distillation: expect less than the published figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from baselines.small_models.matrix_products import ProductCost, whole_product
+from harness.core.tokens import Task, TokenSet
+from harness.core.work import BlockCost, MatrixCost, SumCost, Tally
+from harness.encoder.backbone import Backbone
+from harness.encoder.layout import Layout
+from harness.toolkit.base_method import StagedMethod, Teachers
+from harness.toolkit.text_models.fitted_text import FittedText
+from harness.toolkit.text_models.table_optimizer import check_room
+from harness.toolkit.text_models.teaching import TaughtSettings, needs_unlabelled, teach
+from harness.toolkit.text_models.text_model import TextLimits, TextModel
+from harness.toolkit.text_models.two_texts import text_bounds
+
+Pairs = Literal["joint", "hadamard", "concat", "diffcat"]
+PARTS = {"joint": 1, "hadamard": 1, "concat": 2, "diffcat": 3}  # widths of a text in what the classifier reads
+NOISE = 0.01  # standard deviation of all tables at the start
+
+
+class CmowSettings(TaughtSettings):
+    """Settings of CMOW/CBOW-Hybrid; the published values of its settings are in profile ``paper``."""
+
+    epochs: int = Field(10, ge=1, description="passes over train and rows without labels, with the teacher's answers")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="peak learning rate of the tables (SparseAdam) and the classifier (AdamW)"
+    )
+    temperature: float = Field(2.0, gt=0, description="softens the probabilities of both with kl")
+    alpha_soft: float = Field(0.9, gt=0, description="weight of the teacher's answers")
+    alpha_hard: float = Field(0.1, ge=0, description="weight of labels beside them, for rows that have one")
+    matrix: int = Field(20, ge=1, description="rows and columns of a token's matrices")
+    width: int = Field(400, ge=1, description="of a token's vector")
+    hidden: int = Field(512, ge=0, description="width of the classifier's hidden layer; 0: a label layer alone")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of a text's representation and of the hidden layer")
+    pairs: Pairs = Field(
+        "diffcat",
+        description="what the classifier reads of a pair: joint: both texts as one sequence; or of their representations u and "
+        "v: hadamard: u v; concat: [u; v]; diffcat: [u; v; |u - v|]. Single texts have one sequence in any case",
+    )
+
+
+class MatrixTables(nn.Module):
+    """Two matrices and a vector for every token.
+
+    Args:
+        vocab_size: tokens.
+        matrix: rows and columns of a matrix.
+        width: of a vector.
+        sparse: gradients have the rows of a batch only.
+    """
+
+    def __init__(self, vocab_size: int, matrix: int, width: int, sparse: bool = True) -> None:
+        super().__init__()
+        self.ahead, self.back = (nn.Embedding(vocab_size, matrix**2, sparse=sparse) for _ in range(2))
+        self.vectors = nn.EmbeddingBag(vocab_size, width, mode="sum", sparse=sparse)
+        self.matrix = matrix
+        with torch.no_grad():
+            for table in (self.ahead, self.back, self.vectors):
+                nn.init.normal_(table.weight, std=NOISE)
+            for table in (self.ahead, self.back):
+                table.weight += torch.eye(matrix).view(-1)
+
+    @staticmethod
+    def parameters_for(vocab_size: int, matrix: int, width: int) -> int:
+        """Return the parameters of such tables, which need not exist."""
+        return vocab_size * (2 * matrix**2 + width)
+
+    def products(self, ids: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the forward and the backward product of every text, [texts, matrix^2] each.
+
+        Args:
+            ids: [texts, T].
+            inside: bool [texts, T], false for padding; ``None`` if there is none.
+        """
+        found = []
+        # Rounded to bfloat16, an identity plus 0.01 is hardly more than an identity.
+        with torch.autocast(ids.device.type, enabled=False):
+            for table, backwards in ((self.ahead, False), (self.back, True)):
+                matrices = table(ids)
+                if inside is not None:
+                    eye = torch.eye(self.matrix, device=ids.device).view(-1)
+                    matrices = torch.where(inside[..., None], matrices, eye)
+                made = whole_product(matrices.unflatten(2, (self.matrix, self.matrix)), backwards=backwards)
+                found.append(made.flatten(1))
+        return found[0], found[1]
+
+
+class CmowClassifier(TextModel):
+    """Tables -> [sum; forward product; backward product] of each text -> hidden layer, ReLU -> label layer.
+
+    Args:
+        matrix: rows and columns of a token's matrices.
+        width: of a token's vector.
+        hidden: width of the hidden layer; 0 for none.
+        dropout: of the representation and of the hidden layer.
+        pairs: how samples of two texts are read; ``joint`` for single texts.
+    """
+
+    def __init__(
+        self,
+        limits: TextLimits,
+        labels: int,
+        matrix: int = 20,
+        width: int = 400,
+        hidden: int = 512,
+        dropout: float = 0.1,
+        pairs: Pairs = "joint",
+    ) -> None:
+        super().__init__(limits, labels)
+        self.matrix, self.width, self.hidden, self.dropout, self.pairs = matrix, width, hidden, dropout, pairs
+        self.words = MatrixTables(limits.vocab_size, matrix, width)
+        self.read = PARTS[pairs] * (2 * matrix**2 + width)
+        self.dense = nn.Linear(self.read, hidden) if hidden else None
+        self.label = nn.Linear(hidden or self.read, labels)
+
+    @property
+    def texts(self) -> int:
+        """Sequences of a sample."""
+        return 1 if self.pairs == "joint" else 2
+
+    def representation(self, tokens: TokenSet, layout: Layout) -> Tensor:
+        """Return what the classifier reads: [B, read]."""
+        bounds = tokens.offsets if self.texts == 1 else text_bounds(tokens)
+        starts, ends = bounds[:-1], bounds[1:]
+        # Padding repeats the last token of its text (or, of an empty text, the one before), so that the gradient has no other rows.
+        places = starts[:, None] + torch.arange(layout.longest, device=tokens.device)
+        ids = tokens.ids[torch.minimum(places, ends[:, None] - 1).clamp(min=0)]
+        inside = None if layout.even and self.texts == 1 else places < ends[:, None]
+        found = torch.cat([self.words.vectors(tokens.ids, starts), *self.words.products(ids, inside)], 1)
+        if self.texts == 1:
+            return found
+        u, v = found.view(layout.count, 2, -1).unbind(1)
+        if self.pairs == "hadamard":
+            return u * v
+        return torch.cat([u, v] if self.pairs == "concat" else [u, v, (u - v).abs()], 1)
+
+    def forward(self, tokens: TokenSet, layout: Layout) -> Tensor:
+        found = F.dropout(self.representation(tokens, layout), self.dropout, self.training)
+        if self.dense is not None:
+            found = F.dropout(torch.relu(self.dense(found)), self.dropout, self.training)
+        logits: Tensor = self.label(found)
+        return logits
+
+    def tallies(self, layout: Layout) -> Mapping[str, Tally]:
+        """Count padding to the longest sample; the host does not know how long both texts of a pair are."""
+        whole = Tally(layout.count, layout.count, layout.count)
+        found = {
+            "vectors.0": Tally(layout.count, layout.valid, layout.valid),
+            "products.0": Tally(layout.count, self.texts * layout.count * layout.longest, layout.valid),
+            "label.0": whole,
+        }
+        return found if self.dense is None else {**found, "dense.0": whole}
+
+    def blocks(self) -> Mapping[str, BlockCost]:
+        found: dict[str, BlockCost] = {
+            "vectors": SumCost(self.width),
+            "products": ProductCost(self.matrix, self.texts),
+            "label": MatrixCost(self.label.weight.numel(), "sample"),
+        }
+        return found if self.dense is None else {**found, "dense": MatrixCost(self.dense.weight.numel(), "sample")}
+
+    def facts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("matrix", "width", "hidden", "dropout", "pairs")}
+
+
+class FittedCmow(FittedText):
+    """A trained CMOW/CBOW-Hybrid."""
+
+    kind = CmowClassifier
+
+
+class CmowHybrid(StagedMethod[CmowSettings, FittedCmow]):
+    """Products of token matrices in both directions and the sum of token vectors, taught by ``bert``."""
+
+    name = "cmow-hybrid"
+    needs = ("bert",)
+    settings = CmowSettings
+    fitted = FittedCmow
+
+    def uses_unlabelled(self, config: Mapping[str, Any]) -> bool:
+        """Return whether the teacher answers rows without labels, too."""
+        return needs_unlabelled(CmowSettings, config)
+
+    def learn(self, own: CmowSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedCmow:
+        limits = TextLimits.of(task, backbone)
+        size = MatrixTables.parameters_for(limits.vocab_size, own.matrix, own.width)
+        what = f"{self.name}: training {size:,} parameters (matrix = {own.matrix}, width = {own.width})"
+        check_room(what, size, backbone.device, "lower matrix or width")
+        torch.manual_seed(seed)
+        shape: dict[str, Any] = own.model_dump(include={"matrix", "width", "hidden", "dropout"})
+        shape["pairs"] = own.pairs if bool((task.train.tokens.segments > 0).any()) else "joint"
+        model = CmowClassifier(limits, task.num_labels, **shape).to(backbone.device)
+        return FittedCmow(model, teach(self.name, model, own, task, teachers, seed))
