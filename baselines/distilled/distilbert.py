@@ -15,17 +15,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from baselines.distilled.word_distillation import (
+    CompactBertGeneralSettings,
+    DistilBertGeneralSettings,
+    DistilBertLossSettings,
+    WordDistillation,
+    compact_distillation,
+)
 from harness.core.errors import ConfigError
-from harness.core.settings import StrictSettings
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
-from harness.encoder.masked_words import ABSENT, MaskedWordModel, guessing_loss
-from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
-from harness.pretraining.general_distillation import Distillation, DistillationRows
+from harness.pretraining.general_distillation import Distillation, check_soft_words
 from harness.toolkit.augmentation import augment
 from harness.toolkit.base_method import Teachers
 from harness.toolkit.distillation import (
@@ -45,22 +48,6 @@ from harness.toolkit.method_settings import Layers
 from harness.toolkit.student_start import StudentMethod, StudentSettings
 from harness.toolkit.teachers.loss_schedule import Scheduled
 from harness.toolkit.training import total_cost
-
-
-class DistilBertLossSettings(StrictSettings):
-    """Settings of both losses. The defaults are the released run's: temperature 2, weights 5 : 2 : 1."""
-
-    layers: int | None = Field(None, ge=1, description="layers of the student; by default half of the teacher's")
-    temperature: float = Field(2.0, gt=0, description="softens the answers of both in the loss")
-    alpha_ce: float = Field(5.0, ge=0, description="weight of the teacher's soft answers")
-    alpha_cos: float = Field(1.0, ge=0, description="weight of the cosine of the last hidden states")
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> Self:
-        weights = {name: value for name, value in self if name.startswith("alpha_")}
-        if not any(weights.values()):
-            raise ValueError(f"{', '.join(weights)} are all 0: give one a value above 0")
-        return self
 
 
 class DistilBertSettings(DistilBertLossSettings, StudentSettings):
@@ -85,13 +72,6 @@ class DistilBertSettings(DistilBertLossSettings, StudentSettings):
         return self
 
 
-class DistilBertGeneralSettings(DistilBertLossSettings):
-    """Settings of general distillation on raw text."""
-
-    alpha_mlm: float = Field(2.0, ge=0, description="weight of the masked words")
-    soft_on: Literal["all", "masked"] = Field("all", description="tokens with soft words")
-
-
 def starting_layers(depth: int, layers: int | None, layer_map: Sequence[int] | None = None) -> list[int]:
     """Return the teacher layers to copy.
 
@@ -105,77 +85,6 @@ def starting_layers(depth: int, layers: int | None, layer_map: Sequence[int] | N
             f"distilbert: layer_map = {list(layer_map)} does not fit {depth} layers: give indices in 0..{depth - 1}"
         )
     return list(layer_map)
-
-
-class WordDistillation(Distillation):
-    """The paper's loss on raw text.
-
-    ``alpha_ce T^2 KL(teacher_T || student_T) + alpha_mlm CE(masked words) + alpha_cos (1 - cos(last hidden states))``, each a
-    mean over tokens without padding (CE: over masked ones). The student starts from the given layers of the teacher, its
-    embeddings and its masked-word head, or a fresh head if the teacher has none.
-
-    Args:
-        weights: alpha_ce, alpha_mlm, alpha_cos.
-        masked_only: soft words of masked tokens only.
-    """
-
-    _TOGETHER = 2**27  # scores of soft words that are computed at a time, to limit memory
-
-    def __init__(
-        self,
-        teacher: Backbone,
-        layers: list[int],
-        weights: tuple[float, ...],
-        temperature: float,
-        masked_only: bool,
-        dropout: float,
-    ) -> None:
-        encoder = take_layers(teacher.encoder(), layers, dropout)
-        super().__init__(teacher, encoder)
-        self.student = MaskedWordModel(encoder).to(encoder.device)
-        if teacher.head is not None:
-            self.student.load_state_dict({**self.student.state_dict(), **teacher.head})
-        encoder.position.weight.requires_grad_(False)
-        self.weights, self.temperature, self.masked_only = weights, temperature, masked_only
-        self.objective = "{:g} x soft words + {:g} x masked words + {:g} x cosine of the last states".format(*weights)
-        self.objective += f", temperature {temperature:g}"
-
-    @property
-    def encoder(self) -> Encoder:
-        return self.student.encoder
-
-    @property
-    def words(self) -> MaskedWordModel:
-        return self.student
-
-    def _soft(self, states: Tensor, taught: Tensor) -> Tensor:
-        """Return the mean soft loss over tokens [n, D], computed in parts; scores are recomputed for the gradient."""
-
-        def part(own: Tensor, wanted: Tensor) -> Tensor:
-            with torch.no_grad():
-                soft = self.teacher.scores(wanted)
-            return soft_kl(self.student.scores(own), soft, self.temperature) * len(own)
-
-        size = max(1, self._TOGETHER // self.encoder.shape.vocab_size)
-        parts = zip(states.split(size), taught.split(size), strict=True)
-        sums = [checkpoint(part, *both, use_reentrant=False, preserve_rng_state=False) for both in parts]
-        return torch.stack(sums).sum() / max(1, len(states))
-
-    def loss(self, rows: DistillationRows) -> Tensor:
-        soft, masked, cosine = self.weights
-        last, taught = rows.states[-1], rows.taught[-1]
-        total = last.new_zeros((), dtype=torch.float32)
-        if soft:
-            # Fewer tokens may be masked than there are places: the rest have number 0 and no weight.
-            chosen = rows.where[rows.labels != ABSENT] if self.masked_only else None
-            mine, his = (rows.tokens(h) if chosen is None else h.index_select(0, chosen) for h in (last, taught))
-            if len(mine):
-                total = total + soft * self._soft(mine, his)
-        if masked:
-            total = total + masked * guessing_loss(self.student, last, rows.where, rows.labels)
-        if cosine:
-            total = total + cosine * cosine_distance(rows.tokens(last), rows.tokens(taught))
-        return total
 
 
 class DistilBert(StudentMethod[DistilBertSettings]):
@@ -266,17 +175,18 @@ class DistilBert(StudentMethod[DistilBertSettings]):
     }
 
     def general_distillation(self, teacher: Backbone, *, config: Mapping[str, Any], dropout: float) -> Distillation:
-        """Make a student with the paper's objective on raw text: soft words, masked words and cosine.
+        """Make a student that learns on raw text: soft words, masked words and cosine, or as CompactBioBERT.
 
         Raises:
             ConfigError: a setting is wrong, or the teacher has no masked-word head.
         """
-        own = DistilBertGeneralSettings.read(config, f"method '{self.name}'")
-        if own.alpha_ce and teacher.head is None:
-            raise ConfigError(
-                f"distilbert: '{teacher.name}' has no masked-word head, and so no soft answers to learn: use "
-                "--alpha-ce 0 (a fresh head then learns masked words), or choose a teacher with such a head"
-            )
+        where = f"method '{self.name}'"
+        if config.get("objective") == "compactbert":
+            compact = CompactBertGeneralSettings.read(config, where)
+            check_soft_words(self.name, teacher, compact.alpha_ce)
+            return compact_distillation(teacher, compact, dropout)
+        own = DistilBertGeneralSettings.read(config, where)
+        check_soft_words(self.name, teacher, own.alpha_ce)
         chosen = starting_layers(teacher.shape.layers, own.layers)
         weights = own.alpha_ce, own.alpha_mlm, own.alpha_cos
         return WordDistillation(teacher, chosen, weights, own.temperature, own.soft_on == "masked", dropout)

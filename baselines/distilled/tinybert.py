@@ -26,7 +26,7 @@ from harness.encoder.layout import Layout, Scored
 from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
-from harness.pretraining.general_distillation import Distillation, DistillationRows
+from harness.pretraining.general_distillation import Distillation, DistillationRows, EncoderDistillation
 from harness.toolkit.augmentation import augment
 from harness.toolkit.base_method import Teachers
 from harness.toolkit.distillation import (
@@ -197,7 +197,7 @@ class Imitation(nn.Module):
         return total
 
 
-class GeneralImitation(Distillation):
+class GeneralImitation(EncoderDistillation):
     """The paper's general distillation: :class:`Imitation` of a teacher that was never fine-tuned, on raw text.
 
     As in the released code, the text is masked. There the student starts at random; here its embeddings are the teacher's,

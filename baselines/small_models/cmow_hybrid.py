@@ -10,12 +10,14 @@ classes, with dropout; its cosine is for regression only. The loss to the teache
 Our interpretation: products run as a balanced tree, not one after another; dropout acts on the representation of a text and in
 the classifier, not on matrices, where a few tokens would leave nothing of the identity; one hidden layer, as the classifier of
 the released runs has two with a norm, and that of its configurations none (``hidden = 0``); temperature 2 instead of 10; tables
-are trained by row (SparseAdam). Without ``student`` there was no general distillation: expect less than the published figures.
+are trained by row (SparseAdam); without ``student`` there is no general distillation first: expect less
+than the published figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,12 +25,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.small_models.matrix_products import ProductCost, whole_product
+from baselines.small_models.cmow_distillation import CmowDistillation, CmowGeneralSettings, read_tables
+from baselines.small_models.cmow_tables import MatrixTables
+from baselines.small_models.matrix_products import ProductCost
+from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.core.work import BlockCost, MatrixCost, SumCost, Tally
 from harness.encoder.backbone import Backbone
 from harness.encoder.layout import Layout
+from harness.pretraining.general_distillation import check_soft_words
 from harness.toolkit.base_method import StagedMethod, Teachers
+from harness.toolkit.student_start import named_student
 from harness.toolkit.text_models.fitted_text import FittedText
 from harness.toolkit.text_models.table_optimizer import check_room
 from harness.toolkit.text_models.teaching import TaughtSettings, needs_unlabelled, teach
@@ -37,7 +44,6 @@ from harness.toolkit.text_models.two_texts import text_bounds
 
 Pairs = Literal["joint", "hadamard", "concat", "diffcat"]
 PARTS = {"joint": 1, "hadamard": 1, "concat": 2, "diffcat": 3}  # widths of a text in what the classifier reads
-NOISE = 0.01  # standard deviation of all tables at the start
 
 
 class CmowSettings(TaughtSettings):
@@ -52,6 +58,9 @@ class CmowSettings(TaughtSettings):
     alpha_hard: float = Field(0.1, ge=0, description="weight of labels beside them, for rows that have one")
     matrix: int = Field(20, ge=1, description="rows and columns of a token's matrices")
     width: int = Field(400, ge=1, description="of a token's vector")
+    student: str | dict[str, str] = Field(
+        "", description="folder of geep-bench distill cmow-hybrid to start from, or a table with one per language"
+    )
     hidden: int = Field(512, ge=0, description="width of the classifier's hidden layer; 0: a label layer alone")
     dropout: float = Field(0.1, ge=0, lt=1, description="of a text's representation and of the hidden layer")
     pairs: Pairs = Field(
@@ -59,52 +68,6 @@ class CmowSettings(TaughtSettings):
         description="what the classifier reads of a pair: joint: both texts as one sequence; or of their representations u and "
         "v: hadamard: u v; concat: [u; v]; diffcat: [u; v; |u - v|]. Single texts have one sequence in any case",
     )
-
-
-class MatrixTables(nn.Module):
-    """Two matrices and a vector for every token.
-
-    Args:
-        vocab_size: tokens.
-        matrix: rows and columns of a matrix.
-        width: of a vector.
-        sparse: gradients have the rows of a batch only.
-    """
-
-    def __init__(self, vocab_size: int, matrix: int, width: int, sparse: bool = True) -> None:
-        super().__init__()
-        self.ahead, self.back = (nn.Embedding(vocab_size, matrix**2, sparse=sparse) for _ in range(2))
-        self.vectors = nn.EmbeddingBag(vocab_size, width, mode="sum", sparse=sparse)
-        self.matrix = matrix
-        with torch.no_grad():
-            for table in (self.ahead, self.back, self.vectors):
-                nn.init.normal_(table.weight, std=NOISE)
-            for table in (self.ahead, self.back):
-                table.weight += torch.eye(matrix).view(-1)
-
-    @staticmethod
-    def parameters_for(vocab_size: int, matrix: int, width: int) -> int:
-        """Return the parameters of such tables, which need not exist."""
-        return vocab_size * (2 * matrix**2 + width)
-
-    def products(self, ids: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the forward and the backward product of every text, [texts, matrix^2] each.
-
-        Args:
-            ids: [texts, T].
-            inside: bool [texts, T], false for padding; ``None`` if there is none.
-        """
-        found = []
-        # Rounded to bfloat16, an identity plus 0.01 is hardly more than an identity.
-        with torch.autocast(ids.device.type, enabled=False):
-            for table, backwards in ((self.ahead, False), (self.back, True)):
-                matrices = table(ids)
-                if inside is not None:
-                    eye = torch.eye(self.matrix, device=ids.device).view(-1)
-                    matrices = torch.where(inside[..., None], matrices, eye)
-                made = whole_product(matrices.unflatten(2, (self.matrix, self.matrix)), backwards=backwards)
-                found.append(made.flatten(1))
-        return found[0], found[1]
 
 
 class CmowClassifier(TextModel):
@@ -208,8 +171,33 @@ class CmowHybrid(StagedMethod[CmowSettings, FittedCmow]):
         size = MatrixTables.parameters_for(limits.vocab_size, own.matrix, own.width)
         what = f"{self.name}: training {size:,} parameters (matrix = {own.matrix}, width = {own.width})"
         check_room(what, size, backbone.device, "lower matrix or width")
+        named, tables = named_student(self.name, own.student, task.language), None
+        if named:
+            facts, tables = read_tables(Path(named).expanduser(), backbone, self.name)
+            for key in ("matrix", "width"):
+                if facts[key] != getattr(own, key):
+                    raise ConfigError(
+                        f"{self.name}: student '{named}' has {key} = {facts[key]}, the settings {getattr(own, key)}: set {key} = "
+                        f"{facts[key]}"
+                    )
         torch.manual_seed(seed)
         shape: dict[str, Any] = own.model_dump(include={"matrix", "width", "hidden", "dropout"})
         shape["pairs"] = own.pairs if bool((task.train.tokens.segments > 0).any()) else "joint"
-        model = CmowClassifier(limits, task.num_labels, **shape).to(backbone.device)
+        model = CmowClassifier(limits, task.num_labels, **shape)
+        if tables is not None:
+            model.words.load_state_dict(tables)
+        model.to(backbone.device)
         return FittedCmow(model, teach(self.name, model, own, task, teachers, seed))
+
+    # Of the released script; its batches have 512 rows.
+    general_recipe: Mapping[str, Any] = {"learning_rate": 5e-4, "warmup": 0.05, "weight_decay": 0.0, "clip": 1.0}
+
+    def general_distillation(self, teacher: Backbone, *, config: Mapping[str, Any], dropout: float) -> CmowDistillation:
+        """Make tables to train on raw text with soft and masked words; they have no dropout.
+
+        Raises:
+            ConfigError: a setting is wrong, or the teacher has no masked-word head.
+        """
+        own = CmowGeneralSettings.read(config, f"method '{self.name}'")
+        check_soft_words(self.name, teacher, own.alpha_ce)
+        return CmowDistillation(teacher, own)

@@ -16,12 +16,14 @@ PRETRAIN = """Pretrain a backbone of your own: masked words, from raw text to a 
 
 Run the same command again to resume exactly. Exit code 3: stopped by --stop-after."""
 
-DISTILL = """General distillation: a small student learns from a pretrained teacher on raw text, as DistilBERT and TinyBERT do.
+DISTILL = """General distillation: a small student learns from a pretrained teacher on raw text, as DistilBERT,
+CompactBioBERT, TinyBERT and CMOW/CBOW-Hybrid do.
 
   geep-bench distill distilbert --teacher bert-base-uncased --corpus wiki.txt.zst --lang en --layers 6 --out my-distilbert
   geep-bench distill tinybert --teacher bert-base-uncased --corpus wiki.txt.zst --lang en --layers 4 --width 312 --out my-tinybert
 
-The resulting folder is a backbone (--backbone en=DIR) and a student (student = "DIR" in a profile's [method.NAME]).
+The resulting folder is a backbone (--backbone en=DIR) and a student (student = "DIR" in a profile's [method.NAME]); that of
+cmow-hybrid, which has no layers, a student only.
 Run the same command again to resume exactly. Exit code 3: stopped by --stop-after."""
 
 # What pretraining uses if an option is not given; distillation then uses the method's own recipe.
@@ -97,14 +99,30 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
 def add_distill_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``geep-bench distill``."""
     parser.add_argument(
-        "method", metavar="METHOD", help="a method with general distillation, e.g. distilbert, tinybert"
+        "method", metavar="METHOD", help="a method with general distillation: distilbert, tinybert, cmow-hybrid"
     )
     parser.add_argument("--teacher", required=True, metavar="DIR_OR_ID", help="pretrained, not fine-tuned")
     _add_data(parser, language_required=True)
 
     student = parser.add_argument_group("student", "defaults are the method's, as published")
+    student.add_argument(
+        "--objective",
+        choices=("distilbert", "compactbert"),
+        help="distilbert: whose loss, start and recipe; compactbert is CompactBioBERT's: attention and states of all layers",
+    )
     student.add_argument("--layers", type=whole_number(1), metavar="N", help="layers of the student")
-    student.add_argument("--width", type=whole_number(1), metavar="N", help="tinybert: width of the student")
+    student.add_argument(
+        "--width",
+        type=whole_number(1),
+        metavar="N",
+        help="tinybert: width of the student; cmow-hybrid: of a token's vector, default 400",
+    )
+    student.add_argument(
+        "--matrix",
+        type=whole_number(1),
+        metavar="N",
+        help="cmow-hybrid: rows and columns of a token's matrices; default 20",
+    )
     student.add_argument(
         "--intermediate", type=whole_number(1), metavar="N", help="tinybert: width of its inner layers"
     )
@@ -112,21 +130,27 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         metavar="T",
-        help="distilbert: of the teacher's and the student's softmax; default 2",
+        help="distilbert, cmow-hybrid: of the teacher's and the student's softmax; default 2 (compactbert: 1)",
     )
     student.add_argument(
-        "--alpha-ce", type=float, metavar="A", help="distilbert: weight of the loss against the teacher; default 5"
+        "--alpha-ce", type=float, metavar="A", help="the same: weight of the loss against the teacher; default 5"
     )
     student.add_argument(
-        "--alpha-mlm", type=float, metavar="A", help="distilbert: weight of the masked-word loss; default 2"
+        "--alpha-mlm",
+        type=float,
+        metavar="A",
+        help="the same: weight of the masked-word loss; default 2 (compactbert: 1)",
     )
     student.add_argument(
         "--alpha-cos", type=float, metavar="A", help="distilbert: weight of the cosine loss; default 1"
     )
     student.add_argument(
+        "--alpha-layers", type=float, metavar="A", help="compactbert: weight of attention and states; default 3"
+    )
+    student.add_argument(
         "--soft-on",
         choices=("all", "masked"),
-        help="distilbert: tokens on which the student learns from the teacher; default all",
+        help="the same: tokens on which the student learns the teacher's words; default all (compactbert: masked)",
     )
 
     _add_amount(parser)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.core.digest import check_seal, seal
-from harness.core.errors import BackboneError, ResultError, first_line
+from harness.core.errors import BackboneError, ConfigError, ResultError, first_line
 from harness.core.files import cache_root, write_folder
 from harness.core.text_formats import read_json
 from harness.core.tokens import TokenSet
@@ -88,6 +88,21 @@ class Backbone:
         encoder = Encoder(self.shape)
         encoder.load_state_dict(self.state)
         return encoder.to(self.device)
+
+    def check_words(self, tokenizer: Any, what: str) -> None:
+        """Check that another tokenizer has the same vocabulary.
+
+        Args:
+            what: the student that it belongs to, for the error.
+
+        Raises:
+            ConfigError: it has another one.
+        """
+        if self.tokenizer is None or tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ConfigError(
+                f"{what} has another vocabulary than the teacher's backbone '{self.name}', so that token ids differ: "
+                "choose a student made from that backbone"
+            )
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int = 128) -> TokenSet:
         """Tokenise to packed ids with special tokens.

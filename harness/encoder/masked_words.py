@@ -6,6 +6,8 @@ runs without a mask, else with a mask that is block-diagonal per row.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,6 +77,16 @@ def row_states(
     return states
 
 
+class ScoresWords(Protocol):
+    """A masked-word head; ``bias`` has a number for every word, [V]."""
+
+    bias: nn.Parameter
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Return vocabulary logits: [n, D] -> [n, V]."""
+        ...
+
+
 class MaskedWordModel(nn.Module):
     """Encoder and masked-word head."""
 
@@ -131,7 +143,7 @@ class MaskedWordModel(nn.Module):
         return 3 * (layers + decoder * (shape.layers if every else 1))
 
 
-def guessing_loss(model: MaskedWordModel, hidden: Tensor, where: Tensor, labels: Tensor) -> Tensor:
+def guessing_loss(model: ScoresWords, hidden: Tensor, where: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy (nats) of masked tokens, from hidden states [n, D]; 0 without masked tokens."""
     # If nothing is masked, the sum is 0 and so is the loss.
     count = (labels != ABSENT).sum().clamp(min=1)

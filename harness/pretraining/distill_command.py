@@ -25,15 +25,28 @@ from harness.core.errors import BackboneError, ConfigError, MethodError, Unknown
 from harness.encoder.backbone import Backbone, content_of, load_backbone
 from harness.encoder.families.family import Family
 from harness.encoder.families.known_families import written_as
+from harness.encoder.model import parameters_of
 from harness.pretraining import export, model_card, plan
 from harness.pretraining.evaluate import held_out_loss, perplexity
-from harness.pretraining.general_distillation import Distillation
+from harness.pretraining.general_distillation import Distillation, EncoderDistillation, TableDistillation
 from harness.pretraining.loop import Trainer
 from harness.pretraining.recipe import PretrainRecipe
 from harness.pretraining.text import shards, vocabulary
 
 # Options that are settings of the method, which rejects those that it does not know.
-SETTINGS = ("layers", "width", "intermediate", "temperature", "alpha_ce", "alpha_mlm", "alpha_cos", "soft_on")
+SETTINGS = (
+    "objective",
+    "layers",
+    "width",
+    "intermediate",
+    "matrix",
+    "temperature",
+    "alpha_ce",
+    "alpha_mlm",
+    "alpha_cos",
+    "alpha_layers",
+    "soft_on",
+)
 
 
 def _method(name: str) -> DistilsGenerally:
@@ -75,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         raise MethodError(
             f"general_distillation of '{args.method}' returned a {type(model).__name__}, not a Distillation"
         )
+    recipe = PretrainRecipe.from_options(args, **{**method.general_recipe, **model.recipe})
     work = args.work or args.out / "training"
     data = plan.shards_for(args, work, vocabulary.of_backbone(teacher))
     if data.length > longest:
@@ -85,10 +99,12 @@ def run(args: argparse.Namespace) -> int:
     asked = {
         "method": {"name": args.method, **settings},
         "teacher": content_of(args.teacher, args.lang),
-        "shape": model.encoder.shape.to_dict(),
+        "shape": model.facts(),
         **plan.asked(args, recipe, data),
     }
-    found = plan.carry_out(args, data, model, recipe, asked, work, device=device, compiled=False, began=began)
+    found = plan.carry_out(
+        args, data, model, recipe, asked, work, size=model.size, device=device, compiled=False, began=began
+    )
     if found is None:
         return plan.UNFINISHED
     _finish(args, data, teacher, model, found[0], family)
@@ -103,22 +119,30 @@ def _finish(
     trainer: Trainer,
     family: Family,
 ) -> None:
-    """Round the weights to float16, evaluate them, and write the student's folder, as a model of a family."""
-    recipe = trainer.recipe
-    export.round_to_half(model)
-    held: dict[str, Any] = {"loss": held_out_loss(model, data, share=recipe.mask_share)}
-    if model.words is not None:
-        held |= {"words": perplexity(model.words, data, share=recipe.mask_share, every=False)}
-    shape = replace(model.encoder.shape, dropout=teacher.shape.dropout)  # the dropout for fine-tuning
+    """Evaluate the weights as they are written, and write the student's folder: an encoder as a model of a family, in float16."""
+    share = trainer.recipe.mask_share
+    if isinstance(model, TableDistillation):
+        held: dict[str, Any] = {"loss": held_out_loss(model, data, share=share)}
+        described = {"shape": model.facts(), "parameters": parameters_of(model.student)}
+        export.write_tokenizer(args.out, data.tokenizer, teacher.shape.max_positions)
+        names = model.save(args.out)
+    else:
+        assert isinstance(model, EncoderDistillation)
+        export.round_to_half(model)
+        held = {"loss": held_out_loss(model, data, share=share)}
+        if model.words is not None:
+            held |= {"words": perplexity(model.words, data, share=share, every=False)}
+        student = model.words or model.encoder
+        shape = replace(model.encoder.shape, dropout=teacher.shape.dropout)  # the dropout for fine-tuning
+        described = export.described(student, shape, family)
+        names = export.write(args.out, student, shape, data.tokenizer, family=family, one_segment=False)
     facts = {
+        **described,
         "method": args.method,
         "teacher": {"name": teacher.name, **teacher.shape.to_dict()},
         "objective": model.objective,
         "evaluation": held,
     }
-    student = model.words or model.encoder
-    written = model_card.publish(
-        "student", args, trainer, data, student, shape, facts, family=family, one_segment=False
-    )
+    written = model_card.publish("student", args, trainer, data, names, facts)
     print(f"held-out loss: {'-' if held['loss'] is None else format(held['loss'], '.4f')}")
     print(written)

@@ -67,7 +67,7 @@ def held_out_loss(model: Distillation, shards: Shards, *, share: float) -> float
     """Return the loss of a student on the same held-out rows: the mean over batches, weighted by tokens."""
     model.eval()
     total, tokens = 0.0, 0
-    device = model.encoder.device
+    device = next(model.parameters()).device
     for batch in held_out(shards, size=_ROWS, share=share, device=device, most=MOST_ROWS):
         loss = model(*batch.inputs)
         total += batch.tokens * float(loss)

@@ -17,7 +17,7 @@ from harness.encoder import checkpoint
 from harness.encoder.families.bert_family import BERT
 from harness.encoder.families.family import Family
 from harness.encoder.masked_words import MaskedWordModel
-from harness.encoder.model import Encoder
+from harness.encoder.model import Encoder, parameters_of
 from harness.encoder.shape import EncoderShape
 from harness.pretraining.text import vocabulary
 
@@ -92,13 +92,31 @@ def write(
         write_atomic(folder / name, lambda place, content=content: place.write_bytes(content))  # type: ignore[misc]
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
-    try:
-        vocabulary.save(tokenizer, folder, shape.max_positions)
-    except OSError as error:
-        raise ResultError(f"cannot write {folder}: {error.strerror}: free space, then run again") from error
+    write_tokenizer(folder, tokenizer, shape.max_positions)
     # Stored in half precision to be small, but computed in float32 by default.
     config = family.config(shape, "Model" if isinstance(model, Encoder) else "ForMaskedLM")
     config |= {"dtype": "float32", "tie_word_embeddings": True}
     text = json.dumps(config, indent=1)
     write_text(folder / "config.json", text)
     return list(split.filename_to_tensors)
+
+
+def write_tokenizer(folder: Path, tokenizer: Any, longest: int) -> None:
+    """Write a tokenizer for texts of at most ``longest`` tokens into an existing folder.
+
+    Raises:
+        ResultError: the folder cannot be written.
+    """
+    try:
+        vocabulary.save(tokenizer, folder, longest)
+    except OSError as error:
+        raise ResultError(f"cannot write {folder}: {error.strerror}: free space, then run again") from error
+
+
+def described(model: MaskedWordModel | Encoder, shape: EncoderShape, family: Family) -> dict[str, Any]:
+    """Return the facts of a model card about a written encoder: family, dimensions and parameters."""
+    return {
+        "family": {"name": family.name, "kind": family.kind},
+        "shape": shape.to_dict(),
+        "parameters": parameters_of(model),
+    }

@@ -21,11 +21,6 @@ from harness.core.environment import environment_facts
 from harness.core.errors import ResultError
 from harness.core.files import fill_template, write_json, write_text
 from harness.core.text_formats import read_json
-from harness.encoder.families.family import Family
-from harness.encoder.masked_words import MaskedWordModel
-from harness.encoder.model import Encoder, parameters_of
-from harness.encoder.shape import EncoderShape
-from harness.pretraining import export
 from harness.pretraining.loop import Trainer
 from harness.pretraining.text.shards import Shards
 
@@ -38,22 +33,15 @@ def publish(
     args: argparse.Namespace,
     trainer: Trainer,
     data: Shards,
-    model: MaskedWordModel | Encoder,
-    shape: EncoderShape,
+    names: Sequence[str],
     more: Mapping[str, Any],
-    *,
-    family: Family,
-    one_segment: bool,
 ) -> str:
-    """Write the folder of a backbone or student: config, tokenizer, weights, facts and card.
+    """Write facts and card of a backbone or student beside its weights.
 
     Args:
         kind: ``"backbone"`` or ``"student"``.
-        model: as written.
-        shape: for the config, with the dropout for fine-tuning.
+        names: of the files of weights.
         more: facts beside those that backbones and students share; those of the ``run`` are added to the shared ones.
-        family: that the folder is of.
-        one_segment: see :func:`harness.pretraining.export.tensors_of`.
 
     Returns:
         The folder with the size and the number of its weight files, for the terminal.
@@ -61,7 +49,6 @@ def publish(
     Raises:
         ResultError: the folder cannot be written.
     """
-    names = export.write(args.out, model, shape, data.tokenizer, family=family, one_segment=one_segment)
     machine, progress = environment_facts(), trainer.progress
     cpu = f"{machine['cpu']}, {machine['torch_threads']} threads"
     size = sum((args.out / name).stat().st_size for name in names)
@@ -70,9 +57,6 @@ def publish(
         **{name: data.facts[name] for name in ("language", "sources", "train")},
         "licence": args.licence,
         "about": args.about,
-        "family": {"name": family.name, "kind": family.kind},
-        "shape": shape.to_dict(),
-        "parameters": parameters_of(model),
         "bytes": size,
         "recipe": trainer.recipe.model_dump(),
         "device": machine["gpu"]["name"] if trainer.device.type == "cuda" else cpu,

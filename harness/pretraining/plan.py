@@ -152,6 +152,7 @@ def carry_out(
     asked: dict[str, Any],
     work: Path,
     *,
+    size: str,
     device: str,
     compiled: bool,
     began: float,
@@ -162,6 +163,7 @@ def carry_out(
         model: with initial weights on the CPU; moved to ``device`` and trained in place.
         asked: settings that must be the same to resume a run.
         work: folder of plan, states and curve.
+        size: the model's dimensions, for the terminal.
         began: start of the command, in seconds.
 
     Returns:
@@ -193,10 +195,9 @@ def carry_out(
             write_json(work / "plan.json", {**plan, "checksum": content_key(plan)})
             trainer.cut_curve(0)
         trainer.recipe = recipe.model_copy(update={"steps": plan["steps"]})
-        shape = model.encoder.shape
         _progress(
             args,
-            f"{shape.layers} x {shape.width}, {parameters_of(model):,} parameters, {data.length * stream.rows:,} tokens per "
+            f"{size}, {parameters_of(model):,} parameters, {data.length * stream.rows:,} tokens per "
             f"epoch; step {trainer.progress.step:,} of {plan['steps']:,} on {device}",
         )
         if trainer.progress.step < plan["steps"]:

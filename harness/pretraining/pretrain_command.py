@@ -63,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
         "init_from": f"{args.init_from.resolve().name} ({content_of(args.init_from)})" if args.init_from else None,
     }
     compiled = args.compile == "on" or (args.compile == "auto" and device == "cuda")
-    found = plan.carry_out(args, data, model, recipe, asked, work, device=device, compiled=compiled, began=began)
+    size = f"{shape.layers} x {shape.width}"
+    found = plan.carry_out(
+        args, data, model, recipe, asked, work, size=size, device=device, compiled=compiled, began=began
+    )
     if found is None:
         return plan.UNFINISHED
     _finish(args, data, shape, model, found[0], taken, found[1], origin.family if origin else BERT)
@@ -93,6 +96,7 @@ def _finish(
     second_used = data.paired or (origin is not None and origin["embeddings"])
     before = _facts(args.out) if finished_before else {}
     facts = {
+        **export.described(model, shape, family),
         "heldout": data.facts["heldout"],
         "objective": "masked words from every layer, mean of the losses" if recipe.multi_exit else "masked words",
         "masking": "runs of characters" if data.facts["language"] == "zh" else "whole words",
@@ -107,9 +111,8 @@ def _finish(
         "evaluation": held,
         "accuracy": before.get("accuracy", []),
     }
-    written = model_card.publish(
-        "backbone", args, trainer, data, model, shape, facts, family=family, one_segment=not second_used
-    )
+    names = export.write(args.out, model, shape, data.tokenizer, family=family, one_segment=not second_used)
+    written = model_card.publish("backbone", args, trainer, data, names, facts)
     known = "-" if held["perplexity"] is None else "{perplexity:.2f} (from word frequencies alone: {by_frequency:.0f})"
     print(f"held-out perplexity: {known.format(**held)}")
     print(written)

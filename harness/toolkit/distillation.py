@@ -26,6 +26,7 @@ from harness.toolkit.method_settings import Head
 K = TypeVar("K")
 Unlabelled = Literal["auto", "yes", "no"]  # whether a teacher also answers rows without labels; auto: if there are any
 NO_LABEL = -1
+_UNSEEN = -1e30  # a score whose probability is 0, also in a row of nothing else
 
 
 def teacher_of_kind(kind: type[K], teachers: Mapping[str, Fitted], name: str, needs: str, advice: str) -> K:
@@ -200,3 +201,21 @@ def score_distance(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
     """
     squares = (student.float() - teacher.detach().float()).square()
     return torch.where(pairs, squares, 0.0).sum() / (pairs.sum() * student.shape[1])
+
+
+def attention_kl(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
+    """Return ``KL(teacher's attention || student's)``, mean over heads, queries and keys (CompactBioBERT's released code).
+
+    The mean over keys, those outside the text and padding included, divides by T: ``KLDivLoss(reduction="mean")``.
+
+    Args:
+        student: scores before softmax, [B, heads, T, T].
+        teacher: the same shape.
+        pairs: bool [B, 1, T, T], true where query and key are tokens (:attr:`Layout.pairs`). Other queries do not count.
+    """
+    log_p, log_q = (
+        F.log_softmax(scores.float().masked_fill(~pairs, _UNSEEN), -1) for scores in (teacher.detach(), student)
+    )
+    divergence = torch.where(pairs, F.kl_div(log_q, log_p, log_target=True, reduction="none"), 0.0).sum()
+    _, heads, _, keys = student.shape
+    return divergence / (pairs.any(-1).sum() * heads * keys)

@@ -72,6 +72,19 @@ def own_words(encoder: Encoder) -> Tensor:
     return F.linear(table, encoder.project.weight) if encoder.shape.embedding else table
 
 
+def named_student(method: str, named: str | dict[str, str], language: str) -> str:
+    """Return the student that a setting names for a language, ``""`` if it names none at all.
+
+    Raises:
+        ConfigError: it names others only.
+    """
+    if not isinstance(named, str) and named and language not in named:
+        raise ConfigError(
+            f"{method}: student = {named!r} names none for language '{language}': add {language} = \"...\""
+        )
+    return named if isinstance(named, str) else named.get(language, "")
+
+
 T = TypeVar("T", bound=StartSettings, default=StudentSettings)
 
 
@@ -114,12 +127,7 @@ class StudentMethod(StagedMethod[T], Generic[T]):
                 larger width than the teacher, fewer positions than the longest sample; or settings shape it, too.
             BackboneError: it cannot be found or read.
         """
-        named = own.student
-        if not isinstance(named, str) and named and task.language not in named:
-            raise ConfigError(
-                f"{self.name}: student = {named!r} names none for language '{task.language}': add {task.language} = \"...\""
-            )
-        name = named if isinstance(named, str) else named.get(task.language, "")
+        name = named_student(self.name, own.student, task.language)
         if not name:
             return None
         for key in self.shaping:
@@ -128,12 +136,8 @@ class StudentMethod(StagedMethod[T], Generic[T]):
                     f"{self.name}: student '{name}' has a fixed shape: leave out {key} = {getattr(own, key)}"
                 )
         found = load_backbone(name, task.language, device=backbone.device)
+        backbone.check_words(found.tokenizer, f"{self.name}: student '{name}'")
         where = f"{self.name}: student '{name}' has"
-        if backbone.tokenizer is None or found.tokenizer.get_vocab() != backbone.tokenizer.get_vocab():
-            raise ConfigError(
-                f"{where} another vocabulary than the teacher's backbone '{backbone.name}', so that token ids differ: "
-                "choose a student made from that backbone"
-            )
         most_of = found.shape if teacher is None else teacher
         for what, size, most in (
             ("layers", found.shape.layers, most_of.layers),

@@ -22,7 +22,7 @@ from harness.core.errors import BackboneError, ConfigError, DataError, UnknownNa
 from harness.encoder.backbone import Backbone, load_backbone
 from harness.encoder.masked_words import ABSENT
 from harness.pretraining import distill_command, snapshot
-from harness.pretraining.general_distillation import Distillation
+from harness.pretraining.general_distillation import EncoderDistillation
 from harness.pretraining.text import batches, vocabulary
 from harness.pretraining.text.batches import Batch
 from harness.pretraining.text.shards import Shards
@@ -233,6 +233,55 @@ def test_distilberts_loss_on_text(rows: Batch, whole: Backbone, soft_on: str) ->
     assert found.item() == pytest.approx((5 * kl + 2 * words + cosine).item(), rel=1e-4)
 
 
+def test_compactberts_loss_on_text(rows: Batch, whole: Backbone) -> None:
+    """Its released formula, as for pieces run one by one; attention is averaged over all keys of a row, padding included."""
+    model: Any = DistilBert().general_distillation(whole, config={"objective": "compactbert"}, dropout=0.0).eval()
+    torch.manual_seed(1)
+    nn.init.normal_(model.words.bias)
+    with torch.no_grad():
+        for parameter in model.encoder.layers.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    own_states, own = answers(model.words, rows)
+    taught_states, taught = answers(model.teacher, rows)
+    s, t = torch.cat(own), torch.cat(taught)
+    assert rows.pieces is not None
+    place = torch.full((rows.ids.numel(),), -1)
+    place[rows.pieces.reshape(-1) > 0] = torch.arange(len(s))
+    masked, labels = place[rows.where[rows.labels != ABSENT]], rows.labels[rows.labels != ABSENT]
+    expected = nn.CrossEntropyLoss()(s[masked], labels)
+    expected += 5 * nn.KLDivLoss(reduction="batchmean")(s[masked].log_softmax(-1), t[masked].softmax(-1))
+    length = rows.ids.shape[1]
+    for m in (1, 2):  # of 4 layers, 2 and 4 teach
+        h, wanted = (torch.cat([run[n] for run in runs]) for runs, n in ((own_states, m), (taught_states, 2 * m)))
+        expected += 3 * nn.CosineEmbeddingLoss()(h, wanted, torch.ones(len(h)))
+        divergence = torch.zeros(())
+        for run, other in zip(own_states, taught_states, strict=True):
+            a = _scores(model.encoder, m - 1, run[m - 1]).softmax(-1)
+            b = _scores(model.teacher.encoder, 2 * m - 1, other[2 * m - 1]).softmax(-1)
+            divergence += nn.KLDivLoss(reduction="sum")(a.log(), b)
+        expected += 3 * divergence / (len(h) * 2 * length)  # two heads
+    assert model(*rows.inputs).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_compactberts_student(distil: Distil, whole: Backbone, tmp_path: Path) -> None:
+    """It starts from layers 1, 3, .. with the teacher's head, has the released recipe, and resumes as that objective only."""
+    options = ["--objective", "compactbert"]
+    assert distil("distilbert", tmp_path / "start", *options, "--steps", "0") == 0
+    found = load_backbone(str(tmp_path / "start"), "en")
+    for ours, theirs in (("layers.0", "layers.1"), ("layers.1", "layers.3")):
+        torch.testing.assert_close(
+            found.state[f"{ours}.up.weight"], whole.state[f"{theirs}.up.weight"], atol=2e-3, rtol=1e-3
+        )
+    assert distil("distilbert", tmp_path / "s", *options, "--steps", "30", "--learning-rate", "5e-3") == 0
+    losses = curve(tmp_path / "s")
+    assert sum(losses[-5:]) < sum(losses[:5])
+    facts = json.loads((tmp_path / "s" / "distillation.json").read_text(encoding="utf-8"))
+    assert (facts["recipe"]["weight_decay"], facts["recipe"]["clip"], facts["recipe"]["warmup"]) == (1e-4, 1.0, 0.05)
+    assert "attention + cosine of states" in (tmp_path / "s" / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="has a run with"):
+        distil("distilbert", tmp_path / "s", "--steps", "30")
+
+
 def test_tinyberts_loss_on_text(rows: Batch, whole: Backbone) -> None:
     """The loss compares embeddings, states, and attention scores within a piece, as for pieces run one by one."""
     torch.manual_seed(0)
@@ -279,7 +328,7 @@ def _scores(encoder: Any, layer: int, hidden: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("method", [DistilBert(), TinyBert()], ids=METHODS)
 def test_only_the_student_learns(method: Any, rows: Batch, whole: Backbone) -> None:
     """Gradients reach all weights of the student that are not frozen; the teacher gets none and is not saved."""
-    model: Distillation = method.general_distillation(whole, config={"layers": 2}, dropout=0.1).train()
+    model: EncoderDistillation = method.general_distillation(whole, config={"layers": 2}, dropout=0.1).train()
     model(*rows.inputs).sum().backward()
     without = {
         name.split("encoder.")[-1].split("student.")[-1] for name, p in model.named_parameters() if p.grad is None
@@ -293,8 +342,9 @@ def test_only_the_student_learns(method: Any, rows: Batch, whole: Backbone) -> N
 
 def test_a_teacher_without_a_head(distil: Distil, tmp_path: Path) -> None:
     """DistilBERT's soft words need a head, masked words get a new one, and TinyBERT needs none."""
-    with pytest.raises(ConfigError, match=r"'headless' has no masked-word head.*--alpha-ce 0"):
-        distil("distilbert", tmp_path / "a", "--steps", "1", teacher="headless")
+    for objective in ("distilbert", "compactbert"):
+        with pytest.raises(ConfigError, match=r"'headless' has no masked-word head.*--alpha-ce 0"):
+            distil("distilbert", tmp_path / "a", "--steps", "1", "--objective", objective, teacher="headless")
     assert distil("distilbert", tmp_path / "b", "--steps", "1", "--alpha-ce", "0", teacher="headless") == 0
     assert load_backbone(str(tmp_path / "b"), "en").head is not None
     assert distil("tinybert", tmp_path / "c", "--steps", "1", teacher="headless") == 0
@@ -321,6 +371,14 @@ def test_a_teacher_without_a_head(distil: Distil, tmp_path: Path) -> None:
         ("tinybert", ["--layers", "3"], ConfigError, r"do not divide the teacher's 4: choose one of \[1, 2, 4\]"),
         ("tinybert", ["--width", "32"], ConfigError, "width 32 does not fit"),
         ("tinybert", ["--alpha-ce", "1"], ConfigError, "unknown key 'alpha_ce'"),
+        ("tinybert", ["--objective", "compactbert"], ConfigError, "unknown key 'objective'"),
+        ("distilbert", ["--alpha-layers", "1"], ConfigError, "unknown key 'alpha_layers'"),
+        (
+            "distilbert",
+            ["--objective", "compactbert", "--layers", "3"],
+            ConfigError,
+            r"do not divide the teacher's 4: choose one of \[1, 2, 4\]",
+        ),
         ("tinybert", ["--length", "64"], ConfigError, "has only 40 positions"),
         (
             "tinybert",
@@ -330,7 +388,7 @@ def test_a_teacher_without_a_head(distil: Distil, tmp_path: Path) -> None:
         ),
         ("tinybert", ["--corpus", "nowhere.txt"], DataError, "no such file"),
         ("tinybert", ["--teacher", "/no/where"], BackboneError, "neither a folder"),
-        ("fastbert", [], ConfigError, "no general distillation: choose one of distilbert, tinybert"),
+        ("fastbert", [], ConfigError, "no general distillation: choose one of cmow-hybrid, distilbert, tinybert"),
         ("tinybrt", [], UnknownNameError, "did you mean tinybert"),
     ],
 )
