@@ -8,7 +8,7 @@ Nothing is fitted and no data is loaded. The scheduler is that of a run; each no
 fits of the same method on the same dataset took, as the cache says, whatever their settings (``recorded``). Where there is none,
 seconds are scaled by train rows from other datasets (``scaled``), or computed from the settings with a rough time of one row
 (``guessed``). The bound is the longest chain of fits that wait for each other or an even share of all seconds, the longer one.
-Methods with equal weights are counted once, as far as settings say; choices that train nothing take a few seconds.
+Methods that share weights count as if each of them trained, since only the data tells; those that train nothing take a few seconds.
 """
 
 from __future__ import annotations
