@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 
 from harness.cli.argument_types import comma_separated, whole_number
 from harness.cli.main import settings_of
@@ -47,17 +48,18 @@ def fits_of(profile: Profile) -> tuple[list[WorkItem], Counter[str]]:
     times = {name: RowTimes(ROW.train * size, ROW.predict * size) for name, size in sizes.items()}
     estimates = FitTimes(profile, dict.fromkeys(sizes, 1), times)
     items, basis = list[WorkItem](), Counter[str]()
+    method_of, fit_of = cache(profile.method_of), cache(profile.fit_of)
     for dataset in profile.datasets:
         for seed in profile.seeds:
             names = profile.fits([name for name in profile.methods if seed in profile.seeds_of(name)])
             for name in names:
-                method = profile.method_of(name)
+                method = method_of(name)
                 seconds, known = estimates.of(dataset, name)
                 if not trains(method):
                     seconds = min(seconds, CHOOSING)
                 own = bool(recorded_seconds(dataset, name, 1))
                 basis["recorded" if own else "scaled" if known else "guessed"] += 1
-                needs = tuple(FitJob(dataset, seed, profile.fit_of(need)) for need in method.needs)
+                needs = tuple(FitJob(dataset, seed, fit_of(need)) for need in method.needs)
                 items.append(WorkItem(FitJob(dataset, seed, name), needs=needs, seconds=seconds, place=dataset))
     return items, basis
 

@@ -80,10 +80,12 @@ class Scheduler:
         """
         self._left = _seconds_left(items)
         self._known = {item.key for item in items}
-        todo, idle_since = self._in_order(items), None
+        todo, idle_since, failures = self._in_order(items), None, 0
         try:
             while todo or self.running:
-                todo = self._skip_hopeless(todo)
+                if len(self.failed) > failures:
+                    todo = self._skip_hopeless(todo)
+                    failures = len(self.failed)
                 started = self._start(todo)
                 todo = [item for item in todo if item.key not in started]
                 if self.running:
