@@ -263,11 +263,11 @@ def test_ten_times_as_many_rows_killed_and_resumed(exported: Callable[[str], Any
         return subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True)
 
     def peak(process: subprocess.Popen[str]) -> int:
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate()
         assert process.returncode == 0
         return int(said.split()[-1])
 
-    few, many = 10_000, 100_000
+    few, many = 5_000, 50_000
     small = peak(start(few, tmp_path / "few.csv"))
     out, note = tmp_path / "many.csv", tmp_path / "many.csv.progress.json"
     killed = start(many, out)
