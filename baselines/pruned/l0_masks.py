@@ -58,14 +58,14 @@ class L0Masks(nn.Module):
         self.own_rate, self._head_width, self._width = own_rate, shape.head_width, shape.width
         self._head_weights = 4 * shape.head_width
         starts = {
-            "heads": (_SURE, shape.layers, shape.heads),
-            "inner": (0.0, shape.layers, shape.intermediate),
-            "attention": (_SURE, shape.layers, 1),
-            "output": (_SURE, shape.layers, 1),
-            "hidden": (_SURE, shape.width),
+            "heads": (_SURE, (shape.layers, shape.heads)),
+            "inner": (0.0, (shape.layers, shape.intermediate)),
+            "attention": (_SURE, (shape.layers, 1)),
+            "output": (_SURE, (shape.layers, 1)),
+            "hidden": (_SURE, (shape.width,)),
         }
         self.logits = nn.ParameterDict(
-            {name: nn.Parameter(torch.empty(size).normal_(mean, 1e-2)) for name, (mean, *size) in starts.items()}
+            {name: nn.Parameter(torch.empty(size).normal_(mean, 1e-2)) for name, (mean, size) in starts.items()}
         )
         self.multipliers = nn.Parameter(torch.zeros(2))
         self.multipliers.register_hook(torch.neg)
@@ -117,7 +117,7 @@ class L0Masks(nn.Module):
             return found
 
         low, high = -_SHIFT, _SHIFT
-        for _ in range(50):
+        for _ in range(40):
             middle = (low + high) / 2
             left = float(self._density({name: (mask != 0).float() for name, mask in masks(middle).items()}))
             low, high = (middle, high) if left <= target + 1e-9 else (low, middle)

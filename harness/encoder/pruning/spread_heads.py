@@ -10,6 +10,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
         return nn.Linear(inputs, outputs, bias=bias)
 
 
-def projections(width: int, size: LayerSize, bias: bool) -> tuple[nn.Module, nn.Module]:
+def projections(width: int, size: LayerSize, bias: bool) -> tuple[Any, Any]:
     """Return the projections before and after the attention of a layer: queries, keys and values of all heads; and the result."""
     if size.even:
         return linear(width, 3 * size.attention, bias), linear(size.attention, width, bias)

@@ -59,7 +59,7 @@ def test_final_masks_are_the_expected_number() -> None:
 
 
 @given(seed=st.integers(0, 999), target=st.floats(0.02, 1.0))
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_final_masks_meet_the_density(seed: int, target: float) -> None:
     """Whatever the logits, at most the target is left, and nearly all of it; the expected density counts the same weights."""
     masks = random_masks(seed)
@@ -72,19 +72,19 @@ def test_final_masks_meet_the_density(seed: int, target: float) -> None:
     assert density >= target - 0.25 or density == 0
     for logits in masks.logits.values():
         logits.data.fill_(4.6)
-    assert float(masks.expected_density()) > 0.95
+    assert masks.expected_density().item() > 0.95
 
 
 def test_the_constraint_pulls_the_density_to_its_target() -> None:
     """Minimised in the logits and maximised in the multipliers, the constraint alone brings the density to the target."""
     masks = L0Masks(SHAPE, 0.1)
     optimizer = torch.optim.AdamW(parameter_groups(masks, Recipe()), lr=1.0)
-    for _ in range(400):
+    for _ in range(300):
         masks.limit()
         optimizer.zero_grad()
         masks.constraint(0.3).backward()
         optimizer.step()
-    assert float(masks.expected_density()) == pytest.approx(0.3, abs=0.08)
+    assert masks.expected_density().item() == pytest.approx(0.3, abs=0.08)
     assert float(masks.multipliers[1]) > 0
 
 

@@ -74,7 +74,7 @@ def test_stored_and_loaded(
 
 
 @given(data=st.data())
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_batches_equal_batch_1(
     data: st.DataObject, prune: Prune, executions: Any, same_however_run: Callable[..., None]
 ) -> None:

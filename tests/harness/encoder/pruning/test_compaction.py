@@ -71,7 +71,7 @@ def masked_logits(model: MultiExitModel, masks: EncoderMasks, tokens: Any) -> to
 
 @pytest.mark.parametrize(("soft", "head"), [(False, "fastbert"), (True, "fastbert"), (True, "linear")])
 @given(data=st.data())
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_compacted_logits_equal_masked_ones(data: st.DataObject, soft: bool, head: str, unseen: Split) -> None:
     """Every head of a compacted model answers as under the masks, whatever they remove; without masks, the model is as before."""
     model = model_of(head)
@@ -133,7 +133,7 @@ def test_stored_and_loaded(small: MultiExitModel, tmp_path: Path, unseen: Split)
 
 
 @given(data=st.data())
-@settings(max_examples=6)
+@settings(max_examples=4)
 def test_answers_do_not_depend_on_batches(
     data: st.DataObject,
     small: MultiExitModel,
