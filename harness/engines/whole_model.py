@@ -109,6 +109,10 @@ class WholeModel(FullDepth, ABC):
         Raises:
             MethodError: the library cannot run this model, or not on this CPU.
         """
+        if fitted.model.encoder.shape.sizes:
+            raise MethodError(
+                f"{cls.executor} runs layers of one size, and this model is pruned: use eager, packed, compiled, bfloat16 or int8"
+            )
         try:
             return cls(fitted.model, fitted.training, cls.files_of(fitted.model, rows))
         except RuntimeError as error:  # all of these libraries raise it

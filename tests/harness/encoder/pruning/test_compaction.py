@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.contracts import Execution, OperatingPoint
-from harness.core.errors import BackboneError, ConfigError
+from harness.core.errors import BackboneError, ConfigError, MethodError
 from harness.core.tokens import Split
 from harness.core.work import LayerCost, Tally
 from harness.encoder.device_kernels.packed_linear import can_pack
@@ -168,6 +168,8 @@ def test_packed_int8_and_early_exits_run(small: MultiExitModel, unseen: Split) -
     leaving = TokenExits.of(torch.arange(40) % 3, 3)
     ways = [run_token_exits(small, tokens, leaving, one).logits for one in (PLAIN, packed)]
     np.testing.assert_allclose(*ways, atol=1e-5)
+    with pytest.raises(MethodError, match="runs layers of one size, and this model is pruned"):
+        on_engine("onnx", fitted)
     int8 = on_engine("int8", fitted).predict(tokens, at=at).logits
     assert np.abs(int8 - eager[-1].numpy()).max() < 0.15 * float(eager[-1].abs().max())
 
