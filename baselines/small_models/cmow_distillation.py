@@ -72,9 +72,10 @@ def token_states(tables: MatrixTables, ids: Tensor, pieces: Tensor | None) -> Te
         for table, flags, backwards in ((tables.ahead, begins, False), (tables.back, ends, True)):
             matrices = table(ids).unflatten(2, (tables.matrix, tables.matrix))
             for values, join in ((vectors, torch.add), (matrices, torch.matmul)):
-                flipped = [one.flip(1) if backwards else one for one in (values, flags)]
-                made = up_to_each(*flipped, join).flatten(2)
-                found.append(made.flip(1) if backwards else made)
+                if backwards:
+                    found.append(up_to_each(values.flip(1), flags.flip(1), join).flatten(2).flip(1))
+                else:
+                    found.append(up_to_each(values, flags, join).flatten(2))
     return torch.cat(found, 2)
 
 

@@ -76,10 +76,14 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
     )
 
     shape = parser.add_argument_group("model")
-    shape.add_argument("--layers", type=whole_number(1), default=12, metavar="N", help="default 12")
-    shape.add_argument("--width", type=whole_number(1), default=256, metavar="N", help="default 256")
-    shape.add_argument("--heads", type=whole_number(1), metavar="N", help="default: width / 64")
-    shape.add_argument("--intermediate", type=whole_number(1), metavar="N", help="default: 4 x width")
+    shape.add_argument("--layers", type=whole_number(1), metavar="N", help="default 12, or those of --init-from")
+    shape.add_argument("--width", type=whole_number(1), metavar="N", help="default 256, or that of --init-from")
+    shape.add_argument(
+        "--heads", type=whole_number(1), metavar="N", help="default: width / 64, or those of --init-from"
+    )
+    shape.add_argument(
+        "--intermediate", type=whole_number(1), metavar="N", help="default: 4 x width, or that of --init-from"
+    )
     shape.add_argument(
         "--init-from",
         type=path,

@@ -28,7 +28,7 @@ from harness.encoder.families.known_families import written_as
 from harness.encoder.model import parameters_of
 from harness.pretraining import export, model_card, plan
 from harness.pretraining.evaluate import held_out_loss, perplexity
-from harness.pretraining.general_distillation import Distillation, EncoderDistillation, TableDistillation
+from harness.pretraining.general_distillation import EncoderDistillation, TableDistillation
 from harness.pretraining.loop import Trainer
 from harness.pretraining.recipe import PretrainRecipe
 from harness.pretraining.text import shards, vocabulary
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         torch.manual_seed(recipe.seed)
         # Before the shards, which take long, so that invalid settings are reported at once.
         model = method.general_distillation(teacher, config=settings, dropout=recipe.dropout)
-    if not isinstance(model, Distillation):
+    if not isinstance(model, EncoderDistillation | TableDistillation):
         raise MethodError(
             f"general_distillation of '{args.method}' returned a {type(model).__name__}, not a Distillation"
         )
@@ -115,7 +115,7 @@ def _finish(
     args: argparse.Namespace,
     data: shards.Shards,
     teacher: Backbone,
-    model: Distillation,
+    model: EncoderDistillation | TableDistillation,
     trainer: Trainer,
     family: Family,
 ) -> None:
@@ -124,10 +124,9 @@ def _finish(
     if isinstance(model, TableDistillation):
         held: dict[str, Any] = {"loss": held_out_loss(model, data, share=share)}
         described = {"shape": model.facts(), "parameters": parameters_of(model.student)}
-        export.write_tokenizer(args.out, data.tokenizer, teacher.shape.max_positions)
         names = model.save(args.out)
+        export.write_tokenizer(args.out, data.tokenizer, teacher.shape.max_positions)
     else:
-        assert isinstance(model, EncoderDistillation)
         export.round_to_half(model)
         held = {"loss": held_out_loss(model, data, share=share)}
         if model.words is not None:

@@ -122,7 +122,7 @@ class TableDistillation(Distillation):
 
     @abstractmethod
     def save(self, folder: Path) -> list[str]:
-        """Write the student into an existing folder, which has a tokenizer; return the names of its files of weights."""
+        """Write the student into a folder; return the names of its files of weights."""
 
 
 class EncoderDistillation(Distillation):

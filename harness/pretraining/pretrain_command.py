@@ -20,7 +20,7 @@ from typing import Any
 from harness.core import clock
 from harness.core.errors import ConfigError, ResultError
 from harness.core.text_formats import read_json
-from harness.encoder.checkpoint import content_of
+from harness.encoder.checkpoint import content_of, read_shape
 from harness.encoder.families.bert_family import BERT
 from harness.encoder.families.family import Family
 from harness.encoder.masked_words import MaskedWordModel
@@ -45,14 +45,16 @@ def run(args: argparse.Namespace) -> int:
     recipe = PretrainRecipe.from_options(args)
     work = args.work or (args.out / "training" if args.out else None)
     if not args.shards_only:  # checked before anything that takes long
-        start.shape_for(args.layers, args.width, args.heads, args.intermediate, args.vocab, args.length)
+        sizes = args.layers, args.width, args.heads, args.intermediate
+        theirs = read_shape(args.init_from) if args.init_from else None
+        start.shape_for(*sizes, args.vocab, args.length, theirs)
     data = plan.shards_for(args, work)
     if args.shards_only:
         facts = data.facts["train"]
         print(f"shards: {data.folder}, {facts['tokens']:,} tokens of {facts['documents']:,} documents")
         return 0
     assert work is not None
-    shape = start.shape_for(args.layers, args.width, args.heads, args.intermediate, data.vocab_size, data.length)
+    shape = start.shape_for(*sizes, data.vocab_size, data.length, theirs)
     origin = start.Origin.of(args.init_from, vocabulary.words(data.tokenizer)) if args.init_from else None
     shape = origin.shaped(shape) if origin else shape
     model = start.fresh(shape, recipe.dropout, recipe.seed)
@@ -101,6 +103,7 @@ def _finish(
         "objective": "masked words from every layer, mean of the losses" if recipe.multi_exit else "masked words",
         "masking": "runs of characters" if data.facts["language"] == "zh" else "whole words",
         "start": origin,
+        "length": data.length,
         "run": {
             "epochs": progress.step * recipe.accumulate / trainer.stream.per_epoch,
             "flops": progress.step * trainer.flops_per_step(),

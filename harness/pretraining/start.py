@@ -20,15 +20,30 @@ from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 from harness.pretraining.text import vocabulary
 
+LAYERS, WIDTH = 12, 256  # of a model that starts at random
+
 
 def shape_for(
-    layers: int, width: int, heads: int | None, intermediate: int | None, vocab: int, length: int
+    layers: int | None,
+    width: int | None,
+    heads: int | None,
+    intermediate: int | None,
+    vocab: int,
+    length: int,
+    origin: EncoderShape | None = None,
 ) -> EncoderShape:
     """Return the shape of a model. Default: heads of width 64 and an inner width of four times the width.
+
+    Args:
+        origin: of the backbone that it starts from; it replaces the defaults.
 
     Raises:
         ConfigError: the dimensions do not fit together.
     """
+    if origin is not None:
+        layers, width = layers or origin.layers, width or origin.width
+        heads, intermediate = heads or origin.heads, intermediate or origin.intermediate
+    layers, width = layers or LAYERS, width or WIDTH
     heads = heads or max(1, width // 64)
     if width % heads:
         raise ConfigError(f"--width {width} is not divisible by --heads {heads}: choose a multiple of it")
@@ -93,8 +108,15 @@ class Origin:
         return cls(folder.resolve().name, found, same, family if same or found.shape.differences else BERT)
 
     def shaped(self, shape: EncoderShape) -> EncoderShape:
-        """Return a shape with what another family than BERT fixes: segments, widths of embeddings, norms."""
+        """Return a shape with what its origin fixes.
+
+        That is its activation; its positions, which rows of text may be shorter than, if its vocabulary stays; and of another
+        family than BERT: segments, widths of embeddings, norms.
+        """
         theirs = self.checkpoint.shape
+        shape = replace(shape, activation=theirs.activation)
+        if self.same_words:
+            shape = replace(shape, max_positions=max(shape.max_positions, theirs.max_positions))
         if self.family is BERT:
             return shape
         return replace(shape, embedding=theirs.embedding, type_vocab=theirs.type_vocab, norm_eps=theirs.norm_eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,22 @@ def test_layers_and_embeddings_are_copied(teacher: Path) -> None:
     assert torch.equal(model.encoder.word.weight, state["word.weight"])
     assert torch.equal(model.encoder.position.weight[:8], state["position.weight"])
     assert torch.equal(model.encoder.position.weight[8:], drawn[8:])
+
+
+def test_going_on_keeps_the_shape(teacher: Path) -> None:
+    """What is not asked for is the origin's; all its positions stay if its vocabulary does, also with shorter rows."""
+    theirs = checkpoint.read_shape(teacher)
+    shape = start.shape_for(None, None, None, None, 25, 6, theirs)
+    kept = start.Origin.of(teacher, WORDS).shaped(shape)
+    assert kept == TEACHER
+    model = start.fresh(kept, 0.0, 0)
+    start.take_from(model, start.Origin.of(teacher, WORDS))
+    state = checkpoint.read(teacher).state
+    assert all(torch.equal(value, state[name]) for name, value in model.encoder.state_dict().items())
+    assert start.Origin.of(teacher, [*WORDS[:-1], "other"]).shaped(shape).max_positions == 6
+    assert start.shape_for(2, None, None, 32, 25, 12, theirs) == replace(
+        TEACHER, layers=2, intermediate=32, max_positions=12
+    )
 
 
 def test_another_vocabulary_copies_layers_only(teacher: Path) -> None:
