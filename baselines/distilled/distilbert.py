@@ -47,6 +47,7 @@ from harness.toolkit.frozen.frozen_states import FrozenStates
 from harness.toolkit.method_settings import Layers
 from harness.toolkit.student_start import StudentMethod, StudentSettings
 from harness.toolkit.teachers.loss_schedule import Scheduled
+from harness.toolkit.teachers.relations import class_relations, contrastive_distance, focused_kl
 from harness.toolkit.training import total_cost
 
 
@@ -54,6 +55,17 @@ class DistilBertSettings(DistilBertLossSettings, StudentSettings):
     """Settings of DistilBERT on a task."""
 
     alpha_hard: float = Field(2.0, ge=0, description="weight of the labels; of masked words in the released run")
+    alpha_ckd: float = Field(0.0, ge=0, description="weight of contrastive distillation of the states of [CLS] (DisCo)")
+    alpha_relation: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the difference between both models' similarities of classes (as HIRE's relations)",
+    )
+    focus: float = Field(
+        0.0,
+        ge=0,
+        description="power of the teacher's doubt, (1 - p(label)), by which samples weigh in the soft answers; 0: all alike",
+    )
     layer_map: Layers | None = Field(None, description="teacher layers to start from, rising; by default evenly spread")
     start: Literal["teacher", "backbone"] = Field("teacher", description="whose layers are copied")
     unlabelled: Unlabelled = Field(
@@ -119,11 +131,12 @@ class DistilBert(StudentMethod[DistilBertSettings]):
         ):
             raise ConfigError(
                 f"distilbert: student '{given.name}' is {given.shape.width} wide, its teacher "
-                f"{teacher.encoder.shape.width}, and the cosine loss compares their states: set alpha_cos = 0, or choose "
-                "a student of equal width"
+                f"{teacher.encoder.shape.width}, and the cosine loss compares their states: set alpha_cos = 0"
+                f"{' and alpha_ckd = 0' if own.alpha_ckd else ''}, or choose a student of equal width"
             )
         copied = given is None and own.start == "teacher"
-        taught = own.scheduled or own.alpha_ce > 0 or own.alpha_cos > 0
+        compared = own.alpha_cos > 0 or own.alpha_ckd > 0 or own.alpha_relation > 0
+        taught = own.scheduled or own.alpha_ce > 0 or compared
 
         torch.manual_seed(seed)
         if given is not None:
@@ -139,7 +152,7 @@ class DistilBert(StudentMethod[DistilBertSettings]):
         train = rows_to_teach(task, own.unlabelled, self.name) if taught else task.train
         hard: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy if train is task.train else hard_loss
         split, made = augment(train, backbone, own.augmentation, seed=seed, name=f"{task.name} {self.name}")
-        last = [teacher.depth] if own.alpha_cos and not own.scheduled else []
+        last = [teacher.depth] if compared and not own.scheduled else []
         frozen = FrozenStates(teacher, split.tokens, last, own, name=f"{task.name} {self.name}")
         stored = frozen.store() if taught and own.epochs > 1 else None
 
@@ -148,11 +161,21 @@ class DistilBert(StudentMethod[DistilBertSettings]):
                 return own.alpha_hard * F.cross_entropy(states_and_logits(student, tokens, layout)[1].float(), labels)
             said = frozen(tokens, layout)
             states, logits = states_and_logits(student, tokens, layout)
-            total = own.alpha_ce * soft_kl(logits, said.answers, own.temperature)
+            if own.focus:
+                soft = focused_kl(logits, said.answers, labels, own.temperature, own.focus)
+            else:
+                soft = soft_kl(logits, said.answers, own.temperature)
+            total = own.alpha_ce * soft
             total = total + own.alpha_hard * hard(logits.float(), labels)
             for place in last:
-                wanted = layout.tokens(said.states[place])
-                total = total + own.alpha_cos * cosine_distance(layout.tokens(states[-1]), wanted)
+                if own.alpha_cos:
+                    wanted = layout.tokens(said.states[place])
+                    total = total + own.alpha_cos * cosine_distance(layout.tokens(states[-1]), wanted)
+                ours, theirs = (one.index_select(0, layout.first) for one in (states[-1], said.states[place]))
+                if own.alpha_ckd:
+                    total = total + own.alpha_ckd * contrastive_distance(ours, theirs)
+                if own.alpha_relation:
+                    total = total + own.alpha_relation * class_relations(ours, theirs, labels)
             return total
 
         def at(tokens: TokenSet, layout: Layout, labels: Tensor, time: float) -> Tensor:

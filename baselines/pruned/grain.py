@@ -77,10 +77,11 @@ class GrainLoss:
         self.first, self.last = int(own.prune_from * steps), max(1, int(own.prune_until * steps))
         self.scores = UnitScores(shape, own.beta, own.structure).to(student.encoder.device)
         self.passes = MaskedPasses(student.encoder, self.scores.encoder_masks())
-        self.projections = nn.ModuleDict({str(place): nn.Linear(shape.width, shape.width) for place in frozen.places})
-        for projection in self.projections.values():
+        projections = {str(place): nn.Linear(shape.width, shape.width) for place in frozen.places}
+        for projection in projections.values():
             nn.init.eye_(projection.weight)
             nn.init.zeros_(projection.bias)
+        self.projections = nn.ModuleDict(projections)
         self.projections.to(student.encoder.device)
         self.step = 0
 

@@ -163,7 +163,7 @@ class StudentMethod(StagedMethod[T], Generic[T]):
         stage: str = "",
     ) -> TrainingReport:
         """Train a student and keep its best epoch on dev; the teacher's layer passes are counted."""
-        if own.scheduled:
+        if isinstance(own, ScheduleSettings) and own.scheduled:
             own = without_patience(own)
         return train(
             student,

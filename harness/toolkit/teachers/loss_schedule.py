@@ -29,7 +29,7 @@ R = TypeVar("R", bound=Recipe)
 # Of a batch and the time of training: a scalar.
 TimedLoss = Callable[[TokenSet, Layout, Tensor, float], Tensor]
 # A schedule is the whole loss: settings of a constant one have no meaning beside it.
-REPLACED = frozenset({"temperature", "alpha", "loss", "labels_only"})
+REPLACED = frozenset({"temperature", "alpha", "loss", "labels_only", "focus"})
 
 
 class ScheduleSettings(StrictSettings):

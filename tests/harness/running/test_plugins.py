@@ -237,7 +237,7 @@ def to(name: str, change: Callable[[Any], Any]) -> dict[str, Any]:
         (to("work", lambda old: Work()), ("counted no layer", "work.add(")),
         (
             to("work", lambda old: Work({**old.blocks, "gate.1": Tally(1)})),
-            ("kind gate", "cost.blocks has only layer, head"),
+            ("kind gate", "cost.blocks has only layer, keys, head"),
         ),
         ({"operating_points": lambda self, dev: []}, ("at least one OperatingPoint",)),
         ({"operating_points": lambda self, dev: ["full"]}, ("['full']", "OperatingPoint(name, params)")),

@@ -105,7 +105,7 @@ def test_a_method_can_have_some_of_the_seeds(tmp_path: Path) -> None:
     assert "seeds" not in found.config("fastbert")
     assert found.with_settings([("fastbert", "seeds", [0, 1])]).seeds_of("twin") == [0, 1]
     settings = make_settings(found, out=tmp_path / "run", device="cpu", datasets=["ag_news"])
-    assert [(seed, method) for _, seed, method in Grid(settings)._jobs()] == [(0, "bert"), (1, "bert"), (1, "fastbert")]
+    assert [(seed, method) for _, seed, method in Grid(settings).jobs()] == [(0, "bert"), (1, "bert"), (1, "fastbert")]
 
 
 def test_seeds_that_leave_nothing_are_refused(tmp_path: Path) -> None:
