@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -19,6 +21,7 @@ from harness.core import clock
 from harness.core.errors import ConfigError, first_line
 from harness.running.scheduling.work_items import Ended, Node, WorkItem
 
+_ANSWERS_IN = 10.0  # seconds
 _AUTOMATIC = ("CPU", "GPU", "memory", "object_store_memory")
 
 
@@ -59,6 +62,7 @@ def ray_cluster(address: str) -> Iterator[RayNodes]:
         ConfigError: Ray is not installed here, there is no cluster, or it runs another version of Ray or Python.
     """
     ray = _ray()
+    _check_answers(address or os.environ.get("RAY_ADDRESS", ""))
     with tempfile.TemporaryDirectory() as place:
         send_code(Path(place))
         # Ray ends the process at SIGTERM; here it is an interrupt.
@@ -82,6 +86,17 @@ def ray_cluster(address: str) -> Iterator[RayNodes]:
         finally:
             nodes.stop()
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing answers; Ray itself would try again for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():  # a name such as "auto", or a default port
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_IN).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(_refusal(address, error)) from error
 
 
 def _refusal(address: str, error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ConnectionError("Could not find any running Ray instance. Please specify"), "no Ray cluster at 10.0.0.1:6379"),
+        (ConnectionError("Could not find any running Ray instance. Please specify"), "no Ray cluster at 127.0.0.1:"),
         (
             RuntimeError("Version mismatch: The cluster was started with:\n Ray: 2.9.0"),
             "another version of Ray or Python",
@@ -170,6 +171,19 @@ def test_a_cluster_that_cannot_be_used_is_one_line(
         raise error
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
-    with pytest.raises(ConfigError) as found, ray_cluster("10.0.0.1:6379"):
-        pass
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError) as found, ray_cluster(address):
+            pass
     assert words in str(found.value) and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_nothing_answers_is_refused_at_once(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray is not asked, since it would try for many minutes."""
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda **_: pytest.fail("Ray was asked")))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = form.format(server.getsockname()[1])
+    with pytest.raises(ConfigError, match="no Ray cluster at") as found, ray_cluster(address):
+        pass
+    assert "ray start --head" in str(found.value)
