@@ -40,6 +40,7 @@ from harness.toolkit.distillation import (
     soft_kl,
     spread_layers,
     states_and_logits,
+    take_heads,
     take_layers,
 )
 from harness.toolkit.fitted import FullDepth, load_model, reading
@@ -144,8 +145,7 @@ class Assistants(StagedMethod[AssistantsSettings, AssistedStudent]):
         first = tuned.model
         chosen = spread_layers(first.depth, own.layers or max(1, first.depth // 3))
         student = MultiExitModel(take_layers(first.encoder, chosen), task.num_labels, (), own.head or first.head_kind)
-        if student.head_kind == first.head_kind:
-            student.teacher.load_state_dict(first.teacher.state_dict())
+        take_heads(student, first)
         hard = F.cross_entropy if rows is task.train else hard_loss
 
         def said(tokens: TokenSet, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,15 @@ from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.dev_scores import EVALUATION
-from harness.toolkit.distillation import Unlabelled, fitted_teacher, hard_loss, rows_to_teach, soft_kl, take_layers
+from harness.toolkit.distillation import (
+    Unlabelled,
+    fitted_teacher,
+    hard_loss,
+    rows_to_teach,
+    soft_kl,
+    take_heads,
+    take_layers,
+)
 from harness.toolkit.method_settings import MethodSettings
 from harness.toolkit.teachers.branched import BranchedTraining, Branches, FittedBranches
 from harness.toolkit.teachers.loss_schedule import Scheduled, ScheduleSettings, without_patience
@@ -129,9 +137,7 @@ class Cerberus(StagedMethod[CerberusSettings, FittedBranches]):
         end = list(range(branches.shared, branches.shared + branches.layers))
         encoder = take_layers(first.encoder, [*range(branches.shared), *end * branches.count])
         student = MultiExitModel(encoder, task.num_labels, branches.exits, own.head or first.head_kind)
-        if student.head_kind == first.head_kind:
-            for layer in student.answers:
-                student.student(layer).load_state_dict(first.teacher.state_dict())
+        take_heads(student, first)
         network = BranchedTraining(student, branches)
         fitted = FittedBranches(student, None, branches, tuple(range(branches.count)))
 

@@ -28,7 +28,7 @@ from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.dev_scores import EVALUATION
-from harness.toolkit.distillation import fitted_teacher, soft_kl, spread_layers, take_layers
+from harness.toolkit.distillation import fitted_teacher, soft_kl, spread_layers, take_heads, take_layers
 from harness.toolkit.method_settings import MethodSettings
 from harness.toolkit.teachers.extra_token import PLACE, TokenStudent, two_heads, with_token
 from harness.toolkit.teachers.teacher_answers import TeacherAnswers
@@ -101,9 +101,7 @@ class DistillToken(StagedMethod[DistillTokenSettings, TokenStudent]):
         student = MultiExitModel(
             widened(encoder, int(task.train.tokens.ids[0])), task.num_labels, [PLACE], own.head or first.head_kind
         )
-        if student.head_kind == first.head_kind:
-            for layer in student.answers:
-                student.student(layer).load_state_dict(first.teacher.state_dict())
+        take_heads(student, first)
         alpha = own.alpha if own.alpha is not None else {"hard": 0.5, "soft": 0.1}[own.distillation]
 
         def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:

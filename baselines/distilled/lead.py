@@ -30,7 +30,7 @@ from harness.encoder.model import LinearHead
 from harness.encoder.multi_exit import MultiExitModel
 from harness.toolkit.base_method import StagedMethod, Teachers
 from harness.toolkit.dev_scores import full_depth_score
-from harness.toolkit.distillation import fitted_teacher, soft_kl, spread_layers, take_layers
+from harness.toolkit.distillation import fitted_teacher, soft_kl, spread_layers, take_heads, take_layers
 from harness.toolkit.fitted import FullDepth
 from harness.toolkit.frozen.frozen_states import FrozenStates
 from harness.toolkit.joint_training import exit_answers
@@ -94,8 +94,7 @@ class Lead(StagedMethod[LeadSettings, FullDepth]):
             (),
             own.head or teacher.head_kind,
         )
-        if student.head_kind == teacher.head_kind:
-            student.teacher.load_state_dict(teacher.teacher.state_dict())
+        take_heads(student, teacher)
         width = student.encoder.shape.width
         below = nn.ModuleList(LinearHead(width, task.num_labels) for _ in range(layers - 1) if by_label)
         if student.encoder.shape.norm_first:  # states between layers are not normalised

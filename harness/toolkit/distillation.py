@@ -137,6 +137,13 @@ def uniform_map(teacher: int, student: int) -> list[int]:
     return [m * teacher // student for m in range(student + 1)]
 
 
+def take_heads(student: MultiExitModel, teacher: MultiExitModel) -> None:
+    """Start all heads of a student from the teacher's last one, if they are of its kind; otherwise leave them as they are."""
+    if student.head_kind == teacher.head_kind:
+        for layer in student.answers:
+            student.student(layer).load_state_dict(teacher.teacher.state_dict())
+
+
 def take_layers(encoder: Encoder, layers: Sequence[int], dropout: float | None = None) -> Encoder:
     """Return a new encoder with copies of the embeddings and the given layers, in that order. ``dropout``: None keeps it."""
     shape = encoder.shape.of_layers(layers)
