@@ -19,7 +19,7 @@ _HEADS = ("speed-up", "p99 ms", "MB", "dev", "at worst", "chance", "test", "at w
 
 
 class Choice(NamedTuple):
-    """What ``choose`` prints, and whether every set has a cell that keeps to what was asked."""
+    """What ``choose`` prints, and whether it recommends a cell for every set."""
 
     text: str
     complete: bool
@@ -37,7 +37,7 @@ def choose(
 
     Args:
         max_loss: accuracy that may be lost against the reference, 0..1.
-        confidence: of the statement that less is lost, 0.5..1.
+        confidence: that less is lost, 0.5..1.
         max_p99: seconds; max_bytes: bytes on disk; None: any.
 
     Raises:

@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   geep-bench distill distilbert --teacher my-backbone --corpus wiki.txt.zst --lang en --layers 6 --out my-student
 
 Run the same command again to resume; finished cells are not run again (unless --fresh).
-Exit codes: 0 done; 1 cells failed, with compare --gate, got worse or are missing, or choose found none;
+Exit codes: 0 done; 1 cells failed, compare --gate found something worse or missing, or choose can recommend no cell;
 2 invalid input (the message says how to correct it)."""
 
 
@@ -194,8 +194,8 @@ def parser() -> argparse.ArgumentParser:
         "choose",
         help="name the fastest cell that is not worse than the reference",
         description="Name the fastest method and operating point that is not worse than the reference by more than the allowed "
-        "loss, per dataset and over all: chosen on dev, confirmed once on test. Exit code 1: for some dataset no cell keeps to "
-        "the bounds, or none that does is shown to lose less.",
+        "loss, per dataset and over all: chosen on dev, confirmed once on test. Exit code 1: for some dataset no cell meets the "
+        "limits on p99 and size, or none that does is shown to lose less.",
     )
     choosing.add_argument("run", type=path, metavar="RUN", help="run folder")
     choosing.add_argument(
@@ -212,14 +212,14 @@ def parser() -> argparse.ArgumentParser:
         help="99 %% of calls with a single sample take at most this long",
     )
     choosing.add_argument(
-        "--max-mb", type=_above_zero, metavar="MB", help="on disk, with weights of other methods that it uses"
+        "--max-mb", type=_above_zero, metavar="MB", help="size on disk, with the weights of other methods that it uses"
     )
     choosing.add_argument(
         "--confidence",
         type=_confidence,
         default=0.95,
         metavar="C",
-        help="of the statement that less is lost; default 0.95",
+        help="confidence that less is lost; default 0.95",
     )
 
     comparing = commands.add_parser(

@@ -207,7 +207,7 @@ def build_view(run_path: Path | str, *, samples: bool = True, asked: Requirement
     Args:
         run_path: the run folder.
         samples: also read the per-sample rows, for difficulty and paired tests.
-        asked: what a cell to deploy must keep to; also read rows that older results need for that.
+        asked: limits of a cell to deploy; also read rows that older results need for that.
 
     Raises:
         ResultError: no run there, no results in it, or results of another schema version.

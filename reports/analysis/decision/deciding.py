@@ -1,8 +1,8 @@
 """The cell to deploy: chosen on dev, and confirmed once on test.
 
-Of the cells that keep to the bounds on latency and size and are faster than the reference by more than noise, dev names the one
-with the largest expected saving: the time that it saves, times the chance that test will confirm it. Test is then asked about
-this one only, so that nothing is corrected for the others: is less accuracy lost than allowed, with the stated confidence?
+Of the cells that meet the limits on latency and size and are faster than the reference by more than noise, dev selects the one
+with the largest expected saving: the time that it saves, times the chance that test will confirm it. Only this one is tested, so
+no correction for several tests is needed: is less accuracy lost than allowed, with the stated confidence?
 
 Results of older versions have no answers for dev. There, even test rows stand for dev and odd ones for test.
 """
@@ -31,11 +31,11 @@ _SAME_WAY = tuple(name for name in ROW_SETTING if name not in _FREE)
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a cell must keep to.
+    """Limits of a cell to deploy.
 
     Attributes:
         max_loss: accuracy that may be lost against the reference, 0..1.
-        confidence: of the statement that less is lost.
+        confidence: that less is lost, 0.5..1.
         max_p99: seconds that 99 % of calls with a single sample take at most; None: any.
         max_bytes: on disk, with borrowed weights; None: any.
     """
@@ -50,7 +50,7 @@ class Requirements:
         return 1 - self.confidence
 
     def meets(self, one: Deployable) -> bool:
-        """Return whether a cell is known to keep to the bounds on latency and size."""
+        """Return whether a cell is known to meet the limits on latency and size."""
         return all(
             most is None or (value is not None and value <= most)
             for most, value in ((self.max_p99, one.p99), (self.max_bytes, one.size))
@@ -105,14 +105,14 @@ class Decision:
         sets: their labels.
         asked: what was required.
         basis: what it rests on: :data:`DEV`, :data:`HALVES` or :data:`ACCURACIES`.
-        reference: the method that may lose nothing more; ``reference_meets``: whether it keeps to the bounds itself.
-        chosen: the cell that was named on dev; None where dev rules all out, or none keeps to the bounds.
+        reference: the method that losses are measured against; ``reference_meets``: whether it meets the limits itself.
+        chosen: the cell that dev selects; None where dev rules all out, or none meets the limits.
         test: its loss on test; None where that is not known.
         confirmed: whether test confirms it.
         runner_up: the second on dev.
-        ranking: all cells that keep to the bounds, the largest expected saving first.
-        nearest: the cell that is nearest to bounds that no cell keeps to.
-        more_rows: test rows in addition that would probably decide; None where nothing is open, or no number would.
+        ranking: the candidates, the largest expected saving first.
+        nearest: the cell nearest to the limits, where no cell meets them.
+        more_rows: additional test rows that would probably decide; None where nothing is open, or no number would.
         left_out: cells without answers for dev, although the reference has them.
     """
 
@@ -143,7 +143,7 @@ class Decision:
 
     @property
     def recommended(self) -> Deployable | None:
-        """The cell to deploy: the confirmed one, else the reference; None where that does not keep to the bounds either."""
+        """The cell to deploy: the confirmed one, else the reference; None where that does not meet the limits either."""
         if self.confirmed:
             return self.chosen
         return self.reference if self.reference_meets else None
@@ -336,6 +336,6 @@ def _gap(one: Deployable, reference: Deployable) -> float | None:
 
 
 def _excess(one: Deployable, asked: Requirements) -> float:
-    """Return by how many times a cell exceeds the bounds at most; infinity where that is not known."""
-    bounds = ((asked.max_p99, one.p99), (asked.max_bytes, one.size))
-    return max(float("inf") if value is None else value / most for most, value in bounds if most is not None)
+    """Return the largest ratio of a cell's p99 or size to its limit; infinity where one is not known."""
+    limits = ((asked.max_p99, one.p99), (asked.max_bytes, one.size))
+    return max(float("inf") if value is None else value / most for most, value in limits if most is not None)

@@ -15,7 +15,7 @@ def faster(one: Deployable, reference: Deployable) -> str:
 
 
 def loss_text(loss: Loss, asked: Requirements) -> str:
-    """Return a difference in accuracy with its bound."""
+    """Return a difference in accuracy with its lower bound."""
     sure = f"{100 * asked.confidence:g} % confidence"
     return f"{points(loss.difference)} points of accuracy, at worst {points(loss.worst)} with {sure}"
 
@@ -42,7 +42,7 @@ def verdict(one: Decision) -> str:
 def reasons(one: Decision) -> list[str]:
     """Return the evidence as sentences without a full stop, the most important one first."""
     if one.nearest is not None:
-        return [f"no cell keeps to the bounds; the best one is {one.nearest.name}, with {_bounds(one.nearest)}"]
+        return [f"no cell meets the limits; the nearest is {one.nearest.name}, with {_measured(one.nearest)}"]
     if one.chosen is not None and one.test is not None:
         found = (
             f"{faster(one.chosen, one.reference)}; on {whole(one.test.rows)} test rows {loss_text(one.test, one.asked)}"
@@ -61,11 +61,11 @@ def reasons(one: Decision) -> list[str]:
             f"{faster(nearest, one.reference)}, {lost}"
         ]
     dev = f", {loss_text(nearest.dev, one.asked)}" if nearest.dev else ""
-    out = "faster cell" if one.reference_meets else "cell that keeps to the bounds"
+    out = "faster cell" if one.reference_meets else "cell that meets the limits"
     return [f"dev rules out every {out}; nearest is {nearest.name}: {faster(nearest, one.reference)}{dev}"]
 
 
-def _bounds(one: Deployable) -> str:
+def _measured(one: Deployable) -> str:
     p99 = f"p99 {plain(1000 * one.p99)} ms" if finite(one.p99) else "no known p99"
     return f"{p99} and {plain(one.size / 1e6)} MB" if finite(one.size) else f"{p99} and no known size"
 

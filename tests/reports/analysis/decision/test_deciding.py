@@ -171,7 +171,7 @@ def test_bounds_on_latency_and_size() -> None:
     assert found.recommended is not None and found.recommended.name == "big"
     (found,) = decisions(cells, max_p99=0.005)
     assert found.recommended is None and found.nearest is not None and found.nearest.name == "big"
-    assert "best one is big, with p99 10.0 ms" in headline(found)
+    assert "nearest is big, with p99 10.0 ms" in headline(found)
     (found,) = decisions(cells, max_bytes=1e6)
     assert found.recommended is None and found.nearest is not None and found.nearest.name == "small"
     # The reference is out of bounds, and what keeps to them is slower: still better than nothing.
