@@ -6,6 +6,7 @@ Each is made once per session (per worker of pytest-xdist). Tests read them and 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import getpass
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.execution.executors import exit_logits
+from harness.measure import diagnostics
 from harness.toolkit.budgets import BUDGETS
 from harness.toolkit.fitted import FullDepth
 
@@ -53,6 +56,18 @@ os.environ.setdefault(
 )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep imported modules and collected tests out of garbage collections, which take half a second each with them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where there is no CUDA device."""
     if not torch.cuda.is_available():
@@ -70,10 +85,24 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield a new path each time; making a folder for each of thousands of tests takes longer than many of them do."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every test its own cache, never the user's."""
-    monkeypatch.setenv("GEEP_BENCH_CACHE", str(tmp_path / "geep-bench-cache"))
+def _own_cache(request: pytest.FixtureRequest, _caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test its own cache, never the user's: in its temporary folder if it has one."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else next(_caches)
+    monkeypatch.setenv("GEEP_BENCH_CACHE", str(folder / "geep-bench-cache"))
+
+
+@pytest.fixture
+def few_single_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run three samples of each cell alone, where a run would take a hundred: of test rows as few as here, all of them."""
+    monkeypatch.setattr(diagnostics, "CALLS", 3)
 
 
 def _exit_with_1_on_failure(act: Callable[..., None], args: tuple[Any, ...]) -> None:
