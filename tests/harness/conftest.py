@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,10 @@ def tokens(make_tokens: Callable[..., TokenSet]) -> TokenSet:
 def make_backbone() -> Callable[..., Backbone]:
     """Return a function that builds a random backbone with the tokenizer of the embedded data, without pretraining."""
 
+    tokenizers = cache(miniature.tokenizer)  # each takes longer than most tests
+
     def make(language: str = "en", layers: int = 3) -> Backbone:
-        tokenizer = miniature.tokenizer(language)
+        tokenizer = tokenizers(language)
         shape = EncoderShape(layers, 8, 2, 16, len(tokenizer), 128)
         encoder = Encoder(shape)
         scatter(encoder, 0.3, 7)
@@ -249,7 +252,7 @@ class Fake:
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone]) -> Stage:
+def stage(monkeypatch: pytest.MonkeyPatch, make_backbone: Callable[..., Backbone], few_single_samples: None) -> Stage:
     """Provide the fakes ``one``, ``two`` and ``three`` (which learns from ``one``), small data and a random backbone."""
     made = Stage()
     monkeypatch.setattr(registry, "_registered", {})

@@ -16,6 +16,7 @@ from harness.deploy.exporting import Export, export
 from harness.encoder import checkpoint
 from harness.encoder.backbone import Backbone
 from harness.engines.choice import WHOLE
+from harness.measure import diagnostics
 from harness.results.run_folder import RunFolder, stem
 from harness.results.schema import Result
 from harness.running.measuring.timing import TimingSettings
@@ -125,6 +126,7 @@ def make_run(
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("GEEP_BENCH_CACHE", str(cache_of_runs))
+            patch.setattr(diagnostics, "CALLS", 3)
             run = harness.run(profile, data=data, device="cpu", out=place / "run", execution={"batch_size": 8})
         results = RunFolder.open(run.path).results()
         return MeasuredRun(run.path, data, backbone, {(r.cell.method, r.cell.point): r for r in results})

@@ -7,15 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from harness.cli.main import main
 from harness.core.errors import MethodError, WriteError
-from harness.encoder import checkpoint
-from harness.encoder.backbone import Backbone
 from harness.results.run_folder import RunFolder
 from harness.running.fits import fit_pool
 from harness.running.fits.fit_plan import FitJob, TimeLeft, shown_time
@@ -64,25 +60,12 @@ def fits(cache: Path) -> dict[str, bytes]:
 def test_workers_equal_one_process(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    make_backbone: Callable[..., Backbone],
+    tiny_place: Callable[[str], Path],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The cache has the same files with the same weights, bit for bit, and the run uses all of them."""
     torch.set_num_threads(1)
-    (tmp_path / "tiny.toml").write_text(PROFILE)
-    words = ["good", "bad"]
-    for split, rows in (("train", 24), ("dev", 8), ("test", 6)):
-        table = pd.DataFrame(
-            {"text": [f"{words[i % 2]} number {i}" for i in range(rows)], "label": np.arange(rows) % 2}
-        )
-        for name, part in (("mine", table), ("other", table[::-1])):
-            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
-            part.to_parquet(tmp_path / "data" / name / f"{split}.parquet")
-    made = make_backbone()
-    (tmp_path / "backbone").mkdir()
-    checkpoint.write_folder(tmp_path / "backbone", made.shape, made.state)
-    made.tokenizer.save_pretrained(tmp_path / "backbone")
-    monkeypatch.chdir(tmp_path)
+    tiny_place(PROFILE)
     given = ["run", "--profile", "tiny.toml", "--data", "data", "--backbone", "en=backbone", "--device", "cpu"]
     found = []
     for processes in ("1", "2"):

@@ -29,7 +29,8 @@ Install = Callable[[str], None]
 
 @pytest.fixture
 def settings(stage: Any, grid_settings: Settings) -> Settings:
-    """``one`` is the reference, ``bad`` precedes ``two``, and there is one dataset."""
+    """``one`` is the reference, ``bad`` precedes ``two``, and there is one dataset and one point."""
+    stage.points = ("a",)
     changes = {"datasets": ["ag_news"], "methods": ["one", "bad", "two"]}
     return replace(grid_settings, profile=grid_settings.profile.model_copy(update=changes))
 
@@ -52,7 +53,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 def ends(settings: Settings, capsys: pytest.CaptureFixture[str], *words: str, cells: int) -> None:
     """Assert that ``bad`` fails in ``cells`` cells, each reported in one line with ``words``, and that others succeed."""
     outcome = Grid(settings).execute()
-    assert (outcome.measured, outcome.failed) == (4, cells)
+    assert (outcome.measured, outcome.failed) == (2, cells)
     printed = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
     assert len(printed) == cells
     for line in printed:
@@ -105,7 +106,7 @@ def test_a_repaired_plug_in_is_measured(
     monkeypatch.setattr(registry, "_entry_points", dict)
     stage.add("bad")
     outcome = Grid(settings).execute()
-    assert (outcome.measured, outcome.kept, outcome.failed) == (2, 4, 0)
+    assert (outcome.measured, outcome.kept, outcome.failed) == (1, 2, 0)
     assert RunFolder.open(settings.out).failures() == []
 
 
@@ -114,12 +115,12 @@ def test_a_plug_in_that_breaks_later_keeps_its_results(
 ) -> None:
     """Earlier results stay, and the failure is reported."""
     stage.add("bad")
-    assert Grid(settings).execute().measured == 6
+    assert Grid(settings).execute().measured == 3
     monkeypatch.delitem(registry._registered, "bad")
     install("raise OSError('no disk')")
     outcome = Grid(settings).execute()
-    assert (outcome.measured, outcome.kept, outcome.failed) == (0, 4, 1)
-    assert len(RunFolder.open(settings.out).results()) == 6
+    assert (outcome.measured, outcome.kept, outcome.failed) == (0, 2, 1)
+    assert len(RunFolder.open(settings.out).results()) == 3
 
 
 def test_an_unknown_name_stops_at_once(stage: Any, settings: Settings) -> None:
@@ -144,7 +145,7 @@ def test_dependent_methods_fail_with_it(
     stage.add("pupil", "bad")
     more = replace(settings, profile=settings.profile.model_copy(update={"methods": ["one", "bad", "pupil", "two"]}))
     outcome = Grid(more).execute()
-    assert (outcome.measured, outcome.failed, len(tries)) == (4, 2, 1)
+    assert (outcome.measured, outcome.failed, len(tries)) == (2, 2, 1)
     assert "ag_news pupil fit: method 'pupil' learns from 'bad', which failed: RuntimeError: out of ideas (see" in (
         capsys.readouterr().err
     )

@@ -12,13 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from harness.cli.main import main
-from harness.encoder import checkpoint
-from harness.encoder.backbone import Backbone
 
 pytestmark = pytest.mark.slow
 STORE = 80 * 2**20  # bytes of Ray's object store on each node, the least it takes
@@ -40,23 +36,9 @@ batch_size = 4
 
 
 @pytest.fixture
-def place(tmp_path: Path, make_backbone: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tiny_place: Callable[[str], Path]) -> Path:
     """A folder with a profile, two small datasets and a backbone."""
-    (tmp_path / "tiny.toml").write_text(PROFILE)
-    words = ["good", "bad"]
-    for split, rows in (("train", 24), ("dev", 8), ("test", 6)):
-        table = pd.DataFrame(
-            {"text": [f"{words[i % 2]} number {i}" for i in range(rows)], "label": np.arange(rows) % 2}
-        )
-        for name, part in (("mine", table), ("other", table[::-1])):
-            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
-            part.to_parquet(tmp_path / "data" / name / f"{split}.parquet")
-    made = make_backbone()
-    (tmp_path / "backbone").mkdir()
-    checkpoint.write_folder(tmp_path / "backbone", made.shape, made.state)
-    made.tokenizer.save_pretrained(tmp_path / "backbone")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return tiny_place(PROFILE)
 
 
 @pytest.fixture
