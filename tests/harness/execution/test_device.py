@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -190,9 +191,23 @@ def no_values(monkeypatch: pytest.MonkeyPatch, copies: list[np.ndarray]) -> Iter
     assert next(answers, None) is None, "the CPU pass made more copies than this one"
 
 
-@pytest.mark.parametrize(("dtype", "compute"), [("float32", "eager"), ("float32", "graphs"), ("bfloat16", "graphs")])
-@pytest.mark.parametrize("protocol", ["modern", "paper"])
-@pytest.mark.parametrize("name", RUNS)
+# How each run is made without `slow`: a rule's own code is the same in all of them, an executor's is not.
+WAYS = list(product(("modern", "paper"), (("float32", "eager"), ("float32", "graphs"), ("bfloat16", "graphs"))))
+FOR_RULES = {("modern", ("bfloat16", "graphs")), ("paper", ("float32", "eager"))}
+FOR_EXECUTORS = {*FOR_RULES, ("modern", ("float32", "eager")), ("paper", ("bfloat16", "graphs"))}
+EXECUTORS = {"full", "ladder", "shared", "shrink", "rebatch", "verified", "look once", "tokens", "cascade"}
+
+
+def on_devices() -> Iterator[Any]:
+    """Yield every run in every way, those that show nothing of their own marked ``slow``."""
+    for name, way in product(RUNS, WAYS):
+        fast = set(WAYS) if name == "full" else FOR_EXECUTORS if name in EXECUTORS else FOR_RULES
+        protocol, (dtype, compute) = way
+        marks = () if way in fast else pytest.mark.slow
+        yield pytest.param(name, protocol, dtype, compute, marks=marks, id=f"{name}-{protocol}-{dtype}-{compute}")
+
+
+@pytest.mark.parametrize(("name", "protocol", "dtype", "compute"), on_devices())
 def test_no_value_is_read_during_a_pass(
     monkeypatch: pytest.MonkeyPatch,
     make_model: Callable[..., MultiExitModel],
@@ -206,7 +221,7 @@ def test_no_value_is_read_during_a_pass(
     """Every executor runs on one device without reading a value there."""
     model = make_model(shape=SHAPE)
     exits = torch.arange(N, dtype=torch.int16) % DEPTH
-    execution = Execution(batch_size=5, protocol=protocol, max_length=12)
+    execution = Execution(batch_size=8, protocol=protocol, max_length=12)  # two full batches and one of seven
     expected = RUNS[name](model, tokens, exits, execution)
     there = replace(execution, dtype=dtype, compute=compute)
     twin, far, its_exits = without_values(model), tokens.to("meta"), exits.to("meta")

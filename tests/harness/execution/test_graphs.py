@@ -55,7 +55,7 @@ EXECUTIONS = st.builds(
     batch_tokens=st.sampled_from([0, 0, 13, 40]),
 )
 SHARED = settings(
-    max_examples=20,
+    max_examples=8,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
