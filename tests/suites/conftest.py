@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -28,19 +29,26 @@ precision = "float32"
 """
 
 
+def write_toy(folder: Path, texts: list[str], layers: int = 3) -> list[str]:
+    """Write a dataset with one easy word per class and a backbone, and return their options."""
+    (folder / "data" / "toy").mkdir(parents=True)
+    for name, rows in (("train", range(40)), ("dev", range(40, 50)), ("test", range(50, len(texts)))):
+        frame = pd.DataFrame({"text": [texts[i] for i in rows], "label": [i % 2 for i in rows]})
+        frame.to_csv(folder / "data" / "toy" / f"{name}.csv", index=False)
+    make_scratch(texts, folder / "backbone", layers=layers, width=16, heads=2, vocab=200, seed=0)
+    return ["--data", str(folder / "data"), "--backbone", f"en={folder / 'backbone'}", "--device", "cpu"]
+
+
+def write_mini(folder: Path) -> list[str]:
+    """Write 40 training and 10 test rows and a backbone; return their options and those of profile ``mini``."""
+    texts = [f"{'good' if i % 2 else 'bad'} thing number {i}" for i in range(60)]
+    return ["--profile", "mini", "--datasets", "toy", *write_toy(folder, texts, 4)]
+
+
 @pytest.fixture
-def make_toy(tmp_path: Path) -> Callable[..., list[str]]:
-    """Return a function that writes a dataset with one easy word per class and a backbone, and returns their options."""
-
-    def make(texts: list[str], layers: int = 3) -> list[str]:
-        (tmp_path / "data" / "toy").mkdir(parents=True)
-        for name, rows in (("train", range(40)), ("dev", range(40, 50)), ("test", range(50, len(texts)))):
-            frame = pd.DataFrame({"text": [texts[i] for i in rows], "label": [i % 2 for i in rows]})
-            frame.to_csv(tmp_path / "data" / "toy" / f"{name}.csv", index=False)
-        make_scratch(texts, tmp_path / "backbone", layers=layers, width=16, heads=2, vocab=200, seed=0)
-        return ["--data", str(tmp_path / "data"), "--backbone", f"en={tmp_path / 'backbone'}", "--device", "cpu"]
-
-    return make
+def make_toy(tmp_path: Path, few_single_samples: None) -> Callable[..., list[str]]:
+    """Return :func:`write_toy` for the test's folder."""
+    return partial(write_toy, tmp_path)
 
 
 @pytest.fixture
@@ -51,11 +59,16 @@ def toy_options(make_toy: Callable[..., list[str]], tmp_path: Path) -> list[str]
     return ["--profile", str(tmp_path / "toy.toml"), *make_toy(texts)]
 
 
+@pytest.fixture(scope="session")
+def write_mini_options() -> Callable[[Path], list[str]]:
+    """Return :func:`write_mini`, for fixtures that are made once."""
+    return write_mini
+
+
 @pytest.fixture
-def mini_options(make_toy: Callable[..., list[str]]) -> list[str]:
+def mini_options(tmp_path: Path, few_single_samples: None) -> list[str]:
     """Options for 40 training and 10 test rows, and profile ``mini``."""
-    texts = [f"{'good' if i % 2 else 'bad'} thing number {i}" for i in range(60)]
-    return ["--profile", "mini", "--datasets", "toy", *make_toy(texts, 4)]
+    return write_mini(tmp_path)
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -17,23 +14,15 @@ from harness.running import profile
 from harness.running.run_settings import Settings
 from suites.cells import FIRST, cells_of
 
-ROOT = Path(__file__).parents[2]
 
-
-def run_suites(*options: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Run the cells in a separate process."""
-    environment = {**os.environ, "GEEP_BENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)  # pytest-benchmark refuses to measure in a worker
-    command = [sys.executable, "-m", "pytest", "suites/test_cells.py", "--benchmark-only", "-q", *options]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-def test_a_cell_stores_accuracy_and_cost_with_its_time(mini_options: list[str], tmp_path: Path) -> None:
+def test_a_cell_stores_accuracy_and_cost_with_its_time(
+    mini_options: list[str], tmp_path: Path, run_benchmarks: Callable[..., tuple[int, str]]
+) -> None:
     """``pytest suites/ --benchmark-only`` times every operating point and stores the results of the timed pass."""
     out = tmp_path / "benchmark.json"
     options = [*mini_options, "--methods", "bert,fastbert", f"--benchmark-json={out}"]
-    done = run_suites(*options, cache=tmp_path / "cache")
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = run_benchmarks("suites/test_cells.py", *options)
+    assert code == 0, said
     found = json.loads(out.read_text(encoding="utf-8"))
     cells = {b["extra_info"]["cell"]["point"]: b for b in found["benchmarks"]}
     assert set(cells) == {"full", "speed=0.1", "speed=0.5"}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,8 @@ TRIALS = [{"learning_rate": 1e-9, "epochs": 1}, {"learning_rate": 3e-3, "epochs"
 OWN = [{"distill_learning_rate": 1e-9}, {"distill_learning_rate": 3e-3}]
 
 
-@pytest.fixture
-def options(mini_options: list[str], tmp_path: Path) -> list[str]:
-    """Options of a search with two trials on one small dataset."""
+def searching(mini_options: list[str], folder: Path) -> list[str]:
+    """Write a profile of a search with two trials on one small dataset, and return its options."""
     own = ", ".join(f"{{distill_learning_rate = {one['distill_learning_rate']}}}" for one in OWN)
     tries = ", ".join(f"{{learning_rate = {one['learning_rate']}, epochs = {one['epochs']}}}" for one in TRIALS)
     text = (
@@ -30,35 +32,68 @@ def options(mini_options: list[str], tmp_path: Path) -> list[str]:
         f'[search]\ndatasets = ["toy"]\ntrials = [{tries}]\n[search.own]\nfastbert = [{own}]\n'
         "[training]\nbatch_size = 8\nhead_rate = 10\n[method.fastbert]\ndistill_epochs = 1\n"
     )
-    (tmp_path / "searching.toml").write_text(text, encoding="utf-8")
+    (folder / "searching.toml").write_text(text, encoding="utf-8")
     place = mini_options.index("mini")
-    return [*mini_options[:place], str(tmp_path / "searching.toml"), *mini_options[place + 1 :]]
+    return [*mini_options[:place], str(folder / "searching.toml"), *mini_options[place + 1 :]]
 
 
-def test_every_method_gets_as_many_trials(
-    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def options(mini_options: list[str], tmp_path: Path) -> list[str]:
+    """Options of a search with two trials on one small dataset."""
+    return searching(mini_options, tmp_path)
+
+
+@dataclass
+class Searched:
+    """A whole search.
+
+    Attributes:
+        tries: method, and the settings of bert at that time.
+    """
+
+    file: Path
+    out: str
+    tries: list[tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def searched(write_mini_options: Callable[[Path], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """Search once, with the student named first."""
+    folder, out, real = tmp_path_factory.mktemp("search"), io.StringIO(), search.try_once
+    made = Searched(folder / "found.json", "", [])
+
+    def spy(session: Any, method: str, changes: dict[str, Any]) -> Trial | None:
+        made.tries.append((method, session.settings.profile.config("bert")))
+        return real(session, method, changes)
+
+    options = searching(write_mini_options(folder), folder)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setenv("GEEP_BENCH_CACHE", str(folder / "cache"))
+        patch.setattr(search, "try_once", spy)
+        assert search.main([*options, "--methods", "fastbert,bert", "--out", str(made.file)]) == 0
+    made.out = out.getvalue()
+    return made
+
+
+def test_every_method_gets_as_many_trials(searched: Searched) -> None:
     """Every method has one line and one stored trial per setting; the winner has the best score and is among the trials."""
-    file = tmp_path / "found.json"
-    assert search.main([*options, "--out", str(file)]) == 0
-    record = read_search(file)
+    record = read_search(searched.file)
     assert [trial.settings for trial in record.of("bert")] == TRIALS
     assert [trial.settings for trial in record.of("fastbert")] == OWN
     for method, chosen in record.best.items():
         scores = {json.dumps(trial.settings): trial.score for trial in record.of(method) if not trial.failed}
         assert scores[json.dumps(chosen)] == max(score for score in scores.values() if score is not None)
         assert all(trial.dev_rows == 10 and trial.steps > 0 for trial in record.of(method))
-    lines = capsys.readouterr().out.splitlines()
+    lines = searched.out.splitlines()
     assert len(lines) == 4 + 2 + 1
-    assert lines[-1].endswith(f"geep-bench run --tuned {file}")
+    assert lines[-1].endswith(f"geep-bench run --tuned {searched.file}")
 
 
 def test_a_stopped_search_resumes(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    searched: Searched, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is stored is not fitted again, and the results are those of a search that was not stopped."""
-    whole, file = tmp_path / "whole.json", tmp_path / "found.json"
-    assert search.main([*options, "--out", str(whole)]) == 0
+    file = tmp_path / "found.json"
     real, made = search.try_once, []
 
     def stops(*arguments: Any) -> Trial | None:
@@ -74,25 +109,16 @@ def test_a_stopped_search_resumes(
     assert search.main([*options, "--out", str(file)]) == 0
     assert len(made) == 5  # 4 trials, one of them begun twice
     drop = {"seconds"}
-    one, other = ([trial.model_dump(exclude=drop) for trial in read_search(place).trials] for place in (whole, file))
+    places = (searched.file, file)
+    one, other = ([trial.model_dump(exclude=drop) for trial in read_search(place).trials] for place in places)
     assert one == other
-    capsys.readouterr()
 
 
-def test_a_student_learns_from_the_winner(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_learns_from_the_winner(searched: Searched) -> None:
     """Methods are searched after those that they learn from, and with their winning settings."""
-    seen = []
-    real = search.try_once
-
-    def spy(session: Any, method: str, changes: dict[str, Any]) -> Trial | None:
-        seen.append((method, session.settings.profile.config("bert")))
-        return real(session, method, changes)
-
-    monkeypatch.setattr(search, "try_once", spy)
-    assert search.main([*options, "--methods", "fastbert,bert", "--out", str(tmp_path / "found.json")]) == 0
-    best = read_search(tmp_path / "found.json").best["bert"]
-    assert [method for method, _ in seen] == ["bert", "bert", "fastbert", "fastbert"]
-    for _, config in seen[2:]:
+    best = read_search(searched.file).best["bert"]
+    assert [method for method, _ in searched.tries] == ["bert", "bert", "fastbert", "fastbert"]
+    for _, config in searched.tries[2:]:
         assert {key: config[key] for key in best} == best
 
 
@@ -110,12 +136,11 @@ def test_test_labels_have_no_effect(options: list[str], tmp_path: Path, capsys: 
     capsys.readouterr()
 
 
-def test_a_run_trains_with_the_winners(options: list[str], tmp_path: Path) -> None:
+def test_a_run_trains_with_the_winners(searched: Searched, options: list[str]) -> None:
     """``--tuned`` puts the winners among the settings, and ``--set`` replaces them."""
     from harness.cli.main import parser, settings_of
 
-    file = tmp_path / "found.json"
-    assert search.main([*options, "--out", str(file)]) == 0
+    file = searched.file
     best = read_search(file).best
     settings = settings_of(parser().parse_args(["run", *options, "--tuned", str(file)]))
     for method in ("bert", "fastbert"):
