@@ -5,17 +5,19 @@ from __future__ import annotations
 import ast
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tokenize
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from harness import registry
+from harness.cli.main import main
 from harness.data.embedded import load_embedded
 from harness.pretraining.untrained import make_scratch
 
@@ -81,52 +83,45 @@ def test_the_example_depends_on_the_harness_only() -> None:
     assert not [alias.name for node in froms for alias in node.names if alias.name.startswith("_")]
 
 
-def pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the example's unpacked wheel, built from a copy without a network."""
+    """Return a folder with the example's unpacked wheel, which pip builds from a copy without a network."""
     pytest.importorskip("setuptools", minversion="77")
     place = tmp_path_factory.mktemp("example")
     shutil.copytree(EXAMPLE, place / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
-    offline = ["--no-deps", "--no-index"]
-    pip("wheel", "-q", *offline, "--no-build-isolation", "--wheel-dir", str(place / "wheels"), str(place / "source"))
-    (wheel,) = (place / "wheels").glob("*.whl")
-    pip("install", "-q", *offline, "--target", str(place / "target"), str(wheel))
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", *offline]
+    command += ["--target", str(place / "target"), str(place / "source")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
     return place / "target"
 
 
-def geep_bench(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in its own process, with the plug-in on its path."""
-    path = os.pathsep.join([str(installed), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GEEP_BENCH_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "harness.cli.main", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
-    )
+@pytest.fixture
+def on_the_path(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put the plug-in on the path of this process; one of its own would spend most of its time on imports."""
+    monkeypatch.syspath_prepend(installed)
+    yield
+    registry._registered.pop("head-average", None)
+    sys.modules.pop("head_average", None)
 
 
-def test_its_wheel_registers_it(installed: Path, tmp_path: Path) -> None:
+def test_its_wheel_registers_it(on_the_path: None, capsys: pytest.CaptureFixture[str]) -> None:
     """The list of methods has the installed plug-in under the name of its entry point."""
     declared = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))
     assert list(declared["project"]["entry-points"]["geep.methods"]) == ["head-average"]
-    done = geep_bench(installed, tmp_path, "list", "methods")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^head-average +method +The last two", done.stdout, re.MULTILINE), done.stdout
+    assert main(["list", "methods"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^head-average +method +The last two", out, re.MULTILINE), out
 
 
-def test_it_is_measured_beside_bert(installed: Path, tmp_path: Path) -> None:
+def test_it_is_measured_beside_bert(on_the_path: None, few_single_samples: None, tmp_path: Path) -> None:
     """A plain run has its rows: full depth, two or three heads per sample, answers independent of batches."""
     texts = load_embedded("ag_news").train.texts
     make_scratch(list(texts), tmp_path / "backbone", layers=4, width=16, heads=2, vocab=200, seed=0)
     (tmp_path / "example.toml").write_text(PROFILE, encoding="utf-8")
-    options = ["--profile", "example.toml", "--backbone", "en=backbone", "--device", "cpu", "--out", "out"]
-    done = geep_bench(installed, tmp_path, "run", *options)
-    assert done.returncode == 0, done.stderr
+    options = ["--profile", str(tmp_path / "example.toml"), "--backbone", f"en={tmp_path / 'backbone'}"]
+    assert main(["run", *options, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "out" / "results").glob("*.json")]
     rows = {(cell["cell"]["method"], cell["cell"]["point"]): cell for cell in cells}
     assert set(rows) == {("bert", "full"), ("head-average", "heads=2"), ("head-average", "heads=3")}
