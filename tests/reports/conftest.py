@@ -365,3 +365,10 @@ def plausible_report(plausible_run: Path) -> Path:
     from reports.build import write_report
 
     return write_report(plausible_run)
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write pages without figures, which take longer than all the rest, where a test does not look at them."""
+    monkeypatch.setattr("reports.build.draw_run_figures", lambda view: [])
+    monkeypatch.setattr("reports.build.draw_figures", lambda view, group: [])

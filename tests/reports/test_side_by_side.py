@@ -15,17 +15,19 @@ from reports.build import write_report
 from reports.notation.table_formats import to_markdown
 from reports.side_by_side import main, side_by_side
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def answers(n: int, wrong: int) -> list[bool]:
     return [i >= wrong for i in range(n)]
 
 
-@pytest.fixture
-def runs(fabricate: Callable[..., Any]) -> list[Path]:
-    """Two datasets: fastbert is measured on both, geep on one, the oracle on the other."""
+@pytest.fixture(scope="module")
+def runs(fabricator: type[Any], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two datasets: fastbert is measured on both, geep on one, the oracle on the other. Do not change them."""
     made = []
     for name, wrong in (("first", 8), ("second", 0)):
-        run = fabricate(name)
+        run = fabricator(tmp_path_factory.mktemp("runs") / name)
         run.cell("bert", dataset=name, correct=answers(200, 0))
         agree = 0.5 if wrong else 1.0
         run.cell(
