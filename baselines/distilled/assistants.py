@@ -59,10 +59,12 @@ class AssistantsSettings(ScheduleSettings, MethodSettings):
     layers: int | None = Field(None, ge=1, description="layers of the student; by default a third of bert's")
     weights: Weighting = Field(
         "evolved",
-        description="of the assistants: evolved on dev; uniform; best: the one with the smallest loss on dev alone; none: bert "
-        "itself teaches",
+        description="weights of the assistants: evolved on dev; uniform; best: the one with the smallest loss on dev only; none: "
+        "bert itself teaches",
     )
-    temperature: float = Field(4.0, gt=0, description="softens the answers of teachers and student in the loss")
+    temperature: float = Field(
+        4.0, gt=0, description="temperature of the teachers' and the student's softmax in the loss"
+    )
     alpha: float = Field(
         0.9, ge=0, le=1, description="weight of the assistants' answers; that of the labels is 1 - alpha"
     )

@@ -49,9 +49,11 @@ class CerberusSettings(ScheduleSettings, MethodSettings):
     shared_layers: int | None = Field(None, ge=1, description="layers of the shared body; by default half of bert's")
     end_layers: int = Field(1, ge=1, description="layers of each end")
     ends: int | None = Field(
-        None, ge=1, description="by default one per teacher; with more, teachers teach several ends, in turn"
+        None, ge=1, description="ends of the student; by default one per teacher; with more, teachers take turns"
     )
-    temperature: float = Field(2.0, gt=0, description="softens the answers of both in the loss")
+    temperature: float = Field(
+        2.0, gt=0, description="temperature of the teacher's and the student's softmax in the loss"
+    )
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the labels; that of the teacher is 1 - alpha")
     unlabelled: Unlabelled = Field(
         "no", description="whether the teachers also answer rows without labels; auto: if there are any"

@@ -64,10 +64,10 @@ class DistilBertSettings(DistilBertLossSettings, StudentSettings):
     focus: float = Field(
         0.0,
         ge=0,
-        description="power of the teacher's doubt, (1 - p(label)), by which samples weigh in the soft answers; 0: all alike",
+        description="exponent of the sample weights (1 - the teacher's p(label)) in the loss on soft answers; 0: equal weights",
     )
     layer_map: Layers | None = Field(None, description="teacher layers to start from, rising; by default evenly spread")
-    start: Literal["teacher", "backbone"] = Field("teacher", description="whose layers are copied")
+    start: Literal["teacher", "backbone"] = Field("teacher", description="model whose layers are copied")
     unlabelled: Unlabelled = Field(
         "no", description="whether the teacher also answers rows without labels; auto: if there are any"
     )

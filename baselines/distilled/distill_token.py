@@ -42,7 +42,9 @@ class DistillTokenSettings(MethodSettings):
     distillation: Literal["hard", "soft"] = Field(
         "hard", description="hard: the teacher's label; soft: its probabilities"
     )
-    temperature: float = Field(3.0, gt=0, description="softens the answers of both in the soft loss")
+    temperature: float = Field(
+        3.0, gt=0, description="temperature of the teacher's and the student's softmax in the soft loss"
+    )
     alpha: float | None = Field(
         None, ge=0, le=1, description="weight of the teacher; by default as published: hard 0.5, soft 0.1"
     )

@@ -51,8 +51,12 @@ Width = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, le=1)]
 class TinyBertGeneralSettings(StrictSettings):
     """Shape of the student. The defaults are TinyBERT-4's shares of BERT-base: 4 of 12 layers, width 312 of 768."""
 
-    layers: int | None = Field(None, ge=1, description="by default the largest divisor up to a third of the teacher's")
-    width: Width | None = Field(None, description="a number, or a share of the teacher's such as 1.0")
+    layers: int | None = Field(
+        None, ge=1, description="layers of the student; by default the largest divisor up to a third of the teacher's"
+    )
+    width: Width | None = Field(
+        None, description="width of the student: a number, or a share of the teacher's such as 1.0"
+    )
     intermediate: int | None = Field(None, ge=1, description="inner width; by default 1200 / 312 of the width")
 
 
@@ -63,7 +67,9 @@ class TinyBertSettings(StudentSettings, TinyBertGeneralSettings):
     alpha_hard: float = Field(0.0, ge=0, description="weight of the labels in stage 2, beside the soft answers")
     labels_only: bool = Field(False, description="true: no stage 1 and no teacher; as many steps as both stages")
     intermediate_epochs: int = Field(10, ge=1, description="epochs of stage 1")
-    intermediate_learning_rate: float | None = Field(None, gt=0, description="by default 5/3 of learning_rate")
+    intermediate_learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of stage 1; by default 5/3 of learning_rate"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

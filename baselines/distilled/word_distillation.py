@@ -36,7 +36,9 @@ class DistilBertLossSettings(StrictSettings):
     """Settings of both losses. The defaults are the released run's: temperature 2, weights 5 : 2 : 1."""
 
     layers: int | None = Field(None, ge=1, description="layers of the student; by default half of the teacher's")
-    temperature: float = Field(2.0, gt=0, description="softens the answers of both in the loss")
+    temperature: float = Field(
+        2.0, gt=0, description="temperature of the teacher's and the student's softmax in the loss"
+    )
     alpha_ce: float = Field(5.0, ge=0, description="weight of the teacher's soft answers")
     alpha_cos: float = Field(1.0, ge=0, description="weight of the cosine of the last hidden states")
 
@@ -48,21 +50,29 @@ class DistilBertLossSettings(StrictSettings):
 class DistilBertGeneralSettings(DistilBertLossSettings):
     """Settings of general distillation on raw text."""
 
-    objective: Objective = Field("distilbert", description="whose loss, start and recipe")
+    objective: Objective = Field("distilbert", description="published recipe: loss, start and settings")
     alpha_mlm: float = Field(2.0, ge=0, description="weight of the masked words")
-    soft_on: Literal["all", "masked"] = Field("all", description="tokens with soft words")
+    soft_on: Literal["all", "masked"] = Field(
+        "all", description="tokens on which the student learns the teacher's words"
+    )
 
 
 class CompactBertGeneralSettings(StrictSettings):
     """Settings of CompactBioBERT's general distillation on raw text. The defaults are the released run's: weights 5 : 1 : 3."""
 
-    objective: Objective = Field("compactbert", description="whose loss, start and recipe")
-    layers: int | None = Field(None, ge=1, description="by default the largest divisor up to half of the teacher's")
-    temperature: float = Field(1.0, gt=0, description="softens the words of both in the loss")
+    objective: Objective = Field("compactbert", description="published recipe: loss, start and settings")
+    layers: int | None = Field(
+        None, ge=1, description="layers of the student; by default the largest divisor up to half of the teacher's"
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="temperature of the teacher's and the student's softmax in the loss"
+    )
     alpha_ce: float = Field(5.0, ge=0, description="weight of the teacher's soft words")
     alpha_mlm: float = Field(1.0, ge=0, description="weight of the masked words")
     alpha_layers: float = Field(3.0, ge=0, description="weight of attention and states of all layers")
-    soft_on: Literal["all", "masked"] = Field("masked", description="tokens with soft words")
+    soft_on: Literal["all", "masked"] = Field(
+        "masked", description="tokens on which the student learns the teacher's words"
+    )
 
     @model_validator(mode="after")
     def _some_loss(self) -> Self:

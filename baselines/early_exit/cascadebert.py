@@ -46,7 +46,7 @@ class CascadeBertSettings(BudgetSettings):
     )
     margin: float = Field(0.5, ge=0, le=1, description="margin of the ranking loss, in confidence")
     weight: float = Field(0.5, ge=0, description="weight of the ranking loss")
-    difficulty: Literal["small", "bert"] = Field("small", description="whose mistakes make a sample hard")
+    difficulty: Literal["small", "bert"] = Field("small", description="model whose mistakes make a sample hard")
     folds: int = Field(5, ge=2, description="folds for difficulty = small")
     calibrate: bool = Field(False, description="true: fit a temperature on dev")
 

@@ -26,7 +26,9 @@ class FastBertSettings(SpeedSettings):
     """Settings of FastBERT. ``epochs`` and ``learning_rate`` are step 1's, which ``bert`` has run."""
 
     distill_epochs: int = Field(5, ge=1, description="epochs of distillation")
-    distill_learning_rate: float | None = Field(None, gt=0, description="by default 10 x learning_rate")
+    distill_learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of distillation; by default 10 x learning_rate"
+    )
     schedule: Literal["intended", "released"] = Field(
         "intended", description="released: the learning rate is 0 after as many steps as step 1 had"
     )

@@ -34,7 +34,9 @@ from harness.toolkit.training import total_cost, train
 class CofiSettings(PrunedSettings):
     """Settings of CoFi. ``epochs`` and ``learning_rate`` are those of fine-tuning the small model, after pruning."""
 
-    temperature: float = Field(2.0, gt=0, description="softens the answers of both in the loss")
+    temperature: float = Field(
+        2.0, gt=0, description="temperature of the teacher's and the student's softmax in the loss"
+    )
     alpha_soft: float = Field(0.3, ge=0, description="weight of the teacher's soft answers")
     alpha_layers: float = Field(0.7, ge=0, description="weight of the layers' states")
     prune_epochs: int = Field(10, ge=1, description="epochs with masks, before those of fine-tuning")

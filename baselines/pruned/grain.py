@@ -33,11 +33,13 @@ from harness.toolkit.training import DevScore, total_cost, train
 class GrainSettings(PrunedSettings):
     """Settings of GRAIN. Defaults are those of the released script for GLUE, except epochs, rate and ``start``."""
 
-    temperature: float = Field(8.0, gt=0, description="softens the answers of both in the loss")
+    temperature: float = Field(
+        8.0, gt=0, description="temperature of the teacher's and the student's softmax in the loss"
+    )
     alpha_hidden: float = Field(1.0, ge=0, description="weight of the hidden states")
     prune_from: float = Field(0.2, ge=0, lt=1, description="share of the steps before units are removed")
     prune_until: float = Field(0.4, gt=0, le=1, description="share of the steps after which the density is reached")
-    beta: float = Field(0.998, ge=0, lt=1, description="of the moving average of scores")
+    beta: float = Field(0.998, ge=0, lt=1, description="decay of the moving average of scores")
     structure: float = Field(
         0.3,
         ge=0,

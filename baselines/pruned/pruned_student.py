@@ -27,9 +27,11 @@ class PrunedSettings(MethodSettings):
 
     density: float = Field(0.2, gt=0, le=1, description="share of the layers' weights that is left")
     start: Literal["teacher", "backbone"] = Field(
-        "teacher", description="whose weights the student starts from; backbone: as released, with a new head"
+        "teacher", description="model that the student starts from; backbone: as released, with a new head"
     )
-    temperature: float = Field(1.0, gt=0, description="softens the answers of both in the loss")
+    temperature: float = Field(
+        1.0, gt=0, description="temperature of the teacher's and the student's softmax in the loss"
+    )
     alpha_hard: float = Field(0.0, ge=0, description="weight of the labels, beside the soft answers")
     unlabelled: Unlabelled = Field(
         "no", description="whether the teacher also answers rows without labels; auto: if there are any"

@@ -1,1 +1,1 @@
-"""Models that are no stack of Transformer layers: bags of words and of n-grams, an LSTM and a CNN. May import the harness only."""
+"""Models without Transformer layers: bags of words and n-grams, matrix products, an LSTM, a CNN. May import the harness only."""

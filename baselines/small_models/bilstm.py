@@ -35,7 +35,7 @@ class BiLstmSettings(WordReaderSettings):
 
     hidden: int = Field(150, ge=1, description="units of each direction; 150 or 300 as published")
     dense: int = Field(200, ge=1, description="units of the layer before the label layer; 200 or 400 as published")
-    dropout: float = Field(0.1, ge=0, lt=1, description="of word vectors and of the dense layer, in training")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of word vectors and of the dense layer")
 
 
 class BiLstmModel(WordReader):

@@ -34,11 +34,15 @@ class CmowGeneralSettings(StrictSettings):
     """Settings of general distillation on raw text. The defaults are the released run's: 5 : 2 at temperature 2."""
 
     matrix: int = Field(20, ge=1, description="rows and columns of a token's matrices")
-    width: int = Field(400, ge=1, description="of a token's vector")
-    temperature: float = Field(2.0, gt=0, description="softens the words of both in the loss")
+    width: int = Field(400, ge=1, description="width of a token's vector")
+    temperature: float = Field(
+        2.0, gt=0, description="temperature of the teacher's and the student's softmax in the loss"
+    )
     alpha_ce: float = Field(5.0, ge=0, description="weight of the teacher's soft words")
     alpha_mlm: float = Field(2.0, ge=0, description="weight of the masked words")
-    soft_on: Literal["all", "masked"] = Field("all", description="tokens with soft words")
+    soft_on: Literal["all", "masked"] = Field(
+        "all", description="tokens on which the student learns the teacher's words"
+    )
 
     @model_validator(mode="after")
     def _some_loss(self) -> Self:

@@ -53,16 +53,16 @@ class CmowSettings(TaughtSettings):
     learning_rate: float = Field(
         1e-3, gt=0, description="peak learning rate of the tables (SparseAdam) and the classifier (AdamW)"
     )
-    temperature: float = Field(2.0, gt=0, description="softens the probabilities of both with kl")
+    temperature: float = Field(2.0, gt=0, description="temperature of the teacher's and the student's softmax")
     alpha_soft: float = Field(0.9, gt=0, description="weight of the teacher's answers")
     alpha_hard: float = Field(0.1, ge=0, description="weight of labels beside them, for rows that have one")
     matrix: int = Field(20, ge=1, description="rows and columns of a token's matrices")
-    width: int = Field(400, ge=1, description="of a token's vector")
+    width: int = Field(400, ge=1, description="width of a token's vector")
     student: str | dict[str, str] = Field(
         "", description="folder of geep-bench distill cmow-hybrid to start from, or a table with one per language"
     )
     hidden: int = Field(512, ge=0, description="width of the classifier's hidden layer; 0: a label layer alone")
-    dropout: float = Field(0.1, ge=0, lt=1, description="of a text's representation and of the hidden layer")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of a text's representation and of the hidden layer")
     pairs: Pairs = Field(
         "diffcat",
         description="what the classifier reads of a pair: joint: both texts as one sequence; or of their representations u and "

@@ -42,8 +42,8 @@ class CnnSettings(WordReaderSettings):
     filters: Annotated[
         tuple[Annotated[int, Field(ge=1, le=32)], ...], Field(strict=False, min_length=1), AfterValidator(_distinct)
     ] = Field((3, 4, 5), description="words that a filter reads")
-    maps: int = Field(100, ge=1, description="of each size of filter")
-    dropout: float = Field(0.5, ge=0, lt=1, description="of the largest values, in training")
+    maps: int = Field(100, ge=1, description="filters of each size")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the largest values")
 
 
 class CnnModel(WordReader):

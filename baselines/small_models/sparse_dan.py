@@ -45,10 +45,10 @@ class SparseDanSettings(TaughtSettings):
         3e-3, gt=0, description="peak learning rate of the table (SparseAdam) and the rest (AdamW)"
     )
     label_epochs: int = Field(3, ge=0, description="epochs on labels alone afterwards; the better one on dev is kept")
-    rows: int = Field(18, ge=4, le=30, description="of the table, as a power of two: 18 are 262,144")
-    width: int = Field(256, ge=1, description="of the vectors")
+    rows: int = Field(18, ge=4, le=30, description="rows of the table, as a power of two: 18 are 262,144")
+    width: int = Field(256, ge=1, description="width of the vectors")
     ngrams: int = Field(4, ge=1, le=8, description="longest n-gram")
-    dropout: float = Field(0.1, ge=0, lt=1, description="of the mean and of the dense layer, in training")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the mean and of the dense layer")
     feature_dropout: float = Field(0.1, ge=0, lt=1, description="share of n-grams that are left out, in training")
     class_weights: bool = Field(
         True,

@@ -49,7 +49,9 @@ class StaticSettings(TaughtSettings):
         description="what the head learns: ce: labels alone, as is usual; kl, mse: what bert says, as sparse-dan may",
     )
     width: int | None = Field(
-        None, ge=1, description="of the vectors after PCA; by default 256, or that of the backbone if it is smaller"
+        None,
+        ge=1,
+        description="width of the vectors after PCA; by default 256, or that of the backbone if it is smaller",
     )
 
 

@@ -14,7 +14,7 @@ with its figures. Its answers are compared with the stored ones. Methods that al
   geep-bench export runs/quick --cell lcqmc--geep--speed=0.5--seed0--1a2b3c4d --out my-model
   geep-bench export runs/mine --cell 1a2b3c4d --out my-model --data DATA --backbone en=BACKBONE
 
-The fit comes from the cache; if it is gone, it is made again. Results hold no paths, so folders are given as for run."""
+The fit comes from the cache; if it is gone, it is made again. Results hold no paths, so give the same folders as for run."""
 
 PREDICT = """Answer a file of texts of any size in constant memory.
 
@@ -22,7 +22,7 @@ PREDICT = """Answer a file of texts of any size in constant memory.
 
 The input is CSV or JSON lines with a column text (and text_pair for models of pairs). The output has the columns row, label,
 probability and exit_layer. Run the same command again to resume: no row is lost or doubled. An output file of another model or of
-other texts is refused. OUT.progress.json says how far it is."""
+other texts is refused. OUT.progress.json records the progress."""
 
 
 def add_export_options(
@@ -48,7 +48,7 @@ def add_export_options(
         action="append",
         default=[],
         metavar="M.KEY=VALUE",
-        help="a setting of the run that named a folder; repeatable",
+        help="a setting of the run whose value was a folder; repeatable",
     )
     command.add_argument(
         "--push-to-hub",

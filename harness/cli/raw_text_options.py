@@ -112,7 +112,7 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     student.add_argument(
         "--objective",
         choices=("distilbert", "compactbert"),
-        help="distilbert: whose loss, start and recipe; compactbert is CompactBioBERT's: attention and states of all layers",
+        help="distilbert: recipe of DistilBERT, or of CompactBioBERT, which also learns attention and states of all layers",
     )
     student.add_argument("--layers", type=whole_number(1), metavar="N", help="layers of the student")
     student.add_argument(
@@ -134,16 +134,19 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         metavar="T",
-        help="distilbert, cmow-hybrid: of the teacher's and the student's softmax; default 2 (compactbert: 1)",
+        help="distilbert, cmow-hybrid: temperature of the teacher's and the student's softmax; default 2 (compactbert: 1)",
     )
     student.add_argument(
-        "--alpha-ce", type=float, metavar="A", help="the same: weight of the loss against the teacher; default 5"
+        "--alpha-ce",
+        type=float,
+        metavar="A",
+        help="distilbert, cmow-hybrid: weight of the loss against the teacher; default 5",
     )
     student.add_argument(
         "--alpha-mlm",
         type=float,
         metavar="A",
-        help="the same: weight of the masked-word loss; default 2 (compactbert: 1)",
+        help="distilbert, cmow-hybrid: weight of the masked-word loss; default 2 (compactbert: 1)",
     )
     student.add_argument(
         "--alpha-cos", type=float, metavar="A", help="distilbert: weight of the cosine loss; default 1"
@@ -154,7 +157,7 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     student.add_argument(
         "--soft-on",
         choices=("all", "masked"),
-        help="the same: tokens on which the student learns the teacher's words; default all (compactbert: masked)",
+        help="distilbert, cmow-hybrid: tokens on which the student learns the teacher's words; default all (compactbert: masked)",
     )
 
     _add_amount(parser)
@@ -168,7 +171,10 @@ def _add_data(parser: argparse.ArgumentParser, *, language_required: bool) -> ar
         "--corpus", type=paths, metavar="FILE,FILE", help=".txt (.gz, .zst), or .parquet/.csv/.tsv/.jsonl with text"
     )
     data.add_argument(
-        "--lang", choices=("en", "zh"), required=language_required, help="language of the corpus; needed with --corpus"
+        "--lang",
+        choices=("en", "zh"),
+        required=language_required,
+        help="language of the corpus" + ("" if language_required else "; needed with --corpus"),
     )
     data.add_argument(
         "--shards", type=path, metavar="DIR", help="folder of token ids: read if it exists, else written first"

@@ -1,1 +1,1 @@
-"""From a measured cell to a folder that answers texts. Imports all other rooms, but not the API and the command line."""
+"""Exports a measured cell as a model that answers texts. May import all other rooms but the API and the command line."""

@@ -67,10 +67,12 @@ class ExecutionSettings(StrictSettings):
 class EngineSettings(StrictSettings):
     """Keys that any table ``method`` may have, in addition to the settings of the method."""
 
-    engine: EngineName | None = Field(None, description="what the method runs on; by default as the execution says")
+    engine: EngineName | None = Field(
+        None, description="engine of the method; by default, dtype and compute of the run decide"
+    )
     executor: ExecutorName | None = Field(
         None,
-        description="how its samples run: `ladder` or `exact-k`, `shrink` or `rebatch`; by default as the execution says",
+        description="executor of the method: `ladder` or `exact-k`, `shrink` or `rebatch`; by default that of `[execution]`",
     )
     seeds: list[Seed] | None = Field(None, description="the seeds of the run with which it is measured; by default all")
     seed_offset: int | None = Field(

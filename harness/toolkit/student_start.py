@@ -51,7 +51,9 @@ class StudentSettings(ScheduleSettings, StartSettings):
     """Settings of a method that trains a student of ``bert``."""
 
     layers: int | None = Field(None, ge=1, description="layers of the student")
-    temperature: float = Field(1.0, gt=0, description="softens the answers of both in the loss")
+    temperature: float = Field(
+        1.0, gt=0, description="temperature of the teacher's and the student's softmax in the loss"
+    )
 
 
 @torch.no_grad()

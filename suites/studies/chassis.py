@@ -159,12 +159,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = whole_number(1)
     shapes, engines = comma_separated(one_of(*SHAPES)), comma_separated(one_of(*ENGINES))
     parser.add_argument("--shapes", type=shapes, default=list(SHAPES), metavar="A,B", help=", ".join(SHAPES))
-    parser.add_argument("--batch-size", type=comma_separated(count), default=[1, 8, 32], help="default 1,8,32")
-    parser.add_argument("--samples", type=count, default=128, metavar="N", help="default 128")
-    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="default 7")
+    parser.add_argument(
+        "--batch-size", type=comma_separated(count), default=[1, 8, 32], help="batch sizes; default 1,8,32"
+    )
+    parser.add_argument("--samples", type=count, default=128, metavar="N", help="samples; default 128")
+    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="timed rounds; default 7")
     parser.add_argument("--without", type=engines, default=[], metavar="A,B", help="engines to leave out")
     parser.add_argument("--out", type=Path, default=Path("runs/chassis.json"), metavar="JSON", help="results, with .md")
-    parser.add_argument("--fresh", action="store_true", help="measure again what the file has")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again")
     args = parser.parse_args(arguments)
     chosen = [name for name in ENGINES if name == REFERENCE or name not in args.without]
     facts = environment_facts()

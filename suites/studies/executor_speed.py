@@ -190,8 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = whole_number(1)
     counts, computes = comma_separated(count), comma_separated(one_of(*COMPUTE))
     parser.add_argument("--backbone", default="bert-base-uncased", help="shape of the model (known names work offline)")
-    parser.add_argument("--samples", type=count, default=192, metavar="N", help="default 192")
-    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="default 3")
+    parser.add_argument("--samples", type=count, default=192, metavar="N", help="samples; default 192")
+    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="timed rounds; default 3")
     parser.add_argument("--batch-size", type=counts, default=[32], metavar="32,128", help="batch sizes; default 32")
     parser.add_argument(
         "--batch-tokens", type=counts, default=[], metavar="16384", help="also batches of this many tokens"
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
     parser.add_argument(
-        "--roof", action="store_true", help="also bert at 128 tokens, batch 256, against the matrix rate"
+        "--roof", action="store_true", help="also compare bert (128 tokens, batch 256) with the peak matrix rate"
     )
     parser.add_argument("--profile", type=Path, metavar="TXT", help="also write the time of every kernel")
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write JSON here")

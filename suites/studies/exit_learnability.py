@@ -169,7 +169,7 @@ class ExitLearnability(DatasetStudy):
             help="shares of the layers",
         )
         parser.add_argument(
-            "--rows", type=whole_number(50), default=4000, metavar="N", help="at most so many rows to learn from"
+            "--rows", type=whole_number(50), default=4000, metavar="N", help="learn from at most N rows; default 4000"
         )
 
     def measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:

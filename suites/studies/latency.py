@@ -140,7 +140,9 @@ class LatencyStudy(DatasetStudy):
         count = whole_number(1)
         add_batch_sizes(parser)
         parser.add_argument("--calls", type=count, default=400, metavar="N", help="calls per method; default 400")
-        parser.add_argument("--seconds", type=positive_number, default=30.0, metavar="S", help="per method; default 30")
+        parser.add_argument(
+            "--seconds", type=positive_number, default=30.0, metavar="S", help="seconds per method; default 30"
+        )
 
     def measure(self, dataset: str, seed: int) -> list[dict[str, Any]]:
         samples = self.samples(dataset, seed, self.settings.profile.methods, 32)

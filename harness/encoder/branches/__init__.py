@@ -1,1 +1,1 @@
-"""Layers that stand beside each other: several continue from the same states."""
+"""Parallel branches: several stacks of layers that continue from the same hidden states."""

@@ -1,1 +1,1 @@
-"""Operations that a kind of device has fast kernels for, and whether it has: attention, and linear layers on a CPU."""
+"""Operations with fast kernels on some devices, and checks whether a device has them: attention, and linear layers on a CPU."""

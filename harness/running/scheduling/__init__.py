@@ -1,1 +1,1 @@
-"""What runs where, and when: one scheduler for worker processes of this machine, a cluster, and a simulated one. Trains nothing."""
+"""What runs where, and when: one scheduler for worker processes of this machine, a cluster and a simulated cluster."""

@@ -1,1 +1,1 @@
-"""Models that do not change while others learn from them: their output is computed once and read in every epoch."""
+"""Frozen models that others learn from: their output is computed once and read in every epoch."""

@@ -1,1 +1,1 @@
-"""Students of several teachers: what teachers of any kind answer, how answers are joined, and students with several ends."""
+"""Students of several teachers: answers of teachers of any kind, how they are combined, and students with several ends."""

@@ -44,12 +44,12 @@ class ScheduleSettings(StrictSettings):
         0.5, gt=0, lt=1, description="share of the steps in which the teacher's logits grow; labels come after it"
     )
     shape: Literal["linear", "step"] = Field(
-        "linear", description="of continuation: how labels replace the teacher after the switch"
+        "linear", description="continuation: how labels replace the teacher after the switch"
     )
     margin: float = Field(
         1.0,
         ge=0,
-        description="of continuation: squared difference from the teacher's logits that is forgiven, per class",
+        description="continuation: squared difference from the teacher's logits without loss, per class",
     )
 
     @model_validator(mode="after")

@@ -1,1 +1,1 @@
-"""Models that are no stack of Transformer layers: what they are, how they run, are stored and learn. May import the toolkit."""
+"""Models without Transformer layers: what they are, how they run, are stored and learn. May import the toolkit."""

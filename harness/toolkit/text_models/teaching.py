@@ -47,14 +47,16 @@ class TaughtSettings(ScheduleSettings, MethodSettings):
         description="what it learns first: kl: the teacher's probabilities; mse: its logits; ce: labels alone, and the teacher "
         "does not run",
     )
-    temperature: float = Field(1.0, gt=0, description="softens the probabilities of both with kl")
+    temperature: float = Field(1.0, gt=0, description="temperature of the teacher's and the student's softmax with kl")
     alpha_soft: float = Field(1.0, gt=0, description="weight of the teacher's answers")
     alpha_hard: float = Field(0.0, ge=0, description="weight of labels beside them, for rows that have one")
     unlabelled: Unlabelled = Field(
         "auto", description="whether the teacher also answers rows without labels; auto: if there are any"
     )
     label_epochs: int = Field(0, ge=0, description="epochs on labels alone afterwards; the better one on dev is kept")
-    label_learning_rate: float | None = Field(None, gt=0, description="of these; by default learning_rate")
+    label_learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of label_epochs; by default learning_rate"
+    )
 
 
 def needs_unlabelled(settings: type[TaughtSettings], config: Mapping[str, Any]) -> bool:

@@ -54,7 +54,7 @@ class WordReaderSettings(SmallStudentSettings):
         1e-3, gt=0, description="peak learning rate of word vectors (SparseAdam) and the rest (AdamW)"
     )
     width: int | None = Field(
-        None, ge=1, description="of word vectors; by default 300, or that of the backbone if it is smaller"
+        None, ge=1, description="width of word vectors; by default 300, or that of the backbone if it is smaller"
     )
     pairs: Literal["siamese", "joint"] = Field(
         "siamese",

@@ -1,1 +1,1 @@
-"""Which cell of a run to deploy: not worse than the reference, within bounds, and as quick as possible."""
+"""Which cell of a run to deploy: not worse than the reference, within limits on latency and size, and as fast as possible."""

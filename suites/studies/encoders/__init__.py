@@ -1,1 +1,1 @@
-"""Studies of encoders: every family against `transformers`, and layers on few bits."""
+"""Studies of encoders: every family against `transformers`, and layers in low precision."""

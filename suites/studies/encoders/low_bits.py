@@ -80,11 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engines = comma_separated(one_of(*get_args(TorchEngine)))
     others = comma_separated(one_of(*(name for name in EXECUTORS if name != "bert")))
     parser.add_argument("--shapes", type=shapes, default=list(SHAPES), metavar="A,B", help=", ".join(SHAPES))
-    parser.add_argument("--engines", type=engines, default=list(ENGINES), metavar="A,B", help="default: all of these")
-    parser.add_argument("--executors", type=others, default=list(RUN[1:]), metavar="A,B", help="beside full depth")
-    parser.add_argument("--samples", type=count, default=128, metavar="N", help="default 128")
-    parser.add_argument("--batch-size", type=count, default=32, metavar="N", help="default 32")
-    parser.add_argument("--rounds", type=count, default=5, metavar="N", help="default 5")
+    parser.add_argument(
+        "--engines", type=engines, default=list(ENGINES), metavar="A,B", help=f"default {','.join(ENGINES)}"
+    )
+    parser.add_argument(
+        "--executors", type=others, default=list(RUN[1:]), metavar="A,B", help="executors to run besides full depth"
+    )
+    parser.add_argument("--samples", type=count, default=128, metavar="N", help="samples; default 128")
+    parser.add_argument("--batch-size", type=count, default=32, metavar="N", help="samples per batch; default 32")
+    parser.add_argument("--rounds", type=count, default=5, metavar="N", help="timed rounds; default 5")
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write JSON here")
     args = parser.parse_args(arguments)
     for engine in args.engines:

@@ -1,1 +1,1 @@
-"""Time on devices that one does not have: counted launches, a device card, calibration, and the check against measured times."""
+"""Projected times on other devices: counted launches, a device card, calibration, and the check against measured times."""

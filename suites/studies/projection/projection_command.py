@@ -296,12 +296,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="a,b",
         help="shapes of the model",
     )
-    parser.add_argument("--samples", type=count, metavar="N", help="default 10000; with --check 48")
+    parser.add_argument("--samples", type=count, metavar="N", help="samples; default 10000, with --check 48")
     parser.add_argument(
-        "--batch-size", type=comma_separated(count), metavar="32,128", help="default 32,128,512; with --check 4,16,48"
+        "--batch-size",
+        type=comma_separated(count),
+        metavar="32,128",
+        help="batch sizes; default 32,128,512, with --check 4,16,48",
     )
     parser.add_argument(
-        "--rounds", type=count, default=3, metavar="N", help="sweeps or passes, of which the median counts; 3"
+        "--rounds", type=count, default=3, metavar="N", help="sweeps or passes, of which the median counts; default 3"
     )
     parser.add_argument("--protocol", choices=("modern", "paper"), default="modern")
     kinds = comma_separated(one_of("eager", "graphs"))

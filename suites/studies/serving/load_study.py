@@ -126,23 +126,32 @@ class LoadStudy(Study):
         counts, rates = comma_separated(whole_number(1)), comma_separated(positive_number)
         count = whole_number(1)
         parser.add_argument(
-            "--rates", type=rates, metavar="10,100", help="arriving queries/s; default: by the reference"
+            "--rates",
+            type=rates,
+            metavar="10,100",
+            help="arriving queries/s; default: shares of the reference's throughput",
         )
-        parser.add_argument("--p99-ms", type=positive_number, default=50.0, metavar="MS", help="bound; default 50")
         parser.add_argument(
-            "--at-most", type=counts, default=list(AT_MOST), metavar="1,128", help="calls of what waits, at most N"
+            "--p99-ms", type=positive_number, default=50.0, metavar="MS", help="limit of p99; default 50"
+        )
+        parser.add_argument(
+            "--at-most", type=counts, default=list(AT_MOST), metavar="1,128", help="calls of at most N waiting queries"
         )
         parser.add_argument(
             "--windows", type=comma_separated(whole_number(0)), default=list(WINDOWS), metavar="32,128",
             help="calls that wait for N queries; 0: none",
         )  # fmt: skip
         parser.add_argument("--fixed", type=count, default=32, metavar="N", help="batch size in a call; default 32")
-        parser.add_argument("--queries", type=count, default=400, metavar="N", help="at least, per test; default 400")
         parser.add_argument(
-            "--seconds", type=positive_number, default=2.0, metavar="S", help="at least, per rate; default 2"
+            "--queries", type=count, default=400, metavar="N", help="least queries per test; default 400"
         )
-        parser.add_argument("--refine", type=whole_number(0), default=2, metavar="N", help="halvings; default 2")
-        parser.add_argument("--figures", type=Path, metavar="DIR", help="default: the folder of the JSON")
+        parser.add_argument(
+            "--seconds", type=positive_number, default=2.0, metavar="S", help="least seconds per rate; default 2"
+        )
+        parser.add_argument(
+            "--refine", type=whole_number(0), default=2, metavar="N", help="bisections of the highest rate; default 2"
+        )
+        parser.add_argument("--figures", type=Path, metavar="DIR", help="folder of figures; default: that of the JSON")
 
     @classmethod
     def check(cls, settings: Settings, args: Any) -> None:
