@@ -1,4 +1,4 @@
-"""Measure the time and size of a report on a made-up run.
+"""Measure the time and size of a report on a run of random numbers.
 
 Run it as ``python -m reports.scale``. The run has the shape of a full comparison: by default twelve datasets, eleven methods at up
 to six operating points and three seeds. Its numbers are random and without meaning, so all of it is marked synthetic.
@@ -51,7 +51,7 @@ METHODS = (
 
 
 def make_run(path: Path, *, datasets: int, seeds: int, samples: int) -> int:
-    """Write a made-up run; return the number of its cells.
+    """Write a run of random numbers; return the number of its cells.
 
     Args:
         path: the run folder.

@@ -6,7 +6,7 @@
     python -m reports.verdict_power --effects 1 --sets 2 --seeds 1 --rows 500
 
 Every run is made up: sets whose accuracy rises with depth as it was measured on real ones, several seeds of training, a
-predictor of exits and its controls. The predictor deals a mix of two depths; with an effect it gives the deeper one more
+predictor of exits and its controls. The predictor assigns a mix of two depths; with an effect it gives the deeper one more
 often to samples that need it, so that its accuracy is above that of the same mix at random by the stated number of points,
 averaged over sets. The rows go through the code of a report. All numbers are synthetic.
 """
@@ -83,7 +83,7 @@ Rows = dict[Cell, pd.DataFrame]
 
 
 def make_run(rng: np.random.Generator, sets: int, seeds: int, n: int, knowledge: float) -> tuple[list[ResultRow], Rows]:
-    """Return the rows of a made-up run, and the per-sample rows of its cells."""
+    """Return the rows of a simulated run, and the per-sample rows of its cells."""
     results: list[Result] = []
     samples: Rows = {}
     for number in range(sets):
@@ -174,7 +174,7 @@ class PlantedRuns:
 
 
 def measure(effect: float, *, runs: int, sets: int, seeds: int, rows: int, seed: int = 0) -> PlantedRuns:
-    """Judge ``runs`` made-up runs and count what was found.
+    """Judge ``runs`` simulated runs and count what was found.
 
     Args:
         effect: planted advantage over the hull, 0..1.

@@ -1,4 +1,4 @@
-"""What a method costs who owns it: latency, throughput, memory, energy, size, training; and how loyal it is to the reference."""
+"""Cost of ownership of a method: latency, throughput, memory, energy, size, training; and its loyalty to the reference."""
 
 from __future__ import annotations
 
@@ -116,9 +116,7 @@ def loyalty_table(view: View, group: Group) -> Table[ResultRow] | None:
         "rows; all others are multiplied. Training includes that of a teacher."
     ]
     if any(finite(row.joules_per_1000) for row in rows):
-        notes.append(
-            f"CO2: the measured energy at {GRAMS} g a kWh, the world's mean (IEA 2019); that of training is not in it."
-        )
+        notes.append(f"CO2: the measured energy at {GRAMS} g per kWh, the world mean (IEA 2019), without training.")
     csv = (*IDENTITY, *(column.key for column in columns[len(identity_columns(view)) :]), "marks")
     return dataset_table("loyalty", "Loyalty and size", group, rows, columns, csv, notes, values=values)
 

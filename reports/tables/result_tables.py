@@ -46,7 +46,7 @@ from reports.tables.shared_columns import (
     why_no_speedup,
 )
 
-NO_LAYERS = "the model is no stack of Transformer layers"
+NO_LAYERS = "the model has no Transformer layers"
 _NO_EPOCH = "the last epoch is kept by rule, or nothing was trained for this row"
 _UNRECORDED = f"{UNTRAINED}, or an older version did not record it"
 _DEV_SCORE = (

@@ -1,9 +1,9 @@
 """Early exits by the area under their own curve of accuracy over mean layers, pooled over sets and seeds, with ranks.
 
 The area is the mean accuracy over budgets from :data:`BUDGETS` of the depth (:func:`harness.measure.areas.area_weights`), so it
-judges a method with its own rule and its own choices on dev. Only points at budgets count, which all of these methods have alike:
-others, such as those at speeds, would show where they happen to lie, and methods without points at budgets are left out. The
-unit is a test row, whose values under several seeds are averaged first; sets weigh equally.
+judges a method with its own rule and its own choices on dev. Only points at budgets count, because all of these methods have them;
+the area of others, such as those at speeds, would depend on where they happen to lie. Methods without points at budgets are left
+out. The unit is a test row, whose values under several seeds are averaged first; sets weigh equally.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class LayerAnswers:
         return bool((expected == rows["correct"].to_numpy()).mean() >= _SAME_HEADS)
 
     def at_random(self, measure: str, exits: pd.Series) -> np.ndarray:
-        """Return the expectation per row if these exits are dealt at random, float [n]."""
+        """Return the expectation per row if these exits are assigned at random, float [n]."""
         good = self.of(measure)
         return expected_at_random(good, np.bincount(exits.to_numpy(), minlength=good.shape[1]).tolist())
 

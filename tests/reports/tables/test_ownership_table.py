@@ -110,7 +110,7 @@ def test_loyalty_parameters_and_carbon(fabricate):
     assert first["Label loyalty %"] == "100.0" and second["Probability loyalty %"] == "75.0"
     assert (first["Parameters M: multiplied"], first["Parameters M: looked up"]) == ("0.600", "0.400")
     assert second["Parameters M: multiplied"] == "—" and first["g CO2e per million"] == "2.64"
-    assert second["g CO2e per million"] == "—" and any("475 g a kWh" in note for note in table.notes)
+    assert second["g CO2e per million"] == "—" and any("475 g per kWh" in note for note in table.notes)
 
 
 def test_without_measured_energy_there_is_no_carbon(fabricate):
