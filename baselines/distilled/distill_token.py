@@ -1,4 +1,4 @@
-"""DeiT's distillation token (Touvron et al., ICML 2021, arXiv 2012.12877): a token of its own learns what the teacher says.
+"""DeiT's distillation token (Touvron et al., ICML 2021, arXiv 2012.12877): the head on an additional token learns from the teacher.
 
 Published, for images: one more learned token beside [CLS]; its head learns from the teacher, that of [CLS] from labels; both
 answers are averaged. A hard loss (the teacher's label) at weight 0.5 works better than a soft one (temperature 3, weight 0.1), and
@@ -71,7 +71,7 @@ def token_loss(
 
 
 class DistillToken(StagedMethod[DistillTokenSettings, TokenStudent]):
-    """A student with a head for labels on [CLS] and one for its teacher on a token of its own. The best dev epoch is kept.
+    """A student with a head for labels on [CLS] and one for its teacher on a distillation token. The best dev epoch is kept.
 
     The role ``bert`` is the model that the student starts from; the other teacher teaches, or ``bert`` if it is the only one.
     """

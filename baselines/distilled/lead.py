@@ -7,7 +7,7 @@ a gradient; the cross-entropy and the divergence of the last outputs are added w
 Our interpretation: the original ranks documents. For classification, what a layer says is either a distribution over labels
 (``reading = "label"``: heads on all layers, which the teacher must have, as ``elasticbert`` has) or over the other samples of the
 batch (``"relation"``: scaled products of the states of [CLS], which need no heads and no equal widths). The teacher is frozen; the
-release trains it along.
+released code trains it, too.
 """
 
 from __future__ import annotations

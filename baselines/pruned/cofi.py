@@ -40,12 +40,16 @@ class CofiSettings(PrunedSettings):
     alpha_soft: float = Field(0.3, ge=0, description="weight of the teacher's soft answers")
     alpha_layers: float = Field(0.7, ge=0, description="weight of the layers' states")
     prune_epochs: int = Field(10, ge=1, description="epochs with masks, before those of fine-tuning")
-    prune_learning_rate: float | None = Field(None, gt=0, description="learning rate there; by default learning_rate")
+    prune_learning_rate: float | None = Field(
+        None, gt=0, description="learning rate of weights in these epochs; by default learning_rate"
+    )
     mask_learning_rate: float = Field(
         0.1, gt=0, description="learning rate of masks; 0.01 as released, for long trainings"
     )
     prune_from: float = Field(0.05, ge=0, lt=1, description="share of the steps with masks before units are removed")
-    prune_until: float = Field(0.25, gt=0, le=1, description="share of them after which the target density stays")
+    prune_until: float = Field(
+        0.25, gt=0, le=1, description="share of the steps with masks after which the target density stays"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

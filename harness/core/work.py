@@ -272,7 +272,7 @@ class ModelCost:
     Attributes:
         blocks: name of a block, or its kind (the part of the name before the dot) -> cost. The cost of a name comes first, so
             that layers may differ: ``{"layer": ..., "layer.3": ...}``.
-        depth: Transformer layers of the model; 0 if it is no stack of them.
+        depth: Transformer layers of the model; 0 if it has none.
         params: parameters needed at inference, word embeddings included.
         looked_up: those in tables of which an answer reads single rows, such as word embeddings; all others are multiplied.
             ``None``: not said.

@@ -63,7 +63,7 @@ class AnswerFile:
         self._bytes = 0
 
     def continue_after(self, rows: RowReader) -> None:
-        """Go on where an earlier process stopped: cut what it had not noted, and let ``rows`` skip what is answered.
+        """Resume an earlier call: cut what it wrote after its last note, and let ``rows`` skip what is answered.
 
         Raises:
             ResultError: the file is not of this model and this file of texts.

@@ -1,4 +1,4 @@
-"""``geep-bench predict``: answers to a file of texts of any size, in constant memory; a killed command goes on where it stopped."""
+"""``geep-bench predict``: answers to a file of texts of any size, in constant memory; a killed command resumes."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class Encoder(nn.Module):
             yield hidden
 
     def cost(self) -> LayerCost:
-        """Cost of one layer, of the first one if they are unlike."""
+        """Cost of one layer; of the first one if they differ."""
         return layer_cost(self.shape)
 
 

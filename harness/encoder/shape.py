@@ -101,7 +101,7 @@ class EncoderShape:
         rotary: bases of the rotary positions, of layers that attend to the whole text and of those with a window; empty: the
             encoder has position embeddings.
         windows: for each layer, tokens on either side that a token attends to, 0 for all; empty: all, in every layer.
-        sizes: of every layer, if structured pruning made them unlike; empty: all as ``heads``, ``width`` and ``intermediate`` say.
+        sizes: of every layer, if structured pruning made them differ; empty: all as ``heads``, ``width`` and ``intermediate`` say.
         unpruned_width: the width before pruning, to which heads belong; 0 if it was not pruned.
     """
 
@@ -162,7 +162,7 @@ class EncoderShape:
 
     @property
     def head_width(self) -> int:
-        """Width of one attention head; of the widest one if layers are unlike."""
+        """Width of one attention head; of the widest one if layers differ."""
         return max(size.head_width for size in self.sizes) if self.sizes else self.width // self.heads
 
     @property

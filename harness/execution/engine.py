@@ -191,7 +191,7 @@ def _extended(x: Tensor, size: int) -> Tensor:
 
 
 def _allow_more_versions(count: int) -> None:
-    """Allow the compiler more versions: layers of a pruned model are of unlike sizes, and each is compiled on its own."""
+    """Allow the compiler more versions: layers of a pruned model differ in size, and each is compiled separately."""
     import torch._dynamo.config as settings
 
     settings.recompile_limit += count

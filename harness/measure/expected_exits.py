@@ -1,6 +1,6 @@
 """What exits by chance are worth: exact expectations from the answers of every layer's head. Pure functions on arrays.
 
-A control that deals exits at random is one draw; its expectation has no such noise. Layers count from 1 in arguments and results.
+A control that assigns exits at random is one draw; its expectation has no such noise. Layers count from 1 in arguments and results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def unpack_layers(masks: np.ndarray, depth: int) -> np.ndarray:
 
 
 def expected_at_random(right: np.ndarray, histogram: Sequence[int]) -> np.ndarray:
-    """Return the expected correctness of each sample if the exits of this histogram are dealt at random: float [n].
+    """Return the expected correctness of each sample if exits of this histogram are assigned at random: float [n].
 
     Sum over layers of the share of samples that exit there times whether its head is right: the mean over all permutations.
 
@@ -34,7 +34,7 @@ def expected_at_random(right: np.ndarray, histogram: Sequence[int]) -> np.ndarra
 
 
 def spread_at_random(right: np.ndarray, histogram: Sequence[int]) -> float:
-    """Return the standard deviation of the mean correctness over random deals of the exits of this histogram, exactly.
+    """Return the standard deviation of the mean correctness over random assignments of exits of this histogram, exactly.
 
     The variance of a sum over a random permutation: the squared deviations from the row and column means of the values that
     samples could get, over n - 1 (Hoeffding 1951). 0 for one sample.

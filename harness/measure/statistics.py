@@ -3,7 +3,7 @@
 Accuracies, shares and their differences are 0..1, never percent.
 
 * one accuracy: :func:`bootstrap_interval`; several seeds: :func:`spread`
-* whether probabilities can be believed: :func:`calibration_error`
+* calibration of probabilities: :func:`calibration_error`
 * accuracy against cost: :func:`area_under_curve`, :func:`score_at_matched_cost`
 * two accuracies on the same samples: :mod:`harness.measure.paired_tests`; many tests: :mod:`harness.measure.many_tests`
 * what a test could have found: :mod:`harness.measure.detectable`; exits by chance: :mod:`harness.measure.expected_exits`

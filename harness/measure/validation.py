@@ -79,7 +79,7 @@ def check_work(predictions: Predictions, cost: ModelCost) -> None:
 
 
 def _check_without_layers(predictions: Predictions) -> None:
-    """Validate exits and work of a model that is no stack of Transformer layers (``cost.depth`` is 0)."""
+    """Validate exits and work of a model without Transformer layers (``cost.depth`` is 0)."""
     exits, work = predictions.exit_layer, predictions.work
     if (exits != BEFORE).any() or predictions.predicted_exit is not None:
         raise MethodError(

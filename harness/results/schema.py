@@ -78,11 +78,11 @@ class Cost(StrictRecord):
 
     Attributes:
         flops_linear: 2 x MACs of linear layers, as FastBERT counts.
-        flops_full: all matrix products that ran.
+        flops_full: all matrix products that ran, and additions of looked-up vectors in models without Transformer layers.
         params: parameters of the model.
         mean_layers: executed Transformer layers (averaged over tokens if tokens exit one by one).
         mean_heads: executed exit heads.
-        depth: Transformer layers of the model; 0 if it is no stack of them.
+        depth: Transformer layers of the model; 0 if it has none.
         params_looked_up: parameters in tables of which single rows are read, such as word embeddings; ``None``: not recorded.
     """
 
@@ -332,17 +332,17 @@ class Result(StrictRecord):
         quality: accuracy.
         cost: FLOPs, layers and parameters.
         speed: times; ``None`` if the cell was measured for accuracy and work only.
-        tokenising: time before them; the same of all cells that were timed in one run with one tokenizer. ``None``: not measured.
+        tokenising: time before the timed region; the same for all cells of one run and tokenizer. ``None``: not measured.
         training: cost of fitting; ``None`` if nothing was trained.
         checks: results of the built-in checks.
         peak_memory_bytes: on CUDA, the peak of the allocator during its own passes, other weights in memory included.
-        latency: of single samples; empty for controls and bounds.
-        speedup_factors: the speed-up taken apart (stored as ``waterfall``).
+        latency: of single samples; empty for controls, bounds and untimed cells.
+        speedup_factors: breakdown of the speed-up (stored as ``waterfall``).
         resources: memory, disk and energy (stored as ``footprint``).
         loyalty: to the reference; ``None`` if the cell was not timed beside it.
         overlaps: rows that two splits share.
         notes: remarks on the data.
-        answers: which rows of dev and test are right; ``None`` for controls and bounds, and in results of older versions.
+        answers: which rows of dev and test are right; ``None`` for controls, bounds and untimed cells, and in older results.
         fingerprint: machine and versions.
     """
 

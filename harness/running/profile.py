@@ -122,13 +122,12 @@ class Profile(StrictSettings):
             ``max_train``, and a folder's file ``unlabelled``; 0 for none.
         backbones: language -> ``"embedded"``, folder or hub id.
         execution: how predictions are run.
-        training: hyper-parameters for every method (see :class:`harness.toolkit.method_settings.Recipe`), ``head``.
+        training: settings for all methods: those of :class:`harness.toolkit.method_settings.Recipe`, and ``head``.
         compare: method -> other methods that the report compares it with, in addition to its standard ones.
         search: trials for training settings; a run does not read them.
         resources: method, or ``default`` -> what its fits reserve on a node of a cluster; results do not depend on it.
         method: settings per method, which override ``training``; with ``like``, a variant (:mod:`harness.running.variants`);
-            ``engine`` says what it runs on (:mod:`harness.engines`), ``executor`` how its samples run, ``seeds`` which of the
-            seeds it has.
+            ``engine`` (:mod:`harness.engines`), ``executor`` and ``seeds`` replace those of the run.
     """
 
     name: str = ""

@@ -7,7 +7,7 @@
 For every method of the profile with a setting ``rule`` (GEEP and its variants, e.g. with other ``table_rows`` or ``folds``), the
 study fills the tables and chooses all points on dev, once per rule. It prints, per rule and set:
 
-* agreement with full depth less that of random deals of the same exits, in standard deviations of such deals (exact);
+* agreement with full depth less that of random assignments of the same exits, in standard deviations over these (exact);
 * accuracy less that of the hull of constant depths at equal mean layers; the hull's depths are chosen on dev.
 
 Pooled differences at ``--point`` weigh every set the same and cover test rows, with the seeds of a row kept together; beside each
@@ -88,7 +88,7 @@ class Heads:
 
 
 def against_controls(exits: np.ndarray, heads: Heads, hull: Sequence[int]) -> dict[str, Any]:
-    """Compare exits with random deals of the same histogram, and with the hull at equal mean layers.
+    """Compare exits with random ones of the same histogram, and with the hull at equal mean layers.
 
     Args:
         exits: layer indices, int [N].
@@ -266,8 +266,8 @@ class AssignmentRules(DatasetStudy):
     def page(self) -> Page:
         page = Page("Assignment rules", self.rows, self.settings.dtype)
         page.text(
-            f"{len(self.settings.profile.seeds)} seed(s), means over them. sd: of random deals of the same exits. hull: mixes of "
-            "two constant depths at equal mean layers. A star: more layers on dev than the budget.",
+            f"{len(self.settings.profile.seeds)} seed(s), means over them. sd: over random exits of the same histogram. hull: "
+            "mixes of two constant depths at equal mean layers. A star: more layers on dev than the budget.",
         )
         heads = ("method, rule", "point", "layers", "accuracy %", "less hull", "agreement %", "less random, sd")
         for dataset in self.settings.profile.datasets:

@@ -19,7 +19,7 @@ from harness.core.work import Tally, record
 from harness.encoder import transfer
 from harness.encoder.multi_exit import MultiExitModel
 from harness.execution.exit_rules import ExitRule
-from harness.execution.regrouping.waiting_samples import WaitingGroup, WaitingLine
+from harness.execution.regrouping.waiting_samples import WaitingGroup, WaitingQueue
 from harness.execution.run_pass import BatchRun, Pass, StartBatch, inference, interleave
 from harness.execution.sequential import run_sequential
 
@@ -34,7 +34,7 @@ def run_rebatched(model: MultiExitModel, tokens: TokenSet, execution: Execution,
        later windows;
     3. at the end of the data, the shallowest waiting samples: their survivors join those that wait deeper.
 
-    Samples leave a line in the order in which they came. With batches of at most B samples and A heads, fewer than (A - 1) B
+    Samples leave a queue in the order in which they came. With batches of at most B samples and A heads, fewer than (A - 1) B
     samples wait, and the memory that they need, hidden states and rows of the rule's memory, is bounded by that. After every
     head but the last, the host receives one bool per sample of the batch, which it has to wait for; on CUDA, another batch
     computes meanwhile. Samples that stay are gathered with one copy on the device, and joined with others with a second one.
@@ -53,16 +53,16 @@ def run_by_rule(model: MultiExitModel, tokens: TokenSet, execution: Execution, r
 
 
 class _Rebatching:
-    """The waiting lines of one pass, and what starts next.
+    """The queues of one pass, and what starts next.
 
-    A stage is the layers up to a head that the rule asks, and that head. Line s has the samples in front of stage s + 1.
+    A stage is the layers up to a head that the rule asks, and that head. Queue s has the samples before stage s + 1.
     """
 
     def __init__(self, run: Pass, rule: ExitRule) -> None:
         self._run, self._rule = run, rule
         answers = run.model.answers
         self._heads = [at for place, at in enumerate(answers[:-1]) if rule.asks(place)] + [answers[-1]]
-        self._lines = [WaitingLine(run.execution) for _ in self._heads[1:]]
+        self._queues = [WaitingQueue(run.execution) for _ in self._heads[1:]]
         self._in_flight: list[int] = []  # stages of the running batches
 
     def starts(self) -> Iterator[StartBatch | None]:
@@ -72,7 +72,7 @@ class _Rebatching:
             yield partial(self._begin, first, last)
         while True:
             yield from self._full_batches()
-            waiting = [stage for stage, line in enumerate(self._lines, 1) if line.count]
+            waiting = [stage for stage, queue in enumerate(self._queues, 1) if queue.count]
             # A running batch at an earlier stage may still add samples.
             if waiting and min(self._in_flight, default=waiting[0]) >= waiting[0]:
                 yield self._continue(waiting[0])
@@ -80,11 +80,11 @@ class _Rebatching:
                 yield None
 
     def _full_batches(self) -> Iterator[StartBatch]:
-        while full := [stage for stage, line in enumerate(self._lines, 1) if line.full()]:
+        while full := [stage for stage, queue in enumerate(self._queues, 1) if queue.full()]:
             yield self._continue(full[-1])
 
     def _continue(self, stage: int) -> StartBatch:
-        return partial(self._run_stages, stage, self._lines[stage - 1].take())
+        return partial(self._run_stages, stage, self._queues[stage - 1].take())
 
     def _begin(self, first: int, last: int, lane: int) -> BatchRun:
         """Run a new batch through the first stage."""
@@ -106,7 +106,7 @@ class _Rebatching:
             logits = run.head(head, hidden, layout, lane)
             # All samples are answered, and staying ones again later, so none has to be picked out.
             run.answer(where, logits, head)
-            if stage == len(self._lines):
+            if stage == len(self._queues):
                 return
             doubt = None if rule.gate is None else run.gate(head, rule.gate, hidden, layout)
             record("decide", Tally(len(logits)))
@@ -116,7 +116,7 @@ class _Rebatching:
             self._in_flight.remove(stage)
             if not stay.any():
                 return
-            line = self._lines[stage]
+            queue = self._queues[stage]
             if not stay.all():
                 staying = np.flatnonzero(stay)
                 samples = samples[staying]
@@ -124,10 +124,10 @@ class _Rebatching:
                 if memory:
                     rows = transfer.upload(staying, run.device)
                     memory = tuple(part.index_select(0, rows) for part in memory)
-            elif line.count or not full:
+            elif queue.count or not full:
                 hidden = run.keep(hidden)
             else:
                 stage += 1
                 continue
-            line.add(WaitingGroup(samples, hidden, layout, memory))
+            queue.add(WaitingGroup(samples, hidden, layout, memory))
             return

@@ -53,7 +53,7 @@ class WaitingGroup:
         )
 
 
-class WaitingLine:
+class WaitingQueue:
     """Samples that wait for the same layers; first come, first served.
 
     As groups arrive in running order, neighbours have similar lengths if the execution sorts by length.

@@ -19,7 +19,7 @@ class CheckedNodes:
     Args:
         inner: the cluster.
         checked: names of the nodes that passed the checks before the run.
-        message: what a node is told so that it describes itself.
+        message: request to which a node answers with facts about itself.
         problem: returns what is wrong with a node that joined, by its answer; empty if nothing is.
     """
 

@@ -1,4 +1,4 @@
-"""What a node of a cluster does when it is told: describe itself, plan a dataset and seed, fit a method, measure cells.
+"""Work of a cluster node, on request: describe itself, plan a dataset and seed, fit a method, measure cells.
 
 A message and its answer are JSON. Every message has ``work`` and ``run`` (:func:`run_message`); an answer with ``reason`` says that
 the work failed, with ``refused`` that the input cannot be used.

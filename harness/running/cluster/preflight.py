@@ -47,7 +47,7 @@ class CheckedCluster:
     Attributes:
         facts: node -> what it says about itself (:func:`harness.running.cluster.node_work.probe`).
         message: what every message says about the run.
-        probe: what a node is told so that it describes itself.
+        probe: request to which a node answers with facts about itself.
         timing: nodes that measure.
     """
 
@@ -286,7 +286,7 @@ def to_store(settings: Settings, store: FileStore) -> tuple[dict[str, Any], list
     """Put the data and the folders that settings name into a store.
 
     Returns:
-        The profile (JSON) and the folder of the data as nodes are told, with ``store:KEY`` instead of folders; and the keys.
+        The profile (JSON) and the folder of the data as sent to nodes, with ``store:KEY`` instead of folders; and the keys.
     """
     keys: list[str] = []
 

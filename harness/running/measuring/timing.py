@@ -13,7 +13,7 @@ LEAST_TOGETHER = 8  # cells that share rounds, unless a dataset and seed has few
 
 
 class TimingSettings(StrictSettings):
-    """Which cells are timed, and how. By default every cell is, each next to passes of its own of the reference.
+    """Which cells are timed, and how. By default every cell is, each beside its own passes of the reference.
 
     A cell that is not timed takes one pass over the test rows, from which its accuracy, exits, layers and FLOPs come. It has no
     time, no speed-up and no latency, and reports show a dash.

@@ -41,7 +41,7 @@ class WorkItem:
         alone: nothing else runs on its node, because it is timed.
         kind: label of the nodes that may run it; empty: any.
         place: what a node keeps loaded for it, e.g. a dataset; tasks of one place go to the same node if they can.
-        message: what the node is told; JSON.
+        message: request to the node; JSON.
     """
 
     key: Any

@@ -1,4 +1,4 @@
-"""One more token in every sample, behind the first: for a second head that reads it (DeiT's distillation token)."""
+"""An additional token in every sample, after the first: for a second head that reads it (DeiT's distillation token)."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def class_relations(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 
 def focused_kl(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, power: float) -> Tensor:
-    """Return ``T^2 KL(teacher || student)``, in which samples weigh ``(1 - p_teacher(label)) ** power``; logits [B, C].
+    """Return ``T^2 KL(teacher || student)``, in which samples are weighted by ``(1 - p_teacher(label)) ** power``; logits [B, C].
 
     Weights have a mean of 1 over the batch. For rows without a label, the teacher's answer stands for it.
     """

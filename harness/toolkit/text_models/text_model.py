@@ -1,4 +1,4 @@
-"""A classifier over packed token ids that is no stack of Transformer layers, such as a bag of words or a recurrent network."""
+"""A classifier over packed token ids without Transformer layers, such as a bag of words or a recurrent network."""
 
 from __future__ import annotations
 

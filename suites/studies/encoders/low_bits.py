@@ -1,4 +1,4 @@
-"""Compare early exits with full depth on engines of few bits: samples/s of every executor on every engine.
+"""Compare early exits with full depth on low-precision engines: samples/s of every executor on every engine.
 
 ::
 

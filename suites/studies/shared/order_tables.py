@@ -169,8 +169,8 @@ def _block(out: Page, rows: Sequence[Row], reference: str) -> None:
     out.text(
         *notes.lines(),
         f"noise {first['noise'] - 1:.1%}: the A/A pair's ratio was {pair['median']:.3f} (p10 {pair['p10']:.3f}, "
-        f"p90 {pair['p90']:.3f}), and most ratios to arrival wobbled by {first['wobble'] - 1:.1%} from round to round; ratios "
-        "marked ~ lie within the noise, or their rounds on both sides of 1",
+        f"p90 {pair['p90']:.3f}), and most ratios to arrival varied by {first['wobble'] - 1:.1%} from round to round; ratios "
+        "marked ~ lie within the noise, or have rounds on both sides of 1",
         *([BUSY] if first["noise"] > 1.2 else []),
         *_ordering_cost(rows),
         _agreement(rows),

@@ -40,7 +40,7 @@ from harness.execution.exit_rules import (
 )
 from harness.execution.regrouping import rebatch
 from harness.execution.regrouping.rebatch import run_rebatched
-from harness.execution.regrouping.waiting_samples import WaitingLine
+from harness.execution.regrouping.waiting_samples import WaitingQueue
 from harness.execution.sequential import run_faithful, run_sequential
 
 DEPTH = 4
@@ -91,8 +91,8 @@ class Watched:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.launches: list[tuple[int, int, int]] = []
         self.waiting: list[list[int]] = []
-        self.lines: list[WaitingLine] = []
-        layer, begin, made = run_pass.Pass.layer, run_pass.Pass.begin, WaitingLine.__init__
+        self.lines: list[WaitingQueue] = []
+        layer, begin, made = run_pass.Pass.layer, run_pass.Pass.begin, WaitingQueue.__init__
 
         def count(run: run_pass.Pass, index: int, hidden: Tensor, layout: Layout, lane: int = 0) -> Tensor:
             self.launches.append((index, layout.count, layout.rows))
@@ -103,13 +103,13 @@ class Watched:
             self.waiting.append([line.count for line in self.lines])
             return begin(run, first, last, lane)
 
-        def make(line: WaitingLine, execution: Execution) -> None:
+        def make(line: WaitingQueue, execution: Execution) -> None:
             made(line, execution)
             self.lines.append(line)
 
         patch.setattr(run_pass.Pass, "layer", count)
         patch.setattr(run_pass.Pass, "begin", ask)
-        patch.setattr(WaitingLine, "__init__", make)
+        patch.setattr(WaitingQueue, "__init__", make)
 
 
 def waits(steps: list[Step]) -> int:
@@ -357,7 +357,7 @@ BUGS = {
         "a layer is left out": ("self._heads[stage - 1] + 1 if stage", "self._heads[stage - 1] + 2 if stage"),
         "a layer runs twice": ("self._heads[stage - 1] + 1 if stage", "self._heads[stage - 1] if stage"),
         "states of who waits are overwritten": ("hidden = run.keep(hidden)", "pass"),
-        "who waits is forgotten": ("            line.add(WaitingGroup(samples, hidden, layout, memory))\n", ""),
+        "who waits is forgotten": ("            queue.add(WaitingGroup(samples, hidden, layout, memory))\n", ""),
         "two batches in one lane": ("run.layer(index, hidden, layout, lane)", "run.layer(index, hidden, layout)"),
         "waiting samples are taken for neighbours": ("if stage == 0 else samples", "if stage >= 0 else samples"),
     },
