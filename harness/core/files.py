@@ -14,10 +14,14 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import ConfigError, WriteError, is_disk_full
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary folder belongs to a process that was killed
 
@@ -186,14 +190,20 @@ def fill_template(
     Raises:
         jinja2.UndefinedError: the template names a fact that is missing.
     """
+    environment = _templates(Path(module).parent / "templates", escape)
+    environment.filters |= filters
+    return environment.get_template(name).render(facts)
+
+
+@cache
+def _templates(folder: Path, escape: bool) -> Environment:
+    """Return what compiles the templates of a folder, each once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(module).parent / "templates"),
+    return Environment(
+        loader=FileSystemLoader(folder),
         autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
-    return environment.get_template(name).render(facts)
