@@ -8,10 +8,18 @@ import shutil
 import pandas as pd
 import pytest
 
+import reports.build
 from reports.analysis.view import build_view
 from reports.build import write_report
 from reports.tables.result_tables import results_table
 from reports.terminal import summary
+
+
+@pytest.fixture(autouse=True)
+def _figures(request):
+    """Draw figures only where a number that is not finite could break them."""
+    if request.node.originalname != "test_not_a_number":
+        request.getfixturevalue("without_figures")
 
 
 def make(fabricate):
@@ -23,8 +31,11 @@ def make(fabricate):
 
 def message(run):
     """Write a report; return its caveats, each one line, and the page."""
-    page = write_report(run.path).read_text(encoding="utf-8")
-    caveats = build_view(run.path).caveats
+    views = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reports.build, "build_view", lambda path: views.append(build_view(path)) or views[0])
+        page = write_report(run.path).read_text(encoding="utf-8")
+    caveats = views[0].caveats
     assert all("\n" not in caveat for caveat in caveats)
     for method in ("bert", "control-sequential"):
         assert f"<td>{method}" in page
@@ -122,8 +133,9 @@ def test_damaged_samples_are_not_used(fabricate, fault):
     assert "<td>geep °" in page
 
 
-@pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("fault", CONTRADICTIONS)
+@pytest.mark.parametrize(
+    ("fault", "old"), [*((fault, False) for fault in CONTRADICTIONS), (next(iter(CONTRADICTIONS)), True)]
+)
 def test_a_result_that_contradicts_its_samples_is_set_aside(fabricate, fault, old):
     """Its numbers are not shown, and the line says what differs; a result of an older version, without checksums, as well."""
     run, geep = make(fabricate)
