@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from harness.cli.main import parser
-from harness.pretraining import loop, pretrain_command, snapshot
+from harness.encoder.backbone import Backbone, load_backbone
+from harness.pretraining import distill_command, loop, pretrain_command, snapshot
 from harness.pretraining.text import corpus, shards
 from harness.pretraining.text.shards import Shards
 
@@ -24,6 +26,11 @@ ENGLISH = (
     *("old", "river", "stone", "house", "green", "light", "winter", "summer"),
     *("garden", "mountain", "story", "answer", "question", "letter", "morning", "evening"),
 )
+WORDS = ENGLISH[:8] + ("garden", "story", "answer", "letter")
+# As in BERT's own vocabulary, special tokens are neither first nor together.
+VOCABULARY = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "[MASK]", "##s"]
+STUDENTS = ("distilbert", "tinybert")
+Distil = Callable[..., int]
 CHINESE = "山水花鸟天地人风雨春秋冬夏书画诗酒茶"
 
 
@@ -69,6 +76,51 @@ def english(shard_folders: dict[str, Path]) -> Shards:
 @pytest.fixture(scope="session")
 def chinese(shard_folders: dict[str, Path]) -> Shards:
     return Shards.open(shard_folders["zh"])
+
+
+def write_teacher(folder: Path, head: bool = True) -> Path:
+    """Four layers of width 16 with large random weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+    model = BertForMaskedLM(BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=40, **sizes))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" not in name:
+                parameter.normal_(std=0.4)
+    (model if head else model.bert).save_pretrained(folder)
+    BertTokenizer(vocab={word: i for i, word in enumerate(VOCABULARY)}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same teacher with its masked-word head, and without."""
+    folder = tmp_path_factory.mktemp("teachers")
+    return {name: write_teacher(folder / name, name == "whole") for name in ("whole", "headless")}
+
+
+@pytest.fixture(scope="session")
+def whole(teachers: dict[str, Path]) -> Backbone:
+    return load_backbone(str(teachers["whole"]), "en")
+
+
+@pytest.fixture(scope="session")
+def its_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first call of the command writes the shards that all others read."""
+    return tmp_path_factory.mktemp("distillation") / "shards"
+
+
+@pytest.fixture(scope="session")
+def distil(corpora: dict[str, Path], teachers: dict[str, Path], its_shards: Path) -> Distil:
+    """Run the command on the small English corpus with rows of 16 tokens; all calls share the shards."""
+
+    def run(method: str, out: Path, *options: str, teacher: str = "whole") -> int:
+        given = ["distill", method, "--teacher", str(teachers[teacher]), "--corpus", str(corpora["en"]), "--lang", "en"]
+        given += ["--length", "16", "--rows", "8", "--save-every", "0", "--precision", "float32", "--device", "cpu"]
+        given += ["--shards", str(its_shards), "--out", str(out)]
+        return distill_command.run(parser().parse_args([*given, *options]))
+
+    return run
 
 
 @pytest.fixture
