@@ -112,7 +112,7 @@ def filled(case: dict, backend: str) -> ExitTable:
     return table
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(cases())
 def test_every_schedule_and_capacity_equals_the_reference_bit_for_bit(case: dict) -> None:
     """Counts, sums, exits and statistics equal those of ``reference`` and ``cpu`` for any late n-grams, moves and load."""

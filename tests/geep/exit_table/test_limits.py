@@ -281,7 +281,7 @@ def test_an_insert_that_cannot_be_undone_is_reported(monkeypatch: pytest.MonkeyP
         table.counts()
 
 
-@settings(max_examples=80)
+@settings(max_examples=25)
 @given(st.integers(1, 3), SAMPLES, SAMPLES, st.sampled_from([1, 2, 7, 60]))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pieces_equal_one_piece(backend: str, ngram: int, train: list, test: list, chunk: int) -> None:
