@@ -53,10 +53,10 @@ def test_a_killed_run_ends_with_the_same_weights(pretrain: Pretrain, tmp_path: P
 
     All features with random numbers or state are on: dropout, accumulation, several epochs.
     """
-    options = ["--steps", "40", "--dropout", "0.1", "--accumulate", "2", "--multi-exit"]
+    options = ["--steps", "24", "--dropout", "0.1", "--accumulate", "2", "--multi-exit"]
     pretrain(tmp_path / "whole", *options)
     broken, draw = tmp_path / "broken", random.Random(0)
-    for kill_at in (1, 2, 9, 23, 37):
+    for kill_at in (1, 2, 9, 19):
         process = multiprocessing.get_context("fork").Process(target=pretrain, args=(broken, *options))
         process.start()
         target = broken / "training" / f"state-{kill_at:09d}.safetensors"

@@ -14,9 +14,9 @@ from suites.workloads.family_models import FAMILY_MODELS
 
 
 def test_long_texts_run_on_every_executor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With 512 tokens, moved positions and local layers equal transformers', and executors count what torch counts."""
+    """With 320 tokens, moved positions and local layers equal transformers', and executors count what torch counts."""
     out = tmp_path / "families.json"
-    assert encoder_families.main(["--families", "roberta,modernbert", "--length", "512", "--out", str(out)]) == 0
+    assert encoder_families.main(["--families", "roberta,modernbert", "--length", "320", "--out", str(out)]) == 0
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert [row["family"] for row in rows] == ["roberta", "modernbert"]
     for row in rows:
@@ -25,7 +25,7 @@ def test_long_texts_run_on_every_executor(tmp_path: Path, capsys: pytest.Capture
     full, local = (row["flops"]["full, paper"][0] for row in rows)
     assert local < full  # though ModernBERT's inner layers are gated
     text = out.with_suffix(".md").read_text(encoding="utf-8")
-    assert "texts of up to 512 tokens" in text and text.count("24 of 24") == 2
+    assert "texts of up to 320 tokens" in text and text.count("24 of 24") == 2
     assert "24 of 24" in capsys.readouterr().out
 
 
