@@ -197,7 +197,7 @@ def compare(path: Path) -> int:
             counts = Counter(row["exit_layer"] for row in rows)
             assert {i: n for i, n in enumerate(record.histogram, start=1) if n} == dict(counts)
             compared += 1
-        compared += verdicts(view, group.slug, cells, stored) + predictors(tables, cells)
+        compared += verdicts(view, contents, group.slug, cells, stored) + predictors(tables, cells)
     return compared + rivals(contents.named("rivals"), stored)
 
 
@@ -249,9 +249,9 @@ def value(test: ControlTest, row: dict[str, Any], oracle: dict[str, Any]) -> boo
     return row["correct"] if test.measure == "accuracy" else row["prediction"] == oracle["prediction"]
 
 
-def verdicts(view: View, slug: str, cells: Mapping[Key, dict[int, Rows]], stored: Stored) -> int:
+def verdicts(view: View, contents: Contents, slug: str, cells: Mapping[Key, dict[int, Rows]], stored: Stored) -> int:
     """Compare the table of controls: every test of a dataset, and its part in the pooled table."""
-    (table,) = [t for t in Contents(view).named("controls") if slug in {r.slug for r in t.rows}]
+    (table,) = [t for t in contents.named("controls") if slug in {r.slug for r in t.rows}]
     lines = [pair for pair in zip(table.rows, table.cells, strict=True) if pair[0].slug == slug and not pair[0].reason]
     found = []
     families = defaultdict(list)
