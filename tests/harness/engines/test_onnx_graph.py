@@ -45,15 +45,19 @@ def test_answers_equal_berts(exported: OnnxGraph, trained_bert: FullDepth, unsee
 
 
 def test_the_published_head_is_exported_too(small_backbone: Backbone, unseen: Split) -> None:
-    """The graph with FastBERT's head, which attends from the first token, gives the model's answers."""
+    """The graph with FastBERT's head, which attends from the first token, gives the model's answers.
+
+    The encoder has one segment, as in DistilBERT: both texts of a pair use it, in the graph as in the model.
+    """
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.manual_seed(3)
-    model = MultiExitModel(small_backbone.encoder(), 3, (), "fastbert").eval()
-    bert = FullDepth(model)
+    encoder = Encoder(replace(small_backbone.shape, layers=2, type_vocab=1))
+    bert = FullDepth(MultiExitModel(encoder, 3, (), "fastbert").eval())
     ours = OnnxGraph.of(bert)
+    pairs = replace(unseen.tokens, segments=torch.arange(len(unseen.tokens.ids)).to(torch.int8) % 2)
     np.testing.assert_allclose(
-        ours.predict(unseen.tokens, at=FULL).logits, bert.predict(unseen.tokens, at=FULL).logits, rtol=1e-4, atol=1e-5
+        ours.predict(pairs, at=FULL).logits, bert.predict(pairs, at=FULL).logits, rtol=1e-4, atol=1e-5
     )
 
 
@@ -136,15 +140,3 @@ def test_a_missing_library_names_the_extra(name: str, monkeypatch: pytest.Monkey
     words = rf"^bert-onnx: engine 'onnx': it needs {name} .*pip install 'geep-bench\[onnx\]'"
     with pytest.raises(MethodError, match=words):
         check_engine("onnx", "bert-onnx", "cpu", FullDepth)
-
-
-def test_an_encoder_of_one_segment_reads_pairs(exported: OnnxGraph, small_backbone: Backbone, unseen: Split) -> None:
-    """With one segment, as in DistilBERT, both texts of a pair use it, in the graph as in the model."""
-    torch.manual_seed(3)
-    encoder = Encoder(replace(small_backbone.shape, type_vocab=1))
-    bert = FullDepth(MultiExitModel(encoder, 3, (), "linear").eval())
-    ours = OnnxGraph.of(bert)
-    pairs = replace(unseen.tokens, segments=torch.arange(len(unseen.tokens.ids)).to(torch.int8) % 2)
-    np.testing.assert_allclose(
-        ours.predict(pairs, at=FULL).logits, bert.predict(pairs, at=FULL).logits, rtol=1e-4, atol=1e-5
-    )
