@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,3 +38,28 @@ class CellPlan:
             return cls(path, plan["key"], names) if isinstance(plan["key"], str) else cls(path)
         except (OSError, ValueError, KeyError, TypeError):
             return cls(path)
+
+    def fits(self, name: str, key: str) -> bool:
+        """Return whether a result is stored and comes from settings, data and weights with a key.
+
+        The plan alone does not tell: files of two runs may lie in one folder, after a copy or if a node of a cluster was killed.
+        Its key counts for results of older versions, which have none.
+        """
+        found = self._result_key(name)
+        return found == key or (found == "" and self.key == key)
+
+    def others(self, key: str, names: Iterable[str] = ()) -> list[str]:
+        """Return the cells, and results among ``names``, that come from other settings, data or weights than ``key``.
+
+        If the plan is of other settings itself, they include cells without a readable result.
+        """
+        nothing = self.key == key
+        every = dict.fromkeys([*self.cells, *names])
+        return [one for one in every if not (self.fits(one, key) or (nothing and self._result_key(one) is None))]
+
+    def _result_key(self, name: str) -> str | None:
+        """Return the key in a stored result, empty in those of older versions; ``None`` if there is none or it is broken."""
+        try:
+            return str(read_json(self.path.parents[1] / "results" / f"{name}.json").get("key", ""))
+        except (OSError, ValueError, AttributeError):
+            return None

@@ -90,8 +90,7 @@ class Grid:
         self.run = RunFolder.create(settings.out)
         self.outcome = GridOutcome()
         self.keys = ContentKeys(settings)
-        self._result_keys: dict[str, str] = {}  # of the results that are stored at the start
-        self._alone: set[str] = set()  # those that were timed without a reference
+        self._alone: set[str] = set()  # results that are stored at the start and were timed without a reference
         self._session: Session | None = None
         self._backbones: dict[tuple[str, str], Backbone] = {}  # of all sessions: each is loaded and hashed once
         self._checked: Session | None = None
@@ -123,7 +122,6 @@ class Grid:
         self._after_cells = after_cells
         # Sets broken files aside, and rejects another schema before any work.
         stored_results = {self.run.result_path(result.cell).stem: result for result in self.run.results()}
-        self._result_keys = {name: result.key for name, result in stored_results.items()}
         if self.settings.profile.reference in self.settings.profile.methods:
             self._alone = {name for name, one in stored_results.items() if one.speed and one.speed.reference is None}
         for message in self.run.broken:
@@ -269,7 +267,7 @@ class Grid:
             plan = CellPlan.read(self.run, dataset, method, seed)
             with suppress(MethodError):  # reported when the method is fitted
                 key = self.keys.of(dataset, method, seed)
-                outdated += 0 if plan.key in ("", key) else len(self._others(plan.cells, key))
+                outdated += 0 if plan.key == "" else len(plan.others(key))
         if outdated and not self.settings.fresh:
             print(
                 f"{self.run.path}: cells of other settings, data or weights, or of a version whose keys cannot be compared: "
@@ -286,7 +284,7 @@ class Grid:
         except MethodError:  # reported when the method is fitted
             return None
         lost = {*self._alone, *(self.run.result_path(cell).stem for cell in self.run.without_rows)}
-        done = [(self.run.path / "results" / f"{name}.json").is_file() and name not in lost for name in plan.cells]
+        done = [plan.fits(name, plan.key) and name not in lost for name in plan.cells]
         return len(done) if all(done) else None
 
     def _measure(self, session: Session, name: str, bar: Any, progress: str) -> None:
@@ -300,17 +298,16 @@ class Grid:
         except Exception as error:
             if is_fatal(error):
                 raise
-            if key not in ("", plan.key):
-                self._forget(self._others(plan.cells, key))
+            if key:
+                self._forget(plan.others(key))
             self.record_failure(session.cell(name, OperatingPoint("fit")), error)
             return
         placeholder = session.cell(name, OperatingPoint("fit"))
         for backbone in (placeholder.backbone, NOT_LOADED):
             self.run.forget_failure(placeholder.model_copy(update={"backbone": backbone}))
         names = [self.run.result_path(cell).stem for cell in cells]
-        if plan.key != key:
-            # Results of other settings must not remain, not even if this run is killed now.
-            self._forget(self._others({*plan.cells, *names}, key))
+        # Results of other settings must not remain, not even if this run is killed now.
+        self._forget(plan.others(key, names))
         write_json(plan.path, {"key": key, "cells": names})
         method = MethodCells(session, name, key, progress)
         todo = [(cell, point) for cell, point in cells.items() if not self._is_kept(cell)]
@@ -359,10 +356,6 @@ class Grid:
             return False
         self.outcome.kept += 1
         return True
-
-    def _others(self, names: Iterable[str], key: str) -> list[str]:
-        """Return the results that come from other settings, data or weights, whatever a damaged plan says."""
-        return [name for name in names if self._result_keys.get(name) != key]
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:

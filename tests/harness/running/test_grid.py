@@ -235,3 +235,25 @@ def test_cells_without_a_speedup_are_measured_again_beside_the_reference(stage: 
     assert len(speeds) == 4 and None not in speeds
     assert counts(run(both)) == (0, 4, 0)
     assert counts(run(alone)) == (0, 2, 0)
+
+
+def test_results_of_other_settings_beside_a_plan_of_these_are_measured_again(
+    stage: Any, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of another run into this folder, or a node that was killed while it stored, leaves a plan with such results."""
+    settings = change(settings, datasets=["ag_news"], methods=["one"])
+    other = change(replace(settings, out=settings.out.with_name("other")), rounds=1)
+    run(settings)
+    run(other)
+    names = sorted(path.name for path in (settings.out / "results").iterdir())
+    assert names == sorted(path.name for path in (other.out / "results").iterdir())
+    mixed = names[0]
+    (settings.out / "results" / mixed).write_bytes((other.out / "results" / mixed).read_bytes())
+    rounds = [result.speed.rounds for result in RunFolder.open(settings.out).results() if result.speed is not None]
+    assert sorted(rounds) == [1, 2]
+
+    assert list(Grid(settings).check().values()) == [None]  # a node of a cluster asks this
+    capsys.readouterr()
+    assert counts(run(settings)) == (1, 1, 0)
+    assert "cells of other settings, data or weights" in capsys.readouterr().err
+    assert {result.speed.rounds for result in RunFolder.open(settings.out).results() if result.speed} == {2}
