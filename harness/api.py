@@ -89,19 +89,19 @@ class Run:
 
         Raises:
             UnknownNameError: no cell of this run has that method, dataset, point or seed.
-            ResultError: a file is missing or unreadable.
+            ResultError: a file is missing, unreadable or not what was measured.
 
         Example:
             >>> run.samples("fastbert").groupby("exit_layer")["correct"].mean()  # doctest: +SKIP
         """
-        cells = [result.cell for result in self._results()]
+        folder, tables = RunFolder.open(self.path), []
+        cells = [result.cell for result in self._results(folder)]
         for name, wanted in (("method", method), ("dataset", dataset), ("point", point), ("seed", seed)):
             if wanted is not None:
                 found = [cell for cell in cells if getattr(cell, name) == wanted]
                 if not found:
                     raise UnknownNameError(name, str(wanted), {str(getattr(cell, name)) for cell in cells})
                 cells = found
-        folder, tables = RunFolder.open(self.path), []
         for cell in cells:
             table = folder.samples(cell)
             # Not all cells have these columns, and bits would be lost in floating-point numbers beside missing values.
@@ -151,8 +151,8 @@ class Run:
             overrides=_overrides(settings),
         )
 
-    def _results(self) -> list[Result]:
-        folder = RunFolder.open(self.path)
+    def _results(self, folder: RunFolder | None = None) -> list[Result]:
+        folder = folder or RunFolder.open(self.path)
         results = folder.results()
         for message in folder.broken:
             print(message, file=sys.stderr)

@@ -172,9 +172,11 @@ class RunFolder:
         Some cells also have the columns :data:`harness.results.sample_columns.DEPTH_COLUMNS`.
 
         Raises:
-            ResultError: the file is missing or unreadable.
+            ResultError: the file is missing or unreadable, or :meth:`results` found that it is not what was measured.
         """
         path = self.samples_path(cell)
+        if fault := self.without_rows.get(cell):
+            raise ResultError(f"{fault}: its cell is measured again by another run with --out {self.path}")
         try:
             return read_rows(path)
         except UNREADABLE as error:

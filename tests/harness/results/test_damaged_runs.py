@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from harness.api import Run
 from harness.core.errors import ResultError
 from harness.results.run_folder import RunFolder
 from harness.results.schema import SCHEMA, Cell, Result
@@ -101,6 +102,21 @@ def test_results_without_intact_rows_are_listed(
     assert list(run.without_rows) == [other.cell] and str(path) in run.without_rows[other.cell]
     run.save(other, make_rows())
     assert run.without_rows == {}
+
+
+def test_rows_that_were_changed_later_are_not_read(run: RunFolder, save: Callable[..., Result]) -> None:
+    """Other confidences contradict no number of the result, so nothing else would tell who reads the rows of a cell."""
+    kept, other = save(), save(seed=1)
+    right = {"index": [0, 1], "label": [0, 1], "correct": [True, False], "exit_layer": 4}
+    for result in (kept, other):
+        run.save(result, make_rows().assign(**right))
+    change_rows(run, other.cell, confidence=0.123)
+    with pytest.raises(ResultError, match="does not match the checksum in its result: .* measured again"):
+        Run(run.path).samples()
+    assert len(Run(run.path).samples(seed=kept.cell.seed)) == 2
+    assert run.results() == [kept, other]
+    with pytest.raises(ResultError, match="does not match the checksum"):
+        run.samples(other.cell)
 
 
 def test_any_flipped_byte_of_the_rows_is_found(run: RunFolder, save: Callable[..., Result]) -> None:
