@@ -10,6 +10,7 @@ piece of a row.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from baselines.small_models.cmow_tables import NOISE, MatrixTables
 from baselines.small_models.matrix_products import up_to_each
-from harness.core.digest import read_tensors, write_tensors
+from harness.core.digest import content_digest, read_tensors, write_tensors
 from harness.core.errors import ConfigError
 from harness.core.settings import StrictSettings
 from harness.core.work import Tally
@@ -151,6 +152,21 @@ class CmowDistillation(TableDistillation):
     def save(self, folder: Path) -> list[str]:
         write_tensors(folder / TABLES, self.tables.state_dict(), self.facts())
         return [TABLES]
+
+
+def tables_content(named: str) -> str:
+    """Return the content hash of a folder to start from; empty if there is none.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    folder = os.path.expanduser(named)  # unlike that of Path, it takes any text
+    try:
+        return content_digest(Path(folder)) if named and os.path.exists(folder) else ""
+    except OSError as error:
+        raise ConfigError(
+            f"'{named}', which a setting names, cannot be read ({error.strerror}): correct that"
+        ) from error
 
 
 def read_tables(folder: Path, backbone: Backbone, method: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

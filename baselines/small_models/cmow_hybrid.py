@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.small_models.cmow_distillation import CmowDistillation, CmowGeneralSettings, read_tables
+from baselines.small_models.cmow_distillation import CmowDistillation, CmowGeneralSettings, read_tables, tables_content
 from baselines.small_models.cmow_tables import MatrixTables
 from baselines.small_models.matrix_products import ProductCost
 from harness.core.errors import ConfigError
@@ -165,6 +165,15 @@ class CmowHybrid(StagedMethod[CmowSettings, FittedCmow]):
     def uses_unlabelled(self, config: Mapping[str, Any]) -> bool:
         """Return whether the teacher answers rows without labels, too."""
         return needs_unlabelled(CmowSettings, config)
+
+    def named_content(self, config: Mapping[str, Any]) -> Any:
+        """Return the content hash of the tables to start from, or one per language; a bare name may be a folder, too."""
+        named = config.get("student", "")
+        if isinstance(named, Mapping):
+            content: Any = {language: found for language, place in named.items() if (found := tables_content(place))}
+        else:
+            content = tables_content(named)
+        return {"student": content} if content else None
 
     def learn(self, own: CmowSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int) -> FittedCmow:
         limits = TextLimits.of(task, backbone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from baselines.small_models.cmow_hybrid import CmowClassifier, CmowHybrid
 from baselines.small_models.cmow_tables import MatrixTables
 from baselines.small_models.matrix_products import up_to_each
 from harness.cli import main as cli
+from harness.core.digest import content_digest
 from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.encoder import checkpoint, miniature
@@ -35,6 +37,7 @@ from harness.encoder.masked_words import ABSENT, MaskedWordModel
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 from harness.pretraining import distill_command
+from harness.running.profile import Profile
 
 SIZES = ["--matrix", "3", "--width", "5"]
 
@@ -190,6 +193,27 @@ def test_a_classifier_starts_from_the_tables(student: tuple[Path, Backbone], ran
     _, tensors = read_tables(folder, teacher, "cmow-hybrid")
     for name, value in made.model.words.state_dict().items():
         torch.testing.assert_close(value, tensors[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["tables", "./tables", "~/tables"])
+@pytest.mark.parametrize("wrap", [lambda name: name, lambda name: {"en": name, "zh": ""}])
+def test_tables_distilled_again_in_place_are_another_content(
+    name: str, wrap: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit of the earlier tables is not taken again, however their folder is named, also by its bare name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    profile = Profile(
+        title="t", source="embedded", datasets=[], methods=[], method={"cmow-hybrid": {"student": wrap(name)}}
+    )
+    found = [profile.named_content("cmow-hybrid")]
+    for content in (b"first", b"again"):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        (tmp_path / "tables" / TABLES).write_bytes(content)
+        found.append(profile.named_content("cmow-hybrid"))
+        digest = content_digest(tmp_path / "tables")
+        assert found[-1] == {"student": digest if wrap(name) == name else {"en": digest}}  # as in stored keys
+    assert found[0] is None and found[1] != found[2]
 
 
 def test_students_that_do_not_fit_are_refused(
