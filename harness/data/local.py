@@ -233,6 +233,13 @@ def _read_unlabelled(paths: list[Path], *, plain: bool) -> tuple[UnlabelledTexts
     return found, [*itertools.chain(*_quoting(tables)), *ignored]
 
 
+def _not_read(tables: Iterable[TextTable]) -> list[str]:
+    """Return a remark on columns that are not read: one of them may be a second text under another name."""
+    others = [name for name in dict.fromkeys(name for table in tables for name in table.names) if name.strip()]
+    unread = [name for name in others if name not in COLUMNS]
+    return [f"columns that are not read: {listed(unread)}; a second text is called text_pair"] if unread else []
+
+
 def _remarks(place: Path, others: list[str], own: LocalCard, names_from: str) -> list[str]:
     """Return remarks on tables that are not read, and on a built-in card that describes the folder."""
     found = []
@@ -306,7 +313,7 @@ def load_local(folder: Path | str, name: str) -> RawDataset:
         names_from=names_from or "the dataset",
         source="local",
         notes=noted,
-        remarks=[*noted, *kept, *ignored, *_remarks(place, files.others, own, names_from)],
+        remarks=[*noted, *kept, *ignored, *_not_read(read.values()), *_remarks(place, files.others, own, names_from)],
         unlabelled=unlabelled,
         why_carved="there is no dev file",
     )

@@ -105,13 +105,14 @@ def test_a_pipe_in_the_place_of_a_file(make: Callable[..., Path]) -> None:
 
 
 def test_remarks_on_the_page(make: Callable[..., Path]) -> None:
-    """The page quotes what the program says about quotes, names of classes, other tables and built-in cards."""
+    """The page quotes what the program says about quotes, names of classes, other columns, other tables and built-in cards."""
     page = PAGE.read_text(encoding="utf-8")
     folder = make({"test.csv": None, "test.tsv": 'text\tlabel\n"so ""good"""\tyes\n', "train.csv": labels("yes", "no")})
     (folder / "reviews" / "dev.csv").write_text(labels("no"))
     (folder / "reviews" / "test-old.csv").write_text("?")
+    (folder / "reviews" / "train.csv").write_text("text,text_b,label\ngood,x,yes\nbad,y,no\n")
     data = load_local(folder, "reviews")
-    assert len(data.remarks) == 3 and all(f"`{remark}`" in page for remark in data.remarks)
+    assert len(data.remarks) == 4 and all(f"`{remark}`" in page for remark in data.remarks)
     (folder / "reviews").rename(folder / "weibo")
     for split in ("train", "dev"):
         (folder / "weibo" / f"{split}.csv").write_text(GOOD)

@@ -145,6 +145,16 @@ def test_other_tables_are_named(folder):
     )
 
 
+def test_a_second_text_under_another_name_is_not_passed_over(folder):
+    """Pairs whose second text has another name would be measured as single texts, so columns that are not read are named."""
+    (folder / "toy").rename(folder / "lcqmc")
+    for split in ("train", "dev", "test"):
+        (folder / "lcqmc" / f"{split}.csv").write_text(",text,text_b,label\n0,a,b,0\n1,c,d,1\n")
+    data = load_local(folder, "lcqmc")
+    assert data.train.pairs is None
+    assert "columns that are not read: text_b; a second text is called text_pair" in data.remarks
+
+
 def test_nothing_but_the_splits_is_opened(folder):
     """Hidden folders, a folder with a dot, broken links and pipes beside the data do not matter."""
     toy = folder / "toy"
