@@ -88,6 +88,7 @@ class FittedGeep(AssignedExits):
     Attributes:
         tables: by speed; under the rule ``expected`` all are one table.
         holdout: share of train that training has not seen, 0..0.5.
+        holdout_seed: of the choice of these rows; ``None`` in fits of older versions.
         crossed: of weights with folds only: logits of all train rows, each from a model that was trained without it,
             float32 [A, N, C].
     """
@@ -95,6 +96,7 @@ class FittedGeep(AssignedExits):
     tables: dict[float, ExitTable] = field(default_factory=dict)
     crossed: Tensor | None = None
     holdout: float = 0.0
+    holdout_seed: int | None = None
     _logits: dict[tuple[int, Answer], tuple[TokenSet, Tensor]] = field(default_factory=dict, repr=False)
 
     def exit_logits(self, tokens: TokenSet, answer: Answer = "student") -> Tensor:
@@ -123,7 +125,7 @@ class FittedGeep(AssignedExits):
             place = folder / name
             place.mkdir()
             table.save(place)
-        facts = {"speeds": list(self.tables), "holdout": self.holdout}
+        facts = {"speeds": list(self.tables), "holdout": self.holdout, "holdout_seed": self.holdout_seed}
         (folder / "geep.json").write_text(json.dumps(facts), encoding="utf-8")
         if self.crossed is not None:
             save_file({"logits": self.crossed.contiguous()}, folder / CROSSED)
@@ -140,6 +142,7 @@ class FittedGeep(AssignedExits):
         with reading(folder):
             facts = read_json(folder / "geep.json")
             speeds, holdout = facts["speeds"], float(facts.get("holdout", 0.0))
+            held_by = facts.get("holdout_seed")
             if (folder / AGREEMENT).is_dir():
                 table = ExitTable.load(folder / AGREEMENT, num_layers=model.depth)
                 tables = dict.fromkeys(speeds, table)
@@ -148,7 +151,7 @@ class FittedGeep(AssignedExits):
                     speed: ExitTable.load(folder / f"table-{speed:g}", num_layers=model.depth) for speed in speeds
                 }
             crossed = load_file(folder / CROSSED)["logits"] if (folder / CROSSED).is_file() else None
-            return cls(model, report, read_points(folder / "points.json"), tables, crossed, holdout)
+            return cls(model, report, read_points(folder / "points.json"), tables, crossed, holdout, held_by)
 
 
 class Geep(StagedMethod[GeepSettings]):
@@ -197,7 +200,7 @@ class Geep(StagedMethod[GeepSettings]):
 
         model, report = trained(train_rows, f"geep {task.name}")
         if not own.crossed:
-            return FittedGeep(model, report, holdout=own.holdout)
+            return FittedGeep(model, report, holdout=own.holdout, holdout_seed=seed)
         crossed = torch.empty(0)
         for number, (rows, others) in enumerate(folds_of(train_rows, own.folds, seed), 1):
             other, cost = trained(rows, f"geep {task.name}, fold {number} of {own.folds}")
@@ -211,7 +214,7 @@ class Geep(StagedMethod[GeepSettings]):
     def decide(self, own: GeepSettings, weights: FittedModel, task: Task, seed: int) -> FittedGeep:
         """Fill the tables that the rule reads (:mod:`geep.table_rows`), and choose its settings on dev."""
         model, depth = weights.model, weights.model.depth
-        fitted = FittedGeep(model, weights.training, holdout=own.holdout)
+        fitted = FittedGeep(model, weights.training, holdout=own.holdout, holdout_seed=seed)
         _, table_rows = choose_rows(task, own, seed)
         assert isinstance(weights, FittedGeep)
         dev = task.dev.tokens

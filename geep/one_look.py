@@ -164,7 +164,10 @@ class GeepLook(BaseMethod[GeepLookSettings]):
                 f"{[layer + 1 for layer in model.exits]}"
             )
         held = teachers["geep"]
-        holdout = held.holdout if isinstance(held, FittedGeep) else 0.0
+        holdout = 0.0
+        if isinstance(held, FittedGeep):
+            # Under its own seed, a variant may have kept other rows from training than this seed would choose.
+            holdout, seed = held.holdout, seed if held.holdout_seed is None else held.holdout_seed
         _, rows = choose_rows(task, own.rows_of(task, holdout), seed)
         rows = rows.select(np.linspace(0, len(rows) - 1, min(own.most_rows, len(rows))).round().astype(np.int64))
         observed = exit_logits(model, rows, TUNING)

@@ -136,12 +136,12 @@ def test_same_seed_same_fit(
 def test_round_trip(
     trained_geep: FittedGeep, signal_task: Task, small_backbone: Backbone, unseen: Split, tmp_path: Path
 ) -> None:
-    """A loaded model has the same points and predicts the same logits and exits, and knows its held-out share."""
-    replace(trained_geep, holdout=0.25).save(tmp_path)
+    """A loaded model has the same points and predicts the same logits and exits, and knows its held-out rows."""
+    replace(trained_geep, holdout=0.25, holdout_seed=7).save(tmp_path)
     loaded = Geep().load(tmp_path, signal_task, small_backbone, {})
     assert loaded.points == trained_geep.points
     assert loaded.training == trained_geep.training
-    assert loaded.holdout == 0.25
+    assert (loaded.holdout, loaded.holdout_seed) == (0.25, 7)
     for at in trained_geep.points:
         first, second = (fitted.predict(unseen.tokens, at=at) for fitted in (trained_geep, loaded))
         np.testing.assert_array_equal(first.logits, second.logits)
@@ -240,10 +240,11 @@ def test_unsuitable_depths_are_rejected(layers: int, signal_task: Task, small_ba
 def test_fewer_exits_and_longer_keys(signal_task: Task, small_backbone: Backbone, unseen: Split) -> None:
     """With E = 1, samples exit after the first or the last layer; whole numbers are valid speeds."""
     config = {"epochs": 1, "exits": 1, "ngram": 3, "min_count": 1, "smoothing": 0, "speeds": [0, 1], "holdout": 0.25}
-    fitted = Geep().fit(signal_task, small_backbone, {}, config=config, seed=0)
+    fitted = Geep().fit(signal_task, small_backbone, {}, config=config, seed=3)
     assert fitted.model.answers == (0, 4)
     assert all(table.ngram == 3 for table in fitted.tables.values())
-    assert fitted.holdout == 0.25  # what runs on these weights knows which rows they have not seen
+    # What runs on these weights knows which rows they have not seen.
+    assert (fitted.holdout, fitted.holdout_seed) == (0.25, 3)
     for at in fitted.points:
         assert set(fitted.predict(unseen.tokens, at=at).exit_layer.tolist()) <= {0, 4}
 

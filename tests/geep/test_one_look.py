@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from geep.method import TUNING, FittedGeep
 from geep.one_look import PRICES, FittedLook, GeepLook, PricedLayers, nearest
 from geep.predictor import DevView
+from geep.table_rows import split_off
 from harness.contracts import CountsKeyHits, Execution, OperatingPoint, UsesUnlabelled
 from harness.core.errors import ConfigError, ResultError
-from harness.core.tokens import Split, Task
+from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.execution.executors import exit_logits
 from harness.toolkit.fitted import FullDepth
@@ -177,6 +178,24 @@ def test_rows_that_training_does_not_see_fill_the_table(
     assert isinstance(method, UsesUnlabelled)
     uses = [{}, {"table_rows": "unlabelled"}, {"table_rows": "train"}, {"table_rows": "holdout"}]
     assert [method.uses_unlabelled(config) for config in uses] == [True, True, False, False]
+
+
+def test_held_out_rows_are_those_that_the_weights_have_not_seen(
+    monkeypatch: pytest.MonkeyPatch, scattered_geep: FittedGeep, signal_task: Task, small_backbone: Backbone
+) -> None:
+    """A variant with its own seed kept other rows from training than the seed of this method would choose."""
+    seen: list[TokenSet] = []
+    before = exit_logits
+
+    def watch(model: Any, tokens: TokenSet, execution: Any) -> Any:
+        seen.append(tokens)
+        return before(model, tokens, execution)
+
+    monkeypatch.setattr("geep.one_look.exit_logits", watch)
+    held_back = replace(scattered_geep, holdout=0.25, holdout_seed=100)
+    GeepLook().fit(signal_task, small_backbone, {"geep": held_back}, config=CONFIG, seed=0)
+    assert torch.equal(seen[0].ids, split_off(signal_task.train, 0.25, 100)[1].tokens.ids)
+    assert not torch.equal(seen[0].ids, split_off(signal_task.train, 0.25, 0)[1].tokens.ids)
 
 
 @pytest.mark.parametrize(
