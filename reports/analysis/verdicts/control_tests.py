@@ -163,11 +163,12 @@ def compare_with_controls(rows: Sequence[ResultRow], read: Reader) -> list[Contr
         oracles = [other for other in alike if other.role == ORACLE]
         # Of several oracles, the one on the weights of this method; its points need not all answer with single heads.
         known = [one for one in oracles if any(_judged(row, one, read).heads for row in mine)]
-        own = [one for one in known if any(_on_weights(row, one, read) for row in mine)]
+        likeness = [sum(_likeness(row, one, read) for row in mine) for one in known]
+        own = [known[at] for at in np.argsort([-found for found in likeness], kind="stable") if likeness[at]]
         oracle = next(iter(own or ([] if known else oracles)), None)
         controls = [other for other in alike if other.kind == "control"]
         if own and oracle is not None:
-            controls = [other for other in controls if _on_weights(other, oracle, read)]
+            controls = [other for other in controls if _on_weights(other, oracle, known, read)]
         for row in mine:
             tests += _judge(_judged(row, oracle, read), controls, read)
     adjusted = with_adjusted_p(tests, lambda test: (test.slug, test.method, test.measure))
@@ -205,10 +206,18 @@ def _judged(row: ResultRow, oracle: ResultRow | None, read: Reader) -> _Judged:
     )
 
 
-def _on_weights(row: ResultRow, oracle: ResultRow, read: Reader) -> bool:
-    """Return whether a row answers with the heads of the oracle, in every seed that both have."""
+def _likeness(row: ResultRow, oracle: ResultRow, read: Reader) -> float:
+    """Return how much a row answers as the heads of the oracle, the least of all seeds; 0 if they are others in any seed."""
     found = _judged(row, oracle, read)
-    return bool(found.heads) and all(heads.belong_to(found.rows[seed]) for seed, heads in found.heads.items())
+    if not all(heads.belong_to(found.rows[seed]) for seed, heads in found.heads.items()):
+        return 0.0
+    return min((heads.likeness(found.rows[seed]) for seed, heads in found.heads.items()), default=0.0)
+
+
+def _on_weights(row: ResultRow, oracle: ResultRow, oracles: Sequence[ResultRow], read: Reader) -> bool:
+    """Return whether a row answers with the heads of the oracle, and with no others more."""
+    found = _likeness(row, oracle, read)
+    return found > 0 and all(_likeness(row, one, read) <= found for one in oracles)
 
 
 def _judge(judged: _Judged, controls: Sequence[ResultRow], read: Reader) -> list[ControlTest]:

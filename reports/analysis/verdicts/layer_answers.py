@@ -49,12 +49,19 @@ class LayerAnswers:
 
     def belong_to(self, rows: pd.DataFrame) -> bool:
         """Return whether the answers of these rows (same test rows) are those of the heads at their exits."""
+        return self.likeness(rows) >= _SAME_HEADS
+
+    def likeness(self, rows: pd.DataFrame) -> float:
+        """Return the share of these rows that are right or wrong as the heads at their exits are; 0 for exits without heads.
+
+        Where nearly all answers are right, heads of other weights are alike, too: of several, the most alike are the row's.
+        """
         layers = rows["exit_layer"].to_numpy().astype(np.int64)
         right = self.of(ACCURACY)
         if layers.min() < (0 if self.before else 1) or layers.max() >= right.shape[1]:
-            return False
+            return 0.0
         expected = right[np.arange(len(layers)), layers]
-        return bool((expected == rows["correct"].to_numpy()).mean() >= _SAME_HEADS)
+        return float((expected == rows["correct"].to_numpy()).mean())
 
     def at_random(self, measure: str, exits: pd.Series) -> np.ndarray:
         """Return the expectation per row if these exits are assigned at random, float [n]."""

@@ -154,6 +154,24 @@ def test_controls_of_other_weights_are_not_used(fabricate):
     assert "wide-length" not in verdicts(run)
 
 
+def test_where_nearly_all_is_right_the_most_alike_weights_count(fabricate):
+    """Answers of two models are 99 % alike there, so each method meets the oracle and controls that are most alike."""
+    first, second = np.ones((2, 600, DEPTH), dtype=bool)
+    first[:3], second[3:6, 1:4] = False, False
+    exits = deal(600)
+    run = make(fabricate, first, exits)
+    options = {"layers": float(exits.mean()), "exits": exits, "correct": second[np.arange(600), exits - 1]}
+    run.cell("wide", "speed=0.5", role="predicts-exits", **options)
+    run.cell("wide-length", "speed=0.5", kind="control", role="length-exits", **options)
+    bound = {"exits": np.full(600, 6), "correct": second[:, -1], "right_at": second}
+    run.cell("wide-oracle", "agree", kind="bound", role="oracle", **bound)
+    for method, right_at, control in (("geep", first, "control-length"), ("wide", second, "wide-length")):
+        found = verdicts(run, method=method)
+        expected = right_at.mean(0) @ (np.bincount(exits, minlength=DEPTH + 1)[1:] / 600)
+        assert found["random exits"].control_value == pytest.approx(expected)
+        assert {name for name in found if name.endswith("length")} == {control}
+
+
 @pytest.mark.parametrize(
     ("n", "losses", "wins", "verdict"), [(1000, 21, 19, "not shown to keep up"), (4000, 6, 4, "keeps up")]
 )
