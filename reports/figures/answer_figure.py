@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from reports.analysis.cell_settings import SAME_REFERENCE, grouped, values_of
 from reports.analysis.decision.deciding import Decision
 from reports.analysis.result_rows import ResultRow
+from reports.analysis.set_means import lost_by
 from reports.analysis.view import Group, View
 from reports.figures.drawing import GREYS, INK, Drawing, Look, new_figure, render
 from reports.figures.loss_figure import average_points, draw_panel, label_best, limits_of, spots_of
@@ -41,15 +43,17 @@ def _group(view: View, decision: Decision) -> Group | None:
 
 
 def changes(rows: Sequence[ResultRow]) -> list[Point]:
-    """Return the methods' points of a set: speed-up, and the change of accuracy against the reference, 0..1."""
-    full = max((row for row in rows if row.is_reference), key=lambda row: row.mean_layers or 0.0, default=None)
-    if full is None or not finite(full.accuracy):
-        return []
+    """Return the methods' points of a set: speed-up, and the change of accuracy against the reference, 0..1.
+
+    As the speed-up, the change is that against the reference of the row's own backbone and conditions.
+    """
+    references = grouped((row for row in rows if row.is_reference), lambda row: values_of(row, SAME_REFERENCE))
+    full = {same: max(mine, key=lambda row: row.mean_layers or 0.0) for same, mine in references.items()}
     found = []
     for row in rows:
-        if row.kind == "method" and finite(row.speedup) and row.speedup > 0 and finite(row.accuracy):
-            change = row.accuracy - full.accuracy
-            found.append(Point(row, row.speedup, change, change, change))
+        lost = lost_by(row, full.get(values_of(row, SAME_REFERENCE)))
+        if row.kind == "method" and finite(row.speedup) and row.speedup > 0 and finite(lost):
+            found.append(Point(row, row.speedup, -lost, -lost, -lost))
     return found
 
 
