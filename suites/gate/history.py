@@ -29,7 +29,7 @@ from harness.core.command_line import exit_codes
 from harness.core.errors import ConfigError
 from harness.core.files import write_text
 from harness.core.names import csv_value
-from harness.regression.matching import cell_differences
+from harness.regression.matching import MACHINE, cell_differences
 from harness.results.packed_run import PackedCell, PackedRun, load
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222324")
@@ -58,8 +58,7 @@ _Key = tuple[Any, ...]
 
 
 def _key(cell: PackedCell) -> _Key:
-    facts = cell.cell
-    return (facts.dataset, cell.synthetic, facts.method, facts.point, facts.seed, facts.backbone, facts.protocol)
+    return cell.synthetic, *(value for name, value in cell.cell if name not in MACHINE)
 
 
 def _geometric(values: Sequence[float | None]) -> float | None:
@@ -68,14 +67,18 @@ def _geometric(values: Sequence[float | None]) -> float | None:
 
 
 def _flops_ratio(run: PackedRun, cell: PackedCell) -> float | None:
-    """Return linear FLOPs of the reference over those of the cell, in the same run with the same data and seed."""
+    """Return linear FLOPs of the reference over those of the cell, in the same run with the same data, backbone and seed."""
 
     def data(one: PackedCell) -> tuple[Any, ...]:
-        return one.cell.dataset, one.cell.seed, one.synthetic
+        facts = one.cell
+        return facts.dataset, facts.seed, one.synthetic, facts.source, facts.backbone, facts.protocol
+
+    def nearness(one: PackedCell) -> tuple[Any, ...]:
+        return one.cell.order == cell.cell.order, one.cell.batch_size == cell.cell.batch_size, one.mean_layers
 
     reference = cell.reference or "bert"
-    found = (one for one in run.cells if one.cell.method == reference and data(one) == data(cell))
-    return next((one.flops_linear / cell.flops_linear for one in found), None)
+    found = [one for one in run.cells if one.cell.method == reference and data(one) == data(cell)]
+    return max(found, key=nearness).flops_linear / cell.flops_linear if found else None
 
 
 def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
@@ -107,10 +110,10 @@ def entries(runs: Sequence[tuple[str, PackedRun]]) -> list[HistoryPoint]:
     if unlike:
         print(f"{len(unlike)} cells are left out, because files differ in their test rows or settings", file=sys.stderr)
     found = []
-    for number, (file, run) in enumerate(runs, start=1):
+    for number, ((file, run), own) in enumerate(zip(runs, by_key, strict=True), start=1):
         together: dict[str, list[PackedCell]] = {}
-        for cell in run.cells:
-            if _key(cell) in common:
+        for key, cell in own.items():
+            if key in common:
                 together.setdefault(cell.cell.method, []).append(cell)
         for method, cells in together.items():
             found.append(

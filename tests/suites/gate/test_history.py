@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.results.packed_run import Machine, PackedCell, PackedRun, write
+from harness.results.packed_run import Machine, PackedCell, PackedRun, load, write
 from harness.results.schema import Cell
 from suites.gate import history
 
 
-def cell(method: str, dataset: str = "a", **change: object) -> PackedCell:
+def cell(
+    method: str, dataset: str = "a", *, backbone: str = "tiny", batch_size: int = 8, **change: object
+) -> PackedCell:
     facts: dict = {
         "kind": "control" if method.startswith("control") else "method",
         "synthetic": True,
@@ -33,13 +35,13 @@ def cell(method: str, dataset: str = "a", **change: object) -> PackedCell:
         method=method,
         dataset=dataset,
         source="embedded",
-        backbone="tiny",
+        backbone=backbone,
         seed=0,
         point="p",
         protocol="modern",
         order="length",
         executor="own",
-        batch_size=8,
+        batch_size=batch_size,
         device="cpu",
         dtype="float32",
     )
@@ -85,6 +87,23 @@ def test_the_figure_names_methods_commits_and_synthetic_data(files: list[str], t
     assert "control-x" not in text
     history.main([*files, "--out", str(out)])
     assert out.read_text(encoding="utf-8") == text
+
+
+def test_other_backbones_and_batch_sizes_move_no_line(files: list[str], tmp_path: Path) -> None:
+    """FLOPs ratios are over the reference of the same backbone, and cells that one file alone has do not count."""
+    more = [
+        cell("bert", batch_size=1, accuracy=0.1, speedup=9.0),
+        cell("geep", batch_size=1, accuracy=0.1, speedup=9.0),
+        cell("bert", backbone="a large one", flops_linear=800.0),
+    ]
+    with_more = tmp_path / "more.json"
+    first = load(Path(files[0]))
+    write(first.model_copy(update={"cells": [more[2], *first.cells, *more[:2]]}), with_more)
+    assert history.main([files[0], str(with_more), "--out", str(tmp_path / "h.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "h.csv").read_text(encoding="utf-8").splitlines()))
+    for method in ("bert", "geep"):
+        before, after = ({**row, "file": "", "commit": "", "number": ""} for row in rows if row["method"] == method)
+        assert before == after
 
 
 def test_cells_on_other_rows_are_no_line(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
