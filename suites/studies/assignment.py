@@ -181,6 +181,7 @@ class AssignmentRules(DatasetStudy):
             method, config = self.settings.profile.method_of(name), self.settings.profile.config(name)
             assert isinstance(method, LearnsInStages)
             weights: Any = session.weights(name)
+            own_seed = session.keys.seed_of(name)  # of a variant with seed_offset: it tells which rows were held out
             test, task = session.prepared.test, session.prepared.task
             heads, dev = Heads.of(weights.model, test), Heads.of(weights.model, task.dev)
             parts = [
@@ -191,10 +192,10 @@ class AssignmentRules(DatasetStudy):
                 self.describe(f"{dataset} seed {seed} {name} {rule}")
                 chosen = {**config, "rule": rule}
                 facts = {**self.facts(dataset, seed), "method": name, "rule": rule}
-                fitted: Any = method.choose(weights, task, config=chosen, seed=seed)
+                fitted: Any = method.choose(weights, task, config=chosen, seed=own_seed)
                 scores = []
                 for part, other, seen, own in parts:
-                    half: Any = method.choose(weights, part, config=chosen, seed=seed)
+                    half: Any = method.choose(weights, part, config=chosen, seed=own_seed)
                     for point in half.points:
                         if "budget" in point.params:
                             exits = half.assign(other.tokens, at=point).cpu().numpy()

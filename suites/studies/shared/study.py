@@ -17,6 +17,7 @@ from harness.cli.main import settings_of
 from harness.cli.run_options import add_run_options
 from harness.contracts import Execution
 from harness.core.command_line import exit_codes
+from harness.core.digest import digest_of
 from harness.core.environment import environment_facts
 from harness.core.errors import ConfigError
 from harness.core.files import content_key, write_text
@@ -24,6 +25,7 @@ from harness.running.content_keys import ContentKeys
 from harness.running.fits.fit_keys import CHASSIS_VERSION
 from harness.running.run_settings import Settings, validate_settings
 from harness.running.session import Session
+from harness.running.task import unlabelled_identity
 from suites.studies.shared.resume_file import ResumeFile
 from suites.studies.shared.study_methods import StudyMethod, StudySamples
 from suites.studies.shared.study_page import Page
@@ -225,6 +227,9 @@ def asked_for(settings: Settings, **options: Any) -> dict[str, Any]:
     keys = ContentKeys(settings)
     named = {name: content for name in names if (content := profile.named_content(name)) is not None}
     backbones = [backbone for dataset in profile.datasets if (backbone := keys.backbone(dataset))]
+    # Methods may learn from them, and some studies do; those of a split are part of its identity.
+    own = {dataset: unlabelled_identity(dataset, settings.source, settings.data) for dataset in profile.datasets}
+    unlabelled = {dataset: digest for dataset, digest in own.items() if digest not in ("", digest_of((), Path()))}
     return {
         "cpu": machine["cpu"],
         "gpu": (machine["gpu"] or {}).get("name"),
@@ -243,6 +248,6 @@ def asked_for(settings: Settings, **options: Any) -> dict[str, Any]:
             [(profile.identity(name), profile.version(name), profile.config(name)) for name in names],
             [keys.identity(dataset) for dataset in profile.datasets],
             profile.model_dump(mode="json"),
-            *[part for part in (named, backbones) if part],
+            *[part for part in (named, backbones, unlabelled) if part],
         ),
     }

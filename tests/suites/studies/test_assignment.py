@@ -38,6 +38,39 @@ def test_rules_are_compared_on_the_same_weights(
     assert assignment.main(options) == 0
 
 
+def test_a_variant_chooses_with_the_seed_of_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seed tells which rows its training held out: with another one, rows that training has seen fill its tables."""
+    seeds: list[int] = []
+
+    def choose(*_: Any, seed: int, **__: Any) -> Any:
+        seeds.append(seed)
+        return SimpleNamespace(points=[])
+
+    session = SimpleNamespace(
+        weights=lambda _: SimpleNamespace(model=None),
+        keys=SimpleNamespace(seed_of=lambda _: 103),
+        prepared=SimpleNamespace(test=None, task=SimpleNamespace(dev=None)),
+    )
+    part = SimpleNamespace(dev=None)
+    for name, value in {
+        "Session": lambda *_: session,
+        "LearnsInStages": object,
+        "methods_with_rules": lambda _: ["geep-second"],
+        "halves": lambda _: [(part, None), (part, None)],
+        "Heads": SimpleNamespace(of=lambda *_: None),
+    }.items():
+        monkeypatch.setattr(assignment, name, value)
+    profile = SimpleNamespace(method_of=lambda _: SimpleNamespace(choose=choose), config=lambda _: {})
+    study: Any = SimpleNamespace(
+        settings=SimpleNamespace(profile=profile),
+        args=SimpleNamespace(rules=["quantile"]),
+        describe=lambda _: None,
+        facts=lambda *_: {},
+    )
+    assert AssignmentRules.measure(study, "a", 3) == []
+    assert seeds == [103] * 3
+
+
 @pytest.mark.parametrize(("options", "word"), [
     (["--methods", "fastbert"], "none of fastbert has assignment rules"),
     (["--methods", "geep", "--rules", "sum"], "no rule 'sum'"),

@@ -34,6 +34,22 @@ def test_other_weights_in_the_same_folder_have_another_key(tmp_path: Path) -> No
     assert asked_for(settings)["key"] != first
 
 
+def test_other_texts_without_labels_have_another_key(tmp_path: Path) -> None:
+    """Methods, and the study of exits, learn from them; a dataset without such a file keeps its key."""
+    place = tmp_path / "mine"
+    place.mkdir()
+    for split in ("train", "test"):
+        (place / f"{split}.csv").write_text("text,label\na,0\nb,1\n")
+    settings = make_settings("quick", datasets=["mine"], data=tmp_path)
+    keys = [asked_for(settings)["key"]]
+    for text in ("first", "second"):
+        (place / "unlabelled.csv").write_text(f"text\n{text}\n")
+        keys.append(asked_for(settings)["key"])
+    assert len(set(keys)) == 3
+    (place / "unlabelled.csv").unlink()
+    assert asked_for(settings)["key"] == keys[0]
+
+
 def test_weights_of_another_version_have_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts measured with weights of an older training are refused, as cells of it are measured again."""
     settings = make_settings("quick", datasets=["ag_news"])
