@@ -8,14 +8,13 @@ labels then replaces masked language modelling, and embeddings, alternate layers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
-from torch.nn import functional as F
 
+from baselines.distilled.axes.knowledge import Knowledge, SampleLosses
+from baselines.distilled.axes.taught_student import Stage, Start, TaughtStudent
 from baselines.distilled.word_distillation import (
     CompactBertGeneralSettings,
     DistilBertGeneralSettings,
@@ -24,48 +23,18 @@ from baselines.distilled.word_distillation import (
     compact_distillation,
 )
 from harness.core.errors import ConfigError
-from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
-from harness.encoder.layout import Layout
 from harness.encoder.multi_exit import MultiExitModel
 from harness.pretraining.general_distillation import Distillation, check_soft_words
-from harness.toolkit.augmentation import augment
-from harness.toolkit.base_method import Teachers
-from harness.toolkit.distillation import (
-    Unlabelled,
-    cosine_distance,
-    fitted_teacher,
-    hard_loss,
-    rows_to_teach,
-    soft_kl,
-    spread_layers,
-    states_and_logits,
-    take_layers,
-)
-from harness.toolkit.fitted import FullDepth
-from harness.toolkit.frozen.frozen_states import FrozenStates
+from harness.toolkit.distillation import Unlabelled, spread_layers, take_layers
 from harness.toolkit.method_settings import Layers
-from harness.toolkit.student_start import StudentMethod, StudentSettings
-from harness.toolkit.teachers.loss_schedule import Scheduled
-from harness.toolkit.teachers.relations import class_relations, contrastive_distance, focused_kl
-from harness.toolkit.training import total_cost
+from harness.toolkit.student_start import StudentSettings
 
 
-class DistilBertSettings(DistilBertLossSettings, StudentSettings):
+class DistilBertSettings(SampleLosses, DistilBertLossSettings, StudentSettings):
     """Settings of DistilBERT on a task."""
 
     alpha_hard: float = Field(2.0, ge=0, description="weight of the labels; of masked words in the released run")
-    alpha_ckd: float = Field(0.0, ge=0, description="weight of contrastive distillation of the states of [CLS] (DisCo)")
-    alpha_relation: float = Field(
-        0.0,
-        ge=0,
-        description="weight of the difference between both models' similarities of classes (as HIRE's relations)",
-    )
-    focus: float = Field(
-        0.0,
-        ge=0,
-        description="exponent of the sample weights (1 - the teacher's p(label)) in the loss on soft answers; 0: equal weights",
-    )
     layer_map: Layers | None = Field(None, description="teacher layers to start from, rising; by default evenly spread")
     start: Literal["teacher", "backbone"] = Field("teacher", description="model whose layers are copied")
     unlabelled: Unlabelled = Field(
@@ -99,7 +68,7 @@ def starting_layers(depth: int, layers: int | None, layer_map: Sequence[int] | N
     return list(layer_map)
 
 
-class DistilBert(StudentMethod[DistilBertSettings]):
+class DistilBert(TaughtStudent[DistilBertSettings]):
     """A student of half the layers, taken from the fine-tuned teacher, learns its answers, its states and the labels.
 
     ``alpha_ce T^2 KL(teacher_T || student_T) + alpha_hard CE(labels) + alpha_cos (1 - cos(last hidden states))``. With
@@ -115,77 +84,42 @@ class DistilBert(StudentMethod[DistilBertSettings]):
         """Return whether the teacher answers rows without labels, too."""
         return config.get("unlabelled", "no") != "no"
 
-    def learn(
-        self, own: DistilBertSettings, task: Task, backbone: Backbone, teachers: Teachers, seed: int
-    ) -> FullDepth:
-        tuned = fitted_teacher(teachers)
-        teacher = tuned.model
-        given = self.pretrained(own, teacher.encoder.shape, backbone, task)
-        if given is not None and own.start != "teacher":
+    def unlabelled_rows(self, own: DistilBertSettings) -> Unlabelled:
+        return own.unlabelled
+
+    def stages(self, own: DistilBertSettings) -> tuple[Stage[DistilBertSettings], ...]:
+        """Return one stage: the last states are compared, and not projected, since the student is as wide."""
+        taught = Knowledge(
+            alpha_logits=own.alpha_ce,
+            temperature=own.temperature,
+            focus=own.focus,
+            alpha_hard=own.alpha_hard,
+            alpha_hidden=own.alpha_cos,
+            hidden="cos",
+            matching="last",
+            alpha_ckd=own.alpha_ckd,
+            alpha_relation=own.alpha_relation,
+        )
+        return (Stage(taught, own),)
+
+    def start(
+        self, own: DistilBertSettings, teacher: MultiExitModel, given: Backbone | None, backbone: Backbone
+    ) -> Start:
+        if given is None:
+            chosen = starting_layers(teacher.depth, own.layers, own.layer_map)
+            copied = own.start == "teacher"
+            encoder = take_layers(teacher.encoder if copied else backbone.encoder(), chosen)
+            return Start(encoder, taken=copied, with_head=copied)
+        if own.start != "teacher":
             raise ConfigError("distilbert: start and student both say where layers come from: leave one out")
-        if (
-            given is not None
-            and own.alpha_cos
-            and not own.scheduled
-            and given.shape.width != teacher.encoder.shape.width
-        ):
+        compared = [key for key in ("alpha_cos", "alpha_ckd") if getattr(own, key) and not own.scheduled]
+        if compared and given.shape.width != teacher.encoder.shape.width:
             raise ConfigError(
                 f"distilbert: student '{given.name}' is {given.shape.width} wide, its teacher "
-                f"{teacher.encoder.shape.width}, and the cosine loss compares their states: set alpha_cos = 0"
-                f"{' and alpha_ckd = 0' if own.alpha_ckd else ''}, or choose a student of equal width"
+                f"{teacher.encoder.shape.width}, and these losses compare their states: set "
+                f"{' and '.join(f'{key} = 0' for key in compared)}, or choose a student of equal width"
             )
-        copied = given is None and own.start == "teacher"
-        compared = own.alpha_cos > 0 or own.alpha_ckd > 0 or own.alpha_relation > 0
-        taught = own.scheduled or own.alpha_ce > 0 or compared
-
-        torch.manual_seed(seed)
-        if given is not None:
-            encoder = given.encoder()
-        else:
-            chosen = starting_layers(teacher.depth, own.layers, own.layer_map)
-            encoder = take_layers(teacher.encoder if copied else backbone.encoder(), chosen)
-        head = own.head or teacher.head_kind
-        student = MultiExitModel(encoder, task.num_labels, (), head)
-        if copied and head == teacher.head_kind:
-            student.teacher.load_state_dict(teacher.teacher.state_dict())
-
-        train = rows_to_teach(task, own.unlabelled, self.name) if taught else task.train
-        hard: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy if train is task.train else hard_loss
-        split, made = augment(train, backbone, own.augmentation, seed=seed, name=f"{task.name} {self.name}")
-        last = [teacher.depth] if compared and not own.scheduled else []
-        frozen = FrozenStates(teacher, split.tokens, last, own, name=f"{task.name} {self.name}")
-        stored = frozen.store() if taught and own.epochs > 1 else None
-
-        def loss(tokens: TokenSet, layout: Layout, labels: Tensor) -> Tensor:
-            if not taught:
-                return own.alpha_hard * F.cross_entropy(states_and_logits(student, tokens, layout)[1].float(), labels)
-            said = frozen(tokens, layout)
-            states, logits = states_and_logits(student, tokens, layout)
-            if own.focus:
-                soft = focused_kl(logits, said.answers, labels, own.temperature, own.focus)
-            else:
-                soft = soft_kl(logits, said.answers, own.temperature)
-            total = own.alpha_ce * soft
-            total = total + own.alpha_hard * hard(logits.float(), labels)
-            for place in last:
-                if own.alpha_cos:
-                    wanted = layout.tokens(said.states[place])
-                    total = total + own.alpha_cos * cosine_distance(layout.tokens(states[-1]), wanted)
-                ours, theirs = (one.index_select(0, layout.first) for one in (states[-1], said.states[place]))
-                if own.alpha_ckd:
-                    total = total + own.alpha_ckd * contrastive_distance(ours, theirs)
-                if own.alpha_relation:
-                    total = total + own.alpha_relation * class_relations(ours, theirs, labels)
-            return total
-
-        def at(tokens: TokenSet, layout: Layout, labels: Tensor, time: float) -> Tensor:
-            said = frozen(tokens, layout).answers
-            return own.changing_loss(states_and_logits(student, tokens, layout)[1], said, labels, time)
-
-        chosen_loss = Scheduled(at, len(split), own) if own.scheduled else loss
-        report = self.train_student(student, chosen_loss, Split(frozen.rows, split.labels), own, task, seed, tuned)
-        # The teacher is part of the cost of a student that uses it.
-        return FullDepth(student, total_cost(tuned.training if copied or taught else None, made, stored, report))
+        return Start(given.encoder())
 
     # Of the released reference run. Its masking prefers rare words, ours takes whole words; its position embeddings are
     # frozen, and so are ours (harness.pretraining.general_distillation).

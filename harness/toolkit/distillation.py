@@ -210,10 +210,8 @@ def score_distance(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
     return torch.where(pairs, squares, 0.0).sum() / (pairs.sum() * student.shape[1])
 
 
-def attention_kl(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
-    """Return ``KL(teacher's attention || student's)``, mean over heads, queries and keys (CompactBioBERT's released code).
-
-    The mean over keys, those outside the text and padding included, divides by T: ``KLDivLoss(reduction="mean")``.
+def attention_divergence(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
+    """Return ``KL(teacher's attention || student's)``, summed over samples, heads and queries.
 
     Args:
         student: scores before softmax, [B, heads, T, T].
@@ -223,6 +221,14 @@ def attention_kl(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
     log_p, log_q = (
         F.log_softmax(scores.float().masked_fill(~pairs, _UNSEEN), -1) for scores in (teacher.detach(), student)
     )
-    divergence = torch.where(pairs, F.kl_div(log_q, log_p, log_target=True, reduction="none"), 0.0).sum()
+    return torch.where(pairs, F.kl_div(log_q, log_p, log_target=True, reduction="none"), 0.0).sum()
+
+
+def attention_kl(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
+    """Return ``KL(teacher's attention || student's)``, mean over heads, queries and keys (CompactBioBERT's released code).
+
+    The mean over keys, those outside the text and padding included, divides by T: ``KLDivLoss(reduction="mean")``. Arguments
+    are those of :func:`attention_divergence`.
+    """
     _, heads, _, keys = student.shape
-    return divergence / (pairs.any(-1).sum() * heads * keys)
+    return attention_divergence(student, teacher, pairs) / (pairs.any(-1).sum() * heads * keys)

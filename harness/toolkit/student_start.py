@@ -8,7 +8,7 @@ from typing import Any, Generic
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import TypeVar
 
@@ -163,12 +163,17 @@ class StudentMethod(StagedMethod[T], Generic[T]):
         seed: int,
         teacher: FittedModel,
         stage: str = "",
+        trained: nn.Module | None = None,
     ) -> TrainingReport:
-        """Train a student and keep its best epoch on dev; the teacher's layer passes are counted."""
+        """Train a student and keep its best epoch on dev; the teacher's layer passes are counted.
+
+        Args:
+            trained: the student with what is trained beside it; by default the student alone.
+        """
         if isinstance(own, ScheduleSettings) and own.scheduled:
             own = without_patience(own)
         return train(
-            student,
+            student if trained is None else trained,
             loss,
             split,
             own,

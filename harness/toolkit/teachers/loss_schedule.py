@@ -29,7 +29,7 @@ R = TypeVar("R", bound=Recipe)
 # Of a batch and the time of training: a scalar.
 TimedLoss = Callable[[TokenSet, Layout, Tensor, float], Tensor]
 # A schedule is the whole loss: settings of a constant one have no meaning beside it.
-REPLACED = frozenset({"temperature", "alpha", "loss", "labels_only", "focus"})
+REPLACED = frozenset({"temperature", "alpha", "loss", "logits", "labels_only", "focus"})
 
 
 class ScheduleSettings(StrictSettings):
@@ -55,7 +55,7 @@ class ScheduleSettings(StrictSettings):
     @model_validator(mode="after")
     def _one_loss(self) -> Self:
         given = self.model_fields_set
-        parts = {name for name in given if name in REPLACED or name.startswith("alpha_")}
+        parts = {name for name in given if self.replaces(name)}
         if self.schedule != "constant" and parts:
             raise ValueError(
                 f"schedule = {self.schedule} is the whole loss and has no {', '.join(sorted(parts))}: leave out one or the other"
@@ -70,6 +70,10 @@ class ScheduleSettings(StrictSettings):
                         f"{name} has no effect with schedule = {self.schedule}: leave it out, or set schedule"
                     )
         return self
+
+    def replaces(self, name: str) -> bool:
+        """Return whether a setting belongs to the constant loss, which a schedule replaces."""
+        return name in REPLACED or name.startswith("alpha_")
 
     @property
     def scheduled(self) -> bool:

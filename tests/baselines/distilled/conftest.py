@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.distilled import tinybert
+from baselines.distilled.axes import taught_student
 from baselines.distilled.distilbert import DistilBert
 from baselines.distilled.tinybert import TinyBert
 from harness.core.tokens import Task
@@ -81,6 +81,6 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> list[MultiExitModel]:
         seen.append(model)
         return TrainingReport(0.0, 0, 0, 0)
 
-    for module in (student_start, tinybert):
+    for module in (student_start, taught_student):
         monkeypatch.setattr(module, "train", caught)
     return seen

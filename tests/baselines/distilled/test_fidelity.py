@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from baselines.distilled import tinybert
+from baselines.distilled.axes import taught_student
+from baselines.distilled.axes.initialisation import projected_encoder
 from baselines.distilled.distilbert import DistilBert
-from baselines.distilled.tinybert import Imitation, TinyBert, projected_encoder, student_shape
+from baselines.distilled.tinybert import Imitation, TinyBert, student_shape
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
 from harness.encoder.flops import closed_form
@@ -59,7 +60,7 @@ def fitted(method: Any, batch: Split, monkeypatch: pytest.MonkeyPatch, **config:
         seen.update(model=model.eval(), loss=loss_fn)
         return TrainingReport(0.0, 0, 0, 0)
 
-    for module in (student_start, tinybert):
+    for module in (student_start, taught_student):
         monkeypatch.setattr(module, "train", caught)
     task = Task("t", "en", 3, 12, batch, batch)
     backbone = Backbone("b", encoder.shape, encoder.state_dict(), None)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.distilled import tinybert
+from baselines.distilled.axes import taught_student
 from harness.core.tokens import Task
 from harness.encoder.backbone import Backbone
 from harness.toolkit import student_start
@@ -124,7 +124,7 @@ def test_hard_labels_are_added_to_the_soft_ones(
         losses.append((model, loss_fn))
         return TrainingReport(0.0, 0, 0, 0)
 
-    for module in (student_start, tinybert):
+    for module in (student_start, taught_student):
         monkeypatch.setattr(module, "train", caught)
     tokens, labels = random_task.train.tokens.select(range(5)), random_task.train.labels[:5]
     layout = Layout(tokens.lengths.numpy(), None, "cpu")

@@ -15,14 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines.distilled.tinybert import (
-    Imitation,
-    TinyBert,
-    TinyBertSettings,
-    projected_encoder,
-    student_shape,
-    taught_places,
-)
+from baselines.distilled.axes.initialisation import projected_encoder
+from baselines.distilled.axes.knowledge import taught_places
+from baselines.distilled.axes.layer_matching import matched_layers
+from baselines.distilled.tinybert import LAYERS, Imitation, TinyBert, TinyBertSettings, student_shape
 from harness.core.errors import ConfigError
 from harness.core.tokens import Task, TokenSet
 from harness.encoder.backbone import Backbone
@@ -338,4 +334,5 @@ def test_states_that_teach_and_the_inputs_of_their_layers_are_read(
     teacher: int, student: int, places: Sequence[int]
 ) -> None:
     """For every taught layer, its state and its input, from which its attention follows."""
-    assert taught_places(teacher, student) == list(places)
+    pairs = matched_layers(LAYERS.matching, teacher, student)
+    assert taught_places(LAYERS, pairs, teacher) == list(places)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import ElectraForPreTraining
 
-from baselines.distilled.tinybert import Imitation, projected_encoder, student_shape
+from baselines.distilled.axes.initialisation import projected_encoder
+from baselines.distilled.tinybert import Imitation, student_shape
 from baselines.full_depth.bert_truncated import first_layers
 from harness import registry
 from harness.contracts import Execution, OperatingPoint
