@@ -30,7 +30,7 @@ ALONE = ("labels", "logits", "embeddings")  # compare no layers, so that no laye
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One student of the grid."""
 
     knowledge: str
@@ -51,11 +51,11 @@ class Cell:
         return {**_NO_LAYERS, **KNOWLEDGE[self.knowledge], **matching, **start}
 
 
-def cells(knowledge: Sequence[str], matchings: Sequence[str], inits: Sequence[str]) -> Iterator[Cell]:
+def cells(knowledge: Sequence[str], matchings: Sequence[str], inits: Sequence[str]) -> Iterator[GridCell]:
     """Yield all cells; knowledge without layers has one per start."""
     for init, kind in itertools.product(inits, knowledge):
         for matching in (NONE,) if kind in ALONE else matchings:
-            yield Cell(kind, matching, init)
+            yield GridCell(kind, matching, init)
 
 
 def usual_starts(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def check_starts(base: str, config: Mapping[str, Any], inits: Sequence[str]) -> 
         raise ConfigError(f"--init {init} {fixed}")
 
 
-def with_cells(profile: Profile, base: str, every: Sequence[Cell]) -> Profile:
+def with_cells(profile: Profile, base: str, every: Sequence[GridCell]) -> Profile:
     """Return a profile whose methods are the reference and the cells, as variants of a base method."""
     tables = {cell.name: {"like": base, **cell.settings} for cell in every}
     methods = [profile.reference, *tables]

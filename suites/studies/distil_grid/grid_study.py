@@ -41,7 +41,7 @@ from suites.studies.distil_grid.grid_cells import (
     KNOWLEDGE,
     MATCHINGS,
     NONE,
-    Cell,
+    GridCell,
     cells,
     check_starts,
     usual_starts,
@@ -145,7 +145,7 @@ class DistilGrid(DatasetStudy):
             )
         return found
 
-    def difference(self, pairs: Sequence[tuple[str, Cell, Cell]]) -> dict[str, float] | None:
+    def difference(self, pairs: Sequence[tuple[str, GridCell, GridCell]]) -> dict[str, float] | None:
         """Return the mean difference of pairs of cells, each dataset with the same weight; ``None`` without a pair.
 
         Differences are by test row, whose seeds and pairs are kept together.
@@ -181,7 +181,7 @@ class DistilGrid(DatasetStudy):
         first = CONTROL if axis == "knowledge" and CONTROL in values else values[0] if values else ""
         return ((value, first) for value in values if value != first)
 
-    def _pairs(self, axis: str, value: str, first: str) -> Iterator[tuple[str, Cell, Cell]]:
+    def _pairs(self, axis: str, value: str, first: str) -> Iterator[tuple[str, GridCell, GridCell]]:
         """Yield cells with a value and those that differ from them in one axis only."""
         for dataset, cell in itertools.product(self.settings.profile.datasets, self.args.cells):
             if getattr(cell, axis) != value:

@@ -9,7 +9,7 @@ import pytest
 
 from baselines.distilled.distil import DistilSettings
 from suites.studies.distil_grid import grid_study
-from suites.studies.distil_grid.grid_cells import ALONE, INITS, KNOWLEDGE, MATCHINGS, Cell, cells
+from suites.studies.distil_grid.grid_cells import ALONE, INITS, KNOWLEDGE, MATCHINGS, GridCell, cells
 from suites.studies.distil_grid.heat_maps import heat_maps
 
 
@@ -96,4 +96,4 @@ def test_failed_cells_are_drawn_as_such() -> None:
     other = {**one, "knowledge": "labels", "accuracy": None}
     drawn = heat_maps("toy", [one, other])
     assert "61.2" in drawn and "failed" in drawn and "nan" not in drawn
-    assert Cell("logits", "—", "random").name == "grid-logits-random"
+    assert GridCell("logits", "—", "random").name == "grid-logits-random"
