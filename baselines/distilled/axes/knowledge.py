@@ -34,14 +34,16 @@ from harness.toolkit.teachers.token_relations import queries_keys_values, relati
 class SampleLosses(StrictSettings):
     """Losses of other papers that compare samples or classes; 0 for none."""
 
-    alpha_ckd: float = Field(0.0, ge=0, description="weight of contrastive distillation of the states of [CLS] (DisCo)")
+    alpha_ckd: float = Field(
+        default=0.0, ge=0, description="weight of contrastive distillation of the states of [CLS] (DisCo)"
+    )
     alpha_relation: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="weight of the difference between both models' similarities of classes (as HIRE's relations)",
     )
     focus: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="exponent of the sample weights (1 - the teacher's p(label)) in the loss on soft answers; 0: equal weights",
     )
@@ -50,35 +52,40 @@ class SampleLosses(StrictSettings):
 class Knowledge(SampleLosses):
     """What one stage teaches; a weight of 0 leaves a part out."""
 
-    alpha_logits: float = Field(0.0, ge=0, description="weight of the teacher's answers")
+    alpha_logits: float = Field(default=0.0, ge=0, description="weight of the teacher's answers")
     logits: Literal["kl", "ce", "mse"] = Field(
-        "kl", description="kl: T^2 KL of soft answers; ce: their cross-entropy; mse: squared difference of logits"
+        default="kl",
+        description="kl: T^2 KL of soft answers; ce: their cross-entropy; mse: squared difference of logits",
     )
-    temperature: float = Field(1.0, gt=0, description="softens the answers of both in the loss")
-    alpha_hard: float = Field(0.0, ge=0, description="weight of the labels")
-    alpha_embeddings: float = Field(0.0, ge=0, description="weight of the squared difference of embeddings")
-    alpha_hidden: float = Field(0.0, ge=0, description="weight of the hidden states of matched layers")
-    hidden: Literal["mse", "cos"] = Field("mse", description="mse: squared difference of states; cos: 1 - cosine")
+    temperature: float = Field(default=1.0, gt=0, description="softens the answers of both in the loss")
+    alpha_hard: float = Field(default=0.0, ge=0, description="weight of the labels")
+    alpha_embeddings: float = Field(default=0.0, ge=0, description="weight of the squared difference of embeddings")
+    alpha_hidden: float = Field(default=0.0, ge=0, description="weight of the hidden states of matched layers")
+    hidden: Literal["mse", "cos"] = Field(
+        default="mse", description="mse: squared difference of states; cos: 1 - cosine"
+    )
     project: Literal["if-needed", "always"] = Field(
-        "if-needed",
+        default="if-needed",
         description="when trained matrices bring the student's embeddings and states to the teacher's width; if-needed: at "
         "unlike widths",
     )
-    alpha_attention: float = Field(0.0, ge=0, description="weight of the attention of matched layers")
+    alpha_attention: float = Field(default=0.0, ge=0, description="weight of the attention of matched layers")
     attention: Literal["scores", "probabilities"] = Field(
-        "scores", description="scores: squared difference before softmax (TinyBERT); probabilities: KL (MiniLM)"
+        default="scores", description="scores: squared difference before softmax (TinyBERT); probabilities: KL (MiniLM)"
     )
     alpha_token_relations: float = Field(
-        0.0, ge=0, description="weight of relations between a text's tokens in matched layers"
+        default=0.0, ge=0, description="weight of relations between a text's tokens in matched layers"
     )
     token_relations: Literal["value", "qkv"] = Field(
-        "value", description="value: of values (MiniLM); qkv: of queries, of keys and of values (MiniLMv2)"
+        default="value", description="value: of values (MiniLM); qkv: of queries, of keys and of values (MiniLMv2)"
     )
     relation_heads: int | None = Field(
-        None, ge=1, description="heads of these relations, in both models; by default the teacher's attention heads"
+        default=None,
+        ge=1,
+        description="heads of these relations, in both models; by default the teacher's attention heads",
     )
     matching: Matching = Field(
-        "uniform",
+        default="uniform",
         description="which layers teach: uniform: evenly spread; last: the last one alone; top, first: as many of the last or "
         "first ones as the student has; random: as many, drawn once from the seed",
     )

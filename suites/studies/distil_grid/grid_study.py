@@ -80,7 +80,6 @@ class DistilGrid(DatasetStudy):
                 metavar="A,B",
                 help=f"{', '.join(known)}; {usual}",
             )
-        parser.add_argument("--methods", help=argparse.SUPPRESS)
 
     @classmethod
     def _read(cls, doc: str | None, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
@@ -165,7 +164,7 @@ class DistilGrid(DatasetStudy):
 
     def effects(self) -> list[dict[str, Any]]:
         """Return for each value of an axis the difference from its first one, all else equal, and p by Holm over all of them."""
-        found = []
+        found: list[dict[str, Any]] = []
         for axis in AXES:
             values = list(dict.fromkeys(getattr(cell, axis) for cell in self.args.cells))
             if axis == "matching":
