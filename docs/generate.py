@@ -26,7 +26,8 @@ from harness.cli.run_options import parser
 from harness.contracts import Execution, HasSettings
 from harness.core.settings import describe
 from harness.data.cards import Columns, DatasetCard
-from harness.results import sample_columns, schema
+from harness.results import schema
+from harness.results.rows import sample_columns
 from harness.results.search_record import SearchPlan
 from harness.running.fit_resources import FitResources
 from harness.running.measuring.timing import TimingSettings

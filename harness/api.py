@@ -29,8 +29,8 @@ from harness.regression import compare as regression
 from harness.results import packed_run
 from harness.results.flat_result import flat
 from harness.results.packed_run import PackedRun
+from harness.results.rows.sample_columns import DEPTH_COLUMNS
 from harness.results.run_folder import RunFolder
-from harness.results.sample_columns import DEPTH_COLUMNS
 from harness.results.schema import Result
 from harness.running import profile as profiles
 from harness.running.cluster.cluster_run import ClusterRun
@@ -84,8 +84,8 @@ class Run:
         """Return one row per test sample and cell, for the cells that match all arguments given.
 
         Columns are ``dataset``, ``method``, ``point`` and ``seed``, then those of
-        :data:`harness.results.sample_columns.SAMPLE_COLUMNS`: length, label, prediction, confidence, exit layer, ...
-        Cells of an oracle also have :data:`harness.results.sample_columns.DEPTH_COLUMNS`, missing (``<NA>``) in other cells.
+        :data:`harness.results.rows.sample_columns.SAMPLE_COLUMNS`: length, label, prediction, confidence, exit layer, ...
+        Cells of an oracle also have :data:`harness.results.rows.sample_columns.DEPTH_COLUMNS`, missing (``<NA>``) in other cells.
 
         Raises:
             UnknownNameError: no cell of this run has that method, dataset, point or seed.

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from harness.core.command_line import exit_codes
+from harness.results.rows.sample_columns import SAMPLE_COLUMNS
 from harness.results.run_folder import RunFolder
-from harness.results.sample_columns import SAMPLE_COLUMNS
 from harness.results.schema import Result
 from reports.build import write_report
 

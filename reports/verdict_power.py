@@ -27,7 +27,7 @@ import pandas as pd
 from harness.core.command_line import exit_codes
 from harness.core.files import write_json
 from harness.core.terminal_table import terminal_table
-from harness.results.sample_columns import DEPTH_COLUMNS
+from harness.results.rows.sample_columns import DEPTH_COLUMNS
 from harness.results.schema import Cell, Checks, Cost, Quality, Result, Speed
 from reports.analysis.result_rows import ResultRow, average_over_seeds
 from reports.analysis.roles import CONSTANT, LENGTH, ORACLE, PREDICTS, SEQUENTIAL

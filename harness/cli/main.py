@@ -1,4 +1,4 @@
-"""``geep-bench``: run, report, choose, compare, pack, export, predict, list, flops, pretrain, distill.
+"""``geep-bench``: run, report, choose, compare, pack, publish, export, predict, list, flops, pretrain, distill.
 
 Commands import what they need when they are called, so that ``--help`` is quick.
 """
@@ -108,6 +108,16 @@ def _pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def _publish(args: argparse.Namespace) -> int:
+    from harness.results.published_run import publish
+
+    made = publish(args.run, args.out)
+    if without := made.cells - made.with_rows:
+        print(f"{without} of {made.cells} cells have no usable per-sample rows", file=sys.stderr)
+    print(f"published: {args.out} ({made.cells} cells, {made.bytes / 2**20:.1f} MiB)")
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
     from harness.deploy.exporting import export
     from harness.deploy.hub_upload import push_to_hub
@@ -207,6 +217,7 @@ COMMANDS = {
     "choose": _choose,
     "compare": _compare,
     "pack": _pack,
+    "publish": _publish,
     "export": _export,
     "predict": _predict,
     "list": _list,

@@ -249,6 +249,15 @@ def parser() -> argparse.ArgumentParser:
     packing.add_argument("run", type=path, metavar="RUN", help="run folder")
     packing.add_argument("file", type=path, metavar="FILE", help="packed run to write")
 
+    publishing = commands.add_parser(
+        "publish",
+        help="copy a run, small enough to publish and complete",
+        description="Copy a run folder with the per-sample rows of all cells in one small file. Reports can be made from the copy, "
+        "and a run with --out and a copy of it continues; fits are not included.",
+    )
+    publishing.add_argument("run", type=path, metavar="RUN", help="run folder")
+    publishing.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write; new or empty")
+
     raw = argparse.RawDescriptionHelpFormatter
     add_export_options(
         commands.add_parser("export", help="write a measured cell as a model", description=EXPORT, formatter_class=raw),

@@ -15,7 +15,7 @@ from harness.core.tokens import TokenSet
 from harness.core.work import BEFORE
 from harness.measure.passes import Contender, precision, timed_pass
 from harness.measure.resources import SavedState, joules
-from harness.results.sample_columns import MOST_LAYERS
+from harness.results.rows.sample_columns import MOST_LAYERS
 from harness.results.schema import Latency, Resources
 
 CALLS = 100  # single samples that are timed

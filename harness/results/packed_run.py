@@ -25,9 +25,9 @@ from harness.core.errors import ResultError
 from harness.core.files import write_text
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
-from harness.results.answer_bits import from_bits, to_bits
+from harness.results.rows.answer_bits import from_bits, to_bits
+from harness.results.rows.sample_columns import BEFORE_BIT, DEPTH_COLUMNS
 from harness.results.run_folder import RunFolder, failed_cell
-from harness.results.sample_columns import BEFORE_BIT, DEPTH_COLUMNS
 from harness.results.schema import SCHEMA, Binding, Cell, Result
 from harness.results.strict_record import StrictRecord
 
@@ -63,7 +63,7 @@ class PackedCell(StrictRecord):
     per-sample rows. ``rows``: hash of index and label of the test rows in file order; ``tokens``: tokens of all of them.
     ``sketch`` and ``sketch_exits``: base64 of the confidence (float32) and exit layer (uint8) of up to 64 samples, evenly
     spaced, which distinguish fits (:func:`same_fit`). ``depths``: base64 of the columns
-    :data:`harness.results.sample_columns.DEPTH_COLUMNS` of cells that have them, one after the other: of every layer a bit per
+    :data:`harness.results.rows.sample_columns.DEPTH_COLUMNS` of cells that have them, one after the other: of every layer a bit per
     sample, eight per byte, and last, with ``depths_before``, what answers before layer 1. ``exits``: samples that answered from
     layer 1, 2, ...; ``answered_before``: before layer 1. ``together``: cells beside the same passes of the reference.
     ``machine`` and ``binding``: index into the lists of :class:`PackedRun`; results of older versions have no binding.
@@ -131,7 +131,7 @@ class PackedCell(StrictRecord):
 
     @cached_property
     def depth_columns(self) -> dict[str, np.ndarray] | None:
-        """The columns :data:`harness.results.sample_columns.DEPTH_COLUMNS`, int64 [n] each; None if the cell has none.
+        """The columns :data:`harness.results.rows.sample_columns.DEPTH_COLUMNS`, int64 [n] each; None if the cell has none.
 
         Raises:
             ValueError: they are damaged.
@@ -286,7 +286,7 @@ def pack(path: Path | str) -> PackedRun:
     problems = []
     if unread := len(run.without_rows):
         problems.append(f"{unread} of {len(cells)} cells of {run.path.name} have no usable per-sample rows")
-    damaged = [why for cell, why in run.without_rows.items() if run.samples_path(cell).exists()]
+    damaged = [why for cell, why in run.without_rows.items() if run.has_rows(cell)]
     commits = [str(commit) for result in results if (commit := result.fingerprint.get("commit"))]
     return PackedRun(
         name=clean(run.path.resolve().name),

@@ -5,6 +5,7 @@
     RUN/run.json                 profile and options, for information
     RUN/results/<stem>.json      one Result per cell
     RUN/samples/<stem>.parquet   its per-sample rows
+    RUN/rows.parquet             those of cells without such a file, in a published run
     RUN/failures/<stem>.json     cells whose method raised, with the traceback
     RUN/report/                  written by ``geep-bench report``
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from harness.core.errors import ResultError, format_error
 from harness.core.files import write_atomic, write_json, write_text
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
-from harness.results.sample_columns import DEPTH_COLUMNS, SAMPLE_COLUMNS
+from harness.results.rows.row_archive import CellRows, RowArchive, write_archive
+from harness.results.rows.sample_columns import DEPTH_COLUMNS, SAMPLE_COLUMNS
 from harness.results.schema import Cell, Result
 from harness.results.stored import UNREADABLE, read_result, read_rows, samples_fault, stored_form
 
@@ -63,6 +66,8 @@ class RunFolder:
         self.path = Path(path)
         self.broken: list[str] = []
         self.without_rows: dict[Cell, str] = {}
+        self._archive = RowArchive(self.path)
+        self._checksums: dict[Cell, str] = {}  # of the files with rows, as results state them
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
@@ -112,6 +117,26 @@ class RunFolder:
         write_json(self.result_path(result.cell), stored_form(result, self.samples_path(result.cell)))
         self.without_rows.pop(result.cell, None)
 
+    def archive_rows(self, folder: Path, results: Iterable[Result]) -> int:
+        """Write the per-sample rows of results, as far as they are intact, into one file of another folder.
+
+        Args:
+            results: those that :meth:`results` returned.
+
+        Returns:
+            the number of cells in the file.
+
+        Raises:
+            WriteError: the file cannot be written.
+        """
+        cells = [result.cell for result in results if result.cell not in self.without_rows]
+        write_archive(folder, (CellRows(stem(cell), self._checksums[cell], self.samples(cell)) for cell in cells))
+        return len(cells)
+
+    def has_rows(self, cell: Cell) -> bool:
+        """Return whether there are per-sample rows of a cell, intact or not."""
+        return self.samples_path(cell).exists() or self._archive.exists
+
     def forget_result(self, name: str) -> None:
         """Delete the result called ``name`` (see :func:`stem`), then its samples."""
         (self.path / "results" / f"{name}.json").unlink(missing_ok=True)
@@ -136,7 +161,8 @@ class RunFolder:
                 continue
             cell = stored.result.cell
             samples = self.samples_path(cell)
-            fault = samples_fault(stored, samples)
+            self._checksums[cell] = stored.samples_checksum
+            fault = samples_fault(stored, samples, self._archive)
             if fault is not None and fault.kind == "contradicts":
                 self._set_aside(path, f"the result {path} contradicts its own per-sample rows: {samples} {fault.text}")
                 continue
@@ -167,9 +193,9 @@ class RunFolder:
         return sentences
 
     def samples(self, cell: Cell) -> pd.DataFrame:
-        """Return the per-sample rows of a cell, with the columns :data:`harness.results.sample_columns.SAMPLE_COLUMNS`.
+        """Return the per-sample rows of a cell, with the columns :data:`harness.results.rows.sample_columns.SAMPLE_COLUMNS`.
 
-        Some cells also have the columns :data:`harness.results.sample_columns.DEPTH_COLUMNS`.
+        Some cells also have the columns :data:`harness.results.rows.sample_columns.DEPTH_COLUMNS`.
 
         Raises:
             ResultError: the file is missing or unreadable, or :meth:`results` found that it is not what was measured.
@@ -178,6 +204,11 @@ class RunFolder:
         if fault := self.without_rows.get(cell):
             raise ResultError(f"{fault}: its cell is measured again by another run with --out {self.path}")
         try:
+            if not path.is_file():
+                if cell not in self._checksums:
+                    self._checksums[cell] = read_result(self.result_path(cell)).samples_checksum
+                if (found := self._archive.rows(path.stem, self._checksums[cell])) is not None:
+                    return found
             return read_rows(path)
         except UNREADABLE as error:
             raise ResultError(f"cannot read {path}: {error}: delete {self.result_path(cell)} and run again") from error

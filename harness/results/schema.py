@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, ConfigDict, Field
 
 from harness.core.names import FolderLabel, Label, StoredName
-from harness.results.answer_bits import AnswerBits
+from harness.results.rows.answer_bits import AnswerBits
 from harness.results.strict_record import StrictRecord
 
 SCHEMA = 1

@@ -14,19 +14,17 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow
 from pandas.api.types import is_integer_dtype, is_numeric_dtype
 from pyarrow import parquet
 
 from harness.core.errors import ResultError
 from harness.core.names import clean_all
 from harness.core.text_formats import read_json
-from harness.results.sample_columns import BEFORE_BIT, DEPTH_COLUMNS, SAMPLE_COLUMNS
+from harness.results.rows.row_archive import UNREADABLE, RowArchive
+from harness.results.rows.sample_columns import BEFORE_BIT, DEPTH_COLUMNS, SAMPLE_COLUMNS
 from harness.results.schema import SCHEMA, Result
 
 CHECKSUMS = "checksums"
-# Everything that pyarrow raises for a file that is not intact.
-UNREADABLE = (OSError, ValueError, KeyError, NotImplementedError, pyarrow.ArrowException)
 
 
 class StoredResult(NamedTuple):
@@ -84,12 +82,17 @@ def read_rows(source: Path | io.BytesIO) -> pd.DataFrame:
     return parquet.read_table(source).to_pandas(ignore_metadata=True)
 
 
-def samples_fault(stored: StoredResult, samples: Path) -> Fault | None:
-    """Return what is wrong with the per-sample rows of a result; None if they are intact."""
+def samples_fault(stored: StoredResult, samples: Path, archive: RowArchive) -> Fault | None:
+    """Return what is wrong with the per-sample rows of a result; None if they are intact.
+
+    Args:
+        samples: the cell's own file.
+        archive: has the rows of cells without one.
+    """
     try:
         raw = samples.read_bytes()
     except FileNotFoundError:
-        return Fault("missing", "is missing")
+        return _archive_fault(stored, samples.stem, archive)
     except OSError as error:
         return Fault("damaged", f"cannot be read ({error.strerror})")
     if stored.samples_checksum and stored.samples_checksum == _digest(raw):
@@ -103,6 +106,19 @@ def samples_fault(stored: StoredResult, samples: Path) -> Fault | None:
     if text := _contradiction(stored.result, frame):
         return Fault("contradicts", text)
     return Fault("damaged", "does not match the checksum in its result") if stored.samples_checksum else None
+
+
+def _archive_fault(stored: StoredResult, name: str, archive: RowArchive) -> Fault | None:
+    try:
+        frame = archive.rows(name, stored.samples_checksum)
+    except ResultError as error:
+        return Fault("damaged", f"is missing, and {error}")
+    if frame is None:
+        return Fault("missing", "is missing")
+    if text := _unusable(frame):
+        return Fault("damaged", text)
+    text = _contradiction(stored.result, frame)
+    return Fault("contradicts", text) if text else None
 
 
 def _unusable(frame: pd.DataFrame) -> str:

@@ -18,8 +18,8 @@ from harness.core.work import BEFORE
 from harness.measure.diagnostics import DepthAnswers, Diagnostics
 from harness.measure.passes import Contender, Measured
 from harness.measure.statistics import bootstrap_interval, calibration_error
-from harness.results.answer_bits import to_bits
-from harness.results.sample_columns import BEFORE_BIT, DEPTH_COLUMNS
+from harness.results.rows.answer_bits import to_bits
+from harness.results.rows.sample_columns import BEFORE_BIT, DEPTH_COLUMNS
 from harness.results.schema import SCHEMA, AnswerBits, Binding, Cell, Checks, Cost, Loyalty, Quality, Result, Training
 from harness.running.task import Prepared
 
@@ -162,7 +162,7 @@ def _loyalty(measured: Measured) -> Loyalty | None:
 
 
 def depth_bits(answers: DepthAnswers, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return which layers are right and which agree with the last one, as :data:`harness.results.sample_columns.DEPTH_COLUMNS`.
+    """Return :data:`~harness.results.rows.sample_columns.DEPTH_COLUMNS`: which layers are right, and which agree with the last one.
 
     Args:
         labels: gold labels, int64 [N].
@@ -191,10 +191,10 @@ def training_conditions(report: TrainingCost, dev_rows: int) -> dict[str, Any]:
 
 
 def sample_rows(measured: Measured, prepared: Prepared, depths: DepthAnswers | None = None) -> pd.DataFrame:
-    """Return one row per test sample (columns: :data:`harness.results.sample_columns.SAMPLE_COLUMNS`).
+    """Return one row per test sample (columns: :data:`harness.results.rows.sample_columns.SAMPLE_COLUMNS`).
 
     Args:
-        depths: what every exit would answer, which gives the columns :data:`harness.results.sample_columns.DEPTH_COLUMNS`.
+        depths: what every exit would answer, which gives the columns :data:`harness.results.rows.sample_columns.DEPTH_COLUMNS`.
     """
     predictions, labels = measured.predictions, prepared.test.labels.numpy()
     label = predictions.logits.argmax(1)

@@ -13,8 +13,8 @@ import pandas as pd
 from harness.core.errors import ResultError
 from harness.core.names import clean, clean_all
 from harness.core.text_formats import read_json
+from harness.results.rows.sample_columns import DEPTH_COLUMNS
 from harness.results.run_folder import RunFolder
-from harness.results.sample_columns import DEPTH_COLUMNS
 from harness.results.schema import Cell, Result
 from harness.results.search_record import SearchRecord, Trial
 from harness.results.stored import read_result
@@ -252,7 +252,7 @@ class SampleReader:
     def __init__(self, run: RunFolder, results: Sequence[Result] = ()) -> None:
         self.run = run
         self.problems: list[str] = []
-        self.stripped = bool(results) and not any(run.samples_path(result.cell).exists() for result in results)
+        self.stripped = bool(results) and not any(run.has_rows(result.cell) for result in results)
         if self.stripped:
             self.problems.append(
                 "they were removed from this run; paired tests, predictor quality and difficulty are missing."
@@ -262,7 +262,7 @@ class SampleReader:
     def read(self, cell: Cell) -> pd.DataFrame | None:
         """Return :data:`COLUMNS` indexed by test row, in its order; None where there is no usable file.
 
-        Rows of a cell that knows the answers of every exit also have :data:`harness.results.sample_columns.DEPTH_COLUMNS`.
+        Rows of a cell that knows the answers of every exit also have :data:`harness.results.rows.sample_columns.DEPTH_COLUMNS`.
         """
         if cell not in self._read:
             self._read[cell] = None if self.stripped else self._load(cell)

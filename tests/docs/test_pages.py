@@ -79,7 +79,7 @@ def test_generated_pages_follow_the_code(tmp_path: Path) -> None:
     """The generated reference has every command, option, profile key, stored field and registered method."""
     from harness import registry
     from harness.data.cards import DatasetCard
-    from harness.results.sample_columns import SAMPLE_COLUMNS
+    from harness.results.rows.sample_columns import SAMPLE_COLUMNS
     from harness.results.schema import Cell, Result
     from harness.running.profile import Profile
 
@@ -87,7 +87,19 @@ def test_generated_pages_follow_the_code(tmp_path: Path) -> None:
     assert generate.main([str(tmp_path)]) == 0
     pages = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.md")}
     assert {f"docs/reference/{name}" for name in pages} == GENERATED
-    for command in ("run", "report", "compare", "pack", "export", "predict", "list", "flops", "pretrain", "distill"):
+    for command in (
+        "run",
+        "report",
+        "compare",
+        "pack",
+        "publish",
+        "export",
+        "predict",
+        "list",
+        "flops",
+        "pretrain",
+        "distill",
+    ):
         assert f"\n## `{command}`" in pages["command-line.md"]
     for option in ("--profile P", "--gate", "--minutes M", "--dtype {auto,float32,bfloat16}"):
         assert f"`{option}`" in pages["command-line.md"]

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.results.rows.sample_columns import BEFORE_BIT, SAMPLE_COLUMNS
 from harness.results.run_folder import RunFolder
-from harness.results.sample_columns import BEFORE_BIT, SAMPLE_COLUMNS
 from harness.results.schema import (
     Binding,
     Cell,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,6 +11,7 @@ import pytest
 
 import reports.build
 from harness.core.errors import ResultError
+from harness.results.published_run import publish
 from reports.build import write_report
 
 
@@ -46,6 +48,18 @@ def test_every_expected_file_exists(report):
     assert wanted <= files
     assert all((report / name).stat().st_size for name in files)
     assert "tables/difficulty-weibo.csv" not in files
+
+
+def test_a_published_copy_gives_the_same_tables(plausible_run, report, without_figures, tmp_path):
+    """Verdicts, predictor quality and difficulty need rows of single samples, which a copy has in one file."""
+    copy = tmp_path / plausible_run.name
+    publish(plausible_run, copy)
+    shutil.rmtree(copy / "report", ignore_errors=True)
+    made = write_report(copy).parent / "tables"
+    tables = sorted(path.name for path in (report / "tables").iterdir())
+    assert sorted(path.name for path in made.iterdir()) == tables
+    for name in tables:
+        assert (made / name).read_text("utf-8") == (report / "tables" / name).read_text("utf-8"), name
 
 
 def test_every_link_leads_to_a_file(report, page):

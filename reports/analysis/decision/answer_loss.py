@@ -9,7 +9,7 @@ from math import sqrt
 import numpy as np
 
 from harness.measure.paired_tests import stratified_difference, worst_case
-from harness.results.answer_bits import from_bits
+from harness.results.rows.answer_bits import from_bits
 from harness.results.schema import Cell, Result
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.run_contents import Reader

@@ -16,7 +16,7 @@ from harness.measure.expected_exits import (
     share_of_deeper,
     unpack_layers,
 )
-from harness.results.sample_columns import BEFORE_BIT, DEPTH_COLUMNS
+from harness.results.rows.sample_columns import BEFORE_BIT, DEPTH_COLUMNS
 from reports.analysis.result_rows import ResultRow
 from reports.analysis.roles import ORACLE
 from reports.analysis.run_contents import Reader

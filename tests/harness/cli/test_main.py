@@ -312,6 +312,13 @@ def test_a_complete_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["report", "out"]) == 0
     assert (report / "report.md").is_file()
 
+    assert main(["publish", "out", "--out", "copy"]) == 0
+    assert "published: copy (2 cells, " in capsys.readouterr().out
+    assert main(["publish", "out", "--out", "copy"]) == 2
+    assert "copy is not an empty folder" in capsys.readouterr().err
+    assert main(run(out="copy")) == 0
+    assert "cells: 0 measured, 2 kept from before, 0 failed" in capsys.readouterr().out
+
 
 def test_results_of_another_schema_are_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither a run nor a report changes results of another schema."""

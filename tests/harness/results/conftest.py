@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.results.rows.sample_columns import SAMPLE_COLUMNS
 from harness.results.run_folder import RunFolder
-from harness.results.sample_columns import SAMPLE_COLUMNS
 from harness.results.schema import Cell, Checks, Cost, Quality, Result, Speed
 from tests.harness.conftest import CELL
 

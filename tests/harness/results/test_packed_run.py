@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from harness.core.errors import ResultError
 from harness.results.packed_run import PackedCell, PackedRun, load, machine_of, pack, same_fit, write
+from harness.results.rows.sample_columns import BEFORE_BIT, DEPTH_COLUMNS, SAMPLE_COLUMNS
 from harness.results.run_folder import RunFolder, failed_cell
-from harness.results.sample_columns import BEFORE_BIT, DEPTH_COLUMNS, SAMPLE_COLUMNS
 from harness.results.schema import Checks, Cost, Quality, Result, Speed
 from tests.harness.results.conftest import make_cell
 

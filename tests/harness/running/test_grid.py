@@ -14,6 +14,7 @@ from harness import registry
 from harness.api import Run
 from harness.contracts import OperatingPoint
 from harness.core.tokens import TokenSet
+from harness.results.published_run import publish
 from harness.results.run_folder import RunFolder
 from harness.running import session
 from harness.running.grid import Grid, GridOutcome
@@ -257,3 +258,13 @@ def test_results_of_other_settings_beside_a_plan_of_these_are_measured_again(
     assert counts(run(settings)) == (1, 1, 0)
     assert "cells of other settings, data or weights" in capsys.readouterr().err
     assert {result.speed.rounds for result in RunFolder.open(settings.out).results() if result.speed} == {2}
+
+
+def test_a_published_copy_continues(stage: Any, settings: Settings, tmp_path: Path) -> None:
+    """A copy without fits keeps its cells: nothing is fitted for them, and only what is new is measured."""
+    run(settings)
+    publish(settings.out, tmp_path / "copy")
+    copied = replace(settings, out=tmp_path / "copy")
+    stage.fits.clear()
+    assert counts(run(copied)) == (0, len(expected(settings)), 0) and not stage.fits
+    assert counts(run(change(copied, seeds=[0, 3]))) == (12, 12, 0)

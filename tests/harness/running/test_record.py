@@ -14,7 +14,7 @@ from harness.contracts import Predictions
 from harness.core.tokens import Split, TokenSet
 from harness.core.work import BEFORE, Work
 from harness.measure.diagnostics import DepthAnswers
-from harness.results.answer_bits import from_bits
+from harness.results.rows.answer_bits import from_bits
 from harness.results.schema import Training
 from harness.running.record import answer_bits, depth_bits, loyalty, quality, sample_rows, training_conditions
 from harness.toolkit.training import TrainingReport

@@ -15,8 +15,8 @@ from harness.core.errors import UnknownNameError
 from harness.core.tokens import TokenSet
 from harness.measure import diagnostics
 from harness.regression.compare import compare
-from harness.results.answer_bits import from_bits
 from harness.results.packed_run import pack
+from harness.results.rows.answer_bits import from_bits
 from harness.results.run_folder import RunFolder
 from harness.results.schema import Result
 from harness.running import grid

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.results.answer_bits import to_bits
+from harness.results.rows.answer_bits import to_bits
 from harness.results.schema import AnswerBits, Cell, Checks, Cost, Latency, Quality, Resources, Result, Speed
 from reports.analysis.decision.answer_loss import StoredAnswers, loss_of
 from reports.analysis.decision.deciding import ACCURACIES, DEV, HALVES, Decision, Requirements, decide
