@@ -233,8 +233,12 @@ def executions() -> st.SearchStrategy[Execution]:
 
 
 @pytest.fixture(scope="session")
-def same_however_run(unseen: Split) -> Callable[[Fitted, OperatingPoint, Execution, Sequence[int]], None]:
-    """Return a check that samples get the same answers in any order and execution as one by one on arrival."""
+def same_however_run(unseen: Split) -> Callable[..., None]:
+    """Return a check that samples get the same answers in any order and execution as one by one on arrival.
+
+    With ``rounded``, logits of one row in ten may differ by more than noise, by a tenth of their spread: where activations are
+    rounded, noise of another batch shape now and then changes an integer.
+    """
     alone: dict[tuple[int, str], Predictions] = {}
 
     def predict(fitted: Fitted, at: OperatingPoint, tokens: TokenSet) -> Predictions:
@@ -242,7 +246,9 @@ def same_however_run(unseen: Split) -> Callable[[Fitted, OperatingPoint, Executi
             at = replace(at, foresight=fitted.foresee(tokens, at=at))
         return fitted.predict(tokens, at=at)
 
-    def check(fitted: Fitted, at: OperatingPoint, execution: Execution, order: Sequence[int]) -> None:
+    def check(
+        fitted: Fitted, at: OperatingPoint, execution: Execution, order: Sequence[int], *, rounded: bool = False
+    ) -> None:
         key = (id(fitted), at.name)
         if key not in alone:
             one = Execution(batch_size=1, order="arrival", max_length=16)
@@ -250,7 +256,9 @@ def same_however_run(unseen: Split) -> Callable[[Fitted, OperatingPoint, Executi
         expected = alone[key]
         found = predict(fitted, replace(at, execution=execution), unseen.tokens.select(order))
         np.testing.assert_array_equal(found.exit_layer, expected.exit_layer[order])
-        np.testing.assert_allclose(found.logits, expected.logits[order], atol=1e-4, rtol=1e-4)
+        same = np.isclose(found.logits, expected.logits[order], atol=1e-4, rtol=1e-4).all(axis=1)
+        assert same.mean() >= (0.9 if rounded else 1)
+        np.testing.assert_allclose(found.logits, expected.logits[order], atol=0.1 * expected.logits.std())
         np.testing.assert_array_equal(found.logits.argmax(1), expected.logits[order].argmax(1))
         for kind in ("layer", "head"):
             assert found.work.rows(kind) == expected.work.rows(kind)

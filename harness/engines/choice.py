@@ -17,7 +17,8 @@ import torch
 from harness.contracts import ASSIGNED, BY_RULE, EngineName, Execution, Fitted
 from harness.core.errors import MethodError
 from harness.core.tokens import TokenSet
-from harness.encoder.device_kernels.int8_linear import CallLinear, Int8Linear
+from harness.encoder.device_kernels.int8_linear import CallLinear, Int8Linear, sums_overflow
+from harness.encoder.device_kernels.packed_linear import can_pack
 from harness.encoder.multi_exit import MultiExitModel
 from harness.engines.ctranslate2_encoder import CTranslate2, CTranslate2Int8
 from harness.engines.int8 import check_exact, quantised
@@ -48,9 +49,11 @@ CHANGES: Mapping[EngineName, Mapping[str, Any]] = {
     **{name: {"dtype": "float32", "compute": "eager"} for name in WHOLE},
 }
 # Raised when answers or times of an engine change, so that its cells are measured again. Since 2: heads in float32.
-VERSIONS: dict[EngineName, int] = {"bfloat16": 2, "int8": 2, "int8-call": 2}
+VERSIONS: dict[EngineName, int] = {"bfloat16": 2, "int8": 2, "int8-call": 2, "onnx-int8": 2}
 LINEAR: Mapping[EngineName, type[Int8Linear]] = {"int8": Int8Linear, "int8-call": CallLinear}
 CPU_ONLY = ("packed", *LINEAR, *WHOLE)
+# What loses a bit where sums of products would overflow.
+OVERFLOWS: Mapping[EngineName, str] = {"int8": "activations", "onnx-int8": "weights"}
 CALIBRATION = 128  # training rows
 # Where a fitted method leaves the executor to the run: the key of the execution, and its values.
 EXECUTORS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -109,6 +112,8 @@ def check_engine(engine: EngineName, name: str, device: str, kind: type | None) 
     if engine in CPU_ONLY and torch.device(device).type != "cpu":
         raise MethodError(f"{where} runs on the CPU only, not on {device}: use --device cpu, or leave the method out")
     try:
+        if engine == "bfloat16" and torch.device(device).type == "cpu" and not can_pack(torch.bfloat16):
+            raise MethodError("this CPU has no products of bfloat16: use another engine on this machine")
         if engine in LINEAR:
             check_exact()
         if engine in WHOLE:
@@ -130,6 +135,15 @@ def _refusal(engine: EngineName, kind: type) -> str | None:
     if kind.compute is not None and CHANGES[engine].get("compute", kind.compute) not in (kind.compute, "packed"):
         return f"cannot be, since this method always runs its blocks {kind.compute}"
     return None
+
+
+def engine_notes(engine: EngineName | None) -> list[str]:
+    """Return what readers of results must know about an engine on this machine."""
+    if engine is None or engine not in OVERFLOWS or not sums_overflow():
+        return []
+    return [
+        f"{engine}: {OVERFLOWS[engine]} have 7 bits instead of 8, since this CPU (without VNNI) adds pairs of products in 16 bits"
+    ]
 
 
 def on_engine(engine: EngineName, fitted: Fitted, train: TokenSet | None = None) -> Fitted:

@@ -2,7 +2,8 @@
 
 Attention is ONNX Runtime's own fused operation, and its transformer optimiser fuses what else it can. In int8, weights are
 quantised per output channel and activations at run time (``quantize_dynamic``), with one scale for all tokens of a batch: an
-answer depends on its batch. Requires the extra ``onnx``.
+answer depends on its batch. On CPUs without VNNI, where sums of products would overflow, weights have 7 bits. Requires the extra
+``onnx``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.core.tokens import TokenSet
+from harness.encoder.device_kernels.int8_linear import sums_overflow
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import Reach
 from harness.engines.onnx_export import GRAPH, INPUTS, PaddedGrid, export
@@ -113,6 +115,7 @@ class OnnxInt8(OnnxGraph):
                 place,
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
+                reduce_range=sums_overflow(),  # weights of 7 bits
                 # Of what follows fused attention, about which shape inference knows nothing.
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )

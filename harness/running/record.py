@@ -80,7 +80,7 @@ def build_result(
     """Return the stored form of one measurement.
 
     Args:
-        notes: on what this method learns from, in addition to those on the dataset.
+        notes: on what this method learns from and on its engine, in addition to those on the dataset.
         dev: predictions for the dev rows, of methods.
 
     Raises:

@@ -28,7 +28,7 @@ from harness.core.files import cache_root, require_space
 from harness.core.names import LONGEST_FILE_NAME, check_label, clean
 from harness.core.tokens import Task
 from harness.encoder.backbone import EMBEDDED, Backbone, check_length, load_backbone, shape_of
-from harness.engines.choice import check_engine, check_executor, execution_on, on_engine
+from harness.engines.choice import check_engine, check_executor, engine_notes, execution_on, on_engine
 from harness.execution.engine_cache import without_compiler
 from harness.measure.passes import Contender
 from harness.measure.resources import SavedState
@@ -136,10 +136,10 @@ class Session:
         return found
 
     def notes(self, name: str) -> list[str]:
-        """Return notes on what a method, or one that it needs, learns from beyond the dataset's train rows."""
+        """Return notes on what a method, or one that it needs, learns from beyond train rows, and on its engine."""
         profile = self.settings.profile
         uses = any(profile.uses_unlabelled(one) for one in profile.in_order([name]))
-        return self.prepared.unlabelled_notes() if uses else []
+        return [*(self.prepared.unlabelled_notes() if uses else ()), *engine_notes(profile.engine(name))]
 
     def _tell(self, remarks: Iterable[str]) -> None:
         for remark in remarks:

@@ -26,6 +26,7 @@ from harness.cli.argument_types import OneLineParser, comma_separated, one_of, w
 from harness.contracts import Predictions, TorchEngine
 from harness.core.command_line import exit_codes
 from harness.core.environment import environment_facts
+from harness.core.errors import MethodError
 from harness.core.files import write_json
 from harness.core.terminal_table import terminal_table
 from harness.encoder.shape import EncoderShape
@@ -72,6 +73,24 @@ def measure(
     return rows
 
 
+def _checked(asked: Sequence[TorchEngine] | None) -> list[TorchEngine]:
+    """Return the engines that were asked for, or those of :data:`ENGINES` that run here; the others are named.
+
+    Raises:
+        MethodError: an engine that was asked for does not run here.
+    """
+    able: list[TorchEngine] = []
+    for engine in ENGINES if asked is None else asked:
+        try:
+            check_engine(engine, NAME, "cpu", None)
+            able.append(engine)
+        except MethodError as error:
+            if asked is not None:
+                raise
+            print(f"{error}: not measured", file=sys.stderr)
+    return able
+
+
 @exit_codes(NAME)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
@@ -81,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     others = comma_separated(one_of(*(name for name in EXECUTORS if name != "bert")))
     parser.add_argument("--shapes", type=shapes, default=list(SHAPES), metavar="A,B", help=", ".join(SHAPES))
     parser.add_argument(
-        "--engines", type=engines, default=list(ENGINES), metavar="A,B", help=f"default {','.join(ENGINES)}"
+        "--engines", type=engines, metavar="A,B", help=f"default: those of {', '.join(ENGINES)} that this CPU can run"
     )
     parser.add_argument(
         "--executors", type=others, default=list(RUN[1:]), metavar="A,B", help="executors to run besides full depth"
@@ -91,8 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=count, default=5, metavar="N", help="timed rounds; default 5")
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write JSON here")
     args = parser.parse_args(arguments)
-    for engine in args.engines:
-        check_engine(engine, NAME, "cpu", None)
+    args.engines = _checked(args.engines)
     rows = []
     for shape in args.shapes:
         workload = ExecutorWorkload(SHAPES[shape], args.samples, "cpu", "float32")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -25,14 +26,15 @@ from harness.contracts import EngineName, Execution, Fitted, Foresees, Operating
 from harness.core.errors import MethodError
 from harness.core.tokens import Split, Task, TokenSet
 from harness.encoder.backbone import Backbone
-from harness.encoder.device_kernels.int8_linear import CallLinear, Int8Linear
+from harness.encoder.device_kernels import int8_linear
+from harness.encoder.device_kernels.int8_linear import CallLinear, Int8Linear, activation_steps
 from harness.encoder.device_kernels.packed_linear import can_pack, plus
-from harness.engines.choice import execution_on, on_engine
+from harness.engines.choice import engine_notes, execution_on, on_engine
 from harness.engines.int8 import check_exact, quantised
 from harness.measure.resources import SavedState
 from harness.toolkit.fitted import FittedModel, FullDepth
 
-Check = Callable[[Fitted, OperatingPoint, Execution, list[int]], None]
+Check = Callable[..., None]
 FULL = OperatingPoint("full")
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch has no int8 products")
@@ -54,7 +56,10 @@ def rows_of(draw: Any, rows: int, width: int) -> torch.Tensor:
 @given(data=st.data())
 @settings(max_examples=40)
 def test_rounding_stays_within_its_bound(data: st.DataObject) -> None:
-    """The error of each product is at most half a step of either side: |x w - x' w'| <= (s_x |w| + s_w |x| + s_x s_w / 2) / 2."""
+    """The error of each product is at most half a step of either side: |x w - x' w'| <= (s_x |w| + s_w |x| + s_x s_w / 2) / 2.
+
+    A step of an activation is 1/127 of its row's largest value, or 1/63 on CPUs where sums would overflow.
+    """
     rows, width, outputs = (data.draw(st.integers(least, 20)) for least in (1, 2, 1))
     torch.manual_seed(data.draw(st.integers(0, 99)))
     linear = nn.Linear(width, outputs)
@@ -62,7 +67,7 @@ def test_rounding_stays_within_its_bound(data: st.DataObject) -> None:
     with torch.inference_mode():
         off = (Int8Linear.of(linear)(x).double() - linear.double()(x.double())).abs()
     w = linear.weight.detach().abs()
-    step_x, step_w = x.double().abs().amax(1, keepdim=True) / 127, w.amax(1) / 127
+    step_x, step_w = x.double().abs().amax(1, keepdim=True) / activation_steps(), w.amax(1) / 127
     bound = (step_x * w.sum(1) + step_w * x.double().abs().sum(1, keepdim=True) + width * step_x * step_w / 2) / 2
     scale = (x.double().abs() @ w.T) + linear.bias.detach().abs()
     assert (off <= bound + 1e-5 * scale + 1e-12).all()
@@ -123,7 +128,18 @@ def test_batches_equal_batch_1(
 ) -> None:
     """Answers in batches of any size, order and padding equal those of samples run one by one."""
     execution = replace(data.draw(executions), compute="packed")
-    same_however_run(on_int8, FULL, execution, data.draw(st.permutations(range(40))))
+    same_however_run(on_int8, FULL, execution, data.draw(st.permutations(range(40))), rounded=True)
+
+
+@contextmanager
+def wrong_above(monkeypatch: pytest.MonkeyPatch, most: int) -> Iterator[None]:
+    """A CPU whose sums of products saturate above ``most``."""
+    exact = int8_linear._products
+    with monkeypatch.context() as patch:
+        patch.setattr(int8_linear, "_products", lambda *given: exact(*given).clamp(-most, most))
+        activation_steps.cache_clear()
+        yield
+    activation_steps.cache_clear()
 
 
 def run_on(engine: EngineName | None, fitted: Fitted, at: OperatingPoint, tokens: TokenSet) -> Predictions:
@@ -244,7 +260,19 @@ def test_a_residual_is_added(kind: type[Int8Linear], *, bias: bool) -> None:
 
 def test_a_cpu_with_wrong_products_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums that saturate at 16 bits are an error before anything is measured."""
-    exact = Int8Linear.forward
-    monkeypatch.setattr(Int8Linear, "forward", lambda self, x: exact(self, x).clamp(-(2**15), 2**15 - 1))
-    with pytest.raises(MethodError, match="not exact on this CPU"):
+    with wrong_above(monkeypatch, 2**12), pytest.raises(MethodError, match="not exact on this CPU"):
         check_exact()
+
+
+def test_a_cpu_whose_sums_overflow_loses_a_bit(monkeypatch: pytest.MonkeyPatch, trained_bert: FullDepth) -> None:
+    """Activations have 7 bits there, sums are exact again, and readers are told; rows stay independent."""
+    linear, x = nn.Linear(64, 32), torch.randn(5, 64)
+    with wrong_above(monkeypatch, 64 * 127 * 63), torch.inference_mode():
+        check_exact()
+        assert activation_steps() == 63
+        (note,) = engine_notes("int8")
+        assert note.startswith("int8: activations have 7 bits") and engine_notes("int8-call") == []
+        found = Int8Linear.of(linear)(x)
+        assert all(torch.equal(Int8Linear.of(linear)(x[i : i + 1])[0], found[i]) for i in range(5))
+        assert 0 < float((found - linear(x)).abs().max()) < 0.05
+    assert engine_notes(None) == engine_notes("eager") == []

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from harness.contracts import OperatingPoint
@@ -142,8 +143,9 @@ def test_teachers_are_the_float_fits(stage: Any, grid_settings: Settings) -> Non
     assert session.saved_size("one", "one") < session.saved_size("one", "four")
 
 
-def test_execution_follows_the_engine(stage: Any, grid_settings: Settings) -> None:
+def test_execution_follows_the_engine(stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A contender runs as its engine says, at the points that the float weights were given."""
+    monkeypatch.setattr(choice, "can_pack", lambda dtype: True)
     tables = {"two-c": {"like": "two", "engine": "compiled"}, "two-b": {"like": "two", "engine": "bfloat16"}}
     session = Session(having(grid_settings, tables), "ag_news", 0)
     plain, ways = grid_settings.compute, {}
@@ -157,6 +159,17 @@ def test_execution_follows_the_engine(stage: Any, grid_settings: Settings) -> No
     }
     cell = session.cell("two-b", OperatingPoint("a"), session.fitted("two-b"))
     assert (cell.dtype, cell.engine) == ("float32", "bfloat16")  # the run's, and what replaces it
+
+
+def test_bfloat16_is_for_cpus_that_have_it(
+    stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason names the engine, before anything is trained."""
+    monkeypatch.setattr(choice, "can_pack", lambda dtype: dtype != torch.bfloat16)
+    session = Session(having(grid_settings, {"two-b": {"like": "two", "engine": "bfloat16"}}), "ag_news", 0)
+    with pytest.raises(MethodError, match="two-b: engine 'bfloat16': this CPU has no products of bfloat16"):
+        session.fitted("two-b")
+    assert not stage.fits
 
 
 def test_what_a_method_cannot_use_fails_its_cells_before_training(
