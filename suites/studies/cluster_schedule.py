@@ -2,7 +2,7 @@
 
 ::
 
-    python -m suites.studies.cluster_schedule --profile twelve --nodes 1,2,8,64
+    python -m suites.studies.cluster_schedule --profile twelve --nodes 1,2,8,64 --out cluster-schedule.json
 
 Nothing is fitted and no data is loaded. The scheduler is that of a run; each node carries out one fit at a time. Fits take what
 fits of the same method on the same dataset took, as the cache says, whatever their settings (``recorded``). Where there is none,
@@ -13,14 +13,19 @@ Methods that share weights count as if each of them trained, since only the data
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 
 from harness.cli.argument_types import comma_separated, whole_number
 from harness.cli.main import settings_of
 from harness.core.command_line import exit_codes
+from harness.core.environment import environment_facts
+from harness.core.files import write_json
 from harness.core.terminal_table import terminal_table
 from harness.data.cards import CARDS
 from harness.running.fits.fit_plan import FitJob, shown_time, trains
@@ -92,10 +97,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="1,8,64",
         help="sizes of clusters",
     )
+    parser.add_argument("--out", type=Path, metavar="JSON", help="also write the figures here")
     args = parser.parse_args(arguments)
-    items, basis = fits_of(settings_of(args).profile)
+    profile = settings_of(argparse.Namespace(**{**vars(args), "out": None})).profile
+    items, basis = fits_of(profile)
+    found = [simulate(items, count) for count in args.nodes]
     heads = ["nodes", "fits take", "bound", "bound by", "ratio", "idle"]
-    print(terminal_table(heads, [shown(simulate(items, count)) for count in args.nodes]), end="")
+    print(terminal_table(heads, [shown(one) for one in found]), end="")
+    if args.out:
+        rows = [{**asdict(one), "bound": one.bound, "idle": one.idle} for one in found]
+        facts = {"suite": NAME, "profile": profile.name, "fits": len(items), "seconds_are": dict(basis)}
+        write_json(args.out, {**facts, "rows": rows, "fingerprint": environment_facts()})
     print(f"fits: {len(items)}; seconds {', '.join(f'{kind} {count}' for kind, count in basis.items())}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,9 @@ def test_recorded_seconds_are_used_and_scaled_ones_are_counted(
     items, basis = fits_of(chosen)
     assert [item.seconds for item in items] == [100.0, 100.0] and basis == {"recorded": 1, "scaled": 1}
     given = ["--profile", "twelve", "--datasets", "yahoo,lcqmc", "--methods", "bert", "--seeds", "0", "--nodes", "1,2"]
-    assert main(given) == 0
+    assert main([*given, "--out", str(tmp_path / "schedule.json")]) == 0
+    stored = json.loads((tmp_path / "schedule.json").read_text())
+    assert stored["seconds_are"] == {"recorded": 1, "scaled": 1} and stored["fits"] == 2
+    assert [(row["nodes"], row["seconds"], row["idle"]) for row in stored["rows"]] == [(1, 200.0, 0.0), (2, 100.0, 0.0)]
     said = capsys.readouterr().out
     assert "fits: 2; seconds recorded 1, scaled 1" in said and "200 s" not in said and "3 min" in said
