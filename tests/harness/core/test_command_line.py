@@ -93,7 +93,8 @@ def test_other_errors_of_the_system_are_bugs() -> None:
 def python(code: str, *, send: signal.Signals | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own; ``send`` it a signal after its first line of output."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        # A shell starts commands in the background with interrupts ignored, and a child inherits that.
+        [sys.executable, "-c", f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="ascii",
