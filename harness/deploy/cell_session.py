@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -14,7 +16,7 @@ from harness.core.errors import ConfigError, DeviceError, ResultError, first_lin
 from harness.core.text_formats import read_json
 from harness.results.comparability import differences
 from harness.results.run_folder import RunFolder
-from harness.results.schema import Cell, Result
+from harness.results.schema import Binding, Cell, Result
 from harness.running.binding import binding_of
 from harness.running.fits.fit_plan import missing_fits
 from harness.running.profile import Override, Profile, validated
@@ -103,12 +105,14 @@ def fit_again(session: Session, method: str) -> bool:
     return bool(names)
 
 
-def point_of_cell(session: Session, cell: Cell) -> OperatingPoint:
+def point_of_cell(session: Session, result: Result) -> OperatingPoint:
     """Return the operating point of a cell, with the execution of its run.
 
     Raises:
-        ResultError: the fit has no such point, or the settings give it other coordinates.
+        ResultError: the fit has no such point, the settings give it other coordinates, or other speeds or budgets make another
+            point of this name.
     """
+    cell = result.cell
     fitted = session.fitted(cell.method)
     points = {point.name: point for point in session.points(cell.method)}
     if cell.point not in points:
@@ -117,4 +121,25 @@ def point_of_cell(session: Session, cell: Cell) -> OperatingPoint:
     if wrong := [name for name in Cell.model_fields if getattr(found, name) != getattr(cell, name)]:
         said = ", ".join(f"{name} ({getattr(cell, name)}, now {getattr(found, name)})" for name in wrong)
         raise ResultError(f"the settings of the run give the cell another {said}: measure the cell again")
-    return session.contender(cell.method, points[cell.point]).point
+    point = session.contender(cell.method, points[cell.point]).point
+    # A name does not tell all: which tables a budget can use depends on the other budgets and speeds. Points of a fit that was
+    # trained again on another machine may differ in last digits, so other settings must be the reason.
+    listed = _other_lists(result.binding, binding_of(session, cell.method, None))
+    if listed and _as_json(point.params) != _as_json(result.params):
+        raise ResultError(
+            f"the point '{cell.point}' of {cell.method} is not the measured one, because the settings that choose points differ: "
+            f"{'; '.join(listed)}: give those of the cell with --set, or measure the cell again"
+        )
+    return point
+
+
+def _other_lists(one: Binding | None, other: Binding) -> list[str]:
+    """Return in words which fits have other speeds or budgets; empty if that is not recorded."""
+    known, mine = (binding.points or {} if binding else {} for binding in (one, other))
+    return [
+        f"{name} ({known[name]} and now {mine[name]})" for name in known if mine.get(name, known[name]) != known[name]
+    ]
+
+
+def _as_json(params: Mapping[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True)

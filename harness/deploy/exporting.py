@@ -124,7 +124,7 @@ def export(
 
 def _write(session: Session, chosen: ChosenCell, place: Path, refitted: bool) -> Export:
     cell, prepared = chosen.result.cell, session.prepared
-    point = point_of_cell(session, cell)
+    point = point_of_cell(session, chosen.result)
     fits = write_fits(session, cell.method, place)
     session.backbone.tokenizer.save_pretrained(place / TOKENIZER)
     engine = session.settings.profile.engine(cell.method)

@@ -306,6 +306,8 @@ class Binding(StrictRecord):
         precision: in which these fits were trained, e.g. ``bfloat16``, or ``bfloat16/float32`` if they differ; ``None``: unknown.
         fit_threads: CPU threads of every fit, 0 on another device; ``None``: unknown.
         settings: as ``fits``, without content of files and rows, so equal on all sets of one profile; ``None``: unknown.
+        points: fit -> its settings that choose operating points (speeds, budgets), as JSON text: the method's own and those that
+            it learns from; ``None``: unknown. Two cells may differ in them, an export may not.
     """
 
     test_rows: str
@@ -319,6 +321,7 @@ class Binding(StrictRecord):
     precision: str | None = None
     fit_threads: int | None = None
     settings: dict[str, str] | None = None
+    points: dict[str, str] | None = None
 
 
 class Result(StrictRecord):

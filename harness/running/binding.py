@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from harness.core.files import content_key
 from harness.encoder import miniature
@@ -39,4 +41,10 @@ def binding_of(session: Session, name: str, reference: str | None) -> Binding:
         precision="/".join(sorted({settings.precision(one) for one in names})),
         fit_threads=settings.fit_threads,
         settings={one: session.keys.settings_alone(one) for one in names},
+        points={one: _points(profile.config(one)) for one in profile.fits([name])},
     )
+
+
+def _points(config: Mapping[str, Any]) -> str:
+    """Return the settings of a fit that choose its operating points, as JSON text."""
+    return json.dumps({key: without_paths(config[key]) for key in sorted(POINTS & {*config})})

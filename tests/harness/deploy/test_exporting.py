@@ -227,6 +227,20 @@ def test_cells_that_cannot_be_exported(measured: Any, same_cache: None, tmp_path
         measured.export("geep", tmp_path / "model")
 
 
+def test_a_point_of_the_same_name_is_not_exported(measured: Any, same_cache: None, tmp_path: Path) -> None:
+    """With other speeds, a budget may use another table: refused, with both lists, if the point is another one."""
+    cell = measured.cells["geep", "budget=0.5"].cell
+    given = {"data": measured.data, "backbones": {"en": str(measured.backbone)}}
+    with pytest.raises(ResultError) as caught:
+        export(measured.path, stem(cell), tmp_path / "model", overrides=[("geep", "speeds", [0.999])], **given)
+    assert "the point 'budget=0.5' of geep is not the measured one" in str(caught.value)
+    assert '"speeds": [0.9, 0.98, 0.997]' in str(caught.value) and '"speeds": [0.999]' in str(caught.value)
+    assert not (tmp_path / "model").exists()
+    same = measured.cells["geep-look1", "budget=0.5"].cell  # its points do not depend on the other ones
+    made = export(measured.path, stem(same), tmp_path / "model", overrides=[("geep-look1", "speeds", [0.2])], **given)
+    assert made.agreement.same
+
+
 def test_short_ids(measured: Any) -> None:
     """The hash at the end of a cell's ID, and the name of its file, also name the cell."""
     whole = stem(measured.of("geep").cell)

@@ -17,7 +17,7 @@ from harness.results.schema import Binding
 from harness.running import session
 from harness.running.run_settings import Settings
 from harness.running.task import rows_digest
-from tests.harness.running.conftest import change, run
+from tests.harness.running.conftest import change, counts, run
 
 
 @pytest.fixture
@@ -92,6 +92,25 @@ def test_what_belongs_to_one_method_does_not_separate(stage: Any, settings: Sett
     run(change(settings, methods=["one", "two"], **update))
     found = bindings(settings)
     assert not differences(found["one"], found["two"])
+
+
+@pytest.mark.parametrize("place", ["training", "method"])
+def test_other_budgets_are_measured_again(stage: Any, settings: Settings, place: str) -> None:
+    """A point's name does not tell which thresholds it stands for, so a run with other budgets keeps none of its cells."""
+
+    def measured_and_kept(*budgets: float) -> tuple[int, int, int]:
+        own = {"budgets": list(budgets)}
+        return counts(run(change(settings, methods=["one"], **{place: own if place == "training" else {"one": own}})))
+
+    assert measured_and_kept(0.5) == measured_and_kept(0.5, 0.9) == (2, 0, 0)
+    assert measured_and_kept(0.5, 0.9) == (0, 2, 0)
+
+
+def test_cells_record_what_chooses_their_points(stage: Any, settings: Settings) -> None:
+    """Speeds and budgets of the method and of those that it learns from, so that an export can compare them."""
+    run(change(settings, speeds=[0.3], method={"three": {"budgets": [0.5, 0.9]}}))
+    lists = {"one": '{"speeds": [0.3]}', "three": '{"budgets": [0.5, 0.9], "speeds": [0.3]}'}
+    assert bindings(settings)["three"].points == lists
 
 
 def test_settings_of_one_method_separate_its_seeds(stage: Any, settings: Settings) -> None:
