@@ -70,3 +70,8 @@ def add_predict_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--skip-empty", action="store_true", help="give rows without a text an empty answer instead of stopping there"
     )
+    command.add_argument(
+        "--exact-labels",
+        action="store_true",
+        help="write labels exactly as they are; default: an apostrophe in front of those that a spreadsheet would run as a formula",
+    )

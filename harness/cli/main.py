@@ -139,7 +139,7 @@ def _predict(args: argparse.Namespace) -> int:
     from harness.deploy.predicting import predict_file
 
     classify = load_classifier(args.model, device=args.device, batch_size=args.batch_size)
-    done = predict_file(classify, args.texts, args.out, skip_empty=args.skip_empty)
+    done = predict_file(classify, args.texts, args.out, skip_empty=args.skip_empty, exact_labels=args.exact_labels)
     print(f"answers: {args.out} ({done.rows:,} rows, {done.new:,} of them now)")
     return 0
 

@@ -21,6 +21,7 @@ _METHOD = re.compile(r"\w+([-.+]\w+)*")
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # First characters of a formula in spreadsheets; white space before one is ignored there.
 _FORMULA = ("=", "+", "-", "@", "\t", "\n")
+_SIGNED_NUMBER = re.compile(r"[+-]\d+(\.\d+)?", re.ASCII)
 # Marks that turn the direction of the text after them.
 _DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -94,17 +95,20 @@ def clean_all(data: Any) -> Any:
 def csv_value(value: object) -> object:
     """Return a value for a CSV file: a text that a spreadsheet would run as a formula gets an apostrophe in front.
 
-    Control characters become escapes. Numbers are never changed.
+    Control characters become escapes. Numbers are never changed, nor are texts that are one, such as the label ``-1``.
     """
     if not isinstance(value, str):
         return value
     text = clean(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    if _SIGNED_NUMBER.fullmatch(text):
+        return text
+    # One more apostrophe also before a text that looks as if it had one of these, so that from_csv returns every text.
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
 
 
 def from_csv(value: object) -> object:
     """Return a value that :func:`csv_value` wrote as it was before."""
-    escaped = isinstance(value, str) and value.startswith("'") and value[1:].startswith(_FORMULA)
+    escaped = isinstance(value, str) and value.startswith("'") and value.lstrip("'").startswith(_FORMULA)
     return str(value)[1:] if escaped else value
 
 

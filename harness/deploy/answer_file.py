@@ -37,6 +37,7 @@ class AnswerProgress(StrictRecord):
         bytes: of answers.
         sha256: of these bytes.
         complete: all rows that the file of texts had are answered.
+        exact_labels: labels are written exactly, with no apostrophe in front of formulas.
     """
 
     format: int
@@ -45,6 +46,7 @@ class AnswerProgress(StrictRecord):
     bytes: int
     sha256: str
     complete: bool
+    exact_labels: bool = False
 
 
 class AnswerFile:
@@ -55,8 +57,8 @@ class AnswerFile:
         progress: as last noted; ``None`` before the first note.
     """
 
-    def __init__(self, path: Path, model: str) -> None:
-        self.path, self._model = path, model
+    def __init__(self, path: Path, model: str, *, exact_labels: bool = False) -> None:
+        self.path, self._model, self._exact_labels = path, model, exact_labels
         self.note = path.with_name(f"{path.name}.progress.json")
         self.progress: AnswerProgress | None = None
         self._digest = hashlib.sha256()
@@ -66,7 +68,7 @@ class AnswerFile:
         """Resume an earlier call: cut what it wrote after its last note, and let ``rows`` skip what is answered.
 
         Raises:
-            ResultError: the file is not of this model and this file of texts.
+            ResultError: the file is not of this model and this file of texts, or its labels are written in another way.
         """
         if not self.path.exists() and not self.note.exists():
             return
@@ -84,6 +86,9 @@ class AnswerFile:
             raise ResultError(f"{self.note} is of another version of this program: {mend}")
         if found.model != self._model:
             raise ResultError(f"{self.path} holds answers of another model: {mend}")
+        if found.exact_labels != self._exact_labels:
+            without = "out" * (not found.exact_labels)
+            raise ResultError(f"{self.path} was begun with{without} --exact-labels: do the same, or {mend}")
         if not rows.skip_to(found.input):
             raise ResultError(f"{self.path} holds answers to other texts than those of {rows.path}: {mend}")
         if not self._keep(found):
@@ -141,6 +146,7 @@ class AnswerFile:
             bytes=self._bytes,
             sha256=self._digest.hexdigest(),
             complete=complete,
+            exact_labels=self._exact_labels,
         )
         write_json(self.note, self.progress.model_dump(mode="json"))
 

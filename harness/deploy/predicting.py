@@ -33,7 +33,9 @@ class Predicted:
     new: int
 
 
-def predict_file(classify: Classifier, texts: Path, answers: Path, *, skip_empty: bool = False) -> Predicted:
+def predict_file(
+    classify: Classifier, texts: Path, answers: Path, *, skip_empty: bool = False, exact_labels: bool = False
+) -> Predicted:
     """Answer the rows of a CSV or JSON-lines file.
 
     Columns of the answers: ``row`` (counted from 1, without the header), ``label``, ``probability`` of that label, ``exit_layer``.
@@ -42,16 +44,18 @@ def predict_file(classify: Classifier, texts: Path, answers: Path, *, skip_empty
 
     Args:
         skip_empty: a row without a text gets empty fields; otherwise it ends the call.
+        exact_labels: write labels exactly as they are; otherwise those that a spreadsheet would run as a formula get an apostrophe
+            in front (:func:`harness.core.names.csv_value`).
 
     Raises:
         DataError: a row cannot be read, has no text, or the file changed while it was read.
-        ResultError: the answers are of another model or other texts; nothing is written then.
+        ResultError: the answers are of another model, other texts or another ``exact_labels``; nothing is written then.
         WriteError: the answers cannot be written.
     """
     if texts.resolve() == answers.resolve():
         raise ConfigError(f"--in and --out are one file, {texts}: choose another --out")
     with only_writer(answers), RowReader(texts, paired=classify.facts.paired) as rows:
-        file = AnswerFile(answers, classify.facts.fingerprint)
+        file = AnswerFile(answers, classify.facts.fingerprint, exact_labels=exact_labels)
         file.continue_after(rows)
         before = rows.place.rows
         file.start(COLUMNS, rows.place)
@@ -60,7 +64,7 @@ def predict_file(classify: Classifier, texts: Path, answers: Path, *, skip_empty
         ) as bar:
             for group in _groups(rows):
                 first = rows.place.rows - len(group) + 1
-                file.append(_answered(classify, group, first, texts, skip_empty), rows.place)
+                file.append(_answered(classify, group, first, texts, skip_empty, exact_labels), rows.place)
                 bar.update(rows.place.bytes - bar.n)
                 bar.set_postfix_str(f"{rows.place.rows:,} rows")
         rows.check_unchanged()
@@ -82,7 +86,7 @@ def _groups(rows: RowReader) -> Iterator[list[TextRow]]:
 
 
 def _answered(
-    classify: Classifier, group: list[TextRow], first: int, texts: Path, skip_empty: bool
+    classify: Classifier, group: list[TextRow], first: int, texts: Path, skip_empty: bool, exact_labels: bool
 ) -> list[tuple[object, ...]]:
     """Return the fields of a group's answers; ``first`` is the number of its first row."""
     empty = [not row.text.strip() or (row.pair is not None and not row.pair.strip()) for row in group]
@@ -95,7 +99,7 @@ def _answered(
     pairs = [row.pair or "" for row in full] if classify.facts.paired else None
     found = classify([row.text for row in full], pairs)
     answers = zip(
-        map(csv_value, found.labels),
+        found.labels if exact_labels else map(csv_value, found.labels),
         # The shortest text that gives the same float32.
         map(str, found.probabilities.max(1, initial=0.0)),
         found.exit_layers.tolist(),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import ConfigError, DataError, GeepBenchError, ResultError
+from harness.core.names import from_csv
 from harness.deploy import predicting
 from harness.deploy.answer_file import AnswerFile
 from harness.deploy.classifier import Classified
@@ -78,6 +80,29 @@ def test_answers_are_those_of_the_classifier(tmp_path: Path) -> None:
     before = (tmp_path / "out.csv").read_bytes()
     assert predict_file(Lengths(stop=0), texts, tmp_path / "out.csv").new == 0  # type: ignore[arg-type]
     assert (tmp_path / "out.csv").read_bytes() == before
+
+
+def test_labels_come_back(tmp_path: Path) -> None:
+    """Exactly with ``exact_labels``, else with an apostrophe before formulas that is undone; the two are not mixed in a file."""
+    names = ["-", "=)", "@home", "'-x", "-1", "+0.5", "plain", "-1+2"]
+
+    class Named(Lengths):
+        def __call__(self, texts: list[str], pairs: list[str] | None = None) -> Classified:
+            return replace(super().__call__(texts, pairs), labels=[names[len(text) - 1] for text in texts])
+
+    def labels(out: Path, **more: bool) -> list[str]:
+        predict_file(Named(), texts, out, **more)  # type: ignore[arg-type]
+        return [row["label"] for row in read(out)]
+
+    texts = write(tmp_path / "in.csv", ["x" * number for number in range(1, 9)])
+    assert labels(tmp_path / "exact.csv", exact_labels=True) == names
+    safe = labels(tmp_path / "safe.csv")
+    assert safe == ["'-", "'=)", "'@home", "''-x", "-1", "+0.5", "plain", "'-1+2"]
+    assert list(map(from_csv, safe)) == names
+    for out, exact in (("exact.csv", False), ("safe.csv", True)):
+        with pytest.raises(ResultError, match="--exact-labels: do the same, or choose another --out"):
+            labels(tmp_path / out, exact_labels=exact)
+    assert labels(tmp_path / "exact.csv", exact_labels=True) == names
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
