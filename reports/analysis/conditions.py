@@ -27,16 +27,20 @@ class Evidence:
         labels: hash of labels and lengths of the test rows, for results without ``binding``; empty where it is not needed or
             the rows are missing.
         threads: of the CPU while measuring; ``None``: not recorded.
+        source: where the data came from. A method has one row per set, so cells of two sources are not joined.
     """
 
     n: int
     binding: Binding | None
     labels: str = ""
     threads: int | None = None
+    source: str = ""
 
     def differences(self, other: Evidence) -> list[str]:
         """Return in words what two cells differ in although it must be equal."""
         found = differences(self.binding, other.binding)
+        if self.source != other.source:
+            found.append(f"source of the data ({self.source} and {other.source})")
         if self.n != other.n and "test rows" not in found:
             found.append(f"number of test rows ({self.n} and {other.n})")
         elif self.labels and other.labels and self.labels != other.labels:
@@ -146,7 +150,9 @@ def _evidence(run: RunFolder, result: Result) -> Evidence:
             labels = hashlib.sha256(rows.tobytes()).hexdigest()
         except (ResultError, KeyError, ValueError):  # reported where the rows are read for a table
             labels = ""
-    return Evidence(result.quality.n, result.binding, labels, result.fingerprint.get("torch_threads"))
+    return Evidence(
+        result.quality.n, result.binding, labels, result.fingerprint.get("torch_threads"), result.cell.source
+    )
 
 
 def _sentence(label: str, groups: Sequence[ComparableCells]) -> str:

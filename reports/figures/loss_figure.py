@@ -34,12 +34,10 @@ _LOSS_TO_SHOW = 0.5  # more is drawn at the edge
 def draw_losses(view: View, chosen: Mapping[str, Look]) -> list[Drawing]:
     """Return a figure per pool of two or more sets whose reference was measured."""
     drawings = []
-    names = {(one.data, one.setting): number for number, one in enumerate(view.set_means)}
-    for one in view.set_means:
-        if len(one.references) < 2 or not any(finite(mean.speedup) for mean in one.methods):
-            continue
-        number = names[one.data, one.setting]
-        drawings.append(_draw(view, one, chosen, f"-{number + 1}" if number and not one.synthetic else ""))
+    for same in grouped(view.set_means, lambda one: one.synthetic).values():
+        for number, one in enumerate(same, start=1):
+            if len(one.references) >= 2 and any(finite(mean.speedup) for mean in one.methods):
+                drawings.append(_draw(view, one, chosen, f"-{number}" if number > 1 else ""))
     return drawings
 
 

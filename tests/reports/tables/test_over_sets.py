@@ -146,6 +146,35 @@ def test_the_main_figure_has_a_panel_per_set(fabricate):
         assert losses.svg.count('class="spot"') == 5 * (count + 1)
 
 
+def test_every_pool_has_figures_and_tables_of_its_own(fabricate):
+    """Two pools of synthetic data, and two of real data, have four names of files each; so no file replaces another one."""
+    made = fabricate()
+    for synthetic in (True, False):
+        for size in (32, 64):
+            fill(made, ("ag_news", "yahoo"), seeds=(0,), synthetic=synthetic, batch_size=size)
+    view = build_view(made.path, samples=False)
+    names = [figure.name for figure in draw_figures_over_sets(view)]
+    losses = [name for name in names if name.startswith("losses")]
+    assert sorted(losses) == ["losses", "losses-2", "losses-2-synthetic", "losses-synthetic"]
+    tables = [table.name for table in (*mean_tables(view), *rank_tables(view))]
+    assert len({*names}) == len(names) and len({*tables}) == len(tables) and len(mean_tables(view)) == 4
+
+
+def test_two_sources_of_a_set_are_not_joined(fabricate):
+    """Cells of one name from the hub and from a folder have rows of their own, and a line says why their set is not in means."""
+    made = fabricate()
+    fill(made, ("ag_news", "yahoo", "dbpedia"), seeds=(0,), synthetic=False)
+    about = {"dataset": "yahoo", "synthetic": False, "label_names": ("a", "b"), "source": "hub"}
+    made.cell("bert", correct=right(0.5), flops=FULL, **about)
+    made.cell("distilbert", correct=right(0.3), flops=FULL, **about)
+    view = build_view(made.path, samples=False)
+    (table,) = mean_tables(view)
+    row = next(row for row in table.rows if row.method == "distilbert")
+    assert set(row.rows) == {"ag_news", "dbpedia"} and row.accuracy == pytest.approx(np.mean([0.86, 0.84]))
+    assert any("not under the conditions of these rows: yahoo" in note for note in table.notes)
+    assert any("B differs from A in source of the data (local and hub)" in caveat for caveat in view.caveats)
+
+
 def test_the_page_leads_with_all_sets(fabricate):
     """Page and Markdown show the figure and the tables before the controls."""
     run = fabricate()
