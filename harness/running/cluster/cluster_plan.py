@@ -29,6 +29,7 @@ class ClusterPlan:
     Attributes:
         kept: cells that are finished.
         methods: part -> methods whose cells, or fits with ``--fit-only``, are wanted.
+        keys: part -> method -> content key that its cells have with these settings; without methods that cannot be used.
         needs: missing fit -> missing fits that it needs.
         seconds: of missing fits, as expected.
         recorded: those whose seconds come from earlier fits.
@@ -39,6 +40,7 @@ class ClusterPlan:
 
     kept: int = 0
     methods: dict[RunPart, list[str]] = field(default_factory=dict)
+    keys: dict[RunPart, dict[str, str]] = field(default_factory=dict)
     needs: dict[FitJob, list[FitJob]] = field(default_factory=dict)
     seconds: dict[FitJob, float] = field(default_factory=dict)
     recorded: set[FitJob] = field(default_factory=set)

@@ -69,6 +69,8 @@ class ClusterRun:
             run.results()  # rejects another schema before any work, and sets broken files aside
             for message in run.broken:
                 print(message, file=sys.stderr)
+            if self._mirror is not None:
+                self._mirror.push()  # else nodes would take a file that was set aside for a finished cell
             grid.write_facts()
             plan = self._plan(fit_only)
             self.outcome.kept = plan.kept
@@ -122,10 +124,7 @@ class ClusterRun:
         self._mirror: RunMirror | None = None
         if self._options.store is not None:
             self._mirror = RunMirror(FileStore(self._options.store), f"runs/{self._run_key()}", folder)
-            if self._mirror.is_stored:
-                self._mirror.pull()
-            else:
-                self._mirror.push()
+            self._mirror.begin()
 
     def _message(self, work: str, part: RunPart, **more: Any) -> dict[str, Any]:
         return {
@@ -162,7 +161,7 @@ class ClusterRun:
             job = partial(FitJob, part.dataset, part.seed)
             plan.kept += found["kept"]
             plan.fits += found["fits"]
-            plan.methods[part] = found["methods"]
+            plan.methods[part], plan.keys[part] = found["methods"], found["keys"]
             if found["methods"]:
                 rows[part.dataset] = found["rows"]
             plan.needs |= {job(one): [job(need) for need in needs] for one, needs in found["needs"]}
@@ -235,6 +234,7 @@ class ClusterRun:
     def _carry_out(self, plan: ClusterPlan, fit_only: bool) -> None:
         items = self._items(plan, fit_only)
         left = TimeLeft({item.key: item.seconds for item in items}, max(1, len(self._cluster.facts)))
+        before = {part: self._finished(plan, part) for part in plan.methods}
         ended = 0
 
         def tell(event: Event) -> None:
@@ -249,7 +249,7 @@ class ClusterRun:
             if event.kind in ("done", "failed"):
                 ended += 1
                 if isinstance(key, RunPart):
-                    self._measured(key, plan.methods[key], event)
+                    self._measured(plan, key, event, before[key])
                 did = "measured" if isinstance(key, RunPart) else "fitted"
                 how = f"{did} in" if event.kind == "done" else f"failed ({event.reason}) after"
                 rest = shown_time(left.after(key, event.seconds))
@@ -276,8 +276,23 @@ class ClusterRun:
     def _methods(self, part: RunPart) -> list[str]:
         return [job[2] for job in self._grid.jobs() if job[:2] == part]
 
-    def _measured(self, part: RunPart, methods: list[str], event: Event) -> None:
-        """Count what a measurement did; record a failure for each method without cells if it was lost."""
+    def _cells(self, part: RunPart, method: str) -> CellPlan:
+        return CellPlan.read(self._grid.run, part.dataset, method, part.seed)
+
+    def _finished(self, plan: ClusterPlan, part: RunPart) -> set[str]:
+        """Return the cells of the wanted methods that are finished with these settings, data and weights."""
+        keys, found = plan.keys[part], set[str]()
+        for name in plan.methods[part]:
+            cells = self._cells(part, name)
+            found |= {cell for cell in cells.cells if name in keys and cells.fits(cell, keys[name])}
+        return found
+
+    def _measured(self, plan: ClusterPlan, part: RunPart, event: Event, before: set[str]) -> None:
+        """Count what a measurement did; if it was lost, record a failure for each method without all of its cells.
+
+        Args:
+            before: cells that were finished when the run began.
+        """
         if event.kind == "done":
             for name, value in event.answer["outcome"].items():
                 if name != "kept":  # those of other methods were counted by the plan
@@ -289,12 +304,11 @@ class ClusterRun:
             return
         if self._mirror is not None:
             self._mirror.pull()
-        results = Path(self._settings.out) / "results"
-        for name in methods:
-            cells = CellPlan.read(self._grid.run, part.dataset, name, part.seed)
-            done = [(results / f"{cell}.json").is_file() for cell in cells.cells]
-            self.outcome.measured += sum(done)
-            if not done or not all(done):
+        finished = self._finished(plan, part)
+        self.outcome.measured += len(finished - before)
+        for name in plan.methods[part]:
+            cells = self._cells(part, name).cells
+            if not cells or not finished.issuperset(cells):
                 self._record(part, name, event.reason)
 
     def _record(self, part: RunPart, method: str, reason: str) -> None:
@@ -303,6 +317,8 @@ class ClusterRun:
         session.unusable = reason  # so that its backbone need not be loaded for its name
         self.outcome.failed += 1
         self._grid.record_failure(session.cell(method, OperatingPoint("fit")), MethodError(reason))
+        if self._mirror is not None:
+            self._mirror.push()  # else the next pull would delete the record
 
     def _count_fits(self, plan: ClusterPlan, failed: Mapping[Any, str]) -> None:
         """Count fits as :meth:`Grid.fit` does: of every method, by the fit that it runs."""

@@ -15,6 +15,7 @@ from harness.core.files import write_atomic, write_folder
 from harness.core.names import check_name
 
 _COMPLETE = "complete.json"  # lists the files of a folder and their SHA-256; written last
+_BEGUN = "begun"  # of a run: the store has all that the run folder had when it was first stored
 
 
 class FileStore:
@@ -145,14 +146,18 @@ class RunMirror:
         for part in self.PARTS:
             for path in (self._folder / part).glob(f"{self._start}*"):
                 if path.is_file() and not path.name.startswith("."):
-                    facts = path.stat()
-                    found[f"{part}/{path.name}"] = (facts.st_mtime_ns, facts.st_size)
+                    found[f"{part}/{path.name}"] = _facts_of(path)
         return found
 
-    @property
-    def is_stored(self) -> bool:
-        """Whether the store has files of this run."""
-        return bool(self._store.names(self._key))
+    def begin(self) -> None:
+        """Store the copy here if that was never completed, then make it equal to the store's.
+
+        Without the first step, what did not reach the store before it failed would be deleted here.
+        """
+        if self._store.read(f"{self._key}/{_BEGUN}") is None:
+            self.push()
+            self._store.write(f"{self._key}/{_BEGUN}", b"")
+        self.pull()
 
     def pull(self) -> None:
         """Make the copy here equal to the store's."""
@@ -173,6 +178,15 @@ class RunMirror:
                 path.unlink(missing_ok=True)
             else:
                 write_atomic(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
+            self._see(name)
+
+    def _see(self, name: str) -> None:
+        """Note that a file here equals the one in the store."""
+        path = self._folder / name
+        if path.is_file():
+            self._seen[name] = _facts_of(path)
+        else:
+            self._seen.pop(name, None)
 
     def push(self) -> list[str]:
         """Store what has changed here since the last call; return its names."""
@@ -190,3 +204,9 @@ class RunMirror:
     def forget(self) -> None:
         """Delete the copy here."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _facts_of(path: Path) -> tuple[int, int]:
+    """Return what changes whenever a file is written: the time of its last change in nanoseconds, and its bytes."""
+    facts = path.stat()
+    return facts.st_mtime_ns, facts.st_size

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, replace
 from functools import cache
@@ -101,12 +101,18 @@ class NodeRun:
         return self.store is not None and self.store.has_folder(_key(session.cache_folders(method)[-1]))
 
     def fetch(self, session: Session, method: str) -> None:
-        """Fetch what the store has of a method's fit and of those that it needs; weights only where there is no fit yet."""
+        """Fetch what the store has of a method's fit and of those that it needs.
+
+        Trained weights are fetched where there is no fit yet. If that is the method's own, those of its teachers are, too: its
+        training starts from them, and would train them again.
+        """
         if self.store is None:
             return
+        own = session.cache_folders(method)[-1]
+        is_fitted = self.store.get_folder(_key(own), own)
         for name in session.settings.profile.fits([method]):
             weights, fit = session.cache_folders(name)
-            if not self.store.get_folder(_key(fit), fit):
+            if not self.store.get_folder(_key(fit), fit) or not is_fitted:
                 self.store.get_folder(_key(weights), weights)
 
     def keep(self, session: Session, method: str) -> None:
@@ -160,11 +166,15 @@ def plan(message: Mapping[str, Any]) -> dict[str, Any]:
     run, dataset, seed = run_of(message), message["dataset"], message["seed"]
     settings, mirror = run.part(dataset, seed)
     methods = [name for name in settings.profile.methods if seed in settings.profile.seeds_of(name)]
-    found: dict[str, Any] = {"kept": 0, "methods": methods}
+    found: dict[str, Any] = {"kept": 0, "methods": methods, "keys": {}}
     if not message["fit_only"]:
         if mirror is not None:
             mirror.pull()
-        stored = {job[2]: cells for job, cells in Grid(settings).check().items()}
+        grid = Grid(settings)
+        stored = {job[2]: cells for job, cells in grid.check().items()}
+        for name in stored:
+            with suppress(MethodError):  # reported when the method is fitted
+                found["keys"][name] = grid.keys.of(dataset, name, seed)
         if mirror is not None:
             mirror.forget()
         found["kept"] = sum(cells or 0 for cells in stored.values())
@@ -202,6 +212,12 @@ def fit(message: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _measured_with(settings: Settings, methods: Sequence[str]) -> list[str]:
+    """Return the methods that passes of ``methods`` need: these, and the reference of their speed-ups."""
+    reference = settings.profile.reference
+    return list(dict.fromkeys([*methods, *([reference] if reference in settings.profile.methods else [])]))
+
+
 def measure(message: Mapping[str, Any]) -> dict[str, Any]:
     """Measure the missing cells of a dataset and seed; return the counts of the outcome and the files that changed."""
     run, dataset, seed = run_of(message), message["dataset"], message["seed"]
@@ -219,7 +235,7 @@ def measure(message: Mapping[str, Any]) -> dict[str, Any]:
         session = grid.open_session(dataset, seed)
         session.failed.update(message["failed"])
         if run.store is not None:
-            for name in message["methods"]:
+            for name in _measured_with(settings, message["methods"]):
                 with suppress(MethodError):  # the grid meets it again, and records it
                     run.fetch(session, name)
         outcome = grid.execute_part(after_cells=keep)

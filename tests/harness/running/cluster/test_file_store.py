@@ -55,9 +55,8 @@ def test_a_mirror_follows_changes_and_deletions(store: FileStore, tmp_path: Path
     for name in ("results/mine--a.json", "samples/mine--a.parquet", "plan/other--b.json"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
-    assert not mirrors[0].is_stored
     assert mirrors[0].push() == ["results/mine--a.json", "samples/mine--a.parquet"]
-    assert mirrors[0].is_stored and mirrors[0].push() == []
+    assert mirrors[0].push() == []
     mirrors[1].pull()
     assert (there / "results/mine--a.json").read_text() == "results/mine--a.json"
     (there / "results/mine--c.json").write_text("c")
