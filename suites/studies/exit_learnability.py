@@ -158,6 +158,7 @@ class ExitLearnability(DatasetStudy):
 
     name = "exit_learnability"
     options = ("budgets", "rows")
+    reads_unlabelled = True
 
     @classmethod
     def add_options(cls, parser: OneLineParser) -> None:

@@ -8,7 +8,8 @@
 Every cell is a variant of one method (``--base``, by default ``distil``) with its shape, rates and epochs, so that cells differ in
 the three axes only; ``--set distil.layers=2`` or ``--set distil.width=0.5`` change the student of all cells, whose usual starts
 follow. All kinds of knowledge but ``labels`` also have the teacher's answers and the labels; ``logits`` has nothing else, and is
-their control. Nothing is timed. Fits are cached, and a stopped study resumes. Heat maps are stored beside the tables.
+their control. Nothing is timed. Fits are cached, and a stopped study resumes; the same command tries failed cells
+again. Heat maps are stored beside the tables.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class DistilGrid(DatasetStudy):
         for name, axes in [(reference, {}), *((cell.name, asdict(cell)) for cell in self.args.cells)]:
             self.describe(f"{dataset} seed {seed} {name}")
             part = f"{dataset}/seed{seed}/{name}"
-            if part not in self.stored:
+            if part not in self.stored or self.stored[part]["failed"]:
                 self.stored.store(
                     part, {**self.facts(dataset, seed), "method": name, **axes, **answered(session, name)}
                 )
@@ -244,6 +245,15 @@ class DistilGrid(DatasetStudy):
         return places
 
     def execute(self) -> None:
+        """Measure everything that is not stored yet, and failed cells again, as ``geep-bench run`` does."""
+        for dataset, seed in itertools.product(self.settings.profile.datasets, self.settings.profile.seeds):
+            part = f"{dataset}/seed{seed}"
+            if part not in self.stored:
+                continue
+            finished = {row["method"]: row for row in self.stored[part] if not row["failed"]}
+            if failed := len(self.stored[part]) - len(finished):
+                print(f"{part}: {failed} failed cell(s) are tried again", file=sys.stderr)
+                self.stored.reopen(part, finished)
         super().execute()
         print("heat maps: " + ", ".join(map(str, self.draw())), file=sys.stderr)
 

@@ -97,6 +97,16 @@ class ResumeFile:
         write_json(self.path, self._data)
         return value
 
+    def reopen(self, part: str, finished: Mapping[str, Any]) -> None:
+        """Replace a part by those of its own parts that are finished, so that the others are measured again.
+
+        Args:
+            finished: name behind ``part/`` -> value.
+        """
+        parts = {name: kept for name, kept in self._data["parts"].items() if name != part}
+        self._data["parts"] = {**parts, **{f"{part}/{name}": value for name, value in finished.items()}}
+        write_json(self.path, self._data)
+
     def finish(self, **results: Any) -> None:
         """Write the results beside the parts."""
         write_json(self.path, {**self._data, **results, "complete": True})

@@ -68,11 +68,13 @@ class Study(ABC):
     Attributes:
         name: of the module, for messages and default file names.
         options: arguments on which stored parts depend; a file made with others is refused.
+        reads_unlabelled: whether it learns from texts without labels itself, whatever its methods do.
         rows: results so far.
     """
 
     name: ClassVar[str]
     options: ClassVar[tuple[str, ...]]
+    reads_unlabelled: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, args: argparse.Namespace, stored: ResumeFile, bar: Any) -> None:
         self.settings, self.args, self.stored, self.bar = settings, args, stored, bar
@@ -158,7 +160,8 @@ class Study(ABC):
     @classmethod
     def _main(cls, doc: str | None, arguments: Sequence[str] | None) -> int:
         args, settings = cls._read(doc, arguments)
-        asked = asked_for(settings, **{name: getattr(args, name) for name in cls.options})
+        options = {name: getattr(args, name) for name in cls.options}
+        asked = asked_for(settings, reads_unlabelled=cls.reads_unlabelled, **options)
         stored = ResumeFile(args.out, cls.name, asked, fresh=settings.fresh)
         with tqdm(total=cls.steps(settings, args), desc=cls.name, disable=None) as bar:
             study = cls(settings, args, stored, bar)
@@ -220,15 +223,20 @@ class DatasetStudy(Study):
             self.advance(part)
 
 
-def asked_for(settings: Settings, **options: Any) -> dict[str, Any]:
-    """Return everything that results depend on, readable, and as one key of the rest."""
+def asked_for(settings: Settings, *, reads_unlabelled: bool = False, **options: Any) -> dict[str, Any]:
+    """Return everything that results depend on, readable, and as one key of the rest.
+
+    Args:
+        reads_unlabelled: results depend on texts without labels even if no method learns from them.
+    """
     profile, machine = settings.profile, environment_facts()
     names = profile.in_order([*profile.methods, profile.reference])
     keys = ContentKeys(settings)
     named = {name: content for name in names if (content := profile.named_content(name)) is not None}
     backbones = [backbone for dataset in profile.datasets if (backbone := keys.backbone(dataset))]
-    # Methods may learn from them, and some studies do; those of a split are part of its identity.
-    own = {dataset: unlabelled_identity(dataset, settings.source, settings.data) for dataset in profile.datasets}
+    # As in keys of cells, only if they are used, so that files of other studies stay valid; rows of a split are in its identity.
+    used = reads_unlabelled or any(map(profile.uses_unlabelled, names))
+    own = {dataset: unlabelled_identity(dataset, settings.source, settings.data) for dataset in profile.datasets * used}
     unlabelled = {dataset: digest for dataset, digest in own.items() if digest not in ("", digest_of((), Path()))}
     return {
         "cpu": machine["cpu"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,42 @@ def test_the_grid_is_measured_compared_and_drawn(
     capsys.readouterr()
     assert grid_study.main(options) == 0
     assert json.loads(out.read_text(encoding="utf-8"))["cells"] == data["cells"]
+
+
+def test_failed_cells_are_tried_again(
+    mini_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the same command, after the study ended or was stopped, and no other cell is measured again."""
+    failing, tried = {"grid-logits-first-k", "grid-logits-random"}, []
+
+    def answered(session: Any, method: str) -> dict[str, Any]:
+        tried.append(method)
+        if "stop" in failing:
+            raise KeyboardInterrupt
+        right = None if method in failing else [1, 0]
+        return {"right": right, "accuracy": right and 0.5, "steps": None, "flops": None, "failed": "no" * (not right)}
+
+    monkeypatch.setattr(grid_study, "answered", answered)
+    out = tmp_path / "g.json"
+    axes = ["--knowledge", "labels,logits", "--init", "first-k,random", "--out", str(out)]
+
+    def run() -> tuple[int, list[str]]:
+        tried.clear()
+        return grid_study.main([*mini_options, *axes]), [*tried]
+
+    code, first = run()
+    assert code == 1 and len(first) == 5
+    assert run() == (1, ["grid-logits-first-k", "grid-logits-random"])
+    assert "toy/seed0: 2 failed cell(s) are tried again" in capsys.readouterr().err
+    failing.add("stop")
+    assert run()[1] == ["grid-logits-first-k"]  # stopped before it ended
+    failing -= {"stop", "grid-logits-first-k"}
+    assert run() == (1, ["grid-logits-first-k", "grid-logits-random"])
+    failing.clear()
+    assert run() == (0, ["grid-logits-random"])
+    assert run() == (0, [])
+    data = json.loads(out.read_text(encoding="utf-8"))
+    assert list(data["parts"]) == ["toy/seed0"] and len(data["rows"]) == 5
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from harness.encoder import checkpoint
 from harness.encoder.model import Encoder
 from harness.encoder.shape import EncoderShape
 from harness.running.run_settings import make_settings
+from suites.studies.distil_grid.grid_study import DistilGrid
+from suites.studies.exit_learnability import ExitLearnability
 from suites.studies.shared import resume_file
 from suites.studies.shared.resume_file import ResumeFile
 from suites.studies.shared.study import asked_for
@@ -34,20 +36,32 @@ def test_other_weights_in_the_same_folder_have_another_key(tmp_path: Path) -> No
     assert asked_for(settings)["key"] != first
 
 
-def test_other_texts_without_labels_have_another_key(tmp_path: Path) -> None:
-    """Methods, and the study of exits, learn from them; a dataset without such a file keeps its key."""
+@pytest.mark.parametrize("reader", ["nobody", "a method", "the study"])
+def test_other_texts_without_labels_have_another_key(tmp_path: Path, reader: str) -> None:
+    """Only if a method or the study learns from them: stored parts of others, also of earlier versions, stay valid."""
     place = tmp_path / "mine"
     place.mkdir()
     for split in ("train", "test"):
         (place / f"{split}.csv").write_text("text,label\na,0\nb,1\n")
-    settings = make_settings("quick", datasets=["mine"], data=tmp_path)
-    keys = [asked_for(settings)["key"]]
+    own = [("geep", "table_rows", "unlabelled")] if reader == "a method" else []
+    settings = make_settings("quick", datasets=["mine"], data=tmp_path, overrides=own)
+
+    def key() -> str:
+        return str(asked_for(settings, reads_unlabelled=reader == "the study")["key"])
+
+    keys = [key()]
     for text in ("first", "second"):
         (place / "unlabelled.csv").write_text(f"text\n{text}\n")
-        keys.append(asked_for(settings)["key"])
-    assert len(set(keys)) == 3
+        keys.append(key())
+        assert key() == keys[-1], "nothing has changed"
+    assert len(set(keys)) == (1 if reader == "nobody" else 3)
     (place / "unlabelled.csv").unlink()
-    assert asked_for(settings)["key"] == keys[0]
+    assert key() == keys[0]
+
+
+def test_the_study_of_exits_reads_texts_without_labels() -> None:
+    """It learns from them whatever its methods do; no other study does."""
+    assert ExitLearnability.reads_unlabelled and not DistilGrid.reads_unlabelled
 
 
 def test_weights_of_another_version_have_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
