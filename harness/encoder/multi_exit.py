@@ -18,6 +18,8 @@ from harness.encoder.layout import Layout
 from harness.encoder.model import HEADS, Encoder, FastBertHead, LinearHead, embedding_costs, parameters_of
 from harness.encoder.shape import EncoderShape, layer_cost
 
+MODEL = "model.safetensors"  # file with the weights
+
 
 class MultiExitModel(nn.Module):
     """Encoder, student heads ``C_i`` after the layers in ``exits`` and a teacher head ``C_T`` after the last.
@@ -86,7 +88,7 @@ class MultiExitModel(nn.Module):
         return ModelCost(blocks, depth=self.depth, params=parameters_of(self), looked_up=tables)
 
     def save(self, folder: Path) -> None:
-        """Write ``model.safetensors`` and ``model.json`` into an existing folder."""
+        """Write the weights (:data:`MODEL`) and ``model.json`` into an existing folder."""
         facts = {
             "shape": self.encoder.shape.to_dict(),
             "labels": self.labels,
@@ -94,7 +96,7 @@ class MultiExitModel(nn.Module):
             "head": self.head_kind,
         }
         (folder / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / MODEL)
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> MultiExitModel:
@@ -107,7 +109,7 @@ class MultiExitModel(nn.Module):
             facts = read_json(folder / "model.json")
             encoder = Encoder(EncoderShape(**facts["shape"]))
             model = cls(encoder, facts["labels"], facts["exits"], facts["head"])
-            model.load_state_dict(load_file(folder / "model.safetensors"))
+            model.load_state_dict(load_file(folder / MODEL))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ResultError(
                 f"cannot load the model in {folder}: {error}: delete that folder and run again"

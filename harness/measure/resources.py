@@ -17,8 +17,10 @@ from harness.contracts import Fitted
 from harness.core import clock
 from harness.core.errors import DeviceError
 from harness.encoder.device_kernels.host_memory import release_freed_memory
+from harness.encoder.multi_exit import MODEL
 
-WEIGHTS = (".safetensors", ".onnx", ".bin")
+EXPORTED = (".onnx", ".bin")
+WEIGHTS = (".safetensors", *EXPORTED)
 WINDOW = 2.0  # seconds; NVML updates its energy counter about ten times a second
 
 
@@ -29,17 +31,20 @@ class SavedState:
     Attributes:
         digest: of all bytes; equal if nothing changed.
         size: bytes.
-        weights: whether it stores weights; a method without weights uses those of another one.
+        weights: whether it stores tensors; a method without any uses the weights of another one.
+        has_model: whether it stores the weights of a model of the harness, or a model that was exported.
     """
 
     digest: str
     size: int
     weights: bool = True
+    has_model: bool = True
 
     @classmethod
     def of(cls, fitted: Fitted) -> SavedState:
         """Save ``fitted`` to a temporary folder and hash the files."""
-        digest, size, weights = hashlib.blake2b(digest_size=16), 0, False
+        digest, size = hashlib.blake2b(digest_size=16), 0
+        weights = has_model = False
         with tempfile.TemporaryDirectory() as place:
             fitted.save(Path(place))
             for path in sorted(Path(place).rglob("*")):
@@ -48,7 +53,8 @@ class SavedState:
                     digest.update(f"{path.relative_to(place)} {len(content)}".encode() + content)
                     size += len(content)
                     weights |= path.suffix in WEIGHTS
-        return cls(digest.hexdigest(), size, weights)
+                    has_model |= path.suffix in EXPORTED or path.name == MODEL
+        return cls(digest.hexdigest(), size, weights, has_model)
 
 
 def reset_host_peak() -> bool:

@@ -31,7 +31,6 @@ from harness.encoder.backbone import EMBEDDED, Backbone, check_length, load_back
 from harness.engines.choice import check_engine, check_executor, engine_notes, execution_on, on_engine
 from harness.execution.engine_cache import without_compiler
 from harness.measure.passes import Contender
-from harness.measure.resources import SavedState
 from harness.measure.validation import checked_fit, checked_points
 from harness.results.schema import Cell
 from harness.running.fits.fit_keys import FitKeys
@@ -69,7 +68,7 @@ class Session:
         self._on_engines: dict[str, Fitted] = {}
         self.failed: dict[str, str] = {}  # fits that cannot be made, with the reason
         self._renewed: set[Path] = set()  # folders that were deleted to be made again
-        self._sizes: dict[tuple[str, EngineName | None], int] = {}
+        self.sizes: dict[tuple[str, EngineName | None], int] = {}  # bytes on disk of fits on engines
         self.unusable: str | None = None  # why data or backbone cannot be loaded
 
     @cached_property
@@ -262,16 +261,6 @@ class Session:
                 fit = on_engine(engine, fit, self.prepared.task.train.tokens)
             self._on_engines[name] = fit
         return self._on_engines[name]
-
-    def saved_size(self, name: str, user: str) -> int:
-        """Return the bytes on disk of a method whose weights, its own or borrowed ones, ``user`` runs on its own engine."""
-        profile = self.settings.profile
-        if (name, engine := profile.engine(user)) not in self._sizes:
-            fit = self.fit(name)
-            state = SavedState.of(fit if engine is None else on_engine(engine, fit, self.prepared.task.train.tokens))
-            needs = () if state.weights else profile.method_of(name).needs
-            self._sizes[name, engine] = state.size + sum(self.saved_size(need, user) for need in needs)
-        return self._sizes[name, engine]
 
     def _fit(self, name: str) -> Fitted:
         method = self.settings.profile.method_of(name)

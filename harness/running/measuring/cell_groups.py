@@ -19,6 +19,7 @@ from harness.measure.passes import Contender, Measured, measure_together, measur
 from harness.measure.resources import SavedState, lost_cores
 from harness.results.schema import Cell, Result
 from harness.running.binding import binding_of
+from harness.running.measuring.disk_use import borrowed_bytes
 from harness.running.measuring.raw_text import tokenising_of
 from harness.running.record import build_result, sample_rows
 from harness.running.session import Session
@@ -85,7 +86,7 @@ class MethodCells:
                 after,
                 timed=self.timed,
                 control=method.kind == "control",
-                borrowed=0 if before.weights else sum(session.saved_size(need, name) for need in method.needs),
+                borrowed=borrowed_bytes(session, name, before, name),
                 host_peak=measured.host_peak_bytes,
                 seed=session.seed,
             )

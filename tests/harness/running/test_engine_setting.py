@@ -23,6 +23,7 @@ from harness.running.content_keys import ContentKeys
 from harness.running.fits import fit_keys
 from harness.running.fits.fit_pool import FitPool
 from harness.running.grid import Grid
+from harness.running.measuring.disk_use import stored_bytes
 from harness.running.run_settings import Settings, make_settings, validate_settings
 from harness.running.session import Session
 
@@ -140,7 +141,7 @@ def test_teachers_are_the_float_fits(stage: Any, grid_settings: Settings) -> Non
     assert any(isinstance(part, nn.Linear) for part in seen[0].model.modules())
     assert any(isinstance(part, Int8Linear) for part in session.fitted("one").model.modules())  # type: ignore[attr-defined]
     assert stage.fits == ["one ag_news 0"]
-    assert session.saved_size("one", "one") < session.saved_size("one", "four")
+    assert stored_bytes(session, "one", "one") < stored_bytes(session, "one", "four")
 
 
 def test_execution_follows_the_engine(stage: Any, grid_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

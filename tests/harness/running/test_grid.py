@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from harness import registry
 from harness.api import Run
@@ -20,6 +22,7 @@ from harness.running import session
 from harness.running.grid import Grid, GridOutcome
 from harness.running.profile import ExecutionSettings
 from harness.running.run_settings import Settings
+from harness.toolkit.fitted import FullDepth
 from tests.harness.running.conftest import cells, change, counts, expected, run
 
 TEST_ROWS = 12  # of a dataset of the stage
@@ -224,6 +227,30 @@ def test_borrowed_weights_count_on_disk_through_others(stage: Any, settings: Set
     results = RunFolder.open(settings.out).results()
     found = {one.cell.method: one.resources.disk_bytes or 0 for one in results if one.resources}
     assert 0 < found["one"] < found["four"] < found["five"]
+
+
+class TableOnModel(FullDepth):
+    """Another method's model and a table, as ``geep-look1`` has. Saves the table only."""
+
+    def save(self, folder: Path) -> None:
+        save_file({"counts": torch.zeros(100, dtype=torch.int64)}, folder / "table.safetensors")
+
+
+def test_a_table_on_a_borrowed_model_is_not_taken_for_the_model(stage: Any, settings: Settings) -> None:
+    """A method that saves tensors, but not those of the model that it runs, has the lender's weights on disk, too."""
+
+    def fit(task: Any, backbone: Any, teachers: Any, *, config: Any, seed: int) -> TableOnModel:
+        return TableOnModel(teachers["one"].model)
+
+    def load(folder: Path, task: Any, backbone: Any, teachers: Any) -> TableOnModel:
+        return TableOnModel(teachers["one"].model)
+
+    stage.add("table", "one", fit=fit, load=load)
+    run(change(settings, methods=["one", "table", "three"], datasets=["ag_news"]))
+    results = RunFolder.open(settings.out).results()
+    found = {one.cell.method: one.resources.disk_bytes or 0 for one in results if one.resources}
+    assert found["table"] > found["one"] + 800
+    assert found["three"] == found["one"]  # it learns from "one" and has a model of its own
 
 
 def test_cells_without_a_speedup_are_measured_again_beside_the_reference(stage: Any, settings: Settings) -> None:
