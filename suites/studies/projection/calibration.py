@@ -274,9 +274,9 @@ class Calibration:
         def curve(kind: str, unit: str, amounts: dict[int, float]) -> dict[str, Any]:
             times = [net(f"{kind} {size}") for size in amounts]
             rates = [amount / spent for amount, spent in zip(amounts.values(), times, strict=True)]
-            work = [size**2 for size in amounts] if unit == "FLOP/s" else list(amounts)
-            rates = _slowed(work, rates)
-            return {"unit": unit, "source": SOURCE, "at": [float(size) for size in amounts], "value": rates}
+            # Operations are looked up by the bytes that they move, which are whole rows and so not those asked for.
+            at, work = (amounts, [size**2 for size in amounts]) if unit == "FLOP/s" else 2 * (amounts.values(),)
+            return {"unit": unit, "source": SOURCE, "at": [float(size) for size in at], "value": _slowed(work, rates)}
 
         def surface(kind: str) -> dict[str, Any]:
             table = [[2 * r * w * w / net(f"{kind} {r} {w}") for w in self.widths] for r in self.rows]

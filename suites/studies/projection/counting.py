@@ -62,7 +62,9 @@ def from_json(rows: Sequence[Sequence[Any]]) -> list[Step]:
 
 
 def launches(steps: Sequence[Step]) -> Mapping[str, float]:
-    """Return counts that do not depend on a device: runs of layers and heads, rows per layer run, waits, bytes copied."""
+    """Return counts that do not depend on a device: runs of layers and heads, tokens per layer run (rows of its matrices), waits,
+    and bytes copied.
+    """
     layers = [step.tally for step in steps if step.what.startswith("layer.")]
     return {
         "layers": len(layers),
