@@ -374,7 +374,7 @@ class TrainingCost(Protocol):
 
 @runtime_checkable
 class TrainingConditions(Protocol):
-    """What a :class:`TrainingCost` may state in addition, see :class:`harness.toolkit.training.TrainingReport`.
+    """What a :class:`TrainingCost` may state, as :class:`harness.toolkit.training.TrainingReport` does; its ``torch`` is optional.
 
     Attributes:
         epochs: that were allowed; 0 if unknown.

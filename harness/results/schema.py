@@ -251,6 +251,7 @@ class Training(StrictRecord):
         dev_rows: rows behind these accuracies.
         precision: of the matrix products, ``float32`` or ``bfloat16``; ``None``: not recorded.
         threads: of the CPU that the fit used; ``None``: not recorded.
+        torch: version that trained the fit, which may be older than the one that measured it; ``None``: not recorded.
     """
 
     seconds: float
@@ -265,6 +266,7 @@ class Training(StrictRecord):
     dev_rows: int | None = None
     precision: str | None = None
     threads: int | None = None
+    torch: str | None = None
 
 
 class Checks(StrictRecord):

@@ -187,6 +187,7 @@ def training_conditions(report: TrainingCost, dev_rows: int) -> dict[str, Any]:
         "dev_rows": dev_rows if report.exit_scores else None,
         "precision": report.precision or None,
         "threads": report.threads or None,
+        "torch": getattr(report, "torch", None) or None,  # reports of plug-ins need not have it
     }
 
 

@@ -80,6 +80,7 @@ class TrainingReport:
         exit_scores: dev accuracy of every answering layer with the weights that were kept; empty if unknown.
         precision: of matrix products, ``"float32"`` or ``"bfloat16"``; empty if unknown.
         threads: that torch had; 0 if unknown.
+        torch: its version, of the program that ended the training; empty if unknown.
         stages: the single trainings and passes that a sum (:func:`total_cost`) consists of; empty for one of them.
         flops: of the layers, forward and backward, in the convention ``linear``, padding included; 0 if an older
             version did not count them.
@@ -97,6 +98,7 @@ class TrainingReport:
     precision: str = ""
     threads: int = 0
     stages: tuple[Costs, ...] = field(default=(), compare=False)
+    torch: str = ""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
@@ -110,7 +112,7 @@ class TrainingReport:
         return Costs(self.seconds, self.steps, self.layer_passes, self.sample_passes, self.flops)
 
     def __add__(self, other: TrainingReport) -> TrainingReport:
-        """Add the costs of two stages; epochs, scores, precision and threads are those of the later one.
+        """Add the costs of two stages; epochs, scores, precision, threads and version are those of the later one.
 
         The sum has 0 FLOPs (not counted) if a stage with layer passes has: a partial sum would look complete.
         """
@@ -127,6 +129,7 @@ class TrainingReport:
             other.exit_scores,
             other.precision,
             other.threads,
+            torch=other.torch,
         )
 
 
@@ -375,6 +378,7 @@ def train(
         exit_scores=() if kept is None else kept.exits,
         precision=precision,
         threads=torch.get_num_threads(),
+        torch=str(torch.__version__),
     )
     state.end(asdict(report))
     return report

@@ -88,7 +88,7 @@ class ResultRow(SeedMeans):
         is_reference, ratio_reference, reference_depth: the reference of the same run, if there is one.
         ratio_linear, ratio_full, ratio_layers: cost of the reference over the row's; kept: speed-up over ``ratio_linear``.
         noise: A/A band of the dataset on this device.
-        trained_in, fit_threads: precision and threads of training, as text; empty where nothing was trained or recorded.
+        trained_in, fit_threads: precision (with torch) and threads of training, as text; empty if nothing was trained or recorded.
         threads: CPU threads while measuring; None where not recorded.
         kept_epoch: epoch that was kept, of those allowed, e.g. ``3 of 5``; empty where the last one is kept by rule.
         last_epoch: whether the best epoch of a seed is the last one allowed.
@@ -295,7 +295,7 @@ def _row(same: Sequence[Result], conditions: str) -> ResultRow:
             for name in sorted({name for one in speeds for name in one.phases})
         },
         notes=sorted({note for result in same for note in result.notes}),
-        trained_in=_listed(one.precision for one in fits),
+        trained_in=_listed(one.precision and one.precision + f" (torch {one.torch})" * bool(one.torch) for one in fits),
         fit_threads=_listed(one.threads for one in fits),
         threads=first.fingerprint.get("torch_threads"),
         kept_epoch=_kept_epochs(fits),

@@ -67,16 +67,20 @@ def test_stored_exits_count_from_1(exits: list[int], predicts: bool) -> None:
 
 def test_conditions_of_training_are_stored() -> None:
     """A report says under which conditions it was trained; zeros and empty values of older fits are stored as unknown."""
-    report = TrainingReport(1.0, 10, 100, 10, epochs=5, exit_scores=(0.5, 0.75), precision="bfloat16", threads=2)
+    report = TrainingReport(
+        1.0, 10, 100, 10, epochs=5, exit_scores=(0.5, 0.75), precision="bfloat16", threads=2, torch="2.13.0"
+    )
     assert training_conditions(report, 40) == {
         "epochs": 5,
         "exit_scores": [0.5, 0.75],
         "dev_rows": 40,
         "precision": "bfloat16",
         "threads": 2,
+        "torch": "2.13.0",
     }
     older = training_conditions(TrainingReport(1.0, 10, 100, 10), 40)
-    assert older == {"epochs": None, "exit_scores": [], "dev_rows": None, "precision": None, "threads": None}
+    unknown = dict.fromkeys(("epochs", "dev_rows", "precision", "threads", "torch"))
+    assert older == {**unknown, "exit_scores": []}
     assert Training(seconds=1.0, steps=10, layer_passes=100, **older).exit_scores == []
 
 
@@ -86,6 +90,8 @@ def test_a_plug_in_need_not_report_conditions() -> None:
         seconds=1.0, steps=10, layer_passes=100, sample_passes=10, dev_scores=(), best_epoch=None, flops=0.0
     )
     assert training_conditions(required, 40) == {}
+    more = SimpleNamespace(**vars(required), epochs=3, exit_scores=(), precision="float32", threads=1)
+    assert training_conditions(more, 40)["threads"] == 1 and training_conditions(more, 40)["torch"] is None
 
 
 def test_loyalty_by_hand() -> None:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from harness.encoder.model import Encoder
 from harness.encoder.multi_exit import MultiExitModel
 from harness.encoder.shape import EncoderShape
 from harness.toolkit.dev_scores import full_depth_score
+from harness.toolkit.fitted import read_training, save_training
 from harness.toolkit.method_settings import Recipe
 from harness.toolkit.training import (
     DevScore,
@@ -26,6 +28,7 @@ from harness.toolkit.training import (
     LossFn,
     TrainingReport,
     parameter_groups,
+    total_cost,
     train,
 )
 
@@ -254,6 +257,18 @@ def test_gradients_are_clipped(model: MultiExitModel, toy: Split, monkeypatch: p
     recipe = RECIPE.changed(epochs=1, clip=0.5)
     train(model, lambda *batch: 1000 * plain(*batch), toy, recipe, seed=0, name="toy")
     assert norms == pytest.approx([0.5] * 4, rel=1e-3)
+
+
+def test_a_fit_says_which_torch_trained_it(model: MultiExitModel, toy: Split, tmp_path: Path) -> None:
+    """In what is stored of it, also of a sum of stages; fits of older versions have none and can be read."""
+    report = train(model, loss_of(model), toy, RECIPE.changed(epochs=1), seed=0, name="toy")
+    first = TrainingReport(1.0, 2, 3, 4, torch="2.11.0")
+    assert report.torch == (first + report).torch == total_cost(first, report).torch == torch.__version__
+    save_training(tmp_path, report)
+    assert read_training(tmp_path) == report
+    (tmp_path / "training.json").write_text('{"seconds": 1.0, "steps": 2, "layer_passes": 3, "sample_passes": 4}')
+    older = read_training(tmp_path)
+    assert older is not None and older.torch == ""
 
 
 def test_reports_of_two_stages_add_up() -> None:

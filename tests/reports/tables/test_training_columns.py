@@ -38,6 +38,18 @@ def test_training_is_shown(fabricate):
     assert view.groups[0].facts.endswith("trained in bfloat16, threads per fit 1, threads while measuring 2")
 
 
+def test_the_version_that_trained_is_shown(fabricate):
+    """Beside the precision: a cached fit may come from another torch than the one that measured it; older results have none."""
+    run = fabricate()
+    run.cell("bert", fingerprint=MACHINE, training={"precision": "float32", "torch": "2.11.0"})
+    run.cell("fastbert", fingerprint=MACHINE, training={"precision": "float32", "torch": "2.13.0"})
+    run.cell("geep", fingerprint=MACHINE, training={"precision": "float32"})
+    view = build_view(run.path)
+    (details,) = Contents(view).named("details", view.groups[0])
+    said = {"bert": "float32 (torch 2.11.0)", "fastbert": "float32 (torch 2.13.0)", "geep": "float32"}
+    assert column(details, "Trained in") == said
+
+
 def test_older_results_show_what_they_have(fabricate):
     """A result that recorded neither epochs nor precision shows its steps, and a note says what is missing."""
     run = fabricate()
