@@ -275,8 +275,10 @@ class Calibration:
             times = [net(f"{kind} {size}") for size in amounts]
             rates = [amount / spent for amount, spent in zip(amounts.values(), times, strict=True)]
             # Operations are looked up by the bytes that they move, which are whole rows and so not those asked for.
-            at, work = (amounts, [size**2 for size in amounts]) if unit == "FLOP/s" else 2 * (amounts.values(),)
-            return {"unit": unit, "source": SOURCE, "at": [float(size) for size in at], "value": _slowed(work, rates)}
+            flops = unit == "FLOP/s"
+            at = [float(size) for size in (amounts if flops else amounts.values())]
+            work = [float(size) ** 2 for size in amounts] if flops else at
+            return {"unit": unit, "source": SOURCE, "at": at, "value": _slowed(work, rates)}
 
         def surface(kind: str) -> dict[str, Any]:
             table = [[2 * r * w * w / net(f"{kind} {r} {w}") for w in self.widths] for r in self.rows]
