@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -192,10 +192,14 @@ def _order(samples: int, number: int, rng: np.random.Generator) -> np.ndarray:
     return np.arange(samples) if number == 0 else rng.permutation(samples)
 
 
-def _warm_up_rows(contender: Contender, tokens: TokenSet) -> int:
-    # Compiled code and graphs are made when a shape first occurs, so that the warm-up needs all shapes.
+def makes_code_by_shape(contender: Contender) -> bool:
+    """Return whether code or graphs are made when a shape first occurs, so that a warm-up needs all shapes."""
     own_compute = contender.fitted.compute if isinstance(contender.fitted, HasCompute) else None
-    if (own_compute or contender.point.execution.compute) not in ("eager", "packed"):
+    return (own_compute or contender.point.execution.compute) not in ("eager", "packed")
+
+
+def _warm_up_rows(contender: Contender, tokens: TokenSet) -> int:
+    if makes_code_by_shape(contender):
         return len(tokens)
     batches = 1 if tokens.device.type == "cpu" else 4
     return min(len(tokens), batches * contender.point.execution.batch_size)
@@ -288,7 +292,7 @@ class _Series:
             speedup=ratio,
             speedup_p10=low,
             speedup_p90=high,
-            phases={name: float(np.median([parts[name] for parts in self._phases])) for name in self._phases[0]},
+            phases=_medians(self._phases),
             tokens_per_s=int(tokens.ids.shape[0]) / p50,
             round_seconds=self._own,
             reference_seconds=self._theirs,
@@ -306,6 +310,12 @@ class _Series:
             self._peaks.host,
             self._reference_logits,
         )
+
+
+def _medians(phases: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median over rounds of every phase's share; one that a round does not have took no time there."""
+    names = dict.fromkeys(name for shares in phases for name in shares)
+    return {name: float(np.median([shares.get(name, 0.0) for shares in phases])) for name in names}
 
 
 def _standard_error(all_series: Sequence[_Series]) -> float:

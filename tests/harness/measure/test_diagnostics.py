@@ -95,6 +95,33 @@ def test_a_method_that_learns_from_test_is_detected(
     assert before.weights
 
 
+class ByShape(FullDepth):
+    """Code is made when a length of a sample first occurs, which takes a minute on a clock of its own."""
+
+    def __init__(self, model: MultiExitModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(model)
+        self.seconds, self.seen = 0.0, set[int]()
+        monkeypatch.setattr(clock, "now", lambda: self.seconds)
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        length = len(tokens.ids)
+        self.seconds += 1e-3 if length in self.seen else 60.0
+        self.seen.add(length)
+        return super().predict(tokens, at=replace(at, execution=replace(at.execution, compute="eager")))
+
+
+def test_latency_does_not_contain_making_code(
+    tiny_model: MultiExitModel, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With graphs or compiled code, every sample runs once before it is timed, as in passes."""
+    fitted = ByShape(tiny_model, monkeypatch)
+    point = OperatingPoint("full", execution=Execution(batch_size=5, compute="graphs"))
+    latency, _, spent = single_samples(Contender(fitted, point), tokens, np.zeros(len(tokens)), seed=0)
+    assert latency.n == len(tokens) and len(fitted.seen) > 1
+    assert latency.p99 == pytest.approx(1e-3)
+    assert spent == pytest.approx(60.0 * len(fitted.seen) + 1e-3 * (2 * latency.n - len(fitted.seen)))
+
+
 def test_bounds_and_controls_have_no_latency(
     tiny_model: MultiExitModel, tokens: TokenSet, point: OperatingPoint
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -353,3 +354,21 @@ def test_freed_memory_is_given_back_for_all_sides_alike(
     measure_together([one, two], samples, rounds=3, seed=0, reference=bert, reference_name="bert")
     first = ["given back", "bert", "given back", "one", "given back", "two"]
     assert [name for name, _ in calls] == ["one", "two", "bert", *first, "two", "one", "bert", "bert", "one", "two"]
+
+
+class Sometimes(Fake):
+    """A pass with an additional phase in some rounds."""
+
+    def predict(self, tokens: TokenSet, *, at: OperatingPoint) -> Predictions:
+        found = super().predict(tokens, at=at)
+        extra = {"schedule": 0.25} if len(self.calls) in (2, 4) else {}  # after the warm-up
+        return replace(found, phases={**found.phases, **extra})
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_phases_may_differ_between_rounds(samples: TokenSet, time: Time, rounds: int) -> None:
+    """A phase that a round does not have took no time there; it is neither dropped nor an error."""
+    contender = Contender(Sometimes("a", time, [], [1.0] * 9), OperatingPoint("p"))
+    found = measure(contender, samples, rounds=rounds, seed=0)
+    assert found.speed is not None
+    assert found.speed.phases == {"layers": 0.5, "schedule": {1: 0.25, 2: 0.125, 3: 0.25}[rounds]}
