@@ -137,12 +137,12 @@ def check_cluster(
     validate_settings(settings, elsewhere=True)
     message = run_message(settings, options, key)
     shared = [] if options.store is not None else folders
-    told = {"work": "probe", "run": message, "check": {**check, "folders": [*check["folders"], *shared]}}
-    facts = _probed(back_end, nodes, told)
+    request = {"work": "probe", "run": message, "check": {**check, "folders": [*check["folders"], *shared]}}
+    facts = _probed(back_end, nodes, request)
     names = frozenset(node.name for node in timing)
     if problems := _differences(settings, facts, set(names), options.measure_on):
         raise SettingsError(*problems)
-    return CheckedCluster(settings, nodes, facts, message, told, names, options.measure_on)
+    return CheckedCluster(settings, nodes, facts, message, request, names, options.measure_on)
 
 
 def _timing_nodes(nodes: Sequence[Node], label: str) -> list[Node]:
@@ -205,7 +205,7 @@ def seen_files(settings: Settings, options: ClusterOptions) -> Iterator[dict[str
             place.unlink(missing_ok=True)
 
 
-def _probed(back_end: BackEnd, nodes: Sequence[Node], told: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _probed(back_end: BackEnd, nodes: Sequence[Node], request: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Ask every node for its facts.
 
     Raises:
@@ -222,10 +222,10 @@ def _probed(back_end: BackEnd, nodes: Sequence[Node], told: Mapping[str, Any]) -
         elif event.kind == "failed":
             problems[event.item.key] = event.reason.replace("\n", "; ")
 
-    items = [WorkItem(node.name, kind=f"node:{node.name}", message=told) for node in nodes]
+    items = [WorkItem(node.name, kind=f"node:{node.name}", message=request) for node in nodes]
     Scheduler(_Named(back_end), tell, attempts=2).run(items)
     if problems:
-        token = f"/{told['check']['token']}"
+        token = f"/{request['check']['token']}"
         lines = {name: text.replace(token, "") for name, text in sorted(problems.items())}
         raise SettingsError(*(f"node {name}: {text}" for name, text in lines.items()))
     return dict(sorted(facts.items()))
