@@ -10,7 +10,6 @@ from harness.core.errors import ResultError
 from harness.core.files import write_folder
 from harness.results.run_folder import RunFolder
 
-_FILES = ("run.json",)
 _FOLDERS = ("plan", "results", "failures", "report")
 
 
@@ -42,9 +41,8 @@ def publish(run_path: Path, target: Path) -> Published:
 
     def fill(folder: Path) -> None:
         nonlocal with_rows
-        for name in _FILES:
-            if (run.path / name).is_file():
-                shutil.copy(run.path / name, folder / name)
+        if (run.path / "run.json").is_file():
+            shutil.copy(run.path / "run.json", folder / "run.json")
         for name in _FOLDERS:
             if (run.path / name).is_dir():
                 shutil.copytree(run.path / name, folder / name)
